@@ -1,0 +1,63 @@
+"""The one family of errors: every complaint about input names the place, what was expected, what was found."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+
+class PlanishError(Exception):
+    """A problem with something the user gave us; printed as one line, never as a traceback.
+
+    `path` is the file or directory, `name` the tensor, key or flag inside it.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        path: str | PathLike[str] | None = None,
+        name: str | None = None,
+        expected: object = None,
+        found: object = None,
+    ):
+        self.problem, self.path, self.name = problem, path, name
+        self.expected, self.found = expected, found
+        where = [str(part) for part in (path, name) if part is not None]
+        message = ": ".join([*where, problem])
+        if expected is not None:
+            message += f"; expected {expected}"
+        if found is not None:
+            message += f", found {found}" if expected is not None else f"; found {found}"
+        super().__init__(" ".join(message.split()))
+
+
+class ConfigError(PlanishError):
+    """config.json, generation_config.json or quantization_config says something impossible."""
+
+
+class CheckpointError(PlanishError):
+    """A weights file or a tensor in it is damaged, missing, extra or of the wrong form."""
+
+
+class QuantizationError(PlanishError):
+    """A tensor cannot be put on the grid that was asked for."""
+
+
+class RecipeError(PlanishError):
+    """A recipe, rule, method or one of their parameters does not exist or does not fit."""
+
+
+class TokenizerError(PlanishError):
+    """tokenizer.json is missing, damaged, or does not fit the model."""
+
+
+class PromptError(PlanishError):
+    """A prompt or a text is empty, not text, or does not fit the model."""
+
+
+class SamplingError(PlanishError):
+    """A sampling parameter is outside its range."""
+
+
+class OutputError(PlanishError):
+    """A result cannot be written where it was asked to go."""

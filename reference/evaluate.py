@@ -1,0 +1,91 @@
+"""What quantization costs: perplexity with its standard error, KL divergence, top-1 agreement (SPEC 8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reference.calibrate import Progress, no_progress
+from reference.errors import PromptError
+
+LONGEST_WINDOW = 2048
+
+Forward = Callable[[Sequence[int]], np.ndarray]  # tokens [T] -> logits [T, V]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean cross entropy (nats) of the predicted tokens, and how sure it is.
+
+    standard_error = perplexity * std(nll) / sqrt(n), to first order, over the n predicted tokens.
+    `tokens` counts the whole text; the tail behind the last whole window is dropped.
+    """
+
+    perplexity: float
+    standard_error: float
+    mean_nll: float
+    tokens: int
+    windows: int
+    window: int
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """log p, float64, over the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def window_nll(logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+    """-log p of tokens 1..T-1, each given what lies before it, float64 [T - 1]."""
+    return -log_softmax(logits[:-1])[np.arange(len(tokens) - 1), np.asarray(tokens[1:])]
+
+
+def cut_windows(tokens: Sequence[int], window: int) -> list[list[int]]:
+    """Consecutive windows, the tail dropped; raises PromptError where not even one is full."""
+    if window < 2:
+        raise PromptError("bad value", name="window", expected="at least 2 tokens", found=window)
+    count = len(tokens) // window
+    if count == 0:
+        raise PromptError(
+            "is too short", name="text", expected=f"at least {window} tokens", found=len(tokens)
+        )
+    return [list(tokens[i * window : (i + 1) * window]) for i in range(count)]
+
+
+def perplexity(
+    forward: Forward, tokens: Sequence[int], window: int, progress: Progress = no_progress
+) -> Perplexity:
+    """Perplexity of a text tokenised once. Protocol: SmoothQuant's ppl_eval.py, GPTQ's, AWQ's."""
+    windows = cut_windows(tokens, window)
+    nll = np.concatenate([window_nll(forward(w), w) for w in progress(windows, "perplexity")])
+    if not np.isfinite(nll).all():
+        raise PromptError("the model gives NaN or Inf", name="perplexity")
+    return summarize(nll, len(tokens), len(windows), window)
+
+
+def summarize(nll: np.ndarray, tokens: int, windows: int, window: int) -> Perplexity:
+    """Mean and standard error from the cross entropy of every predicted token."""
+    mean = float(nll.mean())
+    value = math.exp(min(mean, 700.0))
+    error = value * float(nll.std()) / math.sqrt(len(nll))
+    return Perplexity(value, error, mean, tokens, windows, window)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How one model's next-token distributions follow another's."""
+
+    mean_kl: float  # nats per token, KL(expected || found)
+    max_kl: float
+    top1: float  # share of tokens whose most likely successor is the same
+
+
+def agreement(expected: np.ndarray, found: np.ndarray) -> Agreement:
+    """Compare logits [T, V] of the float32 model with another's."""
+    p, q = log_softmax(expected), log_softmax(found)
+    kl = (np.exp(p) * (p - q)).sum(axis=-1)
+    top1 = float(np.mean(expected.argmax(axis=-1) == found.argmax(axis=-1)))
+    return Agreement(float(kl.mean()), float(kl.max()), top1)

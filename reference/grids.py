@@ -1,0 +1,185 @@
+"""The number grids: how a float becomes an 8- or 4-bit code (SPEC 1, 2 and 4).
+
+INT8, symmetric, 255 codes:
+
+    scale = max(absmax, 1e-5) / 127        q = clip(rint(x / scale), -127, 127)        x ~ q * scale
+
+INT4, groups of `group_size` inputs that share a scale and a zero point, codes 0..15:
+
+    w ~ (q - zero_point) * scale           q = clip(rint(w / scale) + zero_point, 0, 15)
+
+rint rounds half to even; x is divided by the scale and never multiplied by a reciprocal; a
+scale is first rounded to the type in which it is stored, and the codes are computed with the
+rounded scale. NaN and Inf are errors. Where public tools differ, each rule below says so: the
+denominator (127 or 127.5, 7 or 7.5 or 8) alone moves one code in ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from reference.errors import QuantizationError, RecipeError
+
+INT8_MAX = 127
+INT4_MAX = 15
+SMALLEST_ABSMAX = np.float32(1e-5)
+GROUP_SIZES = (-1, 32, 64, 128, 256, 512, 1024)
+
+
+def require_finite(x: np.ndarray, name: str) -> None:
+    """Raise QuantizationError naming the tensor if it holds NaN or Inf (SPEC 1.2)."""
+    if not np.isfinite(x).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
+        raise QuantizationError(
+            "cannot be quantized",
+            name=name,
+            expected="finite values",
+            found=f"{x[index]} at {index}",
+        )
+
+
+def int8_scale(absmax: np.ndarray | np.float32) -> np.ndarray:
+    """scale = max(absmax, 1e-5) / 127, float32. Source: SmoothQuant's fake_quant.py."""
+    return np.maximum(np.asarray(absmax, np.float32), SMALLEST_ABSMAX) / np.float32(INT8_MAX)
+
+
+def int8_codes(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """q = clip(rint(x / scale), -127, 127) as int8; symmetric, so q(-x) = -q(x).
+
+    The clip is what SmoothQuant's code lacks (its issue 96): in half precision the division
+    can round to 128.
+    """
+    return np.clip(np.rint(x / scale), -INT8_MAX, INT8_MAX).astype(np.int8)
+
+
+def quantize_int8(
+    x: np.ndarray, granularity: str, name: str = "x"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes int8 [R, C] and scale of x [R, C].
+
+    granularity: per_tensor -> scale [1, 1]; per_row -> scale [R, 1], which is per_token for
+    activations [T, K] and per_channel for weights [N, K].
+    """
+    require_finite(x, name)
+    axis = {"per_tensor": (0, 1), "per_row": (1,)}[granularity]
+    scale = int8_scale(np.abs(x).max(axis=axis, keepdims=True))
+    return int8_codes(x, scale), scale
+
+
+def num_groups(in_features: int, group_size: int) -> int:
+    """Groups along K; -1 is the whole row, and a last partial group counts."""
+    return 1 if group_size == -1 else -(-in_features // group_size)
+
+
+def grouped(x: np.ndarray, group_size: int) -> np.ndarray:
+    """[N, K] -> [N, G, g], the last group padded with zeros, which change no rule's parameters."""
+    rows, cols = x.shape
+    size = cols if group_size == -1 else group_size
+    groups = num_groups(cols, group_size)
+    padded = np.zeros((rows, groups * size), x.dtype)
+    padded[:, :cols] = x
+    return padded.reshape(rows, groups, size)
+
+
+def expand_groups(per_group: np.ndarray, in_features: int, group_size: int) -> np.ndarray:
+    """[N, G] -> [N, K]: each group's value repeated over its inputs."""
+    size = in_features if group_size == -1 else group_size
+    return np.repeat(per_group, size, axis=1)[:, :in_features]
+
+
+def _signed(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """scale = m / -8, m the entry of largest magnitude (the first of equals), z = 8.
+
+    m falls on code 0, so the grid's longer side is used; the scale may be negative.
+    Source: AutoRound's symmetric int; llama.cpp's Q4_0 but for its rounding (half up).
+    """
+    index = np.abs(groups).argmax(axis=2, keepdims=True)
+    extreme = np.take_along_axis(groups, index, axis=2)[..., 0]
+    return extreme / np.float32(-8), np.full(extreme.shape, 8)
+
+
+def _absmax(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """scale = absmax / 7.5, z = 8. Source: compressed-tensors; GPTQ's symmetric quantizer."""
+    scale = np.abs(groups).max(axis=2) / np.float32(7.5)
+    return scale, np.full(scale.shape, 8)
+
+
+def _absmax7(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """scale = absmax / 7, z = 8; code 0 is never used. Source: Intel Neural Compressor."""
+    scale = np.abs(groups).max(axis=2) / np.float32(7)
+    return scale, np.full(scale.shape, 8)
+
+
+def _minmax(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """scale = (hi - lo) / 15 over a range that includes 0; z = rint(-lo / scale) comes later.
+
+    Source: GPTQ's asymmetric quantizer, compressed-tensors, AutoRound. (AWQ's range need not
+    include 0, so its zero point can saturate.) The second value returned is lo.
+    """
+    low, high = np.minimum(groups.min(axis=2), 0), np.maximum(groups.max(axis=2), 0)
+    return (high - low) / np.float32(INT4_MAX), low
+
+
+INT4_RULES: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
+    "signed": _signed,
+    "absmax": _absmax,
+    "absmax7": _absmax7,
+    "minmax": _minmax,
+}
+
+
+def store_scale(scale: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """Round scales to their storage type; one that overflows or vanishes is an error (SPEC 4)."""
+    with np.errstate(over="ignore"):
+        stored = scale.astype(dtype)
+    lost = ~np.isfinite(stored) | ((stored == 0) & (scale != 0))
+    if lost.any():
+        row, group = (int(i) for i in np.argwhere(lost)[0])
+        raise QuantizationError(
+            f"row {row} group {group}: the scale does not fit {np.dtype(dtype).name}",
+            name=name,
+            expected="a scale that the type can hold (float32 scales can)",
+            found=scale[row, group],
+        )
+    return stored
+
+
+def int4_parameters(
+    w: np.ndarray,
+    group_size: int,
+    rule: str,
+    scale_dtype: type | np.dtype = np.float16,
+    name: str = "w",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scale [N, G] in its storage type and zero point uint8 [N, G] of w [N, K] by one of INT4_RULES.
+
+    A group of zeros gets scale 1 and zero point 8 under every rule.
+    """
+    if rule not in INT4_RULES:
+        raise RecipeError(
+            "unknown", name="rule", expected=f"one of {', '.join(INT4_RULES)}", found=rule
+        )
+    if group_size not in GROUP_SIZES:
+        raise RecipeError(
+            "bad", name="group_size", expected=f"one of {GROUP_SIZES}", found=group_size
+        )
+    require_finite(w, name)
+    groups = grouped(w.astype(np.float32, copy=False), group_size)
+    scale, zero_or_low = INT4_RULES[rule](groups)
+    empty = scale == 0
+    scale = store_scale(np.where(empty, np.float32(1), scale), np.dtype(scale_dtype), name)
+    if rule == "minmax":
+        zero = np.clip(np.rint(-zero_or_low / scale.astype(np.float32)), 0, INT4_MAX)
+    else:
+        zero = zero_or_low
+    return scale, np.where(empty, 8, zero).astype(np.uint8)
+
+
+def int4_codes(w: np.ndarray, scale: np.ndarray, zero: np.ndarray, group_size: int) -> np.ndarray:
+    """q = clip(rint(w / scale) + z, 0, 15), uint8 [N, K], for scale and z [N, G]."""
+    k = w.shape[1]
+    wide_scale = expand_groups(scale.astype(np.float32), k, group_size)
+    wide_zero = expand_groups(zero.astype(np.float32), k, group_size)
+    return np.clip(np.rint(w / wide_scale) + wide_zero, 0, INT4_MAX).astype(np.uint8)

@@ -1,0 +1,187 @@
+"""Checkpoint in, quantized checkpoint out, one block at a time.
+
+    for each block:  read -> observe -> smooth -> (observe again, for static scales) -> quantize -> write
+
+The float model is never whole in memory; what is kept is one block and, where the recipe needs
+a calibration, the hidden states of the samples.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from reference.calibrate import (
+    Progress,
+    embed_samples,
+    fingerprint,
+    no_progress,
+    observe_block,
+    run_block,
+)
+from reference.checkpoint import Checkpoint, load_weights
+from reference.errors import RecipeError
+from reference.layers import Norm
+from reference.linear import Linear, QuantizedWeight
+from reference.model import Block, Weights
+from reference.quantization_config import quantization_config
+from reference.recipes import Recipe, needs_calibration
+from reference.rtn import quantize_weight
+from reference.smooth import quantize_block, require_folds, search_alpha, smoothed
+from reference.writer import CheckpointWriter
+
+
+def quantize_checkpoint(
+    checkpoint: Checkpoint,
+    writer: CheckpointWriter,
+    recipe: Recipe,
+    samples: Sequence[np.ndarray] | None = None,
+    progress: Progress = no_progress,
+) -> None:
+    """Write the model by the recipe. `samples` are calibration tokens, for recipes that need them.
+
+    Raises RecipeError for a model that is quantized already, a recipe that cannot be applied,
+    or missing samples; QuantizationError for a tensor that does not fit its grid.
+    """
+    _check(checkpoint, recipe, samples)
+    weights = load_weights(checkpoint)
+    alphas = choose_alphas(checkpoint, weights, recipe, samples, progress)
+    hidden = embed_samples(checkpoint.config, weights, samples) if samples else []
+    for layer, block in enumerate(progress(weights.blocks, recipe.name)):
+        block, hidden = _convert(checkpoint, layer, block, recipe, alphas, hidden)
+        _add_block(checkpoint, writer, layer, block, raw=alphas is None)
+    _add_outer(checkpoint, writer, weights, recipe)
+    writer.finish(_config_values(checkpoint, recipe, alphas, samples))
+
+
+def _check(checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None) -> None:
+    if checkpoint.quantization is not None:
+        found = checkpoint.quantization.get("recipe")
+        raise RecipeError(
+            "is quantized already", path=checkpoint.path, expected="a float model", found=found
+        )
+    if recipe.alpha is not None:
+        require_folds(checkpoint.config, checkpoint.architecture)
+    if needs_calibration(recipe) and not samples:
+        raise RecipeError("needs calibration text", name=recipe.name)
+
+
+def choose_alphas(
+    checkpoint: Checkpoint,
+    weights: Weights,
+    recipe: Recipe,
+    samples: Sequence[np.ndarray] | None,
+    progress: Progress = no_progress,
+) -> list[float] | None:
+    """The alpha of each block: as given, or searched for; None without smoothing."""
+    if recipe.alpha is None or samples is None:
+        return None
+    if not isinstance(recipe.alpha, str):
+        return [float(recipe.alpha)] * checkpoint.config.num_layers
+    config, architecture = checkpoint.config, checkpoint.architecture
+    return search_alpha(config, architecture, weights, samples, recipe, progress=progress)
+
+
+def _convert(
+    checkpoint: Checkpoint,
+    layer: int,
+    block: Block,
+    recipe: Recipe,
+    alphas: list[float] | None,
+    hidden: list[np.ndarray],
+) -> tuple[Block, list[np.ndarray]]:
+    """One float block -> the recipe's block, and the float hidden states that leave it."""
+    config, outputs = checkpoint.config, hidden
+    if alphas is not None:
+        absmax, outputs = observe_block(config, block, hidden)
+        block = smoothed(config, checkpoint.architecture, block, absmax, recipe, alphas[layer])
+    elif hidden:
+        outputs = [run_block(config, block, x) for x in hidden]
+    if recipe.bits is not None:
+        names = {part: checkpoint.prefix(part, layer) for part in checkpoint.architecture.block}
+        block = quantize_block(config, block, recipe, hidden, names)
+    return block, outputs
+
+
+def _add_block(
+    checkpoint: Checkpoint, writer: CheckpointWriter, layer: int, block: Block, raw: bool
+) -> None:
+    for part, value in vars(block).items():
+        if value is None:
+            continue
+        prefix = checkpoint.prefix(part, layer)
+        if isinstance(value, Linear) and isinstance(value.weight, QuantizedWeight):
+            _add_quantized(writer, prefix, value)
+        else:
+            _add_float(checkpoint, writer, prefix, value, raw)
+
+
+def _add_float(
+    checkpoint: Checkpoint, writer: CheckpointWriter, prefix: str, value: Linear | Norm, raw: bool
+) -> None:
+    """Weight and bias: as they lie in the source where nothing changed them, else float32."""
+    for kind in ("weight", "bias"):
+        tensor, name = getattr(value, kind), f"{prefix}.{kind}"
+        if raw and name in checkpoint.entries:
+            writer.add(name, checkpoint.entries[name].map())
+        elif tensor is not None:
+            writer.add(name, tensor.astype(np.float32, copy=False))
+
+
+def _add_quantized(writer: CheckpointWriter, prefix: str, layer: Linear) -> None:
+    weight = layer.weight
+    writer.add(f"{prefix}.weight", weight.codes)
+    writer.add(f"{prefix}.weight_scale", weight.scale)
+    if weight.zero_point is not None:
+        writer.add(f"{prefix}.weight_zero_point", weight.zero_point)
+    if layer.activation_scale is not None:
+        writer.add(f"{prefix}.input_scale", layer.activation_scale)
+    if layer.bias is not None:
+        writer.add(f"{prefix}.bias", layer.bias.astype(np.float32, copy=False))
+
+
+def _add_outer(
+    checkpoint: Checkpoint, writer: CheckpointWriter, weights: Weights, recipe: Recipe
+) -> None:
+    """Embeddings, final norm and projections as they are; the head by the recipe's choice."""
+    for part in checkpoint.architecture.tensors:
+        prefix = checkpoint.prefix(part)
+        if part == "head" and recipe.head != "float":
+            _add_quantized(writer, prefix, quantize_head(weights.head, recipe, prefix))
+            continue
+        if part == "head" and checkpoint.config.tie_embeddings:
+            continue
+        for kind in ("weight", "bias"):
+            if f"{prefix}.{kind}" in checkpoint.entries:
+                writer.add(f"{prefix}.{kind}", checkpoint.entries[f"{prefix}.{kind}"].map())
+
+
+def quantize_head(head: Linear, recipe: Recipe, name: str) -> Linear:
+    """lm_head as INT8 per_channel or INT4, activations float."""
+    bits = {"int8": 8, "int4": 4}[recipe.head]
+    as_head = Recipe(
+        name=recipe.name,
+        bits=bits,
+        rule=recipe.rule,
+        group_size=recipe.group_size,
+        scale_dtype=recipe.scale_dtype,
+    )
+    return Linear(quantize_weight(head.weight, as_head, name))
+
+
+def _config_values(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    alphas: list[float] | None,
+    samples: Sequence[np.ndarray] | None,
+) -> dict[str, Any]:
+    values = copy.deepcopy(checkpoint.values)
+    if recipe.bits is None and recipe.head == "float":  # a float model, perhaps smoothed
+        if alphas is not None:
+            values["torch_dtype" if "torch_dtype" in values else "dtype"] = "float32"
+        return values
+    calibration = fingerprint(samples) if samples else None
+    return {**values, "quantization_config": quantization_config(recipe, alphas, calibration)}

@@ -1,0 +1,193 @@
+"""SmoothQuant: move the outliers of activations into the weights, where they do less harm.
+
+For a norm and the linears that read its output, each input channel j is divided by s_j in the
+norm and multiplied by s_j in the linears; the product is unchanged (SmoothQuant, section 4):
+
+    s_j = max(1e-5, xmax_j ** alpha / wmax_j ** (1 - alpha))        s_j = 1 where xmax_j = 0
+    norm.weight /= s     norm.bias /= s     W[:, j] *= s_j
+
+Everything in float32, whatever the checkpoint's type. The original floors s at 1e-5 where a
+channel is dead (xmax_j = 0), which multiplies its norm weight by 1e5; we leave it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from reference.architectures import Architecture
+from reference.calibrate import (
+    ChannelAbsmax,
+    Progress,
+    embed_samples,
+    no_progress,
+    observe_block,
+    run_block,
+)
+from reference.config import ModelConfig
+from reference.errors import RecipeError
+from reference.layers import Norm
+from reference.linear import Linear
+from reference.model import Block, Weights
+from reference.recipes import Recipe
+from reference.rtn import quantize_linear
+
+FLOOR = np.float32(1e-5)
+ALPHAS = tuple(round(0.3 + 0.05 * i, 2) for i in range(14))  # 0.3 .. 0.95
+
+
+def smoothing_scale(xmax: np.ndarray, weights: Sequence[np.ndarray], alpha: float) -> np.ndarray:
+    """s [K] from the activations' absmax [K] and all the weights [N, K] that read them."""
+    wmax = np.max([np.abs(w).max(axis=0) for w in weights], axis=0)
+    wmax = np.maximum(FLOOR, wmax)
+    power, rest = np.float32(alpha), np.float32(1 - alpha)
+    s = np.maximum(FLOOR, xmax**power / wmax**rest)
+    return np.where(xmax == 0, np.float32(1), s).astype(np.float32)
+
+
+def scale_norm(norm: Norm, s: np.ndarray) -> Norm:
+    """Divide a norm's output channels by s."""
+    weight = np.ones_like(s) if norm.weight is None else norm.weight
+    return Norm(weight / s, None if norm.bias is None else norm.bias / s)
+
+
+def scale_inputs(layer: Linear, s: np.ndarray) -> Linear:
+    """Multiply a linear's input channels by s."""
+    return replace(layer, weight=layer.weight * s)
+
+
+def scale_outputs(layer: Linear, s: np.ndarray) -> Linear:
+    """Divide a linear's output channels by s."""
+    bias = None if layer.bias is None else layer.bias / s
+    return replace(layer, weight=layer.weight / s[:, None], bias=bias)
+
+
+def smooth_block(
+    config: ModelConfig,
+    architecture: Architecture,
+    block: Block,
+    absmax: ChannelAbsmax,
+    alpha: float,
+) -> Block:
+    """Fold one block by the architecture's table: the same function, smoother activations."""
+    for fold in architecture.folds(config):
+        readers = {name: getattr(block, name) for name in fold.linears}
+        s = smoothing_scale(absmax[fold.linears[0]], [r.weight for r in readers.values()], alpha)
+        scaled: dict[str, Any] = {name: scale_inputs(r, s) for name, r in readers.items()}
+        scaled[fold.norm] = scale_norm(getattr(block, fold.norm), s)
+        block = replace(block, **scaled)
+    return block
+
+
+def smooth_block_outputs(
+    config: ModelConfig, block: Block, absmax: ChannelAbsmax, alpha: float
+) -> Block:
+    """Beyond the original: fold v -> o, and up -> down where the MLP is linear in `up`.
+
+    With grouped queries a channel of v is read by several query heads, so they share one s,
+    from the largest xmax among them. ReLU commutes with a positive scale; gelu does not.
+    """
+    groups = config.num_heads // config.num_kv_heads
+    shape = (config.num_kv_heads, groups, config.head_dim)
+    xmax = absmax["o"].reshape(shape).max(axis=1).reshape(-1)  # [K * Hd]
+    columns = np.abs(block.o.weight).max(axis=0).reshape(shape).max(axis=1).reshape(1, -1)
+    s = smoothing_scale(xmax, [columns], alpha)
+    wide = np.repeat(s.reshape(config.num_kv_heads, 1, -1), groups, axis=1).reshape(-1)
+    block = replace(block, v=scale_outputs(block.v, s), o=scale_inputs(block.o, wide))
+    if block.gate is None and config.activation != "relu":
+        return block
+    s = smoothing_scale(absmax["down"], [block.down.weight], alpha)
+    return replace(block, up=scale_outputs(block.up, s), down=scale_inputs(block.down, s))
+
+
+def smoothed(
+    config: ModelConfig,
+    architecture: Architecture,
+    block: Block,
+    absmax: ChannelAbsmax,
+    recipe: Recipe,
+    alpha: float,
+) -> Block:
+    """All the folding that a recipe asks for, at one alpha."""
+    block = smooth_block(config, architecture, block, absmax, alpha)
+    return smooth_block_outputs(config, block, absmax, alpha) if recipe.smooth_outputs else block
+
+
+def require_folds(config: ModelConfig, architecture: Architecture) -> None:
+    """Raise RecipeError where no norm feeds only linears, as after OPT-350m's post-norms."""
+    if not architecture.folds(config):
+        raise RecipeError(
+            "cannot smooth: every norm's output is read by the residual stream too",
+            name="alpha",
+            expected="a recipe without smoothing (naive, W8A16, W4A16)",
+        )
+
+
+def search_alpha(
+    config: ModelConfig,
+    architecture: Architecture,
+    weights: Weights,
+    samples: Sequence[np.ndarray],
+    recipe: Recipe,
+    alphas: Sequence[float] = ALPHAS,
+    progress: Progress = no_progress,
+) -> list[float]:
+    """The alpha of every block that minimises its output error, or one for all blocks.
+
+    error[block, alpha] = sum |quantized(smoothed block)(x) - block(x)|^2 / sum |block(x) - x|^2
+    over the calibration's hidden states x of the float model. recipe.alpha `search_per_block`
+    takes each block's best, `search` the alpha whose errors sum to the least (SmoothQuant,
+    section 5.1, searches per model; the per-block form is ours).
+    """
+    hidden, errors = embed_samples(config, weights, samples), []
+    for block in progress(weights.blocks, "search alpha"):
+        absmax, outputs = observe_block(config, block, hidden)
+        tried = []
+        for alpha in alphas:
+            candidate = smoothed(config, architecture, block, absmax, recipe, alpha)
+            candidate = quantize_block(config, candidate, recipe, hidden)
+            tried.append(output_error(config, candidate, hidden, outputs))
+        errors.append(tried)
+        hidden = outputs
+    table = np.array(errors)  # [blocks, alphas]
+    if recipe.alpha == "search_per_block":
+        return [alphas[i] for i in table.argmin(axis=1)]
+    return [alphas[int(table.sum(axis=0).argmin())]] * len(table)
+
+
+def output_error(
+    config: ModelConfig, block: Block, hidden: Sequence[np.ndarray], outputs: Sequence[np.ndarray]
+) -> float:
+    """How far a block's outputs are from the right ones, relative to what the block adds."""
+    pairs = list(zip(hidden, outputs, strict=True))
+    wrong = sum(float(np.square(run_block(config, block, x) - y).sum()) for x, y in pairs)
+    moved = sum(float(np.square(y - x).sum()) for x, y in pairs)
+    return wrong / max(moved, 1e-30)
+
+
+def quantize_block(
+    config: ModelConfig,
+    block: Block,
+    recipe: Recipe,
+    hidden: Sequence[np.ndarray],
+    names: Mapping[str, str] | None = None,
+) -> Block:
+    """Every linear of a block by the recipe, but those it ignores.
+
+    Static activation scales are calibrated here, on the block as it is given: after smoothing.
+    `names` says how the block's parts are called in errors and in patterns.
+    """
+    absmax: ChannelAbsmax = {}
+    if recipe.activation == "static":
+        absmax, _ = observe_block(config, block, hidden)
+    linears = {part: layer for part, layer in vars(block).items() if isinstance(layer, Linear)}
+    named = names or {part: part for part in linears}
+    changed = {
+        part: quantize_linear(layer, recipe, named[part], absmax.get(part))
+        for part, layer in linears.items()
+        if not recipe.ignores(named[part])
+    }
+    return replace(block, **changed)

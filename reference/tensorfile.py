@@ -1,0 +1,130 @@
+"""One safetensors file: its header checked and its tensors mapped, or written at 64-byte offsets.
+
+    8 bytes   length n of the header, little endian
+    n bytes   JSON: name -> {dtype, shape, data_offsets}, padded with spaces
+    the rest  the tensors, without holes
+
+The safetensors library judges the file (sizes, overlaps, holes, truncation); we read its
+header once more only for the offsets, which the library keeps to itself and a zero-copy
+mapping needs. The format allows no holes, so the writer fills the gaps between aligned
+tensors with tensors named `__padding__.*`, which readers skip.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from reference.errors import CheckpointError
+
+ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register, and what XLA wants for zero copies
+LARGEST_HEADER = 100_000_000  # as the safetensors library has it
+PADDING = "__padding__."
+
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies: `offset` bytes into `file`."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    def map(self) -> np.ndarray:
+        """The tensor as a read-only view of the file; nothing is read before it is used."""
+        if 0 in self.shape:
+            return np.zeros(self.shape, DTYPES[self.dtype])
+        return np.memmap(self.file, DTYPES[self.dtype], "r", self.offset, self.shape)
+
+
+def read_entries(path: Path) -> dict[str, TensorEntry]:
+    """Name -> entry of a safetensors file; raises CheckpointError for anything damaged."""
+    header, start = _read_header(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy"):
+            pass
+    except (safetensors.SafetensorError, OSError) as problem:
+        raise CheckpointError(f"is damaged: {problem}", path=path) from None
+    entries = {}
+    for name, info in header.items():
+        if name != "__metadata__" and not name.startswith(PADDING):
+            offset = start + info["data_offsets"][0]
+            entries[name] = TensorEntry(path, info["dtype"], tuple(info["shape"]), offset)
+    return entries
+
+
+def _read_header(path: Path) -> tuple[dict, int]:
+    """The header's JSON and where the data starts. What is checked here the library reports poorly."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+            if (head + file.read(64)).startswith(b"version https://git-lfs"):
+                raise CheckpointError(
+                    "is a Git-LFS pointer, not the weights; run `git lfs pull`", path=path
+                )
+            size, length = path.stat().st_size, int.from_bytes(head, "little")
+            if len(head) < 8 or length > min(size - 8, LARGEST_HEADER):
+                expected = f"a header within the file's {size} bytes"
+                raise CheckpointError(
+                    "is truncated or no safetensors file",
+                    path=path,
+                    expected=expected,
+                    found=length,
+                )
+            file.seek(8)
+            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates(path))
+    except OSError as problem:
+        raise CheckpointError(f"cannot be read: {problem.strerror}", path=path) from None
+    except (ValueError, RecursionError) as problem:
+        raise CheckpointError(f"its header is not JSON: {problem}", path=path) from None
+    return header, 8 + length
+
+
+def _no_duplicates(path: Path):
+    def build(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        names = [name for name, _ in pairs]
+        for name in set(names):
+            if names.count(name) > 1:
+                raise CheckpointError("stands twice in the header", path=path, name=name)
+        return dict(pairs)
+
+    return build
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write tensors in order, each at a 64-byte offset of the file. The caller syncs and renames."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for index, (name, tensor) in enumerate(tensors.items()):
+        header[name], end = _header_entry(tensor.dtype, tensor.shape, end)
+        if gap := -end % ALIGNMENT:
+            header[f"{PADDING}{index}"], end = _header_entry(np.dtype(np.uint8), (gap,), end)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
+            file.write(bytes(-tensor.nbytes % ALIGNMENT))
+
+
+def _header_entry(dtype: np.dtype, shape: tuple[int, ...], start: int) -> tuple[dict, int]:
+    end = start + int(np.prod(shape)) * dtype.itemsize
+    entry = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    return entry, end

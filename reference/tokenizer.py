@@ -1,0 +1,101 @@
+"""Text to token ids and back, by the `tokenizers` library, with our errors around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers.decoders import DecodeStream
+
+from reference.config import ModelConfig
+from reference.errors import PromptError, TokenizerError
+
+
+class Tokenizer:
+    """A model directory's tokenizer.json, checked against the model's vocabulary."""
+
+    def __init__(self, inner: tokenizers.Tokenizer, config: ModelConfig, path: Path):
+        self.inner, self.config, self.path = inner, config, path
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids with the template's special tokens; raises PromptError for text that is none."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as problem:
+            found = f"a lone surrogate at character {problem.start}"
+            raise PromptError(
+                "is not text", name="prompt", expected="Unicode", found=found
+            ) from None
+        ids = self.inner.encode(text).ids
+        if not ids:
+            raise PromptError("is empty", name="prompt", expected="at least one token")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self.inner.decode(list(ids), skip_special_tokens=True)
+
+    def stream(self, prompt: Sequence[int]) -> TextStream:
+        """A detokenizer for the tokens that follow a prompt."""
+        return TextStream(self.inner, prompt)
+
+
+class TextStream:
+    """Turns tokens into text one by one: a piece comes out when it can no longer change.
+
+    A character split over tokens is held back until it is whole, and the first new word
+    keeps the space that separates it from the prompt.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, prompt: Sequence[int]):
+        self.inner, self.context = inner, len(prompt)
+        self.ids = list(prompt)
+        self.written = len(inner.decode(self.ids, skip_special_tokens=True))
+        self.steps = DecodeStream(ids=list(prompt), skip_special_tokens=True)
+
+    def push(self, token: int) -> str:
+        """The text that is settled by one more token; may be empty."""
+        self.ids.append(token)
+        piece = self.steps.step(self.inner, token) or ""
+        self.written += len(piece)
+        return piece
+
+    def finish(self) -> str:
+        """What was held back at the end: the pieces of a character that never became whole."""
+        return self.inner.decode(self.ids, skip_special_tokens=True)[self.written :]
+
+
+def load_tokenizer(path: str | Path, config: ModelConfig) -> Tokenizer:
+    """Read tokenizer.json; raises TokenizerError if it is missing, damaged or larger than the embedding."""
+    file = Path(path) / "tokenizer.json"
+    if not file.is_file():
+        hint = (
+            "; save it with a fast tokenizer of transformers"
+            if (Path(path) / "vocab.json").exists()
+            else ""
+        )
+        raise TokenizerError(f"no such file{hint}", path=file)
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as problem:  # the library raises the bare class
+        raise TokenizerError(f"is damaged: {problem}", path=file) from None
+    largest = max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
+    if largest >= config.vocab_size:
+        expected = f"ids below the embedding's {config.vocab_size} rows"
+        raise TokenizerError("does not fit the model", path=file, expected=expected, found=largest)
+    inner.no_truncation()
+    inner.no_padding()
+    return Tokenizer(inner, config, file)
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 text file, byte for byte; raises PromptError otherwise."""
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except OSError as problem:
+        raise PromptError(f"cannot be read: {problem.strerror}", path=path) from None
+    except UnicodeDecodeError as problem:
+        raise PromptError(
+            "is not text", path=path, expected="UTF-8", found=f"byte {problem.start}"
+        ) from None

@@ -1,0 +1,160 @@
+"""Writing a model directory: whole, or not at all.
+
+Everything goes into a hidden directory beside the target, each file is flushed to the disk,
+config.json comes last, and one rename puts it in place. A kill at any moment leaves the old
+state or the new one; what a kill leaves behind is a hidden directory without a config.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from reference.errors import OutputError
+from reference.tensorfile import write_tensors
+
+SHARD_BYTES = 2 * 2**30
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+class CheckpointWriter:
+    """Collects tensors and writes a directory like any Hugging Face model.
+
+        with CheckpointWriter(target, source) as writer:
+            writer.add(name, tensor)
+            writer.finish(config_values)
+
+    Leaving the block without `finish`, by an error or Ctrl-C, removes what was written.
+    """
+
+    def __init__(self, target: str | Path, source: str | Path, overwrite: bool = False):
+        self.target, self.source = Path(target), Path(source)
+        self._check(overwrite)
+        self.hidden = (
+            self.target.parent / f".{self.target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        )
+        self.pending: dict[str, np.ndarray] = {}
+        self.shards: list[list[str]] = []
+        self.total_bytes = 0
+
+    def _check(self, overwrite: bool) -> None:
+        target, source = self.target.resolve(), self.source.resolve()
+        if target == source or source in target.parents or target in source.parents:
+            raise OutputError(
+                "is the model being read", path=self.target, expected="another directory"
+            )
+        if self.target.is_symlink() or (self.target.exists() and not self.target.is_dir()):
+            raise OutputError("exists and is not a directory", path=self.target)
+        if self.target.exists() and not overwrite:
+            raise OutputError("exists; give --overwrite to replace it", path=self.target)
+        if (
+            self.target.exists()
+            and any(self.target.iterdir())
+            and not (self.target / "config.json").exists()
+        ):
+            raise OutputError("exists and holds no model; it is not replaced", path=self.target)
+        if not self.target.parent.is_dir():
+            raise OutputError("no such directory", path=self.target.parent)
+
+    def __enter__(self) -> CheckpointWriter:
+        try:
+            self.hidden.mkdir()
+        except OSError as problem:
+            raise OutputError(f"cannot be written: {problem.strerror}", path=self.target) from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self.hidden, ignore_errors=True)
+        if isinstance(value, OSError):
+            raise OutputError(f"cannot be written: {value.strerror}", path=self.target) from None
+
+    def add(self, name: str, tensor: np.ndarray) -> None:
+        """Take one tensor; full shards go to the disk at once, so memory stays bounded."""
+        if (
+            self.pending
+            and sum(t.nbytes for t in self.pending.values()) + tensor.nbytes > SHARD_BYTES
+        ):
+            self._flush()
+        self.pending[name] = tensor
+        self.total_bytes += tensor.nbytes
+
+    def _flush(self) -> None:
+        write_tensors(self.hidden / f"shard-{len(self.shards)}", self.pending)
+        self.shards.append(list(self.pending))
+        self.pending = {}
+
+    def finish(self, values: dict[str, Any]) -> None:
+        """Write index and config.json, sync everything, and rename into place."""
+        self._flush()
+        self._name_shards()
+        for name in COPIED:
+            if (self.source / name).is_file():
+                shutil.copyfile(self.source / name, self.hidden / name)
+        self._write_json("config.json", values)
+        for path in [*self.hidden.iterdir(), self.hidden]:
+            _sync(path)
+        _put_in_place(self.hidden, self.target)
+        _sync(self.target.parent)
+
+    def _name_shards(self) -> None:
+        count = len(self.shards)
+        if count == 1:
+            (self.hidden / "shard-0").rename(self.hidden / "model.safetensors")
+            return
+        weight_map = {}
+        for index, names in enumerate(self.shards):
+            file = f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+            (self.hidden / f"shard-{index}").rename(self.hidden / file)
+            weight_map |= dict.fromkeys(names, file)
+        index_values = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
+        self._write_json("model.safetensors.index.json", index_values)
+
+    def _write_json(self, name: str, values: dict[str, Any]) -> None:
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+        (self.hidden / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(hidden: Path, target: Path) -> None:
+    """Rename; where the target exists the two are exchanged in one step and the old one removed."""
+    if not target.exists():
+        hidden.rename(target)
+        return
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        names = os.fsencode(hidden), os.fsencode(target)
+        done = libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0
+    except AttributeError:  # not Linux
+        done = False
+    if not done:  # a file system that cannot exchange: the old state is moved aside first
+        aside = hidden.with_name(hidden.name + "-old")
+        target.rename(aside)
+        hidden.rename(target)
+        aside.rename(hidden)
