@@ -1,0 +1,8 @@
+"""The engine: the same functions as reference/, jitted by JAX, as fast as the machine allows.
+
+    linear  one linear over any weight: int8 dots          layers  norms, rotary, attention, MLP
+    model   prefill and decode_step over a donated cache   cache   keys and values, fixed slots
+    weights the reference's types as pytrees, on a device  engine  a checkpoint ready to run
+
+Names and argument order are the reference's, so that the two read side by side.
+"""

@@ -1,0 +1,164 @@
+"""A checkpoint ready to run: weights on the device, programs compiled once, a cache handed on.
+
+A prompt is computed in chunks of at most 512 tokens, each padded to a power of two, so that any
+prompt compiles at most seven prefill programs and needs memory for one chunk; a cache has a
+power of two of slots, or a multiple of 512.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fast import model
+from fast.cache import KVCache, empty_cache, insert
+from fast.weights import device_weights
+from reference.checkpoint import Checkpoint, load_weights
+from reference.generate import Stop, check_fits
+from reference.layers import rope_tables
+from reference.model import PREFILL_CHUNK
+from reference.sampling import Sampling, sample
+
+SMALLEST_CHUNK = 8
+
+
+def bucket(count: int) -> int:
+    """The chunk length or number of slots that holds `count`: a power of two up to 512, then multiples."""
+    if count > PREFILL_CHUNK:
+        return -(-count // PREFILL_CHUNK) * PREFILL_CHUNK
+    return max(SMALLEST_CHUNK, 1 << (count - 1).bit_length())
+
+
+def use_compilation_cache(directory: Path) -> None:
+    """Keep compiled programs in a directory, which must be the user's own: they are trusted code."""
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+class Engine:
+    """A checkpoint run by JAX. `load_seconds` and `compile_seconds` say what was spent before running."""
+
+    name = "fast"
+
+    def __init__(self, checkpoint: Checkpoint, compilation_cache: Path | None = None):
+        if compilation_cache is not None:
+            use_compilation_cache(compilation_cache)
+        start = time.perf_counter()
+        self.config = checkpoint.config
+        self.weights = device_weights(load_weights(checkpoint))
+        self.load_seconds = time.perf_counter() - start
+        self.compile_seconds = 0.0
+        self._programs: dict[Any, Callable[..., Any]] = {}
+        self._insert = jax.jit(insert, donate_argnums=(0,))
+
+    def forward(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits float32 [T, V] of every token of one sequence."""
+        check_fits(self.config, [tokens], Stop(0), self.config.max_positions)
+        logits = [chunk for chunk, _ in self.prefill(tokens, len(tokens), all_logits=True)]
+        return np.concatenate(logits)
+
+    def prefill(
+        self, tokens: Sequence[int], slots: int, all_logits: bool = False
+    ) -> Iterator[tuple[np.ndarray, KVCache]]:
+        """Chunk by chunk: logits [T, V] (or [1, V] of the last token) and the cache so far.
+
+        The cache of a chunk is donated to the next: only the last one may be kept.
+        """
+        cache = empty_cache(self.config, 1, bucket(slots))
+        tables = self._tables(cache.slots)
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            chunk = np.asarray(tokens[start : start + PREFILL_CHUNK], np.int32)
+            size = bucket(len(chunk))
+            padded = jnp.asarray(np.pad(chunk, (0, size - len(chunk)), mode="edge")[None])
+            last = start + len(chunk) - 1
+            positions = jnp.asarray(
+                np.minimum(np.arange(start, start + size), last)[None], jnp.int32
+            )
+            logits, cache = self._run(
+                model.prefill, self.weights, padded, positions, cache, tables, all_logits=all_logits
+            )
+            yield np.asarray(logits[0])[: len(chunk)], cache
+
+    def decode_step(
+        self, tokens: Sequence[int], positions: Sequence[int], cache: KVCache
+    ) -> tuple[np.ndarray, KVCache]:
+        """Logits [B, V] after one more token per row. The cache given is consumed."""
+        step = jnp.asarray(tokens, jnp.int32), jnp.asarray(positions, jnp.int32)
+        tables = self._tables(cache.slots)
+        logits, cache = self._run(model.decode_step, self.weights, *step, cache, tables)
+        return np.asarray(logits), cache
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], stop: Stop, sampling: Sampling
+    ) -> Iterator[tuple[int, int]]:
+        """Yield (row, token) as tokens come, every row of the batch in each step."""
+        sampling.check(self.config.vocab_size)
+        check_fits(self.config, prompts, stop, self.config.max_positions)
+        if stop.max_new_tokens == 0:
+            return
+        eos = () if stop.ignore_eos else self.config.eos_token_ids
+        logits, cache = self._prefill_batch(prompts, stop)
+        lengths = np.array([len(prompt) for prompt in prompts])
+        tokens, active = np.zeros(len(prompts), int), set(range(len(prompts)))
+        for step in range(stop.max_new_tokens):
+            for row in sorted(active):
+                tokens[row] = sample(logits[row], sampling, row, step)
+                if tokens[row] in eos:
+                    active.remove(row)
+                else:
+                    yield row, int(tokens[row])
+            if not active or step + 1 == stop.max_new_tokens:
+                return
+            logits, cache = self.decode_step(tokens, self._clamp(lengths + step, cache), cache)
+
+    def _prefill_batch(
+        self, prompts: Sequence[Sequence[int]], stop: Stop
+    ) -> tuple[np.ndarray, KVCache]:
+        """Each prompt by itself, at its own length; then side by side in one cache."""
+        slots = bucket(max(len(p) for p in prompts) + stop.max_new_tokens - 1)
+        batch = None if len(prompts) == 1 else empty_cache(self.config, len(prompts), slots)
+        last = []
+        for row, prompt in enumerate(prompts):
+            for logits, cache in self.prefill(prompt, slots):
+                pass
+            last.append(logits[-1])
+            batch = cache if batch is None else self._insert(batch, cache, jnp.int32(row))
+        return np.stack(last), batch
+
+    @staticmethod
+    def _clamp(positions: np.ndarray, cache: KVCache) -> np.ndarray:
+        """A finished row goes on in step with the others; it must not leave its slots."""
+        return np.minimum(positions, cache.slots - 1)
+
+    def run_block(self, layer: int, x: np.ndarray) -> np.ndarray:
+        """One block over one whole sequence x [T, D]."""
+        tables = self._tables(len(x))
+        block = self.weights.blocks[layer]
+        return np.asarray(model.run_block(self.config, block, jnp.asarray(x)[None], tables))[0]
+
+    def _tables(self, length: int) -> model.Tables:
+        """Rotary tables for every slot, made by the reference, once per length."""
+        if self.config.rope is None:
+            return None
+        if ("rope", length) not in self._programs:
+            cos, sin = (jnp.asarray(t) for t in rope_tables(self.config, length))
+            self._programs["rope", length] = lambda: (cos, sin)
+        return self._programs["rope", length]()
+
+    def _run(self, function: Any, *arguments: Any, **static: Any) -> Any:
+        """Call a compiled program, compiling and timing it when its shapes are new."""
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments[1:]))
+        key = (function, shapes, tuple(static.items()))
+        if key not in self._programs:
+            start = time.perf_counter()
+            lowered = function.lower(self.config, *arguments, **static)
+            self._programs[key] = lowered.compile()
+            self.compile_seconds += time.perf_counter() - start
+        return self._programs[key](*arguments)

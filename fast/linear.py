@@ -1,0 +1,158 @@
+"""One linear layer, as reference/linear.py defines it, in XLA's fastest portable form.
+
+The traps, all measured (compiled HLO read on jaxlib 0.10 and 0.12):
+* Only s8 x s8 -> s32 takes the fast path, and not with a single row: one row is padded to two.
+* With few rows the weights go on the left, [N, K] x [R, K]: they are then read without repacking.
+* A division by a constant becomes a multiplication by its reciprocal: the divisor is hidden
+  behind an optimization barrier, so that scales equal the reference's bit for bit.
+* a * b + c becomes a fused multiply-add; sums of products may differ by an ulp per operation.
+
+B sequences, T tokens, R = B * T rows, K inputs, N outputs, G groups of g inputs.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fast.weights import GroupedWeight, ScaledWeight
+from reference.grids import INT8_MAX, SMALLEST_ABSMAX
+from reference.linear import Linear
+
+FEW_ROWS = 16  # up to here the weights go on the left
+GROUP_ROWS = 64  # rows of a grouped dot done together: bounds the int32 [G, rows, N] between
+MATVEC_ROWS = 8  # up to here dequantizing is fused into one product per row
+
+
+def linear(x: jax.Array, layer: Linear) -> jax.Array:
+    """y = x Wt + b for x [B, T, K] -> [B, T, N] float32."""
+    weight = layer.weight
+    rows = x.reshape(-1, x.shape[-1])  # [R, K]
+    if isinstance(weight, ScaledWeight):
+        y = weight_only_linear(rows, weight)
+    elif isinstance(weight, GroupedWeight):
+        y = int4_linear(rows, layer)
+    elif layer.activation == "float":
+        y = float_product(rows, weight)
+    else:
+        codes, a_scale = quantize_activations(x, layer)
+        y = int8_linear(codes.reshape(rows.shape), a_scale, weight)
+    y = y if layer.bias is None else y + layer.bias[None, :]
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def float_product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x Wt in float32, weights on the left for few rows: [R, N]."""
+    if x.shape[0] <= FEW_ROWS:
+        return lax.dot_general(w, x, (((1,), (1,)), ((), ()))).T
+    return lax.dot_general(x, w, (((1,), (1,)), ((), ())))
+
+
+def integer_product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """sum_k x[r, k] * w[n, k], int8 to int32 [R, N], exact."""
+    rows = x.shape[0]
+    if rows == 1:
+        x = jnp.concatenate([x, x])
+    if rows > FEW_ROWS:
+        return lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+    y = lax.dot_general(w, x, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+    return y.T[:rows]
+
+
+def int8_scale(absmax: jax.Array) -> jax.Array:
+    """scale = max(absmax, 1e-5) / 127, divided and not multiplied by a reciprocal."""
+    largest = lax.optimization_barrier(jnp.float32(INT8_MAX))
+    return jnp.maximum(absmax, SMALLEST_ABSMAX) / largest
+
+
+def int8_codes(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """q = clip(rint(x / scale), -127, 127) as int8."""
+    return jnp.clip(jnp.round(x / scale), -INT8_MAX, INT8_MAX).astype(jnp.int8)
+
+
+def quantize_activations(x: jax.Array, layer: Linear) -> tuple[jax.Array, jax.Array]:
+    """Codes int8 [B, T, K] and one scale per row, [R, 1].
+
+    per_tensor takes its maximum over one sequence's tokens, as the reference does; rows that
+    pad a chunk repeat the last token and so cannot change it.
+    """
+    if layer.activation == "static":
+        scale = jnp.broadcast_to(layer.activation_scale.reshape(1, 1, 1), (*x.shape[:2], 1))
+    elif layer.activation == "per_tensor":
+        scale = int8_scale(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True))
+        scale = jnp.broadcast_to(scale, (*x.shape[:2], 1))
+    else:
+        scale = int8_scale(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
+    return int8_codes(x, scale), scale.reshape(-1, 1)
+
+
+def int8_linear(codes: jax.Array, a_scale: jax.Array, weight) -> jax.Array:
+    """y[r,n] = (f32(sum_k xq[r,k] wq[n,k]) * a_scale[r]) * w_scale[n]."""
+    total = integer_product(codes, weight.codes)
+    return (total.astype(jnp.float32) * a_scale) * weight.scale.T
+
+
+def split_groups(x: jax.Array, groups: int, size: int) -> jax.Array:
+    """[R, K] -> [R, G, g], the last group padded with zeros."""
+    padded = jnp.pad(x, ((0, 0), (0, groups * size - x.shape[1])))
+    return padded.reshape(x.shape[0], groups, size)
+
+
+def int4_linear(x: jax.Array, layer: Linear) -> jax.Array:
+    """W4A8: quantize the rows per (row, group) or per row, then the grouped product: [R, N]."""
+    groups, _, size = layer.weight.codes.shape
+    x = split_groups(x, groups, size)  # [R, G, g]
+    axes = (2,) if layer.activation == "per_group" else (1, 2)
+    scale = int8_scale(jnp.max(jnp.abs(x), axis=axes, keepdims=True))  # [R, G or 1, 1]
+    codes = int8_codes(x, scale)
+    rows = x.shape[0]
+    if rows <= GROUP_ROWS:
+        return int4_rows(codes, scale, layer.weight)
+    tiles = -(-rows // GROUP_ROWS)
+    spare = ((0, tiles * GROUP_ROWS - rows), (0, 0), (0, 0))
+    codes, scale = (
+        jnp.pad(a, spare).reshape(tiles, GROUP_ROWS, *a.shape[1:]) for a in (codes, scale)
+    )
+    y = lax.map(lambda tile: int4_rows(*tile, layer.weight), (codes, scale))  # [tiles, 64, N]
+    return y.reshape(tiles * GROUP_ROWS, -1)[:rows]
+
+
+def int4_rows(codes: jax.Array, a_scale: jax.Array, weight: GroupedWeight) -> jax.Array:
+    """sum over g of (f32(xq (q - z)) * w_scale[n,g]) * a_scale[r,g], or * a_scale[r] behind the sum.
+
+    codes int8 [R, G, g], a_scale [R, G, 1] or [R, 1, 1] -> [R, N].
+    """
+    rows = codes.shape[0]
+    if rows == 1:
+        codes = jnp.concatenate([codes, codes])
+    total = lax.dot_general(
+        codes, weight.codes, (((2,), (2,)), ((1,), (0,))), preferred_element_type=jnp.int32
+    )[:, :rows]  # [G, R, N]
+    parts = total.astype(jnp.float32) * weight.scale[:, None, :]
+    if a_scale.shape[1] == 1:
+        return jnp.sum(parts, axis=0) * a_scale[:, 0]
+    return jnp.sum(parts * a_scale.transpose(1, 0, 2), axis=0)
+
+
+def weight_only_linear(x: jax.Array, weight: ScaledWeight) -> jax.Array:
+    """W8A16 and W4A16: y = x dequant(W)t in float32, [R, N].
+
+    A product with one row reads the codes and converts them on the way; with more rows XLA
+    would write the float weight to memory first, which pays from about eight rows on.
+    """
+    if x.shape[0] > MATVEC_ROWS:
+        return float_product(x, dequantize(weight))
+    rows = [float_product(row[None, :], dequantize(weight)) for row in x]
+    return jnp.concatenate(rows)
+
+
+def dequantize(weight: ScaledWeight) -> jax.Array:
+    """w = codes * scale, float32 [N, K]."""
+    rows, cols = weight.codes.shape
+    groups = weight.scale.shape[1]
+    codes = weight.codes.astype(jnp.float32)
+    if groups == 1:
+        return codes * weight.scale
+    codes = split_groups(codes, groups, weight.group_size)
+    return (codes * weight.scale[:, :, None]).reshape(rows, -1)[:, :cols]
