@@ -8,6 +8,7 @@ power of two of slots, or a multiple of 512.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,21 +30,21 @@ SMALLEST_CHUNK = 8
 
 
 def bucket(count: int) -> int:
-    """The chunk length or number of slots that holds `count`: a power of two up to 512, then multiples."""
+    """What holds `count` tokens or slots: a power of two up to 512, then a multiple of 512."""
     if count > PREFILL_CHUNK:
         return -(-count // PREFILL_CHUNK) * PREFILL_CHUNK
     return max(SMALLEST_CHUNK, 1 << (count - 1).bit_length())
 
 
 def use_compilation_cache(directory: Path) -> None:
-    """Keep compiled programs in a directory, which must be the user's own: they are trusted code."""
+    """Keep compiled programs in a directory; it must be the user's own, for they are trusted."""
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 class Engine:
-    """A checkpoint run by JAX. `load_seconds` and `compile_seconds` say what was spent before running."""
+    """A checkpoint run by JAX. `load_seconds` and `compile_seconds` came before running."""
 
     name = "fast"
 
@@ -87,9 +88,11 @@ class Engine:
             yield np.asarray(logits[0])[: len(chunk)], cache
 
     def decode_step(
-        self, tokens: Sequence[int], positions: Sequence[int], cache: KVCache
+        self, tokens: np.ndarray, positions: np.ndarray, cache: KVCache
     ) -> tuple[np.ndarray, KVCache]:
-        """Logits [B, V] after one more token per row. The cache given is consumed."""
+        """Logits [B, V] after one more token per row, tokens and positions [B].
+
+        The cache given is consumed."""
         step = jnp.asarray(tokens, jnp.int32), jnp.asarray(positions, jnp.int32)
         tables = self._tables(cache.slots)
         logits, cache = self._run(model.decode_step, self.weights, *step, cache, tables)
@@ -122,15 +125,20 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], stop: Stop
     ) -> tuple[np.ndarray, KVCache]:
         """Each prompt by itself, at its own length; then side by side in one cache."""
-        slots = bucket(max(len(p) for p in prompts) + stop.max_new_tokens - 1)
-        batch = None if len(prompts) == 1 else empty_cache(self.config, len(prompts), slots)
-        last = []
+        slots = bucket(max(len(prompt) for prompt in prompts) + stop.max_new_tokens - 1)
+        if len(prompts) == 1:
+            return self._last(self.prefill(prompts[0], slots))
+        batch, last = empty_cache(self.config, len(prompts), slots), []
         for row, prompt in enumerate(prompts):
-            for logits, cache in self.prefill(prompt, slots):
-                pass
-            last.append(logits[-1])
-            batch = cache if batch is None else self._insert(batch, cache, jnp.int32(row))
+            logits, cache = self._last(self.prefill(prompt, slots))
+            batch = self._insert(batch, cache, jnp.int32(row))
+            last.append(logits[0])
         return np.stack(last), batch
+
+    @staticmethod
+    def _last(chunks: Iterator[tuple[np.ndarray, KVCache]]) -> tuple[np.ndarray, KVCache]:
+        """What the last chunk left; the caches before it were consumed on the way."""
+        return deque(chunks, maxlen=1)[0]
 
     @staticmethod
     def _clamp(positions: np.ndarray, cache: KVCache) -> np.ndarray:

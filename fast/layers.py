@@ -1,6 +1,7 @@
-"""The parts of a transformer block for a batch, as reference/layers.py defines them for one sequence.
+"""The parts of a transformer block, as reference/layers.py defines them, for a batch.
 
-B sequences, T tokens, S cache slots, D model width, H query heads, K key-value heads, Hd head width.
+B sequences, T tokens, S cache slots, D model width, H query heads, K key-value heads, Hd head
+width.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ def causal_mask(positions: jax.Array, slots: int) -> jax.Array:
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(q kt / sqrt(Hd)) v: q [B, T, H, Hd], k and v [B, K, S, Hd], mask [B, T, S] -> [B, T, H * Hd]."""
+    """softmax(q kt / sqrt(Hd)) v -> [B, T, H * Hd].
+
+    q [B, T, H, Hd], k and v [B, K, S, Hd], mask [B, T, S].
+    """
     batch, tokens, heads, head_dim = q.shape
     kv_heads = k.shape[1]
     group = heads // kv_heads

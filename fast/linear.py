@@ -12,13 +12,15 @@ B sequences, T tokens, R = B * T rows, K inputs, N outputs, G groups of g inputs
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from fast.weights import GroupedWeight, ScaledWeight
 from reference.grids import INT8_MAX, SMALLEST_ABSMAX
-from reference.linear import Linear
+from reference.linear import Linear, QuantizedWeight
 
 FEW_ROWS = 16  # up to here the weights go on the left
 GROUP_ROWS = 64  # rows of a grouped dot done together: bounds the int32 [G, rows, N] between
@@ -27,12 +29,12 @@ MATVEC_ROWS = 8  # up to here dequantizing is fused into one product per row
 
 def linear(x: jax.Array, layer: Linear) -> jax.Array:
     """y = x Wt + b for x [B, T, K] -> [B, T, N] float32."""
-    weight = layer.weight
+    weight: Any = layer.weight
     rows = x.reshape(-1, x.shape[-1])  # [R, K]
     if isinstance(weight, ScaledWeight):
         y = weight_only_linear(rows, weight)
     elif isinstance(weight, GroupedWeight):
-        y = int4_linear(rows, layer)
+        y = int4_linear(rows, weight, layer.activation)
     elif layer.activation == "float":
         y = float_product(rows, weight)
     else:
@@ -78,7 +80,7 @@ def quantize_activations(x: jax.Array, layer: Linear) -> tuple[jax.Array, jax.Ar
     pad a chunk repeat the last token and so cannot change it.
     """
     if layer.activation == "static":
-        scale = jnp.broadcast_to(layer.activation_scale.reshape(1, 1, 1), (*x.shape[:2], 1))
+        scale = jnp.broadcast_to(jnp.reshape(layer.activation_scale, (1, 1, 1)), (*x.shape[:2], 1))
     elif layer.activation == "per_tensor":
         scale = int8_scale(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True))
         scale = jnp.broadcast_to(scale, (*x.shape[:2], 1))
@@ -87,7 +89,7 @@ def quantize_activations(x: jax.Array, layer: Linear) -> tuple[jax.Array, jax.Ar
     return int8_codes(x, scale), scale.reshape(-1, 1)
 
 
-def int8_linear(codes: jax.Array, a_scale: jax.Array, weight) -> jax.Array:
+def int8_linear(codes: jax.Array, a_scale: jax.Array, weight: QuantizedWeight) -> jax.Array:
     """y[r,n] = (f32(sum_k xq[r,k] wq[n,k]) * a_scale[r]) * w_scale[n]."""
     total = integer_product(codes, weight.codes)
     return (total.astype(jnp.float32) * a_scale) * weight.scale.T
@@ -99,27 +101,27 @@ def split_groups(x: jax.Array, groups: int, size: int) -> jax.Array:
     return padded.reshape(x.shape[0], groups, size)
 
 
-def int4_linear(x: jax.Array, layer: Linear) -> jax.Array:
+def int4_linear(x: jax.Array, weight: GroupedWeight, activation: str) -> jax.Array:
     """W4A8: quantize the rows per (row, group) or per row, then the grouped product: [R, N]."""
-    groups, _, size = layer.weight.codes.shape
+    groups, _, size = weight.codes.shape
     x = split_groups(x, groups, size)  # [R, G, g]
-    axes = (2,) if layer.activation == "per_group" else (1, 2)
+    axes = (2,) if activation == "per_group" else (1, 2)
     scale = int8_scale(jnp.max(jnp.abs(x), axis=axes, keepdims=True))  # [R, G or 1, 1]
     codes = int8_codes(x, scale)
     rows = x.shape[0]
     if rows <= GROUP_ROWS:
-        return int4_rows(codes, scale, layer.weight)
+        return int4_rows(codes, scale, weight)
     tiles = -(-rows // GROUP_ROWS)
     spare = ((0, tiles * GROUP_ROWS - rows), (0, 0), (0, 0))
     codes, scale = (
         jnp.pad(a, spare).reshape(tiles, GROUP_ROWS, *a.shape[1:]) for a in (codes, scale)
     )
-    y = lax.map(lambda tile: int4_rows(*tile, layer.weight), (codes, scale))  # [tiles, 64, N]
+    y = lax.map(lambda tile: int4_rows(tile[0], tile[1], weight), (codes, scale))  # [tiles, 64, N]
     return y.reshape(tiles * GROUP_ROWS, -1)[:rows]
 
 
 def int4_rows(codes: jax.Array, a_scale: jax.Array, weight: GroupedWeight) -> jax.Array:
-    """sum over g of (f32(xq (q - z)) * w_scale[n,g]) * a_scale[r,g], or * a_scale[r] behind the sum.
+    """sum over g of (f32(xq (q - z)) * w_scale[n,g]) * a_scale[r,g]; per token a_scale comes last.
 
     codes int8 [R, G, g], a_scale [R, G, 1] or [R, 1, 1] -> [R, N].
     """
@@ -151,8 +153,8 @@ def dequantize(weight: ScaledWeight) -> jax.Array:
     """w = codes * scale, float32 [N, K]."""
     rows, cols = weight.codes.shape
     groups = weight.scale.shape[1]
-    codes = weight.codes.astype(jnp.float32)
+    codes = jnp.asarray(weight.codes).astype(jnp.float32)
     if groups == 1:
-        return codes * weight.scale
+        return codes * jnp.asarray(weight.scale)
     codes = split_groups(codes, groups, weight.group_size)
     return (codes * weight.scale[:, :, None]).reshape(rows, -1)[:, :cols]

@@ -30,7 +30,7 @@ def embed(
     if weights.project_in is not None:
         x = linear(x, weights.project_in)
     if weights.positions is not None:
-        x = x + weights.positions[positions + config.position_offset]
+        x = x + weights.positions[positions + (config.position_offset or 0)]
     return x
 
 

@@ -25,24 +25,26 @@ from reference.layers import Norm
 from reference.linear import Linear, QuantizedWeight, centred_codes
 from reference.model import Block, Weights
 
+Array = np.ndarray | jax.Array  # on the host while it is converted, on the device afterwards
+
 
 @dataclass(frozen=True)
 class GroupedWeight:
     """INT4 for integer dots: codes q - z, int8 [G, N, g] (padded with 0), scale float32 [G, N]."""
 
-    codes: jax.Array
-    scale: jax.Array
+    codes: Array
+    scale: Array
 
 
 @dataclass(frozen=True)
 class ScaledWeight:
-    """Weight-only: codes int8 [N, K], scale float32 [N, G]; a group spans K / G inputs, rounded up.
+    """Weight-only: codes (INT4: q - z) int8 [N, K], scale float32 [N, G].
 
-    INT8 has one group a row; group_size is the number of inputs that share a scale.
+    group_size is the number of inputs that share a scale; INT8 has one group a row.
     """
 
-    codes: jax.Array
-    scale: jax.Array
+    codes: Array
+    scale: Array
     group_size: int
 
 
@@ -89,11 +91,12 @@ def _place(tree: Any, put: Callable[[np.ndarray], jax.Array]) -> Any:
 def place_linear(layer: Linear) -> Linear:
     """The portable form of one linear's weight, still as NumPy arrays."""
     weight = layer.weight
-    if not isinstance(weight, QuantizedWeight):
-        return layer
-    if layer.activation == "float":
-        return replace(layer, weight=_scaled(weight))
-    return replace(layer, weight=weight if weight.bits == 8 else _grouped(weight))
+    placed: GroupedWeight | ScaledWeight | None = None
+    if isinstance(weight, QuantizedWeight) and layer.activation == "float":
+        placed = _scaled(weight)
+    elif isinstance(weight, QuantizedWeight) and weight.bits == 4:
+        placed = _grouped(weight)
+    return layer if placed is None else replace(layer, **{"weight": placed})
 
 
 def _grouped(weight: QuantizedWeight) -> GroupedWeight:

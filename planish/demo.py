@@ -1,0 +1,120 @@
+"""python -m planish.demo: the whole story on the embedded model, in under two minutes.
+
+    the plain pocket model and the one with outlier channels
+      -> every recipe -> perplexity, KL, top-1, size, speed
+    the same text by both engines; compare's verdict; the picture of the outliers
+
+Everything it writes goes into the directory `demo`; what is there already is replaced.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import pocket
+from compare import quality, report
+from fast.engine import Engine, use_compilation_cache
+from planish import figure
+from planish.progress import progress
+from pocket.outliers import write_outlier_model
+from reference.calibrate import cut_samples
+from reference.checkpoint import Checkpoint, open_checkpoint
+from reference.engine import Engine as ReferenceEngine
+from reference.evaluate import cut_windows
+from reference.generate import Stop, text_stream
+from reference.quantize import quantize_checkpoint
+from reference.recipes import Recipe, recipe
+from reference.sampling import Sampling
+from reference.tokenizer import load_tokenizer, read_text
+from reference.writer import CheckpointWriter
+
+DIRECTORY = Path("demo")
+PROMPT = "def read_config(path):\n    "
+WINDOW, WINDOWS = 512, 16
+SAMPLES, SAMPLE_LENGTH = 24, 512
+
+
+def recipes() -> dict[str, Recipe]:
+    """The rows of the table."""
+    plain = ("float", "naive", "O1", "O2", "O3", "W8A8", "W8A16")
+    rows = {name: recipe(name) for name in plain}
+    for group in (32, 128):
+        for name in ("W4A16", "W4A8"):
+            rows[f"{name} g={group}"] = recipe(name, group_size=group)
+    return rows
+
+
+def main() -> int:
+    DIRECTORY.mkdir(exist_ok=True)
+    use_compilation_cache(DIRECTORY / "xla")
+    outliers = DIRECTORY / "pocket-outliers"
+    write_outlier_model(pocket.MODEL, outliers)
+    for title, source in (("plain pocket", pocket.MODEL), ("pocket with outliers", outliers)):
+        print(f"\n## {title}\n")
+        print(quality.table(rows_of(open_checkpoint(source))), flush=True)
+    smoothed = open_checkpoint(DIRECTORY / "pocket-outliers-W8A8")
+    write_text(smoothed)
+    print("\n## compare, W8A8 on the pocket model with outliers\n")
+    print(report.run(smoothed, held_out_tokens(smoothed)[:600]).table())
+    return picture(open_checkpoint(outliers))
+
+
+def held_out_tokens(checkpoint: Checkpoint) -> list[int]:
+    tokenizer = load_tokenizer(checkpoint.path, checkpoint.config)
+    return tokenizer.encode(read_text(pocket.HELDOUT))
+
+
+def calibration_samples(checkpoint: Checkpoint) -> list[np.ndarray]:
+    tokenizer = load_tokenizer(checkpoint.path, checkpoint.config)
+    return cut_samples(tokenizer.encode(read_text(pocket.CALIBRATION)), SAMPLES, SAMPLE_LENGTH)
+
+
+def rows_of(source: Checkpoint) -> list[quality.Quality]:
+    """Quantize by every recipe and measure each, beside the float model."""
+    windows = cut_windows(held_out_tokens(source), WINDOW)[:WINDOWS]
+    samples = calibration_samples(source)
+    exact = Engine(source)
+    expected = [exact.forward(window) for window in windows]
+    rows: list[quality.Quality] = []
+    for name, chosen in progress(recipes().items(), source.path.name):
+        target = DIRECTORY / f"{'pocket' if source.path == pocket.MODEL else source.path.name}"
+        target = target.with_name(f"{target.name}-{name.replace(' g=', '-g')}")
+        with CheckpointWriter(target, source.path, overwrite=True) as writer:
+            quantize_checkpoint(source, writer, chosen, samples)
+        engine = Engine(open_checkpoint(target))
+        baseline = rows[0].perplexity if rows else None
+        rows.append(quality.measure(name, engine, windows, expected, target, baseline))
+    return rows
+
+
+def write_text(checkpoint: Checkpoint) -> None:
+    """The same prompt continued by both engines."""
+    tokenizer = load_tokenizer(checkpoint.path, checkpoint.config)
+    prompt, stop, texts = tokenizer.encode(PROMPT), Stop(48), []
+    for engine in (ReferenceEngine(checkpoint), Engine(checkpoint)):
+        stream = text_stream(tokenizer, prompt, stop)
+        pieces = [stream.push(token) for _, token in engine.generate([prompt], stop, Sampling())]
+        texts.append("".join(pieces) + stream.finish())
+        print(f"\n## {engine.name} engine, {checkpoint.path.name}\n\n{PROMPT}{texts[-1]}")
+    print(f"\nthe same text: {'yes' if texts[0] == texts[1] else 'NO'}")
+
+
+def picture(checkpoint: Checkpoint) -> int:
+    """Activations and weights before and after smoothing, as a PNG where matplotlib is installed."""
+    layer = checkpoint.config.num_layers // 2
+    sample = calibration_samples(checkpoint)[0]
+    panels = figure.collect(checkpoint, sample, layer, "q", 0.5)
+    try:
+        path = DIRECTORY / "smoothing.png"
+        figure.draw(panels, f"input and weight of q in layer {layer}, alpha = 0.5", path)
+        print(f"\npicture: {path}")
+    except ImportError:
+        print("\nno picture: matplotlib is not installed (pip install planish[plot])")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
