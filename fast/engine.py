@@ -107,7 +107,7 @@ class Engine:
         if stop.max_new_tokens == 0:
             return
         eos = () if stop.ignore_eos else self.config.eos_token_ids
-        logits, cache = self._prefill_batch(prompts, stop)
+        logits, cache = self.prefill_batch(prompts, stop)
         lengths = np.array([len(prompt) for prompt in prompts])
         tokens, active = np.zeros(len(prompts), int), set(range(len(prompts)))
         for step in range(stop.max_new_tokens):
@@ -121,7 +121,7 @@ class Engine:
                 return
             logits, cache = self.decode_step(tokens, self._clamp(lengths + step, cache), cache)
 
-    def _prefill_batch(
+    def prefill_batch(
         self, prompts: Sequence[Sequence[int]], stop: Stop
     ) -> tuple[np.ndarray, KVCache]:
         """Each prompt by itself, at its own length; then side by side in one cache."""

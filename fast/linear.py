@@ -3,8 +3,8 @@
 The traps, all measured (compiled HLO read on jaxlib 0.10 and 0.12):
 * Only s8 x s8 -> s32 takes the fast path, and not with a single row: one row is padded to two.
 * With few rows the weights go on the left, [N, K] x [R, K]: they are then read without repacking.
-* A division by a constant becomes a multiplication by its reciprocal: the divisor is hidden
-  behind an optimization barrier, so that scales equal the reference's bit for bit.
+* A division by a constant becomes a multiplication by its reciprocal, behind an optimization
+  barrier too: the divisor is selected at run time, so that scales equal the reference's.
 * a * b + c becomes a fused multiply-add; sums of products may differ by an ulp per operation.
 
 B sequences, T tokens, R = B * T rows, K inputs, N outputs, G groups of g inputs.
@@ -63,9 +63,13 @@ def integer_product(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def int8_scale(absmax: jax.Array) -> jax.Array:
-    """scale = max(absmax, 1e-5) / 127, divided and not multiplied by a reciprocal."""
-    largest = lax.optimization_barrier(jnp.float32(INT8_MAX))
-    return jnp.maximum(absmax, SMALLEST_ABSMAX) / largest
+    """scale = max(absmax, 1e-5) / 127, divided and not multiplied by a reciprocal.
+
+    XLA must not know the divisor (it sees through an optimization barrier), so it is chosen at
+    run time: 127 for every number, and NaN stays NaN.
+    """
+    absmax = jnp.maximum(absmax, SMALLEST_ABSMAX)
+    return absmax / jnp.where(absmax == absmax, jnp.float32(INT8_MAX), jnp.float32(jnp.nan))
 
 
 def int8_codes(x: jax.Array, scale: jax.Array) -> jax.Array:
@@ -80,7 +84,7 @@ def quantize_activations(x: jax.Array, layer: Linear) -> tuple[jax.Array, jax.Ar
     pad a chunk repeat the last token and so cannot change it.
     """
     if layer.activation == "static":
-        scale = jnp.broadcast_to(jnp.reshape(layer.activation_scale, (1, 1, 1)), (*x.shape[:2], 1))
+        scale = jnp.broadcast_to(jnp.asarray(layer.activation_scale).reshape(1, 1, 1), (*x.shape[:2], 1))
     elif layer.activation == "per_tensor":
         scale = int8_scale(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True))
         scale = jnp.broadcast_to(scale, (*x.shape[:2], 1))
@@ -91,7 +95,7 @@ def quantize_activations(x: jax.Array, layer: Linear) -> tuple[jax.Array, jax.Ar
 
 def int8_linear(codes: jax.Array, a_scale: jax.Array, weight: QuantizedWeight) -> jax.Array:
     """y[r,n] = (f32(sum_k xq[r,k] wq[n,k]) * a_scale[r]) * w_scale[n]."""
-    total = integer_product(codes, weight.codes)
+    total = integer_product(codes, jnp.asarray(weight.codes))
     return (total.astype(jnp.float32) * a_scale) * weight.scale.T
 
 
@@ -105,9 +109,7 @@ def int4_linear(x: jax.Array, weight: GroupedWeight, activation: str) -> jax.Arr
     """W4A8: quantize the rows per (row, group) or per row, then the grouped product: [R, N]."""
     groups, _, size = weight.codes.shape
     x = split_groups(x, groups, size)  # [R, G, g]
-    axes = (2,) if activation == "per_group" else (1, 2)
-    scale = int8_scale(jnp.max(jnp.abs(x), axis=axes, keepdims=True))  # [R, G or 1, 1]
-    codes = int8_codes(x, scale)
+    codes, scale = quantize_groups(x, activation)
     rows = x.shape[0]
     if rows <= GROUP_ROWS:
         return int4_rows(codes, scale, weight)
@@ -118,6 +120,13 @@ def int4_linear(x: jax.Array, weight: GroupedWeight, activation: str) -> jax.Arr
     )
     y = lax.map(lambda tile: int4_rows(tile[0], tile[1], weight), (codes, scale))  # [tiles, 64, N]
     return y.reshape(tiles * GROUP_ROWS, -1)[:rows]
+
+
+def quantize_groups(x: jax.Array, activation: str) -> tuple[jax.Array, jax.Array]:
+    """Codes int8 of x [R, G, g], and scale [R, G, 1] (per_group) or [R, 1, 1] (per_token)."""
+    axes = (2,) if activation == "per_group" else (1, 2)
+    scale = int8_scale(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
+    return int8_codes(x, scale), scale
 
 
 def int4_rows(codes: jax.Array, a_scale: jax.Array, weight: GroupedWeight) -> jax.Array:

@@ -13,7 +13,6 @@ kernels, which read the nibbles themselves, take the place of this form.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,22 +69,25 @@ def device_weights(weights: Weights) -> Weights:
 
     def put(array: np.ndarray) -> jax.Array:
         if id(array) not in placed:
-            placed[id(array)] = jax.device_put(array, may_alias=True)
+            placed[id(array)] = _put(array)
         return placed[id(array)]
 
     outer = replace(weights, blocks=())
-    blocks = tuple(_place(block, jax.device_put) for block in weights.blocks)
-    return replace(_place(outer, put), blocks=blocks)
+    blocks = tuple(jax.tree.map(_put, place_block(block)) for block in weights.blocks)
+    return replace(jax.tree.map(put, place_block(outer)), blocks=blocks)
 
 
-def _place(tree: Any, put: Callable[[np.ndarray], jax.Array]) -> Any:
-    """Each linear in the form that its activations want, everything else as it is."""
+def _put(array: np.ndarray) -> jax.Array:
+    return jax.device_put(array, may_alias=True)
+
+
+def place_block(tree: Any) -> Any:
+    """Each linear of a block (or of any tree) in the form that its activations want."""
 
     def place(leaf: Any) -> Any:
         return place_linear(leaf) if isinstance(leaf, Linear) else leaf
 
-    converted = jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, Linear))
-    return jax.tree.map(put, converted)
+    return jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, Linear))
 
 
 def place_linear(layer: Linear) -> Linear:

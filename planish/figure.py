@@ -66,7 +66,14 @@ def surface(axes: Any, values: np.ndarray, depth: str) -> None:
     rows = values[: 48 * max(1, len(values) // 48) : max(1, len(values) // 48)]
     channels, tokens = np.meshgrid(np.arange(rows.shape[1]), np.arange(len(rows)))
     axes.plot_surface(
-        channels, tokens, rows, cmap="coolwarm", rstride=1, cstride=1, linewidth=0, antialiased=False
+        channels,
+        tokens,
+        rows,
+        cmap="coolwarm",
+        rstride=1,
+        cstride=1,
+        linewidth=0,
+        antialiased=False,
     )
     axes.set_xlabel("channel")
     axes.set_ylabel(depth)

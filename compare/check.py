@@ -1,0 +1,101 @@
+"""One comparison: an array that should be, an array that is, and how far they may be apart."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one comparison, its worst element spelled out.
+
+    `worst` is the largest |found - expected| in units of the tolerance: above 1 it fails.
+    NaN or Inf in what was found always fails.
+    """
+
+    level: int
+    layer: int | None
+    part: str
+    index: tuple[int, ...]
+    expected: float
+    found: float
+    tolerance: float
+    worst: float
+    max_error: float
+    ulps: float
+    cosine: float
+    off_by_one: int = 0
+    detail: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        return self.worst <= 1
+
+    def __str__(self) -> str:
+        where = f"level {self.level}, " + ("" if self.layer is None else f"layer {self.layer}, ")
+        text = f"{where}{self.part} at {list(self.index)}: expected {self.expected:.9g}"
+        text += f", found {self.found:.9g} ({self.ulps:.3g} ulps apart"
+        return text + f", {self.worst:.3g} times the tolerance {self.tolerance:.3g}){self.detail}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON without NaN or Inf: such values become strings."""
+        values = {**asdict(self), "index": list(self.index), "agrees": self.agrees}
+        return {
+            k: str(v) if isinstance(v, float) and not np.isfinite(v) else v
+            for k, v in values.items()
+        }
+
+
+def ulp_distance(a: float, b: float) -> float:
+    """How many float32 steps lie between two values."""
+    if not (np.isfinite(a) and np.isfinite(b)):
+        return float("inf")
+    return abs(a - b) / float(np.spacing(np.float32(max(abs(a), abs(b), 1e-38))))
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of the angle between two arrays as vectors; 1 where both are zero."""
+    a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    length = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return 1.0 if length == 0 else float(a @ b) / length
+
+
+def check(
+    level: int,
+    layer: int | None,
+    part: str,
+    expected: np.ndarray,
+    found: np.ndarray,
+    tolerance: np.ndarray | float,
+    off_by_one: int = 0,
+) -> Check:
+    """Compare elementwise; a wrong shape is the worst of errors."""
+    expected, found = np.asarray(expected), np.asarray(found)
+    if expected.shape != found.shape:
+        detail = f"; shapes {list(expected.shape)} and {list(found.shape)} differ"
+        inf = float("inf")
+        return Check(level, layer, part, (), 0.0, 0.0, 0.0, inf, inf, inf, 0.0, 0, detail)
+    difference = np.abs(found.astype(np.float64) - expected)
+    difference = np.where(np.isfinite(difference), difference, np.inf)
+    allowed = np.broadcast_to(np.asarray(tolerance, np.float64), difference.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(difference == 0, 0.0, difference / allowed)
+    index = np.unravel_index(int(relative.argmax()), relative.shape)
+    a, b = float(expected[index]), float(found[index])
+    return Check(
+        level,
+        layer,
+        part,
+        tuple(int(i) for i in index),
+        a,
+        b,
+        float(allowed[index]),
+        float(relative[index]),
+        float(difference.max()),
+        ulp_distance(a, b),
+        cosine(expected, found) if np.isfinite(found).all() else float("nan"),
+        off_by_one,
+    )

@@ -1,0 +1,1 @@
+"""The command: one file per verb, and the only room where flags are read."""

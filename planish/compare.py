@@ -1,0 +1,33 @@
+"""planish compare: does the fast engine compute what the reference defines?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from planish.engines import add_cache_flag, add_model_flag, open_model
+from reference.checkpoint import open_checkpoint
+from reference.tokenizer import read_text
+
+AGREE, DIFFER = 0, 3
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_model_flag(parser)
+    parser.add_argument("--prompt_file", metavar="FILE", help="UTF-8 (default: drawn at random)")
+    parser.add_argument("--json", action="store_true")
+    add_cache_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from compare import report
+
+    tokens = None
+    if args.prompt_file is None:
+        checkpoint = open_checkpoint(args.model)
+    else:
+        checkpoint, tokenizer = open_model(args.model)
+        tokens = tokenizer.encode(read_text(args.prompt_file))
+    result = report.run(checkpoint, tokens)
+    print(json.dumps(result.as_dict(), allow_nan=False) if args.json else result.table())
+    return AGREE if result.agree else DIFFER

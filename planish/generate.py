@@ -1,0 +1,94 @@
+"""planish generate: text to stdout as it comes, figures to stderr.
+
+Without a prompt the text begins from the model's bos token alone. With several prompts each
+completion is printed whole, in order, when all are done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
+from reference.checkpoint import Checkpoint
+from reference.errors import PromptError
+from reference.generate import Stop, StopStrings, check_fits, text_stream
+from reference.sampling import Sampling
+from reference.tokenizer import Tokenizer, read_text
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_model_flag(parser)
+    parser.add_argument("--prompt", action="append", help="may be given several times: a batch")
+    parser.add_argument("--prompt_file", metavar="FILE", help="a prompt from a UTF-8 file")
+    parser.add_argument("--max_new_tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--top_k", type=int, default=0, help="0 keeps every token (default)")
+    parser.add_argument("--top_p", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop", action="append", default=[], help="a string that ends the text")
+    parser.add_argument("--ignore_eos", action="store_true")
+    add_engine_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    checkpoint, tokenizer = open_model(args.model)
+    prompts = prompt_tokens(args, checkpoint, tokenizer)
+    stop = Stop(args.max_new_tokens, tuple(args.stop), args.ignore_eos)
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    sampling.check(checkpoint.config.vocab_size)
+    check_fits(checkpoint.config, prompts, stop, checkpoint.config.max_positions)
+    engine = open_engine(checkpoint, args)
+    streams = [text_stream(tokenizer, prompt, stop) for prompt in prompts]
+    start, times, texts = time.perf_counter(), [], [""] * len(prompts)
+    tokens = engine.generate(prompts, stop, sampling)
+    for row, token in tokens:
+        times.append(time.perf_counter())
+        show(streams, row, streams[row].push(token), texts)
+        if all(stream.stopped for stream in streams):
+            break
+    for row, stream in enumerate(streams):
+        show(streams, row, stream.finish(), texts)
+    print("\n\n".join(texts) if len(texts) > 1 else "", flush=True)
+    report(engine, sum(map(len, prompts)), start, times)
+    return 0
+
+
+def show(streams: Sequence[StopStrings], row: int, piece: str, texts: list[str]) -> None:
+    """One prompt streams; several are gathered."""
+    if len(streams) == 1:
+        print(piece, end="", flush=True)
+    else:
+        texts[row] += piece
+
+
+def prompt_tokens(
+    args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
+) -> list[list[int]]:
+    """Every prompt as token ids; none given means the bos token alone."""
+    texts = list(args.prompt or [])
+    if args.prompt_file is not None:
+        texts.append(read_text(args.prompt_file))
+    if any(text == "" for text in texts):
+        raise PromptError("is empty", name="prompt", expected="text, or no --prompt at all")
+    if texts:
+        return [tokenizer.encode(text) for text in texts]
+    if checkpoint.config.bos_token_id is None:
+        raise PromptError("is missing, and the model has no bos token", name="prompt")
+    return [[checkpoint.config.bos_token_id]]
+
+
+def report(engine: Any, prompt: int, start: float, times: list[float]) -> None:
+    """Speed on stderr: loading and compiling apart from running."""
+    compiled = getattr(engine, "compile_seconds", 0.0)
+    loaded = getattr(engine, "load_seconds", 0.0)
+    line = f"{engine.name}: load {loaded:.2f} s, compile {compiled:.2f} s"
+    if times:
+        line += f"; prompt {prompt} tokens"
+    if len(times) > 2:
+        rate = (len(times) - 2) / max(times[-1] - times[1], 1e-9)
+        line += f"; {len(times)} new tokens, {rate:.1f} tokens/s"
+    print(line, file=sys.stderr)

@@ -1,0 +1,131 @@
+"""planish inspect: architecture, sizes, the scheme of every tensor, bytes by kind, bits per weight."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from planish.engines import add_model_flag
+from reference.checkpoint import Checkpoint, open_checkpoint
+from reference.shapes import block_shapes, outer_shapes
+from reference.tensorfile import DTYPES
+
+KINDS = {
+    "weight_scale": "scales",
+    "weight_zero_point": "zero points",
+    "input_scale": "scales",
+    "bias": "biases",
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_model_flag(parser)
+    parser.add_argument("--json", action="store_true")
+
+
+def run(args: argparse.Namespace) -> int:
+    facts = describe(open_checkpoint(args.model))
+    print(json.dumps(facts, allow_nan=False) if args.json else as_text(facts))
+    return 0
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything that the headers and the config tell; no tensor is read."""
+    tensors = {name: scheme(checkpoint, name) for name in sorted(checkpoint.entries)}
+    sizes: Counter[str] = Counter()
+    for name, facts in tensors.items():
+        sizes[facts["kind"]] += facts["bytes"]
+    linears = linear_weights(checkpoint)
+    held = sum(
+        facts["bytes"]
+        for name, facts in tensors.items()
+        if name.rpartition(".")[0] in linears and facts["kind"] != "biases"
+    )
+    return {
+        "model": str(checkpoint.path),
+        "architecture": checkpoint.architecture.model_type,
+        "config": asdict(checkpoint.config),
+        "quantization": checkpoint.quantization,
+        "parameters": parameters(checkpoint),
+        "bytes": sum(sizes.values()),
+        "bytes_by_kind": dict(sizes),
+        "bits_per_weight": 8 * held / sum(linears.values()),
+        "tensors": tensors,
+    }
+
+
+def linear_weights(checkpoint: Checkpoint) -> dict[str, int]:
+    """Prefix -> number of weights of every linear inside the blocks."""
+    return {
+        checkpoint.prefix(part, layer): math.prod(shape)
+        for layer in range(checkpoint.config.num_layers)
+        for part, (shape, _) in block_shapes(checkpoint.config).items()
+    }
+
+
+def parameters(checkpoint: Checkpoint) -> int:
+    """Weights of the linears and embeddings, and biases and norms, as the float model counts them."""
+    outer = outer_shapes(checkpoint.config)
+    if checkpoint.config.tie_embeddings:
+        outer.pop("head")
+    small = sum(
+        math.prod(entry.shape)
+        for name, entry in checkpoint.entries.items()
+        if name.endswith(".bias") or len(entry.shape) == 1 and name.endswith(".weight")
+    )
+    return sum(linear_weights(checkpoint).values()) + sum(map(math.prod, outer.values())) + small
+
+
+def scheme(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """One tensor: type, shape, bytes, and what kind of thing it is."""
+    entry = checkpoint.entries[name]
+    quantization = checkpoint.quantization or {}
+    ending = name.rpartition(".")[2]
+    kind, words = KINDS.get(ending, "float weights"), entry.dtype.lower()
+    if ending == "weight" and entry.dtype == "I8":
+        kind, words = "INT8 codes", f"int8 {quantization.get('granularity', 'per_channel')}"
+    if ending == "weight" and entry.dtype == "U8":
+        kind = "INT4 codes"
+        words = f"int4 {quantization.get('rule')} g={quantization.get('group_size')}"
+    size = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
+    return {"kind": kind, "scheme": words, "shape": list(entry.shape), "bytes": size}
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """The same for people: tensors of equal form in different layers are one line."""
+    config, lines = facts["config"], []
+    lines.append(f"{facts['model']}: {facts['architecture']}, {facts['parameters']:,} parameters")
+    lines.append(
+        f"  {config['num_layers']} layers, width {config['hidden_size']}, ffn"
+        f" {config['intermediate_size']}, {config['num_heads']} heads of {config['head_dim']},"
+        f" {config['num_kv_heads']} key-value heads, vocabulary {config['vocab_size']},"
+        f" {config['max_positions']} positions"
+    )
+    quantization = facts["quantization"]
+    if quantization is None:
+        lines.append("  not quantized")
+    else:
+        told = {k: v for k, v in quantization.items() if k not in ("quant_method", "calibration")}
+        lines.append("  " + ", ".join(f"{k} {v}" for k, v in told.items() if v not in (None, [])))
+    lines.append(f"  {facts['bits_per_weight']:.3f} bits per weight of the blocks' linears")
+    for kind, size in sorted(facts["bytes_by_kind"].items(), key=lambda item: -item[1]):
+        lines.append(f"  {kind:14} {size:14,} bytes")
+    lines.append(f"  {'in all':14} {facts['bytes']:14,} bytes\n")
+    return "\n".join([*lines, *grouped_lines(facts["tensors"])])
+
+
+def grouped_lines(tensors: dict[str, Any]) -> list[str]:
+    """name with {i} for the layer, scheme, shape, how many."""
+    groups: Counter[tuple[str, str, str]] = Counter()
+    for name, facts in tensors.items():
+        generic = ".".join("{i}" if part.isdigit() else part for part in name.split("."))
+        groups[generic, facts["scheme"], str(facts["shape"])] += 1
+    width = max(len(name) for name, _, _ in groups)
+    return [
+        f"  {name:{width}}  {words:24} {shape:16}" + (f" x {count}" if count > 1 else "")
+        for (name, words, shape), count in groups.items()
+    ]

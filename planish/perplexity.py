@@ -1,0 +1,41 @@
+"""planish perplexity: a model on a text, with the standard error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
+from planish.progress import progress
+from reference.errors import PromptError
+from reference.evaluate import LONGEST_WINDOW, cut_windows, perplexity
+from reference.tokenizer import read_text
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_model_flag(parser)
+    parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8")
+    parser.add_argument("--window", type=int, help="tokens (default: 2048 or the model's length)")
+    parser.add_argument("--json", action="store_true")
+    add_engine_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    checkpoint, tokenizer = open_model(args.model)
+    longest = checkpoint.config.max_positions
+    window = min(LONGEST_WINDOW, longest) if args.window is None else args.window
+    if window > longest:
+        expected = f"at most {longest}, the model's length"
+        raise PromptError("bad value", name="window", expected=expected, found=window)
+    tokens = tokenizer.encode(read_text(args.text))
+    cut_windows(tokens, window)  # refuses before the model is loaded
+    result = perplexity(open_engine(checkpoint, args).forward, tokens, window, progress)
+    if args.json:
+        print(json.dumps(asdict(result), allow_nan=False))
+    else:
+        print(
+            f"perplexity {result.perplexity:.5f} ± {result.standard_error:.5f}"
+            f" ({result.tokens} tokens, {result.windows} windows of {result.window})"
+        )
+    return 0
