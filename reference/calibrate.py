@@ -31,7 +31,7 @@ def no_progress(items: Iterable[Any], description: str = "") -> Iterable[Any]:
 def cut_samples(
     ids: Sequence[int], count: int = NUM_SAMPLES, length: int = SAMPLE_LENGTH
 ) -> list[np.ndarray]:
-    """The first `count` consecutive windows of `length` tokens; fewer if the text has fewer, never none."""
+    """The first `count` windows of `length` tokens; fewer if the text has fewer, never none."""
     if count < 1 or length < 1:
         raise PromptError(
             "bad value", name="calibration", expected="at least 1 sample of 1 token", found=count
@@ -71,7 +71,7 @@ def run_block(
 def observe_block(
     config: ModelConfig, block: Block, hidden: Sequence[np.ndarray]
 ) -> tuple[ChannelAbsmax, list[np.ndarray]]:
-    """Absmax per input channel of every linear of one block, and the hidden states that leave it."""
+    """Absmax per input channel of a block's linears, and the hidden states that leave it."""
     absmax: ChannelAbsmax = {}
 
     def tap(name: str, x: np.ndarray) -> None:

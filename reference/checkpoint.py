@@ -15,10 +15,10 @@ Nothing is unpickled and no path leaves the directory.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -29,12 +29,13 @@ from reference.grids import num_groups
 from reference.layers import Norm
 from reference.linear import Linear, QuantizedWeight
 from reference.model import Block, Weights
-from reference.quantization_config import check_quantization_config
-from reference.shapes import block_shapes, outer_shapes
-from reference.tensorfile import TensorEntry, read_entries
+from reference.quantization_config import check_quantization_config, weight_bits
+from reference.shapes import block_kinds, block_shapes, outer_kinds, outer_shapes
+from reference.shards import find_entries
+from reference.tensorfile import TensorEntry
 
 FLOATS = ("F32", "F16", "BF16")
-KINDS = ("weight", "bias", "weight_scale", "weight_zero_point", "input_scale")
+CODES = {8: "I8", 4: "U8"}
 
 
 @dataclass(frozen=True)
@@ -73,35 +74,37 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     _check_quantization(values, path)
     config = _with_generation(model_config(values, path / "config.json"), path)
     architecture = architecture_of(values, path)
-    checkpoint = Checkpoint(path, values, config, architecture, _find_entries(path))
+    checkpoint = Checkpoint(path, values, config, architecture, find_entries(path))
     _check_names(checkpoint)
     return checkpoint
 
 
 def load_weights(checkpoint: Checkpoint) -> Weights:
     """The model with lazy blocks: each is read when it is indexed."""
-    config, shapes = checkpoint.config, outer_shapes(checkpoint.config)
-    embed = load_float(checkpoint, checkpoint.prefix("embed") + ".weight", shapes["embed"])
-    positions = None
-    if "positions" in shapes:
-        name = checkpoint.prefix("positions") + ".weight"
-        positions = load_float(checkpoint, name, shapes["positions"])
-    projects = [
-        load_linear(checkpoint, checkpoint.prefix(part), shapes[part], False)
-        if part in shapes
-        else None
-        for part in ("project_in", "project_out")
-    ]
-    final_norm = (
-        _load_norm(checkpoint, checkpoint.prefix("final_norm")) if config.final_norm else None
-    )
-    head = checkpoint.prefix("head")
-    if config.tie_embeddings and head + ".weight_scale" not in checkpoint.entries:
-        lm_head = Linear(embed)
-    else:
-        lm_head = load_linear(checkpoint, head, shapes["head"], False)
-    blocks = Blocks(checkpoint)
-    return Weights(embed, positions, projects[0], blocks, final_norm, projects[1], lm_head)
+    embed = _load_outer(checkpoint, "embed")
+    positions = project_in = project_out = final_norm = None
+    if checkpoint.config.position_offset is not None:
+        positions = _load_outer(checkpoint, "positions")
+    if checkpoint.config.projects:
+        project_in = Linear(_load_outer(checkpoint, "project_in"))
+        project_out = Linear(_load_outer(checkpoint, "project_out"))
+    if checkpoint.config.final_norm:
+        final_norm = _load_norm(checkpoint, checkpoint.prefix("final_norm"))
+    blocks, head = Blocks(checkpoint), _load_head(checkpoint, embed)
+    return Weights(embed, positions, project_in, blocks, final_norm, project_out, head)
+
+
+def _load_outer(checkpoint: Checkpoint, part: str) -> np.ndarray:
+    name = f"{checkpoint.prefix(part)}.weight"
+    return load_float(checkpoint, name, outer_shapes(checkpoint.config)[part])
+
+
+def _load_head(checkpoint: Checkpoint, embed: np.ndarray) -> Linear:
+    """The head's own weight, or the embedding; a tied head that was quantized has its own."""
+    prefix = checkpoint.prefix("head")
+    if checkpoint.config.tie_embeddings and f"{prefix}.weight_scale" not in checkpoint.entries:
+        return Linear(embed)
+    return load_linear(checkpoint, prefix, outer_shapes(checkpoint.config)["head"], False)
 
 
 class Blocks(Sequence[Block]):
@@ -113,13 +116,15 @@ class Blocks(Sequence[Block]):
     def __len__(self) -> int:
         return self.checkpoint.config.num_layers
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return load_block(self.checkpoint, index)
-
-    def __iter__(self) -> Iterator[Block]:
-        return (load_block(self.checkpoint, index) for index in range(len(self)))
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Block]: ...
+    def __getitem__(self, index: int | slice) -> Block | list[Block]:
+        chosen = range(len(self))[index]
+        if isinstance(chosen, int):
+            return load_block(self.checkpoint, chosen)
+        return [load_block(self.checkpoint, layer) for layer in chosen]
 
 
 def load_block(checkpoint: Checkpoint, layer: int) -> Block:
@@ -140,8 +145,7 @@ def load_linear(
     if f"{prefix}.weight_scale" not in checkpoint.entries:
         return Linear(load_float(checkpoint, f"{prefix}.weight", shape), bias)
     weight = _load_quantized(checkpoint, prefix, shape)
-    is_head = prefix == checkpoint.prefix("head")
-    activation = "float" if is_head else checkpoint.values["quantization_config"]["activation"]
+    activation = _activation(checkpoint, prefix)
     layer = Linear(weight, bias, activation)
     if activation != "static":
         return layer
@@ -150,37 +154,54 @@ def load_linear(
     return replace(layer, activation_scale=scale)
 
 
+def _activation(checkpoint: Checkpoint, prefix: str) -> str:
+    """How a quantized linear treats its input; the head always reads floats."""
+    quantization = checkpoint.quantization or {}
+    return "float" if prefix == checkpoint.prefix("head") else quantization["activation"]
+
+
 def load_float(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A float tensor as float32 (a view of the file if it is float32 there); NaN and Inf are errors."""
-    tensor = _entry(checkpoint, name, FLOATS, shape).map().astype(np.float32, copy=False)
-    if not np.isfinite(tensor).all():
-        bad = tuple(int(i) for i in np.argwhere(~np.isfinite(tensor))[0])
-        raise CheckpointError(
-            "bad value",
-            path=checkpoint.path,
-            name=name,
-            expected="finite",
-            found=f"{tensor[bad]} at {bad}",
-        )
+    """A float tensor as float32, a view of the file if it is float32 there; it must be finite."""
+    entry = _entry(checkpoint, name, FLOATS, shape)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is reported below, by name
+        tensor = entry.map().astype(np.float32, copy=False)
+    finite = np.isfinite(tensor)
+    if not finite.all():
+        index = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise _bad(checkpoint, name, "finite", f"{tensor[index]} at {index}")
     return tensor
 
 
 def _load_quantized(checkpoint: Checkpoint, prefix: str, shape: tuple[int, ...]) -> QuantizedWeight:
-    rows, cols = shape
-    if _named(checkpoint, f"{prefix}.weight").dtype == "I8":
-        codes = _entry(checkpoint, f"{prefix}.weight", ("I8",), shape).map()
-        name = f"{prefix}.weight_scale"
-        found = _named(checkpoint, name).shape
-        scale = _entry(checkpoint, name, ("F32",), (1, 1) if found == (1, 1) else (rows, 1)).map()
-        _require_positive(checkpoint, name, scale)
-        return QuantizedWeight(codes, scale, None, 8, cols)
-    group_size = checkpoint.values["quantization_config"]["group_size"]
+    quantization, (rows, cols) = checkpoint.quantization or {}, shape
+    is_head = prefix == checkpoint.prefix("head")
+    if weight_bits(quantization, is_head) == 8:
+        return _load_int8(checkpoint, prefix, rows, cols)
+    return _load_int4(checkpoint, prefix, rows, cols, quantization["group_size"])
+
+
+def _load_int8(checkpoint: Checkpoint, prefix: str, rows: int, cols: int) -> QuantizedWeight:
+    codes = _entry(checkpoint, f"{prefix}.weight", ("I8",), (rows, cols)).map()
+    if codes.min() == -128:  # the grid is symmetric, and kernels may rely on it
+        raise _bad(checkpoint, f"{prefix}.weight", "codes -127..127", -128)
+    name = f"{prefix}.weight_scale"
+    whole = _named(checkpoint, name).shape == (1, 1)
+    scale = _entry(checkpoint, name, ("F32",), (1 if whole else rows, 1)).map()
+    _require_positive(checkpoint, name, scale)
+    return QuantizedWeight(codes, scale, None, 8, cols)
+
+
+def _load_int4(
+    checkpoint: Checkpoint, prefix: str, rows: int, cols: int, group_size: int
+) -> QuantizedWeight:
     groups = (rows, num_groups(cols, group_size))
     codes = _entry(checkpoint, f"{prefix}.weight", ("U8",), (rows, -(-cols // 2))).map()
     scale = _entry(checkpoint, f"{prefix}.weight_scale", ("F16", "F32"), groups).map()
     zero = _entry(checkpoint, f"{prefix}.weight_zero_point", ("U8",), groups).map()
-    if not np.isfinite(scale).all() or (scale == 0).any():
-        raise _bad(checkpoint, f"{prefix}.weight_scale", "finite scales other than 0", "another")
+    good = np.isfinite(scale) & (scale != 0)
+    if not good.all():
+        found = scale[~good][0]
+        raise _bad(checkpoint, f"{prefix}.weight_scale", "finite scales other than 0", found)
     if zero.max() > 15:
         raise _bad(checkpoint, f"{prefix}.weight_zero_point", "0..15", zero.max())
     return QuantizedWeight(codes, scale, zero, 4, cols, group_size)
@@ -197,14 +218,14 @@ def _load_norm(checkpoint: Checkpoint, prefix: str) -> Norm:
 
 
 def _bad(checkpoint: Checkpoint, name: str, expected: object, found: object) -> CheckpointError:
-    return CheckpointError(
-        "bad value", path=checkpoint.path, name=name, expected=expected, found=found
-    )
+    path = checkpoint.path
+    return CheckpointError("bad value", path=path, name=name, expected=expected, found=found)
 
 
 def _require_positive(checkpoint: Checkpoint, name: str, scale: np.ndarray) -> None:
-    if not (np.isfinite(scale).all() and (scale > 0).all()):
-        raise _bad(checkpoint, name, "positive finite scales", "another")
+    good = np.isfinite(scale) & (scale > 0)
+    if not good.all():
+        raise _bad(checkpoint, name, "positive finite scales", scale[~good][0])
 
 
 def _named(checkpoint: Checkpoint, name: str) -> TensorEntry:
@@ -216,19 +237,16 @@ def _named(checkpoint: Checkpoint, name: str) -> TensorEntry:
 def _entry(
     checkpoint: Checkpoint, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...]
 ) -> TensorEntry:
-    entry = _named(checkpoint, name)
-    if entry.dtype not in dtypes:
-        raise CheckpointError(
-            "wrong type",
-            path=entry.file,
-            name=name,
-            expected=" or ".join(dtypes),
-            found=entry.dtype,
-        )
-    if entry.shape != tuple(shape):
-        raise CheckpointError(
-            "wrong shape", path=entry.file, name=name, expected=list(shape), found=list(entry.shape)
-        )
+    """A tensor's place, after its type and shape were found to be right."""
+    entry, types = _named(checkpoint, name), " or ".join(dtypes)
+    pairs = {
+        "wrong type": (types, entry.dtype, entry.dtype in dtypes),
+        "wrong shape": (list(shape), list(entry.shape), entry.shape == tuple(shape)),
+    }
+    for problem, (expected, found, good) in pairs.items():
+        if not good:
+            file = entry.file
+            raise CheckpointError(problem, path=file, name=name, expected=expected, found=found)
     return entry
 
 
@@ -242,90 +260,57 @@ def _with_generation(config: ModelConfig, path: Path) -> ModelConfig:
 
 
 def _check_quantization(values: dict[str, Any], path: Path) -> None:
-    quantization = values.get("quantization_config")
-    if quantization is None:
+    """A quantization_config must be ours: another's codes would be read as if they were."""
+    found = values.get("quantization_config")
+    if found is None:
         return
-    where = path / "config.json"
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    file, name = path / "config.json", "quantization_config"
+    if not isinstance(found, dict):
+        found = type(found).__name__
+        raise ConfigError("wrong form", path=file, name=name, expected="an object", found=found)
+    method, name = found.get("quant_method"), f"{name}.quant_method"
     if method != "planish":
-        raise ConfigError(
-            "cannot be read",
-            path=where,
-            name="quant_method",
-            expected="planish",
-            found=repr(method),
-        )
-    check_quantization_config(quantization, where)
-
-
-def _find_entries(path: Path) -> dict[str, TensorEntry]:
-    """Every tensor of the directory; the index, where there is one, has the last word."""
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        return _indexed_entries(path, index)
-    if (path / "model.safetensors").exists():
-        return read_entries(_inside(path, "model.safetensors", path))
-    pickles = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl"))
-    if pickles:
-        raise CheckpointError(
-            "pickled weights are never loaded; convert them to safetensors",
-            path=path,
-            found=pickles[0],
-        )
-    raise CheckpointError("has no model.safetensors and no index", path=path)
-
-
-def _indexed_entries(path: Path, index: Path) -> dict[str, TensorEntry]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise ConfigError(
-            "bad value", path=index, name="weight_map", expected="tensor name -> file name"
-        )
-    entries: dict[str, TensorEntry] = {}
-    for shard in sorted(set(weight_map.values())):
-        for name, entry in read_entries(_inside(path, shard, index)).items():
-            if name in entries:
-                raise CheckpointError("stands in two shards", path=index, name=name, found=shard)
-            if weight_map.get(name) != shard:
-                found = weight_map.get(name, "no entry")
-                raise CheckpointError(
-                    "is not where the index says",
-                    path=index,
-                    name=name,
-                    expected=shard,
-                    found=found,
-                )
-            entries[name] = entry
-    for name, shard in weight_map.items():
-        if name not in entries:
-            raise CheckpointError("is missing", path=path / shard, name=name)
-    return entries
-
-
-def _inside(path: Path, name: str, index: Path) -> Path:
-    """A weights file by its plain name; only Hugging Face's own cache may link out, to its blobs."""
-    if not re.fullmatch(r"[\w.-]+\.safetensors", name):
-        raise CheckpointError("a shard must be a plain file name", path=index, found=repr(name))
-    file = path / name
-    if not file.exists():
-        raise CheckpointError("shard is missing", path=file)
-    allowed = (path.resolve(), path.resolve().parent.parent / "blobs")
-    if file.resolve().parent not in allowed:
-        raise CheckpointError("links out of the model's directory", path=file, found=file.resolve())
-    return file
+        problem = "cannot be read"
+        raise ConfigError(problem, path=file, name=name, expected="planish", found=repr(method))
+    check_quantization_config(found, file)
 
 
 def _check_names(checkpoint: Checkpoint) -> None:
-    """Every linear, norm and embedding must be there, and nothing that no part would load."""
-    known = {checkpoint.prefix(part) for part in checkpoint.architecture.tensors}
-    for layer in range(checkpoint.config.num_layers):
-        for part in block_shapes(checkpoint.config):
-            _named(checkpoint, checkpoint.prefix(part, layer) + ".weight")
-        known |= {checkpoint.prefix(part, layer) for part in checkpoint.architecture.block}
+    """Every tensor that some part loads must be there, and no other."""
+    config, known = checkpoint.config, set()
+    for part, kinds in outer_kinds(config).items():
+        prefix = checkpoint.prefix(part)
+        tied = part == "head" and config.tie_embeddings
+        known |= _require(checkpoint, prefix, kinds, optional=tied)
+    for layer in range(config.num_layers):  # stops at the first missing one, however many
+        for part, kinds in block_kinds(config).items():
+            known |= _require(checkpoint, checkpoint.prefix(part, layer), kinds)
+    ignored = checkpoint.architecture.ignored
     for name in checkpoint.entries:
-        prefix, _, kind = name.rpartition(".")
-        ignored = any(re.fullmatch(p, name) for p in checkpoint.architecture.ignored)
-        if not ignored and (prefix not in known or kind not in KINDS):
-            raise CheckpointError(
-                "is not a tensor of this architecture", path=checkpoint.path, name=name
-            )
+        if name not in known and not any(re.fullmatch(pattern, name) for pattern in ignored):
+            problem = "is not a tensor of this model"
+            raise CheckpointError(problem, path=checkpoint.path, name=name)
+
+
+def _require(
+    checkpoint: Checkpoint, prefix: str, kinds: tuple[str, ...], optional: bool = False
+) -> set[str]:
+    """The names that one part may have, after all that it must have were found."""
+    names = [f"{prefix}.{kind}" for kind in (*kinds, *_quantized_kinds(checkpoint, prefix))]
+    for name in names:
+        if not optional:
+            _named(checkpoint, name)
+    return set(names)
+
+
+def _quantized_kinds(checkpoint: Checkpoint, prefix: str) -> tuple[str, ...]:
+    """What lies beside the codes of a quantized linear: one with a scale in a quantized model."""
+    if checkpoint.quantization is None or f"{prefix}.weight_scale" not in checkpoint.entries:
+        return ()
+    bits = weight_bits(checkpoint.quantization, prefix == checkpoint.prefix("head"))
+    if bits is None:
+        return ()
+    if bits == 4:
+        return "weight_scale", "weight_zero_point"
+    static = _activation(checkpoint, prefix) == "static"
+    return ("weight_scale", "input_scale") if static else ("weight_scale",)

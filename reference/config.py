@@ -76,7 +76,9 @@ def read_json(path: Path, error: type[ConfigError] = ConfigError) -> dict[str, A
     if text.startswith("version https://git-lfs"):
         raise error("is a Git-LFS pointer, not the file; run `git lfs pull`", path=path)
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
+        )
     except (ValueError, RecursionError) as problem:
         raise error(f"is not JSON: {problem}", path=path) from None
     if not isinstance(value, dict):
@@ -89,6 +91,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(seen) != len(pairs):
         raise ValueError("a key stands twice")
     return seen
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 class Keys:
@@ -115,10 +124,10 @@ class Keys:
         """A positive finite number."""
         value = self.values.get(name)
         value = default if value is None else value
-        good = isinstance(value, int | float) and not isinstance(value, bool)
-        if not good or not math.isfinite(value) or value <= 0:
-            raise self.fail(name, "a positive finite number", repr(value))
-        return float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if 0 < value < 1e300:
+                return float(value)
+        raise self.fail(name, "a positive finite number", repr(value))
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.values.get(name, default)

@@ -1,4 +1,4 @@
-"""The one family of errors: every complaint about input names the place, what was expected, what was found."""
+"""The one family of errors: each names the place, what was expected and what was found."""
 
 from __future__ import annotations
 
@@ -28,7 +28,14 @@ class PlanishError(Exception):
             message += f"; expected {expected}"
         if found is not None:
             message += f", found {found}" if expected is not None else f"; found {found}"
-        super().__init__(" ".join(message.split()))
+        super().__init__(_one_line(message))
+
+
+def _one_line(message: str) -> str:
+    """Names come from files: no line break and no control character reaches the terminal."""
+    flat = " ".join(message.split())
+    printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
+    return "".join(printable)
 
 
 class ConfigError(PlanishError):

@@ -1,4 +1,4 @@
-"""What quantization costs: perplexity with its standard error, KL divergence, top-1 agreement (SPEC 8)."""
+"""What quantization costs: perplexity and its standard error, KL, top-1 agreement (SPEC 8)."""
 
 from __future__ import annotations
 

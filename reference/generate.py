@@ -65,7 +65,7 @@ def generate(
     stop: Stop,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
 ) -> Iterator[tuple[int, int]]:
-    """Yield (row, token) as tokens come, for each prompt in turn; ends a row at an eos id (not yielded)."""
+    """Yield (row, token) as tokens come, prompt after prompt; an eos id ends a row unyielded."""
     sampling.check(config.vocab_size)
     check_fits(config, prompts, stop, config.max_positions)
     eos = () if stop.ignore_eos else config.eos_token_ids

@@ -119,7 +119,8 @@ def _minmax(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     include 0, so its zero point can saturate.) The second value returned is lo.
     """
     low, high = np.minimum(groups.min(axis=2), 0), np.maximum(groups.max(axis=2), 0)
-    return (high - low) / np.float32(INT4_MAX), low
+    with np.errstate(over="ignore"):  # store_scale reports it, by row and group
+        return (high - low) / np.float32(INT4_MAX), low
 
 
 INT4_RULES: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
@@ -134,7 +135,7 @@ def store_scale(scale: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """Round scales to their storage type; one that overflows or vanishes is an error (SPEC 4)."""
     with np.errstate(over="ignore"):
         stored = scale.astype(dtype)
-    lost = ~np.isfinite(stored) | ((stored == 0) & (scale != 0))
+    lost = ~np.isfinite(stored) | (stored == 0)
     if lost.any():
         row, group = (int(i) for i in np.argwhere(lost)[0])
         raise QuantizationError(
@@ -146,6 +147,12 @@ def store_scale(scale: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     return stored
 
 
+def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        expected = f"one of {', '.join(map(str, choices))}"
+        raise RecipeError("unknown", name=name, expected=expected, found=repr(value))
+
+
 def int4_parameters(
     w: np.ndarray,
     group_size: int,
@@ -153,22 +160,16 @@ def int4_parameters(
     scale_dtype: type | np.dtype = np.float16,
     name: str = "w",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scale [N, G] in its storage type and zero point uint8 [N, G] of w [N, K] by one of INT4_RULES.
+    """Scale [N, G] in its storage type and zero point uint8 [N, G] of w [N, K] by a rule.
 
     A group of zeros gets scale 1 and zero point 8 under every rule.
     """
-    if rule not in INT4_RULES:
-        raise RecipeError(
-            "unknown", name="rule", expected=f"one of {', '.join(INT4_RULES)}", found=rule
-        )
-    if group_size not in GROUP_SIZES:
-        raise RecipeError(
-            "bad", name="group_size", expected=f"one of {GROUP_SIZES}", found=group_size
-        )
+    _require_choice("rule", rule, tuple(INT4_RULES))
+    _require_choice("group_size", group_size, GROUP_SIZES)
     require_finite(w, name)
     groups = grouped(w.astype(np.float32, copy=False), group_size)
     scale, zero_or_low = INT4_RULES[rule](groups)
-    empty = scale == 0
+    empty = ~groups.any(axis=2)
     scale = store_scale(np.where(empty, np.float32(1), scale), np.dtype(scale_dtype), name)
     if rule == "minmax":
         zero = np.clip(np.rint(-zero_or_low / scale.astype(np.float32)), 0, INT4_MAX)

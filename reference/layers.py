@@ -71,8 +71,10 @@ ACTIVATIONS = {"relu": relu, "silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
 
 def rope_tables(config: ModelConfig, length: int) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin [length, dim / 2] of position * theta ** (-2i / dim). Su et al. 2021."""
-    half = np.arange(0, config.rope.dim, 2, dtype=np.float32) / np.float32(config.rope.dim)
-    frequency = np.float32(1) / np.float32(config.rope.theta) ** half
+    if config.rope is None:
+        raise ValueError("the model has no rotary positions")
+    exponent = np.arange(0, config.rope.dim, 2) / config.rope.dim  # float64: the power is rounded once
+    frequency = np.float32(1) / np.power(config.rope.theta, exponent).astype(np.float32)
     angle = np.arange(length, dtype=np.float32)[:, None] * frequency
     return np.cos(angle), np.sin(angle)
 
@@ -107,10 +109,8 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> 
     kv_heads = k.shape[1]
     q = q.reshape(tokens, kv_heads, heads // kv_heads, head_dim)  # [T, K, H/K, Hd]
     q = q.transpose(1, 2, 0, 3)  # [K, H/K, T, Hd]
-    k, v = (
-        k.transpose(1, 2, 0)[:, None],
-        v.transpose(1, 0, 2)[:, None],
-    )  # [K, 1, Hd, S], [K, 1, S, Hd]
+    k = k.transpose(1, 2, 0)[:, None]  # [K, 1, Hd, S]
+    v = v.transpose(1, 0, 2)[:, None]  # [K, 1, S, Hd]
     scores = (q @ k) / np.float32(math.sqrt(head_dim))  # [K, H/K, T, S]
     weights = softmax(np.where(mask, scores, np.float32(-np.inf)))
     return (weights @ v).transpose(2, 0, 1, 3).reshape(tokens, heads * head_dim)

@@ -69,6 +69,20 @@ class Linear:
     activation_scale: np.ndarray | None = None
 
 
+def float_weight(layer: Linear) -> np.ndarray:
+    """The weight of a linear that is still in floats."""
+    if isinstance(layer.weight, QuantizedWeight):
+        raise TypeError("this linear is quantized already")
+    return layer.weight
+
+
+def quantized_weight(layer: Linear) -> QuantizedWeight:
+    """The weight of a linear that is on a grid."""
+    if not isinstance(layer.weight, QuantizedWeight):
+        raise TypeError("this linear is not quantized")
+    return layer.weight
+
+
 def linear(x: np.ndarray, layer: Linear) -> np.ndarray:
     """y = x Wt + b for x [T, K] of one sequence -> [T, N] float32."""
     weight = layer.weight
@@ -94,7 +108,9 @@ def dequantize(weight: QuantizedWeight) -> np.ndarray:
 
 
 def centred_codes(weight: QuantizedWeight) -> np.ndarray:
-    """q - z of an INT4 weight, int8 [N, K] in -15..15."""
+    """q - z, int8 [N, K]: in -15..15 for INT4; INT8 codes are centred as they are."""
+    if weight.zero_point is None:
+        return weight.codes
     codes = unpack_nibbles(weight.codes, weight.in_features).astype(np.int8)
     zero = expand_groups(weight.zero_point.astype(np.int8), weight.in_features, weight.group_size)
     return codes - zero
@@ -121,13 +137,17 @@ def quantize_activations(x: np.ndarray, layer: Linear) -> tuple[np.ndarray, np.n
 
 def int8_linear(x: np.ndarray, layer: Linear) -> np.ndarray:
     """y[t,n] = (f32(sum_k xq[t,k] wq[n,k]) * a_scale[t]) * w_scale[n]. SmoothQuant's W8A8."""
+    weight = quantized_weight(layer)
     codes, a_scale = quantize_activations(x, layer)
-    total = integer_product(codes, layer.weight.codes)
-    return (total.astype(np.float32) * a_scale) * layer.weight.scale.T
+    total = integer_product(codes, weight.codes)
+    return (total.astype(np.float32) * a_scale) * weight.scale.T
 
 
 def int4_linear_per_token(x: np.ndarray, weight: QuantizedWeight) -> np.ndarray:
-    """y[t,n] = (sum over g ascending of f32(sum_{k in g} xq[t,k] (q - z)[n,k]) * w_scale[n,g]) * a_scale[t]."""
+    """y[t,n] = (sum over g of f32(sum_{k in g} xq[t,k] (q - z)[n,k]) * w_scale[n,g]) * a_scale[t].
+
+    The groups are added in ascending order.
+    """
     codes, a_scale = quantize_int8(x, "per_row", "activations")
     y = np.zeros((x.shape[0], weight.shape[0]), np.float32)
     for g, total in enumerate(group_products(codes, weight)):
@@ -136,15 +156,15 @@ def int4_linear_per_token(x: np.ndarray, weight: QuantizedWeight) -> np.ndarray:
 
 
 def int4_linear_per_group(x: np.ndarray, weight: QuantizedWeight) -> np.ndarray:
-    """y[t,n] = sum over g ascending of (f32(sum_{k in g} xq[t,k] (q - z)[n,k]) * w_scale[n,g]) * a_scale[t,g]."""
+    """y[t,n] = sum over g of (f32(sum_{k in g} xq[t,k] (q-z)[n,k]) * w_scale[n,g]) * a_scale[t,g].
+
+    The groups are added in ascending order.
+    """
     codes, a_scale = quantize_int8_groups(x, weight.group_size)
     y = np.zeros((x.shape[0], weight.shape[0]), np.float32)
     for g, total in enumerate(group_products(codes, weight)):
-        y = (
-            y
-            + (total.astype(np.float32) * weight.scale[:, g].astype(np.float32))
-            * a_scale[:, g, None]
-        )
+        scaled = total.astype(np.float32) * weight.scale[:, g].astype(np.float32)
+        y = y + scaled * a_scale[:, g, None]
     return y
 
 
@@ -159,7 +179,6 @@ def group_products(codes: np.ndarray, weight: QuantizedWeight) -> list[np.ndarra
     """For each group ascending, the exact integer products int32 [T, N] over its inputs."""
     centred, k = centred_codes(weight), weight.in_features
     size = k if weight.group_size == -1 else weight.group_size
-    spans = [
-        slice(g * size, min((g + 1) * size, k)) for g in range(num_groups(k, weight.group_size))
-    ]
+    starts = range(0, num_groups(k, weight.group_size) * size, size)
+    spans = [slice(start, min(start + size, k)) for start in starts]
     return [integer_product(codes[:, span], centred[:, span]) for span in spans]

@@ -167,9 +167,10 @@ def extend(
     """Hidden states [T, D] of new tokens after those in the cache, and the longer cache."""
     positions = np.arange(cache.length, cache.length + len(tokens))
     x, layers = embed(config, weights, tokens, positions), []
-    for block, *past in zip(weights.blocks, cache.keys, cache.values, strict=True):
-        x, past = block_forward(config, block, x, positions, past)
-        layers.append(past)
+    pasts = zip(cache.keys, cache.values, strict=True)
+    for block, past in zip(weights.blocks, pasts, strict=True):
+        x, longer = block_forward(config, block, x, positions, past)
+        layers.append(longer)
     keys, values = zip(*layers, strict=True)
     return x, KVCache(keys, values)
 

@@ -2,7 +2,7 @@
 
 Canonical: uint8 [N, ceil(K / 2)], the low nibble holds the even input:
 
-    byte j of a row  =  codes[2j]  |  codes[2j + 1] << 4          (an odd K leaves the last high nibble 0)
+    byte j of a row  =  codes[2j]  |  codes[2j + 1] << 4        (odd K: the last high nibble is 0)
 """
 
 from __future__ import annotations

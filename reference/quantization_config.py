@@ -11,8 +11,7 @@ from typing import Any
 
 from reference.errors import ConfigError
 from reference.grids import GROUP_SIZES
-from reference.linear import ACTIVATIONS
-from reference.recipes import Recipe
+from reference.recipes import ACTIVATIONS_BY_BITS, HEADS, Recipe
 
 VERSION = 1
 
@@ -20,7 +19,7 @@ VERSION = 1
 def quantization_config(
     recipe: Recipe, alphas: list[float] | None, calibration: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What is written: the recipe, the alpha of every block where smoothed, what it was calibrated on."""
+    """What is written: the recipe, each block's alpha where smoothed, and the calibration."""
     description = recipe.describe()
     return {
         "quant_method": "planish",
@@ -32,16 +31,25 @@ def quantization_config(
     }
 
 
+def weight_bits(values: dict[str, Any], is_head: bool) -> int | None:
+    """8, 4 or None (float): how wide a quantization_config says that the codes are."""
+    return {"float": None, "int8": 8, "int4": 4}[values["head"]] if is_head else values["bits"]
+
+
 def check_quantization_config(values: dict[str, Any], path: Path) -> None:
     """Raise ConfigError unless the fields that the loader uses are what this version writes."""
-    rules: dict[str, tuple[object, bool]] = {
-        "version": (VERSION, values.get("version") == VERSION),
-        "bits": ("8 or 4", values.get("bits") in (8, 4)),
-        "activation": (f"one of {ACTIVATIONS}", values.get("activation") in ACTIVATIONS),
-        "group_size": (f"one of {GROUP_SIZES}", values.get("group_size", -1) in GROUP_SIZES),
-        "recipe": ("a name", isinstance(values.get("recipe"), str)),
+    bits, head, group_size = (values.get(name) for name in ("bits", "head", "group_size"))
+    activations = ACTIVATIONS_BY_BITS.get(bits if isinstance(bits, int) else None, ())
+    groups = GROUP_SIZES if bits == 4 or head == "int4" else (*GROUP_SIZES, None)
+    choices: dict[str, tuple[object, tuple[object, ...]]] = {
+        "version": (values.get("version"), (VERSION,)),
+        "bits": (bits, tuple(ACTIVATIONS_BY_BITS)),
+        "head": (head, HEADS),
+        "activation": (values.get("activation"), activations),
+        "group_size": (group_size, groups),
     }
-    for name, (expected, good) in rules.items():
-        if not good:
-            name, found = f"quantization_config.{name}", repr(values.get(name))
+    for name, (value, allowed) in choices.items():
+        if value not in allowed or isinstance(value, bool | float):
+            name, found = f"quantization_config.{name}", repr(value)
+            expected = f"one of {', '.join(map(str, allowed))}"
             raise ConfigError("bad value", path=path, name=name, expected=expected, found=found)

@@ -1,6 +1,6 @@
 """Checkpoint in, quantized checkpoint out, one block at a time.
 
-    for each block:  read -> observe -> smooth -> (observe again, for static scales) -> quantize -> write
+    for each block:  read -> observe -> smooth -> (observe, for static scales) -> quantize -> write
 
 The float model is never whole in memory; what is kept is one block and, where the recipe needs
 a calibration, the hidden states of the samples.
@@ -25,7 +25,7 @@ from reference.calibrate import (
 from reference.checkpoint import Checkpoint, load_weights
 from reference.errors import RecipeError
 from reference.layers import Norm
-from reference.linear import Linear, QuantizedWeight
+from reference.linear import Linear, QuantizedWeight, float_weight, quantized_weight
 from reference.model import Block, Weights
 from reference.quantization_config import quantization_config
 from reference.recipes import Recipe, needs_calibration
@@ -132,7 +132,7 @@ def _add_float(
 
 
 def _add_quantized(writer: CheckpointWriter, prefix: str, layer: Linear) -> None:
-    weight = layer.weight
+    weight = quantized_weight(layer)
     writer.add(f"{prefix}.weight", weight.codes)
     writer.add(f"{prefix}.weight_scale", weight.scale)
     if weight.zero_point is not None:
@@ -169,7 +169,7 @@ def quantize_head(head: Linear, recipe: Recipe, name: str) -> Linear:
         group_size=recipe.group_size,
         scale_dtype=recipe.scale_dtype,
     )
-    return Linear(quantize_weight(head.weight, as_head, name))
+    return Linear(quantize_weight(float_weight(head), as_head, name))
 
 
 def _config_values(

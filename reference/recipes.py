@@ -1,4 +1,4 @@
-"""The schemes by name: what is done to the weights, to the activations, and before both (SPEC 3 and 4)."""
+"""The schemes by name: what is done to weights, to activations, and before both (SPEC 3, 4)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from reference.grids import GROUP_SIZES, INT4_RULES
 METHODS = ("rtn",)
 SCALE_DTYPES = ("float16", "float32")
 HEADS = ("float", "int8", "int4")
+ACTIVATIONS_BY_BITS: dict[int | None, tuple[str, ...]] = {
+    None: ("float",),
+    8: ("float", "per_token", "per_tensor", "static"),
+    4: ("float", "per_token", "per_group"),
+}
 SEARCHES = ("search", "search_per_block")
 
 
@@ -105,14 +110,15 @@ def check(recipe: Recipe, given: dict[str, Any]) -> None:
     _choose("group_size", recipe.group_size, GROUP_SIZES)
     _choose("scale_dtype", recipe.scale_dtype, SCALE_DTYPES)
     _choose("lm_head", recipe.head, HEADS)
+    _choose("activation", recipe.activation, ACTIVATIONS_BY_BITS[recipe.bits])
     if isinstance(recipe.alpha, str):
         _choose("alpha", recipe.alpha, SEARCHES)
     elif recipe.alpha is not None and not (math.isfinite(recipe.alpha) and 0 <= recipe.alpha <= 1):
         raise RecipeError("bad value", name="alpha", expected="0..1", found=recipe.alpha)
     if recipe.name == "naive" and recipe.alpha is not None:
         raise RecipeError("naive means without smoothing", name="alpha", found=recipe.alpha)
-    if recipe.activation == "per_group" and recipe.bits != 4:
-        raise RecipeError("per_group needs INT4 weights", name="activation", found=recipe.name)
+    if recipe.smooth_outputs and recipe.alpha is None:
+        raise RecipeError("has no effect without smoothing", name="smooth_outputs", found=True)
     for key in ("rule", "group_size", "scale_dtype"):
         if key in given and recipe.bits != 4 and recipe.head != "int4":
             raise RecipeError("has no effect without INT4 weights", name=key, found=recipe.name)

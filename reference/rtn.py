@@ -8,7 +8,7 @@ import numpy as np
 
 from reference.errors import QuantizationError
 from reference.grids import int4_codes, int4_parameters, int8_scale, quantize_int8
-from reference.linear import Linear, QuantizedWeight
+from reference.linear import Linear, QuantizedWeight, float_weight
 from reference.packing import pack_nibbles
 from reference.recipes import Recipe
 
@@ -29,7 +29,7 @@ def quantize_linear(
     layer: Linear, recipe: Recipe, name: str = "w", activation_absmax: np.ndarray | None = None
 ) -> Linear:
     """A float linear -> the recipe's linear. `activation_absmax` [K] is for static activations."""
-    weight = quantize_weight(layer.weight, recipe, name)
+    weight = quantize_weight(float_weight(layer), recipe, name)
     quantized = replace(layer, weight=weight, activation=recipe.activation)
     if recipe.activation != "static":
         return quantized

@@ -44,10 +44,12 @@ def uniform(seed: int, row: int, step: int) -> float:
 
 
 def greedy(logits: np.ndarray) -> int:
-    """The most likely token, ties to the lowest id; NaN is an error."""
-    if np.isnan(logits).any():
-        raise SamplingError("cannot sample", name="logits", expected="numbers", found="NaN")
-    return int(np.argmax(logits))
+    """The most likely token, ties to the lowest id; NaN and Inf are errors, -Inf bars a token."""
+    best = int(np.argmax(logits))  # the first NaN, where there is one
+    if not np.isfinite(logits[best]):
+        found = logits[best]
+        raise SamplingError("cannot sample", name="logits", expected="numbers", found=found)
+    return best
 
 
 def sample(logits: np.ndarray, sampling: Sampling, row: int = 0, step: int = 0) -> int:
@@ -57,7 +59,8 @@ def sample(logits: np.ndarray, sampling: Sampling, row: int = 0, step: int = 0) 
         return best
     ids = np.argsort(-logits, kind="stable")  # ties to the lowest id
     ids = ids[: sampling.top_k or len(ids)]
-    p = np.exp((logits[ids].astype(np.float64) - logits[best]) / sampling.temperature)
+    with np.errstate(over="ignore"):  # a tiny temperature: exp(-inf) = 0 is what is meant
+        p = np.exp((logits[ids].astype(np.float64) - logits[best]) / sampling.temperature)
     p /= p.sum()
     before = np.cumsum(p) - p  # the mass of everything likelier
     keep = max(1, int(np.sum(before < sampling.top_p)))

@@ -21,6 +21,26 @@ def outer_shapes(config: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
+def outer_kinds(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """The tensors (weight, bias) of each part outside the blocks, for the parts it has."""
+    kinds: dict[str, tuple[str, ...]] = dict.fromkeys(outer_shapes(config), ("weight",))
+    return kinds | ({"final_norm": norm_kinds(config)} if config.final_norm else {})
+
+
+def block_kinds(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """The tensors (weight, bias) of each part of a block."""
+    norms = dict.fromkeys(("attention_norm", "mlp_norm"), norm_kinds(config))
+    linears = block_shapes(config).items()
+    return norms | {part: ("weight", "bias")[: 1 + bias] for part, (_, bias) in linears}
+
+
+def norm_kinds(config: ModelConfig) -> tuple[str, ...]:
+    """The tensors of a norm: an rms_norm has no bias, and without affine there is none at all."""
+    if not config.norm_affine:
+        return ()
+    return ("weight", "bias") if config.norm == "layer_norm" else ("weight",)
+
+
 def block_shapes(config: ModelConfig) -> dict[str, tuple[Shape, bool]]:
     """Shape [N, K] of a block's linears and whether each has a bias, in the order of execution."""
     width, inner = config.hidden_size, config.intermediate_size

@@ -30,7 +30,7 @@ from reference.calibrate import (
 from reference.config import ModelConfig
 from reference.errors import RecipeError
 from reference.layers import Norm
-from reference.linear import Linear
+from reference.linear import Linear, float_weight
 from reference.model import Block, Weights
 from reference.recipes import Recipe
 from reference.rtn import quantize_linear
@@ -56,13 +56,13 @@ def scale_norm(norm: Norm, s: np.ndarray) -> Norm:
 
 def scale_inputs(layer: Linear, s: np.ndarray) -> Linear:
     """Multiply a linear's input channels by s."""
-    return replace(layer, weight=layer.weight * s)
+    return replace(layer, weight=float_weight(layer) * s)
 
 
 def scale_outputs(layer: Linear, s: np.ndarray) -> Linear:
     """Divide a linear's output channels by s."""
     bias = None if layer.bias is None else layer.bias / s
-    return replace(layer, weight=layer.weight / s[:, None], bias=bias)
+    return replace(layer, weight=float_weight(layer) / s[:, None], bias=bias)
 
 
 def smooth_block(
@@ -75,7 +75,8 @@ def smooth_block(
     """Fold one block by the architecture's table: the same function, smoother activations."""
     for fold in architecture.folds(config):
         readers = {name: getattr(block, name) for name in fold.linears}
-        s = smoothing_scale(absmax[fold.linears[0]], [r.weight for r in readers.values()], alpha)
+        weights = [float_weight(reader) for reader in readers.values()]
+        s = smoothing_scale(absmax[fold.linears[0]], weights, alpha)
         scaled: dict[str, Any] = {name: scale_inputs(r, s) for name, r in readers.items()}
         scaled[fold.norm] = scale_norm(getattr(block, fold.norm), s)
         block = replace(block, **scaled)
@@ -93,13 +94,13 @@ def smooth_block_outputs(
     groups = config.num_heads // config.num_kv_heads
     shape = (config.num_kv_heads, groups, config.head_dim)
     xmax = absmax["o"].reshape(shape).max(axis=1).reshape(-1)  # [K * Hd]
-    columns = np.abs(block.o.weight).max(axis=0).reshape(shape).max(axis=1).reshape(1, -1)
+    columns = np.abs(float_weight(block.o)).max(axis=0).reshape(shape).max(axis=1).reshape(1, -1)
     s = smoothing_scale(xmax, [columns], alpha)
     wide = np.repeat(s.reshape(config.num_kv_heads, 1, -1), groups, axis=1).reshape(-1)
     block = replace(block, v=scale_outputs(block.v, s), o=scale_inputs(block.o, wide))
     if block.gate is None and config.activation != "relu":
         return block
-    s = smoothing_scale(absmax["down"], [block.down.weight], alpha)
+    s = smoothing_scale(absmax["down"], [float_weight(block.down)], alpha)
     return replace(block, up=scale_outputs(block.up, s), down=scale_inputs(block.down, s))
 
 
@@ -152,10 +153,14 @@ def search_alpha(
             tried.append(output_error(config, candidate, hidden, outputs))
         errors.append(tried)
         hidden = outputs
-    table = np.array(errors)  # [blocks, alphas]
-    if recipe.alpha == "search_per_block":
-        return [alphas[i] for i in table.argmin(axis=1)]
-    return [alphas[int(table.sum(axis=0).argmin())]] * len(table)
+    return _best_alphas(np.array(errors), alphas, per_block=recipe.alpha == "search_per_block")
+
+
+def _best_alphas(errors: np.ndarray, alphas: Sequence[float], per_block: bool) -> list[float]:
+    """From errors [blocks, alphas]: each block's best, or the one best in sum."""
+    if per_block:
+        return [alphas[i] for i in errors.argmin(axis=1)]
+    return [alphas[int(errors.sum(axis=0).argmin())]] * len(errors)
 
 
 def output_error(
@@ -185,7 +190,7 @@ def quantize_block(
         absmax, _ = observe_block(config, block, hidden)
     linears = {part: layer for part, layer in vars(block).items() if isinstance(layer, Linear)}
     named = names or {part: part for part in linears}
-    changed = {
+    changed: dict[str, Any] = {
         part: quantize_linear(layer, recipe, named[part], absmax.get(part))
         for part, layer in linears.items()
         if not recipe.ignores(named[part])

@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -69,46 +70,52 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
     return entries
 
 
-def _read_header(path: Path) -> tuple[dict, int]:
-    """The header's JSON and where the data starts. What is checked here the library reports poorly."""
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header's JSON and where the data starts; checks what the library reports poorly."""
+    text = _header_text(path)
     try:
-        with open(path, "rb") as file:
-            head = file.read(8)
-            if (head + file.read(64)).startswith(b"version https://git-lfs"):
-                raise CheckpointError(
-                    "is a Git-LFS pointer, not the weights; run `git lfs pull`", path=path
-                )
-            size, length = path.stat().st_size, int.from_bytes(head, "little")
-            if len(head) < 8 or length > min(size - 8, LARGEST_HEADER):
-                expected = f"a header within the file's {size} bytes"
-                raise CheckpointError(
-                    "is truncated or no safetensors file",
-                    path=path,
-                    expected=expected,
-                    found=length,
-                )
-            file.seek(8)
-            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates(path))
-    except OSError as problem:
-        raise CheckpointError(f"cannot be read: {problem.strerror}", path=path) from None
+        header = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as problem:
         raise CheckpointError(f"its header is not JSON: {problem}", path=path) from None
-    return header, 8 + length
+    except _Twice as problem:
+        raise CheckpointError("stands twice in the header", path=path, name=str(problem)) from None
+    return header, 8 + len(text)
 
 
-def _no_duplicates(path: Path):
-    def build(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        names = [name for name, _ in pairs]
-        for name in set(names):
-            if names.count(name) > 1:
-                raise CheckpointError("stands twice in the header", path=path, name=name)
-        return dict(pairs)
+def _header_text(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            head, size = file.read(8), path.stat().st_size
+            if (head + file.read(64)).startswith(b"version https://git-lfs"):
+                hint = "is a Git-LFS pointer, not the weights; run `git lfs pull`"
+                raise CheckpointError(hint, path=path)
+            length = int.from_bytes(head, "little")
+            if len(head) == 8 and length <= min(size - 8, LARGEST_HEADER):
+                file.seek(8)
+                return file.read(length)
+    except OSError as problem:
+        raise CheckpointError(f"cannot be read: {problem.strerror}", path=path) from None
+    expected = f"a header within the file's {size} bytes"
+    wrong = "is truncated or no safetensors file"
+    raise CheckpointError(wrong, path=path, expected=expected, found=length)
 
-    return build
+
+class _Twice(Exception):
+    """A key that stands twice in one JSON object."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ; parsers disagree on which of two equal ones counts."""
+    seen: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in seen:
+            raise _Twice(name)
+        seen[name] = value
+    return seen
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write tensors in order, each at a 64-byte offset of the file. The caller syncs and renames."""
+    """Write tensors in order, each at a 64-byte offset of the file; the caller syncs, renames."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for index, (name, tensor) in enumerate(tensors.items()):

@@ -19,7 +19,7 @@ class Tokenizer:
         self.inner, self.config, self.path = inner, config, path
 
     def encode(self, text: str) -> list[int]:
-        """Token ids with the template's special tokens; raises PromptError for text that is none."""
+        """Token ids with the template's special tokens; PromptError for what is not text."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as problem:
@@ -67,7 +67,7 @@ class TextStream:
 
 
 def load_tokenizer(path: str | Path, config: ModelConfig) -> Tokenizer:
-    """Read tokenizer.json; raises TokenizerError if it is missing, damaged or larger than the embedding."""
+    """Read tokenizer.json; TokenizerError if missing, damaged or larger than the embedding."""
     file = Path(path) / "tokenizer.json"
     if not file.is_file():
         hint = (

@@ -2,11 +2,13 @@
 
 Everything goes into a hidden directory beside the target, each file is flushed to the disk,
 config.json comes last, and one rename puts it in place. A kill at any moment leaves the old
-state or the new one; what a kill leaves behind is a hidden directory without a config.
+state or the new one; what a kill leaves behind is a hidden directory, which has a config.json
+only when everything else in it is whole and on the disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -45,31 +47,30 @@ class CheckpointWriter:
     def __init__(self, target: str | Path, source: str | Path, overwrite: bool = False):
         self.target, self.source = Path(target), Path(source)
         self._check(overwrite)
-        self.hidden = (
-            self.target.parent / f".{self.target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
-        )
+        unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self.hidden = self.target.parent / f".{self.target.name}.tmp-{unique}"
         self.pending: dict[str, np.ndarray] = {}
         self.shards: list[list[str]] = []
         self.total_bytes = 0
 
     def _check(self, overwrite: bool) -> None:
+        """Refuse what must not be replaced, before anything is computed."""
         target, source = self.target.resolve(), self.source.resolve()
         if target == source or source in target.parents or target in source.parents:
-            raise OutputError(
-                "is the model being read", path=self.target, expected="another directory"
-            )
-        if self.target.is_symlink() or (self.target.exists() and not self.target.is_dir()):
-            raise OutputError("exists and is not a directory", path=self.target)
-        if self.target.exists() and not overwrite:
-            raise OutputError("exists; give --overwrite to replace it", path=self.target)
-        if (
-            self.target.exists()
-            and any(self.target.iterdir())
-            and not (self.target / "config.json").exists()
-        ):
-            raise OutputError("exists and holds no model; it is not replaced", path=self.target)
+            problem = "is the model being read"
+            raise OutputError(problem, path=self.target, expected="another directory")
         if not self.target.parent.is_dir():
             raise OutputError("no such directory", path=self.target.parent)
+        if self.target.is_symlink() or self.target.exists():
+            self._check_existing(overwrite)
+
+    def _check_existing(self, overwrite: bool) -> None:
+        if self.target.is_symlink() or not self.target.is_dir():
+            raise OutputError("exists and is not a directory", path=self.target)
+        if not overwrite:
+            raise OutputError("exists; give --overwrite to replace it", path=self.target)
+        if any(self.target.iterdir()) and not (self.target / "config.json").exists():
+            raise OutputError("exists and holds no model; it is not replaced", path=self.target)
 
     def __enter__(self) -> CheckpointWriter:
         try:
@@ -84,16 +85,16 @@ class CheckpointWriter:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self.hidden, ignore_errors=True)
+        _remove(self.hidden)
         if isinstance(value, OSError):
-            raise OutputError(f"cannot be written: {value.strerror}", path=self.target) from None
+            raise OutputError(
+                f"cannot be written: {value.strerror or value}", path=self.target
+            ) from None
 
     def add(self, name: str, tensor: np.ndarray) -> None:
         """Take one tensor; full shards go to the disk at once, so memory stays bounded."""
-        if (
-            self.pending
-            and sum(t.nbytes for t in self.pending.values()) + tensor.nbytes > SHARD_BYTES
-        ):
+        waiting = sum(other.nbytes for other in self.pending.values())
+        if self.pending and waiting + tensor.nbytes > SHARD_BYTES:
             self._flush()
         self.pending[name] = tensor
         self.total_bytes += tensor.nbytes
@@ -110,9 +111,11 @@ class CheckpointWriter:
         for name in COPIED:
             if (self.source / name).is_file():
                 shutil.copyfile(self.source / name, self.hidden / name)
-        self._write_json("config.json", values)
-        for path in [*self.hidden.iterdir(), self.hidden]:
+        for path in self.hidden.iterdir():
             _sync(path)
+        self._write_json("config.json", values)
+        _sync(self.hidden / "config.json")
+        _sync(self.hidden)
         _put_in_place(self.hidden, self.target)
         _sync(self.target.parent)
 
@@ -121,7 +124,7 @@ class CheckpointWriter:
         if count == 1:
             (self.hidden / "shard-0").rename(self.hidden / "model.safetensors")
             return
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for index, names in enumerate(self.shards):
             file = f"model-{index + 1:05d}-of-{count:05d}.safetensors"
             (self.hidden / f"shard-{index}").rename(self.hidden / file)
@@ -130,7 +133,7 @@ class CheckpointWriter:
         self._write_json("model.safetensors.index.json", index_values)
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
-        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(values, indent=2, allow_nan=False)
         (self.hidden / name).write_text(text + "\n", encoding="utf-8")
 
 
@@ -140,6 +143,13 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory, config.json first: half removed it must not look like a model."""
+    with contextlib.suppress(OSError):
+        (path / "config.json").unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _put_in_place(hidden: Path, target: Path) -> None:

@@ -1,0 +1,206 @@
+"""The engine as a whole: equal to the reference and to transformers, in place, compiled once."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fast import engine as fast_engine
+from fast.engine import Engine, bucket
+from fast.weights import place_linear
+from reference.checkpoint import load_block, open_checkpoint
+from reference.engine import Engine as ReferenceEngine
+from reference.errors import PromptError, SamplingError
+from reference.generate import Stop
+from reference.quantize import quantize_checkpoint
+from reference.recipes import recipe
+from reference.sampling import Sampling
+from reference.writer import CheckpointWriter
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDENS = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
+LLAMA = GOLDEN / "llama-tied-grouped"
+RECIPES = ("float", "W8A8", "O2", "O3", "W8A16", "W4A16", "W4A8")
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def quantized(request, tmp_path_factory) -> Path:
+    """The golden Llama by a recipe."""
+    source, target = open_checkpoint(LLAMA), tmp_path_factory.mktemp("models") / request.param
+    group = 32 if request.param.startswith("W4") else None
+    samples = [np.arange(5, 205) % 256, np.arange(200) * 7 % 256]
+    with CheckpointWriter(target, LLAMA) as writer:
+        quantize_checkpoint(source, writer, recipe(request.param, group_size=group), samples)
+    return target
+
+
+@pytest.fixture(scope="module")
+def llama() -> Engine:
+    return Engine(open_checkpoint(LLAMA))
+
+
+def tokens(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 256, length).tolist()
+
+
+def generated(engine, prompts, stop, sampling=Sampling()) -> dict[int, list[int]]:  # noqa: B008
+    rows: dict[int, list[int]] = {row: [] for row in range(len(prompts))}
+    for row, token in engine.generate(prompts, stop, sampling):
+        rows[row].append(token)
+    return rows
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_logits_equal_those_of_transformers(name):
+    golden, engine = np.load(GOLDEN / name / "golden.npz"), Engine(open_checkpoint(GOLDEN / name))
+    for found, expected in (
+        (engine.forward(golden["tokens_short"].tolist()), golden["logits_short"]),
+        (
+            engine.forward(golden["tokens_long"].tolist())[golden["positions_long"]],
+            golden["logits_long"],
+        ),
+    ):
+        assert np.abs(found - expected).max() < 2e-5 * np.ptp(expected)
+
+
+def test_there_are_goldens():
+    assert len(GOLDENS) >= 9
+
+
+@pytest.mark.parametrize("name", ["llama-tied-grouped", "opt-350m-form"])
+def test_a_batch_of_different_lengths_equals_transformers(name):
+    golden, engine = np.load(GOLDEN / name / "golden.npz"), Engine(open_checkpoint(GOLDEN / name))
+    prompts = [golden[f"batch_tokens_{row}"].tolist() for row in range(3)]
+    logits, _ = engine.prefill_batch(prompts, Stop(1))
+    for row in range(3):
+        expected = golden[f"batch_logits_{row}"]
+        assert np.abs(logits[row] - expected).max() < 2e-5 * np.ptp(expected)
+
+
+def test_prefill_and_decode_equal_forward(llama):
+    prompt = tokens(40)
+    expected = llama.forward(prompt)
+    logits, cache = list(llama.prefill(prompt[:33], 40))[-1]
+    np.testing.assert_allclose(logits[-1], expected[32], atol=2e-4)
+    for position in range(33, 40):
+        step = np.array([prompt[position]]), np.array([position])
+        logits, cache = llama.decode_step(*step, cache)
+        np.testing.assert_allclose(logits[0], expected[position], atol=2e-4)
+
+
+def test_greedy_tokens_equal_the_reference(quantized):
+    checkpoint, prompts = open_checkpoint(quantized), [tokens(5), tokens(19), tokens(1)]
+    found = generated(Engine(checkpoint), prompts, Stop(12))
+    assert found == generated(ReferenceEngine(checkpoint), prompts, Stop(12))
+    assert all(found.values())
+
+
+def test_a_seed_gives_the_tokens_of_the_reference(llama):
+    sampling, prompts = Sampling(0.9, top_k=40, top_p=0.95, seed=7), [tokens(6), tokens(9)]
+    reference = ReferenceEngine(open_checkpoint(LLAMA))
+    found = generated(llama, prompts, Stop(20), sampling)
+    assert found == generated(reference, prompts, Stop(20), sampling)
+    other = Sampling(0.9, top_k=40, top_p=0.95, seed=8)
+    assert found != generated(llama, prompts, Stop(20), other)
+
+
+def test_the_cache_keeps_its_buffers_and_sixty_four_steps_compile_one_program(llama):
+    _, cache = list(llama.prefill(tokens(10), 80))[-1]
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(cache)]
+    programs = None
+    for position in range(10, 74):
+        _, cache = llama.decode_step(np.array([1]), np.array([position]), cache)
+        programs = programs or len(llama._programs)
+    assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(cache)] == pointers
+    assert len(llama._programs) == programs
+
+
+def test_a_consumed_cache_is_refused(llama):
+    _, cache = list(llama.prefill(tokens(4), 8))[-1]
+    llama.decode_step(np.array([1]), np.array([4]), cache)
+    with pytest.raises((RuntimeError, ValueError), match="deleted|donated"):
+        llama.decode_step(np.array([1]), np.array([5]), cache)
+
+
+def test_prompts_of_every_length_compile_a_bounded_number_of_programs():
+    sizes = {bucket(length) for length in range(1, 513)}
+    assert sizes == {8, 16, 32, 64, 128, 256, 512}
+    assert bucket(513) == 1024
+
+
+def test_a_padded_chunk_changes_no_logit(quantized):
+    """Padding repeats the last token: per_tensor scales must not see it as new."""
+    checkpoint, prompt = open_checkpoint(quantized), tokens(9)
+    expected = ReferenceEngine(checkpoint).forward(prompt)
+    found = Engine(checkpoint).forward(prompt)
+    assert np.abs(found - expected).max() < 0.05 * np.ptp(expected)
+    assert np.abs(found - expected).mean() < 2e-3 * np.ptp(expected)
+
+
+def test_a_long_prompt_is_computed_in_chunks(llama, monkeypatch):
+    expected = llama.forward(tokens(100))
+    monkeypatch.setattr(fast_engine, "PREFILL_CHUNK", 32)
+    np.testing.assert_allclose(llama.forward(tokens(100)), expected, atol=2e-4)
+
+
+def test_eos_ends_a_row_and_not_its_neighbours(llama):
+    prompts = [tokens(5), tokens(19)]
+    free = generated(llama, prompts, Stop(10, ignore_eos=True))
+    ending = next(token for token in free[0] if token not in free[1])
+    engine = Engine(open_checkpoint(LLAMA))
+    engine.config = _with_eos(engine.config, (ending,))
+    stopped = generated(engine, prompts, Stop(10))
+    assert stopped[0] == free[0][: free[0].index(ending)]
+    assert stopped[1] == free[1]
+
+
+def _with_eos(config, ids):
+    from dataclasses import replace
+
+    return replace(config, eos_token_ids=ids)
+
+
+@pytest.mark.parametrize(("length", "new"), [(512, 1), (511, 2), (500, 13)])
+def test_what_just_fits_the_cache_is_generated(llama, length, new):
+    assert len(generated(llama, [tokens(length)], Stop(new, ignore_eos=True))[0]) == new
+
+
+@pytest.mark.parametrize(("length", "new"), [(513, 0), (513, 1), (512, 2), (500, 14)])
+def test_what_does_not_fit_is_refused_before_it_starts(llama, length, new):
+    with pytest.raises(PromptError, match="do not fit.*at most 512 positions"):
+        next(iter(llama.generate([tokens(length)], Stop(new), Sampling())))
+
+
+def test_no_new_tokens_is_no_work(llama):
+    assert generated(llama, [tokens(3)], Stop(0)) == {0: []}
+
+
+def test_negative_new_tokens_are_refused(llama):
+    with pytest.raises(SamplingError, match="max_new_tokens"):
+        generated(llama, [tokens(3)], Stop(-1))
+
+
+@pytest.mark.parametrize("token", [-1, 256])
+def test_a_token_outside_the_vocabulary_is_refused(llama, token):
+    with pytest.raises(PromptError, match="0..255"):
+        llama.forward([1, token])
+
+
+def test_int8_codes_are_mapped_and_not_copied(quantized):
+    checkpoint = open_checkpoint(quantized)
+    if checkpoint.values.get("quantization_config", {}).get("bits") != 8:
+        pytest.skip("only INT8 codes lie in the file as the engine wants them")
+    linear = place_linear(load_block(checkpoint, 0).up)
+    codes = linear.weight.codes
+    placed = jax.device_put(codes, may_alias=True)
+    assert codes.ctypes.data % 64 == 0
+    assert placed.unsafe_buffer_pointer() == codes.ctypes.data
+
+
+def test_compile_time_is_counted_apart(llama):
+    llama.forward(tokens(20))
+    spent = llama.compile_seconds
+    assert spent > 0
+    llama.forward(tokens(21))
+    assert llama.compile_seconds == spent
