@@ -73,7 +73,9 @@ def rope_tables(config: ModelConfig, length: int) -> tuple[np.ndarray, np.ndarra
     """cos and sin [length, dim / 2] of position * theta ** (-2i / dim). Su et al. 2021."""
     if config.rope is None:
         raise ValueError("the model has no rotary positions")
-    exponent = np.arange(0, config.rope.dim, 2) / config.rope.dim  # float64: the power is rounded once
+    exponent = (
+        np.arange(0, config.rope.dim, 2) / config.rope.dim
+    )  # float64: the power is rounded once
     frequency = np.float32(1) / np.power(config.rope.theta, exponent).astype(np.float32)
     angle = np.arange(length, dtype=np.float32)[:, None] * frequency
     return np.cos(angle), np.sin(angle)
@@ -107,10 +109,12 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> 
     """
     tokens, heads, head_dim = q.shape
     kv_heads = k.shape[1]
-    q = q.reshape(tokens, kv_heads, heads // kv_heads, head_dim)  # [T, K, H/K, Hd]
-    q = q.transpose(1, 2, 0, 3)  # [K, H/K, T, Hd]
-    k = k.transpose(1, 2, 0)[:, None]  # [K, 1, Hd, S]
-    v = v.transpose(1, 0, 2)[:, None]  # [K, 1, S, Hd]
-    scores = (q @ k) / np.float32(math.sqrt(head_dim))  # [K, H/K, T, S]
-    weights = softmax(np.where(mask, scores, np.float32(-np.inf)))
-    return (weights @ v).transpose(2, 0, 1, 3).reshape(tokens, heads * head_dim)
+    shared = heads // kv_heads  # query heads per key-value head
+    q = q.reshape(tokens, kv_heads, shared, head_dim).transpose(1, 2, 0, 3)  # [K, H/K, T, Hd]
+    q = q.reshape(kv_heads, shared * tokens, head_dim)
+    k, v = k.transpose(1, 2, 0), v.transpose(1, 0, 2)  # [K, Hd, S] and [K, S, Hd]
+    scores = ((q @ k) / np.float32(math.sqrt(head_dim))).reshape(kv_heads, shared, tokens, -1)
+    weights = softmax(np.where(mask, scores, np.float32(-np.inf)))  # [K, H/K, T, S]
+    mixed = weights.reshape(kv_heads, shared * tokens, -1) @ v  # [K, H/K * T, Hd]
+    mixed = mixed.reshape(kv_heads, shared, tokens, head_dim).transpose(2, 0, 1, 3)
+    return mixed.reshape(tokens, heads * head_dim)
