@@ -3,8 +3,8 @@
 The traps, all measured (compiled HLO read on jaxlib 0.10 and 0.12):
 * Only s8 x s8 -> s32 takes the fast path, and not with a single row: one row is padded to two.
 * With few rows the weights go on the left, [N, K] x [R, K]: they are then read without repacking.
-* A division by a constant becomes a multiplication by its reciprocal, behind an optimization
-  barrier too: the divisor is selected at run time, so that scales equal the reference's.
+* A division by a constant, or by one scale for a whole row, becomes a multiplication by the
+  reciprocal: one code in five changes on rows full of ties. See `divide`.
 * a * b + c becomes a fused multiply-add; sums of products may differ by an ulp per operation.
 
 B sequences, T tokens, R = B * T rows, K inputs, N outputs, G groups of g inputs.
@@ -62,19 +62,24 @@ def integer_product(x: jax.Array, w: jax.Array) -> jax.Array:
     return y.T[:rows]
 
 
-def int8_scale(absmax: jax.Array) -> jax.Array:
-    """scale = max(absmax, 1e-5) / 127, divided and not multiplied by a reciprocal.
+def divide(x: jax.Array, by: jax.Array | float) -> jax.Array:
+    """x / by, truly divided and rounded once.
 
-    XLA must not know the divisor (it sees through an optimization barrier), so it is chosen at
-    run time: 127 for every number, and NaN stays NaN.
+    XLA turns a division by a constant, or by one value for many, into a multiplication by the
+    reciprocal, and sees through an optimization barrier. A divisor that is chosen for each
+    entry at run time it must leave alone; NaN stays NaN.
     """
-    absmax = jnp.maximum(absmax, SMALLEST_ABSMAX)
-    return absmax / jnp.where(absmax == absmax, jnp.float32(INT8_MAX), jnp.float32(jnp.nan))
+    return x / jnp.where(x == x, by, jnp.float32(jnp.nan))
+
+
+def int8_scale(absmax: jax.Array) -> jax.Array:
+    """scale = max(absmax, 1e-5) / 127."""
+    return divide(jnp.maximum(absmax, SMALLEST_ABSMAX), jnp.float32(INT8_MAX))
 
 
 def int8_codes(x: jax.Array, scale: jax.Array) -> jax.Array:
     """q = clip(rint(x / scale), -127, 127) as int8."""
-    return jnp.clip(jnp.round(x / scale), -INT8_MAX, INT8_MAX).astype(jnp.int8)
+    return jnp.clip(jnp.round(divide(x, scale)), -INT8_MAX, INT8_MAX).astype(jnp.int8)
 
 
 def quantize_activations(x: jax.Array, layer: Linear) -> tuple[jax.Array, jax.Array]:
@@ -84,7 +89,9 @@ def quantize_activations(x: jax.Array, layer: Linear) -> tuple[jax.Array, jax.Ar
     pad a chunk repeat the last token and so cannot change it.
     """
     if layer.activation == "static":
-        scale = jnp.broadcast_to(jnp.asarray(layer.activation_scale).reshape(1, 1, 1), (*x.shape[:2], 1))
+        scale = jnp.broadcast_to(
+            jnp.asarray(layer.activation_scale).reshape(1, 1, 1), (*x.shape[:2], 1)
+        )
     elif layer.activation == "per_tensor":
         scale = int8_scale(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True))
         scale = jnp.broadcast_to(scale, (*x.shape[:2], 1))

@@ -11,7 +11,7 @@ from compare.ops import tolerance
 from fast import linear as fast_linear
 from fast.weights import place_linear
 from reference import linear as reference_linear
-from reference.grids import INT4_RULES, int8_scale
+from reference.grids import INT4_RULES, int8_codes, int8_scale
 from reference.linear import Linear
 from reference.recipes import recipe
 from reference.rtn import quantize_linear
@@ -73,6 +73,16 @@ def test_scales_are_divided_and_not_multiplied_by_a_reciprocal():
     np.testing.assert_array_equal(found, int8_scale(absmax))
 
 
+@pytest.mark.parametrize("largest", [0.37, 47.0, 3.7e-3])
+def test_codes_at_ties_are_divided_and_not_multiplied_by_a_reciprocal(largest):
+    halves = (np.arange(256) % 254 - 126.5).astype(np.float32)
+    x = (halves * np.float32(largest / 127))[None]
+    x[0, 0] = largest
+    scale = int8_scale(np.abs(x).max(axis=1, keepdims=True))
+    found = jax.jit(fast_linear.int8_codes)(jnp.asarray(x), jnp.asarray(scale))
+    np.testing.assert_array_equal(np.asarray(found), int8_codes(x, scale))
+
+
 def test_nan_activations_give_nan_and_not_a_code():
     layer = quantize_linear(random_linear(8, 64), recipe("W8A8"))
     x = rows_of(2, 64)
@@ -99,4 +109,6 @@ def test_int8_dots_take_the_fast_path(rows):
     hlo = jax.jit(fast_linear.linear).lower(x, placed).compile().as_text()
     integer_dots = [line for line in hlo.splitlines() if " dot(" in line and "= s32" in line]
     assert integer_dots
-    assert all("s32[1," not in line and ",1]" not in line.split(" dot(")[0] for line in integer_dots)
+    assert all(
+        "s32[1," not in line and ",1]" not in line.split(" dot(")[0] for line in integer_dots
+    )
