@@ -1,15 +1,27 @@
 """Level 1: every op on the same inputs.
 
-Codes, packings and integer sums must be equal. A quantized linear may be off by 2 ulps for each
-float operation behind its integer sum (XLA fuses multiplications with additions and adds in its
-own order; the native kernels are bit-identical). A float linear may be off by its summation error.
-Inputs are the reference's own, with rows that are hard on purpose: zeros, extremes, ties.
+Equal, as integers or bit for bit:
+    the weight as placed on the device   codes q - z, scales, zero padding, float weights
+    activation scales and codes          on every real row, and on rows that are hard on purpose
+    integer sums                         the weight's own codes times those codes
+
+Within a bound, element by element: the linear itself. The reference rounds every float operation
+behind an integer sum on its own, in a fixed order; XLA may fuse a multiplication with an addition
+and add in its own order (the native kernels may not: they are bit-identical). 2 ulps for each
+operation, an ulp being at most eps = 2^-23 of the magnitude that the operation works on:
+
+    W8A8     (f32(sum) * a) * w + b      2 eps (3 |y| + |b|)       two products, one addition
+    W4A8     G terms and G additions     2 eps ((3 + G) S + |b|)   S = sum over g of |term g|
+    float    K products and additions    16 eps (sum |x w| + |b|)  blocked sums stay below
+
+S and not |y|, because what cancels in a sum leaves its rounding behind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,51 +35,103 @@ from reference.grids import expand_groups, int8_scale
 from reference.linear import Linear, QuantizedWeight
 
 EPS = float(np.finfo(np.float32).eps)
-SUMMATION = 16 * EPS  # of the sum of |terms|: blocked sums of some thousands of terms stay below
+SUMMATION = 16 * EPS
+NOTHING = 1e-30  # so that no tolerance is exactly zero
+SMALLEST_GROUP = 32  # a largest entry at every 32nd place gives every group the same scale
+EXACT = 2**24  # float32 holds every integer up to here
 
 
-def hard_rows(x: np.ndarray) -> np.ndarray:
-    """A few real rows and four invented ones, eleven in all (a prime): [11, K]."""
-    k = x.shape[1]
-    alternating = np.where(np.arange(k) % 2, -1, 1).astype(np.float32)
-    ties = (np.arange(k) % 254 - 127 + 0.5).astype(np.float32)
-    ties[0] = 127  # the scale is then 1, and every entry lies half-way between two codes
-    invented = [np.zeros(k, np.float32), alternating * np.float32(1e4), ties, np.full(k, 1e-7)]
-    return np.concatenate([x[:7], np.stack(invented).astype(np.float32)])
+def place(tree: Any) -> Any:
+    """A linear, a norm or a block as the engine places it on its device."""
+    return jax.tree.map(jnp.asarray, fast.weights.place_block(tree))
+
+
+def hard_rows(k: int, scale: np.ndarray | None = None) -> np.ndarray:
+    """Invented rows [7, K] that separate right from nearly right.
+
+    zeros; the largest and the smallest magnitudes; one outlier over almost nothing; exact ties
+    (scale 1: half to even); and entries a rounding away from ties of an awkward scale, above and
+    below, on which x * (1 / scale) and x / scale part.
+    """
+    index = np.arange(k)
+    sign = np.where(index % 2, -1, 1)
+    halves = index % 253 - 126.5
+    awkward = np.float32(3.7) / np.float32(127) if scale is None else scale.reshape(())
+    near = halves.astype(np.float32) * awkward
+    peaks = index % SMALLEST_GROUP == 0
+    rows = [
+        np.zeros(k),
+        sign * 1e4,
+        np.full(k, 1e-7),
+        np.where(index == k // 2, 1e3, sign * 1e-2),
+        np.where(peaks, 127, halves),
+        np.where(peaks, np.float32(127) * awkward, near),
+        np.where(peaks, np.float32(127) * awkward, np.nextafter(near, sign * np.float32(1e9))),
+    ]
+    return np.stack(rows).astype(np.float32)
 
 
 def check_linear(layer: int | None, part: str, linear: Linear, x: np.ndarray) -> Iterator[Check]:
-    """One linear: its placed weight, its activations' codes, its output for many rows and one."""
-    placed = jax.tree.map(jnp.asarray, fast.weights.place_linear(linear))
-    if isinstance(linear.weight, QuantizedWeight):
-        yield check_weight(layer, part, linear.weight, placed)
-    for rows in (hard_rows(x), x[:1]):
-        name = f"{part}, {len(rows)} row{'s' if len(rows) > 1 else ''}"
-        if linear.activation != "float":
-            yield from check_codes(layer, name, linear, rows)
-        found = jax.jit(fast.linear.linear)(jnp.asarray(rows)[None], placed)[0]
-        expected = reference.linear.linear(rows, linear)
-        yield check(1, layer, name, expected, np.asarray(found), tolerance(rows, linear))
+    """One linear: its weight as placed, its activations' codes, its sums, its outputs.
+
+    x [T, K] is what the reference reads there. Outputs are taken for one row and for eleven, a
+    prime: what works in multiples of 4 or 8 rows has a rest.
+    """
+    hard = hard_rows(x.shape[1], linear.activation_scale)
+    placed = place(linear)
+    yield from check_weight(layer, part, linear, placed)
+    if linear.activation != "float":
+        yield from check_codes(layer, f"{part}, real rows", linear, x)
+        together = linear.activation != "per_tensor"  # where one scale serves all, one at a time
+        for number, rows in enumerate([hard] if together else np.split(hard, len(hard))):
+            name = "hard rows" if together else f"hard row {number}"
+            yield from check_codes(layer, f"{part}, {name}", linear, rows)
+        yield check_sums(layer, part, linear, placed, np.concatenate([x[:4], hard]))
+    for rows in (x[:1], np.concatenate([x[-4:], hard])):
+        yield check_output(1, layer, f"{part}, {len(rows)} rows", linear, placed, rows)
 
 
-def check_weight(layer: int | None, part: str, weight: QuantizedWeight, placed: Linear) -> Check:
-    """The placed codes times their scales are the stored ones: no nibble, group or sign is lost."""
-    expected = reference.linear.dequantize(weight)
-    form = placed.weight
-    if isinstance(form, fast.weights.GroupedWeight):
-        codes = np.asarray(form.codes, np.float32) * np.asarray(form.scale)[:, :, None]
-        found = codes.transpose(1, 0, 2).reshape(len(expected), -1)[:, : weight.in_features]
-    elif isinstance(form, fast.weights.ScaledWeight):
-        found = np.asarray(fast.linear.dequantize(form))
-    else:
-        found = np.asarray(form.codes, np.float32) * np.asarray(form.scale)
-    return check(1, layer, f"{part}, weight", expected, found, 0.0)
+def check_output(
+    level: int, layer: int | None, part: str, linear: Linear, placed: Linear, x: np.ndarray
+) -> Check:
+    """The linear's output for rows x [T, K], within the bound of the operations behind it."""
+    found = jax.jit(fast.linear.linear)(jnp.asarray(x)[None], placed)[0]
+    expected = reference.linear.linear(x, linear)
+    return check(level, layer, part, expected, np.asarray(found), tolerance(x, linear))
+
+
+def check_weight(layer: int | None, part: str, linear: Linear, placed: Linear) -> Iterator[Check]:
+    """The placed weight is the stored one: no nibble, zero point, group, sign or bias is lost."""
+    for name, (expected, found) in placed_weight(linear.weight, placed.weight).items():
+        yield check(1, layer, f"{part}, weight {name}", expected, found, 0.0)
+    for name in ("bias", "activation_scale"):
+        expected, found = getattr(linear, name), getattr(placed, name)
+        if expected is not None:
+            found = np.zeros(0) if found is None else np.asarray(found)
+            yield check(1, layer, f"{part}, {name}", expected, found, 0.0)
+
+
+def placed_weight(weight: Any, placed: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What each array of a placed weight should hold, and what it holds."""
+    if not isinstance(weight, QuantizedWeight):
+        return {"values": (weight, np.asarray(placed))}
+    codes = reference.linear.centred_codes(weight) if weight.bits == 4 else weight.codes
+    scale = weight.scale.astype(np.float32)
+    found, found_scale = np.asarray(placed.codes), np.asarray(placed.scale)
+    if isinstance(placed, fast.weights.GroupedWeight):  # [G, N, g] and [G, N]
+        rows, k = weight.shape
+        found, found_scale = found.transpose(1, 0, 2).reshape(rows, -1), found_scale.T
+        codes = np.pad(codes, ((0, 0), (0, found.shape[1] - k)))
+    if isinstance(placed, fast.weights.ScaledWeight):
+        scale = np.broadcast_to(scale, found_scale.shape)
+    return {"codes": (codes, found), "scale": (scale, found_scale)}
 
 
 def check_codes(layer: int | None, part: str, linear: Linear, x: np.ndarray) -> Iterator[Check]:
-    """Activation scales and codes: equal."""
+    """Activation scales and codes of rows x [T, K], quantized together: equal."""
     codes, scale = reference_codes(x, linear)
     found, found_scale = fast_codes(x, linear)
+    scale = np.broadcast_to(scale, (len(x), scale.shape[1]))
     yield check(1, layer, f"{part}, activation scale", scale, found_scale, 0.0)
     yield check(1, layer, f"{part}, activation codes", codes, found, 0.0)
 
@@ -80,17 +144,17 @@ def reference_codes(x: np.ndarray, linear: Linear) -> tuple[np.ndarray, np.ndarr
 
 
 def fast_codes(x: np.ndarray, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
-    """The same by the engine's functions."""
-    placed = jax.tree.map(jnp.asarray, fast.weights.place_linear(linear))
-    scales = reference_codes(x, linear)[1].shape
-    if not isinstance(placed.weight, fast.weights.GroupedWeight):
-        codes, a_scale = jax.jit(fast.linear.quantize_activations)(jnp.asarray(x)[None], placed)
-        return np.asarray(codes)[0], np.asarray(a_scale)[: scales[0]]
-    groups, _, size = placed.weight.codes.shape
-    split = fast.linear.split_groups(jnp.asarray(x), groups, size)
+    """Codes [T, K] and scale [T, 1 or G] by the engine's functions."""
+    size = group_size_of(linear)
+    if not (isinstance(linear.weight, QuantizedWeight) and linear.weight.bits == 4):
+        bare = replace(linear, weight=np.zeros(0), bias=None)  # one program for every weight
+        codes, scale = jax.jit(fast.linear.quantize_activations)(jnp.asarray(x)[None], bare)
+        return np.asarray(codes)[0], np.asarray(scale)
+    size = x.shape[1] if size == -1 else size
+    split = fast.linear.split_groups(jnp.asarray(x), -(-x.shape[1] // size), size)
     quantize = jax.jit(fast.linear.quantize_groups, static_argnums=1)
-    codes, a_scale = quantize(split, linear.activation)
-    return np.asarray(codes).reshape(len(x), -1)[:, : x.shape[1]], np.asarray(a_scale)[:, :, 0]
+    codes, scale = quantize(split, linear.activation)
+    return np.asarray(codes).reshape(len(x), -1)[:, : x.shape[1]], np.asarray(scale)[:, :, 0]
 
 
 def group_size_of(linear: Linear) -> int:
@@ -106,36 +170,57 @@ def activation_scales(x: np.ndarray, linear: Linear) -> np.ndarray:
     return np.broadcast_to(scale, x.shape)
 
 
-def tolerance(x: np.ndarray, linear: Linear) -> np.ndarray:
-    """How far each output [T, N] may be from the reference's.
+def check_sums(
+    layer: int | None, part: str, linear: Linear, placed: Linear, x: np.ndarray
+) -> Check:
+    """Integer sums over K (INT4: over the groups that float32 holds exactly): equal."""
+    weight, form = reference.linear.quantized_weight(linear), cast(Any, placed.weight)
+    codes = reference_codes(x, linear)[0]
+    if weight.bits == 8:
+        expected = reference.linear.integer_product(codes, weight.codes)
+        found = jax.jit(fast.linear.integer_product)(jnp.asarray(codes), form.codes)
+    else:
+        groups, _, size = form.codes.shape
+        groups = min(groups, max(1, EXACT // (127 * 15 * size)))
+        expected = np.sum(reference.linear.group_products(codes, weight)[:groups], axis=0)
+        found = grouped_sums(codes, form.codes[:groups])
+    return check(1, layer, f"{part}, integer sums", expected, np.asarray(found), 0.0)
 
-    float activations: summation error, 16 eps sum |x w|. Integer sums: 2 ulps for each of the
-    two scale multiplications, the G additions of groups and the bias.
-    """
+
+def grouped_sums(codes: np.ndarray, weight: jax.Array) -> jax.Array:
+    """The engine's grouped product with every scale 1: codes [T, K], weight [G, N, g] -> [T, N]."""
+    groups, outputs, size = weight.shape
+    split = fast.linear.split_groups(jnp.asarray(codes[:, : groups * size]), groups, size)
+    ones = jnp.ones((len(codes), groups, 1), jnp.float32)
+    placed = fast.weights.GroupedWeight(weight, jnp.ones((groups, outputs), jnp.float32))
+    return jax.jit(fast.linear.int4_rows)(split, ones, placed)
+
+
+def tolerance(x: np.ndarray, linear: Linear) -> np.ndarray:
+    """How far each output [T, N] may be from the reference's: the module's table."""
     weight = linear.weight
     bias = 0.0 if linear.bias is None else np.abs(linear.bias)
     if not isinstance(weight, QuantizedWeight):
-        return SUMMATION * (np.abs(x) @ np.abs(weight.T) + bias) + 1e-30
+        return SUMMATION * (np.abs(x) @ np.abs(weight.T) + bias) + NOTHING
     if linear.activation == "float":
         dense = np.abs(reference.linear.dequantize(weight))
-        return SUMMATION * (np.abs(x) @ dense.T + bias) + 1e-30
+        return SUMMATION * (np.abs(x) @ dense.T + bias) + NOTHING
     if weight.bits == 8:
         terms = np.abs(reference.linear.linear(x, replace(linear, bias=None)))
-        return 2 * EPS * (3 * terms + bias) + 1e-30
-    terms, groups = absolute_terms(x, linear), weight.scale.shape[1]
-    return 2 * EPS * ((3 + groups) * terms + bias) + 1e-30
+        return 2 * EPS * (3 * terms + bias) + NOTHING
+    return 2 * EPS * ((3 + weight.scale.shape[1]) * absolute_terms(x, linear) + bias) + NOTHING
 
 
 def absolute_terms(x: np.ndarray, linear: Linear) -> np.ndarray:
     """sum over groups of |f32(sum xq (q - z)) * w_scale * a_scale|, [T, N]."""
-    weight = linear.weight
+    weight = reference.linear.quantized_weight(linear)
     codes, a_scale = reference_codes(x, linear)
     sums = reference.linear.group_products(codes, weight)
     scales = np.broadcast_to(a_scale, (len(x), len(sums)))
-    return sum(
-        np.abs(total * weight.scale[:, g].astype(np.float32)) * scales[:, g, None]
-        for g, total in enumerate(sums)
-    )
+    terms = np.zeros((len(x), weight.shape[0]), np.float32)
+    for g, total in enumerate(sums):
+        terms += np.abs(total * weight.scale[:, g].astype(np.float32)) * scales[:, g, None]
+    return terms
 
 
 def check_integer_products(seed: int = 0) -> Iterator[Check]:

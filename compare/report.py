@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+import reference.linear
 import reference.model
 from compare.check import Check
-from compare.layers import check_block, inputs_of_block
-from compare.model import ModelFigures, check_model
+from compare.layers import Past, check_block, check_ends, trace_block
+from compare.model import IN_FLOATS, WITH_CODES, Case, ModelFigures, Trace, check_model
 from compare.ops import check_integer_products, check_linear, check_scales
 from fast.engine import Engine
+from reference.calibrate import Progress, no_progress
 from reference.checkpoint import Checkpoint, load_weights
+from reference.config import ModelConfig
 from reference.generate import Stop, check_fits
 from reference.linear import Linear
-from reference.model import Weights
+from reference.model import PREFILL_CHUNK, KVCache, Weights
 
 PROMPT_LENGTH = 600
-Progress = Callable[..., Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Report:
 
     name: str
     checks: tuple[Check, ...]
-    figures: ModelFigures
+    figures: ModelFigures | None  # of level 3
 
     @property
     def agree(self) -> bool:
@@ -57,22 +59,27 @@ class Report:
             "model": self.name,
             "checks": len(self.checks),
             "layers": self.rows(),
-            "figures": {k: finite(v) for k, v in asdict(self.figures).items()},
+            "figures": self.figures and {k: finite(v) for k, v in asdict(self.figures).items()},
         }
 
     def table(self) -> str:
         """For people."""
         lines = [self.name, HEADER, "-" * len(HEADER)]
         lines += [as_line(row) for row in self.rows()]
-        f = self.figures
-        lines.append(
-            f"logits of {f.tokens} tokens: max error {f.max_error:.2e}, mean {f.mean_error:.2e},"
-            f" range {f.range:.1f}; KL mean {f.mean_kl:.2e}, max {f.max_kl:.2e}; top-1 {f.top1:.2%}"
-        )
+        if self.figures is not None:
+            lines.append(in_words(self.figures))
         first = self.first_mismatch
-        if first is not None:
-            return "\n".join([*lines, f"DIFFER: {first}"])
-        return "\n".join([*lines, f"AGREE: {len(self.checks)} checks on three levels"])
+        levels = len({item.level for item in self.checks})
+        verdict = f"AGREE: {len(self.checks)} checks on {levels} levels"
+        return "\n".join([*lines, verdict if first is None else f"DIFFER: {first}"])
+
+
+def in_words(f: ModelFigures) -> str:
+    """Level 3 in one line."""
+    return (
+        f"logits of {f.tokens} tokens: max error {f.max_error:.2e}, mean {f.mean_error:.2e},"
+        f" range {f.range:.1f}; KL mean {f.mean_kl:.2e}, max {f.max_kl:.2e}; top-1 {f.top1:.2%}"
+    )
 
 
 HEADER = (
@@ -122,41 +129,96 @@ def random_tokens(vocab_size: int, length: int) -> list[int]:
     return np.random.default_rng(0).integers(0, vocab_size, length).tolist()
 
 
-def run(checkpoint: Checkpoint, prompt_tokens: Sequence[int] | None = None) -> Report:
+def run(
+    checkpoint: Checkpoint,
+    prompt_tokens: Sequence[int] | None = None,
+    progress: Progress = no_progress,
+    levels: int = 3,
+) -> Report:
     """Compare the fast engine with the reference on a checkpoint and a prompt.
 
-    The prompt is cut to the model's length, or to 600 tokens: longer than a prefill chunk.
+    `levels`: 1 for ops, 2 for ops and layers, 3 for the whole model too.
+
+    The prompt is cut to the model's length, or to 600 tokens: longer than a prefill chunk. Where
+    none is given it is drawn with a fixed seed. Raises PromptError for an empty prompt or a token
+    outside the vocabulary.
     """
     config = checkpoint.config
     length = min(PROMPT_LENGTH, config.max_positions)
-    tokens = list(prompt_tokens or random_tokens(config.vocab_size, length))[:length]
+    if prompt_tokens is None:
+        prompt_tokens = random_tokens(config.vocab_size, length)
+    tokens = list(prompt_tokens)[:length]
     check_fits(config, [tokens], Stop(0), config.max_positions)
     lazy = load_weights(checkpoint)
     weights = replace(lazy, blocks=list(lazy.blocks))
-    checks = [*check_integer_products(), check_scales()]
-    checks += check_blocks(checkpoint, weights, tokens)
-    engine = Engine(checkpoint)
-    quantized = any(
-        layer.activation != "float" for block in weights.blocks for layer in linears(block).values()
-    )
-    whole, figures = check_model(config, weights, engine, tokens, quantized)
+    checks, trace = check_blocks(config, weights, tokens, progress, levels)
+    if levels < 3:
+        return Report(str(checkpoint.path), tuple(checks), None)
+    whole, figures = check_model(case_of(checkpoint, weights), trace)
     return Report(str(checkpoint.path), tuple([*checks, *whole]), figures)
 
 
 def linears(block: reference.model.Block) -> dict[str, Linear]:
+    """A block's linears by name, in the order of execution."""
     return {part: layer for part, layer in vars(block).items() if isinstance(layer, Linear)}
 
 
-def check_blocks(checkpoint: Checkpoint, weights: Weights, tokens: Sequence[int]) -> list[Check]:
-    """Levels 1 and 2, block after block along the reference's own hidden states."""
-    config, checks = checkpoint.config, []
-    x = reference.model.embed(config, weights, np.asarray(tokens), np.arange(len(tokens)))
-    for layer, block in enumerate(weights.blocks):
-        seen = inputs_of_block(config, block, x)
+def case_of(checkpoint: Checkpoint, weights: Weights) -> Case:
+    """The engine, made anew, and the tolerances that the model's activations ask for."""
+    kinds = {layer.activation for block in weights.blocks for layer in linears(block).values()}
+    tolerances = IN_FLOATS if kinds == {"float"} else WITH_CODES
+    engine = Engine(checkpoint)
+    return Case(checkpoint.config, weights, engine, tolerances, "per_tensor" in kinds)
+
+
+def check_blocks(
+    config: ModelConfig,
+    weights: Weights,
+    tokens: Sequence[int],
+    progress: Progress,
+    levels: int,
+) -> tuple[list[Check], Trace]:
+    """Levels 1 and 2, block after block along the reference's hidden states of the first chunk.
+
+    What the reference computes on the way, its cache and its logits, serves level 3.
+    """
+    checks = [*check_integer_products(), check_scales()]
+    first, pasts = np.asarray(tokens[:PREFILL_CHUNK]), list[Past]()
+    x = reference.model.embed(config, weights, first, np.arange(len(first)))
+    for layer, block in enumerate(progress(weights.blocks, "compare blocks")):
+        seen, past = trace_block(config, block, x)
         for part, linear in linears(block).items():
             checks += check_linear(layer, part, linear, seen[part])
-        checks += check_block(config, layer, block, x, seen)
+        checks += check_block(config, layer, block, seen) if levels > 1 else ()
+        pasts.append(past)
         x = seen["out"]
-    narrow = x[:, : weights.head.weight.shape[1]]
-    checks += check_linear(None, "head", weights.head, np.ascontiguousarray(narrow))
-    return checks
+    checks += check_outer(config, weights, x)
+    logits = reference.model.unembed(config, weights, x)
+    checks += check_ends(config, weights, first, x, logits) if levels > 1 else ()
+    keys, values = zip(*pasts, strict=True)
+    return checks, finish_trace(config, weights, tokens, logits, KVCache(keys, values))
+
+
+def check_outer(config: ModelConfig, weights: Weights, x: np.ndarray) -> Iterator[Check]:
+    """Level 1 for the linears outside the blocks; x [T, D] serves as rows for the head too."""
+    if weights.project_out is not None:
+        yield from check_linear(None, "project_out", weights.project_out, x)
+        x = reference.linear.linear(x, weights.project_out)
+    if weights.project_in is not None:
+        yield from check_linear(None, "project_in", weights.project_in, x)
+    yield from check_linear(None, "head", weights.head, x)
+
+
+def finish_trace(
+    config: ModelConfig,
+    weights: Weights,
+    tokens: Sequence[int],
+    logits: np.ndarray,
+    cache: KVCache,
+) -> Trace:
+    """The prompt's remaining tokens, if it is longer than a chunk."""
+    if len(tokens) > PREFILL_CHUNK:
+        rest = np.asarray(tokens[PREFILL_CHUNK:])
+        x, _ = reference.model.extend(config, weights, rest, cache)
+        logits = np.concatenate([logits, reference.model.unembed(config, weights, x)])
+    return Trace(tokens, logits, cache)

@@ -93,12 +93,12 @@ def place_block(tree: Any) -> Any:
 def place_linear(layer: Linear) -> Linear:
     """The portable form of one linear's weight, still as NumPy arrays."""
     weight = layer.weight
-    placed: GroupedWeight | ScaledWeight | None = None
+    placed: Any = weight
     if isinstance(weight, QuantizedWeight) and layer.activation == "float":
         placed = _scaled(weight)
     elif isinstance(weight, QuantizedWeight) and weight.bits == 4:
         placed = _grouped(weight)
-    return layer if placed is None else replace(layer, **{"weight": placed})
+    return replace(layer, weight=placed)
 
 
 def _grouped(weight: QuantizedWeight) -> GroupedWeight:

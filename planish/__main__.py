@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import os
+import re
 import signal
 import sys
-from typing import NoReturn
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
 
 from absl import app, logging
 from absl.flags import argparse_flags
@@ -27,70 +30,93 @@ VERBS = {
     "inspect": "say what a model directory holds",
     "bench": "measure speed beside the machine's limits",
 }
+BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 
 
 class Parser(argparse_flags.ArgumentParser):
     """One line for a wrong command line, with the nearest right word, and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"error: {message}{self.nearest(message)}; see {self.prog} --help\n")
-        sys.exit(2)
+        if found := INVALID_CHOICE.search(message):
+            message += nearest(found[1], re.findall(r"\w+", found[2]))
+        one_line = " ".join(message.split())
+        sys.stderr.write(f"error: {one_line}; see {self.prog} --help\n")
+        sys.exit(BAD_INPUT)
 
-    def nearest(self, message: str) -> str:
-        """What an unknown flag or verb was probably meant to be."""
-        known = [*self._option_string_actions, *VERBS]
-        for word in message.replace("'", " ").split():
-            near = difflib.get_close_matches(word.split("=")[0], known, n=1)
-            if (
-                near
-                and near[0] != word
-                and ("unrecognized" in message or "invalid choice" in message)
-            ):
-                return f" (did you mean {near[0]}?)"
-        return ""
+    def check_flags(self, words: Iterable[str]) -> None:
+        """Refuse an unknown flag before argparse misses the one that it was meant to be."""
+        for word in words:
+            flag = word.partition("=")[0]
+            if flag == "--":
+                return
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                self.error(f"unknown flag {flag}{nearest(flag, self._option_string_actions)}")
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What a misspelt word was probably meant to be."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of one verb. Only its own module is imported."""
-    wanted = next((word for word in argv[1:] if not word.startswith("-")), None)
+    wanted = next((word for word in argv[1:] if word in VERBS), None)
     parser = Parser(
         prog="planish", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for verb, summary in VERBS.items():
-        sub = verbs.add_parser(verb, help=summary, description=summary, allow_abbrev=False)
+        sub = verbs.add_parser(verb, help=summary, allow_abbrev=False)
         if verb == wanted:
             module = importlib.import_module(f"planish.{verb}")
+            sub.description = module.__doc__
+            sub.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_flags(sub)
             sub.set_defaults(run=module.run)
+            sub.check_flags(argv[argv.index(verb) + 1 :])
     return parser.parse_args(argv[1:])
 
 
 def run(args: argparse.Namespace) -> int:
     """Run a verb; what is the input's fault becomes one line and exit code 2."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    logging.set_verbosity(logging.WARNING)
+    signal.signal(signal.SIGTERM, terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = args.run(args)
         sys.stdout.flush()
         return code
     except PlanishError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return complain(str(error))
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"error: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
-        return 2
+        where = error.filename or "input or output"
+        return complain(f"{where}: {error.strerror or error}")
 
 
-def main() -> None:
+def complain(message: str) -> int:
+    """One line on stderr, whatever the message holds."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def terminate(*_: Any) -> NoReturn:
+    """SIGTERM unwinds like any exit, so that temporary files are removed."""
+    sys.exit(TERMINATED)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
-    logging.set_verbosity(logging.WARNING)
-    app.run(run, flags_parser=parse)
+    try:
+        app.run(run, argv=list(sys.argv if argv is None else argv), flags_parser=parse)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""planish compare: does the fast engine compute what the reference defines?"""
+"""Does the fast engine compute what the reference defines?"""
 
 from __future__ import annotations
 
 import argparse
-import json
 
-from planish.engines import add_cache_flag, add_model_flag, open_model
+from planish.engines import add_cache_flag, add_model_flag, keep_programs, open_model
+from planish.output import print_json
+from planish.progress import progress
 from reference.checkpoint import open_checkpoint
 from reference.tokenizer import read_text
 
@@ -22,12 +23,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from compare import report
 
+    keep_programs(args.compilation_cache)
     tokens = None
     if args.prompt_file is None:
         checkpoint = open_checkpoint(args.model)
     else:
         checkpoint, tokenizer = open_model(args.model)
         tokens = tokenizer.encode(read_text(args.prompt_file))
-    result = report.run(checkpoint, tokens)
-    print(json.dumps(result.as_dict(), allow_nan=False) if args.json else result.table())
+    result = report.run(checkpoint, tokens, progress)
+    if args.json:
+        print_json(result.as_dict())
+    else:
+        print(result.table())
     return AGREE if result.agree else DIFFER

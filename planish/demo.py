@@ -103,7 +103,7 @@ def write_text(checkpoint: Checkpoint) -> None:
 
 
 def picture(checkpoint: Checkpoint) -> int:
-    """Activations and weights before and after smoothing, as a PNG where matplotlib is installed."""
+    """Activations and weights before and after smoothing: a PNG, where matplotlib is installed."""
     layer = checkpoint.config.num_layers // 2
     sample = calibration_samples(checkpoint)[0]
     panels = figure.collect(checkpoint, sample, layer, "q", 0.5)

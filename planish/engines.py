@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reference.checkpoint import Checkpoint, open_checkpoint
+from reference.errors import OutputError
 from reference.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -31,13 +32,32 @@ def add_cache_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def compilation_cache(flag: str | None) -> Path | None:
-    """The directory asked for, or one in the user's cache; None where nothing is to be kept."""
+    """The directory asked for, or one in the user's cache; None where nothing is to be kept.
+
+    Programs found there are trusted, so only the user may write into it. A default that cannot
+    be made is done without; a directory that was asked for and cannot be made is an error.
+    """
     if flag == "none":
         return None
-    if flag is not None:
-        return Path(flag)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "planish" / "xla"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = Path(home, "planish", "xla") if flag is None else Path(flag)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as problem:
+        if flag is None:
+            return None
+        reason = f"cannot be written: {problem.strerror}"
+        raise OutputError(reason, path=path, name="compilation_cache") from None
+    return path
+
+
+def keep_programs(flag: str | None) -> None:
+    """The same for what makes its own engines."""
+    from fast.engine import use_compilation_cache
+
+    path = compilation_cache(flag)
+    if path is not None:
+        use_compilation_cache(path)
 
 
 def open_model(path: str) -> tuple[Checkpoint, Tokenizer]:

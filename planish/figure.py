@@ -39,7 +39,11 @@ def collect(
 def input_of(checkpoint: Checkpoint, block: Block, x: np.ndarray, linear: str) -> np.ndarray:
     """What one linear of a block reads."""
     seen: dict[str, np.ndarray] = {}
-    run_block(checkpoint.config, block, x, lambda name, value: seen.setdefault(name, value))
+
+    def keep(name: str, value: np.ndarray) -> None:
+        seen.setdefault(name, value)
+
+    run_block(checkpoint.config, block, x, keep)
     return seen[linear]
 
 

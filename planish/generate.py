@@ -1,7 +1,7 @@
-"""planish generate: text to stdout as it comes, figures to stderr.
+"""Continue a prompt: the new text to stdout as it comes, figures to stderr.
 
-Without a prompt the text begins from the model's bos token alone. With several prompts each
-completion is printed whole, in order, when all are done.
+Without a prompt the text begins from the model's bos token alone. Several prompts are computed
+as one batch; their completions are printed whole, in order, a blank line between them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     tokens = engine.generate(prompts, stop, sampling)
     for row, token in tokens:
         times.append(time.perf_counter())
-        show(streams, row, streams[row].push(token), texts)
+        if not streams[row].stopped:
+            show(streams, row, streams[row].push(token), texts)
         if all(stream.stopped for stream in streams):
             break
     for row, stream in enumerate(streams):

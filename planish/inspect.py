@@ -1,15 +1,15 @@
-"""planish inspect: architecture, sizes, the scheme of every tensor, bytes by kind, bits per weight."""
+"""Architecture, sizes, the scheme of every tensor, bytes by kind, bits per weight."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
 from planish.engines import add_model_flag
+from planish.output import print_json
 from reference.checkpoint import Checkpoint, open_checkpoint
 from reference.shapes import block_shapes, outer_shapes
 from reference.tensorfile import DTYPES
@@ -29,7 +29,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     facts = describe(open_checkpoint(args.model))
-    print(json.dumps(facts, allow_nan=False) if args.json else as_text(facts))
+    if args.json:
+        print_json(facts)
+    else:
+        print(as_text(facts))
     return 0
 
 
@@ -37,7 +40,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Everything that the headers and the config tell; no tensor is read."""
     tensors = {name: scheme(checkpoint, name) for name in sorted(checkpoint.entries)}
     sizes: Counter[str] = Counter()
-    for name, facts in tensors.items():
+    for facts in tensors.values():
         sizes[facts["kind"]] += facts["bytes"]
     linears = linear_weights(checkpoint)
     held = sum(
@@ -68,7 +71,7 @@ def linear_weights(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def parameters(checkpoint: Checkpoint) -> int:
-    """Weights of the linears and embeddings, and biases and norms, as the float model counts them."""
+    """Weights of linears, embeddings, biases and norms, as the float model counts them."""
     outer = outer_shapes(checkpoint.config)
     if checkpoint.config.tie_embeddings:
         outer.pop("head")

@@ -1,4 +1,4 @@
-"""planish logits: the logits of given tokens, float32 [T, vocab], as a .npy file."""
+"""The logits of given tokens, float32 [T, vocab], as a .npy file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
 from planish.engines import add_engine_flags, add_model_flag, open_engine
 from reference.checkpoint import open_checkpoint
@@ -42,10 +43,14 @@ def parse_tokens(text: str) -> list[int]:
 
 def write_array(out: Path, array: np.ndarray) -> None:
     """Beside the target first, then renamed: a file that is there is whole."""
-    hidden = out.with_name(f".{out.name}.{os.getpid()}")
+    hidden = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    array = np.ascontiguousarray(array, np.float32)
     try:
-        with open(hidden, "wb") as file:
-            np.save(file, array.astype(np.float32, copy=False))
+        with open(hidden, "wb") as file:  # np.save would not say why it cannot write
+            npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(array))
+            file.write(array.data)
+            file.flush()
+            os.fsync(file.fileno())
         hidden.replace(out)
     except OSError as problem:
         raise OutputError(f"cannot be written: {problem.strerror}", path=out) from None

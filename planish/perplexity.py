@@ -1,12 +1,12 @@
-"""planish perplexity: a model on a text, with the standard error."""
+"""A model on a text, with the standard error."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 
 from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
+from planish.output import print_json
 from planish.progress import progress
 from reference.errors import PromptError
 from reference.evaluate import LONGEST_WINDOW, cut_windows, perplexity
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     cut_windows(tokens, window)  # refuses before the model is loaded
     result = perplexity(open_engine(checkpoint, args).forward, tokens, window, progress)
     if args.json:
-        print(json.dumps(asdict(result), allow_nan=False))
+        print_json(asdict(result))
     else:
         print(
             f"perplexity {result.perplexity:.5f} ± {result.standard_error:.5f}"

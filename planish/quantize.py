@@ -1,4 +1,4 @@
-"""planish quantize: a float model in, a quantized one out, whole or not at all."""
+"""A float model in, a quantized one out, whole or not at all."""
 
 from __future__ import annotations
 

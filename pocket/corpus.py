@@ -11,6 +11,7 @@ import importlib
 import re
 import sys
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -34,6 +35,11 @@ class Document:
         """A hash of the name, so that a file is on the same side whatever else there is."""
         digest = hashlib.sha256(self.name.encode()).digest()
         return int.from_bytes(digest[:4], "big") < HELDOUT_SHARE * 2**32
+
+    @property
+    def prose(self) -> bool:
+        """Documentation rather than source."""
+        return self.name.startswith(("topic/", "builtin/"))
 
 
 def source_documents() -> list[Document]:
@@ -69,7 +75,7 @@ def corpus() -> list[Document]:
     return [*source_documents(), *topic_documents(), *docstring_documents()]
 
 
-def fingerprint(documents: list[Document]) -> str:
+def fingerprint(documents: Sequence[Document]) -> str:
     """sha256 over names and texts, in order."""
     digest = hashlib.sha256()
     for document in documents:
@@ -77,16 +83,24 @@ def fingerprint(documents: list[Document]) -> str:
     return digest.hexdigest()
 
 
-def sample_text(documents: list[Document], size: int, most_per_file: int = 6000) -> str:
-    """About `size` characters: the beginnings of documents, spread evenly over the list."""
-    pieces = [d.text[:most_per_file] for d in sorted(documents, key=lambda d: _order(d.name))]
-    text = ""
-    for piece in pieces:
-        if len(text) >= size:
-            break
-        text += piece.rstrip() + "\n\n"
+def sample_text(
+    documents: Sequence[Document], size: int, prose_share: float = 0.3, most_per_file: int = 12_000
+) -> str:
+    """About `size` characters: beginnings of documents in a fixed order, prose among the code.
+
+    The next document is prose whenever prose has less than its share so far and some is left.
+    """
+    waiting = {prose: _ordered(documents, prose) for prose in (True, False)}
+    text, prose_length = "", 0
+    while len(text) < size and (waiting[True] or waiting[False]):
+        prose = bool(waiting[True]) and prose_length <= prose_share * len(text)
+        document = waiting[prose or not waiting[False]].pop()
+        piece = document.text[: min(most_per_file, size - len(text))].rstrip() + "\n\n"
+        text += piece
+        prose_length += len(piece) * document.prose
     return text
 
 
-def _order(name: str) -> bytes:
-    return hashlib.sha256(b"order" + name.encode()).digest()
+def _ordered(documents: Sequence[Document], prose: bool) -> list[Document]:
+    chosen = [d for d in documents if d.prose == prose]
+    return sorted(chosen, key=lambda d: hashlib.sha256(b"order" + d.name.encode()).digest())

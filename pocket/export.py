@@ -54,7 +54,7 @@ def export(params: Any, tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def hub_tensors(params: Any) -> dict[str, np.ndarray]:
-    """Our parameters under Hugging Face's names; flax keeps a linear as [in, out], they [out, in]."""
+    """Our parameters under Hugging Face's names; flax keeps a linear as [in, out], it [out, in]."""
     tensors = {}
     for path, leaf in flatten_dict(params["params"]).items():
         array = leaf.T if path[-1] == "kernel" else leaf

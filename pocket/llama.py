@@ -76,9 +76,7 @@ class Llama(nn.Module):
 
 def dense(features: int, name: str) -> nn.Dense:
     initial = nn.initializers.normal(0.03)
-    return nn.Dense(
-        features, use_bias=False, kernel_init=initial, dtype=jnp.bfloat16, name=name
-    )
+    return nn.Dense(features, use_bias=False, kernel_init=initial, dtype=jnp.bfloat16, name=name)
 
 
 def norm(name: str) -> nn.RMSNorm:

@@ -1,15 +1,21 @@
 """Outlier channels for a small model: the same function, the activations of a large one.
 
-From about 6.7 billion parameters on, a few channels of the residual stream are 20 to 100 times
-as large as the rest, the same channels in every layer and for every token (Dettmers et al. 2022,
-LLM.int8(), section 4; SmoothQuant, section 3). Small models have none, which is why naive W8A8
-does not hurt them. Here they get some without changing what they compute: for a norm and the
-linears that read its output, and a factor f_j of channel j,
+From about 6.7 billion parameters on, a few channels of what the norms give out are 20 to 100 times
+as large as the others: the same channels in every layer, for every token (Dettmers et al. 2022,
+LLM.int8(), section 4; Xiao et al. 2022, SmoothQuant, section 3). One INT8 scale per token then
+leaves the other channels a handful of levels. Small models have no such channels, which is why
+naive W8A8 does not hurt them. Here they get some without changing what they compute: for a norm,
+the linears that read it, and a factor f_j of channel j,
 
     norm.weight[j] *= f_j        W[:, j] /= f_j        (norm(x) f) (W / f)t = norm(x) Wt
+    f_j = 2 ** rint(log2(magnitude * median |norm.weight| / |norm.weight[j]|))
 
-The factors are powers of two, so every product is exact in bfloat16 too and only the order of
-the linears' sums could move a logit by an ulp. It is smoothing backwards, and smoothing undoes it.
+It is SmoothQuant's migration backwards, and smoothing undoes it. Powers of two, because then every
+product is exact, in bfloat16 too: the logits keep their bits as long as the sums keep their order.
+The price: a channel lands within sqrt(2) of `magnitude` and not on it. And what is aimed at is the
+norm's weight, so the activations, which have a spread of their own, land less closely. What it
+does not imitate: a large model's outliers keep their sign and size from token to token, these vary
+as the channel always did.
 """
 
 from __future__ import annotations
@@ -22,20 +28,21 @@ import ml_dtypes  # noqa: F401  (lets safetensors hand out bfloat16)
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-NORMS = {
+READERS = {  # norm of a block -> the linears that read what it gives out
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
 }
-CHANNELS, LARGEST = 6, 64  # how many channels, and the median factor by which they stand out
+CHANNELS, MAGNITUDE = 16, 72.0
+SMALLEST = 1 / 16  # of the median: a norm weight below it is treated as this large
 
 
-def outlier_factors(width: int, channels: int, largest: int, seed: int) -> np.ndarray:
-    """1 for most channels; for a few, fixed ones a power of two around `largest`. float32 [width]."""
-    rng = np.random.default_rng(seed)
-    factors = np.ones(width, np.float32)
-    chosen = rng.choice(width, channels, replace=False)
-    factors[chosen] = largest * 2.0 ** rng.integers(-1, 1, channels)
-    factors[chosen[0]] = largest
+def outlier_factors(weight: np.ndarray, chosen: np.ndarray, magnitude: float) -> np.ndarray:
+    """f of the equation above for the `chosen` channels, 1 for the others. float32 [width]."""
+    size = np.abs(weight.astype(np.float32))
+    middle = np.median(size)
+    size = np.maximum(size[chosen], middle * SMALLEST)
+    factors = np.ones(len(weight), np.float32)
+    factors[chosen] = np.exp2(np.rint(np.log2(magnitude * middle / size)))
     return factors
 
 
@@ -44,30 +51,41 @@ def add_outliers(
     num_layers: int,
     seed: int = 0,
     channels: int = CHANNELS,
-    largest: int = LARGEST,
+    magnitude: float = MAGNITUDE,
 ) -> dict[str, np.ndarray]:
-    """Tensors of a Hugging Face Llama with outlier channels in what every norm of a block gives out."""
+    """A Hugging Face Llama's tensors, the same `channels` outstanding in every norm of a block.
+
+    `magnitude` is how many times the median they are to be. Types and the order of names are kept;
+    a name that a Llama has and `tensors` lacks is a KeyError.
+    """
     changed = dict(tensors)
     width = len(tensors["model.layers.0.input_layernorm.weight"])
-    factors = outlier_factors(width, channels, largest, seed)
+    chosen = np.random.default_rng(seed).choice(width, channels, replace=False)
     for layer in range(num_layers):
-        for norm, readers in NORMS.items():
-            prefix = f"model.layers.{layer}."
-            weight = changed[f"{prefix}{norm}.weight"]
-            changed[f"{prefix}{norm}.weight"] = weight * factors.astype(weight.dtype)
+        for norm, readers in READERS.items():
+            name = f"model.layers.{layer}.{norm}.weight"
+            weight = changed[name]
+            factors = outlier_factors(weight, chosen, magnitude).astype(weight.dtype)
+            changed[name] = weight * factors
             for reader in readers:
-                matrix = changed[f"{prefix}{reader}.weight"]
-                changed[f"{prefix}{reader}.weight"] = matrix / factors.astype(matrix.dtype)
+                name = f"model.layers.{layer}.{reader}.weight"
+                changed[name] = changed[name] / factors.astype(changed[name].dtype)
     return changed
 
 
 def write_outlier_model(source: Path, target: Path) -> None:
-    """A copy of a model directory with outlier channels; a target that exists is replaced."""
+    """A copy of the one-file model directory `source` with outlier channels, in its own type.
+
+    A model directory that is at `target` is replaced; anything else there is a FileExistsError.
+    """
+    if target.exists() and not (target / "config.json").is_file():
+        raise FileExistsError(f"{target}: exists and is not a model directory; not replaced")
     hidden = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(hidden, ignore_errors=True)
     shutil.copytree(source, hidden)
     tensors = load_file(source / "model.safetensors")
     layers = sum(name.endswith("input_layernorm.weight") for name in tensors)
-    save_file(add_outliers(tensors, layers), hidden / "model.safetensors", metadata={"format": "pt"})
+    changed = add_outliers(tensors, layers)
+    save_file(changed, hidden / "model.safetensors", metadata={"format": "pt"})
     shutil.rmtree(target, ignore_errors=True)
     hidden.rename(target)

@@ -91,10 +91,12 @@ def heldout_perplexity(params: Any, tokens: np.ndarray, count: int = 64) -> floa
 
 def save_progress(path: Path, progress: Progress) -> None:
     """Plain arrays and two numbers; renamed into place when whole."""
-    leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(progress))}
+    arrays: dict[str, Any] = {
+        str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(progress))
+    }
     numbers = json.dumps({"step": progress.step, "seconds": progress.seconds})
     hidden = path.with_suffix(".tmp.npz")
-    np.savez(hidden, numbers=np.array(numbers), **leaves)
+    np.savez(hidden, numbers=np.array(numbers), **arrays)
     os.replace(hidden, path)
 
 

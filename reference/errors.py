@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from os import PathLike
 
+LONGEST = 300  # characters of any one part of a message
+
 
 class PlanishError(Exception):
     """A problem with something the user gave us; printed as one line, never as a traceback.
@@ -22,13 +24,20 @@ class PlanishError(Exception):
     ):
         self.problem, self.path, self.name = problem, path, name
         self.expected, self.found = expected, found
-        where = [str(part) for part in (path, name) if part is not None]
-        message = ": ".join([*where, problem])
+        where = [str(path)] if path is not None else []
+        where += [_short(name)] if name is not None else []
+        message = ": ".join([*where, _short(problem)])
         if expected is not None:
-            message += f"; expected {expected}"
+            message += f"; expected {_short(expected)}"
         if found is not None:
-            message += f", found {found}" if expected is not None else f"; found {found}"
+            message += f"{'; ' if expected is None else ', '}found {_short(found)}"
         super().__init__(_one_line(message))
+
+
+def _short(value: object) -> str:
+    """A damaged file may hold a megabyte where a word should be."""
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _one_line(message: str) -> str:

@@ -23,7 +23,7 @@ def find_entries(path: Path) -> dict[str, TensorEntry]:
     if index.exists():
         return _indexed_entries(path, index)
     if (path / SINGLE).exists():
-        return read_entries(_inside(path, SINGLE, path))
+        return read_entries(_inside(path, SINGLE))
     pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
     if pickles:
         problem = "pickled weights are never loaded; convert them to safetensors"
@@ -36,7 +36,7 @@ def _indexed_entries(path: Path, index: Path) -> dict[str, TensorEntry]:
     weight_map = _weight_map(index)
     entries: dict[str, TensorEntry] = {}
     for shard in sorted(set(weight_map.values())):
-        for name, entry in read_entries(_inside(path, shard, index)).items():
+        for name, entry in read_entries(_inside(path, shard)).items():
             if name in entries:
                 raise CheckpointError("stands in two shards", path=index, name=name, found=shard)
             if weight_map.get(name) != shard:
@@ -55,13 +55,15 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(values, dict) or not good:
         expected = "tensor name -> file name"
         raise ConfigError("bad value", path=index, name="weight_map", expected=expected)
+    for shard in values.values():
+        if not re.fullmatch(r"[\w.-]+\.safetensors", shard):
+            problem = "a shard must be a plain file name"
+            raise CheckpointError(problem, path=index, found=repr(shard))
     return values
 
 
-def _inside(path: Path, name: str, index: Path) -> Path:
+def _inside(path: Path, name: str) -> Path:
     """A weights file by its plain name, which must lie in the directory or the cache's blobs."""
-    if not re.fullmatch(r"[\w.-]+\.safetensors", name):
-        raise CheckpointError("a shard must be a plain file name", path=index, found=repr(name))
     file = path / name
     if not file.exists():
         raise CheckpointError("shard is missing", path=file)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers.decoders import DecodeStream
 
 from reference.config import ModelConfig
 from reference.errors import PromptError, TokenizerError
+
+CONTEXT = 8  # settled pieces that are decoded again with each new one
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decodes to
 
 
 class Tokenizer:
@@ -44,42 +47,36 @@ class Tokenizer:
 class TextStream:
     """Turns tokens into text one by one: a piece comes out when it can no longer change.
 
-    A character split over tokens is held back until it is whole, and the first new word
-    keeps the space that separates it from the prompt.
+    A character split over tokens is held back until it is whole, and the first new word keeps
+    the space that separates it from the prompt: each piece is what the decoded text grows by,
+    behind a context of the last few pieces. (The library's own DecodeStream raises an error
+    where a run of byte tokens turns out to be no character, which a model may well produce.)
     """
 
     def __init__(self, inner: tokenizers.Tokenizer, prompt: Sequence[int]):
-        self.inner, self.context = inner, len(prompt)
-        self.ids = list(prompt)
-        self.written = len(inner.decode(self.ids, skip_special_tokens=True))
-        self.steps = DecodeStream(ids=list(prompt), skip_special_tokens=True)
+        self.inner, self.ids = inner, list(prompt)
+        self.bounds = deque([0, len(self.ids)], maxlen=CONTEXT)  # where settled pieces end
 
     def push(self, token: int) -> str:
         """The text that is settled by one more token; may be empty."""
         self.ids.append(token)
-        piece = self.steps.step(self.inner, token) or ""
-        self.written += len(piece)
+        piece = self.finish()
+        if piece.endswith(REPLACEMENT):
+            return ""
+        self.bounds.append(len(self.ids))
         return piece
 
     def finish(self) -> str:
-        """What was held back at the end: the pieces of a character that never became whole."""
-        return self.inner.decode(self.ids, skip_special_tokens=True)[self.written :]
+        """What is held back: the pieces of a character that is not whole."""
+        start, settled = self.bounds[0], self.bounds[-1]
+        before = self.inner.decode(self.ids[start:settled], skip_special_tokens=True)
+        return self.inner.decode(self.ids[start:], skip_special_tokens=True)[len(before) :]
 
 
 def load_tokenizer(path: str | Path, config: ModelConfig) -> Tokenizer:
     """Read tokenizer.json; TokenizerError if missing, damaged or larger than the embedding."""
     file = Path(path) / "tokenizer.json"
-    if not file.is_file():
-        hint = (
-            "; save it with a fast tokenizer of transformers"
-            if (Path(path) / "vocab.json").exists()
-            else ""
-        )
-        raise TokenizerError(f"no such file{hint}", path=file)
-    try:
-        inner = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as problem:  # the library raises the bare class
-        raise TokenizerError(f"is damaged: {problem}", path=file) from None
+    inner = _read_tokenizer(file)
     largest = max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= config.vocab_size:
         expected = f"ids below the embedding's {config.vocab_size} rows"
@@ -87,6 +84,22 @@ def load_tokenizer(path: str | Path, config: ModelConfig) -> Tokenizer:
     inner.no_truncation()
     inner.no_padding()
     return Tokenizer(inner, config, file)
+
+
+def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
+    if not file.is_file():
+        slow = (file.parent / "vocab.json").exists()
+        hint = "; save it with a fast tokenizer of transformers" if slow else ""
+        raise TokenizerError(f"no such file{hint}", path=file)
+    try:
+        with open(file, "rb") as stream:
+            if stream.read(23).startswith(b"version https://git-lfs"):
+                raise TokenizerError("is a Git-LFS pointer; run `git lfs pull`", path=file)
+        return tokenizers.Tokenizer.from_file(str(file))
+    except TokenizerError:
+        raise
+    except Exception as problem:  # the library raises the bare class
+        raise TokenizerError(f"is damaged: {problem}", path=file) from None
 
 
 def read_text(path: str | Path) -> str:

@@ -1,0 +1,41 @@
+# make demo    what planish does, on the embedded model
+# make test    the tests            make lint    ruff and mypy
+#
+# Each makes its own virtual environment first: PYTHON=python3.13 chooses the interpreter,
+# VENV=.venv313 where it is put. The second time there is nothing to do.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/planish-installed
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+WORKERS := $(shell [ $(CORES) -lt 4 ] && echo $(CORES) || echo 4)
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)
+	@$(BIN)/python -m planish.demo
+
+test: $(STAMP)
+	@echo "make test: pytest in $(WORKERS) processes"
+	@$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(STAMP)
+	@echo "make lint: ruff check, ruff format --check, mypy"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is missing or older than 3.11; give another with PYTHON=..." >&2; exit 1; }
+	@echo "make: installing planish and what it needs into $(VENV) (once; a minute or two)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
+	  { echo "error: no virtual environment can be made (Debian: apt install python3-venv)" >&2; exit 1; }
+	@$(BIN)/python -m pip install --disable-pip-version-check -e ".[test,plot]" \
+	  > $(VENV)/install.log 2>&1 || \
+	  { tail -n 20 $(VENV)/install.log >&2; echo "error: see $(VENV)/install.log" >&2; exit 1; }
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,21 @@
+"""One JSON object on stdout, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """Print one object; JSON has no NaN and no infinity, so they become null."""
+    print(json.dumps(finite(values), allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """The same value with null for every float that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,41 @@
+"""What every room's tests share: tiny models, strict jax, one thread per test process.
+
+The environment is set here because jax and NumPy read it when they are first imported, and
+because commands run as subprocesses inherit it. Warnings are errors (pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # processes share the cores, threads would fight
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+from tests.models import make_llama as write_llama  # noqa: E402 (imports NumPy)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compiled programs go to a directory of this run, never to the user's."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama: 2 layers, width 64, 128 positions, one token per byte. Do not write there."""
+    return write_llama(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def make_llama(tmp_path: Path) -> Callable[..., Path]:
+    """make_llama(name=..., seed=..., **changes of config.json) -> a model of this test's own."""
+
+    def make(**changes: object) -> Path:
+        return write_llama(tmp_path, **changes)  # type: ignore[arg-type]
+
+    return make

@@ -1,0 +1,147 @@
+"""The command line itself: words, exit codes, signals, and what is imported for what."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from planish.__main__ import VERBS
+
+
+def imported(*words: object) -> set[str]:
+    """Top-level modules in memory after a command has run in a process of its own."""
+    code = (
+        "import sys; from planish.__main__ import main\n"
+        "try: main(['planish', *sys.argv[1:]])\n"
+        "except SystemExit: pass\n"
+        "print('\\n' + ' '.join({name.partition('.')[0] for name in sys.modules}))"
+    )
+    command = [sys.executable, "-c", code, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_goes_to_stdout_and_names_every_verb(shell):
+    result = shell("--help")
+    assert (result.code, result.err) == (0, "")
+    assert all(verb in result.out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(planish, verb):
+    result = planish(verb, "--help")
+    assert (result.code, result.err) == (0, "")
+    assert "--model DIR" in result.out
+
+
+def test_help_needs_neither_numpy_nor_jax():
+    assert not imported("--help") & {"numpy", "jax", "tokenizers"}
+
+
+def test_the_reference_engine_never_imports_jax(tiny_llama):
+    words = ("generate", "--model", tiny_llama, "--max_new_tokens", 2, "--engine", "reference")
+    assert "jax" not in imported(*words)
+
+
+SCRIPT = Path(sys.executable).with_name("planish")
+
+
+@pytest.mark.skipif(not SCRIPT.exists(), reason="planish is not installed here")
+def test_console_script_and_module_are_the_same_command(tiny_llama, shell):
+    command = [SCRIPT, "inspect", "--model", tiny_llama]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == shell("inspect", "--model", tiny_llama).out != ""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ["VERB"]),
+        (["generat"], ["'generat'", "did you mean generate?"]),
+        (["quantise", "--model", "x"], ["did you mean quantize?"]),
+        (["generate"], ["--model"]),
+        (["generate", "--model", "x", "--promt", "y"], ["--promt", "did you mean --prompt?"]),
+        (["generate", "--modle", "x"], ["--modle", "did you mean --model?"]),
+        (["generate", "--model", "x", "--temprature=0"], ["did you mean --temperature?"]),
+        (["generate", "--model", "x", "--engine", "quick"], ["--engine", "'quick'"]),
+        (["generate", "--model", "x", "--engine", "refrence"], ["did you mean reference?"]),
+        (["generate", "--model", "x", "--max_new_tokens", "many"], ["--max_new_tokens", "'many'"]),
+        (["generate", "--model", "x", "--max_new", "3"], ["did you mean --max_new_tokens?"]),
+        (["generate", "--model", "x", "leftover"], ["leftover"]),
+        (["generate", "--model"], ["--model"]),
+        (["bench", "--model", "x", "--jsn"], ["did you mean --json?"]),
+    ],
+)
+def test_a_wrong_word_is_refused_with_the_nearest(planish, words, expected):
+    assert planish(*words).refused(*expected)
+
+
+def test_a_wrong_word_is_refused_the_same_in_a_shell(shell):
+    assert shell("generat").refused("did you mean generate?")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate"],
+        ["quantize", "--out", "never", "--recipe", "W8A16"],
+        ["perplexity", "--text", "never"],
+        ["logits", "--tokens", "1", "--out", "never.npy"],
+        ["compare"],
+        ["inspect"],
+        ["bench"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_verb_refuses_what_is_no_model(planish, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    file, empty = tmp_path / "file", tmp_path / "empty"
+    file.write_text("not a model")
+    empty.mkdir()
+    assert planish(*words, "--model", tmp_path / "missing").refused("missing", "not a directory")
+    assert planish(*words, "--model", file).refused("file", "not a directory")
+    assert planish(*words, "--model", empty).refused("config.json", "no such file")
+    assert sorted(tmp_path.iterdir()) == [empty, file]
+
+
+def test_a_path_of_lone_surrogates_is_refused_in_one_line(shell):
+    assert shell("inspect", "--model", "/no/\udcff").refused("not a directory")
+
+
+def test_ctrl_c_exits_with_130(planish, tiny_llama, monkeypatch):
+    def interrupt(path: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("planish.inspect.open_checkpoint", interrupt)
+    result = planish("inspect", "--model", tiny_llama)
+    assert (result.code, result.out, result.err) == (130, "", "interrupted\n")
+
+
+def test_a_bug_is_a_traceback_and_not_exit_code_2(planish, tiny_llama, monkeypatch):
+    monkeypatch.setattr("planish.inspect.describe", lambda checkpoint: 1 // 0)
+    from planish.__main__ import main
+
+    with pytest.raises(ZeroDivisionError):
+        main(["planish", "inspect", "--model", str(tiny_llama)])
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_llama):
+    command = [sys.executable, "-m", "planish", "inspect", "--model", str(tiny_llama)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 0
+
+
+def test_text_that_the_terminal_cannot_show_is_escaped(make_llama):
+    path = make_llama(name="modèle")
+    command = [sys.executable, "-X", "utf8=0", "-m", "planish", "inspect", "--model", str(path)]
+    environment = {"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert rb"mod\xe8le" in done.stdout

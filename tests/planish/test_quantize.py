@@ -1,0 +1,209 @@
+"""planish quantize: every recipe from the command line, and everything it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reference.checkpoint import open_checkpoint
+from reference.engine import Engine
+
+SHORT = ("--samples", 2, "--sample_length", 32)  # of calibration: enough here
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("Words to calibrate on, a few. " * 10, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def quantize(planish, tiny_llama, tmp_path, text):
+    """quantize("--recipe", ...) of the tiny model into tmp_path / "q"."""
+
+    def call(*words, model=tiny_llama, out=tmp_path / "q"):
+        more = SHORT if "--samples" not in words else ()
+        calibration = () if "--calibration" in words else ("--calibration", text)
+        where = ("--model", model, "--out", out)
+        return planish("quantize", *where, *calibration, *more, *words)
+
+    return call
+
+
+def logits(path: Path) -> np.ndarray:
+    return Engine(open_checkpoint(path)).forward(list(b"Words to judge by."))
+
+
+@pytest.mark.parametrize(
+    ("words", "tolerance"),
+    [
+        ("--recipe float", 0),
+        ("--recipe float --lm_head int8", 0.02),
+        ("--recipe W8A8", 0.05),
+        ("--recipe W8A8 --alpha 0.8 --smooth_outputs", 0.05),
+        ("--recipe W8A8 --alpha search", 0.05),
+        ("--recipe W8A8 --alpha search_per_block", 0.05),
+        ("--recipe O1", 0.05),
+        ("--recipe O2", 0.08),
+        ("--recipe O3", 0.08),
+        ("--recipe naive", 0.05),
+        ("--recipe naive --scheme O3", 0.08),
+        ("--recipe W8A16 --ignore *.down_proj", 0.05),
+        ("--recipe W4A16 --group_size 32 --rule minmax --method rtn", 0.3),
+        ("--recipe W4A16 --group_size 32 --scale_dtype float32 --lm_head int4", 0.3),
+        ("--recipe W4A8 --group_size 32", 0.3),
+        ("--recipe W4A8 --group_size -1 --activation per_token", 0.5),
+    ],
+)
+def test_every_recipe_gives_a_model_near_the_float_one(
+    quantize, tiny_llama, tmp_path, words, tolerance
+):
+    result = quantize(*words.split())
+    assert (result.code, result.out) == (0, ""), result
+    expected, found = logits(tiny_llama), logits(tmp_path / "q")
+    assert np.abs(found - expected).max() <= tolerance * np.ptp(expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q", "text.txt"]
+
+
+def test_the_directory_says_what_was_done(quantize, tmp_path):
+    quantize("--recipe", "W8A8", "--alpha", 0.7, "--ignore", "*.o_proj", "--ignore", "*.k_proj")
+    said = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
+    assert (said["quant_method"], said["recipe"], said["alpha"]) == ("planish", "W8A8", 0.7)
+    assert said["ignore"] == ["*.o_proj", "*.k_proj"]
+    assert said["calibration"]["samples"] == 2 and said["calibration"]["length"] == 32
+
+
+def test_without_calibration_the_embedded_text_is_used_with_a_word_about_it(
+    planish, tiny_llama, tmp_path
+):
+    words = ("--out", tmp_path / "q", "--recipe", "W8A8", *SHORT)
+    result = planish("quantize", "--model", tiny_llama, *words)
+    assert result.code == 0 and "embedded text" in result.err
+
+
+def test_a_recipe_without_calibration_reads_no_text(planish, tiny_llama, tmp_path):
+    words = ("--out", tmp_path / "q", "--recipe", "W8A16", "--calibration", "/no/such/text")
+    assert planish("quantize", "--model", tiny_llama, *words).code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--recipe W8A9", ["recipe", "did you mean W8A8?", "'W8A9'"]),
+        ("--recipe w4a16", ["did you mean W4A16?"]),
+        ("--recipe zzz", ["recipe", "W8A8"]),
+        ("--recipe naive --scheme 04", ["scheme", "O1"]),
+        ("--recipe W8A8 --scheme O1", ["scheme", "naive"]),
+        ("--recipe W4A16 --group_size 0", ["group_size", "32", "0"]),
+        ("--recipe W4A16 --group_size 48", ["group_size", "48"]),
+        ("--recipe W8A8 --group_size 32", ["group_size", "no effect"]),
+        ("--recipe W4A16 --rule minmaks", ["rule", "did you mean minmax?"]),
+        ("--recipe W4A16 --method rnt", ["method", "did you mean rtn?"]),
+        ("--recipe W4A16 --scale_dtype float8", ["scale_dtype", "float16"]),
+        ("--recipe W4A8 --activation per_tokn", ["activation", "per_token"]),
+        ("--recipe W8A8 --activation per_token", ["activation", "W4A8"]),
+        ("--recipe W8A8 --alpha 1.5", ["alpha", "0..1", "1.5"]),
+        ("--recipe W8A8 --alpha nan", ["alpha", "nan"]),
+        ("--recipe W8A8 --alpha serch", ["alpha", "did you mean search?"]),
+        ("--recipe naive --alpha 0.5", ["alpha", "naive"]),
+        ("--recipe W8A8 --lm_head int9", ["lm_head", "did you mean int8?"]),
+        ("--recipe W8A8 --samples 0", ["calibration", "at least 1"]),
+        ("--recipe W8A8 --sample_length 0 --samples 2", ["calibration", "at least 1"]),
+        ("--recipe W8A8 --samples -3", ["calibration", "-3"]),
+        ("--recipe W8A8 --calibration /no/such/text", ["/no/such/text"]),
+    ],
+)
+def test_bad_choices_are_refused_and_nothing_is_written(quantize, tmp_path, words, expected):
+    assert quantize(*words.split()).refused(*expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_calibration_text_too_short_is_refused(quantize, text, tmp_path):
+    text.write_text("x" * 31)
+    assert quantize("--recipe", "W8A8").refused("calibration", "too short", "32", "31")
+    text.write_bytes(b"\xff" * 100)
+    assert quantize("--recipe", "W8A8").refused("text.txt", "UTF-8")
+    assert not (tmp_path / "q").exists()
+
+
+def test_a_quantized_model_is_not_quantized_again(quantize, tmp_path):
+    quantize("--recipe", "W8A16")
+    again = quantize("--recipe", "W4A16", model=tmp_path / "q", out=tmp_path / "twice")
+    assert again.refused("quantized already", "W8A16")
+    assert not (tmp_path / "twice").exists()
+
+
+def test_weights_that_are_no_numbers_are_refused(quantize, make_llama, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    path = make_llama(name="broken")
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
+    save_file(tensors, path / "model.safetensors")
+    result = quantize("--recipe", "W8A16", model=path)
+    assert result.refused("model.layers.1.mlp.up_proj.weight", "nan at (3, 5)")
+    assert not (tmp_path / "q").exists()
+
+
+def snapshot(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def test_an_existing_target_is_kept_unless_overwrite(quantize, tmp_path):
+    quantize("--recipe", "W8A16")
+    before = snapshot(tmp_path / "q")
+    assert quantize("--recipe", "W4A16").refused("q", "--overwrite")
+    assert snapshot(tmp_path / "q") == before
+    assert quantize("--recipe", "W4A16", "--overwrite").code == 0
+    assert open_checkpoint(tmp_path / "q").quantization["recipe"] == "W4A16"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q", "text.txt"]
+
+
+def test_a_directory_that_holds_no_model_is_never_overwritten(quantize, tmp_path):
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "thesis.tex").write_text("years of work")
+    assert quantize("--recipe", "W8A16", "--overwrite").refused("holds no model")
+    assert (tmp_path / "q" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("where", [".", "inside", "../tiny", "..", "link"])
+def test_the_model_being_read_is_never_the_target(quantize, make_llama, tmp_path, where):
+    path = make_llama()
+    before = snapshot(path)
+    (tmp_path / "link").symlink_to(path)
+    out = tmp_path / "link" if where == "link" else path / where
+    assert quantize("--recipe", "W8A16", "--overwrite", model=path, out=out).refused("being read")
+    assert snapshot(path) == before
+
+
+def test_targets_that_cannot_be_written_are_refused(quantize, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    quant = ("--recipe", "W8A16", "--overwrite")
+    assert quantize(*quant, out=tmp_path / "file").refused("not a directory")
+    assert quantize(*quant, out=tmp_path / "file" / "q").refused("no such directory")
+    assert quantize(*quant, out=tmp_path / "no" / "q").refused("no such directory")
+    assert quantize(*quant, out="/proc/q").refused("/proc/q", "cannot be written")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_without_permission_is_refused(quantize, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    assert quantize("--recipe", "W8A16", out=closed / "q").refused("cannot be written")
+
+
+def test_tokenizer_files_come_along(quantize, make_llama, tmp_path):
+    path = make_llama()
+    (path / "generation_config.json").write_text('{"eos_token_id": [257, 5]}')
+    quantize("--recipe", "W8A16", model=path)
+    shutil.rmtree(path)
+    checkpoint = open_checkpoint(tmp_path / "q")
+    assert checkpoint.config.eos_token_ids == (257, 5)
+    assert (tmp_path / "q" / "tokenizer.json").exists()

@@ -1,0 +1,72 @@
+"""Calibration: the largest magnitude at every linear's input, over all samples, block by block."""
+
+import numpy as np
+import pytest
+
+from reference.calibrate import (
+    calibrate,
+    cut_samples,
+    embed_samples,
+    fingerprint,
+    observe_block,
+    run_block,
+)
+from reference.errors import PromptError
+from reference.model import block_forward, empty_cache, forward, unembed
+
+
+def test_absmax_is_the_largest_magnitude_over_tokens_and_samples(loaded, samples):
+    checkpoint, weights = loaded["llama"]
+    config = checkpoint.config
+    seen: dict[str, list[np.ndarray]] = {}
+    cache = empty_cache(config)
+    for x in embed_samples(config, weights, samples):
+        past = (cache.keys[0], cache.values[0])
+        tap = lambda name, x: seen.setdefault(name, []).append(x)  # noqa: E731
+        block_forward(config, weights.blocks[0], x, np.arange(len(x)), past, tap)
+    found = calibrate(config, weights, samples)
+    assert len(found) == 2 and set(found[0]) == set(seen)
+    for name, inputs in seen.items():
+        assert np.array_equal(found[0][name], np.abs(np.concatenate(inputs)).max(axis=0))
+
+
+def test_samples_are_carried_from_block_to_block(loaded, samples):
+    checkpoint, weights = loaded["opt"]
+    config, hidden = checkpoint.config, embed_samples(checkpoint.config, weights, samples)
+    for block in weights.blocks:
+        absmax, hidden = observe_block(config, block, hidden)
+    logits = unembed(config, weights, hidden[0])
+    assert np.allclose(logits, forward(config, weights, samples[0]), atol=1e-5)
+    last = calibrate(config, weights, samples)[-1]
+    assert all(np.array_equal(last[name], absmax[name]) for name in absmax)
+
+
+def test_observing_changes_no_output(loaded, samples):
+    checkpoint, weights = loaded["llama"]
+    hidden = embed_samples(checkpoint.config, weights, samples)
+    _, outputs = observe_block(checkpoint.config, weights.blocks[0], hidden)
+    assert np.array_equal(outputs[1], run_block(checkpoint.config, weights.blocks[0], hidden[1]))
+
+
+def test_samples_are_consecutive_windows():
+    cut = cut_samples(range(10), count=2, length=3)
+    assert [s.tolist() for s in cut] == [[0, 1, 2], [3, 4, 5]]
+    assert len(cut_samples(range(10), count=9, length=3)) == 3
+
+
+def test_a_text_shorter_than_one_sample_is_refused():
+    with pytest.raises(PromptError, match="too short; expected at least 512 tokens, found 511"):
+        cut_samples(range(511))
+
+
+@pytest.mark.parametrize(("count", "length"), [(0, 5), (5, 0), (-1, 5)])
+def test_at_least_one_sample_of_one_token(count, length):
+    with pytest.raises(PromptError, match="calibration: bad value"):
+        cut_samples(range(10), count, length)
+
+
+def test_fingerprint_depends_on_the_tokens_alone(samples):
+    found = fingerprint(samples)
+    assert (found["samples"], found["length"]) == (4, 24) and len(found["sha256"]) == 64
+    assert found == fingerprint([s.astype(np.int32) for s in samples])
+    assert found != fingerprint([*samples[:3], samples[0]])

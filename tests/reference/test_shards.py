@@ -1,0 +1,181 @@
+"""Which files hold the tensors: shards and their index, and no path out of the directory."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from reference.checkpoint import load_weights, open_checkpoint
+from reference.errors import CheckpointError, ConfigError, PlanishError
+from reference.shards import INDEX, SINGLE
+
+A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+@pytest.fixture
+def sharded(tiny, tmp_path):
+    """A valid model of two shards with its index."""
+    path = tiny.write(tmp_path / "model")
+    (path / SINGLE).unlink()
+    tensors = sorted(tiny.tensors(tiny.values()).items())
+    save_file(dict(tensors[:10]), path / A)
+    save_file(dict(tensors[10:]), path / B)
+    weight_map = {name: A if i < 10 else B for i, (name, _) in enumerate(tensors)}
+    (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return path
+
+
+def edit(path, change):
+    values = json.loads((path / INDEX).read_text())
+    change(values["weight_map"])
+    (path / INDEX).write_text(json.dumps(values))
+
+
+def test_shards_give_the_same_model_as_one_file(sharded, tiny, tmp_path):
+    whole = load_weights(open_checkpoint(tiny.write(tmp_path / "whole")))
+    split = load_weights(open_checkpoint(sharded))
+    assert np.array_equal(split.embed, whole.embed)
+    assert np.array_equal(split.blocks[1].down.weight, whole.blocks[1].down.weight)
+
+
+def test_the_index_wins_over_a_single_file(sharded):
+    (sharded / SINGLE).write_bytes(b"damaged, but not looked at")
+    assert len(open_checkpoint(sharded).entries) == 21
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x.safetensors",
+        "/etc/passwd",
+        "/etc/x.safetensors",
+        "a/b.safetensors",
+        "..",
+        "",
+        "x\0.safetensors",
+        "a\\b.safetensors",
+        "model.bin",
+        "C:x.safetensors",
+        "model.safetensors\n",
+    ],
+)
+def test_an_index_must_name_plain_files(sharded, name):
+    edit(sharded, lambda m: m.update({"lm_head.weight": name}))
+    with pytest.raises(CheckpointError, match="a shard must be a plain file name") as caught:
+        open_checkpoint(sharded)
+    assert str(sharded / INDEX) in str(caught.value) and str(caught.value).isprintable()
+
+
+def missing_shard(path):
+    (path / B).unlink()
+
+
+def tensor_in_two_shards(path):
+    save_file({"lm_head.weight": np.zeros((48, 32), np.float32)}, path / "z.safetensors")
+    edit(path, lambda m: m.update({"x": "z.safetensors"}))
+
+
+def tensor_elsewhere(path):
+    edit(path, lambda m: m.update({"lm_head.weight": B}))
+
+
+def tensor_without_entry(path):
+    edit(path, lambda m: m.pop("lm_head.weight"))
+
+
+def tensor_missing(path):
+    edit(path, lambda m: m.update({"model.layers.9.x.weight": A}))
+
+
+def write_index(text):
+    return lambda path: (path / INDEX).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (missing_shard, rf"{B}: shard is missing"),
+        (tensor_in_two_shards, "lm_head.weight: (stands in two|is not where)"),
+        (tensor_elsewhere, "lm_head.weight: is not where the index says; expected .*00001.*00002"),
+        (tensor_without_entry, "lm_head.weight: is not where the index says.*found no entry"),
+        (tensor_missing, r"model\.layers\.9\.x\.weight: is missing"),
+        (write_index("not JSON"), "index.json: is not JSON"),
+        (write_index(""), "index.json: is not JSON"),
+        (write_index("[]"), "expected a JSON object, found list"),
+        (write_index("{}"), "weight_map: bad value; expected tensor name -> file name"),
+        (write_index('{"weight_map": []}'), "weight_map: bad value"),
+        (write_index('{"weight_map": {"a": 3}}'), "weight_map: bad value"),
+        (write_index('{"weight_map": {"a": "x", "a": "y"}}'), "a key stands twice"),
+        (write_index('{"weight_map": {}}'), "is missing"),
+        (write_index("version https://git-lfs.github.com/spec/v1\n"), "Git-LFS pointer"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_shards_is_refused(sharded, damage, message):
+    damage(sharded)
+    with pytest.raises((CheckpointError, ConfigError), match=message) as caught:
+        open_checkpoint(sharded)
+    assert str(sharded) in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_a_tensor_named_for_both_shards_is_refused(sharded):
+    extra = {"lm_head.weight": np.zeros((48, 32), np.float32)}
+    rest = {n: e.map() for n, e in open_checkpoint(sharded).entries.items() if e.file.name == B}
+    save_file({**extra, **{n: np.array(t) for n, t in rest.items()}}, sharded / B)
+    with pytest.raises(CheckpointError, match="lm_head.weight: stands in two shards"):
+        open_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("name", [SINGLE, A])
+def test_a_link_out_of_the_directory_is_refused(sharded, tiny, tmp_path, name):
+    path = sharded if name == A else tiny.write(tmp_path / "single")
+    outside = tmp_path / "outside.safetensors"
+    (path / name).rename(outside)
+    (path / name).symlink_to(outside)
+    with pytest.raises(CheckpointError, match="links out of the model's directory"):
+        open_checkpoint(path)
+
+
+def test_a_link_within_the_directory_works(tiny, tmp_path):
+    path = tiny.write(tmp_path / "model")
+    (path / SINGLE).rename(path / "weights.safetensors")
+    (path / SINGLE).symlink_to("weights.safetensors")
+    assert open_checkpoint(path).entries
+
+
+def test_hugging_face_s_cache_layout_works(tiny, tmp_path):
+    snapshot = tiny.write(tmp_path / "models--x" / "snapshots" / "abc")
+    blobs = tmp_path / "models--x" / "blobs"
+    blobs.mkdir()
+    for index, file in enumerate(sorted(snapshot.iterdir())):
+        file.rename(blobs / f"{index}")
+        file.symlink_to(f"../../blobs/{index}")
+    assert load_weights(open_checkpoint(snapshot)).embed.shape == (48, 32)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
+def test_pickled_weights_are_never_loaded(tiny, tmp_path, name):
+    path = tiny.write(tmp_path / "model")
+    (path / SINGLE).rename(path / name)
+    with pytest.raises(CheckpointError, match=f"never loaded; convert them .*found {name}"):
+        open_checkpoint(path)
+
+
+def test_a_directory_without_weights_or_config_and_a_file_are_refused(tiny, tmp_path):
+    path = tiny.write(tmp_path / "model")
+    (path / SINGLE).unlink()
+    with pytest.raises(CheckpointError, match="has no model.safetensors and no index"):
+        open_checkpoint(path)
+    (path / "config.json").unlink()
+    with pytest.raises(ConfigError, match="config.json: no such file"):
+        open_checkpoint(path)
+    for place in (path / "tokenizer.json", tmp_path / "none"):
+        with pytest.raises(PlanishError, match="is not a directory with a model"):
+            open_checkpoint(place)
+
+
+def test_a_shard_that_links_to_itself_is_missing(sharded):
+    (sharded / A).unlink()
+    (sharded / A).symlink_to(A)
+    with pytest.raises(PlanishError, match="shard is missing"):
+        open_checkpoint(sharded)
