@@ -26,8 +26,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import fast.layers
@@ -36,7 +34,15 @@ import fast.weights
 import reference.linear
 import reference.model
 from compare.check import Check, check
-from compare.ops import NOTHING, activation_scales, fast_codes, place, reference_codes, tolerance
+from compare.ops import (
+    NOTHING,
+    activation_scales,
+    computed,
+    fast_codes,
+    place,
+    reference_codes,
+    tolerance,
+)
 from reference.config import ModelConfig
 from reference.grids import int8_scale
 from reference.layers import rope_tables
@@ -121,8 +127,8 @@ def check_norm(
     expected: np.ndarray,
 ) -> Iterator[Check]:
     """One norm, and the codes of the linears that read it."""
-    run = jax.jit(fast.model.normalize, static_argnums=2)
-    found = np.asarray(run(jnp.asarray(given)[None], getattr(placed, part), config))[0]
+    norm = getattr(placed, part)
+    found = computed(fast.model.normalize, given[None], norm, config, static=(2,))[0]
     readers = {"attention_norm": ("q", "k", "v"), "mlp_norm": ("gate", "up")}[part]
     if not config.norm_first:
         readers = {"attention_norm": ("gate", "up"), "mlp_norm": ()}[part]
@@ -160,9 +166,9 @@ def check_rows(
 ) -> Check:
     """One linear on every row that the reference gives it, as the model calls it."""
     linear, x = getattr(block, part), seen[part]
-    found = jax.jit(fast.model.linear)(jnp.asarray(x)[None], getattr(placed, part))
+    found = computed(fast.model.linear, x[None], getattr(placed, part))[0]
     expected = reference.linear.linear(x, linear)
-    return check(2, layer, part, expected, np.asarray(found)[0], tolerance(x, linear))
+    return check(2, layer, part, expected, found, tolerance(x, linear))
 
 
 def identity(size: int) -> Linear:
@@ -173,36 +179,29 @@ def identity(size: int) -> Linear:
 def attention_part(config: ModelConfig, block: Block, x: np.ndarray) -> np.ndarray:
     """The engine's input of `o` for x [T, D]: projections, rotary, cache, mask, softmax."""
     tokens, heads = len(x), config.num_heads * config.head_dim
-    empty = jnp.zeros((1, config.num_kv_heads, tokens, config.head_dim), jnp.float32)
-    attend = jax.jit(fast.model.attend, static_argnums=0)
-    block, positions = replace(block, o=place(identity(heads))), jnp.arange(tokens)[None]
-    y, _ = attend(
-        config, block, jnp.asarray(x)[None], positions, (empty, empty), tables(config, tokens)
-    )
-    return np.asarray(y)[0]
+    empty = np.zeros((1, config.num_kv_heads, tokens, config.head_dim), np.float32)
+    block, positions = replace(block, o=identity(heads)), np.arange(tokens, dtype=np.int32)[None]
+    arguments = x[None], positions, (empty, empty), tables(config, tokens)
+    return computed(fast.model.attend, config, block, *arguments, static=(0,))[0][0]
 
 
 def mlp_part(config: ModelConfig, block: Block, x: np.ndarray) -> np.ndarray:
     """The engine's input of `down` for x [T, D]."""
-    block = replace(block, down=place(identity(config.intermediate_size)))
-    mlp = jax.jit(fast.model.mlp, static_argnums=0)
-    return np.asarray(mlp(config, block, jnp.asarray(x)[None]))[0]
+    block = replace(block, down=identity(config.intermediate_size))
+    return computed(fast.model.mlp, config, block, x[None], static=(0,))[0]
 
 
-def tables(config: ModelConfig, length: int) -> fast.model.Tables:
+def tables(config: ModelConfig, length: int) -> tuple[np.ndarray, np.ndarray] | None:
     """The rotary tables, which the engine too takes from the reference."""
-    if config.rope is None:
-        return None
-    cos, sin = rope_tables(config, length)
-    return jnp.asarray(cos), jnp.asarray(sin)
+    return None if config.rope is None else rope_tables(config, length)
 
 
 def check_whole(
     config: ModelConfig, layer: int, block: Block, placed: Block, seen: dict[str, np.ndarray]
 ) -> Iterator[Check]:
     """The block as the model runs it: that its parts are put together as they should be."""
-    given, expected = jnp.asarray(seen["x"])[None], seen["out"]
-    found = np.asarray(fast.model.run_block(config, placed, given, tables(config, given.shape[1])))
+    expected, rotary = seen["out"], tables(config, len(seen["x"]))
+    found = computed(fast.model.run_block, config, placed, seen["x"][None], rotary, static=(0,))
     linears = [value for value in vars(block).values() if isinstance(value, Linear)]
     if all(linear.activation == "float" for linear in linears):
         yield check(2, layer, "block", expected, found[0], limit(expected, BLOCK_TOLERANCE))
@@ -217,11 +216,10 @@ def check_ends(
     config: ModelConfig, weights: Weights, tokens: np.ndarray, last: np.ndarray, logits: np.ndarray
 ) -> Iterator[Check]:
     """Embeddings of tokens [T], and logits of the last hidden states [T, D]."""
-    outer, positions = place(replace(weights, blocks=())), np.arange(len(tokens))
+    outer, positions = place(replace(weights, blocks=())), np.arange(len(tokens), dtype=np.int32)
     expected = reference.model.embed(config, weights, tokens, positions)
-    embed = jax.jit(fast.model.embed, static_argnums=0)
-    found = embed(config, outer, jnp.asarray(tokens)[None], jnp.asarray(positions)[None])[0]
-    yield check(2, None, "embed", expected, np.asarray(found), limit(expected))
-    unembed = jax.jit(fast.model.unembed, static_argnums=0)
-    found = unembed(config, outer, jnp.asarray(last)[None])[0]
-    yield check(2, None, "unembed", logits, np.asarray(found), limit(logits))
+    given = tokens.astype(np.int32)[None], positions[None]
+    found = computed(fast.model.embed, config, outer, *given, static=(0,))[0]
+    yield check(2, None, "embed", expected, found, limit(expected))
+    found = computed(fast.model.unembed, config, outer, last[None], static=(0,))[0]
+    yield check(2, None, "unembed", logits, found, limit(logits))

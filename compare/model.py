@@ -4,6 +4,8 @@
     chunks    a prompt one token longer than a chunk
     steps     a prefill and then single steps, up to the last slot of the cache: against the
               reference, and against the engine's own prefill of the same tokens
+    cache     after these steps, slot by slot: a slot that is not written, or written twice,
+              may move the logits by less than a code that flips
     batch     prompts of different lengths side by side, with steps, each row as if it were alone
     greedy    the tokens that the engine generates for that batch
 
@@ -24,8 +26,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import fast.cache
 import reference.model
 from compare.check import Check, check
+from compare.ops import NOTHING
 from fast.engine import Engine
 from reference.config import ModelConfig
 from reference.evaluate import agreement
@@ -46,10 +50,11 @@ class Tolerances:
     row: float  # mean over one token's logits, or a few
     mean: float  # mean over a prompt
     mean_kl: float
+    slot: float  # of the length of one slot's keys or values
 
 
-IN_FLOATS = Tolerances(largest=1e-4, row=1e-5, mean=1e-5, mean_kl=1e-6)
-WITH_CODES = Tolerances(largest=0.1, row=0.03, mean=0.01, mean_kl=0.01)
+IN_FLOATS = Tolerances(largest=1e-4, row=1e-5, mean=1e-5, mean_kl=1e-6, slot=1e-4)
+WITH_CODES = Tolerances(largest=0.1, row=0.03, mean=0.01, mean_kl=0.01, slot=0.25)
 FEW_TOKENS = 100
 
 
@@ -155,6 +160,19 @@ def check_steps(case: Case, trace: Trace, prefilled: np.ndarray) -> Iterator[Che
         if position < len(prefilled) and not case.together:
             name += ", against its own prefill"
             yield from check_logits(case, name, prefilled[position][None], found)
+    yield from check_cache(case, cache, fast_cache)
+
+
+def check_cache(case: Case, expected: KVCache, found: fast.cache.KVCache) -> Iterator[Check]:
+    """|found - expected| / |expected| of the keys (values) in each slot; the index is the slot."""
+    for kind in ("keys", "values"):
+        layers = zip(getattr(expected, kind), getattr(found, kind), strict=True)
+        for layer, (known, slots) in enumerate(layers):  # [S, K, Hd] and [1, K, more slots, Hd]
+            written = np.asarray(slots)[0].transpose(1, 0, 2)[: len(known)]
+            length = np.linalg.norm(known, axis=(1, 2)) + NOTHING
+            share = np.linalg.norm(written - known, axis=(1, 2)) / length
+            name, zeros = f"{kind} in the cache", np.zeros(len(known))
+            yield check(3, layer, name, zeros, share, case.tolerances.slot)
 
 
 def cache_after(case: Case, trace: Trace, tokens: np.ndarray) -> KVCache:

@@ -19,19 +19,18 @@ S and not |y|, because what cancels in a sum leaves its rounding behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import fast.linear
 import fast.weights
 import reference.linear
 from compare.check import Check, check
-from reference.grids import expand_groups, int8_scale
+from reference.grids import expand_groups, grouped, int8_scale
 from reference.linear import Linear, QuantizedWeight
 
 EPS = float(np.finfo(np.float32).eps)
@@ -43,7 +42,12 @@ EXACT = 2**24  # float32 holds every integer up to here
 
 def place(tree: Any) -> Any:
     """A linear, a norm or a block as the engine places it on its device."""
-    return jax.tree.map(jnp.asarray, fast.weights.place_block(tree))
+    return jax.device_put(fast.weights.place_block(tree))
+
+
+def computed(function: Callable[..., Any], *arguments: Any, static: tuple[int, ...] = ()) -> Any:
+    """What one of the engine's functions gives when it is compiled, as NumPy arrays."""
+    return jax.tree.map(np.asarray, jax.jit(function, static_argnums=static)(*arguments))
 
 
 def hard_rows(k: int, scale: np.ndarray | None = None) -> np.ndarray:
@@ -95,9 +99,9 @@ def check_output(
     level: int, layer: int | None, part: str, linear: Linear, placed: Linear, x: np.ndarray
 ) -> Check:
     """The linear's output for rows x [T, K], within the bound of the operations behind it."""
-    found = jax.jit(fast.linear.linear)(jnp.asarray(x)[None], placed)[0]
+    found = computed(fast.linear.linear, x[None], placed)[0]
     expected = reference.linear.linear(x, linear)
-    return check(level, layer, part, expected, np.asarray(found), tolerance(x, linear))
+    return check(level, layer, part, expected, found, tolerance(x, linear))
 
 
 def check_weight(layer: int | None, part: str, linear: Linear, placed: Linear) -> Iterator[Check]:
@@ -145,16 +149,13 @@ def reference_codes(x: np.ndarray, linear: Linear) -> tuple[np.ndarray, np.ndarr
 
 def fast_codes(x: np.ndarray, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
     """Codes [T, K] and scale [T, 1 or G] by the engine's functions."""
-    size = group_size_of(linear)
     if not (isinstance(linear.weight, QuantizedWeight) and linear.weight.bits == 4):
         bare = replace(linear, weight=np.zeros(0), bias=None)  # one program for every weight
-        codes, scale = jax.jit(fast.linear.quantize_activations)(jnp.asarray(x)[None], bare)
-        return np.asarray(codes)[0], np.asarray(scale)
-    size = x.shape[1] if size == -1 else size
-    split = fast.linear.split_groups(jnp.asarray(x), -(-x.shape[1] // size), size)
-    quantize = jax.jit(fast.linear.quantize_groups, static_argnums=1)
-    codes, scale = quantize(split, linear.activation)
-    return np.asarray(codes).reshape(len(x), -1)[:, : x.shape[1]], np.asarray(scale)[:, :, 0]
+        codes, scale = computed(fast.linear.quantize_activations, x[None], bare)
+        return codes[0], scale
+    groups = grouped(x, group_size_of(linear))
+    codes, scale = computed(fast.linear.quantize_groups, groups, linear.activation, static=(1,))
+    return codes.reshape(len(x), -1)[:, : x.shape[1]], scale[:, :, 0]
 
 
 def group_size_of(linear: Linear) -> int:
@@ -178,22 +179,22 @@ def check_sums(
     codes = reference_codes(x, linear)[0]
     if weight.bits == 8:
         expected = reference.linear.integer_product(codes, weight.codes)
-        found = jax.jit(fast.linear.integer_product)(jnp.asarray(codes), form.codes)
+        found = computed(fast.linear.integer_product, codes, form.codes)
     else:
         groups, _, size = form.codes.shape
         groups = min(groups, max(1, EXACT // (127 * 15 * size)))
         expected = np.sum(reference.linear.group_products(codes, weight)[:groups], axis=0)
-        found = grouped_sums(codes, form.codes[:groups])
-    return check(1, layer, f"{part}, integer sums", expected, np.asarray(found), 0.0)
+        found = grouped_sums(codes, np.asarray(form.codes)[:groups])
+    return check(1, layer, f"{part}, integer sums", expected, found, 0.0)
 
 
-def grouped_sums(codes: np.ndarray, weight: jax.Array) -> jax.Array:
+def grouped_sums(codes: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """The engine's grouped product with every scale 1: codes [T, K], weight [G, N, g] -> [T, N]."""
     groups, outputs, size = weight.shape
-    split = fast.linear.split_groups(jnp.asarray(codes[:, : groups * size]), groups, size)
-    ones = jnp.ones((len(codes), groups, 1), jnp.float32)
-    placed = fast.weights.GroupedWeight(weight, jnp.ones((groups, outputs), jnp.float32))
-    return jax.jit(fast.linear.int4_rows)(split, ones, placed)
+    split = grouped(codes[:, : groups * size], size)
+    placed = fast.weights.GroupedWeight(weight, np.ones((groups, outputs), np.float32))
+    ones = np.ones((len(codes), groups, 1), np.float32)
+    return computed(fast.linear.int4_rows, split, ones, placed)
 
 
 def tolerance(x: np.ndarray, linear: Linear) -> np.ndarray:
@@ -231,13 +232,13 @@ def check_integer_products(seed: int = 0) -> Iterator[Check]:
         w = rng.integers(-127, 128, (outputs, cols)).astype(np.int8)
         x[0], w[0] = 127, -127
         expected = reference.linear.integer_product(x, w)
-        found = jax.jit(fast.linear.integer_product)(jnp.asarray(x), jnp.asarray(w))
+        found = computed(fast.linear.integer_product, x, w)
         part = f"integer product {rows} x {cols} x {outputs}"
-        yield check(1, None, part, expected, np.asarray(found), 0.0)
+        yield check(1, None, part, expected, found, 0.0)
 
 
 def check_scales() -> Check:
     """int8 scales over twelve orders of magnitude: equal, so divided and not multiplied."""
     absmax = np.logspace(-7, 5, 4001).astype(np.float32)
-    found = jax.jit(fast.linear.int8_scale)(jnp.asarray(absmax))
-    return check(1, None, "int8 scale", int8_scale(absmax), np.asarray(found), 0.0)
+    found = computed(fast.linear.int8_scale, absmax)
+    return check(1, None, "int8 scale", int8_scale(absmax), found, 0.0)

@@ -33,9 +33,8 @@ def cut_samples(
 ) -> list[np.ndarray]:
     """The first `count` windows of `length` tokens; fewer if the text has fewer, never none."""
     if count < 1 or length < 1:
-        raise PromptError(
-            "bad value", name="calibration", expected="at least 1 sample of 1 token", found=count
-        )
+        found, expected = f"{count} of {length}", "at least 1 sample of 1 token"
+        raise PromptError("bad value", name="calibration", expected=expected, found=found)
     windows = min(count, len(ids) // length)
     if windows == 0:
         raise PromptError(

@@ -92,7 +92,7 @@ class StopStrings:
 
     def push(self, token: int) -> str:
         """Text that is safe to show; after a stop string was seen `stopped` is true."""
-        return self._release(self.stream.push(token))
+        return "" if self.stopped else self._release(self.stream.push(token))
 
     def finish(self) -> str:
         """What is left at the end."""

@@ -103,9 +103,12 @@ def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
 
 
 def read_text(path: str | Path) -> str:
-    """A UTF-8 text file, byte for byte; raises PromptError otherwise."""
+    """A UTF-8 text file; raises PromptError otherwise.
+
+    Line ends become newlines, as in Python's text mode: perplexities elsewhere are taken so.
+    """
     try:
-        return Path(path).read_bytes().decode("utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except OSError as problem:
         raise PromptError(f"cannot be read: {problem.strerror}", path=path) from None
     except UnicodeDecodeError as problem:

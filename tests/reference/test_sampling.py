@@ -42,6 +42,13 @@ def test_top_k_keeps_the_likeliest_and_of_ties_the_lowest_ids():
     )
 
 
+def test_of_a_thousand_equals_top_k_keeps_the_lowest_ids():
+    logits = np.zeros(1000, np.float32)
+    logits[500] = 1
+    found = shares(logits, 300, temperature=1.0, top_k=5)
+    assert set(np.flatnonzero(found)) == {0, 1, 2, 3, 500}
+
+
 def test_top_p_keeps_the_smallest_set_that_reaches_the_mass():
     logits = logits_of(0.15, 0.5, 0.25, 0.1)
     assert set(np.flatnonzero(shares(logits, 500, temperature=1.0, top_p=0.49))) == {1}

@@ -140,6 +140,9 @@ def test_query_heads_of_a_group_share_the_scale_of_their_value_channel(loaded, s
     smooth = smooth_block_outputs(config, block, observed, 0.5)
     per_head = (smooth.o.weight / block.o.weight)[0].reshape(2, 2, 8)  # kv head, group, channel
     assert np.allclose(per_head[:, 0], per_head[:, 1], rtol=1e-5)
+    xmax = observed["o"].reshape(2, 2, 8).max(axis=1).reshape(-1)
+    wmax = np.abs(block.o.weight).max(axis=0).reshape(2, 2, 8).max(axis=1).reshape(-1)
+    assert np.allclose(per_head[:, 0].reshape(-1), np.sqrt(xmax / wmax), rtol=1e-5)
     of_values = (block.v.weight / smooth.v.weight)[:, 0]
     assert np.allclose(per_head[:, 0].reshape(-1), of_values, rtol=1e-5)
 

@@ -1,0 +1,109 @@
+"""Subjects for the judge: one-layer models of both families, quantized by every recipe.
+
+One layer, 64 positions and 40 tokens, so that a comparison takes no longer than its programs take
+to compile; K = 80 and 48 are not multiples of the group of 32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from compare import report
+from reference.checkpoint import Checkpoint, open_checkpoint
+from reference.quantize import quantize_checkpoint
+from reference.recipes import recipe
+from reference.writer import CheckpointWriter
+from tests.models import make_llama
+
+POSITIONS = 64
+GOLDEN = Path(__file__).parent.parent / "golden" / "opt-pre-norm"
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "float": {},
+    "W8A8": {},
+    "O1": {},
+    "O2": {},
+    "O3": {},
+    "naive": {},
+    "W8A16": {"head": "int8"},
+    "W4A16": {"group_size": 32, "head": "int4"},
+    "W4A8": {"group_size": 32},
+    "W4A8-per_token": {"group_size": 32, "activation": "per_token"},
+    "W4A8-absmax": {"group_size": 32, "rule": "absmax"},
+    "W4A8-absmax7": {"group_size": 32, "rule": "absmax7"},
+    "W4A8-minmax": {"group_size": 32, "rule": "minmax"},
+}
+
+Subjects = Callable[[str, str], Checkpoint]
+
+
+def cut_opt(target: Path) -> Path:
+    """The golden OPT with one layer and fewer positions: biases everywhere."""
+    target.mkdir()
+    values = json.loads((GOLDEN / "config.json").read_text())
+    values |= {"num_hidden_layers": 1, "max_position_embeddings": POSITIONS}
+    (target / "config.json").write_text(json.dumps(values))
+    tensors = load_file(GOLDEN / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "layers.1." not in name}
+    for name in kept:
+        if "embed_positions" in name:
+            kept[name] = np.ascontiguousarray(kept[name][: POSITIONS + 2])
+    save_file(kept, target / "model.safetensors")
+    return target
+
+
+def quantized(source: Path, target: Path, name: str) -> Path:
+    """The model by one of RECIPES, calibrated on random tokens."""
+    checkpoint, rng = open_checkpoint(source), np.random.default_rng(1)
+    samples = list(rng.integers(0, checkpoint.config.vocab_size, (4, POSITIONS)))
+    chosen = recipe(name.split("-")[0], **RECIPES[name])
+    with CheckpointWriter(target, source) as writer:
+        quantize_checkpoint(checkpoint, writer, chosen, samples)
+    return target
+
+
+@pytest.fixture(scope="session")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> Subjects:
+    """subjects(family, recipe) -> an opened checkpoint, made once."""
+    root = tmp_path_factory.mktemp("subjects")
+    sizes = {"num_hidden_layers": 1, "intermediate_size": 80, "max_position_embeddings": POSITIONS}
+    sources = {"llama": make_llama(root, "llama", **sizes), "opt": cut_opt(root / "opt")}
+
+    def subject(family: str, name: str) -> Checkpoint:
+        target = root / f"{family}-{name}"
+        if name == "float":
+            return open_checkpoint(sources[family])
+        if not target.exists():
+            quantized(sources[family], target, name)
+        return open_checkpoint(target)
+
+    return subject
+
+
+@pytest.fixture
+def judge(subjects: Subjects) -> Callable[..., report.Report]:
+    """judge(family, recipe, levels) -> the report on a prompt of 40 tokens."""
+
+    def run(family: str, name: str, levels: Sequence[int] = (1, 2, 3)) -> report.Report:
+        checkpoint = subjects(family, name)
+        tokens = report.random_tokens(checkpoint.config.vocab_size, 40)
+        return report.run(checkpoint, tokens, levels=levels)
+
+    return run
+
+
+@pytest.fixture
+def mutate(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A monkeypatch for the engine's functions; no program compiled before it or with it stays."""
+    jax.clear_caches()
+    yield monkeypatch
+    monkeypatch.undo()
+    jax.clear_caches()

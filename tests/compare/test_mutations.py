@@ -1,0 +1,364 @@
+"""The judge judged: each plausible mistake in the engine is caught, and the right level names it.
+
+A mistake is made by replacing one function of the engine; the reference is left as it is. What is
+replaced in `fast.linear` or `fast.weights` level 1 must name; what is replaced in `fast.model`
+level 1 never calls, and in `fast.engine` neither level 1 nor level 2, so these are not run there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fast.engine
+import fast.layers
+import fast.linear
+import fast.model
+import fast.weights
+from fast.linear import divide
+from fast.weights import GroupedWeight
+from reference.linear import Linear
+from reference.packing import pack_nibbles, unpack_nibbles
+
+Mutation = Callable[[pytest.MonkeyPatch], None]
+
+
+def wrap(module: Any, name: str, around: Callable[..., Any]) -> Mutation:
+    """Replace module.name by a function that is given the original first."""
+    original = getattr(module, name)
+
+    def mutation(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(module, name, lambda *a, **k: around(original, *a, **k))
+
+    return mutation
+
+
+def swapped_nibbles(centred, weight):
+    codes = unpack_nibbles(weight.codes, 2 * weight.codes.shape[1])
+    swapped = codes.reshape(len(codes), -1, 2)[:, :, ::-1].reshape(codes.shape)
+    return centred(replace(weight, codes=pack_nibbles(swapped)))
+
+
+def shifted_groups(place, layer):
+    placed = place(layer)
+    if isinstance(placed.weight, GroupedWeight):
+        weight = replace(placed.weight, scale=np.roll(placed.weight.scale, 1, axis=0))
+        return replace(placed, weight=weight)
+    return placed
+
+
+def transposed(place, layer):
+    placed = place(layer)
+    square = isinstance(layer.weight, np.ndarray) and len(set(layer.weight.shape)) == 1
+    return replace(placed, weight=np.ascontiguousarray(layer.weight.T)) if square else placed
+
+
+def without_bias(linear, x, layer):
+    return linear(x, replace(layer, bias=None))
+
+
+def dynamic_instead_of_static(quantize, x, layer):
+    kind = "per_tensor" if layer.activation == "static" else layer.activation
+    return quantize(x, replace(layer, activation=kind))
+
+
+def with_nan(function, *arguments):
+    y = function(*arguments)
+    return y.at[(0,) * y.ndim].set(jnp.nan)
+
+
+def groups_added_in_16_bits(rows, codes, a_scale, weight):
+    return rows(codes, a_scale, weight).astype(jnp.bfloat16).astype(jnp.float32)
+
+
+CODES = fast.linear
+LEVEL_1: dict[str, tuple[str, Mutation, str]] = {
+    "nibbles swapped, W4A8": (
+        "W4A8",
+        wrap(fast.weights, "centred_codes", swapped_nibbles),
+        "q, weight codes",
+    ),
+    "nibbles swapped, W4A16": (
+        "W4A16",
+        wrap(fast.weights, "centred_codes", swapped_nibbles),
+        "q, weight codes",
+    ),
+    "zero point off by one": (
+        "W4A8-minmax",
+        wrap(fast.weights, "centred_codes", lambda centred, w: centred(w) - np.int8(1)),
+        "q, weight codes",
+    ),
+    "group scales shifted by a group": (
+        "W4A8",
+        wrap(fast.weights, "place_linear", shifted_groups),
+        "q, weight scale",
+    ),
+    "a square weight transposed": (
+        "float",
+        wrap(fast.weights, "place_linear", transposed),
+        "q, weight values",
+    ),
+    "128 instead of 127": (
+        "W8A8",
+        wrap(CODES, "int8_scale", lambda scale, m: divide(jnp.maximum(m, 1e-5), jnp.float32(128))),
+        "int8 scale",
+    ),
+    "scale by a reciprocal": (
+        "W8A8",
+        wrap(CODES, "int8_scale", lambda scale, m: jnp.maximum(m, 1e-5) * jnp.float32(1 / 127)),
+        "int8 scale",
+    ),
+    "largest clipped too high": (
+        "W8A8",
+        wrap(CODES, "int8_scale", lambda scale, m: divide(m, jnp.float32(127))),
+        "int8 scale",
+    ),
+    "codes cut off, not rounded": (
+        "W8A8",
+        wrap(CODES, "int8_codes", lambda codes, x, s: jnp.trunc(divide(x, s)).astype(jnp.int8)),
+        "q, real rows, activation codes",
+    ),
+    "half rounded up, not to even": (
+        "W8A8",
+        wrap(
+            CODES, "int8_codes", lambda codes, x, s: jnp.floor(divide(x, s) + 0.5).astype(jnp.int8)
+        ),
+        "q, hard rows, activation codes",
+    ),
+    "static scale ignored": (
+        "O3",
+        wrap(CODES, "quantize_activations", dynamic_instead_of_static),
+        "q, real rows, activation scale",
+    ),
+    "one sum wrong": (
+        "W8A8",
+        wrap(CODES, "integer_product", lambda product, x, w: product(x, w).at[-1, -1].add(1)),
+        "integer product 1 x 96 x 33",
+    ),
+    "groups added in bfloat16": (
+        "W4A8",
+        wrap(CODES, "int4_rows", groups_added_in_16_bits),
+        "q, integer sums",
+    ),
+    "NaN in a linear": ("W8A8", wrap(CODES, "int8_linear", with_nan), "q, 1 rows"),
+}
+
+
+@pytest.mark.parametrize("name", LEVEL_1)
+def test_level_1_names_a_wrong_op(judge, mutate, name):
+    recipe, mutation, part = LEVEL_1[name]
+    mutation(mutate)
+    first = judge("llama", recipe, [1]).first_mismatch
+    assert first is not None
+    assert (first.level, first.part) == (1, part)
+
+
+def times_reciprocal(codes, x, scale):
+    return codes(x * divide(jnp.ones_like(scale), scale), jnp.float32(1))
+
+
+@pytest.mark.parametrize("recipe", ["W8A8", "O2", "O3", "W4A8", "W4A8-per_token"])
+def test_level_1_names_codes_made_with_reciprocal_scales(judge, mutate, recipe):
+    wrap(CODES, "int8_codes", times_reciprocal)(mutate)
+    first = judge("llama", recipe, [1]).first_mismatch
+    assert first is not None and first.level == 1
+    assert first.part.endswith("activation codes")
+
+
+@pytest.mark.parametrize("recipe", ["float", "W8A8"])
+def test_level_1_names_a_missing_bias(judge, mutate, recipe):
+    wrap(fast.linear, "linear", without_bias)(mutate)
+    first = judge("opt", recipe, [1]).first_mismatch
+    assert first is not None
+    assert (first.level, first.part) == (1, "q, 1 rows")
+
+
+def test_level_1_names_a_bias_lost_while_loading(judge, mutate):
+    wrap(fast.weights, "place_linear", lambda place, layer: replace(place(layer), bias=None))(
+        mutate
+    )
+    first = judge("opt", "float", [1]).first_mismatch
+    assert first is not None
+    assert (first.level, first.part) == (1, "q, bias")
+
+
+def interleaved_rope(rope, x, cos, sin):
+    a, b = x[..., 0::2], x[..., 1::2]
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+
+
+def sharper_attention(attention, q, k, v, mask):
+    return attention(q * jnp.float32(1.0001), k, v, mask)
+
+
+def no_residual(forward, config, block, x, *rest):
+    y, past = forward(config, block, x, *rest)
+    return y - x, past
+
+
+LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
+    "rope pairs neighbours": (
+        "llama",
+        "float",
+        wrap(fast.model, "rope", interleaved_rope),
+        "attention",
+    ),
+    "rope pairs neighbours, W8A8": (
+        "llama",
+        "W8A8",
+        wrap(fast.model, "rope", interleaved_rope),
+        "attention",
+    ),
+    "mask hides the token itself": (
+        "llama",
+        "float",
+        wrap(fast.model, "causal_mask", lambda mask, p, slots: mask(p - 1, slots)),
+        "attention",
+    ),
+    "mask shows the next token": (
+        "opt",
+        "W8A8",
+        wrap(fast.model, "causal_mask", lambda mask, p, slots: mask(p + 1, slots)),
+        "attention",
+    ),
+    "attention a little too sharp": (
+        "llama",
+        "W8A8",
+        wrap(fast.model, "attention", sharper_attention),
+        "attention",
+    ),
+    "NaN from a norm": (
+        "llama",
+        "W8A8",
+        wrap(fast.model, "normalize", with_nan),
+        "attention_norm",
+    ),
+    "bias forgotten by the model": (
+        "opt",
+        "W8A8",
+        wrap(fast.model, "linear", without_bias),
+        "q",
+    ),
+    "residual left out": (
+        "opt",
+        "W8A8",
+        wrap(fast.model, "block_forward", no_residual),
+        "block",
+    ),
+    "positions without their offset": (
+        "opt",
+        "float",
+        wrap(fast.model, "embed", lambda embed, c, w, t, p: embed(c, w, t, p - 1)),
+        "embed",
+    ),
+    "NaN from the head": ("llama", "float", wrap(fast.model, "unembed", with_nan), "unembed"),
+}
+
+
+@pytest.mark.parametrize("name", LEVEL_2)
+def test_level_2_names_a_wrong_part(judge, mutate, name):
+    family, recipe, mutation, part = LEVEL_2[name]
+    mutation(mutate)
+    first = judge(family, recipe, [2]).first_mismatch
+    assert first is not None
+    assert (first.level, first.part) == (2, part)
+
+
+def nan_in_forward(forward, engine, tokens):
+    logits = forward(engine, tokens).copy()
+    logits[-1, -1] = np.nan
+    return logits
+
+
+def one_short(prefill, engine, tokens, slots, **options):
+    return prefill(engine, tokens[:-1], slots, **options)
+
+
+def batch_one_short(prefill_batch, engine, prompts, stop):
+    return prefill_batch(engine, [list(prompt[:-1]) for prompt in prompts], stop)
+
+
+def one_slot_late(append, slots, new, positions):
+    return append(slots, new, positions + 1)
+
+
+def last_slot_unused(step, engine, tokens, positions, cache):
+    return step(engine, tokens, np.minimum(positions, cache.slots - 2), cache)
+
+
+def one_position_late(step, engine, tokens, positions, cache):
+    return step(engine, tokens, positions + 1, cache)
+
+
+def always_row_zero(insert, cache, single, row):
+    return insert(cache, single, row * 0)
+
+
+ENGINE = fast.engine.Engine
+LEVEL_3: dict[str, tuple[str, Mutation, str]] = {
+    "steps one position late": (
+        "W8A8",
+        wrap(ENGINE, "decode_step", one_position_late),
+        "decode at slot 58 of 64",
+    ),
+    "last slot never used": (
+        "O2",
+        wrap(ENGINE, "decode_step", last_slot_unused),
+        "keys in the cache",
+    ),
+    "last token of the prompt dropped": ("float", wrap(ENGINE, "prefill", one_short), "logits"),
+    "last token of a batch dropped": (
+        "W8A8",
+        wrap(ENGINE, "prefill_batch", batch_one_short),
+        "row 0 of a batch of 3",
+    ),
+    "every prompt in the same row": (
+        "W8A8",
+        wrap(fast.engine, "insert", always_row_zero),
+        "row 0 of a batch of 3",
+    ),
+    "NaN in one logit": ("W8A8", wrap(ENGINE, "forward", nan_in_forward), "logits"),
+    "a token that is not the likeliest": (
+        "float",
+        wrap(fast.engine, "sample", lambda sample, logits, *rest: int(np.argsort(logits)[-2])),
+        "greedy tokens of row 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEVEL_3)
+def test_level_3_names_what_only_the_whole_shows(judge, mutate, name):
+    recipe, mutation, part = LEVEL_3[name]
+    mutation(mutate)
+    result = judge("llama", recipe, [3])
+    first = result.first_mismatch
+    assert first is not None
+    assert first.level == 3
+    assert first.part.startswith(part)
+    assert not result.agree
+    assert "DIFFER: level 3" in result.table()
+
+
+@pytest.mark.parametrize("recipe", ["float", "W8A8"])
+def test_only_level_3_sees_a_cache_slot_off_by_one(judge, mutate, recipe):
+    """A whole prompt fills its cache: the late slot is clamped, and only steps and rests differ."""
+    wrap(fast.model, "append", one_slot_late)(mutate)
+    result = judge("llama", recipe, [2, 3])
+    assert result.first_mismatch is not None
+    assert result.first_mismatch.level == 3
+    assert {(check.level, check.part) for check in result.checks if not check.agrees} >= {
+        (3, "keys in the cache"),
+        (3, "values in the cache"),
+    }
+
+
+def test_linear_is_the_same_function_everywhere():
+    """The mutations above rely on it: the model calls the linear that level 1 judges."""
+    assert fast.model.linear is fast.linear.linear
+    assert isinstance(fast.weights.place_linear(Linear(np.eye(2, dtype=np.float32))), Linear)
