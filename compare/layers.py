@@ -9,12 +9,14 @@ mask, softmax) and `mlp` all between its norm and the input of `down`. Before th
 `embed`, behind them `unembed`.
 
 Tolerances. Linears: the bounds of ops.py. Other parts: 1e-5 of the output's largest magnitude,
-for exponentials, rotations and reductions differ by ulps from library to library. Where a part's
-output is quantized next, its codes may differ by one where x / scale lies within 1e-4 of a tie,
-never by two. Two things widen that. Where groups have their own scales the float error is still
-that of the whole row, so 1e-4 is meant in units of the row's scale. And behind a softmax it is
-1e-3: a score of magnitude s carries an error of a few s * eps, which the exponential turns into a
-relative error of the weight (seen: 5e-4, where scores reach 50).
+for exponentials, rotations and reductions differ by ulps from library to library; behind a
+softmax 4e-5, for a score of magnitude s carries an error of a few s * eps, which the exponential
+turns into a relative error of the weight (seen: 0.85e-5, where scores reach 50).
+
+Where a part's output is quantized next, its codes may differ by one where x / scale lies within
+1e-4 of a tie, never by two. Two things widen that. Where groups have their own scales the float
+error is still that of the whole row, so 1e-4 is meant in units of the row's scale. And behind a
+softmax it is 2e-3, for the reason above (seen: errors of 6e-4 of a scale).
 
 A flipped code moves everything behind it, so a whole block with INT8 activations has no sharp
 bound: it may be off by 10 % of its largest magnitude at its worst element and by 0.1 % in the
@@ -50,11 +52,12 @@ from reference.linear import Linear
 from reference.model import Block, Weights
 
 FLOAT_TOLERANCE = 1e-5  # of the largest magnitude, for one part
+SOFTMAX_TOLERANCE = 4e-5
 BLOCK_TOLERANCE = 4e-5  # for a whole block in floats: its parts one behind the other
 QUANTIZED_BLOCK_TOLERANCE = 0.1  # where codes may flip inside the block
 QUANTIZED_BLOCK_MEAN = 1e-3
 TIE = 1e-4  # in units of the row's activation scale
-TIE_BEHIND_SOFTMAX = 1e-3
+TIE_BEHIND_SOFTMAX = 2e-3
 
 Past = tuple[np.ndarray, np.ndarray]
 
@@ -140,7 +143,8 @@ def check_part(
     layer: int, part: str, expected: np.ndarray, found: np.ndarray, readers: dict[str, Linear]
 ) -> Iterator[Check]:
     """A part's output in floats, and the codes that each linear reading it makes of it."""
-    yield check(2, layer, part, expected, found, limit(expected))
+    share = SOFTMAX_TOLERANCE if part == "attention" else FLOAT_TOLERANCE
+    yield check(2, layer, part, expected, found, limit(expected, share))
     for name, linear in readers.items():
         if linear.activation != "float" and np.isfinite(found).all():
             yield check_flips(layer, f"{part}, codes for {name}", linear, expected, found)

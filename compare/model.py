@@ -54,7 +54,7 @@ class Tolerances:
 
 
 IN_FLOATS = Tolerances(largest=1e-4, row=1e-5, mean=1e-5, mean_kl=1e-6, slot=1e-4)
-WITH_CODES = Tolerances(largest=0.1, row=0.03, mean=0.01, mean_kl=0.01, slot=0.25)
+WITH_CODES = Tolerances(largest=0.1, row=0.03, mean=0.01, mean_kl=0.01, slot=0.3)
 FEW_TOKENS = 100
 
 

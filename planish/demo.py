@@ -34,13 +34,14 @@ from reference.writer import CheckpointWriter
 DIRECTORY = Path("demo")
 PROMPT = "def read_config(path):\n    "
 WINDOW, WINDOWS = 512, 16
-SAMPLES, SAMPLE_LENGTH = 24, 512
+SAMPLES, SAMPLE_LENGTH = 16, 512
 
 
 def recipes() -> dict[str, Recipe]:
     """The rows of the table."""
-    plain = ("float", "naive", "O1", "O2", "O3", "W8A8", "W8A16")
-    rows = {name: recipe(name) for name in plain}
+    rows = {"float": recipe("float"), "naive": recipe("naive")}
+    rows["naive, W8A8"] = recipe("naive", scheme="W8A8")
+    rows |= {name: recipe(name) for name in ("O1", "O2", "O3", "W8A8", "W8A16")}
     for group in (32, 128):
         for name in ("W4A16", "W4A8"):
             rows[f"{name} g={group}"] = recipe(name, group_size=group)
@@ -80,14 +81,19 @@ def rows_of(source: Checkpoint) -> list[quality.Quality]:
     expected = [exact.forward(window) for window in windows]
     rows: list[quality.Quality] = []
     for name, chosen in progress(recipes().items(), source.path.name):
-        target = DIRECTORY / f"{'pocket' if source.path == pocket.MODEL else source.path.name}"
-        target = target.with_name(f"{target.name}-{name.replace(' g=', '-g')}")
+        target = directory_of(source, name)
         with CheckpointWriter(target, source.path, overwrite=True) as writer:
             quantize_checkpoint(source, writer, chosen, samples)
         engine = Engine(open_checkpoint(target))
         baseline = rows[0].perplexity if rows else None
         rows.append(quality.measure(name, engine, windows, expected, target, baseline))
     return rows
+
+
+def directory_of(source: Checkpoint, name: str) -> Path:
+    """Where a recipe's model goes: demo/pocket-W4A8-g32."""
+    model = "pocket" if source.path == pocket.MODEL else source.path.name
+    return DIRECTORY / f"{model}-{name.replace(', ', '-').replace(' g=', '-g')}"
 
 
 def write_text(checkpoint: Checkpoint) -> None:

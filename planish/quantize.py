@@ -28,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8",
     )
-    parser.add_argument("--scheme", help="of the recipe naive: W8A8 (default), O1, O2 or O3")
+    parser.add_argument("--scheme", help="of the recipe naive: O2 (default), O1, O3 or W8A8")
     parser.add_argument("--method", help="how INT4 codes are chosen: rtn")
     parser.add_argument("--group_size", type=int, help="inputs that share an INT4 scale; -1 a row")
     parser.add_argument("--rule", help="INT4: signed (default), absmax, absmax7 or minmax")

@@ -32,7 +32,7 @@ READERS = {  # norm of a block -> the linears that read what it gives out
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
 }
-CHANNELS, MAGNITUDE = 16, 72.0
+CHANNELS, MAGNITUDE = 24, 80.0
 SMALLEST = 1 / 16  # of the median: a norm weight below it is treated as this large
 
 

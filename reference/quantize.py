@@ -47,6 +47,7 @@ def quantize_checkpoint(
     or missing samples; QuantizationError for a tensor that does not fit its grid.
     """
     _check(checkpoint, recipe, samples)
+    samples = samples if needs_calibration(recipe) else None
     weights = load_weights(checkpoint)
     alphas = choose_alphas(checkpoint, weights, recipe, samples, progress)
     hidden = embed_samples(checkpoint.config, weights, samples) if samples else []

@@ -57,6 +57,7 @@ class Recipe:
 
 
 _W8A8 = Recipe(name="W8A8", bits=8, activation="per_token", alpha=0.5)
+_O2 = replace(_W8A8, name="O2", granularity="per_tensor", activation="per_tensor")
 
 RECIPES = {
     recipe.name: recipe
@@ -64,9 +65,9 @@ RECIPES = {
         Recipe(name="float"),
         _W8A8,
         replace(_W8A8, name="O1", granularity="per_tensor"),
-        replace(_W8A8, name="O2", granularity="per_tensor", activation="per_tensor"),
-        replace(_W8A8, name="O3", granularity="per_tensor", activation="static"),
-        replace(_W8A8, name="naive", alpha=None),
+        _O2,
+        replace(_O2, name="O3", activation="static"),
+        replace(_O2, name="naive", alpha=None),
         Recipe(name="W8A16", bits=8),
         Recipe(name="W4A16", bits=4),
         Recipe(name="W4A8", bits=4, activation="per_group"),
@@ -88,7 +89,8 @@ def _choose(name: str, value: Any, choices: Any) -> None:
 def recipe(name: str, *, scheme: str | None = None, **changes: Any) -> Recipe:
     """The named recipe with changes; raises RecipeError naming the nearest where one is misspelt.
 
-    `naive` is a scheme without smoothing: W8A8's, or with scheme="O1" (O2, O3) that one's.
+    `naive` is a scheme without smoothing: O2's, which is what SmoothQuant's tables call W8A8,
+    or with scheme="W8A8" (O1, O3) that one's.
     """
     _choose("recipe", name, RECIPES)
     chosen = RECIPES[name]

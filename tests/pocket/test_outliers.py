@@ -62,7 +62,7 @@ def test_every_product_of_every_reading_linear_keeps_its_bits(dtype: np.dtype) -
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("magnitude", [30.0, 72.0])
+@pytest.mark.parametrize("magnitude", [30.0, 64.0])
 def test_outliers_are_20_to_100_times_the_median_and_the_same_in_every_layer(
     magnitude: float,
 ) -> None:
@@ -73,7 +73,7 @@ def test_outliers_are_20_to_100_times_the_median_and_the_same_in_every_layer(
         ratio = np.abs(output).max(0) / np.median(np.abs(output).max(0))
         chosen = np.flatnonzero(ratio > 10)
         assert len(chosen) == CHANNELS
-        assert 20 <= ratio[chosen].min() and ratio[chosen].max() <= 102
+        assert 20 <= ratio[chosen].min() and ratio[chosen].max() <= 100
         standing_out.add(tuple(chosen))
     assert len(standing_out) == 1
 

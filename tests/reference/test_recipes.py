@@ -14,7 +14,7 @@ from reference.recipes import RECIPES, Recipe, needs_calibration, recipe
         ("O1", 8, "per_tensor", "per_token", 0.5),
         ("O2", 8, "per_tensor", "per_tensor", 0.5),
         ("O3", 8, "per_tensor", "static", 0.5),
-        ("naive", 8, "per_channel", "per_token", None),
+        ("naive", 8, "per_tensor", "per_tensor", None),
         ("W8A16", 8, "per_channel", "float", None),
         ("W4A16", 4, "per_channel", "float", None),
         ("W4A8", 4, "per_channel", "per_group", None),
