@@ -10,11 +10,10 @@
     greedy    the tokens that the engine generates for that batch
 
 Tolerances are shares of the range (largest minus smallest) of the logits compared. In floats only
-summation errors add up. With INT8 activations a code that lies on a tie may flip (level 2), and
-everything behind it moves; what that costs was measured on eight recipes of two families, and no
-share is tighter than three times the worst seen (largest 0.033, row 0.01, mean 0.0023, KL 0.003,
-all of them with one scale for a whole tensor). Means are far below the largest, so they have
-their own tolerances: an error in every logit hides from one made for the worst of a million.
+summation errors add up: 1e-4. With INT8 activations a code that lies on a tie may flip (level 2),
+and everything behind it moves; noise.py measures how much. Means are far below the largest, so
+they have their own tolerances: an error in every logit hides from one made for the worst of a
+million.
 
 A greedy token that differs is a failure unless the reference's margin is within the tolerance.
 """
@@ -29,7 +28,7 @@ import numpy as np
 import fast.cache
 import reference.model
 from compare.check import Check, check
-from compare.ops import NOTHING
+from compare.noise import Tolerances, Trace, slot_errors
 from fast.engine import Engine
 from reference.config import ModelConfig
 from reference.evaluate import agreement
@@ -38,33 +37,9 @@ from reference.model import PREFILL_CHUNK, KVCache, Weights
 from reference.sampling import Sampling
 
 STEPS = 6  # single steps at the end of the cache
+FEW_TOKENS = 100  # a mean over fewer is judged as a row's
 BATCH = (9, 5, 8)  # prompts that fill their chunk to the last place, and that do not
 NEW_TOKENS = 8
-
-
-@dataclass(frozen=True)
-class Tolerances:
-    """Shares of the range of the logits; KL in nats."""
-
-    largest: float
-    row: float  # mean over one token's logits, or a few
-    mean: float  # mean over a prompt
-    mean_kl: float
-    slot: float  # of the length of one slot's keys or values
-
-
-IN_FLOATS = Tolerances(largest=1e-4, row=1e-5, mean=1e-5, mean_kl=1e-6, slot=1e-4)
-WITH_CODES = Tolerances(largest=0.1, row=0.03, mean=0.01, mean_kl=0.01, slot=0.3)
-FEW_TOKENS = 100
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What the reference found on the way: logits [T, V] of the prompt, the first chunk's cache."""
-
-    tokens: Sequence[int]
-    logits: np.ndarray
-    cache: KVCache
 
 
 @dataclass(frozen=True)
@@ -169,8 +144,7 @@ def check_cache(case: Case, expected: KVCache, found: fast.cache.KVCache) -> Ite
         layers = zip(getattr(expected, kind), getattr(found, kind), strict=True)
         for layer, (known, slots) in enumerate(layers):  # [S, K, Hd] and [1, K, more slots, Hd]
             written = np.asarray(slots)[0].transpose(1, 0, 2)[: len(known)]
-            length = np.linalg.norm(known, axis=(1, 2)) + NOTHING
-            share = np.linalg.norm(written - known, axis=(1, 2)) / length
+            share = slot_errors(known, written)
             name, zeros = f"{kind} in the cache", np.zeros(len(known))
             yield check(3, layer, name, zeros, share, case.tolerances.slot)
 

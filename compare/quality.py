@@ -10,23 +10,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
+from fast.engine import Engine
 from reference.evaluate import Agreement, agreement, summarize, window_nll
-from reference.generate import Stop
-from reference.sampling import Sampling
-
-
-class Runner(Protocol):
-    """What an engine must offer to be measured."""
-
-    def forward(self, tokens: Sequence[int]) -> np.ndarray: ...
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], stop: Stop, sampling: Sampling
-    ) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +33,7 @@ class Quality:
 
 def measure(
     name: str,
-    engine: Runner,
+    engine: Engine,
     windows: Sequence[Sequence[int]],
     expected: Sequence[np.ndarray],
     directory: Path,
@@ -65,7 +53,7 @@ def measure(
         same.mean_kl,
         same.top1,
         stored_bytes(directory),
-        decode_speed(engine, windows[0][:16]),
+        decode_speed(engine, windows[0]),
     )
 
 
@@ -83,15 +71,16 @@ def stored_bytes(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
-def decode_speed(engine: Runner, prompt: Sequence[int], tokens: int = 48) -> float:
-    """Median tokens per second of three runs of greedy decoding, compiled beforehand."""
-    stop, rates = Stop(tokens, ignore_eos=True), []
-    for _ in range(4):
-        steps = iter(engine.generate([prompt], stop, Sampling()))  # type: ignore[call-overload]
-        next(steps)  # prompt and first token
+def decode_speed(engine: Engine, window: Sequence[int], steps: int = 40, runs: int = 4) -> float:
+    """Tokens per second of single steps at the end of a window: the median, after one warm-up."""
+    rates, split = [], len(window) - steps
+    for _ in range(runs):
+        _, cache = list(engine.prefill(window[:split], len(window), all_logits=True))[-1]
         start = time.perf_counter()
-        count = sum(1 for _ in steps)
-        rates.append(count / (time.perf_counter() - start))
+        for position in range(split, len(window)):
+            step = np.array([window[position]]), np.array([position])
+            _, cache = engine.decode_step(*step, cache)
+        rates.append(steps / (time.perf_counter() - start))
     return float(np.median(rates[1:]))
 
 

@@ -12,7 +12,8 @@ import reference.linear
 import reference.model
 from compare.check import Check
 from compare.layers import Past, check_block, check_ends, trace_block
-from compare.model import IN_FLOATS, WITH_CODES, Case, ModelFigures, Trace, check_model
+from compare.model import Case, ModelFigures, check_model
+from compare.noise import IN_FLOATS, Trace, tolerances
 from compare.ops import check_integer_products, check_linear, check_scales
 from fast.engine import Engine
 from reference.calibrate import Progress, no_progress
@@ -154,7 +155,7 @@ def run(
     checks, trace = check_blocks(config, weights, tokens, progress, levels)
     if 3 not in levels:
         return Report(str(checkpoint.path), tuple(checks), None)
-    whole, figures = check_model(case_of(checkpoint, weights), trace)
+    whole, figures = check_model(case_of(checkpoint, weights, trace), trace)
     return Report(str(checkpoint.path), tuple([*checks, *whole]), figures)
 
 
@@ -163,18 +164,19 @@ def linears(block: reference.model.Block) -> dict[str, Linear]:
     return {part: layer for part, layer in vars(block).items() if isinstance(layer, Linear)}
 
 
-def case_of(checkpoint: Checkpoint, weights: Weights) -> Case:
+def case_of(checkpoint: Checkpoint, weights: Weights, trace: Trace) -> Case:
     """The engine, made anew, and the tolerances that the model's activations ask for."""
+    config, engine = checkpoint.config, Engine(checkpoint)
     kinds = {layer.activation for block in weights.blocks for layer in linears(block).values()}
-    tolerances = IN_FLOATS if kinds == {"float"} else WITH_CODES
-    engine = Engine(checkpoint)
-    return Case(checkpoint.config, weights, engine, tolerances, "per_tensor" in kinds)
+    exact = kinds == {"float"}
+    allowed = IN_FLOATS if exact else tolerances(config, weights, trace)
+    return Case(config, weights, engine, allowed, "per_tensor" in kinds)
 
 
 def check_blocks(
     config: ModelConfig,
     weights: Weights,
-    tokens: Sequence[int],
+    tokens: list[int],
     progress: Progress,
     levels: Sequence[int],
 ) -> tuple[list[Check], Trace]:
@@ -212,7 +214,7 @@ def check_outer(config: ModelConfig, weights: Weights, x: np.ndarray) -> Iterato
 def finish_trace(
     config: ModelConfig,
     weights: Weights,
-    tokens: Sequence[int],
+    tokens: list[int],
     logits: np.ndarray,
     cache: KVCache,
 ) -> Trace:

@@ -33,7 +33,7 @@ from reference.writer import CheckpointWriter
 
 DIRECTORY = Path("demo")
 PROMPT = "def read_config(path):\n    "
-WINDOW, WINDOWS = 512, 16
+WINDOW, WINDOWS = 512, 12
 SAMPLES, SAMPLE_LENGTH = 16, 512
 
 

@@ -35,7 +35,7 @@ from pocket.export import export
 from pocket.llama import VOCABULARY, initial_params, loss_of
 
 TOKENS_PER_STEP = 4096
-SHORT, LONG, LONG_SHARE = 256, 1024, 0.3  # sequence lengths, and the share of time at the long one
+SHORT, LONG, LONG_SHARE = 256, 1024, 0.15  # sequence lengths, and the share of time at the long one
 PEAK_RATE, WARMUP = 2e-3, 0.03
 FIRST_REPORT, REPORT_SECONDS = 20, 240
 
