@@ -14,7 +14,7 @@ WORKERS := $(shell [ $(CORES) -lt 4 ] && echo $(CORES) || echo 4)
 .PHONY: demo test lint clean
 
 demo: $(STAMP)
-	@$(BIN)/python -m planish.demo
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m planish.demo  # matrices too small to share
 
 test: $(STAMP)
 	@echo "make test: pytest in $(WORKERS) processes"

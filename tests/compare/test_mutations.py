@@ -310,7 +310,7 @@ LEVEL_3: dict[str, tuple[str, Mutation, str]] = {
     "last slot never used": (
         "O2",
         wrap(ENGINE, "decode_step", last_slot_unused),
-        "keys in the cache",
+        "decode at slot 63 of 64",
     ),
     "last token of the prompt dropped": ("float", wrap(ENGINE, "prefill", one_short), "logits"),
     "last token of a batch dropped": (
@@ -356,6 +356,13 @@ def test_only_level_3_sees_a_cache_slot_off_by_one(judge, mutate, recipe):
         (3, "keys in the cache"),
         (3, "values in the cache"),
     }
+
+
+def test_the_cache_slot_that_was_left_out_is_named(judge, mutate):
+    wrap(ENGINE, "decode_step", last_slot_unused)(mutate)
+    failed = [check for check in judge("llama", "O2", [3]).checks if not check.agrees]
+    slots = {check.index for check in failed if check.part.endswith("in the cache")}
+    assert slots == {(63,)}
 
 
 def test_linear_is_the_same_function_everywhere():

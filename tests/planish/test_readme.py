@@ -1,0 +1,47 @@
+"""What the README tells people to type works, word for word."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("planish ")]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of its own for what the README writes to /tmp."""
+    return tmp_path_factory.mktemp("readme")
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_readme_works(command: str, elsewhere: Path) -> None:
+    words = shlex.split(command.replace("/tmp/", f"{elsewhere}/"))
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_readme_shows_every_verb() -> None:
+    verbs = {command.split()[1] for command in commands()}
+    assert verbs == set("quantize generate perplexity compare inspect logits bench".split())
+
+
+def test_the_readme_holds_no_placeholder() -> None:
+    assert not re.search(r"@[A-Z]+@|TODO|FIXME", README)
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_every_link_of_the_readme_leads_somewhere(path: str) -> None:
+    assert (ROOT / path).exists()
