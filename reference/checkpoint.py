@@ -31,7 +31,7 @@ from reference.linear import Linear, QuantizedWeight
 from reference.model import Block, Weights
 from reference.quantization_config import check_quantization_config, weight_bits
 from reference.shapes import block_kinds, block_shapes, outer_kinds, outer_shapes
-from reference.shards import find_entries
+from reference.shards import check_link, find_entries
 from reference.tensorfile import TensorEntry
 
 FLOATS = ("F32", "F16", "BF16")
@@ -70,6 +70,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError("is not a directory with a model", path=path)
+    for file in (*path.glob("*.json"), *path.glob("*.jinja")):
+        check_link(file)
     values = read_json(path / "config.json")
     _check_quantization(values, path)
     config = _with_generation(model_config(values, path / "config.json"), path)

@@ -67,7 +67,15 @@ def _inside(path: Path, name: str) -> Path:
     file = path / name
     if not file.exists():
         raise CheckpointError("shard is missing", path=file)
-    here = path.resolve()
+    check_link(file)
+    return file
+
+
+def check_link(file: Path) -> None:
+    """Raise CheckpointError if a file is a link out of its directory.
+
+    Only Hugging Face's own cache may link out, from snapshots/x to its blobs.
+    """
+    here = file.parent.resolve()
     if file.resolve().parent not in (here, here.parent.parent / "blobs"):
         raise CheckpointError("links out of the model's directory", path=file, found=file.resolve())
-    return file

@@ -143,6 +143,16 @@ def test_a_link_within_the_directory_works(tiny, tmp_path):
     assert open_checkpoint(path).entries
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_no_other_file_may_link_out_either(tiny, tmp_path, name):
+    path = tiny.write(tmp_path / "model")
+    (path / name).touch()
+    (path / name).rename(tmp_path / "elsewhere")
+    (path / name).symlink_to("../elsewhere")
+    with pytest.raises(CheckpointError, match=f"{name}: links out of the model's directory"):
+        open_checkpoint(path)
+
+
 def test_hugging_face_s_cache_layout_works(tiny, tmp_path):
     snapshot = tiny.write(tmp_path / "models--x" / "snapshots" / "abc")
     blobs = tmp_path / "models--x" / "blobs"
