@@ -48,15 +48,14 @@ class Engine:
 
     name = "fast"
 
-    def __init__(self, checkpoint: Checkpoint, compilation_cache: Path | None = None):
-        if compilation_cache is not None:
-            use_compilation_cache(compilation_cache)
+    def __init__(self, checkpoint: Checkpoint):
         start = time.perf_counter()
         self.config = checkpoint.config
         self.weights = device_weights(load_weights(checkpoint))
         self.load_seconds = time.perf_counter() - start
         self.compile_seconds = 0.0
         self._programs: dict[Any, Callable[..., Any]] = {}
+        self._rope: dict[int, model.Tables] = {}  # by length
         self._insert = jax.jit(insert, donate_argnums=(0,))
 
     def forward(self, tokens: Sequence[int]) -> np.ndarray:
@@ -145,20 +144,14 @@ class Engine:
         """A finished row goes on in step with the others; it must not leave its slots."""
         return np.minimum(positions, cache.slots - 1)
 
-    def run_block(self, layer: int, x: np.ndarray) -> np.ndarray:
-        """One block over one whole sequence x [T, D]."""
-        tables = self._tables(len(x))
-        block = self.weights.blocks[layer]
-        return np.asarray(model.run_block(self.config, block, jnp.asarray(x)[None], tables))[0]
-
     def _tables(self, length: int) -> model.Tables:
         """Rotary tables for every slot, made by the reference, once per length."""
         if self.config.rope is None:
             return None
-        if ("rope", length) not in self._programs:
-            cos, sin = (jnp.asarray(t) for t in rope_tables(self.config, length))
-            self._programs["rope", length] = lambda: (cos, sin)
-        return self._programs["rope", length]()
+        if length not in self._rope:
+            cos, sin = (jnp.asarray(table) for table in rope_tables(self.config, length))
+            self._rope[length] = cos, sin
+        return self._rope[length]
 
     def _run(self, function: Any, *arguments: Any, **static: Any) -> Any:
         """Call a compiled program, compiling and timing it when its shapes are new."""

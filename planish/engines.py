@@ -52,7 +52,7 @@ def compilation_cache(flag: str | None) -> Path | None:
 
 
 def keep_programs(flag: str | None) -> None:
-    """The same for what makes its own engines."""
+    """Have every engine from here on keep its compiled programs where the flag says."""
     from fast.engine import use_compilation_cache
 
     path = compilation_cache(flag)
@@ -74,4 +74,5 @@ def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
         return ReferenceEngine(checkpoint)
     from fast.engine import Engine
 
-    return Engine(checkpoint, compilation_cache(args.compilation_cache))
+    keep_programs(args.compilation_cache)
+    return Engine(checkpoint)

@@ -47,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
     tokens = engine.generate(prompts, stop, sampling)
     for row, token in tokens:
         times.append(time.perf_counter())
-        if not streams[row].stopped:
-            show(streams, row, streams[row].push(token), texts)
+        show(streams, row, streams[row].push(token), texts)
         if all(stream.stopped for stream in streams):
             break
     for row, stream in enumerate(streams):
