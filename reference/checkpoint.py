@@ -35,7 +35,6 @@ from reference.shards import check_link, find_entries
 from reference.tensorfile import TensorEntry
 
 FLOATS = ("F32", "F16", "BF16")
-CODES = {8: "I8", 4: "U8"}
 
 
 @dataclass(frozen=True)
