@@ -1,13 +1,31 @@
-"""Where 4-bit codes lie in memory: the canonical packing, and every permutation of it.
+"""Where codes lie in memory: the canonical packing, and every permutation of it.
 
-Canonical: uint8 [N, ceil(K / 2)], the low nibble holds the even input:
+Canonical INT4: uint8 [N, ceil(K / 2)], the low nibble holds the even input:
 
     byte j of a row  =  codes[2j]  |  codes[2j + 1] << 4        (odd K: the last high nibble is 0)
+
+Canonical INT8: int8 [N, K] as it is.
+
+Tiles: the order in which the native kernels read. 16 outputs by 4 inputs of INT8, or 16 outputs
+by 8 inputs of INT4, are 64 bytes: one cache line, one AVX-512 register. Each 32-bit lane belongs
+to one output, as the instructions that multiply four bytes at once want it (x86 `vpdpbusd`,
+Arm `sdot`). Tiles of the same 16 outputs follow each other along K:
+
+    INT8  int8  [ceil(N/16), ceil(K/4), 16, 4]   byte [t, b, n, i] = codes[16t + n, 4b + i]
+    INT4  uint8 [ceil(N/16), ceil(K/8), 16, 4]   byte [t, b, n, i] = codes[16t + n, 8b + i]
+                                                                   | codes[16t + n, 8b + 4 + i] << 4
+    scales, zero points  [ceil(N/16), G, 16]     [t, g, n] = values[16t + n, g]
+
+What lies beyond N and K is zero. A group of inputs is a multiple of 32 (or the whole row), so no
+tile holds two groups.
 """
 
 from __future__ import annotations
 
 import numpy as np
+
+TILE_OUTPUTS = 16
+TILE_INPUTS = {8: 4, 4: 8}  # by bits
 
 
 def pack_nibbles(codes: np.ndarray) -> np.ndarray:
@@ -22,3 +40,64 @@ def unpack_nibbles(packed: np.ndarray, in_features: int) -> np.ndarray:
     """Bytes uint8 [N, ceil(K / 2)] -> codes 0..15, uint8 [N, K]. Inverse: pack_nibbles."""
     pairs = np.stack([packed & 15, packed >> 4], axis=2)  # [N, ceil(K / 2), 2]
     return pairs.reshape(packed.shape[0], -1)[:, :in_features]
+
+
+def tile_shape(out_features: int, in_features: int, bits: int) -> tuple[int, int, int, int]:
+    """The shape of a weight's codes in tiles: [ceil(N/16), ceil(K/4 or K/8), 16, 4]."""
+    return (-(-out_features // TILE_OUTPUTS), -(-in_features // TILE_INPUTS[bits]), TILE_OUTPUTS, 4)
+
+
+def tile_int8(codes: np.ndarray) -> np.ndarray:
+    """INT8 codes [N, K] -> tiles int8 [ceil(N/16), ceil(K/4), 16, 4]. Inverse: untile_int8."""
+    tiles, blocks, rows, inputs = tile_shape(*codes.shape, 8)
+    padded = np.zeros((tiles * rows, blocks * inputs), codes.dtype)
+    padded[: codes.shape[0], : codes.shape[1]] = codes
+    split = padded.reshape(tiles, rows, blocks, inputs)
+    return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
+
+
+def untile_int8(tiled: np.ndarray, out_features: int, in_features: int) -> np.ndarray:
+    """Tiles int8 [ceil(N/16), ceil(K/4), 16, 4] -> codes [N, K]. Inverse: tile_int8."""
+    tiles, blocks, rows, inputs = tiled.shape
+    codes = tiled.transpose(0, 2, 1, 3).reshape(tiles * rows, blocks * inputs)
+    return np.ascontiguousarray(codes[:out_features, :in_features])
+
+
+def tile_int4(packed: np.ndarray, in_features: int) -> np.ndarray:
+    """Canonical bytes [N, ceil(K/2)] -> tiles uint8 [ceil(N/16), ceil(K/8), 16, 4].
+
+    Inverse: untile_int4.
+    """
+    codes = unpack_nibbles(packed, in_features)
+    tiles, blocks, rows, half = tile_shape(*codes.shape, 4)
+    padded = np.zeros((tiles * rows, blocks * 2 * half), np.uint8)
+    padded[: codes.shape[0], :in_features] = codes
+    split = padded.reshape(tiles, rows, blocks, 2, half).transpose(3, 0, 2, 1, 4)
+    return split[0] | split[1] << 4
+
+
+def untile_int4(tiled: np.ndarray, out_features: int, in_features: int) -> np.ndarray:
+    """Tiles uint8 [ceil(N/16), ceil(K/8), 16, 4] -> canonical bytes [N, ceil(K/2)].
+
+    Inverse: tile_int4.
+    """
+    tiles, blocks, rows, half = tiled.shape
+    split = np.stack([tiled & 15, tiled >> 4], axis=3)  # [tiles, blocks, 16, 2, 4]
+    codes = split.transpose(0, 2, 1, 3, 4).reshape(tiles * rows, blocks * 2 * half)
+    return pack_nibbles(codes[:out_features, :in_features])
+
+
+def tile_groups(values: np.ndarray) -> np.ndarray:
+    """Scales or zero points [N, G] -> [ceil(N/16), G, 16]. Inverse: untile_groups."""
+    rows, groups = values.shape
+    tiles = -(-rows // TILE_OUTPUTS)
+    padded = np.zeros((tiles * TILE_OUTPUTS, groups), values.dtype)
+    padded[:rows] = values
+    return np.ascontiguousarray(padded.reshape(tiles, TILE_OUTPUTS, groups).transpose(0, 2, 1))
+
+
+def untile_groups(tiled: np.ndarray, out_features: int) -> np.ndarray:
+    """Scales or zero points [ceil(N/16), G, 16] -> [N, G]. Inverse: tile_groups."""
+    tiles, groups, rows = tiled.shape
+    values = tiled.transpose(0, 2, 1).reshape(tiles * rows, groups)
+    return np.ascontiguousarray(values[:out_features])

@@ -1,0 +1,64 @@
+"""A quantized weight in the order in which the native kernels read it, and back.
+
+The kernels know no canonical packing and the definition knows no tiles: `tile` and `untile` are
+the only bridge, and they are inverses of each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from reference.linear import QuantizedWeight
+from reference.packing import (
+    tile_groups,
+    tile_int4,
+    tile_int8,
+    untile_groups,
+    untile_int4,
+    untile_int8,
+)
+
+
+@dataclass(frozen=True)
+class TiledWeight:
+    """A QuantizedWeight whose codes lie in tiles (packing.py).
+
+    codes:      INT8: int8 [ceil(N/16), ceil(K/4), 16, 4]; INT4: uint8 [ceil(N/16), ceil(K/8), 16, 4]
+    scale:      INT8: float32 [N, 1] or [1, 1], as in QuantizedWeight;
+                INT4: float16 or float32 [ceil(N/16), G, 16]
+    zero_point: INT4: uint8 [ceil(N/16), G, 16], or None where it is 8 everywhere; INT8: None
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray | None
+    bits: int
+    out_features: int
+    in_features: int
+    group_size: int = -1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
+
+
+def tile(weight: QuantizedWeight) -> TiledWeight:
+    """The same weight in tiles; inverse: untile."""
+    rows, cols = weight.shape
+    if weight.bits == 8:
+        return TiledWeight(tile_int8(weight.codes), weight.scale, None, 8, rows, cols)
+    zero = None if weight.zero_point is None else tile_groups(weight.zero_point)
+    codes, scale = tile_int4(weight.codes, cols), tile_groups(weight.scale)
+    return TiledWeight(codes, scale, zero, 4, rows, cols, weight.group_size)
+
+
+def untile(weight: TiledWeight) -> QuantizedWeight:
+    """The same weight in the canonical packing; inverse: tile."""
+    rows, cols = weight.shape
+    if weight.bits == 8:
+        return QuantizedWeight(untile_int8(weight.codes, rows, cols), weight.scale, None, 8, cols)
+    zero = None if weight.zero_point is None else untile_groups(weight.zero_point, rows)
+    codes, scale = untile_int4(weight.codes, rows, cols), untile_groups(weight.scale, rows)
+    return QuantizedWeight(codes, scale, zero, 4, cols, weight.group_size)
