@@ -5,7 +5,7 @@ config has a `quantization_config` with quant_method `planish` holds, for a quan
 
     P.weight              int8 [N, K], or uint8 [N, ceil(K / 2)] of packed nibbles
     P.weight_scale        float32 [N, 1] or [1, 1]; INT4: float16 or float32 [N, G]
-    P.weight_zero_point   uint8 [N, G], INT4 only
+    P.weight_zero_point   uint8 [N, G], INT4 by the rule minmax; other rules have 8 everywhere
     P.input_scale         float32 [1], static activations only
     P.bias                as in the float model
 
@@ -25,7 +25,7 @@ import numpy as np
 from reference.architectures import Architecture, architecture_of, model_config
 from reference.config import Keys, ModelConfig, read_json
 from reference.errors import CheckpointError, ConfigError
-from reference.grids import num_groups
+from reference.grids import SYMMETRIC_RULES, num_groups
 from reference.layers import Norm
 from reference.linear import Linear, QuantizedWeight
 from reference.model import Block, Weights
@@ -198,12 +198,14 @@ def _load_int4(
     groups = (rows, num_groups(cols, group_size))
     codes = _entry(checkpoint, f"{prefix}.weight", ("U8",), (rows, -(-cols // 2))).map()
     scale = _entry(checkpoint, f"{prefix}.weight_scale", ("F16", "F32"), groups).map()
-    zero = _entry(checkpoint, f"{prefix}.weight_zero_point", ("U8",), groups).map()
+    zero = None
+    if f"{prefix}.weight_zero_point" in checkpoint.entries:
+        zero = _entry(checkpoint, f"{prefix}.weight_zero_point", ("U8",), groups).map()
     good = np.isfinite(scale) & (scale != 0)
     if not good.all():
         found = scale[~good][0]
         raise _bad(checkpoint, f"{prefix}.weight_scale", "finite scales other than 0", found)
-    if zero.max() > 15:
+    if zero is not None and zero.max() > 15:
         raise _bad(checkpoint, f"{prefix}.weight_zero_point", "0..15", zero.max())
     return QuantizedWeight(codes, scale, zero, 4, cols, group_size)
 
@@ -297,21 +299,28 @@ def _require(
     checkpoint: Checkpoint, prefix: str, kinds: tuple[str, ...], optional: bool = False
 ) -> set[str]:
     """The names that one part may have, after all that it must have were found."""
-    names = [f"{prefix}.{kind}" for kind in (*kinds, *_quantized_kinds(checkpoint, prefix))]
-    for name in names:
-        if not optional:
-            _named(checkpoint, name)
-    return set(names)
+    must, may = _quantized_kinds(checkpoint, prefix)
+    for kind in () if optional else (*kinds, *must):
+        _named(checkpoint, f"{prefix}.{kind}")
+    return {f"{prefix}.{kind}" for kind in (*kinds, *must, *may)}
 
 
-def _quantized_kinds(checkpoint: Checkpoint, prefix: str) -> tuple[str, ...]:
-    """What lies beside the codes of a quantized linear: one with a scale in a quantized model."""
-    if checkpoint.quantization is None or f"{prefix}.weight_scale" not in checkpoint.entries:
-        return ()
-    bits = weight_bits(checkpoint.quantization, prefix == checkpoint.prefix("head"))
+def _quantized_kinds(
+    checkpoint: Checkpoint, prefix: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What must and what may lie beside the codes of a quantized linear, one with a scale.
+
+    Zero points that are 8 everywhere need not be there, but older directories have them.
+    """
+    quantization = checkpoint.quantization
+    if quantization is None or f"{prefix}.weight_scale" not in checkpoint.entries:
+        return (), ()
+    bits = weight_bits(quantization, prefix == checkpoint.prefix("head"))
     if bits is None:
-        return ()
-    if bits == 4:
-        return "weight_scale", "weight_zero_point"
-    static = _activation(checkpoint, prefix) == "static"
-    return ("weight_scale", "input_scale") if static else ("weight_scale",)
+        return (), ()
+    if bits == 8:
+        static = _activation(checkpoint, prefix) == "static"
+        return ("weight_scale", "input_scale") if static else ("weight_scale",), ()
+    if quantization["rule"] in SYMMETRIC_RULES:
+        return ("weight_scale",), ("weight_zero_point",)
+    return ("weight_scale", "weight_zero_point"), ()

@@ -24,6 +24,7 @@ from reference.errors import QuantizationError, RecipeError
 
 INT8_MAX = 127
 INT4_MAX = 15
+SYMMETRIC_ZERO = 8  # the INT4 zero point of every group under a symmetric rule
 SMALLEST_ABSMAX = np.float32(1e-5)
 GROUP_SIZES = (-1, 32, 64, 128, 256, 512, 1024)
 
@@ -97,19 +98,19 @@ def _signed(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     index = np.abs(groups).argmax(axis=2, keepdims=True)
     extreme = np.take_along_axis(groups, index, axis=2)[..., 0]
-    return extreme / np.float32(-8), np.full(extreme.shape, 8)
+    return extreme / np.float32(-8), np.full(extreme.shape, SYMMETRIC_ZERO)
 
 
 def _absmax(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """scale = absmax / 7.5, z = 8. Source: compressed-tensors; GPTQ's symmetric quantizer."""
     scale = np.abs(groups).max(axis=2) / np.float32(7.5)
-    return scale, np.full(scale.shape, 8)
+    return scale, np.full(scale.shape, SYMMETRIC_ZERO)
 
 
 def _absmax7(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """scale = absmax / 7, z = 8; code 0 is never used. Source: Intel Neural Compressor."""
     scale = np.abs(groups).max(axis=2) / np.float32(7)
-    return scale, np.full(scale.shape, 8)
+    return scale, np.full(scale.shape, SYMMETRIC_ZERO)
 
 
 def _minmax(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,6 +130,7 @@ INT4_RULES: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
     "absmax7": _absmax7,
     "minmax": _minmax,
 }
+SYMMETRIC_RULES = tuple(rule for rule in INT4_RULES if rule != "minmax")
 
 
 def store_scale(scale: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
@@ -175,7 +177,7 @@ def int4_parameters(
         zero = np.clip(np.rint(-zero_or_low / scale.astype(np.float32)), 0, INT4_MAX)
     else:
         zero = zero_or_low
-    return scale, np.where(empty, 8, zero).astype(np.uint8)
+    return scale, np.where(empty, SYMMETRIC_ZERO, zero).astype(np.uint8)
 
 
 def int4_codes(w: np.ndarray, scale: np.ndarray, zero: np.ndarray, group_size: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reference.grids import (
+    SYMMETRIC_ZERO,
     expand_groups,
     grouped,
     int8_codes,
@@ -41,7 +42,7 @@ class QuantizedWeight:
 
     codes:      int8 [N, K], or nibbles packed into uint8 [N, ceil(K / 2)] (packing.py)
     scale:      float32 [N, 1] (per_channel) or [1, 1] (per_tensor); INT4: float16/32 [N, G]
-    zero_point: uint8 [N, G] for INT4, None for INT8
+    zero_point: INT4: uint8 [N, G], or None where it is 8 everywhere (symmetric); INT8: None
     """
 
     codes: np.ndarray
@@ -109,9 +110,11 @@ def dequantize(weight: QuantizedWeight) -> np.ndarray:
 
 def centred_codes(weight: QuantizedWeight) -> np.ndarray:
     """q - z, int8 [N, K]: in -15..15 for INT4; INT8 codes are centred as they are."""
-    if weight.zero_point is None:
+    if weight.bits == 8:
         return weight.codes
     codes = unpack_nibbles(weight.codes, weight.in_features).astype(np.int8)
+    if weight.zero_point is None:
+        return codes - np.int8(SYMMETRIC_ZERO)
     zero = expand_groups(weight.zero_point.astype(np.int8), weight.in_features, weight.group_size)
     return codes - zero
 

@@ -49,7 +49,7 @@ def tile_shape(out_features: int, in_features: int, bits: int) -> tuple[int, int
 
 def tile_int8(codes: np.ndarray) -> np.ndarray:
     """INT8 codes [N, K] -> tiles int8 [ceil(N/16), ceil(K/4), 16, 4]. Inverse: untile_int8."""
-    tiles, blocks, rows, inputs = tile_shape(*codes.shape, 8)
+    tiles, blocks, rows, inputs = tile_shape(codes.shape[0], codes.shape[1], 8)
     padded = np.zeros((tiles * rows, blocks * inputs), codes.dtype)
     padded[: codes.shape[0], : codes.shape[1]] = codes
     split = padded.reshape(tiles, rows, blocks, inputs)
@@ -69,7 +69,7 @@ def tile_int4(packed: np.ndarray, in_features: int) -> np.ndarray:
     Inverse: untile_int4.
     """
     codes = unpack_nibbles(packed, in_features)
-    tiles, blocks, rows, half = tile_shape(*codes.shape, 4)
+    tiles, blocks, rows, half = tile_shape(codes.shape[0], codes.shape[1], 4)
     padded = np.zeros((tiles * rows, blocks * 2 * half), np.uint8)
     padded[: codes.shape[0], :in_features] = codes
     split = padded.reshape(tiles, rows, blocks, 2, half).transpose(3, 0, 2, 1, 4)

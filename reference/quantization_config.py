@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reference.errors import ConfigError
-from reference.grids import GROUP_SIZES
+from reference.grids import GROUP_SIZES, INT4_RULES
 from reference.recipes import ACTIVATIONS_BY_BITS, HEADS, Recipe
 
 VERSION = 1
@@ -40,13 +40,16 @@ def check_quantization_config(values: dict[str, Any], path: Path) -> None:
     """Raise ConfigError unless the fields that the loader uses are what this version writes."""
     bits, head, group_size = (values.get(name) for name in ("bits", "head", "group_size"))
     activations = ACTIVATIONS_BY_BITS.get(bits if isinstance(bits, int) else None, ())
-    groups = GROUP_SIZES if bits == 4 or head == "int4" else (*GROUP_SIZES, None)
+    has_int4 = bits == 4 or head == "int4"
+    groups = GROUP_SIZES if has_int4 else (*GROUP_SIZES, None)
+    rules = tuple(INT4_RULES) if has_int4 else (*INT4_RULES, None)
     choices: dict[str, tuple[object, tuple[object, ...]]] = {
         "version": (values.get("version"), (VERSION,)),
         "bits": (bits, tuple(ACTIVATIONS_BY_BITS)),
         "head": (head, HEADS),
         "activation": (values.get("activation"), activations),
         "group_size": (group_size, groups),
+        "rule": (values.get("rule"), rules),
     }
     for name, (value, allowed) in choices.items():
         if value not in allowed or isinstance(value, bool | float):

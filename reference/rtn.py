@@ -7,22 +7,32 @@ from dataclasses import replace
 import numpy as np
 
 from reference.errors import QuantizationError
-from reference.grids import int4_codes, int4_parameters, int8_scale, quantize_int8
+from reference.grids import (
+    SYMMETRIC_RULES,
+    int4_codes,
+    int4_parameters,
+    int8_scale,
+    quantize_int8,
+)
 from reference.linear import Linear, QuantizedWeight, float_weight
 from reference.packing import pack_nibbles
 from reference.recipes import Recipe
 
 
 def quantize_weight(w: np.ndarray, recipe: Recipe, name: str = "w") -> QuantizedWeight:
-    """float32 [N, K] -> codes on the recipe's grid; raises QuantizationError naming the tensor."""
+    """float32 [N, K] -> codes on the recipe's grid; raises QuantizationError naming the tensor.
+
+    Under a symmetric rule every zero point is 8, and none is kept.
+    """
     if recipe.bits == 8:
         granularity = {"per_channel": "per_row", "per_tensor": "per_tensor"}[recipe.granularity]
         codes, scale = quantize_int8(w, granularity, name)
         return QuantizedWeight(codes, scale, None, 8, w.shape[1])
     dtype = np.dtype(recipe.scale_dtype)
     scale, zero = int4_parameters(w, recipe.group_size, recipe.rule, dtype, name)
-    codes = int4_codes(w, scale, zero, recipe.group_size)
-    return QuantizedWeight(pack_nibbles(codes), scale, zero, 4, w.shape[1], recipe.group_size)
+    codes = pack_nibbles(int4_codes(w, scale, zero, recipe.group_size))
+    kept = None if recipe.rule in SYMMETRIC_RULES else zero
+    return QuantizedWeight(codes, scale, kept, 4, w.shape[1], recipe.group_size)
 
 
 def quantize_linear(

@@ -25,7 +25,8 @@ from reference.packing import (
 class TiledWeight:
     """A QuantizedWeight whose codes lie in tiles (packing.py).
 
-    codes:      INT8: int8 [ceil(N/16), ceil(K/4), 16, 4]; INT4: uint8 [ceil(N/16), ceil(K/8), 16, 4]
+    codes:      INT8: int8 [ceil(N/16), ceil(K/4), 16, 4];
+                INT4: uint8 [ceil(N/16), ceil(K/8), 16, 4]
     scale:      INT8: float32 [N, 1] or [1, 1], as in QuantizedWeight;
                 INT4: float16 or float32 [ceil(N/16), G, 16]
     zero_point: INT4: uint8 [ceil(N/16), G, 16], or None where it is 8 everywhere; INT8: None

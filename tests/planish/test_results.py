@@ -110,16 +110,18 @@ def test_inspect_counts_bits_and_bytes(planish, tiny_llama):
     assert values["config"]["num_kv_heads"] == 2 and values["quantization"] is None
 
 
-def test_inspect_of_int4(planish, tiny_llama, tmp_path):
-    words = ("--recipe", "W4A16", "--group_size", 32, "--lm_head", "int8")
+@pytest.mark.parametrize(("rule", "zero_point"), [("signed", 0), ("minmax", 8)])
+def test_inspect_of_int4(planish, tiny_llama, tmp_path, rule, zero_point):
+    words = ("--recipe", "W4A16", "--group_size", 32, "--lm_head", "int8", "--rule", rule)
     planish("quantize", "--model", tiny_llama, "--out", tmp_path / "q", *words)
     values = only_json(planish("inspect", "--model", tmp_path / "q", "--json"))
-    # 4 bits, and per group of 32 a float16 scale and a byte of zero point
-    assert values["bits_per_weight"] == 4 + (16 + 8) / 32
+    # 4 bits, and per group of 32 a float16 scale and under minmax a byte of zero point
+    assert values["bits_per_weight"] == 4 + (16 + zero_point) / 32
     assert values["tensors"]["lm_head.weight"]["scheme"] == "int8 per_channel"
     assert values["bytes"] == sum(values["bytes_by_kind"].values())
     text = planish("inspect", "--model", tmp_path / "q").out
-    assert "int4 signed g=32" in text and "4.750 bits per weight" in text
+    assert f"int4 {rule} g=32" in text
+    assert f"{values['bits_per_weight']:.3f} bits per weight" in text
 
 
 def test_compare_agrees_on_a_float_model(planish, tiny_llama):

@@ -160,9 +160,11 @@ def test_float32_tensors_are_views_of_the_file(tiny, tmp_path):
 
 @pytest.fixture
 def quantized(directories, tmp_path, samples):
-    """Make a quantized model by a recipe."""
+    """Make a quantized model by a recipe; W4A16's zero points are stored unless a rule is given."""
 
     def make(name, **changes):
+        if name == "W4A16":
+            changes = {"rule": "minmax", **changes}
         target = tmp_path / name
         with CheckpointWriter(target, directories["llama"]) as writer:
             scheme = "W8A8" if name == "naive" else None  # one scale a row, to damage one
@@ -233,6 +235,21 @@ def test_wrong_codes_scales_and_zero_points_are_refused(quantized, name, damage,
     assert str(caught.value).startswith(str(path))
 
 
+def test_zero_points_that_are_8_everywhere_are_not_stored_but_read_where_they_are(quantized):
+    path = quantized("W4A8")
+    before = load_all(path)
+    assert before.blocks[1].down.weight.zero_point is None
+    assert not any("zero_point" in name for name in open_checkpoint(path).entries)
+    damage_tensors(path, put(Z, lambda _: np.full((32, 1), 8, "u1")))
+    after = load_all(path)
+    assert after.blocks[1].down.weight.zero_point.tolist() == [[8]] * 32
+    config = open_checkpoint(path).config
+    assert np.array_equal(forward(config, before, [1, 2, 3]), forward(config, after, [1, 2, 3]))
+    damage_tensors(path, put(Z, lambda z: z * 2))
+    with pytest.raises(CheckpointError, match="weight_zero_point: bad value; expected 0..15"):
+        load_all(path)
+
+
 def change_config(path, **changes):
     file = path / "config.json"
     values = json.loads(file.read_text())
@@ -255,6 +272,9 @@ def change_config(path, **changes):
         ("W4A16", {"group_size": 32}, r"wrong shape; expected \[32, 2\], found \[32, 1\]"),
         ("W4A16", {"group_size": 0}, r"quantization_config\.group_size"),
         ("W4A16", {"group_size": None}, r"quantization_config\.group_size"),
+        ("W4A16", {"rule": "maxmin"}, r"quantization_config\.rule: bad value; .*'maxmin'"),
+        ("W4A16", {"rule": None}, r"quantization_config\.rule"),
+        ("W4A8", {"rule": "minmax"}, "weight_zero_point: is missing"),
         ("W4A16", {"group_size": "32"}, r"quantization_config\.group_size"),
         (
             "W4A16",
@@ -297,7 +317,7 @@ def test_a_quantization_config_over_float_weights_leaves_them_float(quantized, d
 
 def test_the_head_s_width_is_the_config_s(quantized):
     path = quantized("W8A16", head="int8")
-    change_config(path, head="int4", group_size=32)
+    change_config(path, head="int4", group_size=32, rule="signed")
     with pytest.raises(CheckpointError, match="lm_head.weight"):
         load_all(path)
     change_config(path, head="float")

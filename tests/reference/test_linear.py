@@ -35,12 +35,17 @@ def int8_weight(w, granularity="per_row"):
 def int4_weight(w, group_size, rule="minmax", dtype=np.float16):
     scale, zero = int4_parameters(w, group_size, rule, dtype)
     codes = pack_nibbles(int4_codes(w, scale, zero, group_size))
+    zero = zero if rule == "minmax" else None
     return QuantizedWeight(codes, scale, zero, 4, w.shape[1], group_size)
 
 
 def nibble(weight, n, k):
     byte = int(weight.codes[n, k // 2])
     return byte >> 4 if k % 2 else byte & 15
+
+
+def zero_point(weight, n, g):
+    return 8 if weight.zero_point is None else int(weight.zero_point[n, g])
 
 
 def slow_int8(x, layer):
@@ -74,7 +79,7 @@ def slow_int4(x, layer, size):
             for g, (start, a) in enumerate(zip(starts, scales, strict=True)):
                 total = sum(
                     int(np.clip(np.rint(row[k] / a), -127, 127))
-                    * (nibble(weight, n, k) - int(weight.zero_point[n, g]))
+                    * (nibble(weight, n, k) - zero_point(weight, n, g))
                     for k in range(start, min(start + size, len(row)))
                 )
                 part = F32(F32(total) * F32(weight.scale[n, g]))
@@ -121,6 +126,16 @@ def test_dequantized_int4_is_code_minus_zero_times_scale():
     weight = QuantizedWeight(pack_nibbles(codes), scale, zero, 4, 34, 32)
     assert centred_codes(weight)[0, [0, 1, 2, 32, 33]].tolist() == [-8, 7, 2, -3, 12]
     assert dequantize(weight)[0, [0, 1, 2, 32, 33]].tolist() == [-4, 3.5, 1, 6, -24]
+
+
+def test_int4_without_zero_points_has_8_everywhere():
+    scale, eights = np.array([[0.5, -2]], np.float16), np.full((1, 2), 8, np.uint8)
+    packed = pack_nibbles(np.arange(34, dtype=np.uint8)[None] % 16)
+    weight = QuantizedWeight(packed, scale, None, 4, 34, 32)
+    assert centred_codes(weight)[0, :3].tolist() == [-8, -7, -6]
+    assert centred_codes(weight).dtype == np.int8
+    told = QuantizedWeight(packed, scale, eights, 4, 34, 32)
+    assert np.array_equal(dequantize(weight), dequantize(told))
 
 
 def test_dequantized_int8_is_code_times_scale():
