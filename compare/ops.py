@@ -202,7 +202,8 @@ def tolerance(x: np.ndarray, linear: Linear) -> np.ndarray:
     weight = linear.weight
     bias = 0.0 if linear.bias is None else np.abs(linear.bias)
     if not isinstance(weight, QuantizedWeight):
-        return SUMMATION * (np.abs(x) @ np.abs(weight.T) + bias) + NOTHING
+        dense = np.abs(reference.linear.float_weight(linear))
+        return SUMMATION * (np.abs(x) @ dense.T + bias) + NOTHING
     if linear.activation == "float":
         dense = np.abs(reference.linear.dequantize(weight))
         return SUMMATION * (np.abs(x) @ dense.T + bias) + NOTHING

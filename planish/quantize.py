@@ -42,6 +42,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ignore", action="append", metavar="PATTERN", help="linears left in float, as *.down_proj"
     )
+    parser.add_argument(
+        "--layout", default="tiles", help="of codes: tiles (default), as kernels read, or canonical"
+    )
     parser.add_argument("--calibration", metavar="FILE", help="UTF-8 text (default: the pocket's)")
     parser.add_argument("--samples", type=int, default=NUM_SAMPLES)
     parser.add_argument("--sample_length", type=int, default=SAMPLE_LENGTH)
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     samples = samples_of(args, checkpoint) if needs_calibration(chosen) else None
     start = time.perf_counter()
     with writer:
-        quantize_checkpoint(checkpoint, writer, chosen, samples, progress)
+        quantize_checkpoint(checkpoint, writer, chosen, samples, progress, args.layout)
     seconds = time.perf_counter() - start
     print(f"{args.out}: {chosen.name}, {seconds:.1f} s", file=sys.stderr)
     return 0

@@ -58,13 +58,37 @@ class QuantizedWeight:
 
 
 @dataclass(frozen=True)
+class TiledWeight:
+    """A QuantizedWeight whose codes lie in tiles (packing.py).
+
+    codes:      INT8: int8 [ceil(N/16), ceil(K/4), 16, 4];
+                INT4: uint8 [ceil(N/16), ceil(K/8), 16, 4]
+    scale:      INT8: float32 [N, 1] or [1, 1], as in QuantizedWeight;
+                INT4: float16 or float32 [ceil(N/16), G, 16]
+    zero_point: INT4: uint8 [ceil(N/16), G, 16], or None where it is 8 everywhere; INT8: None
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray | None
+    bits: int
+    out_features: int
+    in_features: int
+    group_size: int = -1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
+
+
+@dataclass(frozen=True)
 class Linear:
     """Weight float32 [N, K] or quantized, bias float32 [N] or none, and the activations' treatment.
 
     activation_scale: float32 scalar, for `static` only.
     """
 
-    weight: np.ndarray | QuantizedWeight
+    weight: np.ndarray | QuantizedWeight | TiledWeight
     bias: np.ndarray | None = None
     activation: str = "float"
     activation_scale: np.ndarray | None = None
@@ -72,15 +96,15 @@ class Linear:
 
 def float_weight(layer: Linear) -> np.ndarray:
     """The weight of a linear that is still in floats."""
-    if isinstance(layer.weight, QuantizedWeight):
-        raise TypeError("this linear is quantized already")
+    if isinstance(layer.weight, QuantizedWeight | TiledWeight):
+        raise TypeError("this linear is quantized")
     return layer.weight
 
 
 def quantized_weight(layer: Linear) -> QuantizedWeight:
-    """The weight of a linear that is on a grid."""
+    """The weight of a linear that is on a grid, in the canonical packing."""
     if not isinstance(layer.weight, QuantizedWeight):
-        raise TypeError("this linear is not quantized")
+        raise TypeError("this linear is not quantized, or lies in tiles")
     return layer.weight
 
 
@@ -88,7 +112,7 @@ def linear(x: np.ndarray, layer: Linear) -> np.ndarray:
     """y = x Wt + b for x [T, K] of one sequence -> [T, N] float32."""
     weight = layer.weight
     if not isinstance(weight, QuantizedWeight):
-        y = x @ weight.T
+        y = x @ float_weight(layer).T
     elif layer.activation == "float":
         y = x @ dequantize(weight).T
     elif weight.bits == 8:

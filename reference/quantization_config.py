@@ -14,18 +14,23 @@ from reference.grids import GROUP_SIZES, INT4_RULES
 from reference.recipes import ACTIVATIONS_BY_BITS, HEADS, Recipe
 
 VERSION = 1
+LAYOUTS = ("tiles", "canonical")  # of quantized weights in the files (checkpoint.py)
 
 
 def quantization_config(
-    recipe: Recipe, alphas: list[float] | None, calibration: dict[str, Any] | None
+    recipe: Recipe,
+    layout: str,
+    alphas: list[float] | None = None,
+    calibration: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What is written: the recipe, each block's alpha where smoothed, and the calibration."""
+    """What is written: recipe, layout, each block's alpha where smoothed, and the calibration."""
     description = recipe.describe()
     return {
         "quant_method": "planish",
         "version": VERSION,
         "recipe": description.pop("name"),
         **description,
+        "layout": layout,
         "smoothing": None if alphas is None else {"alpha_per_block": alphas},
         "calibration": calibration,
     }
@@ -49,6 +54,7 @@ def check_quantization_config(values: dict[str, Any], path: Path) -> None:
         "head": (head, HEADS),
         "activation": (values.get("activation"), activations),
         "group_size": (group_size, groups),
+        "layout": (values.get("layout", "canonical"), LAYOUTS),
         "rule": (values.get("rule"), rules),
     }
     for name, (value, allowed) in choices.items():

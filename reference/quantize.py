@@ -27,10 +27,11 @@ from reference.errors import RecipeError
 from reference.layers import Norm
 from reference.linear import Linear, QuantizedWeight, float_weight, quantized_weight
 from reference.model import Block, Weights
-from reference.quantization_config import quantization_config
+from reference.quantization_config import LAYOUTS, quantization_config
 from reference.recipes import Recipe, needs_calibration
 from reference.rtn import quantize_weight
 from reference.smooth import quantize_block, require_folds, search_alpha, smoothed
+from reference.tiles import TiledWeight, tile
 from reference.writer import CheckpointWriter
 
 
@@ -40,25 +41,32 @@ def quantize_checkpoint(
     recipe: Recipe,
     samples: Sequence[np.ndarray] | None = None,
     progress: Progress = no_progress,
+    layout: str = "tiles",
 ) -> None:
     """Write the model by the recipe. `samples` are calibration tokens, for recipes that need them.
 
+    layout: `tiles`, as the native kernels read quantized weights, or `canonical` (checkpoint.py).
     Raises RecipeError for a model that is quantized already, a recipe that cannot be applied,
     or missing samples; QuantizationError for a tensor that does not fit its grid.
     """
-    _check(checkpoint, recipe, samples)
+    _check(checkpoint, recipe, samples, layout)
     samples = samples if needs_calibration(recipe) else None
     weights = load_weights(checkpoint)
     alphas = choose_alphas(checkpoint, weights, recipe, samples, progress)
     hidden = embed_samples(checkpoint.config, weights, samples) if samples else []
     for layer, block in enumerate(progress(weights.blocks, recipe.name)):
         block, hidden = _convert(checkpoint, layer, block, recipe, alphas, hidden)
-        _add_block(checkpoint, writer, layer, block, raw=alphas is None)
-    _add_outer(checkpoint, writer, weights, recipe)
-    writer.finish(_config_values(checkpoint, recipe, alphas, samples))
+        _add_block(checkpoint, writer, layer, block, layout, raw=alphas is None)
+    _add_outer(checkpoint, writer, weights, recipe, layout)
+    writer.finish(_config_values(checkpoint, recipe, layout, alphas, samples))
 
 
-def _check(checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None) -> None:
+def _check(
+    checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None, layout: str
+) -> None:
+    if layout not in LAYOUTS:
+        expected = f"one of {', '.join(LAYOUTS)}"
+        raise RecipeError("unknown", name="layout", expected=expected, found=repr(layout))
     if checkpoint.quantization is not None:
         found = checkpoint.quantization.get("recipe")
         raise RecipeError(
@@ -108,14 +116,19 @@ def _convert(
 
 
 def _add_block(
-    checkpoint: Checkpoint, writer: CheckpointWriter, layer: int, block: Block, raw: bool
+    checkpoint: Checkpoint,
+    writer: CheckpointWriter,
+    layer: int,
+    block: Block,
+    layout: str,
+    raw: bool,
 ) -> None:
     for part, value in vars(block).items():
         if value is None:
             continue
         prefix = checkpoint.prefix(part, layer)
         if isinstance(value, Linear) and isinstance(value.weight, QuantizedWeight):
-            _add_quantized(writer, prefix, value)
+            add_quantized(writer, prefix, value, layout)
         else:
             _add_float(checkpoint, writer, prefix, value, raw)
 
@@ -132,8 +145,11 @@ def _add_float(
             writer.add(name, tensor.astype(np.float32, copy=False))
 
 
-def _add_quantized(writer: CheckpointWriter, prefix: str, layer: Linear) -> None:
-    weight = quantized_weight(layer)
+def add_quantized(writer: CheckpointWriter, prefix: str, layer: Linear, layout: str) -> None:
+    """A quantized linear's tensors under the names and in the layout that checkpoint.py reads."""
+    weight: QuantizedWeight | TiledWeight = quantized_weight(layer)
+    if layout == "tiles":
+        weight = tile(quantized_weight(layer))
     writer.add(f"{prefix}.weight", weight.codes)
     writer.add(f"{prefix}.weight_scale", weight.scale)
     if weight.zero_point is not None:
@@ -145,13 +161,17 @@ def _add_quantized(writer: CheckpointWriter, prefix: str, layer: Linear) -> None
 
 
 def _add_outer(
-    checkpoint: Checkpoint, writer: CheckpointWriter, weights: Weights, recipe: Recipe
+    checkpoint: Checkpoint,
+    writer: CheckpointWriter,
+    weights: Weights,
+    recipe: Recipe,
+    layout: str,
 ) -> None:
     """Embeddings, final norm and projections as they are; the head by the recipe's choice."""
     for part in checkpoint.architecture.tensors:
         prefix = checkpoint.prefix(part)
         if part == "head" and recipe.head != "float":
-            _add_quantized(writer, prefix, quantize_head(weights.head, recipe, prefix))
+            add_quantized(writer, prefix, quantize_head(weights.head, recipe, prefix), layout)
             continue
         if part == "head" and checkpoint.config.tie_embeddings:
             continue
@@ -176,6 +196,7 @@ def quantize_head(head: Linear, recipe: Recipe, name: str) -> Linear:
 def _config_values(
     checkpoint: Checkpoint,
     recipe: Recipe,
+    layout: str,
     alphas: list[float] | None,
     samples: Sequence[np.ndarray] | None,
 ) -> dict[str, Any]:
@@ -185,4 +206,5 @@ def _config_values(
             values["torch_dtype" if "torch_dtype" in values else "dtype"] = "float32"
         return values
     calibration = fingerprint(samples) if samples else None
-    return {**values, "quantization_config": quantization_config(recipe, alphas, calibration)}
+    told = quantization_config(recipe, layout, alphas, calibration)
+    return {**values, "quantization_config": told}

@@ -6,11 +6,7 @@ the only bridge, and they are inverses of each other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-
-from reference.linear import QuantizedWeight
+from reference.linear import QuantizedWeight, TiledWeight
 from reference.packing import (
     tile_groups,
     tile_int4,
@@ -20,29 +16,7 @@ from reference.packing import (
     untile_int8,
 )
 
-
-@dataclass(frozen=True)
-class TiledWeight:
-    """A QuantizedWeight whose codes lie in tiles (packing.py).
-
-    codes:      INT8: int8 [ceil(N/16), ceil(K/4), 16, 4];
-                INT4: uint8 [ceil(N/16), ceil(K/8), 16, 4]
-    scale:      INT8: float32 [N, 1] or [1, 1], as in QuantizedWeight;
-                INT4: float16 or float32 [ceil(N/16), G, 16]
-    zero_point: INT4: uint8 [ceil(N/16), G, 16], or None where it is 8 everywhere; INT8: None
-    """
-
-    codes: np.ndarray
-    scale: np.ndarray
-    zero_point: np.ndarray | None
-    bits: int
-    out_features: int
-    in_features: int
-    group_size: int = -1
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.out_features, self.in_features
+__all__ = ["TiledWeight", "tile", "untile"]
 
 
 def tile(weight: QuantizedWeight) -> TiledWeight:

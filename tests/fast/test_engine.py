@@ -31,7 +31,8 @@ def quantized(request, tmp_path_factory) -> Path:
     group = 32 if request.param.startswith("W4") else None
     samples = [np.arange(5, 205) % 256, np.arange(200) * 7 % 256]
     with CheckpointWriter(target, LLAMA) as writer:
-        quantize_checkpoint(source, writer, recipe(request.param, group_size=group), samples)
+        chosen = recipe(request.param, group_size=group)
+        quantize_checkpoint(source, writer, chosen, samples, layout="canonical")
     return target
 
 

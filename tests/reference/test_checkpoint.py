@@ -169,7 +169,8 @@ def quantized(directories, tmp_path, samples):
         with CheckpointWriter(target, directories["llama"]) as writer:
             scheme = "W8A8" if name == "naive" else None  # one scale a row, to damage one
             chosen = recipe(name, scheme=scheme, **changes)
-            quantize_checkpoint(open_checkpoint(directories["llama"]), writer, chosen, samples)
+            source = open_checkpoint(directories["llama"])
+            quantize_checkpoint(source, writer, chosen, samples, layout="canonical")
         return target
 
     return make

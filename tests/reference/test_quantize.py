@@ -24,11 +24,11 @@ from reference.writer import CheckpointWriter
 TOKENS = np.random.default_rng(5).integers(0, 48, 60)
 
 
-def written(source, target, chosen, samples, overwrite=False):
+def written(source, target, chosen, samples, overwrite=False, layout="tiles"):
     checkpoint = open_checkpoint(source)
     given = samples if needs_calibration(chosen) else None
     with CheckpointWriter(target, source, overwrite) as writer:
-        quantize_checkpoint(checkpoint, writer, chosen, given)
+        quantize_checkpoint(checkpoint, writer, chosen, given, layout=layout)
     return open_checkpoint(target)
 
 
@@ -127,9 +127,12 @@ def test_float_tensors_that_nothing_changed_keep_their_type(tiny, samples, tmp_p
 
 
 def test_four_bits_take_an_eighth_of_the_bytes(directories, samples, tmp_path):
-    reopened = written(directories["llama"], tmp_path / "out", recipe("W4A16"), samples)
-    codes = reopened.entries["model.layers.0.mlp.down_proj.weight"]
-    assert (codes.dtype, codes.shape) == ("U8", (32, 20))
+    """40 inputs: 20 bytes a row, or 5 blocks of 8 inputs in each of the two tiles of 16 rows."""
+    for layout, shape in (("canonical", (32, 20)), ("tiles", (2, 5, 16, 4))):
+        target = tmp_path / layout
+        reopened = written(directories["llama"], target, recipe("W4A16"), samples, layout=layout)
+        codes = reopened.entries["model.layers.0.mlp.down_proj.weight"]
+        assert (codes.dtype, codes.shape) == ("U8", shape)
 
 
 @pytest.mark.parametrize("kind", ["search", "search_per_block"])
