@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def _add_block(
             continue
         prefix = checkpoint.prefix(part, layer)
         if isinstance(value, Linear) and isinstance(value.weight, QuantizedWeight):
-            add_quantized(writer, prefix, value, layout)
+            add_quantized(writer, prefix, laid_out(value, layout))
         else:
             _add_float(checkpoint, writer, prefix, value, raw)
 
@@ -145,11 +146,16 @@ def _add_float(
             writer.add(name, tensor.astype(np.float32, copy=False))
 
 
-def add_quantized(writer: CheckpointWriter, prefix: str, layer: Linear, layout: str) -> None:
-    """A quantized linear's tensors under the names and in the layout that checkpoint.py reads."""
-    weight: QuantizedWeight | TiledWeight = quantized_weight(layer)
-    if layout == "tiles":
-        weight = tile(quantized_weight(layer))
+def laid_out(layer: Linear, layout: str) -> Linear:
+    """A quantized linear with its codes as they are to lie in the file."""
+    return replace(layer, weight=tile(quantized_weight(layer))) if layout == "tiles" else layer
+
+
+def add_quantized(writer: CheckpointWriter, prefix: str, layer: Linear) -> None:
+    """A quantized linear's tensors under the names that checkpoint.py reads, in its layout."""
+    weight = layer.weight
+    if not isinstance(weight, QuantizedWeight | TiledWeight):
+        raise TypeError("this linear is not quantized")
     writer.add(f"{prefix}.weight", weight.codes)
     writer.add(f"{prefix}.weight_scale", weight.scale)
     if weight.zero_point is not None:
@@ -171,7 +177,8 @@ def _add_outer(
     for part in checkpoint.architecture.tensors:
         prefix = checkpoint.prefix(part)
         if part == "head" and recipe.head != "float":
-            add_quantized(writer, prefix, quantize_head(weights.head, recipe, prefix), layout)
+            head = quantize_head(weights.head, recipe, prefix)
+            add_quantized(writer, prefix, laid_out(head, layout))
             continue
         if part == "head" and checkpoint.config.tie_embeddings:
             continue

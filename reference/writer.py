@@ -41,11 +41,15 @@ class CheckpointWriter:
             writer.add(name, tensor)
             writer.finish(config_values)
 
+    The tokenizer's files come along from `source`, the model that was read; a model made from
+    nothing has no source and brings its own with `add_text`.
     Leaving the block without `finish`, by an error or Ctrl-C, removes what was written.
     """
 
-    def __init__(self, target: str | Path, source: str | Path, overwrite: bool = False):
-        self.target, self.source = Path(target), Path(source)
+    def __init__(
+        self, target: str | Path, source: str | Path | None = None, overwrite: bool = False
+    ):
+        self.target, self.source = Path(target), None if source is None else Path(source)
         self._check(overwrite)
         unique = f"{os.getpid()}-{secrets.token_hex(4)}"
         self.hidden = self.target.parent / f".{self.target.name}.tmp-{unique}"
@@ -55,10 +59,11 @@ class CheckpointWriter:
 
     def _check(self, overwrite: bool) -> None:
         """Refuse what must not be replaced, before anything is computed."""
-        target, source = self.target.resolve(), self.source.resolve()
-        if target == source or source in target.parents or target in source.parents:
-            problem = "is the model being read"
-            raise OutputError(problem, path=self.target, expected="another directory")
+        if self.source is not None:
+            target, source = self.target.resolve(), self.source.resolve()
+            if target == source or source in target.parents or target in source.parents:
+                problem = "is the model being read"
+                raise OutputError(problem, path=self.target, expected="another directory")
         if not self.target.parent.is_dir():
             raise OutputError("no such directory", path=self.target.parent)
         if self.target.is_symlink() or self.target.exists():
@@ -99,6 +104,10 @@ class CheckpointWriter:
         self.pending[name] = tensor
         self.total_bytes += tensor.nbytes
 
+    def add_text(self, name: str, text: str) -> None:
+        """A file beside the tensors, as tokenizer.json."""
+        (self.hidden / name).write_text(text, encoding="utf-8")
+
     def _flush(self) -> None:
         write_tensors(self.hidden / f"shard-{len(self.shards)}", self.pending)
         self.shards.append(list(self.pending))
@@ -108,9 +117,10 @@ class CheckpointWriter:
         """Write index and config.json, sync everything, and rename into place."""
         self._flush()
         self._name_shards()
-        for name in COPIED:
-            if (self.source / name).is_file():
-                shutil.copyfile(self.source / name, self.hidden / name)
+        files = [] if self.source is None else [self.source / name for name in COPIED]
+        for file in files:
+            if file.is_file():
+                shutil.copyfile(file, self.hidden / file.name)
         for path in self.hidden.iterdir():
             _sync(path)
         self._write_json("config.json", values)
@@ -133,8 +143,7 @@ class CheckpointWriter:
         self._write_json("model.safetensors.index.json", index_values)
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
-        text = json.dumps(values, indent=2, allow_nan=False)
-        (self.hidden / name).write_text(text + "\n", encoding="utf-8")
+        self.add_text(name, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,106 @@
+"""Random models: what they hold, that both engines read them alike, and the same bytes again."""
+
+import math
+
+import numpy as np
+import pytest
+
+from compare.random_model import HEADS, write_random
+from compare.shapes import Shape
+from fast.engine import Engine
+from planish.__main__ import main
+from reference.checkpoint import load_weights, open_checkpoint
+from reference.engine import Engine as ReferenceEngine
+from reference.errors import OutputError, RecipeError
+from reference.layers import Norm
+from reference.linear import TiledWeight, dequantize, quantized_weight
+from reference.tiles import tile, untile
+
+TINY = Shape("tiny", 64, 2, 4, 2, 104, 300)
+ODD = Shape("odd", 36, 1, 2, 1, 77, 260)  # no multiple of 16 outputs or of 8 inputs anywhere
+RECIPES = [
+    ("float", None),
+    ("W8A8", None),
+    ("W8A16", None),
+    ("W4A16", 128),
+    ("W4A8", 128),
+    ("W4A8", 32),
+]
+
+
+def files(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+@pytest.mark.parametrize(("name", "group_size"), RECIPES)
+def test_both_engines_compute_the_same_on_a_random_model(tmp_path, name, group_size):
+    path = write_random(TINY, tmp_path / "random", name, group_size)
+    checkpoint, tokens = open_checkpoint(path), list(b"Random weights mean nothing.")
+    expected = ReferenceEngine(checkpoint).forward(tokens)
+    found = Engine(checkpoint).forward(tokens)
+    assert expected.shape == (len(tokens), TINY.vocab) and np.ptp(expected) > 0.1
+    assert np.abs(np.asarray(found) - expected).max() < 0.02 * np.ptp(expected)
+
+
+@pytest.mark.parametrize(("name", "group_size"), RECIPES[1:])
+def test_every_linear_and_the_head_are_in_tiles_and_as_wide_as_trained_ones(
+    tmp_path, name, group_size
+):
+    checkpoint = open_checkpoint(write_random(TINY, tmp_path / "random", name, group_size))
+    weights, tiled = load_weights(checkpoint), load_weights(checkpoint, tiled=True)
+    assert checkpoint.layout == "tiles"
+    assert checkpoint.quantization["head"] == HEADS[checkpoint.quantization["bits"]]
+    for linear in (weights.blocks[1].up, weights.blocks[0].k, weights.head):
+        w = dequantize(quantized_weight(linear))
+        assert 0.018 < w.std() < 0.023 and abs(w.mean()) < 0.002
+    assert isinstance(tiled.head.weight, TiledWeight)
+    assert isinstance(tiled.blocks[0].down.weight, TiledWeight)
+
+
+@pytest.mark.parametrize(("name", "group_size"), RECIPES[1:])
+def test_the_padding_of_a_random_model_is_zero(tmp_path, name, group_size):
+    checkpoint = open_checkpoint(write_random(ODD, tmp_path / "random", name, group_size))
+    block = load_weights(checkpoint, tiled=True).blocks[0]
+    for linear in (part for part in vars(block).values() if not isinstance(part, Norm)):
+        again = tile(untile(linear.weight))
+        assert np.array_equal(again.codes, linear.weight.codes)
+        assert np.array_equal(again.scale, linear.weight.scale)
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    first = files(write_random(TINY, tmp_path / "a", "W4A8", 32, seed=3))
+    assert files(write_random(TINY, tmp_path / "b", "W4A8", 32, seed=3)) == first
+    other = files(write_random(TINY, tmp_path / "c", "W4A8", 32, seed=4))
+    assert {name for name in first if first[name] != other[name]} == {"model.safetensors"}
+
+
+def test_four_bits_take_half_a_byte(tmp_path):
+    checkpoint = open_checkpoint(write_random(TINY, tmp_path / "random", "W4A8", 32))
+    held = sum(
+        math.prod(entry.shape)
+        for name, entry in checkpoint.entries.items()
+        if entry.dtype == "U8" and "layers" in name
+    )
+    padding = TINY.layers * 2 * 8 * TINY.hidden  # gate and up: 104 outputs are 6.5 tiles
+    assert held == (TINY.layers * TINY.weights_per_layer + padding) // 2
+
+
+def test_the_command_writes_text_with_a_random_model(tmp_path, capsys):
+    path = write_random(TINY, tmp_path / "random", "W4A8", 32)
+    words = ("--prompt", "abc", "--max_new_tokens", "5", "--engine", "reference")
+    with pytest.raises(SystemExit) as ended:
+        main(["planish", "generate", "--model", str(path), *words])
+    assert ended.value.code in (0, None) and capsys.readouterr().out
+
+
+def test_what_cannot_be_written_is_refused(tmp_path):
+    write_random(TINY, tmp_path / "random", "W4A8")
+    with pytest.raises(OutputError, match="exists"):
+        write_random(TINY, tmp_path / "random", "W4A8")
+    write_random(TINY, tmp_path / "random", "float", overwrite=True)
+    assert open_checkpoint(tmp_path / "random").layout is None
+    with pytest.raises(RecipeError, match="did you mean W4A8"):
+        write_random(TINY, tmp_path / "other", "W4A9")
+    with pytest.raises(RecipeError, match="no effect without INT4"):
+        write_random(TINY, tmp_path / "other", "W8A8", 32)
+    assert not (tmp_path / "other").exists()
