@@ -77,3 +77,7 @@ class SamplingError(PlanishError):
 
 class OutputError(PlanishError):
     """A result cannot be written where it was asked to go."""
+
+
+class KernelsError(PlanishError):
+    """The native kernels cannot be compiled or loaded, or do not run on this processor."""

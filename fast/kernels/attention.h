@@ -1,0 +1,200 @@
+// Attention of new tokens over the cache, in float32: rotary positions, cache write, softmax.
+//
+// Keys lie in tiles of 16 slots, [S / 16, D, 16], so that one vector holds 16 scores; values lie
+// as [S, D]. Slots are taken 64 at a time with a running maximum and sum (Milakov and Gimelshein
+// 2018; FlashAttention), so memory does not grow with the context. Eight query rows that share
+// their keys are computed together.
+#pragma once
+
+#include "elementwise.h"
+#include "float_products.h"
+#include "rows.h"
+
+namespace planish::PLANISH_ISA {
+
+constexpr int64_t kSlots = 64;  // slots of one step of the running softmax
+
+// Half-split pairs (i, i + rotary / 2) of one head, as reference/layers.py.
+inline void rotate(const Attention& a, const float* x, int32_t position, float* out) {
+  const int64_t half = a.rotary / 2;
+  const float* cos = a.cos + position * half;
+  const float* sin = a.sin + position * half;
+  for (int64_t i = 0; i < half; ++i) {
+    out[i] = x[i] * cos[i] - x[half + i] * sin[i];
+    out[half + i] = x[half + i] * cos[i] + x[i] * sin[i];
+  }
+  for (int64_t i = a.rotary; i < a.head_dim; ++i) out[i] = x[i];
+}
+
+// One new token's keys and values into their slot, all heads. scratch: D + 16 floats.
+template <class V>
+void write_slot(const Attention& a, int64_t token, float* scratch) {
+  const int64_t d = a.head_dim, slot = a.positions[token], batch = token / a.tokens;
+  for (int64_t head = 0; head < a.kv_heads; ++head) {
+    const int64_t place = batch * a.kv_heads + head;
+    const int64_t key_at = (place * a.slots + (slot & ~15)) * d + (slot & 15);
+    const int64_t value_at = (place * a.slots + slot) * d;
+    const float* k = a.k + (token * a.kv_heads + head) * d;
+    const float* v = a.v + (token * a.kv_heads + head) * d;
+    if (a.rotary) {
+      rotate(a, k, slot, scratch);
+      k = scratch;
+    }
+    if (a.int8) {
+      int8_t* keys = static_cast<int8_t*>(a.keys) + key_at;
+      int8_t* values = static_cast<int8_t*>(a.values) + value_at;
+      int8_t codes[16];
+      const float key_scale = int8_scale(absmax<V>(k, d));
+      const float value_scale = int8_scale(absmax<V>(v, d));
+      for (int64_t i = 0; i < d; i += 16) {
+        quantize<V>(k + i, 16, key_scale, codes, 4);
+        for (int64_t j = 0; j < 16; ++j) keys[(i + j) * 16] = codes[j];
+        quantize<V>(v + i, 16, value_scale, values + i, 4);
+      }
+      a.key_scales[place * a.slots + slot] = key_scale;
+      a.value_scales[place * a.slots + slot] = value_scale;
+    } else {
+      float* keys = static_cast<float*>(a.keys) + key_at;
+      for (int64_t i = 0; i < d; ++i) keys[i * 16] = k[i];
+      __builtin_memcpy(static_cast<float*>(a.values) + value_at, v, sizeof(float) * d);
+    }
+  }
+}
+
+template <class V>
+void dequantize_slots(const Attention& a, int64_t place, int64_t slot, int64_t slots, float* keys,
+                      float* values) {
+  const int64_t d = a.head_dim;
+  const int8_t* key_codes = static_cast<const int8_t*>(a.keys) + (place * a.slots + slot) * d;
+  const int8_t* value_codes = static_cast<const int8_t*>(a.values) + (place * a.slots + slot) * d;
+  for (int64_t i = 0; i < slots * d; i += 16) {
+    const auto scale = V::load(a.key_scales + place * a.slots + slot + i / (16 * d) * 16);
+    V::store(keys + i, V::multiply(V::to_floats(V::widen(key_codes + i)), scale));
+  }
+  for (int64_t i = 0; i < slots * d; i += 16) {
+    const auto scale = V::floats(a.value_scales[place * a.slots + slot + i / d]);
+    V::store(values + i, V::multiply(V::to_floats(V::widen(value_codes + i)), scale));
+  }
+}
+
+// One step: scores of R rows with `slots` slots (a multiple of 16), softmax so far, mixed values.
+template <class V, int R>
+void attend_slots(const Attention& a, const QueryTile& t, const float* q, const float* keys,
+                  const float* values, int64_t slot, int64_t slots, float* scores) {
+  const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
+  __builtin_memset(scores, 0, sizeof(float) * R * kSlots);
+  float_products<V, R, R, 1>(q, keys, 16, 16 * d, slots / 16, d, scores, kSlots);
+  for (int64_t r = 0; r < t.count; ++r) {
+    float* row = scores + r * kSlots;
+    const int64_t token = t.batch * a.tokens + (t.first + r) / shared;
+    const int64_t seen = a.positions[token] + 1 - slot;  // slots that this row may read
+    for (int64_t s = seen < 0 ? 0 : seen; s < slots; ++s) row[s] = -__builtin_inff();
+    auto most = V::load(row);
+    for (int64_t s = 16; s < slots; s += 16) most = V::max(most, V::load(row + s));
+    float largest = V::largest(most);
+    if (t.largest[r] > largest) largest = t.largest[r];
+    if (largest == -__builtin_inff()) {  // nothing to read here
+      for (int64_t s = 0; s < slots; s += 16) V::store(row + s, V::floats(0.0f));
+      continue;
+    }
+    const auto shift = V::floats(largest);
+    auto total = V::floats(0.0f);
+    for (int64_t s = 0; s < slots; s += 16) {
+      auto e = exp<V>(V::subtract(V::load(row + s), shift));
+      V::store(row + s, e);
+    }
+    for (int64_t s = seen < 0 ? 0 : seen; s < slots; ++s) row[s] = 0.0f;
+    for (int64_t s = 0; s < slots; s += 16) total = V::add(total, V::load(row + s));
+    float fade[16];
+    V::store(fade, exp<V>(V::subtract(V::floats(t.largest[r]), shift)));
+    t.sum[r] = t.sum[r] * fade[0] + V::sum(total);
+    t.largest[r] = largest;
+    if (fade[0] != 1.0f) {
+      const auto factor = V::floats(fade[0]);
+      float* mixed = t.mixed + r * d;
+      for (int64_t i = 0; i < d; i += 16) V::store(mixed + i, V::multiply(V::load(mixed + i), factor));
+    }
+  }
+  float_products<V, R, 1, kSlots>(scores, values, d, 16, d / 16, slots, t.mixed, d);
+}
+
+template <class V, int R>
+void attend_tile(const Attention& a, const QueryTile& t, float* scratch) {
+  const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
+  const int64_t place = t.batch * a.kv_heads + t.head;
+  float* q = scratch;                   // [D, R]
+  float* scores = q + R * d;            // [R, 64]
+  float* keys = scores + R * kSlots;    // [64 / 16, D, 16], INT8 only
+  float* values = keys + kSlots * d;    // [64, D]
+  float* row = values + kSlots * d;     // [D]
+  const float root = __builtin_sqrtf(static_cast<float>(d));
+  for (int64_t r = 0; r < t.count; ++r) {
+    const int64_t token = t.batch * a.tokens + (t.first + r) / shared;
+    const int64_t head = t.head * shared + (t.first + r) % shared;
+    const float* x = a.q + (token * a.heads + head) * d;
+    if (a.rotary) {
+      rotate(a, x, a.positions[token], row);
+      x = row;
+    }
+    for (int64_t i = 0; i < d; ++i) q[i * R + r] = x[i] / root;
+    t.largest[r] = -__builtin_inff();
+    t.sum[r] = 0.0f;
+  }
+  for (int64_t r = t.count; r < R; ++r) {
+    for (int64_t i = 0; i < d; ++i) q[i * R + r] = 0.0f;
+  }
+  __builtin_memset(t.mixed, 0, sizeof(float) * R * d);
+  for (int64_t slot = t.begin; slot < t.end; slot += kSlots) {
+    int64_t slots = (t.end - slot + 15) & ~int64_t{15};
+    if (slots > kSlots) slots = kSlots;
+    if (a.int8) {
+      dequantize_slots<V>(a, place, slot, slots, keys, values);
+      attend_slots<V, R>(a, t, q, keys, values, slot, slots, scores);
+    } else {
+      const float* k = static_cast<const float*>(a.keys) + (place * a.slots + slot) * d;
+      const float* v = static_cast<const float*>(a.values) + (place * a.slots + slot) * d;
+      attend_slots<V, R>(a, t, q, k, v, slot, slots, scores);
+    }
+  }
+}
+
+// mixed has room for 8 rows (4, 2, 1 where fewer are counted).
+template <class V>
+void attend(const Attention& a, const QueryTile& t, float* scratch) {
+  if (t.count > 4) attend_tile<V, 8>(a, t, scratch);
+  else if (t.count > 2) attend_tile<V, 4>(a, t, scratch);
+  else if (t.count > 1) attend_tile<V, 2>(a, t, scratch);
+  else attend_tile<V, 1>(a, t, scratch);
+}
+
+inline int64_t attention_scratch(const Attention& a) {
+  return kRowTile * (a.head_dim + kSlots) + (2 * kSlots + 1) * a.head_dim + 16;
+}
+
+// Parts of the same rows over successive slots into one, and divided: the output.
+template <class V>
+void combine(const Attention& a, const QueryTile* parts, int64_t count) {
+  const QueryTile& first = parts[0];
+  const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
+  for (int64_t r = 0; r < first.count; ++r) {
+    float largest = first.largest[r];
+    for (int64_t p = 1; p < count; ++p) {
+      if (parts[p].largest[r] > largest) largest = parts[p].largest[r];
+    }
+    const int64_t token = first.batch * a.tokens + (first.first + r) / shared;
+    const int64_t head = first.head * shared + (first.first + r) % shared;
+    float* out = a.out + (token * a.heads + head) * d;
+    float total = 0.0f;
+    for (int64_t p = 0; p < count; ++p) {
+      float weight[16];
+      V::store(weight, exp<V>(V::floats(parts[p].largest[r] - largest)));
+      if (parts[p].sum[r] == 0.0f) weight[0] = 0.0f;
+      total += parts[p].sum[r] * weight[0];
+      const float* mixed = parts[p].mixed + r * d;
+      for (int64_t i = 0; i < d; ++i) out[i] = (p ? out[i] : 0.0f) + mixed[i] * weight[0];
+    }
+    for (int64_t i = 0; i < d; ++i) out[i] = out[i] / total;
+  }
+}
+
+}  // namespace planish::PLANISH_ISA

@@ -1,0 +1,41 @@
+// Functions of one lane each: exp and silu, to about 2 ulps.
+#pragma once
+
+#include "unroll.h"
+
+namespace planish::PLANISH_ISA {
+
+// exp(x) = 2^n * p(r), n = rint(x / ln 2), r = x - n ln 2 in two parts, p of degree 6 (the minimax
+// polynomial of Cephes' expf). Below -87.3 the result is 0's neighbourhood, clamped; NaN stays.
+template <class V>
+PLANISH_INLINE inline typename V::Floats exp(typename V::Floats x) {
+  using F = typename V::Floats;
+  const F low = V::floats(-87.3f), high = V::floats(88.3f);
+  x = V::min(high, V::max(low, x));  // in this order the second operand, a NaN, is kept
+  const F n = V::round(V::multiply(x, V::floats(1.44269504088896341f)));
+  F r = V::fma(n, V::floats(-0.693359375f), x);
+  r = V::fma(n, V::floats(2.12194440e-4f), r);
+  F p = V::floats(1.9875691500e-4f);
+  p = V::fma(p, r, V::floats(1.3981999507e-3f));
+  p = V::fma(p, r, V::floats(8.3334519073e-3f));
+  p = V::fma(p, r, V::floats(4.1665795894e-2f));
+  p = V::fma(p, r, V::floats(1.6666665459e-1f));
+  p = V::fma(p, r, V::floats(5.0000001201e-1f));
+  p = V::add(V::fma(p, V::multiply(r, r), r), V::floats(1.0f));
+  const auto exponent = V::template shift_left<23>(V::add(V::to_ints(n), V::ints(127)));
+  return V::multiply(p, V::from_bits(exponent));
+}
+
+// x * sigmoid(x), by exp(-|x|) as in reference/layers.py, so that nothing overflows.
+template <class V>
+PLANISH_INLINE inline typename V::Floats silu(typename V::Floats x) {
+  using F = typename V::Floats;
+  const F one = V::floats(1.0f), zero = V::floats(0.0f);
+  const F positive = V::max(zero, x), negative = V::min(zero, x);  // a NaN, second, is kept
+  const F e = exp<V>(V::subtract(negative, positive));
+  const F denominator = V::add(one, e);
+  const F upper = V::divide(positive, denominator);
+  return V::add(upper, V::multiply(negative, V::divide(e, denominator)));
+}
+
+}  // namespace planish::PLANISH_ISA

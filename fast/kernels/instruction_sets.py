@@ -1,0 +1,79 @@
+"""Which instruction sets the kernels are written for, and which of them this processor has."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """needs: what /proc/cpuinfo must name; flags: what the compiler is told."""
+
+    name: str
+    machines: tuple[str, ...]  # as platform.machine() names them; none means any
+    needs: frozenset[str]
+    flags: tuple[str, ...]
+
+
+_X86 = ("x86_64", "AMD64")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
+
+INSTRUCTION_SETS = (  # the best first
+    InstructionSet(
+        "avx512",
+        _X86,
+        frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "f16c"}),
+        ("-DPLANISH_AVX512", "-O3", *_AVX2, *_AVX512),
+    ),
+    InstructionSet(
+        "avxvnni",
+        _X86,
+        frozenset({"avx2", "avx_vnni", "fma", "f16c"}),
+        ("-DPLANISH_AVX2", "-O3", *_AVX2, "-mavxvnni"),
+    ),
+    InstructionSet(
+        "avx2",
+        _X86,
+        frozenset({"avx2", "fma", "f16c"}),
+        ("-DPLANISH_AVX2", "-O3", *_AVX2),
+    ),
+    InstructionSet(
+        "neon",
+        ("aarch64", "arm64"),
+        frozenset({"asimddp"}),
+        ("-DPLANISH_NEON", "-O3", "-march=armv8.2-a+dotprod+fp16"),
+    ),
+    InstructionSet("plain", (), frozenset(), ("-O2",)),
+)
+BY_NAME = {one.name: one for one in INSTRUCTION_SETS}
+
+
+def cpu_features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+    """What the first processor says it can do; nothing where the system does not tell."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def available(
+    machine: str | None = None, features: frozenset[str] | None = None
+) -> tuple[InstructionSet, ...]:
+    """The sets that this processor runs, the best first; `plain` is always among them."""
+    machine = platform.machine() if machine is None else machine
+    features = cpu_features() if features is None else features
+    return tuple(
+        one
+        for one in INSTRUCTION_SETS
+        if (not one.machines or machine in one.machines) and one.needs <= features
+    )

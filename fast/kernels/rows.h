@@ -1,0 +1,143 @@
+// Rows of activations made ready: gate, norm, dynamic quantization (SPEC 2), in one pass.
+#pragma once
+
+#include "elementwise.h"
+#include "kernels.h"
+
+namespace planish::PLANISH_ISA {
+
+constexpr float kSmallestAbsmax = 1e-5f;
+
+// The row as floats in scratch, zeros behind it up to a multiple of 16.
+template <class V>
+const float* float_row(const Source& s, int64_t row, float* scratch) {
+  using F = typename V::Floats;
+  const int64_t k = s.inputs, whole = k & ~int64_t{15};
+  const float* x = s.x + row * k;
+  const float* gate = s.gate ? s.gate + row * k : nullptr;
+  for (int64_t i = 0; i < k; i += 16) {
+    const bool full = i < whole;
+    F value = full ? V::load(x + i) : V::load_part(x + i, k - i);
+    if (gate) {
+      const F g = full ? V::load(gate + i) : V::load_part(gate + i, k - i);
+      value = V::multiply(silu<V>(g), value);
+    }
+    V::store(scratch + i, value);
+  }
+  if (s.norm == Norm::kNone) return scratch;
+  const F count = V::floats(static_cast<float>(k));
+  F mean = V::floats(0.0f);
+  if (s.norm == Norm::kLayer) {
+    F total = V::floats(0.0f);
+    for (int64_t i = 0; i < k; i += 16) total = V::add(total, V::load(scratch + i));
+    mean = V::divide(V::floats(V::sum(total)), count);
+    for (int64_t i = 0; i < k; i += 16) {
+      const F centred = V::subtract(V::load(scratch + i), mean);
+      if (i < whole) V::store(scratch + i, centred);
+      else V::store_part(scratch + i, centred, k - i);
+    }
+  }
+  F squares[4] = {V::floats(0.0f), V::floats(0.0f), V::floats(0.0f), V::floats(0.0f)};
+  for (int64_t i = 0; i < k; i += 16) {
+    const F value = V::load(scratch + i);
+    squares[i / 16 % 4] = V::fma(value, value, squares[i / 16 % 4]);
+  }
+  const F total = V::add(V::add(squares[0], squares[1]), V::add(squares[2], squares[3]));
+  const float variance = V::sum(total) / static_cast<float>(k) + s.eps;
+  const F root = V::floats(__builtin_sqrtf(variance));
+  for (int64_t i = 0; i < k; i += 16) {
+    const bool full = i < whole;
+    F value = V::divide(V::load(scratch + i), root);
+    if (s.norm_weight) {
+      const float* p = s.norm_weight + i;
+      value = V::multiply(value, full ? V::load(p) : V::load_part(p, k - i));
+    }
+    if (s.norm_bias) {
+      const float* p = s.norm_bias + i;
+      value = V::add(value, full ? V::load(p) : V::load_part(p, k - i));
+    }
+    if (full) V::store(scratch + i, value);
+    else V::store_part(scratch + i, value, k - i);
+  }
+  return scratch;
+}
+
+// The largest magnitude. Compared as integers, NaN is above everything and so is not lost.
+template <class V>
+float absmax(const float* x, int64_t count) {
+  typename V::Ints most = V::ints(0);
+  const auto magnitude = V::ints(0x7fffffff);
+  for (int64_t i = 0; i < count; i += 16) {
+    most = V::max(most, V::bits_and(V::bits(V::load(x + i)), magnitude));
+  }
+  const int32_t bits = V::largest(most);
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
+// scale = max(absmax, 1e-5) / 127; NaN stays NaN.
+inline float int8_scale(float largest) {
+  return (largest < kSmallestAbsmax ? kSmallestAbsmax : largest) / 127.0f;
+}
+
+// q = clip(rint(x / scale), -127, 127) of `count` inputs into steps of `stride` bytes; their sum.
+template <class V>
+int32_t quantize(const float* x, int64_t count, float scale, int8_t* codes, int64_t stride) {
+  typename V::Ints total = V::ints(0);
+  const auto divisor = V::floats(scale);
+  for (int64_t i = 0; i < count; i += 16) {
+    auto ratio = V::round(V::divide(V::load(x + i), divisor));
+    ratio = V::max(V::floats(-127.0f), V::min(V::floats(127.0f), ratio));
+    const auto q = V::to_ints(ratio);
+    total = V::add(total, q);
+    int8_t narrow[16];
+    V::narrow(narrow, q);
+    const int64_t steps = (count - i + 3) / 4 < 4 ? (count - i + 3) / 4 : 4;
+    for (int64_t s = 0; s < steps; ++s) {
+      __builtin_memcpy(codes + (i / 4 + s) * stride, narrow + 4 * s, 4);
+    }
+  }
+  return V::sum(total);
+}
+
+template <class V>
+float row_absmax(const Source& source, int64_t row, float* scratch) {
+  return absmax<V>(float_row<V>(source, row, scratch), source.inputs);
+}
+
+template <class V>
+void prepare_row(const Source& source, const Rows& rows, int64_t row, float scale, float* scratch) {
+  const int64_t k = source.inputs;
+  for (int64_t i = k & ~int64_t{15}; i < k + 16; ++i) scratch[i] = 0.0f;
+  const float* x = float_row<V>(source, row, scratch);
+  const int64_t whole = rows.rows & ~(kRowTile - 1);
+  int64_t first = row < whole ? row & ~(kRowTile - 1) : whole;
+  int64_t size = row_tile(rows.rows - first);
+  while (row >= first + size) {
+    first += size;
+    size = row_tile(rows.rows - first);
+  }
+  const int64_t lane = row - first;
+  if (rows.granularity == Granularity::kFloat) {
+    const int64_t padded = rows.steps * 4;
+    float* out = rows.floats + first * padded + lane;
+    for (int64_t i = 0; i < padded; ++i) out[i * size] = i < k ? x[i] : 0.0f;
+    return;
+  }
+  int8_t* codes = rows.codes + first * rows.steps * 4 + lane * 4;
+  int32_t* sums = rows.sums + first * rows.groups + lane;
+  float* scales = rows.scales + first * rows.scale_groups + lane;
+  const int64_t stride = size * 4;
+  if (rows.granularity == Granularity::kRow) scale = int8_scale(absmax<V>(x, k));
+  for (int64_t s = (k + 3) / 4; s < rows.steps; ++s) __builtin_memset(codes + s * stride, 0, 4);
+  for (int64_t g = 0; g < rows.groups; ++g) {
+    const int64_t start = g * rows.group_inputs;
+    const int64_t count = k - start < rows.group_inputs ? k - start : rows.group_inputs;
+    if (rows.granularity == Granularity::kGroup) scale = int8_scale(absmax<V>(x + start, count));
+    if (g < rows.scale_groups) scales[g * size] = scale;
+    sums[g * size] = quantize<V>(x + start, count, scale, codes + start / 4 * stride, stride);
+  }
+}
+
+}  // namespace planish::PLANISH_ISA
