@@ -37,7 +37,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything that the headers and the config tell; no tensor is read."""
+    """Everything that the headers and the config tell; no tensor is read.
+
+    Shapes and bytes are those in the files: of tiles, with the zeros that fill the last ones.
+    """
     tensors = {name: scheme(checkpoint, name) for name in sorted(checkpoint.entries)}
     sizes: Counter[str] = Counter()
     for facts in tensors.values():
@@ -53,6 +56,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "architecture": checkpoint.architecture.model_type,
         "config": asdict(checkpoint.config),
         "quantization": checkpoint.quantization,
+        "layout": checkpoint.layout,
         "parameters": parameters(checkpoint),
         "bytes": sum(sizes.values()),
         "bytes_by_kind": dict(sizes),
@@ -112,7 +116,9 @@ def as_text(facts: dict[str, Any]) -> str:
     if quantization is None:
         lines.append("  not quantized")
     else:
-        told = {k: v for k, v in quantization.items() if k not in ("quant_method", "calibration")}
+        apart = ("quant_method", "calibration")
+        told = {k: v for k, v in quantization.items() if k not in apart}
+        told["layout"] = facts["layout"]
         lines.append("  " + ", ".join(f"{k} {v}" for k, v in told.items() if v not in (None, [])))
     lines.append(f"  {facts['bits_per_weight']:.3f} bits per weight of the blocks' linears")
     for kind, size in sorted(facts["bytes_by_kind"].items(), key=lambda item: -item[1]):

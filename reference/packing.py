@@ -73,7 +73,7 @@ def tile_int4(packed: np.ndarray, in_features: int) -> np.ndarray:
     padded = np.zeros((tiles * rows, blocks * 2 * half), np.uint8)
     padded[: codes.shape[0], :in_features] = codes
     split = padded.reshape(tiles, rows, blocks, 2, half).transpose(3, 0, 2, 1, 4)
-    return split[0] | split[1] << 4
+    return np.ascontiguousarray(split[0] | split[1] << 4)
 
 
 def untile_int4(tiled: np.ndarray, out_features: int, in_features: int) -> np.ndarray:

@@ -58,6 +58,7 @@ def logits(path: Path) -> np.ndarray:
         ("--recipe W4A16 --group_size 32 --rule minmax --method rtn", 0.3),
         ("--recipe W4A16 --group_size 32 --scale_dtype float32 --lm_head int4", 0.3),
         ("--recipe W4A8 --group_size 32", 0.3),
+        ("--recipe W4A8 --group_size 32 --layout canonical", 0.3),
         ("--recipe W4A8 --group_size -1 --activation per_token", 0.5),
     ],
 )
@@ -113,6 +114,7 @@ def test_a_recipe_without_calibration_reads_no_text(planish, tiny_llama, tmp_pat
         ("--recipe W8A8 --alpha serch", ["alpha", "did you mean search?"]),
         ("--recipe naive --alpha 0.5", ["alpha", "naive"]),
         ("--recipe W8A8 --lm_head int9", ["lm_head", "did you mean int8?"]),
+        ("--recipe W4A16 --layout tile", ["layout", "tiles, canonical", "'tile'"]),
         ("--recipe W8A8 --samples 0", ["calibration", "at least 1"]),
         ("--recipe W8A8 --sample_length 0 --samples 2", ["calibration", "at least 1"]),
         ("--recipe W8A8 --samples -3", ["calibration", "-3"]),

@@ -124,6 +124,25 @@ def test_inspect_of_int4(planish, tiny_llama, tmp_path, rule, zero_point):
     assert f"{values['bits_per_weight']:.3f} bits per weight" in text
 
 
+@pytest.mark.parametrize("layout", ["tiles", "canonical"])
+def test_inspect_tells_the_layout_and_counts_the_bytes_in_the_files(
+    planish, make_llama, tmp_path, layout
+):
+    source = make_llama(name="odd", hidden_size=72, intermediate_size=100)
+    words = ("--recipe", "W4A8", "--group_size", 32, "--layout", layout)
+    planish("quantize", "--model", source, "--out", tmp_path / "q", *words)
+    values = only_json(planish("inspect", "--model", tmp_path / "q", "--json"))
+    assert values["layout"] == values["quantization"]["layout"] == layout
+    shapes = [(72, 72), (36, 72), (36, 72), (72, 72), (100, 72), (100, 72), (72, 100)]
+    row, col = (16, 8) if layout == "tiles" else (1, 2)  # to what codes are padded
+    held = sum(-(-n // row) * row * (-(-k // col) * col / 2 + 2 * -(-k // 32)) for n, k in shapes)
+    assert values["bits_per_weight"] == 8 * held / sum(n * k for n, k in shapes)
+    down = values["tensors"]["model.layers.0.mlp.down_proj.weight"]["shape"]
+    assert down == ([5, 13, 16, 4] if layout == "tiles" else [72, 50])
+    text = planish("inspect", "--model", tmp_path / "q").out
+    assert f"layout {layout}" in text and str(down) in text
+
+
 def test_compare_agrees_on_a_float_model(planish, tiny_llama):
     result = planish("compare", "--model", tiny_llama, "--json")
     assert result.code == 0
