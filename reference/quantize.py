@@ -129,7 +129,7 @@ def _add_block(
             continue
         prefix = checkpoint.prefix(part, layer)
         if isinstance(value, Linear) and isinstance(value.weight, QuantizedWeight):
-            add_quantized(writer, prefix, laid_out(value, layout))
+            add_quantized(writer, prefix, _laid_out(value, layout))
         else:
             _add_float(checkpoint, writer, prefix, value, raw)
 
@@ -146,7 +146,7 @@ def _add_float(
             writer.add(name, tensor.astype(np.float32, copy=False))
 
 
-def laid_out(layer: Linear, layout: str) -> Linear:
+def _laid_out(layer: Linear, layout: str) -> Linear:
     """A quantized linear with its codes as they are to lie in the file."""
     return replace(layer, weight=tile(quantized_weight(layer))) if layout == "tiles" else layer
 
@@ -178,7 +178,7 @@ def _add_outer(
         prefix = checkpoint.prefix(part)
         if part == "head" and recipe.head != "float":
             head = quantize_head(weights.head, recipe, prefix)
-            add_quantized(writer, prefix, laid_out(head, layout))
+            add_quantized(writer, prefix, _laid_out(head, layout))
             continue
         if part == "head" and checkpoint.config.tie_embeddings:
             continue

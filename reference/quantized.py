@@ -87,7 +87,7 @@ def _load_int4(
 def _load_int4_scale(checkpoint: Checkpoint, name: str, shape: Shape, rows: int) -> np.ndarray:
     scale = checked_entry(checkpoint, name, ("F16", "F32"), shape).map()
     for part in _without_padding(scale, rows):
-        unusable = _zero_or_not_finite(part)
+        unusable = unusable_scales(part)
         if unusable.any():
             raise bad_value(checkpoint, name, "finite scales other than 0", part[unusable][0])
     return scale
@@ -114,8 +114,8 @@ def _without_padding(values: np.ndarray, rows: int) -> list[np.ndarray]:
     return [whole, last] if len(whole) else [last]
 
 
-def _zero_or_not_finite(scale: np.ndarray) -> np.ndarray:
-    """Which scales cannot be used, judged by their bits: NumPy's float16 isfinite is slow.
+def unusable_scales(scale: np.ndarray) -> np.ndarray:
+    """Which scales are 0, Inf or NaN, judged by their bits: NumPy's float16 isfinite is slow.
 
     Without its sign, and read as an integer, a float is 0 for 0, grows with its magnitude and
     is that of Inf or more for Inf and NaN. One less makes 0 the largest of all.

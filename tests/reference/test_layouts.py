@@ -12,6 +12,7 @@ from reference.errors import CheckpointError, ConfigError, PlanishError, RecipeE
 from reference.linear import Linear, QuantizedWeight, TiledWeight, float_weight, linear
 from reference.model import forward
 from reference.quantize import quantize_checkpoint
+from reference.quantized import unusable_scales
 from reference.recipes import needs_calibration, recipe
 from reference.tiles import tile, untile
 from reference.writer import CheckpointWriter
@@ -256,10 +257,8 @@ def test_tile_and_untile_are_inverses(odd, written, name, changes):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_every_float16_scale_is_judged_as_numpy_judges_it(dtype):
-    from reference.quantized import _zero_or_not_finite
-
     scale = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(dtype)
-    assert np.array_equal(_zero_or_not_finite(scale), ~np.isfinite(scale) | (scale == 0))
+    assert np.array_equal(unusable_scales(scale), ~np.isfinite(scale) | (scale == 0))
 
 
 def test_large_but_finite_floats_are_accepted(tiny, tmp_path):
