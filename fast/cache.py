@@ -6,6 +6,15 @@
 A slot is valid for a token if it is not behind the token's position, so nothing has to be
 cleared. dynamic_update_slice clamps a start that is out of range and would overwrite the last
 slots silently: lengths are checked on the host, before anything is computed.
+
+One layer's cache is a tuple of arrays, and its form says who works on it:
+
+    keys, values                             float32 [B, K, S, Hd]          XLA
+    keys, values, key scales, value scales   int8, float32 [B, K, S]        XLA
+    the same, keys [B, K, S / 16, Hd, 16]    a vector holds 16 slots        the native kernels
+
+INT8 keys and values have one scale for each token and head (SPEC 3): 68 bytes instead of 256 for
+a head of width 64.
 """
 
 from __future__ import annotations
@@ -16,38 +25,85 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fast.grids import int8_codes, int8_scale
 from reference.config import ModelConfig
+
+KEY_SLOTS = 16  # slots of one tile of keys
+LayerCache = tuple[jax.Array, ...]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVCache:
-    """Keys (rotated) and values per layer, float32 [B, K, S, Hd] each."""
+    """Keys (rotated) and values of every layer."""
 
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
+    layers: tuple[LayerCache, ...]
 
     @property
     def slots(self) -> int:
-        return self.keys[0].shape[2]
+        return self.layers[0][1].shape[2]
 
 
-def empty_cache(config: ModelConfig, batch: int, slots: int) -> KVCache:
+def empty_cache(config: ModelConfig, batch: int, slots: int, tiled: bool = False) -> KVCache:
     """A cache of zeros; each array its own buffer, since each is donated."""
-    shape = (batch, config.num_kv_heads, slots, config.head_dim)
-    keys = tuple(jnp.zeros(shape, jnp.float32) for _ in range(config.num_layers))
-    values = tuple(jnp.zeros(shape, jnp.float32) for _ in range(config.num_layers))
-    return KVCache(keys, values)
+    return KVCache(
+        tuple(empty_layer(config, batch, slots, tiled) for _ in range(config.num_layers))
+    )
 
 
-def append(slots: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
-    """Write new [B, T, K, Hd] at slots positions[b, 0].. of each row b."""
-    new = new.transpose(0, 2, 1, 3)  # [B, K, T, Hd]
+def empty_layer(config: ModelConfig, batch: int, slots: int, tiled: bool = False) -> LayerCache:
+    """One layer's slots; `tiled` for the native kernels, in a multiple of 16 slots."""
+    heads, width = config.num_kv_heads, config.head_dim
+    kind = jnp.int8 if config.kv_cache == "int8" else jnp.float32
+    slots = -(-slots // KEY_SLOTS) * KEY_SLOTS if tiled else slots
+    tiles = (slots // KEY_SLOTS, width, KEY_SLOTS)
+    keys = jnp.zeros((batch, heads, *tiles) if tiled else (batch, heads, slots, width), kind)
+    values = jnp.zeros((batch, heads, slots, width), kind)
+    if kind == jnp.float32:
+        return keys, values
+    return keys, values, *(jnp.zeros((batch, heads, slots), jnp.float32) for _ in range(2))
+
+
+def can_tile(config: ModelConfig) -> bool:
+    """Whether the native kernels can hold and read this model's cache."""
+    return config.head_dim % KEY_SLOTS == 0
+
+
+def is_tiled(layer: LayerCache) -> bool:
+    """Whether one layer's slots are in the native kernels' form."""
+    return layer[0].ndim == 5
+
+
+def append(past: LayerCache, k: jax.Array, v: jax.Array, positions: jax.Array) -> LayerCache:
+    """Write new k and v [B, T, K, Hd] at slots positions[b, 0].. of each row b."""
+    new: LayerCache = (k, v)
+    if len(past) == 4:
+        scales = tuple(int8_scale(jnp.max(jnp.abs(x), axis=-1, keepdims=True)) for x in new)
+        codes = tuple(int8_codes(x, scale) for x, scale in zip(new, scales, strict=True))
+        new = (*codes, *(scale[..., 0] for scale in scales))
+    return tuple(write(slots, x, positions) for slots, x in zip(past, new, strict=True))
+
+
+def write(slots: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
+    """Write new [B, T, K, ...] into slots [B, K, S, ...]."""
+    new = jnp.swapaxes(new, 1, 2)  # [B, K, T, ...]
     zero = jnp.zeros((), positions.dtype)
+    rest = (zero,) * (new.ndim - 3)
     for row in range(new.shape[0]):
-        start = (zero + row, zero, positions[row, 0], zero)
+        start = (zero + row, zero, positions[row, 0], *rest)
         slots = lax.dynamic_update_slice(slots, new[row : row + 1], start)
     return slots
+
+
+def read(past: LayerCache) -> tuple[jax.Array, jax.Array]:
+    """Keys and values as floats [B, K, S, Hd]."""
+    if len(past) == 2:
+        return past[0], past[1]
+    keys, values = (
+        codes.astype(jnp.float32) * scale[..., None]
+        for codes, scale in zip(past[:2], past[2:], strict=True)
+    )
+    return keys, values
 
 
 def insert(cache: KVCache, single: KVCache, row: jax.Array) -> KVCache:
@@ -55,6 +111,6 @@ def insert(cache: KVCache, single: KVCache, row: jax.Array) -> KVCache:
 
     def put(whole: jax.Array, part: jax.Array) -> jax.Array:
         zero = jnp.zeros((), row.dtype)
-        return lax.dynamic_update_slice(whole, part, (row, zero, zero, zero))
+        return lax.dynamic_update_slice(whole, part, (row, *(zero,) * (whole.ndim - 1)))
 
     return jax.tree.map(put, cache, single)

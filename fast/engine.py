@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fast import model
-from fast.cache import KVCache, empty_cache, insert
+from fast.cache import KEY_SLOTS, KVCache, can_tile, empty_cache, insert
 from fast.weights import device_weights
 from reference.checkpoint import Checkpoint, load_weights
 from reference.generate import Stop, check_fits
@@ -48,10 +48,13 @@ class Engine:
 
     name = "fast"
 
-    def __init__(self, checkpoint: Checkpoint):
+    def __init__(self, checkpoint: Checkpoint, native: bool = False):
+        """`native`: weights for the kernels of kernels/library.py, which must be loaded."""
         start = time.perf_counter()
         self.config = checkpoint.config
-        self.weights = device_weights(load_weights(checkpoint))
+        self.native = native
+        self.tiled_cache = native and can_tile(self.config)
+        self.weights = device_weights(load_weights(checkpoint, tiled=native))
         self.load_seconds = time.perf_counter() - start
         self.compile_seconds = 0.0
         self._programs: dict[Any, Callable[..., Any]] = {}
@@ -71,7 +74,7 @@ class Engine:
 
         The cache of a chunk is donated to the next: only the last one may be kept.
         """
-        cache = empty_cache(self.config, 1, bucket(slots))
+        cache = self._empty_cache(1, slots)
         tables = self._tables(cache.slots)
         for start in range(0, len(tokens), PREFILL_CHUNK):
             chunk = np.asarray(tokens[start : start + PREFILL_CHUNK], np.int32)
@@ -124,15 +127,18 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], stop: Stop
     ) -> tuple[np.ndarray, KVCache]:
         """Each prompt by itself, at its own length; then side by side in one cache."""
-        slots = bucket(max(len(prompt) for prompt in prompts) + stop.max_new_tokens - 1)
+        slots = max(len(prompt) for prompt in prompts) + stop.max_new_tokens - 1
         if len(prompts) == 1:
             return self._last(self.prefill(prompts[0], slots))
-        batch, last = empty_cache(self.config, len(prompts), slots), []
+        batch, last = self._empty_cache(len(prompts), slots), []
         for row, prompt in enumerate(prompts):
             logits, cache = self._last(self.prefill(prompt, slots))
             batch = self._insert(batch, cache, jnp.int32(row))
             last.append(logits[0])
         return np.stack(last), batch
+
+    def _empty_cache(self, batch: int, slots: int) -> KVCache:
+        return empty_cache(self.config, batch, bucket(max(slots, KEY_SLOTS)), self.tiled_cache)
 
     @staticmethod
     def _last(chunks: Iterator[tuple[np.ndarray, KVCache]]) -> tuple[np.ndarray, KVCache]:

@@ -1,10 +1,9 @@
-"""One linear layer, as reference/linear.py defines it, in XLA's fastest portable form.
+"""One linear layer, as reference/linear.py defines it: a native kernel, or XLA's fastest form.
 
-The traps, all measured (compiled HLO read on jaxlib 0.10 and 0.12):
+A TiledWeight goes to the kernels (native.py); the rest is XLA's. The traps there, all measured (compiled HLO read on jaxlib 0.10 and 0.12):
 * Only s8 x s8 -> s32 takes the fast path, and not with a single row: one row is padded to two.
 * With few rows the weights go on the left, [N, K] x [R, K]: they are then read without repacking.
-* A division by a constant, or by one scale for a whole row, becomes a multiplication by the
-  reciprocal: one code in five changes on rows full of ties. See `divide`.
+* A division by a scale becomes a multiplication by the reciprocal: see grids.py.
 * a * b + c becomes a fused multiply-add; sums of products may differ by an ulp per operation.
 
 B sequences, T tokens, R = B * T rows, K inputs, N outputs, G groups of g inputs.
@@ -12,23 +11,47 @@ B sequences, T tokens, R = B * T rows, K inputs, N outputs, G groups of g inputs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fast import native
+from fast.grids import int8_codes, int8_scale
+from fast.layers import normalize
 from fast.weights import GroupedWeight, ScaledWeight
-from reference.grids import INT8_MAX, SMALLEST_ABSMAX
+from reference.config import ModelConfig
+from reference.layers import Norm
 from reference.linear import Linear, QuantizedWeight
+from reference.tiles import TiledWeight
 
 FEW_ROWS = 16  # up to here the weights go on the left
 GROUP_ROWS = 64  # rows of a grouped dot done together: bounds the int32 [G, rows, N] between
 MATVEC_ROWS = 8  # up to here dequantizing is fused into one product per row
 
 
-def linear(x: jax.Array, layer: Linear) -> jax.Array:
-    """y = x Wt + b for x [B, T, K] -> [B, T, N] float32."""
+def project(
+    config: ModelConfig, x: jax.Array, norm: Norm | None, layers: Sequence[Linear]
+) -> tuple[jax.Array, ...]:
+    """Every linear that reads norm(x), x [B, T, K] -> [B, T, N_i]; natively in one call."""
+    if native.alike(layers):
+        return native.linears(x, layers, norm, config.norm, config.norm_eps)
+    x = x if norm is None else normalize(x, norm, config)
+    return tuple(linear(x, layer) for layer in layers)
+
+
+def linear(x: jax.Array, layer: Linear, residual: jax.Array | None = None) -> jax.Array:
+    """y = x Wt + b (+ residual) for x [B, T, K] -> [B, T, N] float32."""
+    if isinstance(layer.weight, TiledWeight):
+        return native.linears(x, (layer,), residual=residual)[0]
+    y = xla_linear(x, layer)
+    return y if residual is None else residual + y
+
+
+def xla_linear(x: jax.Array, layer: Linear) -> jax.Array:
+    """The portable form of `linear`."""
     weight: Any = layer.weight
     rows = x.reshape(-1, x.shape[-1])  # [R, K]
     if isinstance(weight, ScaledWeight):
@@ -60,26 +83,6 @@ def integer_product(x: jax.Array, w: jax.Array) -> jax.Array:
         return lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
     y = lax.dot_general(w, x, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
     return y.T[:rows]
-
-
-def divide(x: jax.Array, by: jax.Array | float) -> jax.Array:
-    """x / by, truly divided and rounded once.
-
-    XLA turns a division by a constant, or by one value for many, into a multiplication by the
-    reciprocal, and sees through an optimization barrier. A divisor that is chosen for each
-    entry at run time it must leave alone; NaN stays NaN.
-    """
-    return x / jnp.where(x == x, by, jnp.float32(jnp.nan))
-
-
-def int8_scale(absmax: jax.Array) -> jax.Array:
-    """scale = max(absmax, 1e-5) / 127."""
-    return divide(jnp.maximum(absmax, SMALLEST_ABSMAX), jnp.float32(INT8_MAX))
-
-
-def int8_codes(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """q = clip(rint(x / scale), -127, 127) as int8."""
-    return jnp.clip(jnp.round(divide(x, scale)), -INT8_MAX, INT8_MAX).astype(jnp.int8)
 
 
 def quantize_activations(x: jax.Array, layer: Linear) -> tuple[jax.Array, jax.Array]:

@@ -13,11 +13,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from fast.cache import KVCache, append
+from fast import native
+from fast.cache import KVCache, LayerCache, append, empty_layer, is_tiled, read
 from fast.layers import ACTIVATIONS, attention, causal_mask, normalize, rope
-from fast.linear import linear
+from fast.linear import linear, project
 from reference.config import ModelConfig
+from reference.layers import Norm
 from reference.model import Block, Weights
+from reference.tiles import TiledWeight
 
 Tables = tuple[jax.Array, jax.Array] | None  # cos and sin [max_positions, dim / 2]
 
@@ -39,20 +42,15 @@ def block_forward(
     block: Block,
     x: jax.Array,
     positions: jax.Array,
-    past: tuple[jax.Array, jax.Array],
+    past: LayerCache,
     tables: Tables,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+) -> tuple[jax.Array, LayerCache]:
     """One layer over x [B, T, D], and its slots with the new keys and values written."""
-    if config.norm_first:
-        normed = normalize(x, block.attention_norm, config)
-        attended, past = attend(config, block, normed, positions, past, tables)
-        x = x + attended
-        x = x + mlp(config, block, normalize(x, block.mlp_norm, config))
-    else:
-        attended, past = attend(config, block, x, positions, past, tables)
-        x = normalize(x + attended, block.attention_norm, config)
-        x = normalize(x + mlp(config, block, x), block.mlp_norm, config)
-    return x, past
+    before = (block.attention_norm, block.mlp_norm) if config.norm_first else (None, None)
+    x, past = attend(config, block, x, positions, past, tables, before[0], residual=x)
+    x = x if config.norm_first else normalize(x, block.attention_norm, config)
+    x = mlp(config, block, x, before[1], residual=x)
+    return x if config.norm_first else normalize(x, block.mlp_norm, config), past
 
 
 def attend(
@@ -60,36 +58,63 @@ def attend(
     block: Block,
     x: jax.Array,
     positions: jax.Array,
-    past: tuple[jax.Array, jax.Array],
+    past: LayerCache,
     tables: Tables,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Attention of x [B, T, D] over the slots -> [B, T, D], and the slots written."""
-    shape = x.shape[:2]
-    q = linear(x, block.q).reshape(*shape, config.num_heads, config.head_dim)
-    k = linear(x, block.k).reshape(*shape, config.num_kv_heads, config.head_dim)
-    v = linear(x, block.v).reshape(*shape, config.num_kv_heads, config.head_dim)
+    norm: Norm | None = None,
+    residual: jax.Array | None = None,
+) -> tuple[jax.Array, LayerCache]:
+    """Attention of norm(x) over the slots + residual -> [B, T, D], and the slots written."""
+    q, k, v = project(config, x, norm, (block.q, block.k, block.v))
+    if is_tiled(past):
+        heads = config.num_kv_heads, config.head_dim
+        mixed, past = native.attention(q, k, v, positions, tables, past, *heads)
+    else:
+        mixed, past = attend_slots(config, q, k, v, positions, past, tables)
+    return linear(mixed, block.o, residual), past
+
+
+def attend_slots(
+    config: ModelConfig,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    positions: jax.Array,
+    past: LayerCache,
+    tables: Tables,
+) -> tuple[jax.Array, LayerCache]:
+    """The portable form of native.attention: q, k, v [B, T, heads * Hd] -> mixed [B, T, H * Hd]."""
+    q, k, v = (y.reshape(*y.shape[:2], -1, config.head_dim) for y in (q, k, v))
     if tables is not None:
         cos, sin = (table[positions] for table in tables)  # [B, T, dim / 2]
         q, k = rope(q, cos, sin), rope(k, cos, sin)
-    keys, values = append(past[0], k, positions), append(past[1], v, positions)
-    mixed = attention(q, keys, values, causal_mask(positions, keys.shape[2]))
-    return linear(mixed, block.o), (keys, values)
+    past = append(past, k, v, positions)
+    keys, values = read(past)
+    return attention(q, keys, values, causal_mask(positions, keys.shape[2])), past
 
 
-def mlp(config: ModelConfig, block: Block, x: jax.Array) -> jax.Array:
-    """down(act(up x)), or down(act(gate x) * up x) where gated: [B, T, D] -> [B, T, D]."""
+def mlp(
+    config: ModelConfig,
+    block: Block,
+    x: jax.Array,
+    norm: Norm | None = None,
+    residual: jax.Array | None = None,
+) -> jax.Array:
+    """down(act(up x)), or down(act(gate x) * up x) where gated, of norm(x), + residual: [B, T, D]."""
     act = ACTIVATIONS[config.activation]
-    inner = linear(x, block.up)
-    inner = act(inner) if block.gate is None else act(linear(x, block.gate)) * inner
-    return linear(inner, block.down)
+    if block.gate is None:
+        inner = act(project(config, x, norm, (block.up,))[0])
+        return linear(inner, block.down, residual)
+    gate, up = project(config, x, norm, (block.gate, block.up))
+    if config.activation == "silu" and isinstance(block.down.weight, TiledWeight):
+        return native.linears(up, (block.down,), gate=gate, residual=residual)[0]
+    return linear(act(gate) * up, block.down, residual)
 
 
 def unembed(config: ModelConfig, weights: Weights, x: jax.Array) -> jax.Array:
     """Final norm and head: [B, T, D] -> logits [B, T, V]."""
-    if weights.final_norm is not None:
-        x = normalize(x, weights.final_norm, config)
-    if weights.project_out is not None:
-        x = linear(x, weights.project_out)
+    if weights.project_out is None:
+        return project(config, x, weights.final_norm, (weights.head,))[0]
+    x = project(config, x, weights.final_norm, (weights.project_out,))[0]
     return linear(x, weights.head)
 
 
@@ -103,11 +128,10 @@ def extend(
 ) -> tuple[jax.Array, KVCache]:
     """Hidden states [B, T, D] of new tokens, and the cache with them."""
     x, layers = embed(config, weights, tokens, positions), []
-    for block, *past in zip(weights.blocks, cache.keys, cache.values, strict=True):
-        x, written = block_forward(config, block, x, positions, (past[0], past[1]), tables)
-        layers.append(written)
-    keys, values = zip(*layers, strict=True)
-    return x, KVCache(keys, values)
+    for block, past in zip(weights.blocks, cache.layers, strict=True):
+        x, past = block_forward(config, block, x, positions, past, tables)
+        layers.append(past)
+    return x, KVCache(tuple(layers))
 
 
 @partial(jax.jit, static_argnames=("config", "all_logits"), donate_argnames=("cache",))
@@ -143,9 +167,11 @@ def decode_step(
     return unembed(config, weights, x)[:, 0], cache
 
 
-@partial(jax.jit, static_argnames=("config",))
-def run_block(config: ModelConfig, block: Block, x: jax.Array, tables: Tables) -> jax.Array:
+@partial(jax.jit, static_argnames=("config", "tiled"))
+def run_block(
+    config: ModelConfig, block: Block, x: jax.Array, tables: Tables, tiled: bool
+) -> jax.Array:
     """One block over one whole sequence x [1, T, D], nothing kept: what compare feeds."""
-    nothing = jnp.zeros((1, config.num_kv_heads, x.shape[1], config.head_dim), jnp.float32)
-    positions = jnp.arange(x.shape[1])[None]
-    return block_forward(config, block, x, positions, (nothing, nothing), tables)[0]
+    nothing = empty_layer(config, 1, x.shape[1], tiled)
+    positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    return block_forward(config, block, x, positions, nothing, tables)[0]

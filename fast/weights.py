@@ -7,8 +7,8 @@ unpacked once, at load, into one int8 per weight with the zero point already sub
     packed nibbles, unpacked in the graph    2.1 ms      (5632 x 2048, 2 rows, g = 128, 4 cores)
     int8 q - z, grouped dot                  0.6 ms
 
-Twice the memory of the file, but XLA's integer dots read bytes and nothing smaller. The native
-kernels, which read the nibbles themselves, take the place of this form.
+Twice the memory of the file, but XLA's integer dots read bytes and nothing smaller. For the
+native kernels a weight stays as it lies in the file, in tiles, and is neither copied nor read.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from reference.grids import grouped
 from reference.layers import Norm
 from reference.linear import Linear, QuantizedWeight, centred_codes
 from reference.model import Block, Weights
+from reference.tiles import TiledWeight
 
 Array = np.ndarray | jax.Array  # on the host while it is converted, on the device afterwards
 
@@ -53,6 +54,11 @@ def _register(cls: type, data: tuple[str, ...], meta: tuple[str, ...] = ()) -> N
 
 _register(Norm, ("weight", "bias"))
 _register(QuantizedWeight, ("codes", "scale", "zero_point"), ("bits", "in_features", "group_size"))
+_register(
+    TiledWeight,
+    ("codes", "scale", "zero_point"),
+    ("bits", "out_features", "in_features", "group_size"),
+)
 _register(GroupedWeight, ("codes", "scale"))
 _register(ScaledWeight, ("codes", "scale"), ("group_size",))
 _register(Linear, ("weight", "bias", "activation_scale"), ("activation",))

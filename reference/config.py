@@ -56,6 +56,7 @@ class ModelConfig:
     tie_embeddings: bool
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    kv_cache: str = "float32"  # or int8, one scale per token and head; the user's choice
 
     @property
     def projects(self) -> bool:

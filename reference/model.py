@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reference.config import ModelConfig
+from reference.grids import int8_codes, int8_scale
 from reference.layers import (
     ACTIVATIONS,
     Norm,
@@ -132,10 +133,18 @@ def attend(
     if config.rope is not None:
         cos, sin = (table[positions] for table in rope_tables(config, positions[-1] + 1))
         q, k = rope(q, cos, sin), rope(k, cos, sin)
+    if config.kv_cache == "int8":
+        k, v = on_int8_grid(k), on_int8_grid(v)
     keys, values = np.concatenate([past[0], k]), np.concatenate([past[1], v])  # [S, K, Hd]
     mixed = attention(q, keys, values, causal_mask(positions, len(keys)))  # [T, H * Hd]
     tap("o", mixed)
     return linear(mixed, block.o), (keys, values)
+
+
+def on_int8_grid(x: np.ndarray) -> np.ndarray:
+    """What an INT8 cache keeps of keys or values [T, K, Hd]: a scale per token and head (SPEC 3)."""
+    scale = int8_scale(np.abs(x).max(axis=-1, keepdims=True))
+    return int8_codes(x, scale).astype(np.float32) * scale
 
 
 def mlp(config: ModelConfig, block: Block, x: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
