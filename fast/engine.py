@@ -17,16 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fast import model
+from fast import model, native
 from fast.cache import KEY_SLOTS, KVCache, can_tile, empty_cache, insert
 from fast.weights import device_weights
 from reference.checkpoint import Checkpoint, load_weights
+from reference.errors import SamplingError
 from reference.generate import Stop, check_fits
 from reference.layers import rope_tables
 from reference.model import PREFILL_CHUNK
-from reference.sampling import Sampling, sample
+from reference.sampling import Sampling, sample, uniform
 
 SMALLEST_CHUNK = 8
+MOST_TOKENS = 16  # of one dispatch
+NEVER = -2  # no token's id
+DISPATCH_SECONDS = 0.03  # text comes at least so often, where a token does not take longer
 
 
 def bucket(count: int) -> int:
@@ -41,6 +45,22 @@ def use_compilation_cache(directory: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def sample_rows(logits: np.ndarray, sampling: Sampling, step: int) -> np.ndarray:
+    """The next token of each row of logits [B, V], on the host."""
+    return np.array([sample(row, sampling, index, step) for index, row in enumerate(logits)])
+
+
+def draws(sampling: Sampling, rows: int, step: int, count: int, eos: Sequence[int]) -> model.Draw:
+    """What the device needs to sample `count` tokens of each row from `step` on."""
+    numbers = np.zeros((MOST_TOKENS, rows))
+    if sampling.temperature > 0:
+        for index, row in np.ndindex(count, rows):
+            numbers[index, row] = uniform(sampling.seed, row, step + index)
+    settings = jnp.asarray(native.sampling_settings(sampling))
+    ends = jnp.asarray(np.array(eos or (NEVER,), np.int32))
+    return model.Draw(settings, jnp.asarray(native.as_int32(numbers)), ends)
 
 
 class Engine:
@@ -109,19 +129,73 @@ class Engine:
         if stop.max_new_tokens == 0:
             return
         eos = () if stop.ignore_eos else self.config.eos_token_ids
-        logits, cache = self.prefill_batch(prompts, stop)
-        lengths = np.array([len(prompt) for prompt in prompts])
-        tokens, active = np.zeros(len(prompts), int), set(range(len(prompts)))
-        for step in range(stop.max_new_tokens):
+        active = set(range(len(prompts)))
+        for tokens in self._token_rows(prompts, stop, sampling, eos):
             for row in sorted(active):
-                tokens[row] = sample(logits[row], sampling, row, step)
                 if tokens[row] in eos:
                     active.remove(row)
                 else:
                     yield row, int(tokens[row])
-            if not active or step + 1 == stop.max_new_tokens:
+            if not active:
                 return
-            logits, cache = self.decode_step(tokens, self._clamp(lengths + step, cache), cache)
+
+    def _token_rows(
+        self,
+        prompts: Sequence[Sequence[int]],
+        stop: Stop,
+        sampling: Sampling,
+        eos: Sequence[int],
+    ) -> Iterator[np.ndarray]:
+        """The next token of every row [B], max_new_tokens times; ended rows go on."""
+        logits, cache = self.prefill_batch(prompts, stop)
+        tokens = sample_rows(logits, sampling, 0)
+        yield tokens
+        lengths = np.array([len(prompt) for prompt in prompts])
+        if self.native:
+            yield from self._decode_natively(tokens, lengths, cache, stop, sampling, eos)
+            return
+        for step in range(1, stop.max_new_tokens):
+            positions = np.minimum(lengths + step - 1, cache.slots - 1)  # of ended rows
+            logits, cache = self.decode_step(tokens, positions, cache)
+            tokens = sample_rows(logits, sampling, step)
+            yield tokens
+
+    def _decode_natively(
+        self,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        cache: KVCache,
+        stop: Stop,
+        sampling: Sampling,
+        eos: Sequence[int],
+    ) -> Iterator[np.ndarray]:
+        """Several tokens per dispatch, as many as are computed in the time between two frames."""
+        step, count = 1, 1
+        while step < stop.max_new_tokens:
+            count = min(count, stop.max_new_tokens - step)
+            start = time.perf_counter()
+            positions = np.minimum(lengths + step - 1, cache.slots - 1)
+            draw = draws(sampling, len(tokens), step, count, eos)
+            found, cache = self._run(
+                model.decode_tokens,
+                self.weights,
+                jnp.asarray(tokens, jnp.int32),
+                jnp.asarray(positions, jnp.int32),
+                cache,
+                self._tables(cache.slots),
+                draw,
+                jnp.int32(count),
+                most=MOST_TOKENS,
+            )
+            rows = np.asarray(found)[:count]
+            seconds = time.perf_counter() - start
+            for tokens in rows:
+                if (tokens < 0).any():
+                    problem = "cannot sample"
+                    raise SamplingError(problem, name="logits", expected="numbers", found="NaN")
+                yield tokens
+            step += count
+            count = max(1, min(MOST_TOKENS, 2 * count, int(count * DISPATCH_SECONDS / seconds)))
 
     def prefill_batch(
         self, prompts: Sequence[Sequence[int]], stop: Stop
@@ -145,11 +219,6 @@ class Engine:
         """What the last chunk left; the caches before it were consumed on the way."""
         return deque(chunks, maxlen=1)[0]
 
-    @staticmethod
-    def _clamp(positions: np.ndarray, cache: KVCache) -> np.ndarray:
-        """A finished row goes on in step with the others; it must not leave its slots."""
-        return np.minimum(positions, cache.slots - 1)
-
     def _tables(self, length: int) -> model.Tables:
         """Rotary tables for every slot, made by the reference, once per length."""
         if self.config.rope is None:
@@ -160,9 +229,12 @@ class Engine:
         return self._rope[length]
 
     def _run(self, function: Any, *arguments: Any, **static: Any) -> Any:
-        """Call a compiled program, compiling and timing it when its shapes are new."""
-        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments[1:]))
-        key = (function, shapes, tuple(static.items()))
+        """Call a compiled program, compiling and timing it when its shapes are new.
+
+        The weights stay and every layer's cache is alike, so two shapes tell programs apart.
+        """
+        _, tokens, _, cache, *_ = arguments
+        key = (function, tokens.shape, cache.slots, *static.values())
         if key not in self._programs:
             start = time.perf_counter()
             lowered = function.lower(self.config, *arguments, **static)

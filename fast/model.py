@@ -8,10 +8,12 @@ B sequences, T tokens, D model width, V vocabulary, S cache slots.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from fast import native
 from fast.cache import KVCache, LayerCache, append, empty_layer, is_tiled, read
@@ -23,6 +25,17 @@ from reference.model import Block, Weights
 from reference.tiles import TiledWeight
 
 Tables = tuple[jax.Array, jax.Array] | None  # cos and sin [max_positions, dim / 2]
+DecodeState = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, KVCache]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Draw:
+    """How decode_tokens samples: native.sampling_settings, random numbers, ids that end a row."""
+
+    settings: jax.Array  # int32 [5]
+    uniform: jax.Array  # int32 [steps, B, 2]
+    ends: jax.Array  # int32 [E]
 
 
 def embed(
@@ -165,6 +178,45 @@ def decode_step(
     """One more token for every row, tokens and positions [B]: logits [B, V]."""
     x, cache = extend(config, weights, tokens[:, None], positions[:, None], cache, tables)
     return unembed(config, weights, x)[:, 0], cache
+
+
+@partial(jax.jit, static_argnames=("config", "most"), donate_argnames=("cache",))
+def decode_tokens(
+    config: ModelConfig,
+    weights: Weights,
+    tokens: jax.Array,
+    positions: jax.Array,
+    cache: KVCache,
+    tables: Tables,
+    draw: Draw,
+    count: jax.Array,
+    most: int,
+) -> tuple[jax.Array, KVCache]:
+    """`count` more tokens for every row, tokens and positions [B], nothing on the host between them.
+
+    Returns the sampled tokens [most, B] and the cache. The rows' own ends are the host's matter,
+    but when every row has ended the rest is not computed.
+    """
+    last = jnp.int32(cache.slots - 1)  # a row that has ended must not leave its slots
+
+    def going(state: DecodeState) -> jax.Array:
+        step, _, _, ended, _, _ = state
+        return (step < count) & ~jnp.all(ended)
+
+    def step(state: DecodeState) -> DecodeState:
+        step, tokens, positions, ended, found, cache = state
+        x, cache = extend(config, weights, tokens[:, None], positions[:, None], cache, tables)
+        logits = unembed(config, weights, x)[:, 0]
+        tokens = native.sample(logits, draw.settings, draw.uniform[step])
+        ended = ended | jnp.any(tokens[:, None] == draw.ends[None, :], axis=1)
+        found = lax.dynamic_update_slice(found, tokens[None], (step, jnp.int32(0)))
+        return step + 1, tokens, jnp.minimum(positions + 1, last), ended, found, cache
+
+    rows = tokens.shape[0]
+    found = jnp.full((most, rows), -1, jnp.int32)
+    start = jnp.int32(0), tokens, positions, jnp.zeros(rows, bool), found, cache
+    *_, found, cache = lax.while_loop(going, step, start)
+    return found, cache
 
 
 @partial(jax.jit, static_argnames=("config", "tiled"))

@@ -4,6 +4,7 @@
 // does not fit comes back as an error that names both.
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "sample.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -464,22 +466,37 @@ ffi::Error attention(ffi::ThreadPool pool, std::string_view isa, int64_t heads, 
   return ffi::Error::Success();
 }
 
-// The lowest index of the largest of each row: x [rows, count] -> int32 [rows].
-ffi::Error argmax(std::string_view isa, ffi::RemainingArgs arguments, ffi::RemainingRets results) {
+// The next token of each row, or -1 where the logits are not numbers: logits [rows, count], settings
+// int32 [5] (temperature and top_p as the halves of a float64, then top_k), uniform int32 [rows, 2]
+// (a float64 each) -> int32 [rows].
+ffi::Error sample_tokens(std::string_view isa, ffi::RemainingArgs arguments,
+                         ffi::RemainingRets results) {
   Reader in(arguments, results);
   const Kernels* kernels = choose(isa);
   if (!kernels) in.fail("no kernels for " + std::string(isa));
-  ffi::AnyBuffer* x = in.next("x", {ffi::DataType::F32}, -1);
+  ffi::AnyBuffer* x = in.next("logits", {ffi::DataType::F32}, -1);
   if (!x || x->dimensions().size() != 2 || x->element_count() < 1) {
-    in.fail("x must be [rows, count]");
+    in.fail("logits must be [rows, count]");
     return in.error();
   }
   const int64_t rows = x->dimensions()[0], count = x->dimensions()[1];
-  int32_t* best = in.result<int32_t>("index", ffi::DataType::S32, rows);
+  const int32_t* settings = in.data<int32_t>("settings", ffi::DataType::S32, 5);
+  const int32_t* uniform = in.data<int32_t>("uniform", ffi::DataType::S32, 2 * rows);
+  int32_t* token = in.result<int32_t>("token", ffi::DataType::S32, rows);
   in.end();
   if (!in.good()) return in.error();
-  const float* data = static_cast<const float*>(x->untyped_data());
-  for (int64_t row = 0; row < rows; ++row) best[row] = kernels->argmax(data + row * count, count);
+  Sampling sampling = {};
+  std::memcpy(&sampling.temperature, settings, 8);
+  std::memcpy(&sampling.top_p, settings + 2, 8);
+  sampling.top_k = settings[4];
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* logits = static_cast<const float*>(x->untyped_data()) + row * count;
+    token[row] = kernels->argmax(logits, count);
+    if (token[row] < 0 || sampling.temperature == 0.0) continue;
+    double drawn;
+    std::memcpy(&drawn, uniform + 2 * row, 8);
+    token[row] = sample(logits, count, token[row], sampling, drawn);
+  }
   return ffi::Error::Success();
 }
 
@@ -513,7 +530,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_attention, attention,
                                   .RemainingArgs()
                                   .RemainingRets());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_argmax, argmax,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_sample, sample_tokens,
                               ffi::Ffi::Bind()
                                   .Attr<std::string_view>("isa")
                                   .RemainingArgs()

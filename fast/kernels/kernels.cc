@@ -22,19 +22,28 @@
 namespace planish {
 namespace PLANISH_ISA {
 
-inline int32_t argmax(const float* x, int64_t count) {
-  const float largest = [&] {
-    auto most = Vector::floats(-__builtin_inff());
-    int64_t i = 0;
-    for (; i + kTile <= count; i += kTile) most = Vector::max(most, Vector::load(x + i));
-    float value = Vector::largest(most);
-    for (; i < count; ++i) value = x[i] > value ? x[i] : value;
-    return value;
-  }();
-  for (int64_t i = 0; i < count; ++i) {
-    if (x[i] == largest) return static_cast<int32_t>(i);
+// The first of the largest; -1 where there is a NaN or the largest is infinite.
+template <class V>
+int32_t argmax(const float* x, int64_t count) {
+  auto most = V::floats(-__builtin_inff());
+  auto magnitude = V::ints(0);
+  const auto no_sign = V::ints(0x7fffffff);
+  float largest = -__builtin_inff();
+  int64_t i = 0;
+  for (; i + kTile <= count; i += kTile) {
+    const auto value = V::load(x + i);
+    most = V::max(most, value);
+    magnitude = V::max(magnitude, V::bits_and(V::bits(value), no_sign));
   }
-  return 0;  // nothing but NaN
+  if (i > 0) largest = V::largest(most);
+  bool nan = V::largest(magnitude) > 0x7f800000;
+  for (; i < count; ++i) {
+    nan = nan || x[i] != x[i];
+    largest = x[i] > largest ? x[i] : largest;
+  }
+  if (nan || !(__builtin_fabsf(largest) < __builtin_inff())) return -1;
+  for (i = 0; x[i] != largest;) ++i;
+  return static_cast<int32_t>(i);
 }
 
 }  // namespace PLANISH_ISA
@@ -52,7 +61,7 @@ extern "C" const Kernels* planish_kernels() {
       attend<Vector>,
       combine<Vector>,
       attention_scratch,
-      argmax,
+      argmax<Vector>,
   };
   return &table;
 }

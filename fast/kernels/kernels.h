@@ -135,7 +135,7 @@ struct Kernels {
   void (*attend)(const Attention&, const QueryTile&, float* scratch);
   void (*combine)(const Attention&, const QueryTile* parts, int64_t count);
   int64_t (*attention_scratch)(const Attention&);
-  int32_t (*argmax)(const float* x, int64_t count);  // the first of the largest
+  int32_t (*argmax)(const float* x, int64_t count);  // the first of the largest, or -1 for NaN
 };
 
 }  // namespace planish

@@ -20,7 +20,7 @@ from fast.kernels.build import FFI, build
 from fast.kernels.instruction_sets import BY_NAME, available
 from reference.errors import KernelsError
 
-TARGETS = ("planish_linears", "planish_attention", "planish_argmax")
+TARGETS = ("planish_linears", "planish_attention", "planish_sample")
 
 Notice = Callable[[str], None]
 
@@ -67,7 +67,9 @@ def _build(cache: Path, parts: Sequence[str], notice: Notice | None) -> dict[str
     paths, compiled = build(cache, parts)
     if compiled and notice is not None:
         seconds = time.perf_counter() - start
-        notice(f"kernels: compiled {', '.join(compiled)} in {seconds:.1f} s (once; kept in {cache})")
+        notice(
+            f"kernels: compiled {', '.join(compiled)} in {seconds:.1f} s (once; kept in {cache})"
+        )
     return paths
 
 
