@@ -1,6 +1,7 @@
 """One linear layer, as reference/linear.py defines it: a native kernel, or XLA's fastest form.
 
-A TiledWeight goes to the kernels (native.py); the rest is XLA's. The traps there, all measured (compiled HLO read on jaxlib 0.10 and 0.12):
+A TiledWeight goes to the kernels (native.py); the rest is XLA's. The traps there, all
+measured (compiled HLO read on jaxlib 0.10 and 0.12):
 * Only s8 x s8 -> s32 takes the fast path, and not with a single row: one row is padded to two.
 * With few rows the weights go on the left, [N, K] x [R, K]: they are then read without repacking.
 * A division by a scale becomes a multiplication by the reciprocal: see grids.py.

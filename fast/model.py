@@ -112,7 +112,7 @@ def mlp(
     norm: Norm | None = None,
     residual: jax.Array | None = None,
 ) -> jax.Array:
-    """down(act(up x)), or down(act(gate x) * up x) where gated, of norm(x), + residual: [B, T, D]."""
+    """down(act(up n)), or down(act(gate n) * up n) where gated, + residual; n = norm(x)."""
     act = ACTIVATIONS[config.activation]
     if block.gate is None:
         inner = act(project(config, x, norm, (block.up,))[0])
@@ -192,7 +192,7 @@ def decode_tokens(
     count: jax.Array,
     most: int,
 ) -> tuple[jax.Array, KVCache]:
-    """`count` more tokens for every row, tokens and positions [B], nothing on the host between them.
+    """`count` more tokens for every row, tokens and positions [B], without the host in between.
 
     Returns the sampled tokens [most, B] and the cache. The rows' own ends are the host's matter,
     but when every row has ended the rest is not computed.

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from planish.engines import add_cache_flag, add_model_flag, keep_programs, open_model
+from planish.engines import (
+    add_cache_flag,
+    add_kernels_flag,
+    add_kv_cache_flag,
+    add_model_flag,
+    keep_programs,
+    native_kernels,
+    open_model,
+    with_kv_cache,
+)
 from planish.output import print_json
 from planish.progress import progress
 from reference.checkpoint import open_checkpoint
@@ -17,6 +26,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
     parser.add_argument("--prompt_file", metavar="FILE", help="UTF-8 (default: drawn at random)")
     parser.add_argument("--json", action="store_true")
+    add_kv_cache_flag(parser)
+    add_kernels_flag(parser)
     add_cache_flag(parser)
 
 
@@ -30,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         checkpoint, tokenizer = open_model(args.model)
         tokens = tokenizer.encode(read_text(args.prompt_file))
-    result = report.run(checkpoint, tokens, progress)
+    checkpoint, native = with_kv_cache(checkpoint, args), native_kernels(args)
+    result = report.run(checkpoint, tokens, progress, native=native)
     if args.json:
         print_json(result.as_dict())
     else:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from reference.checkpoint import Checkpoint, open_checkpoint
-from reference.errors import OutputError
+from reference.errors import KernelsError, OutputError
 from reference.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -19,7 +21,27 @@ def add_model_flag(parser: argparse.ArgumentParser) -> None:
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """--engine, and the fast engine's own."""
     parser.add_argument("--engine", choices=("fast", "reference"), default="fast")
+    add_kv_cache_flag(parser)
+    add_kernels_flag(parser)
     add_cache_flag(parser)
+
+
+def add_kv_cache_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kv_cache",
+        choices=("float32", "int8"),
+        default="float32",
+        help="int8: a quarter of the bytes, one scale per token and head",
+    )
+
+
+def add_kernels_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kernels",
+        choices=("auto", "native", "xla"),
+        default="auto",
+        help="native: compiled C++ or an error; xla: the portable form; auto: what can be had",
+    )
 
 
 def add_cache_flag(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +62,7 @@ def compilation_cache(flag: str | None) -> Path | None:
     if flag == "none":
         return None
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    path = Path(home, "planish", "xla") if flag is None else Path(flag)
+    path = Path(home, "planish") if flag is None else Path(flag)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as problem:
@@ -57,7 +79,43 @@ def keep_programs(flag: str | None) -> None:
 
     path = compilation_cache(flag)
     if path is not None:
-        use_compilation_cache(path)
+        use_compilation_cache(path / "xla")
+
+
+def native_kernels(args: argparse.Namespace) -> bool:
+    """Whether the native kernels are used, after --kernels; compiled here on first use."""
+    from fast.kernels.library import choose_kernels
+
+    path = compilation_cache(args.compilation_cache)
+    return choose_kernels(args.kernels, path and path / "kernels", notice)
+
+
+def kernels_used(args: argparse.Namespace) -> dict[str, str]:
+    """What generate would use on this machine, and why; nothing is compiled."""
+    from fast.kernels.build import FFI, find_compiler, library_path
+    from fast.kernels.instruction_sets import available
+
+    if args.kernels == "xla":
+        return {"use": "xla", "why": "--kernels xla"}
+    best, path = available()[0].name, compilation_cache(args.compilation_cache)
+    try:
+        compiler = find_compiler()
+    except KernelsError as problem:
+        return {"use": "xla", "why": str(problem)}
+    why = f"the best instruction set of this processor; by {compiler.version}"
+    there = path and all(
+        library_path(path / "kernels", compiler, part).exists() for part in (FFI, best)
+    )
+    return {"use": f"native {best}", "why": f"{why}, {'' if there else 'not yet '}compiled"}
+
+
+def notice(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def with_kv_cache(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint with the form of the cache that --kv_cache asks for."""
+    return replace(checkpoint, config=replace(checkpoint.config, kv_cache=args.kv_cache))
 
 
 def open_model(path: str) -> tuple[Checkpoint, Tokenizer]:
@@ -68,6 +126,7 @@ def open_model(path: str) -> tuple[Checkpoint, Tokenizer]:
 
 def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
     """The engine asked for; jax is imported only for the fast one."""
+    checkpoint = with_kv_cache(checkpoint, args)
     if args.engine == "reference":
         from reference.engine import Engine as ReferenceEngine
 
@@ -75,4 +134,7 @@ def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
     from fast.engine import Engine
 
     keep_programs(args.compilation_cache)
-    return Engine(checkpoint)
+    native = native_kernels(args)
+    if native and checkpoint.layout == "canonical":
+        notice("weights: in canonical order, put into tiles while loading (quantize writes tiles)")
+    return Engine(checkpoint, native)

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from planish.engines import add_model_flag
+from planish.engines import add_cache_flag, add_kernels_flag, add_model_flag, kernels_used
 from planish.output import print_json
 from reference.checkpoint import Checkpoint, open_checkpoint
 from reference.shapes import block_shapes, outer_shapes
@@ -25,10 +25,12 @@ KINDS = {
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
     parser.add_argument("--json", action="store_true")
+    add_kernels_flag(parser)
+    add_cache_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    facts = describe(open_checkpoint(args.model))
+    facts = {**describe(open_checkpoint(args.model)), "kernels": kernels_used(args)}
     if args.json:
         print_json(facts)
     else:
@@ -123,7 +125,8 @@ def as_text(facts: dict[str, Any]) -> str:
     lines.append(f"  {facts['bits_per_weight']:.3f} bits per weight of the blocks' linears")
     for kind, size in sorted(facts["bytes_by_kind"].items(), key=lambda item: -item[1]):
         lines.append(f"  {kind:14} {size:14,} bytes")
-    lines.append(f"  {'in all':14} {facts['bytes']:14,} bytes\n")
+    lines.append(f"  {'in all':14} {facts['bytes']:14,} bytes")
+    lines.append(f"  kernels: {facts['kernels']['use']} ({facts['kernels']['why']})\n")
     return "\n".join([*lines, *grouped_lines(facts["tensors"])])
 
 

@@ -62,6 +62,25 @@ def load_library(
         return _loaded[0]
 
 
+def choose_kernels(choice: str, cache: Path | None, notice: Notice | None = None) -> bool:
+    """Whether the native kernels are used: `native` insists, `xla` declines, `auto` tries.
+
+    Where `auto` cannot have them the notice says why, and the portable XLA form does everything.
+    Raises KernelsError for `native`.
+    """
+    if choice == "xla":
+        return False
+    try:
+        load_library(cache, notice=notice)
+    except KernelsError as problem:
+        if choice == "native":
+            raise
+        if notice is not None:
+            notice(f"kernels: {problem}; the portable XLA form is used")
+        return False
+    return True
+
+
 def _build(cache: Path, parts: Sequence[str], notice: Notice | None) -> dict[str, Path]:
     start = time.perf_counter()
     paths, compiled = build(cache, parts)
