@@ -1,256 +1,250 @@
-"""Tokens per second beside what the machine can give, all measured in the same run.
+"""Tokens per second of planish and of its peers, beside what the machine can give, in one run.
 
-    pp512   a prompt of 512 tokens, from start to first token       (llama-bench's names)
-    tg128   128 tokens, one by one, after a prompt of one token
+    pp512          a prompt of 512 tokens, from start to its last logits     (llama-bench's names)
+    tg128          128 tokens, one by one, behind one token
+    tg128 x8       the same for 8 sequences at once, tokens of all of them
+    tg32 @4096     32 tokens behind 4096
 
-Decoding one sequence reads every weight once per token, so its limit is memory bandwidth over
-the stored bytes of the weights; what an engine unpacks into more bytes counts against it. (A
-model that fits into the processor's caches can pass that limit.) A prompt multiplies: its limit
-is the rate of XLA's own matrix product, in the type that the model multiplies in, over two
-operations per weight and token. Each figure is the median of several runs, with the extremes.
+All engines are measured in turns, round by round, so that a shared machine's good and bad minutes
+fall on all alike, and the limits are sampled in every round. A figure is the median of the
+rounds, with the extremes.
+
+Decoding reads every weight and the cache once per step, so its limit is memory bandwidth over
+these bytes, as they are stored. (A model that fits into the processor's caches can pass it.) A
+prompt multiplies: its limit is the rate of byte products, or of XLA's float32 product where
+activations are floats, over two operations per weight and token.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import math
-import os
-import platform
+import re
 import statistics
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import jaxlib
-import numpy as np
-from jax import lax
-
-from fast.engine import Engine
+from compare import contenders
+from compare.contenders import Contender, cache_bytes, weights_per_token
+from compare.limits import Limits, cores, machine
+from compare.shapes import Shape
 from reference.calibrate import Progress, no_progress
 from reference.checkpoint import Checkpoint
+from reference.config import ModelConfig
 from reference.errors import PlanishError
-from reference.generate import Stop
-from reference.sampling import Sampling
-from reference.shapes import block_shapes, outer_shapes
-from reference.tensorfile import DTYPES
 
 RUNS = 5
-PROMPT_TOKENS, NEW_TOKENS = 512, 128
-READ_BYTES = 2**29  # larger than any cache
-# name -> (module, how to get it); measuring them is still to come
-PEERS = {
-    "llama.cpp": ("llama_cpp", "pip install llama-cpp-python"),
-    "openvino": ("openvino_genai", "pip install openvino-genai optimum-intel"),
-    "ctranslate2": ("ctranslate2", "pip install ctranslate2"),
-    "pytorch": ("torch", "pip install torch transformers"),
-}
+TESTS = ("pp512", "tg128")
+
+
+@dataclass(frozen=True)
+class Test:
+    """One question: `new` == 0 is a prompt of `context` tokens."""
+
+    name: str
+    new: int
+    batch: int
+    context: int
+
+    @classmethod
+    def parse(cls, text: str) -> Test:
+        """pp512, tg128, tg128x8, tg32@4096; raises PlanishError."""
+        found = re.fullmatch(r"(pp|tg)([1-9]\d*)(?:x([1-9]\d*))?(?:@([1-9]\d*))?", text)
+        if found is None or (found[1] == "pp" and (found[3] or found[4])):
+            expected = "tests such as pp512, tg128, tg128x8, tg32@4096"
+            raise PlanishError("unknown", name="tests", expected=expected, found=repr(text))
+        count = int(found[2])
+        if found[1] == "pp":
+            return cls(text, 0, 1, count)
+        return cls(text, count, int(found[3] or 1), int(found[4] or 1))
+
+    def ask(self, contender: Contender) -> float:
+        """Tokens per second, once."""
+        if self.new == 0:
+            return self.context / contender.asked.prefill(self.context)
+        return self.batch * self.new / contender.asked.decode(self.new, self.batch, self.context)
+
+    def fitting(self, longest: int) -> Test:
+        """The same within a model's positions, shortened where it must be."""
+        if self.new == 0:
+            context = min(self.context, longest)
+            return Test(f"pp{context}" if context < self.context else self.name, 0, 1, context)
+        new = min(self.new, longest - 1)
+        context = min(self.context, longest - new)
+        if (new, context) == (self.new, self.context):
+            return self
+        return Test(f"tg{new}" + f"@{context}" * (context > 1), new, self.batch, context)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One test of one engine. Rates are tokens per second; `note` says why there are none."""
+    """One test of one engine. Rates are tokens per second; `ratio` is planish's over this one's."""
 
+    model: str
     engine: str
+    format: str
     test: str
-    median: float | None = None
-    low: float | None = None
-    high: float | None = None
-    runs: int = 0
-    percent_of_limit: float | None = None
-    limited_by: str | None = None
-    load_seconds: float | None = None
-    compile_seconds: float | None = None
-    bytes_per_token: int | None = None
-    note: str | None = None
+    size: int  # bytes of weights that one token reads
+    threads: int
+    median: float
+    low: float
+    high: float
+    runs: int
+    limit: float | None
+    percent_of_limit: float | None
+    limited_by: str | None
+    ratio: float | None
+    compared_with: str | None
+    version: str
 
 
 def run(
-    checkpoint: Checkpoint, peers: Iterable[str] = (), progress: Progress = no_progress
+    title: str,
+    config: ModelConfig,
+    engines: Sequence[Contender],
+    tests: Sequence[Test],
+    native: bool,
+    runs: int = RUNS,
+    progress: Progress = no_progress,
+    missing: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Everything: {rows, limits, machine}, ready for JSON."""
-    others = [peer_row(name) for name in peers]  # an unknown name is refused before measuring
-    bounds = limits(progress)
-    rows = [*measure(checkpoint, bounds, progress), *others]
-    return {"rows": [asdict(row) for row in rows], "limits": bounds, "machine": machine()}
-
-
-def peer_row(name: str) -> Row:
-    """What stands in the table for another engine; raises PlanishError for an unknown name."""
-    if name not in PEERS:
-        raise PlanishError(
-            "unknown", name="peers", expected=f"some of {', '.join(PEERS)}", found=repr(name)
-        )
-    module, command = PEERS[name]
-    if importlib.util.find_spec(module) is None:
-        return Row(name, "-", note=f"not installed: {command}")
-    return Row(name, "-", note="installed, but not measured yet")
-
-
-def measure(
-    checkpoint: Checkpoint, bounds: dict[str, float], progress: Progress = no_progress
-) -> list[Row]:
-    """The fast engine's two rows."""
-    engine = Engine(checkpoint)
-    longest = checkpoint.config.max_positions
-    prompt_length, new = min(PROMPT_TOKENS, longest), min(NEW_TOKENS, longest - 1)
-    prefill = partial(prefill_rate, engine, random_prompt(engine, prompt_length))
-    decode = partial(decode_rate, engine, random_prompt(engine, 1), new)
-    prefill(), decode()  # compiles
-    spent = {
-        "load_seconds": engine.load_seconds,
-        "compile_seconds": engine.compile_seconds,
-        "bytes_per_token": bytes_per_token(checkpoint),
-    }
-    bandwidth, rate, kind = bounds["memory_read_bytes_per_second"], *product_limit(checkpoint)
-    per_second = bounds[rate] / (2 * weights_per_token(checkpoint))
-    name = f"planish {scheme(checkpoint)}"
-    rows = (
-        (f"pp{prompt_length}", prefill, per_second, f"XLA's {kind} product"),
-        (f"tg{new}", decode, bandwidth / spent["bytes_per_token"], "memory"),
-    )
-    return [
-        summarize(name, test, timed(run, progress, test), limit, by, spent)
-        for test, run, limit, by in rows
+    """Everything: {rows, limits, machine, engines, missing}, ready for JSON."""
+    tests, limits = [test.fitting(config.max_positions) for test in tests], Limits(native)
+    rates: dict[tuple[int, str], list[float]] = {}
+    for number in progress(range(runs + 1), title):
+        limits.sample()
+        for index, engine in enumerate(engines):
+            for test in tests:
+                rate = test.ask(engine)
+                if number > 0:  # the first compiles and warms up
+                    rates.setdefault((index, test.name), []).append(rate)
+    bounds = limits.values()
+    rows = [
+        row_of(title, config, engines, index, test, rates, bounds)
+        for test in tests
+        for index in range(len(engines))
     ]
-
-
-def timed(run: Callable[[], float], progress: Progress, title: str) -> list[float]:
-    """Rates of several runs."""
-    return [run() for _ in progress(range(RUNS), title)]
-
-
-def summarize(
-    engine: str, test: str, rates: list[float], limit: float, by: str, spent: dict[str, Any]
-) -> Row:
-    """Median, extremes, and how much of the limit the median reaches."""
-    median = statistics.median(rates)
-    return Row(
-        engine,
-        test,
-        median,
-        min(rates),
-        max(rates),
-        len(rates),
-        100 * median / limit,
-        by,
-        **spent,
-    )
-
-
-def prefill_rate(engine: Engine, prompt: list[int]) -> float:
-    """Prompt tokens per second, until the first new token is there."""
-    start = time.perf_counter()
-    next(engine.generate([prompt], Stop(1, ignore_eos=True), Sampling()))
-    return len(prompt) / (time.perf_counter() - start)
-
-
-def decode_rate(engine: Engine, prompt: list[int], new: int) -> float:
-    """New tokens per second, one sequence, counted behind the first one."""
-    steps = engine.generate([prompt], Stop(new + 1, ignore_eos=True), Sampling())
-    next(steps)
-    start = time.perf_counter()
-    count = sum(1 for _ in steps)
-    return count / (time.perf_counter() - start)
-
-
-def random_prompt(engine: Engine, length: int) -> list[int]:
-    return np.random.default_rng(0).integers(0, engine.config.vocab_size, length).tolist()
-
-
-def limits(progress: Progress = no_progress) -> dict[str, float]:
-    """What this machine gives at its best of several runs: bytes read, operations, per second."""
-    measures: dict[str, Callable[[], float]] = {
-        "memory_read_bytes_per_second": memory_read,
-        "float32_operations_per_second": partial(product, jnp.float32, jnp.float32),
-        "int8_operations_per_second": partial(product, jnp.int8, jnp.int32),
-    }
-    return {name: measures[name]() for name in progress(list(measures), "limits")}
-
-
-def memory_read() -> float:
-    """Bytes per second of summing an array much larger than the caches, on every core."""
-    values = jax.device_put(np.ones((64, READ_BYTES // 4 // 64), np.float32))
-    return READ_BYTES / fastest(jax.jit(lambda x: x.sum(axis=1)), values)
-
-
-def product(
-    kind: Any, total: Any, rows: int = 512, inputs: int = 2048, outputs: int = 5632
-) -> float:
-    """Operations per second of XLA's matrix product, [512, 2048] x [5632, 2048]."""
-    x, w = jnp.ones((rows, inputs), kind), jnp.ones((outputs, inputs), kind)
-    contract = (((1,), (1,)), ((), ()))
-    dot = jax.jit(lambda x, w: lax.dot_general(x, w, contract, preferred_element_type=total))
-    return 2 * rows * inputs * outputs / fastest(dot, x, w)
-
-
-def fastest(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:
-    """Seconds of the quickest of several calls, compiled beforehand."""
-    jax.block_until_ready(function(*arguments))
-    seconds = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
-def bytes_per_token(checkpoint: Checkpoint) -> int:
-    """Stored bytes that one token must read: all but the embeddings, of which it reads a row.
-
-    A tied embedding is read whole, as the head, unless the head has codes of its own.
-    """
-    config, rows_only = checkpoint.config, {checkpoint.prefix("embed") + ".weight"}
-    if config.tie_embeddings and checkpoint.prefix("head") + ".weight" not in checkpoint.entries:
-        rows_only = set()
-    if "positions" in outer_shapes(config):
-        rows_only.add(checkpoint.prefix("positions") + ".weight")
-    return sum(
-        math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
-        for name, entry in checkpoint.entries.items()
-        if name not in rows_only
-    )
-
-
-def weights_per_token(checkpoint: Checkpoint) -> int:
-    """Weights that each prompt token is multiplied by; the head takes part for the last only."""
-    shapes = block_shapes(checkpoint.config).values()
-    return checkpoint.config.num_layers * sum(math.prod(shape) for shape, _ in shapes)
-
-
-def product_limit(checkpoint: Checkpoint) -> tuple[str, str]:
-    """Which measured rate bounds a prompt: int8 where activations are, else float32."""
-    activation = (checkpoint.quantization or {}).get("activation", "float")
-    kind = "float32" if activation == "float" else "int8"
-    return f"{kind}_operations_per_second", kind
-
-
-def scheme(checkpoint: Checkpoint) -> str:
-    return (checkpoint.quantization or {}).get("recipe", "float")
-
-
-def machine() -> dict[str, Any]:
-    """Where it was measured."""
     return {
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "rows": [asdict(row) for row in rows],
+        "limits": bounds,
+        "machine": machine(),
+        "engines": [facts(engine) for engine in engines],
+        "missing": list(missing),
     }
 
 
-def cpu_name() -> str:
-    """The model as Linux tells it, else as Python does."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            lines = [line.partition(":")[2].strip() for line in file if line[:10] == "model name"]
-    except OSError:
-        lines = []
-    return lines[0] if lines else platform.processor() or platform.machine()
+def facts(engine: Contender) -> dict[str, Any]:
+    """What is told apart from the speeds: loading and compiling."""
+    compiled = engine.asked.engine.compile_seconds if engine.ours else None  # type: ignore[attr-defined]
+    return {
+        "engine": engine.engine,
+        "format": engine.format,
+        "version": engine.version,
+        "load_seconds": engine.load_seconds,
+        "compile_seconds": compiled,
+    }
+
+
+def row_of(
+    title: str,
+    config: ModelConfig,
+    engines: Sequence[Contender],
+    index: int,
+    test: Test,
+    rates: dict[tuple[int, str], list[float]],
+    bounds: dict[str, float],
+) -> Row:
+    """The median, the extremes, the limit, and how planish compares."""
+    engine, found = engines[index], rates[index, test.name]
+    median = statistics.median(found)
+    limit, name = limit_of(engine, config, test, bounds)
+    rival = None if engine.ours else rival_of(engines, engine.bits)
+    ratio = statistics.median(rates[rival, test.name]) / median if rival is not None else None
+    return Row(
+        title,
+        engine.engine,
+        engine.format,
+        test.name,
+        engine.bytes,
+        cores(),
+        median,
+        min(found),
+        max(found),
+        len(found),
+        limit,
+        100 * median / limit,
+        name,
+        ratio,
+        None if rival is None else engines[rival].format,
+        engine.version,
+    )
+
+
+def limit_of(
+    engine: Contender, config: ModelConfig, test: Test, bounds: dict[str, float]
+) -> tuple[float, str]:
+    """Tokens per second that the machine would allow, and what limits them."""
+    if test.new == 0:
+        kind = "int8" if engine.integer else "float32"
+        rate = bounds[f"{kind}_operations_per_second"]
+        return rate / (2 * weights_per_token(config)), f"{kind} products"
+    slots = test.context + test.new / 2  # on average
+    step = engine.bytes + test.batch * cache_bytes(config, slots)
+    return test.batch * bounds["memory_read_bytes_per_second"] / step, "memory"
+
+
+def rival_of(engines: Sequence[Contender], bits: int) -> int | None:
+    """Our first engine of this width with integer activations; a wider peer meets our INT8."""
+    ours = [index for index, engine in enumerate(engines) if engine.ours]
+    for wanted in (bits, 8):
+        for index in ours:
+            if engines[index].bits == wanted and engines[index].integer:
+                return index
+    return ours[0] if ours else None
+
+
+def run_model(
+    checkpoint: Checkpoint,
+    tests: Sequence[Test],
+    native: bool,
+    peers: Sequence[str] = (),
+    runs: int = RUNS,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """A directory of the user's, and peers at its shape with random weights."""
+    with ExitStack() as stack:
+        engine, shape = contenders.ours(checkpoint, native), contenders.shape_of(checkpoint)
+        others: list[Contender] = []
+        missing = [f"{name}: only Llama shapes" for name in peers if shape is None]
+        if shape is not None:
+            bits = {4, 8} if engine.bits > 8 else {engine.bits}
+            others, missing = contenders.open_peers(stack, list(peers), shape, bits, None)
+        every = [engine, *others]
+        title = checkpoint.path.name
+        return run(title, checkpoint.config, every, tests, native, runs, progress, missing)
+
+
+def run_shape(
+    shape: Shape,
+    recipes: Sequence[str],
+    tests: Sequence[Test],
+    native: bool,
+    directory: Path,
+    peers: Sequence[str] = (),
+    kv_cache: str = "float32",
+    runs: int = RUNS,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Random models of a shape by several recipes, and peers at the same shape."""
+    with ExitStack() as stack:
+        mine = [
+            contenders.random_contender(shape, name, directory, native, kv_cache)
+            for name in progress(list(recipes), f"{shape.name}: random weights")
+        ]
+        bits = {engine.bits for engine in mine}
+        bits |= {16} if 8 in bits else set()
+        others, missing = contenders.open_peers(stack, list(peers), shape, bits, directory)
+        config = mine[0].asked.engine.config  # type: ignore[attr-defined]
+        every = [*mine, *others]
+        return run(shape.name, config, every, tests, native, runs, progress, missing)

@@ -157,6 +157,13 @@ def sample(logits: jax.Array, settings: jax.Array, uniform: jax.Array, isa: str 
     return jax.ffi.ffi_call("planish_sample", shape)(logits, settings, uniform, isa=isa)
 
 
+def limits(x: jax.Array, rounds: jax.Array, isa: str = "") -> jax.Array:
+    """Read x uint8 [N] once with every thread, then multiply bytes in registers, 64 * rounds[0]
+    times 2048 operations in all: what compare/speed.py times. rounds int32 [1] -> int32 [1]."""
+    shape = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return jax.ffi.ffi_call("planish_limits", shape, has_side_effect=True)(x, rounds, isa=isa)
+
+
 def sampling_settings(sampling: Sampling) -> np.ndarray:
     """Temperature, top_p and top_k as the kernel reads them."""
     floats = as_int32(np.array([sampling.temperature, sampling.top_p]))

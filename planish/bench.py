@@ -1,63 +1,136 @@
-"""Tokens per second of a prompt and of decoding, beside the limits measured in the same run."""
+"""Tokens per second of prompts and of decoding, beside the limits and peers of the same run."""
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from planish.engines import add_cache_flag, add_model_flag, keep_programs
+from planish.engines import (
+    add_cache_flag,
+    add_kernels_flag,
+    add_kv_cache_flag,
+    keep_programs,
+    native_kernels,
+    with_kv_cache,
+)
 from planish.output import print_json
 from planish.progress import progress
 from reference.checkpoint import open_checkpoint
+from reference.errors import OutputError, PlanishError
+
+RECIPES = {"110M": "W4A8,W8A8", "1.1B": "W4A8,W4A8-g32,W4A16,W8A8,W8A16", "7B": "W4A8"}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    add_model_flag(parser)
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--model", metavar="DIR", help="a Hugging Face directory")
+    subject.add_argument("--shape", choices=tuple(RECIPES), help="a Llama of random weights")
+    parser.add_argument("--recipes", metavar="NAMES", help="of --shape, as W4A8,W4A8-g32,W8A8")
     parser.add_argument(
-        "--peers", metavar="NAMES", help="with commas: llama.cpp, openvino, ctranslate2, pytorch"
+        "--tests",
+        default="pp512,tg128",
+        help="as pp512,tg128,tg128x8,tg32@4096 (default: first two)",
+    )
+    parser.add_argument("--runs", type=int, default=5, help="rounds behind a warm-up (default: 5)")
+    parser.add_argument("--peers", metavar="NAMES", help="with commas: llama.cpp, openvino, torch")
+    parser.add_argument(
+        "--directory", metavar="DIR", help="keeps --shape's models (default: removed at the end)"
     )
     parser.add_argument("--json", action="store_true", help="one object: rows, limits, machine")
+    add_kv_cache_flag(parser)
+    add_kernels_flag(parser)
     add_cache_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    checkpoint = open_checkpoint(args.model)
-    from compare import speed
+    checkpoint = open_checkpoint(args.model) if args.model else None
+    from compare import contenders, speed
+    from compare.peers import peer
+    from compare.shapes import SHAPES
 
+    tests = [speed.Test.parse(name) for name in names(args.tests)]
+    peers, recipes = names(args.peers), names(args.recipes or RECIPES.get(args.shape))
+    for name in peers:
+        peer(name)  # an unknown one is refused before anything is measured
+    for name in recipes:
+        contenders.parse_recipe(name)
+    if args.runs < 1:
+        raise PlanishError("bad value", name="runs", expected="1 or more", found=args.runs)
     keep_programs(args.compilation_cache)
-    names = [name.strip() for name in (args.peers or "").split(",") if name.strip()]
-    result = speed.run(checkpoint, names, progress)
-    if args.json:
-        print_json(result)
+    native = native_kernels(args)
+    if checkpoint is not None:
+        checkpoint = with_kv_cache(checkpoint, args)
+        result = speed.run_model(checkpoint, tests, native, peers, args.runs, progress)
     else:
-        print(as_text(result))
+        with place(args.directory) as directory:
+            shape, more = SHAPES[args.shape], (peers, args.kv_cache, args.runs, progress)
+            result = speed.run_shape(shape, recipes, tests, native, directory, *more)
+    print_json(result) if args.json else print(as_text(result))
     return 0
 
 
+def names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+@contextmanager
+def place(directory: str | None) -> Iterator[Path]:
+    """Where random models are written: a directory that stays, or one that goes."""
+    if directory is None:
+        with tempfile.TemporaryDirectory(prefix="planish-") as made:
+            yield Path(made)
+        return
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        reason = f"cannot be written: {problem.strerror}"
+        raise OutputError(reason, path=directory, name="directory") from None
+    yield Path(directory)
+
+
 def as_text(result: dict[str, Any]) -> str:
-    """A Markdown table, and under it the machine and its limits."""
-    lines = ["| engine | test | tokens/s | lowest - highest | of the limit |"]
-    lines += ["| --- | --- | ---: | ---: | ---: |", *map(as_line, result["rows"]), ""]
-    first, machine, limits = result["rows"][0], result["machine"], result["limits"]
+    """A Markdown table, and under it loading and compiling, the machine and its limits."""
+    lines = [
+        "| model | engine | format | size | threads | test | tokens/s | low - high | limit |"
+        " of limit | planish / this |",
+        "| --- | --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |",
+        *map(as_line, result["rows"]),
+        "",
+    ]
+    lines += [loading(engine) for engine in result["engines"]]
+    lines += [f"not measured: {line}" for line in result["missing"]]
+    machine, limits = result["machine"], result["limits"]
     lines.append(
-        f"load {first['load_seconds']:.2f} s, compile {first['compile_seconds']:.2f} s;"
-        f" {first['bytes_per_token']:,} bytes of weights per token"
+        f"{machine['cpu']}, {machine['cores']} cores; jaxlib {machine['jaxlib']}, Python"
+        f" {machine['python']}; medians of {result['rows'][0]['runs']} rounds"
     )
-    lines.append(f"{machine['cpu']}, {machine['cores']} cores, jaxlib {machine['jaxlib']}")
     lines.append(
-        f"memory {limits['memory_read_bytes_per_second'] / 1e9:.1f} GB/s; XLA's products:"
-        f" float32 {limits['float32_operations_per_second'] / 1e9:.0f} GFLOP/s,"
-        f" int8 {limits['int8_operations_per_second'] / 1e9:.0f} GOP/s"
+        f"limits: memory {limits['memory_read_bytes_per_second'] / 1e9:.1f} GB/s,"
+        f" int8 products {limits['int8_operations_per_second'] / 1e12:.2f} TOP/s,"
+        f" XLA's float32 product {limits['float32_operations_per_second'] / 1e12:.2f} TFLOP/s"
     )
     return "\n".join(lines)
 
 
 def as_line(row: dict[str, Any]) -> str:
-    """One row; an engine that was not measured says why."""
-    if row["median"] is None:
-        return f"| {row['engine']} | {row['test']} | {row['note']} | | |"
+    ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ({row['compared_with']})"
     return (
-        f"| {row['engine']} | {row['test']} | {row['median']:.1f} |"
-        f" {row['low']:.1f} - {row['high']:.1f} |"
-        f" {row['percent_of_limit']:.1f} % of {row['limited_by']} |"
+        f"| {row['model']} | {row['engine']} | {row['format']} | {row['size'] / 1e9:.3f} GB |"
+        f" {row['threads']} | {row['test']} | {row['median']:.1f} |"
+        f" {row['low']:.1f} - {row['high']:.1f} | {row['limit']:.1f} |"
+        f" {row['percent_of_limit']:.0f} % of {row['limited_by']} | {ratio} |"
     )
+
+
+def loading(engine: dict[str, Any]) -> str:
+    """load and compile times of one engine."""
+    name = f"{engine['engine']} {engine['format']}"
+    name += f" ({engine['version']})" if engine["version"] else ""
+    line = f"{name}: load {engine['load_seconds']:.2f} s"
+    if engine["compile_seconds"] is not None:
+        line += f", compile {engine['compile_seconds']:.2f} s"
+    return line

@@ -14,6 +14,7 @@
 #include "attention.h"
 #include "float_linear.h"
 #include "integer_linear.h"
+#include "limits.h"
 #include "rows.h"
 
 #define PLANISH_TEXT(a) #a
@@ -62,6 +63,8 @@ extern "C" const Kernels* planish_kernels() {
       combine<Vector>,
       attention_scratch,
       argmax<Vector>,
+      read_blocks<Vector>,
+      multiply_registers<Vector>,
   };
   return &table;
 }

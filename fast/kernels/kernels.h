@@ -136,6 +136,8 @@ struct Kernels {
   void (*combine)(const Attention&, const QueryTile* parts, int64_t count);
   int64_t (*attention_scratch)(const Attention&);
   int32_t (*argmax)(const float* x, int64_t count);  // the first of the largest, or -1 for NaN
+  int32_t (*read_blocks)(const uint8_t* p, int64_t blocks);  // of 64 bytes, a multiple of 4
+  int32_t (*multiply_registers)(int64_t rounds);             // of 2048 operations
 };
 
 }  // namespace planish

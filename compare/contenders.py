@@ -1,0 +1,199 @@
+"""Who is measured: planish itself by its recipes, and peers. All answer two questions in seconds.
+
+prefill(tokens)                   an empty cache, one prompt, until its last token's logits
+decode(tokens, batch, context)    greedy steps of `batch` sequences behind `context` tokens each
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from compare.limits import cores
+from compare.peers import PEERS, installed, peer
+from compare.peers.process import PeerProcess
+from compare.random_model import write_random
+from compare.shapes import Shape
+from fast.engine import Engine
+from reference.checkpoint import Checkpoint, open_checkpoint
+from reference.config import ModelConfig
+from reference.errors import RecipeError
+from reference.generate import Stop
+from reference.recipes import RECIPES
+from reference.sampling import Sampling
+from reference.shapes import block_shapes, outer_shapes
+from reference.tensorfile import DTYPES
+
+PEER_BITS = {"Q4_0": 4, "int4": 4, "Q8_0": 8, "int8": 8, "bf16": 16}
+
+
+class Asked(Protocol):
+    def prefill(self, tokens: int) -> float: ...
+    def decode(self, tokens: int, batch: int = 1, context: int = 1) -> float: ...
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One engine with one model. bits: of its weights, by which peers are set beside ours."""
+
+    engine: str
+    format: str
+    bits: int
+    asked: Asked
+    bytes: int  # of weights that one token reads
+    load_seconds: float
+    integer: bool  # activations are INT8, so prompts are bound by integer products
+    ours: bool
+    version: str = ""
+
+
+class Ours:
+    """The fast engine as a contender."""
+
+    def __init__(self, checkpoint: Checkpoint, native: bool):
+        self.engine = Engine(checkpoint, native)
+
+    def prefill(self, tokens: int) -> float:
+        prompt = random_prompts(self.engine.config, 1, tokens)
+        start = time.perf_counter()
+        next(self.engine.generate(prompt, Stop(1, ignore_eos=True), Sampling()))
+        return time.perf_counter() - start
+
+    def decode(self, tokens: int, batch: int = 1, context: int = 1) -> float:
+        prompts = random_prompts(self.engine.config, batch, context)
+        steps = self.engine.generate(prompts, Stop(tokens + 1, ignore_eos=True), Sampling())
+        for _ in range(batch):  # the first token of each row belongs to the prompt
+            next(steps)
+        start = time.perf_counter()
+        for _ in steps:
+            pass
+        return time.perf_counter() - start
+
+
+def random_prompts(config: ModelConfig, batch: int, length: int) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, config.vocab_size, (batch, length)).tolist()
+
+
+def ours(checkpoint: Checkpoint, native: bool, name: str | None = None) -> Contender:
+    """planish on a checkpoint."""
+    asked, quantization = Ours(checkpoint, native), checkpoint.quantization or {}
+    integer = quantization.get("activation", "float") != "float"
+    return Contender(
+        "planish",
+        name or quantization.get("recipe", "float"),
+        quantization.get("bits") or 32,
+        asked,
+        bytes_per_token(checkpoint),
+        asked.engine.load_seconds,
+        integer,
+        True,
+    )
+
+
+def parse_recipe(text: str) -> tuple[str, int | None]:
+    """W4A8-g32 -> (W4A8, 32); without a group size the recipe's own."""
+    name, _, group = text.partition("-g")
+    if name not in RECIPES or (group and not group.isdigit()):
+        expected = "recipes such as W4A8, W4A8-g32, W8A8"
+        raise RecipeError("unknown", name="recipes", expected=expected, found=repr(text))
+    return name, int(group) if group else None
+
+
+def random_contender(
+    shape: Shape, recipe: str, directory: Path, native: bool, kv_cache: str
+) -> Contender:
+    """planish on random weights of a shape, written into the directory if they are not there."""
+    name, group = parse_recipe(recipe)
+    path = directory / f"{shape.name}-{recipe}"
+    if not path.exists():
+        write_random(shape, path, name, group)
+    checkpoint = open_checkpoint(path)
+    config = replace(checkpoint.config, kv_cache=kv_cache)
+    return ours(replace(checkpoint, config=config), native, recipe)
+
+
+def open_peers(
+    stack: ExitStack, names: list[str], shape: Shape, bits: set[int], directory: Path | None
+) -> tuple[list[Contender], list[str]]:
+    """Every format of every peer whose width ours also has, started; and why others are not."""
+    found, missing = [], []
+    for chosen in map(peer, names):
+        if not installed(chosen):
+            missing.append(f"{chosen.name}: not installed ({chosen.install})")
+            continue
+        for form in chosen.formats:
+            if PEER_BITS[form] in bits:
+                found.append(open_peer(stack, chosen.name, form, shape, directory))
+    return found, missing
+
+
+def open_peer(
+    stack: ExitStack, name: str, form: str, shape: Shape, directory: Path | None
+) -> Contender:
+    """A peer's process, kept until the stack is closed."""
+    process = PeerProcess(PEERS[name], shape, form, cores(), directory=directory)
+    asked = stack.enter_context(process)
+    facts = asked.facts
+    return Contender(
+        name,
+        form,
+        PEER_BITS[form],
+        asked,
+        facts.bytes,
+        facts.load_seconds,
+        True,
+        False,
+        facts.version,
+    )
+
+
+def shape_of(checkpoint: Checkpoint) -> Shape | None:
+    """The shape that peers would need to have for this model; none if it is no Llama."""
+    config = checkpoint.config
+    if config.model_type != "llama" or config.head_dim * config.num_heads != config.hidden_size:
+        return None
+    return Shape(
+        checkpoint.path.name,
+        config.hidden_size,
+        config.num_layers,
+        config.num_heads,
+        config.num_kv_heads,
+        config.intermediate_size,
+        config.vocab_size,
+    )
+
+
+def bytes_per_token(checkpoint: Checkpoint) -> int:
+    """Stored bytes that one token must read: all but the embeddings, of which it reads a row.
+
+    A tied embedding is read whole, as the head, unless the head has codes of its own.
+    """
+    config, rows_only = checkpoint.config, {checkpoint.prefix("embed") + ".weight"}
+    if config.tie_embeddings and checkpoint.prefix("head") + ".weight" not in checkpoint.entries:
+        rows_only = set()
+    if "positions" in outer_shapes(config):
+        rows_only.add(checkpoint.prefix("positions") + ".weight")
+    return sum(
+        math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
+        for name, entry in checkpoint.entries.items()
+        if name not in rows_only
+    )
+
+
+def cache_bytes(config: ModelConfig, slots: float) -> float:
+    """Bytes of keys and values of `slots` tokens, in every layer."""
+    width = config.head_dim + 4 if config.kv_cache == "int8" else 4 * config.head_dim
+    return slots * config.num_layers * 2 * config.num_kv_heads * width
+
+
+def weights_per_token(config: ModelConfig) -> int:
+    """Weights that each prompt token is multiplied by; the head takes part for the last only."""
+    shapes: Any = block_shapes(config).values()
+    return config.num_layers * sum(math.prod(shape) for shape, _ in shapes)
