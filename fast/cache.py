@@ -43,6 +43,11 @@ class KVCache:
     def slots(self) -> int:
         return self.layers[0][1].shape[2]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and slots."""
+        return self.layers[0][1].shape[0], self.slots
+
 
 def empty_cache(config: ModelConfig, batch: int, slots: int, tiled: bool = False) -> KVCache:
     """A cache of zeros; each array its own buffer, since each is donated."""

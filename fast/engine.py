@@ -63,6 +63,11 @@ def draws(sampling: Sampling, rows: int, step: int, count: int, eos: Sequence[in
     return model.Draw(settings, jnp.asarray(native.as_int32(numbers)), ends)
 
 
+def paced(count: int, seconds: float) -> int:
+    """How many tokens the next dispatch computes, after one of `count` took some seconds."""
+    return max(1, min(MOST_TOKENS, 2 * count, int(count * DISPATCH_SECONDS / seconds)))
+
+
 class Engine:
     """A checkpoint run by JAX. `load_seconds` and `compile_seconds` came before running."""
 
@@ -77,6 +82,7 @@ class Engine:
         self.weights = device_weights(load_weights(checkpoint, tiled=native))
         self.load_seconds = time.perf_counter() - start
         self.compile_seconds = 0.0
+        self._spare: KVCache | None = None
         self._programs: dict[Any, Callable[..., Any]] = {}
         self._rope: dict[int, model.Tables] = {}  # by length
         self._insert = jax.jit(insert, donate_argnums=(0,))
@@ -149,11 +155,11 @@ class Engine:
         """The next token of every row [B], max_new_tokens times; ended rows go on."""
         logits, cache = self.prefill_batch(prompts, stop)
         tokens = sample_rows(logits, sampling, 0)
-        yield tokens
         lengths = np.array([len(prompt) for prompt in prompts])
         if self.native:
             yield from self._decode_natively(tokens, lengths, cache, stop, sampling, eos)
             return
+        yield tokens
         for step in range(1, stop.max_new_tokens):
             positions = np.minimum(lengths + step - 1, cache.slots - 1)  # of ended rows
             logits, cache = self.decode_step(tokens, positions, cache)
@@ -170,32 +176,36 @@ class Engine:
         eos: Sequence[int],
     ) -> Iterator[np.ndarray]:
         """Several tokens per dispatch, as many as are computed in the time between two frames."""
-        step, count = 1, 1
-        while step < stop.max_new_tokens:
-            count = min(count, stop.max_new_tokens - step)
-            start = time.perf_counter()
-            positions = np.minimum(lengths + step - 1, cache.slots - 1)
-            draw = draws(sampling, len(tokens), step, count, eos)
-            found, cache = self._run(
-                model.decode_tokens,
-                self.weights,
-                jnp.asarray(tokens, jnp.int32),
-                jnp.asarray(positions, jnp.int32),
-                cache,
-                self._tables(cache.slots),
-                draw,
-                jnp.int32(count),
-                most=MOST_TOKENS,
-            )
-            rows = np.asarray(found)[:count]
-            seconds = time.perf_counter() - start
-            for tokens in rows:
-                if (tokens < 0).any():
-                    problem = "cannot sample"
-                    raise SamplingError(problem, name="logits", expected="numbers", found="NaN")
-                yield tokens
-            step += count
-            count = max(1, min(MOST_TOKENS, 2 * count, int(count * DISPATCH_SECONDS / seconds)))
+        step, count, rows = 0, 1, tokens[None]
+        try:
+            while True:
+                for tokens in rows:
+                    if (tokens < 0).any():
+                        name, found = "logits", "NaN or Inf"
+                        raise SamplingError("cannot sample", name=name, found=found)
+                    yield tokens
+                step += len(rows)
+                count = min(count, stop.max_new_tokens - step)
+                if count == 0:
+                    return
+                start = time.perf_counter()
+                positions = np.minimum(lengths + step - 1, cache.slots - 1)  # of ended rows
+                draw = draws(sampling, len(tokens), step, count, eos)
+                found, cache = self._run(
+                    model.decode_tokens,
+                    self.weights,
+                    jnp.asarray(tokens, jnp.int32),
+                    jnp.asarray(positions, jnp.int32),
+                    cache,
+                    self._tables(cache.slots),
+                    draw,
+                    jnp.int32(count),
+                    most=MOST_TOKENS,
+                )
+                rows = np.asarray(found)[:count]
+                count = paced(count, time.perf_counter() - start)
+        finally:
+            self._spare = cache if self.tiled_cache else None
 
     def prefill_batch(
         self, prompts: Sequence[Sequence[int]], stop: Stop
@@ -212,7 +222,12 @@ class Engine:
         return np.stack(last), batch
 
     def _empty_cache(self, batch: int, slots: int) -> KVCache:
-        return empty_cache(self.config, batch, bucket(max(slots, KEY_SLOTS)), self.tiled_cache)
+        """Slots to be written; the last generation's, if they fit, as the kernels read no other."""
+        slots = bucket(max(slots, KEY_SLOTS))
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.shape == (batch, slots):
+            return spare
+        return empty_cache(self.config, batch, slots, self.tiled_cache)
 
     @staticmethod
     def _last(chunks: Iterator[tuple[np.ndarray, KVCache]]) -> tuple[np.ndarray, KVCache]:

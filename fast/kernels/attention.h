@@ -26,37 +26,46 @@ inline void rotate(const Attention& a, const float* x, int32_t position, float* 
   for (int64_t i = a.rotary; i < a.head_dim; ++i) out[i] = x[i];
 }
 
-// One new token's keys and values into their slot, all heads. scratch: D + 16 floats.
+// One head's new keys and values into their slot. scratch: D + 16 floats.
 template <class V>
-void write_slot(const Attention& a, int64_t token, float* scratch) {
-  const int64_t d = a.head_dim, slot = a.positions[token], batch = token / a.tokens;
+void write_head(const Attention& a, int64_t token, int64_t head, float* scratch) {
+  const int64_t d = a.head_dim, slot = a.positions[token];
+  const int64_t place = token / a.tokens * a.kv_heads + head;
+  const int64_t key_at = (place * a.slots + (slot & ~15)) * d + (slot & 15);
+  const int64_t value_at = (place * a.slots + slot) * d;
+  const float* k = a.k + (token * a.kv_heads + head) * d;
+  const float* v = a.v + (token * a.kv_heads + head) * d;
+  if (a.rotary) {
+    rotate(a, k, slot, scratch);
+    k = scratch;
+  }
+  if (!a.int8) {
+    float* keys = static_cast<float*>(a.keys) + key_at;
+    for (int64_t i = 0; i < d; ++i) keys[i * 16] = k[i];
+    __builtin_memcpy(static_cast<float*>(a.values) + value_at, v, sizeof(float) * d);
+    return;
+  }
+  int8_t* keys = static_cast<int8_t*>(a.keys) + key_at;
+  int8_t* values = static_cast<int8_t*>(a.values) + value_at;
+  int8_t codes[16];
+  const float key_scale = int8_scale(absmax<V>(k, d)), value_scale = int8_scale(absmax<V>(v, d));
+  for (int64_t i = 0; i < d; i += 16) {
+    quantize<V>(k + i, 16, key_scale, codes, 4);
+    for (int64_t j = 0; j < 16; ++j) keys[(i + j) * 16] = codes[j];
+    quantize<V>(v + i, 16, value_scale, values + i, 4);
+  }
+  a.key_scales[place * a.slots + slot] = key_scale;
+  a.value_scales[place * a.slots + slot] = value_scale;
+}
+
+// Tokens first..last of the batch. What pads a chunk repeats its last token at the same position
+// and is written once.
+template <class V>
+void write_slots(const Attention& a, int64_t first, int64_t last, float* scratch) {
   for (int64_t head = 0; head < a.kv_heads; ++head) {
-    const int64_t place = batch * a.kv_heads + head;
-    const int64_t key_at = (place * a.slots + (slot & ~15)) * d + (slot & 15);
-    const int64_t value_at = (place * a.slots + slot) * d;
-    const float* k = a.k + (token * a.kv_heads + head) * d;
-    const float* v = a.v + (token * a.kv_heads + head) * d;
-    if (a.rotary) {
-      rotate(a, k, slot, scratch);
-      k = scratch;
-    }
-    if (a.int8) {
-      int8_t* keys = static_cast<int8_t*>(a.keys) + key_at;
-      int8_t* values = static_cast<int8_t*>(a.values) + value_at;
-      int8_t codes[16];
-      const float key_scale = int8_scale(absmax<V>(k, d));
-      const float value_scale = int8_scale(absmax<V>(v, d));
-      for (int64_t i = 0; i < d; i += 16) {
-        quantize<V>(k + i, 16, key_scale, codes, 4);
-        for (int64_t j = 0; j < 16; ++j) keys[(i + j) * 16] = codes[j];
-        quantize<V>(v + i, 16, value_scale, values + i, 4);
-      }
-      a.key_scales[place * a.slots + slot] = key_scale;
-      a.value_scales[place * a.slots + slot] = value_scale;
-    } else {
-      float* keys = static_cast<float*>(a.keys) + key_at;
-      for (int64_t i = 0; i < d; ++i) keys[i * 16] = k[i];
-      __builtin_memcpy(static_cast<float*>(a.values) + value_at, v, sizeof(float) * d);
+    for (int64_t token = first; token < last; ++token) {
+      const bool again = token % a.tokens > 0 && a.positions[token] == a.positions[token - 1];
+      if (!again) write_head<V>(a, token, head, scratch);
     }
   }
 }
@@ -115,7 +124,8 @@ void attend_slots(const Attention& a, const QueryTile& t, const float* q, const 
       for (int64_t i = 0; i < d; i += 16) V::store(mixed + i, V::multiply(V::load(mixed + i), factor));
     }
   }
-  float_products<V, R, 1, kSlots>(scores, values, d, 16, d / 16, slots, t.mixed, d);
+  const int64_t written = t.end - slot < slots ? t.end - slot : slots;  // no slot of the past's
+  float_products<V, R, 1, kSlots>(scores, values, d, 16, d / 16, written, t.mixed, d);
 }
 
 template <class V, int R>
@@ -136,7 +146,10 @@ void attend_tile(const Attention& a, const QueryTile& t, float* scratch) {
       rotate(a, x, a.positions[token], row);
       x = row;
     }
-    for (int64_t i = 0; i < d; ++i) q[i * R + r] = x[i] / root;
+    for (int64_t i = 0; i < d; i += 16) {
+      V::store(row + i, V::divide(V::load(x + i), V::floats(root)));
+    }
+    for (int64_t i = 0; i < d; ++i) q[i * R + r] = row[i];
     t.largest[r] = -__builtin_inff();
     t.sum[r] = 0.0f;
   }
@@ -186,14 +199,20 @@ void combine(const Attention& a, const QueryTile* parts, int64_t count) {
     float* out = a.out + (token * a.heads + head) * d;
     float total = 0.0f;
     for (int64_t p = 0; p < count; ++p) {
-      float weight[16];
-      V::store(weight, exp<V>(V::floats(parts[p].largest[r] - largest)));
-      if (parts[p].sum[r] == 0.0f) weight[0] = 0.0f;
+      float weight[16] = {1.0f};
+      if (count > 1) V::store(weight, exp<V>(V::floats(parts[p].largest[r] - largest)));
       total += parts[p].sum[r] * weight[0];
       const float* mixed = parts[p].mixed + r * d;
-      for (int64_t i = 0; i < d; ++i) out[i] = (p ? out[i] : 0.0f) + mixed[i] * weight[0];
+      const auto factor = V::floats(weight[0]);
+      for (int64_t i = 0; i < d; i += 16) {
+        const auto part = V::multiply(V::load(mixed + i), factor);
+        V::store(out + i, p ? V::add(V::load(out + i), part) : part);
+      }
     }
-    for (int64_t i = 0; i < d; ++i) out[i] = out[i] / total;
+    const auto divisor = V::floats(total);
+    for (int64_t i = 0; i < d; i += 16) {
+      V::store(out + i, V::divide(V::load(out + i), divisor));
+    }
   }
 }
 

@@ -454,13 +454,15 @@ ffi::Error attention(ffi::ThreadPool pool, std::string_view isa, int64_t heads, 
   if (keys->untyped_data() != a.keys) {
     return ffi::Error::Internal("planish: the cache was not handed on in place");
   }
-  auto write = [&](int64_t token) {
-    kernels->write_slot(a, token, scratch<float>(4, head_dim + 16));
+  auto write = [&](int64_t unit) {  // 16 tokens fill one tile of keys
+    const int64_t first = unit * kTile, last = first + kTile < count ? first + kTile : count;
+    kernels->write_slots(a, first, last, scratch<float>(4, head_dim + 16));
   };
+  const int64_t units = ceil_div(count, kTile);
   if (count * kv_heads * head_dim <= kSerialInputs) {
-    for (int64_t token = 0; token < count; ++token) write(token);
+    for (int64_t unit = 0; unit < units; ++unit) write(unit);
   } else {
-    team().run(pool, count, write);
+    team().run(pool, units, write);
   }
   attend_all(*kernels, pool, a);
   return ffi::Error::Success();

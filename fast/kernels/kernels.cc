@@ -58,7 +58,7 @@ extern "C" const Kernels* planish_kernels() {
       integer_tiles<Vector>,
       float_tiles<Vector>,
       float_scratch,
-      write_slot<Vector>,
+      write_slots<Vector>,
       attend<Vector>,
       combine<Vector>,
       attention_scratch,

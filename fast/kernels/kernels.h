@@ -131,7 +131,7 @@ struct Kernels {
   void (*float_tiles)(const Weight&, const Rows&, const Output&, int64_t tile, int64_t count,
                       float* scratch);
   int64_t (*float_scratch)(const Rows&);  // floats that float_tiles wants
-  void (*write_slot)(const Attention&, int64_t token, float* scratch);
+  void (*write_slots)(const Attention&, int64_t first, int64_t last, float* scratch);  // tokens
   void (*attend)(const Attention&, const QueryTile&, float* scratch);
   void (*combine)(const Attention&, const QueryTile* parts, int64_t count);
   int64_t (*attention_scratch)(const Attention&);
