@@ -1,5 +1,6 @@
 """The engine as a whole: equal to the reference and to transformers, in place, compiled once."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from fast import engine as fast_engine
 from fast.engine import Engine, bucket
 from fast.weights import place_linear
-from reference.checkpoint import load_block, open_checkpoint
+from reference.checkpoint import Checkpoint, load_block, open_checkpoint
 from reference.engine import Engine as ReferenceEngine
 from reference.errors import PromptError, SamplingError
 from reference.generate import Stop
@@ -41,6 +42,14 @@ def llama() -> Engine:
     return Engine(open_checkpoint(LLAMA))
 
 
+@pytest.fixture(params=["xla", "native"])
+def make_engine(request) -> Callable[[Checkpoint], Engine]:
+    """The engine in both of its forms."""
+    if request.param == "native":
+        request.getfixturevalue("kernels")
+    return lambda checkpoint: Engine(checkpoint, native=request.param == "native")
+
+
 def tokens(length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, 256, length).tolist()
 
@@ -53,8 +62,9 @@ def generated(engine, prompts, stop, sampling=Sampling()) -> dict[int, list[int]
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_logits_equal_those_of_transformers(name):
-    golden, engine = np.load(GOLDEN / name / "golden.npz"), Engine(open_checkpoint(GOLDEN / name))
+def test_logits_equal_those_of_transformers(name, make_engine):
+    golden = np.load(GOLDEN / name / "golden.npz")
+    engine = make_engine(open_checkpoint(GOLDEN / name))
     for found, expected in (
         (engine.forward(golden["tokens_short"].tolist()), golden["logits_short"]),
         (
@@ -70,8 +80,9 @@ def test_there_are_goldens():
 
 
 @pytest.mark.parametrize("name", ["llama-tied-grouped", "opt-350m-form"])
-def test_a_batch_of_different_lengths_equals_transformers(name):
-    golden, engine = np.load(GOLDEN / name / "golden.npz"), Engine(open_checkpoint(GOLDEN / name))
+def test_a_batch_of_different_lengths_equals_transformers(name, make_engine):
+    golden = np.load(GOLDEN / name / "golden.npz")
+    engine = make_engine(open_checkpoint(GOLDEN / name))
     prompts = [golden[f"batch_tokens_{row}"].tolist() for row in range(3)]
     logits, _ = engine.prefill_batch(prompts, Stop(1))
     for row in range(3):
@@ -90,20 +101,29 @@ def test_prefill_and_decode_equal_forward(llama):
         np.testing.assert_allclose(logits[0], expected[position], atol=2e-4)
 
 
-def test_greedy_tokens_equal_the_reference(quantized):
+def test_greedy_tokens_equal_the_reference(quantized, make_engine):
     checkpoint, prompts = open_checkpoint(quantized), [tokens(5), tokens(19), tokens(1)]
-    found = generated(Engine(checkpoint), prompts, Stop(12))
+    found = generated(make_engine(checkpoint), prompts, Stop(12))
     assert found == generated(ReferenceEngine(checkpoint), prompts, Stop(12))
     assert all(found.values())
 
 
-def test_a_seed_gives_the_tokens_of_the_reference(llama):
-    sampling, prompts = Sampling(0.9, top_k=40, top_p=0.95, seed=7), [tokens(6), tokens(9)]
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(0.9, 40, 0.95), (1.4, 0, 1.0), (1.0, 0, 0.3), (0.01, 3, 1.0)],
+)
+def test_a_seed_gives_the_tokens_of_the_reference(make_engine, temperature, top_k, top_p):
+    sampling = Sampling(temperature, top_k=top_k, top_p=top_p, seed=7)
+    prompts, llama = [tokens(6), tokens(9)], make_engine(open_checkpoint(LLAMA))
     reference = ReferenceEngine(open_checkpoint(LLAMA))
     found = generated(llama, prompts, Stop(20), sampling)
     assert found == generated(reference, prompts, Stop(20), sampling)
-    other = Sampling(0.9, top_k=40, top_p=0.95, seed=8)
-    assert found != generated(llama, prompts, Stop(20), other)
+
+
+def test_another_seed_gives_other_tokens(make_engine):
+    llama, prompts = make_engine(open_checkpoint(LLAMA)), [tokens(6)]
+    first, second = (generated(llama, prompts, Stop(20), Sampling(1.0, seed=s)) for s in (7, 8))
+    assert first != second
 
 
 def test_the_cache_keeps_its_buffers_and_sixty_four_steps_compile_one_program(llama):
@@ -130,11 +150,11 @@ def test_prompts_of_every_length_compile_a_bounded_number_of_programs():
     assert bucket(513) == 1024
 
 
-def test_a_padded_chunk_changes_no_logit(quantized):
+def test_a_padded_chunk_changes_no_logit(quantized, make_engine):
     """Padding repeats the last token: per_tensor scales must not see it as new."""
     checkpoint, prompt = open_checkpoint(quantized), tokens(9)
     expected = ReferenceEngine(checkpoint).forward(prompt)
-    found = Engine(checkpoint).forward(prompt)
+    found = make_engine(checkpoint).forward(prompt)
     assert np.abs(found - expected).max() < 0.05 * np.ptp(expected)
     assert np.abs(found - expected).mean() < 2e-3 * np.ptp(expected)
 
@@ -145,11 +165,11 @@ def test_a_long_prompt_is_computed_in_chunks(llama, monkeypatch):
     np.testing.assert_allclose(llama.forward(tokens(100)), expected, atol=2e-4)
 
 
-def test_eos_ends_a_row_and_not_its_neighbours(llama):
-    prompts = [tokens(5), tokens(19)]
+def test_eos_ends_a_row_and_not_its_neighbours(make_engine):
+    prompts, llama = [tokens(5), tokens(19)], make_engine(open_checkpoint(LLAMA))
     free = generated(llama, prompts, Stop(10, ignore_eos=True))
     ending = next(token for token in free[0] if token not in free[1])
-    engine = Engine(open_checkpoint(LLAMA))
+    engine = make_engine(open_checkpoint(LLAMA))
     engine.config = _with_eos(engine.config, (ending,))
     stopped = generated(engine, prompts, Stop(10))
     assert stopped[0] == free[0][: free[0].index(ending)]
