@@ -62,9 +62,7 @@ class PeerProcess:
 
     def __enter__(self) -> PeerProcess:
         with ExitStack() as stack:
-            directory = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="planish-", dir=self.directory)
-            )
+            directory = stack.enter_context(scratch(self.directory))
             self.stderr = stack.enter_context(tempfile.TemporaryFile())
             self.child = start(self.peer, self.stderr)
             stack.callback(stop, self.child)
@@ -127,6 +125,15 @@ def check(peer: Peer, format: str) -> None:
         raise PeerError("unknown format", name=peer.name, expected=formats, found=repr(format))
     if not installed(peer):
         raise PeerError("not installed", name=peer.name, expected=peer.install)
+
+
+def scratch(parent: str | Path | None) -> tempfile.TemporaryDirectory[str]:
+    """A directory for the child's files, removed at the end."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="planish-", dir=parent)
+    except OSError as problem:
+        where = parent or tempfile.gettempdir()
+        raise PeerError("cannot be written to", path=where, found=problem.strerror) from None
 
 
 def start(peer: Peer, stderr: Any) -> subprocess.Popen[bytes]:
