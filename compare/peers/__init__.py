@@ -35,6 +35,7 @@ class Peer:
     install: str
     formats: tuple[str, ...]  # of the weights, the first is the peer's usual one
     runner: str  # the Python module that a child process runs
+    also: tuple[str, ...] = ()  # other modules that it needs
 
 
 RUNNERS = "compare.peers"
@@ -42,7 +43,7 @@ BUILD = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python gguf"
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("llama.cpp", "llama_cpp", BUILD, ("Q4_0", "Q8_0"), f"{RUNNERS}.llama_cpp"),
+        Peer("llama.cpp", "llama_cpp", BUILD, ("Q4_0", "Q8_0"), f"{RUNNERS}.llama_cpp", ("gguf",)),
         Peer(
             "openvino", "openvino", "pip install openvino", ("int4", "int8"), f"{RUNNERS}.openvino"
         ),
@@ -60,5 +61,6 @@ def peer(name: str) -> Peer:
 
 
 def installed(peer: Peer) -> bool:
-    """Whether the peer can be imported, without importing it."""
-    return importlib.util.find_spec(peer.module) is not None
+    """Whether all that the peer needs can be imported, without importing it."""
+    modules = (peer.module, *peer.also)
+    return all(importlib.util.find_spec(module) is not None for module in modules)
