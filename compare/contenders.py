@@ -60,20 +60,26 @@ class Ours:
         self.engine = Engine(checkpoint, native)
 
     def prefill(self, tokens: int) -> float:
-        prompt = random_prompts(self.engine.config, 1, tokens)
+        prompts = random_prompts(self.engine.config, 1, tokens)
         start = time.perf_counter()
-        next(self.engine.generate(prompt, Stop(1, ignore_eos=True), Sampling()))
+        next(self.engine.generate(prompts, Stop(1, ignore_eos=True), Sampling()))
         return time.perf_counter() - start
 
     def decode(self, tokens: int, batch: int = 1, context: int = 1) -> float:
-        prompts = random_prompts(self.engine.config, batch, context)
-        steps = self.engine.generate(prompts, Stop(tokens + 1, ignore_eos=True), Sampling())
-        for _ in range(batch):  # the first token of each row belongs to the prompt
-            next(steps)
-        start = time.perf_counter()
-        for _ in steps:
-            pass
-        return time.perf_counter() - start
+        return decode_seconds(
+            self.engine, random_prompts(self.engine.config, batch, context), tokens
+        )
+
+
+def decode_seconds(engine: Engine, prompts: list[list[int]], tokens: int) -> float:
+    """Seconds of `tokens` greedy steps behind prompts, which are not counted."""
+    steps = engine.generate(prompts, Stop(tokens + 1, ignore_eos=True), Sampling())
+    for _ in prompts:  # the first token of each row belongs to its prompt
+        next(steps)
+    start = time.perf_counter()
+    for _ in steps:
+        pass
+    return time.perf_counter() - start
 
 
 def random_prompts(config: ModelConfig, batch: int, length: int) -> list[list[int]]:

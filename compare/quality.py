@@ -6,13 +6,13 @@ model's logits (SPEC 8).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from compare.contenders import decode_seconds
 from fast.engine import Engine
 from reference.evaluate import Agreement, agreement, summarize, window_nll
 
@@ -72,15 +72,9 @@ def stored_bytes(directory: Path) -> int:
 
 
 def decode_speed(engine: Engine, window: Sequence[int], steps: int = 40, runs: int = 4) -> float:
-    """Tokens per second of single steps at the end of a window: the median, after one warm-up."""
-    rates, split = [], len(window) - steps
-    for _ in range(runs):
-        _, cache = list(engine.prefill(window[:split], len(window), all_logits=True))[-1]
-        start = time.perf_counter()
-        for position in range(split, len(window)):
-            step = np.array([window[position]]), np.array([position])
-            _, cache = engine.decode_step(*step, cache)
-        rates.append(steps / (time.perf_counter() - start))
+    """Tokens per second behind all of a window but its end: the median, after one warm-up."""
+    prompt = list(window[: len(window) - steps])
+    rates = [steps / decode_seconds(engine, [prompt], steps) for _ in range(runs)]
     return float(np.median(rates[1:]))
 
 

@@ -1,8 +1,8 @@
 """A checkpoint ready to run: weights on the device, programs compiled once, a cache handed on.
 
-A prompt is computed in chunks of at most 512 tokens, each padded to a power of two, so that any
-prompt compiles at most seven prefill programs and needs memory for one chunk; a cache has a
-power of two of slots, or a multiple of 512.
+A prompt is computed in chunks of at most 512 tokens, each padded to a power of two or three
+quarters of one, so that any prompt compiles at most thirteen prefill programs and needs memory for
+one chunk; a cache has a power of two of slots, or a multiple of 512.
 """
 
 from __future__ import annotations
@@ -33,11 +33,17 @@ NEVER = -2  # no token's id
 DISPATCH_SECONDS = 0.03  # text comes at least so often, where a token does not take longer
 
 
-def bucket(count: int) -> int:
-    """What holds `count` tokens or slots: a power of two up to 512, then a multiple of 512."""
+def chunk_size(count: int) -> int:
+    """Tokens that a chunk of `count` is padded to: a power of two, or three quarters of one."""
+    whole = max(SMALLEST_CHUNK, 1 << (count - 1).bit_length())
+    return whole * 3 // 4 if SMALLEST_CHUNK < whole and count <= whole * 3 // 4 else whole
+
+
+def slot_count(count: int) -> int:
+    """Slots of a cache for `count` tokens: a power of two up to 512, then a multiple of 512."""
     if count > PREFILL_CHUNK:
         return -(-count // PREFILL_CHUNK) * PREFILL_CHUNK
-    return max(SMALLEST_CHUNK, 1 << (count - 1).bit_length())
+    return max(KEY_SLOTS, 1 << (count - 1).bit_length())
 
 
 def use_compilation_cache(directory: Path) -> None:
@@ -104,7 +110,7 @@ class Engine:
         tables = self._tables(cache.slots)
         for start in range(0, len(tokens), PREFILL_CHUNK):
             chunk = np.asarray(tokens[start : start + PREFILL_CHUNK], np.int32)
-            size = bucket(len(chunk))
+            size = chunk_size(len(chunk))
             padded = jnp.asarray(np.pad(chunk, (0, size - len(chunk)), mode="edge")[None])
             last = start + len(chunk) - 1
             positions = jnp.asarray(
@@ -223,7 +229,7 @@ class Engine:
 
     def _empty_cache(self, batch: int, slots: int) -> KVCache:
         """Slots to be written; the last generation's, if they fit, as the kernels read no other."""
-        slots = bucket(max(slots, KEY_SLOTS))
+        slots = slot_count(slots)
         spare, self._spare = self._spare, None
         if spare is not None and spare.shape == (batch, slots):
             return spare

@@ -17,7 +17,9 @@ import numpy as np
 import pocket
 from compare import quality, report
 from fast.engine import Engine, use_compilation_cache
+from fast.kernels.library import choose_kernels
 from planish import figure
+from planish.engines import notice
 from planish.progress import progress
 from pocket.outliers import write_outlier_model
 from reference.calibrate import cut_samples
@@ -51,15 +53,16 @@ def recipes() -> dict[str, Recipe]:
 def main() -> int:
     DIRECTORY.mkdir(exist_ok=True)
     use_compilation_cache(DIRECTORY / "xla")
+    native = choose_kernels("auto", DIRECTORY / "kernels", notice)
     outliers = DIRECTORY / "pocket-outliers"
     write_outlier_model(pocket.MODEL, outliers)
     for title, source in (("plain pocket", pocket.MODEL), ("pocket with outliers", outliers)):
         print(f"\n## {title}\n")
-        print(quality.table(rows_of(open_checkpoint(source))), flush=True)
+        print(quality.table(rows_of(open_checkpoint(source), native)), flush=True)
     smoothed = open_checkpoint(DIRECTORY / "pocket-outliers-W8A8")
-    write_text(smoothed)
+    write_text(smoothed, native)
     print("\n## compare, W8A8 on the pocket model with outliers\n")
-    print(report.run(smoothed, held_out_tokens(smoothed)[:600]).table())
+    print(report.run(smoothed, held_out_tokens(smoothed)[:600], native=native).table())
     return picture(open_checkpoint(outliers))
 
 
@@ -73,18 +76,18 @@ def calibration_samples(checkpoint: Checkpoint) -> list[np.ndarray]:
     return cut_samples(tokenizer.encode(read_text(pocket.CALIBRATION)), SAMPLES, SAMPLE_LENGTH)
 
 
-def rows_of(source: Checkpoint) -> list[quality.Quality]:
+def rows_of(source: Checkpoint, native: bool) -> list[quality.Quality]:
     """Quantize by every recipe and measure each, beside the float model."""
     windows = cut_windows(held_out_tokens(source), WINDOW)[:WINDOWS]
     samples = calibration_samples(source)
-    exact = Engine(source)
+    exact = Engine(source, native)
     expected = [exact.forward(window) for window in windows]
     rows: list[quality.Quality] = []
     for name, chosen in progress(recipes().items(), source.path.name):
         target = directory_of(source, name)
         with CheckpointWriter(target, source.path, overwrite=True) as writer:
             quantize_checkpoint(source, writer, chosen, samples)
-        engine = Engine(open_checkpoint(target))
+        engine = Engine(open_checkpoint(target), native)
         baseline = rows[0].perplexity if rows else None
         rows.append(quality.measure(name, engine, windows, expected, target, baseline))
     return rows
@@ -96,11 +99,11 @@ def directory_of(source: Checkpoint, name: str) -> Path:
     return DIRECTORY / f"{model}-{name.replace(', ', '-').replace(' g=', '-g')}"
 
 
-def write_text(checkpoint: Checkpoint) -> None:
+def write_text(checkpoint: Checkpoint, native: bool) -> None:
     """The same prompt continued by both engines."""
     tokenizer = load_tokenizer(checkpoint.path, checkpoint.config)
     prompt, stop, texts = tokenizer.encode(PROMPT), Stop(48), []
-    for engine in (ReferenceEngine(checkpoint), Engine(checkpoint)):
+    for engine in (ReferenceEngine(checkpoint), Engine(checkpoint, native)):
         stream = text_stream(tokenizer, prompt, stop)
         pieces = [stream.push(token) for _, token in engine.generate([prompt], stop, Sampling())]
         texts.append("".join(pieces) + stream.finish())

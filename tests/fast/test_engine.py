@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fast import engine as fast_engine
-from fast.engine import Engine, bucket
+from fast.engine import Engine, chunk_size, slot_count
 from fast.weights import place_linear
 from reference.checkpoint import Checkpoint, load_block, open_checkpoint
 from reference.engine import Engine as ReferenceEngine
@@ -145,9 +145,10 @@ def test_a_consumed_cache_is_refused(llama):
 
 
 def test_prompts_of_every_length_compile_a_bounded_number_of_programs():
-    sizes = {bucket(length) for length in range(1, 513)}
-    assert sizes == {8, 16, 32, 64, 128, 256, 512}
-    assert bucket(513) == 1024
+    sizes = {chunk_size(length) for length in range(1, 513)}
+    assert sizes == {8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512}
+    assert all(chunk_size(length) >= length for length in range(1, 513))
+    assert (slot_count(3), slot_count(17), slot_count(512), slot_count(513)) == (16, 32, 512, 1024)
 
 
 def test_a_padded_chunk_changes_no_logit(quantized, make_engine):

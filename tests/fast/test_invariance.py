@@ -114,7 +114,7 @@ def test_logits_do_not_depend_on_the_prefills_chunks(engine, monkeypatch, chunk)
 
 def test_logits_do_not_depend_on_padding(engine, monkeypatch):
     expected = engine.forward(prompt(65))  # padded to a larger bucket
-    monkeypatch.setattr(fast.engine, "bucket", lambda count: -(-count // 16) * 16)
+    monkeypatch.setattr(fast.engine, "chunk_size", lambda count: -(-count // 16) * 16)
     assert close(engine.forward(prompt(65)), expected)
 
 
