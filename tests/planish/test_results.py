@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 
+import compare.shapes
+from compare.shapes import Shape
 from reference.checkpoint import open_checkpoint
 from reference.engine import Engine
 
@@ -156,7 +158,7 @@ def test_compare_exits_with_3_where_engines_differ(planish, tiny_llama, monkeypa
         def table(self) -> str:
             return "DIFFER"
 
-    monkeypatch.setattr("compare.report.run", lambda *arguments: Report())
+    monkeypatch.setattr("compare.report.run", lambda *arguments, **options: Report())
     result = planish("compare", "--model", tiny_llama)
     assert (result.code, result.out) == (3, "DIFFER\n")
 
@@ -168,18 +170,100 @@ def test_compare_refuses_a_bad_prompt_file(planish, tiny_llama, tmp_path):
     assert result.refused("bad.txt", "UTF-8")
 
 
-def test_bench_measures_beside_limits(planish, tiny_llama, monkeypatch):
-    monkeypatch.setattr("compare.speed.READ_BYTES", 2**20)
-    words = ("bench", "--model", tiny_llama, "--peers", "llama.cpp")
-    values = only_json(planish(*words, "--json"))
-    assert set(values) == {"rows", "limits", "machine"}
-    prefill, decode, peer = values["rows"]
-    assert (prefill["test"], decode["test"]) == ("pp128", "tg127")
-    assert prefill["runs"] >= 5 and 0 < decode["low"] <= decode["median"] <= decode["high"]
-    assert peer["median"] is None and peer["note"]
+@pytest.fixture
+def quick_limits(monkeypatch):
+    monkeypatch.setattr("compare.limits.READ_BYTES", 2**21)
+    monkeypatch.setattr("compare.limits.ROUNDS", 100)
+
+
+@pytest.mark.parametrize("kernels", ["xla", "auto"])
+def test_bench_measures_beside_limits(planish, tiny_llama, quick_limits, kernels):
+    words = ("bench", "--model", tiny_llama, "--runs", 2, "--kernels", kernels)
+    values = only_json(planish(*words, "--tests", "pp512,tg128,tg4x3", "--json"))
+    assert set(values) == {"rows", "limits", "machine", "engines", "missing"}
+    assert [row["test"] for row in values["rows"]] == ["pp128", "tg127", "tg4x3"]
+    for row in values["rows"]:
+        assert row["runs"] == 2 and 0 < row["low"] <= row["median"] <= row["high"]
+        assert row["percent_of_limit"] == pytest.approx(100 * row["median"] / row["limit"])
     assert values["limits"]["memory_read_bytes_per_second"] > 0
     assert values["machine"]["cores"] >= 1
 
 
-def test_bench_refuses_an_unknown_peer(planish, tiny_llama):
-    assert planish("bench", "--model", tiny_llama, "--peers", "lama").refused("peers", "llama.cpp")
+def test_bench_makes_random_models_and_names_missing_peers(
+    planish, tmp_path, quick_limits, monkeypatch
+):
+    tiny = Shape("110M", 64, 2, 4, 2, 96, 300)
+    monkeypatch.setitem(compare.shapes.SHAPES, "110M", tiny)
+    monkeypatch.setattr("compare.contenders.installed", lambda peer: False)
+    words = (
+        "bench",
+        "--shape",
+        "110M",
+        "--recipes",
+        "W4A8-g32,W8A8",
+        "--tests",
+        "tg2",
+        "--runs",
+        1,
+    )
+    words += ("--runs", 1, "--peers", "llama.cpp,torch", "--directory", tmp_path / "models")
+    result = planish(*words)
+    assert result.code == 0
+    assert "| 110M | planish | W4A8-g32 |" in result.out and "| tg2 |" in result.out
+    assert "not measured: llama.cpp: not installed" in result.out
+    assert "pip install torch" in result.out
+    assert (tmp_path / "models" / "110M-W8A8" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--peers", "lama"], ["peers", "llama.cpp"]),
+        (["--tests", "pp"], ["tests", "pp512"]),
+        (["--tests", "pp512x8"], ["tests", "'pp512x8'"]),
+        (["--runs", "0"], ["runs", "1 or more"]),
+        (["--shape", "110M"], ["not allowed with"]),
+    ],
+)
+def test_bench_refuses_what_it_cannot_measure(planish, tiny_llama, words, expected):
+    assert planish("bench", "--model", tiny_llama, *words).refused(*expected)
+
+
+def test_bench_refuses_an_unknown_recipe_of_a_shape(planish):
+    result = planish("bench", "--shape", "110M", "--recipes", "W4A8-gx")
+    assert result.refused("recipes", "'W4A8-gx'")
+
+
+def test_inspect_says_which_kernels_are_used_and_why(planish, tiny_llama):
+    values = only_json(planish("inspect", "--model", tiny_llama, "--json"))
+    assert values["kernels"]["use"].split()[0] in ("native", "xla")
+    text = planish("inspect", "--model", tiny_llama, "--kernels", "xla").out
+    assert "kernels: xla (--kernels xla)" in text
+
+
+def test_without_a_compiler_one_line_says_so_and_the_result_is_the_same(
+    planish, tiny_llama, monkeypatch
+):
+    words = ("generate", "--model", tiny_llama, "--prompt", "Ab", "--max_new_tokens", 6)
+    expected = planish(*words, "--kernels", "xla").out
+    monkeypatch.setattr("fast.kernels.library._loaded", [])
+    monkeypatch.setattr("fast.kernels.build.shutil.which", lambda name: None)
+    result = planish(*words)
+    assert (result.code, result.out) == (0, expected)
+    assert result.err.count("no C++ compiler was found") == 1
+    assert planish(*words, "--kernels", "native").refused("no C++ compiler was found")
+    inspected = planish("inspect", "--model", tiny_llama).out
+    assert "kernels: xla (no C++ compiler was found" in inspected
+
+
+@pytest.mark.parametrize("kernels", ["xla", "auto"])
+@pytest.mark.parametrize("cache", ["float32", "int8"])
+def test_both_engines_agree_whatever_the_cache(planish, tiny_llama, tmp_path, kernels, cache):
+    words = ("logits", "--model", tiny_llama, "--tokens", "1,2,3,4,5,6,7", "--kv_cache", cache)
+    planish(*words, "--out", tmp_path / "fast.npy", "--kernels", kernels)
+    planish(*words, "--out", tmp_path / "reference.npy", "--engine", "reference")
+    found, expected = np.load(tmp_path / "fast.npy"), np.load(tmp_path / "reference.npy")
+    assert np.abs(found - expected).max() < 1e-3 * np.ptp(expected)
+    planish("logits", *words[1:5], "--out", tmp_path / "other.npy", "--kv_cache", "float32")
+    same = bool((np.load(tmp_path / "other.npy") == found).all())
+    assert same == (cache == "float32" and kernels == "auto")
