@@ -26,25 +26,21 @@ mean. That is enough for what is left to check there, how the parts are put toge
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-import fast.layers
 import fast.model
-import fast.weights
 import reference.linear
 import reference.model
+from compare.bounds import NOTHING, activation_scales, reference_codes
+from compare.cached import attention_over, check_codes
 from compare.check import Check, check
-from compare.ops import (
-    NOTHING,
-    activation_scales,
-    computed,
-    fast_codes,
-    place,
-    reference_codes,
-    tolerance,
-)
+from compare.fused import check_outputs, fused, identity, norm_part
+from compare.ops import check_output, fast_codes
+from compare.placed import computed, is_native, place
+from fast.cache import can_tile, empty_layer
 from reference.config import ModelConfig
 from reference.grids import int8_scale
 from reference.layers import rope_tables
@@ -60,6 +56,40 @@ TIE = 1e-4  # in units of the row's activation scale
 TIE_BEHIND_SOFTMAX = 2e-3
 
 Past = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One block on both sides."""
+
+    config: ModelConfig
+    layer: int
+    block: Block
+    placed: Block
+    native: bool
+
+    @property
+    def tiled(self) -> bool:
+        """Whether the kernels do the attention."""
+        return self.native and can_tile(self.config)
+
+    @property
+    def in_floats(self) -> bool:
+        """Whether nothing is on a grid where a code could flip."""
+        linears = [value for value in vars(self.block).values() if isinstance(value, Linear)]
+        floats = all(linear.activation == "float" for linear in linears)
+        return floats and self.config.kv_cache == "float32"
+
+    def readers(self, norm: str) -> tuple[str, ...]:
+        """The linears behind a norm; norms stand before their part or behind it."""
+        if self.config.norm_first:
+            return {"attention_norm": ("q", "k", "v"), "mlp_norm": ("gate", "up")}[norm]
+        return {"attention_norm": ("gate", "up"), "mlp_norm": ()}[norm]
+
+    def linears(self, names: tuple[str, ...]) -> dict[str, Linear]:
+        """Those of the block's linears that it has."""
+        found = {name: getattr(self.block, name) for name in names}
+        return {name: linear for name, linear in found.items() if linear is not None}
 
 
 def trace_block(
@@ -85,24 +115,22 @@ def trace_block(
 
 
 def check_block(
-    config: ModelConfig, layer: int, block: Block, seen: dict[str, np.ndarray]
+    config: ModelConfig, layer: int, block: Block, seen: dict[str, np.ndarray], native: bool = False
 ) -> Iterator[Check]:
     """All parts of one block in the order of execution, then the block."""
-    placed = place(block)
+    case = Case(config, layer, block, place(block, native), native)
     first, second = norm_inputs(config, seen)
-    yield from check_norm(config, layer, "attention_norm", block, placed, *first)
+    yield from check_norm(case, "attention_norm", *first)
     for part in ("q", "k", "v"):
-        yield check_rows(layer, part, block, placed, seen)
-    attended = attention_part(config, placed, seen["q"])
-    yield from check_part(layer, "attention", seen["o"], attended, {"o": block.o})
-    yield check_rows(layer, "o", block, placed, seen)
-    yield from check_norm(config, layer, "mlp_norm", block, placed, *second)
+        yield check_rows(case, part, seen)
+    yield from check_attention(case, seen)
+    yield check_rows(case, "o", seen)
+    yield from check_norm(case, "mlp_norm", *second)
     for part in ("up",) if block.gate is None else ("gate", "up"):
-        yield check_rows(layer, part, block, placed, seen)
-    inner = mlp_part(config, placed, seen["up"])
-    yield from check_part(layer, "mlp", seen["down"], inner, {"down": block.down})
-    yield check_rows(layer, "down", block, placed, seen)
-    yield from check_whole(config, layer, block, placed, seen)
+        yield check_rows(case, part, seen)
+    yield from check_mlp(case, seen)
+    yield check_rows(case, "down", seen)
+    yield from check_whole(case, seen)
 
 
 def limit(x: np.ndarray, share: float = FLOAT_TOLERANCE) -> float:
@@ -120,38 +148,42 @@ def norm_inputs(
     return first, (seen["between"] + seen["mixed"], seen["out"])
 
 
-def check_norm(
-    config: ModelConfig,
-    layer: int,
-    part: str,
-    block: Block,
-    placed: Block,
-    given: np.ndarray,
-    expected: np.ndarray,
-) -> Iterator[Check]:
-    """One norm, and the codes of the linears that read it."""
-    norm = getattr(placed, part)
-    found = computed(fast.model.normalize, given[None], norm, config, static=(2,))[0]
-    readers = {"attention_norm": ("q", "k", "v"), "mlp_norm": ("gate", "up")}[part]
-    if not config.norm_first:
-        readers = {"attention_norm": ("gate", "up"), "mlp_norm": ()}[part]
-    linears = {name: getattr(block, name) for name in readers if getattr(block, name) is not None}
-    yield from check_part(layer, part, expected, found, linears)
+def check_norm(case: Case, part: str, given: np.ndarray, expected: np.ndarray) -> Iterator[Check]:
+    """One norm, and the codes of the linears that read it; natively these linears too."""
+    norm, linears = getattr(case.placed, part), case.linears(case.readers(part))
+    if not case.config.norm_first:
+        found = computed(fast.model.normalize, given[None], norm, case.config, static=(2,))[0]
+        yield from check_part(case.layer, part, expected, found, linears, case.native)
+        return
+    readers = {name: getattr(case.placed, name) for name in linears}
+    found = norm_part(case.config, norm, readers, given)
+    yield from check_part(case.layer, part, expected, found, linears, case.native)
+    if fused(readers) and np.isfinite(found).all():
+        arguments = given[None], norm, tuple(readers.values())
+        outputs = computed(fast.model.project, case.config, *arguments, static=(0,))
+        for (name, linear), y in zip(linears.items(), outputs, strict=True):
+            yield check_outputs(case.layer, f"{name} behind its norm", linear, found, y[0])
 
 
 def check_part(
-    layer: int, part: str, expected: np.ndarray, found: np.ndarray, readers: dict[str, Linear]
+    layer: int,
+    part: str,
+    expected: np.ndarray,
+    found: np.ndarray,
+    readers: dict[str, Linear],
+    native: bool = False,
 ) -> Iterator[Check]:
     """A part's output in floats, and the codes that each linear reading it makes of it."""
     share = SOFTMAX_TOLERANCE if part == "attention" else FLOAT_TOLERANCE
     yield check(2, layer, part, expected, found, limit(expected, share))
     for name, linear in readers.items():
         if linear.activation != "float" and np.isfinite(found).all():
-            yield check_flips(layer, f"{part}, codes for {name}", linear, expected, found)
+            others = (reference_codes if native else fast_codes)(found, linear)[0]
+            yield check_flips(layer, f"{part}, codes for {name}", linear, expected, others)
 
 
 def check_flips(
-    layer: int, part: str, linear: Linear, expected: np.ndarray, found: np.ndarray
+    layer: int, part: str, linear: Linear, expected: np.ndarray, others: np.ndarray
 ) -> Check:
     """Codes that each side makes of its own floats: equal but at ties, where one off is right."""
     scales = activation_scales(expected, linear)
@@ -160,39 +192,53 @@ def check_flips(
     distance = np.abs(ratio - np.floor(ratio) - np.float32(0.5))
     tie = TIE_BEHIND_SOFTMAX if part.startswith("attention,") else TIE
     allowed = np.where(distance < tie * np.maximum(1, row_scales / scales), 1.0, 0.5)
-    codes, others = reference_codes(expected, linear)[0], fast_codes(found, linear)[0]
-    flipped = int(np.sum(codes != others))
-    return check(2, layer, part, codes, others, allowed, flipped)
+    codes = reference_codes(expected, linear)[0]
+    return check(2, layer, part, codes, others, allowed, int(np.sum(codes != others)))
 
 
-def check_rows(
-    layer: int, part: str, block: Block, placed: Block, seen: dict[str, np.ndarray]
-) -> Check:
+def check_rows(case: Case, part: str, seen: dict[str, np.ndarray]) -> Check:
     """One linear on every row that the reference gives it, as the model calls it."""
-    linear, x = getattr(block, part), seen[part]
-    found = computed(fast.model.linear, x[None], getattr(placed, part))[0]
-    expected = reference.linear.linear(x, linear)
-    return check(2, layer, part, expected, found, tolerance(x, linear))
+    linear, placed, x = getattr(case.block, part), getattr(case.placed, part), seen[part]
+    found = computed(fast.model.linear, x[None], placed)[0]
+    return check_output(case.layer, part, linear, x, found, is_native(placed), level=2)
 
 
-def identity(size: int) -> Linear:
-    """A linear that hands its input on, exactly: what stands before it can then be read."""
-    return Linear(np.eye(size, dtype=np.float32))
+def check_attention(case: Case, seen: dict[str, np.ndarray]) -> Iterator[Check]:
+    """All between the norm and `o`, over an empty cache; natively `o` and the residual too."""
+    config, layer, o, x = case.config, case.layer, case.block.o, seen["q"]
+    through = replace(case.placed, o=identity(o.weight.shape[1]))
+    mixed, past = attend(case, through, x)
+    expected = seen["o"]
+    if config.kv_cache == "int8":
+        yield from check_codes(config, layer, case.block, x, past)
+        expected = attention_over(config, case.block, x, past)
+    yield from check_part(layer, "attention", expected, mixed[0], {"o": o}, case.native)
+    if is_native(case.placed.o) and np.isfinite(mixed).all():
+        found, _ = attend(case, case.placed, x, seen["x"][None])
+        part = "o and the residual behind attention"
+        yield check_outputs(layer, part, o, mixed[0], found[0], seen["x"])
 
 
-def attention_part(config: ModelConfig, block: Block, x: np.ndarray) -> np.ndarray:
-    """The engine's input of `o` for x [T, D]: projections, rotary, cache, mask, softmax."""
-    tokens, heads = len(x), config.num_heads * config.head_dim
-    empty = np.zeros((1, config.num_kv_heads, tokens, config.head_dim), np.float32)
-    block, positions = replace(block, o=identity(heads)), np.arange(tokens, dtype=np.int32)[None]
-    arguments = x[None], positions, (empty, empty), tables(config, tokens)
-    return computed(fast.model.attend, config, block, *arguments, static=(0,))[0][0]
+def attend(case: Case, block: Block, x: np.ndarray, residual: np.ndarray | None = None) -> Any:
+    """The engine's attention of x [T, D] over an empty cache, and the cache that it leaves."""
+    positions = np.arange(len(x), dtype=np.int32)[None]
+    past = empty_layer(case.config, 1, len(x), case.tiled)
+    arguments = x[None], positions, past, tables(case.config, len(x)), None, residual
+    return computed(fast.model.attend, case.config, block, *arguments, static=(0,))
 
 
-def mlp_part(config: ModelConfig, block: Block, x: np.ndarray) -> np.ndarray:
-    """The engine's input of `down` for x [T, D]."""
-    block = replace(block, down=identity(config.intermediate_size))
-    return computed(fast.model.mlp, config, block, x[None], static=(0,))[0]
+def check_mlp(case: Case, seen: dict[str, np.ndarray]) -> Iterator[Check]:
+    """All between the norm and `down`; natively `down` and the residual too."""
+    layer, down, x = case.layer, case.block.down, seen["up"]
+    native = is_native(case.placed.down)
+    through = replace(case.placed, down=identity(down.weight.shape[1], native))
+    inner = computed(fast.model.mlp, case.config, through, x[None], static=(0,))[0]
+    yield from check_part(layer, "mlp", seen["down"], inner, {"down": down}, case.native)
+    if native and np.isfinite(inner).all():
+        arguments = x[None], None, seen["x"][None]
+        found = computed(fast.model.mlp, case.config, case.placed, *arguments, static=(0,))
+        part = "down and the residual behind the mlp"
+        yield check_outputs(layer, part, down, inner, found[0], seen["x"])
 
 
 def tables(config: ModelConfig, length: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -200,27 +246,31 @@ def tables(config: ModelConfig, length: int) -> tuple[np.ndarray, np.ndarray] | 
     return None if config.rope is None else rope_tables(config, length)
 
 
-def check_whole(
-    config: ModelConfig, layer: int, block: Block, placed: Block, seen: dict[str, np.ndarray]
-) -> Iterator[Check]:
+def check_whole(case: Case, seen: dict[str, np.ndarray]) -> Iterator[Check]:
     """The block as the model runs it: that its parts are put together as they should be."""
-    expected, rotary = seen["out"], tables(config, len(seen["x"]))
-    found = computed(fast.model.run_block, config, placed, seen["x"][None], rotary, static=(0,))
-    linears = [value for value in vars(block).values() if isinstance(value, Linear)]
-    if all(linear.activation == "float" for linear in linears):
-        yield check(2, layer, "block", expected, found[0], limit(expected, BLOCK_TOLERANCE))
+    expected, layer = seen["out"], case.layer
+    given = seen["x"][None], tables(case.config, len(expected)), case.tiled
+    found = computed(fast.model.run_block, case.config, case.placed, *given, static=(0, 4))[0]
+    if case.in_floats:
+        yield check(2, layer, "block", expected, found, limit(expected, BLOCK_TOLERANCE))
         return
-    yield check(2, layer, "block", expected, found[0], limit(expected, QUANTIZED_BLOCK_TOLERANCE))
-    mean = np.abs(found[0].astype(np.float64) - expected).mean(keepdims=True)
+    yield check(2, layer, "block", expected, found, limit(expected, QUANTIZED_BLOCK_TOLERANCE))
+    mean = np.abs(found.astype(np.float64) - expected).mean(keepdims=True)
     bound = limit(expected, QUANTIZED_BLOCK_MEAN)
     yield check(2, layer, "block, mean error", np.zeros((1, 1)), mean, bound)
 
 
 def check_ends(
-    config: ModelConfig, weights: Weights, tokens: np.ndarray, last: np.ndarray, logits: np.ndarray
+    config: ModelConfig,
+    weights: Weights,
+    tokens: np.ndarray,
+    last: np.ndarray,
+    logits: np.ndarray,
+    native: bool = False,
 ) -> Iterator[Check]:
     """Embeddings of tokens [T], and logits of the last hidden states [T, D]."""
-    outer, positions = place(replace(weights, blocks=())), np.arange(len(tokens), dtype=np.int32)
+    outer = place(replace(weights, blocks=()), native)
+    positions = np.arange(len(tokens), dtype=np.int32)
     expected = reference.model.embed(config, weights, tokens, positions)
     given = tokens.astype(np.int32)[None], positions[None]
     found = computed(fast.model.embed, config, outer, *given, static=(0,))[0]

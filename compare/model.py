@@ -27,6 +27,7 @@ import numpy as np
 
 import fast.cache
 import reference.model
+from compare.cached import as_floats
 from compare.check import Check, check
 from compare.noise import Tolerances, Trace, slot_errors
 from fast.engine import Engine
@@ -140,10 +141,11 @@ def check_steps(case: Case, trace: Trace, prefilled: np.ndarray) -> Iterator[Che
 
 def check_cache(case: Case, expected: KVCache, found: fast.cache.KVCache) -> Iterator[Check]:
     """|found - expected| / |expected| of the keys (values) in each slot; the index is the slot."""
-    for kind in ("keys", "values"):
-        layers = zip(getattr(expected, kind), getattr(found, kind), strict=True)
-        for layer, (known, slots) in enumerate(layers):  # [S, K, Hd] and [1, K, more slots, Hd]
-            written = np.asarray(slots)[0].transpose(1, 0, 2)[: len(known)]
+    layers = [as_floats(layer) for layer in found.layers]  # [1, K, more slots, Hd] each
+    for number, kind in enumerate(("keys", "values")):
+        pairs = zip(getattr(expected, kind), layers, strict=True)
+        for layer, (known, slots) in enumerate(pairs):  # known: [S, K, Hd]
+            written = slots[number][0].transpose(1, 0, 2)[: len(known)]
             share = slot_errors(known, written)
             name, zeros = f"{kind} in the cache", np.zeros(len(known))
             yield check(3, layer, name, zeros, share, case.tolerances.slot)

@@ -1,53 +1,49 @@
 """Level 1: every op on the same inputs.
 
-Equal, as integers or bit for bit:
+Equal, as integers or bit for bit, for XLA:
     the weight as placed on the device   codes q - z, scales, zero padding, float weights
     activation scales and codes          on every real row, and on rows that are hard on purpose
     integer sums                         the weight's own codes times those codes
+and the linear itself within the bound of bounds.py.
 
-Within a bound, element by element: the linear itself. The reference rounds every float operation
-behind an integer sum on its own, in a fixed order; XLA may fuse a multiplication with an addition
-and add in its own order (the native kernels may not: they are bit-identical). 2 ulps for each
-operation, an ulp being at most eps = 2^-23 of the magnitude that the operation works on:
-
-    W8A8     (f32(sum) * a) * w + b      2 eps (3 |y| + |b|)       two products, one addition
-    W4A8     G terms and G additions     2 eps ((3 + G) S + |b|)   S = sum over g of |term g|
-    float    K products and additions    16 eps (sum |x w| + |b|)  blocked sums stay below
-
-S and not |y|, because what cancels in a sum leaves its rounding behind.
+For the native kernels, on every instruction set that is loaded:
+    the weight in tiles                  taken out of them: codes q - z and scales as stored
+    activation codes times their scale   read through a weight of ones and zeros (`observer`)
+    the linear itself                    bit-identical; weight-only within the bound
+A kernel quantizes, multiplies and scales in one call, so its sums cannot be seen. They need not
+be: one code or sum that is off by one moves an output by a whole step of its scale, and outputs
+that are equal bit for bit on hard rows leave no room for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
-import jax
 import numpy as np
 
 import fast.linear
 import fast.weights
 import reference.linear
+from compare.bounds import activation_scales, group_size_of, reference_codes, tolerance
 from compare.check import Check, check
-from reference.grids import expand_groups, grouped, int8_scale
+from compare.placed import (
+    Sets,
+    computed,
+    is_native,
+    kernel_output,
+    place,
+    placed_weight,
+    portable_output,
+)
+from reference.grids import SYMMETRIC_ZERO, grouped, int8_scale, num_groups
 from reference.linear import Linear, QuantizedWeight
+from reference.packing import pack_nibbles
 
-EPS = float(np.finfo(np.float32).eps)
-SUMMATION = 16 * EPS
-NOTHING = 1e-30  # so that no tolerance is exactly zero
 SMALLEST_GROUP = 32  # a largest entry at every 32nd place gives every group the same scale
 EXACT = 2**24  # float32 holds every integer up to here
-
-
-def place(tree: Any) -> Any:
-    """A linear, a norm or a block as the engine places it on its device."""
-    return jax.device_put(fast.weights.place_block(tree))
-
-
-def computed(function: Callable[..., Any], *arguments: Any, static: tuple[int, ...] = ()) -> Any:
-    """What one of the engine's functions gives when it is compiled, as NumPy arrays."""
-    return jax.tree.map(np.asarray, jax.jit(function, static_argnums=static)(*arguments))
+OBSERVED = 256  # columns whose codes are read
 
 
 def hard_rows(k: int, scale: np.ndarray | None = None) -> np.ndarray:
@@ -75,33 +71,76 @@ def hard_rows(k: int, scale: np.ndarray | None = None) -> np.ndarray:
     return np.stack(rows).astype(np.float32)
 
 
-def check_linear(layer: int | None, part: str, linear: Linear, x: np.ndarray) -> Iterator[Check]:
+def check_linear(
+    layer: int | None, part: str, linear: Linear, x: np.ndarray, sets: Sets = ()
+) -> Iterator[Check]:
     """One linear: its weight as placed, its activations' codes, its sums, its outputs.
 
-    x [T, K] is what the reference reads there. Outputs are taken for one row and for eleven, a
-    prime: what works in multiples of 4 or 8 rows has a rest.
+    x [T, K] is what the reference reads there. With `sets` the kernels of each are judged, where
+    the weight is quantized.
     """
-    hard = hard_rows(x.shape[1], linear.activation_scale)
-    placed = place(linear)
+    placed = place(linear, bool(sets))
     yield from check_weight(layer, part, linear, placed)
+    if not is_native(placed):
+        yield from check_portable(layer, part, linear, placed, x)
+        return
+    for isa in sets:
+        yield from check_kernel(layer, part, linear, placed, x, isa)
+
+
+def check_portable(
+    layer: int | None, part: str, linear: Linear, placed: Linear, x: np.ndarray
+) -> Iterator[Check]:
+    """XLA's form, for one row and for eleven: what works in multiples of 4 or 8 rows has a rest."""
+    hard = hard_rows(x.shape[1], linear.activation_scale)
     if linear.activation != "float":
         yield from check_codes(layer, f"{part}, real rows", linear, x)
-        together = linear.activation != "per_tensor"  # where one scale serves all, one at a time
-        for number, rows in enumerate([hard] if together else np.split(hard, len(hard))):
-            name = "hard rows" if together else f"hard row {number}"
+        for name, rows in hard_parts(linear, hard):
             yield from check_codes(layer, f"{part}, {name}", linear, rows)
         yield check_sums(layer, part, linear, placed, np.concatenate([x[:4], hard]))
     for rows in (x[:1], np.concatenate([x[-4:], hard])):
-        yield check_output(1, layer, f"{part}, {len(rows)} rows", linear, placed, rows)
+        found = portable_output(rows, placed)
+        yield check_output(layer, f"{part}, {len(rows)} rows", linear, rows, found)
+
+
+def check_kernel(
+    layer: int | None, part: str, linear: Linear, placed: Linear, x: np.ndarray, isa: str
+) -> Iterator[Check]:
+    """The kernels of one instruction set, for 1, 7 and 23 rows.
+
+    They take 8, 4, 2 and 1 rows together, and up to 8 rows go another way than more.
+    """
+    hard = hard_rows(x.shape[1], linear.activation_scale)
+    if linear.activation != "float":
+        yield check_seen_codes(layer, f"{part}, real rows", linear, x, isa)
+        for name, rows in hard_parts(linear, hard):
+            yield check_seen_codes(layer, f"{part}, {name}", linear, rows, isa)
+    for rows in (x[:1], hard, np.concatenate([x[-16:], hard])):
+        found = kernel_output(rows, placed, isa)
+        yield check_output(layer, f"{part}, {len(rows)} rows, {isa}", linear, rows, found, True)
+
+
+def hard_parts(linear: Linear, hard: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The hard rows by name: all at once, or one at a time where one scale would serve them all."""
+    if linear.activation != "per_tensor":
+        yield "hard rows", hard
+        return
+    for number, row in enumerate(hard):
+        yield f"hard row {number}", row[None]
 
 
 def check_output(
-    level: int, layer: int | None, part: str, linear: Linear, placed: Linear, x: np.ndarray
+    layer: int | None,
+    part: str,
+    linear: Linear,
+    x: np.ndarray,
+    found: np.ndarray,
+    native: bool = False,
+    level: int = 1,
 ) -> Check:
-    """The linear's output for rows x [T, K], within the bound of the operations behind it."""
-    found = computed(fast.linear.linear, x[None], placed)[0]
+    """The linear's outputs for rows x [T, K], within the bound of the operations behind them."""
     expected = reference.linear.linear(x, linear)
-    return check(level, layer, part, expected, found, tolerance(x, linear))
+    return check(level, layer, part, expected, found, tolerance(x, linear, native))
 
 
 def check_weight(layer: int | None, part: str, linear: Linear, placed: Linear) -> Iterator[Check]:
@@ -115,22 +154,6 @@ def check_weight(layer: int | None, part: str, linear: Linear, placed: Linear) -
             yield check(1, layer, f"{part}, {name}", expected, found, 0.0)
 
 
-def placed_weight(weight: Any, placed: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What each array of a placed weight should hold, and what it holds."""
-    if not isinstance(weight, QuantizedWeight):
-        return {"values": (weight, np.asarray(placed))}
-    codes = reference.linear.centred_codes(weight) if weight.bits == 4 else weight.codes
-    scale = weight.scale.astype(np.float32)
-    found, found_scale = np.asarray(placed.codes), np.asarray(placed.scale)
-    if isinstance(placed, fast.weights.GroupedWeight):  # [G, N, g] and [G, N]
-        rows, k = weight.shape
-        found, found_scale = found.transpose(1, 0, 2).reshape(rows, -1), found_scale.T
-        codes = np.pad(codes, ((0, 0), (0, found.shape[1] - k)))
-    if isinstance(placed, fast.weights.ScaledWeight):
-        scale = np.broadcast_to(scale, found_scale.shape)
-    return {"codes": (codes, found), "scale": (scale, found_scale)}
-
-
 def check_codes(layer: int | None, part: str, linear: Linear, x: np.ndarray) -> Iterator[Check]:
     """Activation scales and codes of rows x [T, K], quantized together: equal."""
     codes, scale = reference_codes(x, linear)
@@ -138,13 +161,6 @@ def check_codes(layer: int | None, part: str, linear: Linear, x: np.ndarray) -> 
     scale = np.broadcast_to(scale, (len(x), scale.shape[1]))
     yield check(1, layer, f"{part}, activation scale", scale, found_scale, 0.0)
     yield check(1, layer, f"{part}, activation codes", codes, found, 0.0)
-
-
-def reference_codes(x: np.ndarray, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
-    """Codes [T, K] and scale [T or 1, 1 or G] by the definition."""
-    if linear.activation == "per_group":
-        return reference.linear.quantize_int8_groups(x, group_size_of(linear))
-    return reference.linear.quantize_activations(x, linear)
 
 
 def fast_codes(x: np.ndarray, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
@@ -158,17 +174,34 @@ def fast_codes(x: np.ndarray, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
     return codes.reshape(len(x), -1)[:, : x.shape[1]], scale[:, :, 0]
 
 
-def group_size_of(linear: Linear) -> int:
-    weight = linear.weight
-    return weight.group_size if isinstance(weight, QuantizedWeight) else -1
+def check_seen_codes(
+    layer: int | None, part: str, linear: Linear, x: np.ndarray, isa: str
+) -> Check:
+    """A kernel's activation codes times their scale, read through `observer`: equal."""
+    columns = observed_columns(x.shape[1])
+    seen = kernel_output(x, place(observer(linear, columns), native=True), isa)
+    codes, _ = reference_codes(x, linear)
+    expected = (codes.astype(np.float32) * activation_scales(x, linear))[:, columns]
+    return check(1, layer, f"{part}, codes times scale, {isa}", expected, seen, 0.0)
 
 
-def activation_scales(x: np.ndarray, linear: Linear) -> np.ndarray:
-    """The scale of every entry of x, [T, K]."""
-    _, scale = reference_codes(x, linear)
-    if linear.activation == "per_group":
-        return expand_groups(scale, x.shape[1], group_size_of(linear))
-    return np.broadcast_to(scale, x.shape)
+def observer(linear: Linear, columns: np.ndarray) -> Linear:
+    """A linear that treats its input [T, K] alike and hands on the codes of some columns.
+
+    Row n of its weight is 1 at columns[n] and 0 elsewhere, every scale 1: f32(code * 1) * scale
+    is all that is rounded.
+    """
+    weight = reference.linear.quantized_weight(linear)
+    k, bits, size = weight.in_features, weight.bits, weight.group_size
+    ones = (np.arange(k) == columns[:, None]).astype(np.uint8)
+    scale = np.ones((len(columns), num_groups(k, size)), np.float32)
+    codes = ones.astype(np.int8) if bits == 8 else pack_nibbles(ones + np.uint8(SYMMETRIC_ZERO))
+    return replace(linear, weight=QuantizedWeight(codes, scale, None, bits, k, size), bias=None)
+
+
+def observed_columns(k: int) -> np.ndarray:
+    """Up to 256 of K columns, evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, k - 1, min(k, OBSERVED)).astype(np.int64))
 
 
 def check_sums(
@@ -195,34 +228,6 @@ def grouped_sums(codes: np.ndarray, weight: np.ndarray) -> np.ndarray:
     placed = fast.weights.GroupedWeight(weight, np.ones((groups, outputs), np.float32))
     ones = np.ones((len(codes), groups, 1), np.float32)
     return computed(fast.linear.int4_rows, split, ones, placed)
-
-
-def tolerance(x: np.ndarray, linear: Linear) -> np.ndarray:
-    """How far each output [T, N] may be from the reference's: the module's table."""
-    weight = linear.weight
-    bias = 0.0 if linear.bias is None else np.abs(linear.bias)
-    if not isinstance(weight, QuantizedWeight):
-        dense = np.abs(reference.linear.float_weight(linear))
-        return SUMMATION * (np.abs(x) @ dense.T + bias) + NOTHING
-    if linear.activation == "float":
-        dense = np.abs(reference.linear.dequantize(weight))
-        return SUMMATION * (np.abs(x) @ dense.T + bias) + NOTHING
-    if weight.bits == 8:
-        terms = np.abs(reference.linear.linear(x, replace(linear, bias=None)))
-        return 2 * EPS * (3 * terms + bias) + NOTHING
-    return 2 * EPS * ((3 + weight.scale.shape[1]) * absolute_terms(x, linear) + bias) + NOTHING
-
-
-def absolute_terms(x: np.ndarray, linear: Linear) -> np.ndarray:
-    """sum over groups of |f32(sum xq (q - z)) * w_scale * a_scale|, [T, N]."""
-    weight = reference.linear.quantized_weight(linear)
-    codes, a_scale = reference_codes(x, linear)
-    sums = reference.linear.group_products(codes, weight)
-    scales = np.broadcast_to(a_scale, (len(x), len(sums)))
-    terms = np.zeros((len(x), weight.shape[0]), np.float32)
-    for g, total in enumerate(sums):
-        terms += np.abs(total * weight.scale[:, g].astype(np.float32)) * scales[:, g, None]
-    return terms
 
 
 def check_integer_products(seed: int = 0) -> Iterator[Check]:

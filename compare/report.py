@@ -11,11 +11,14 @@ import numpy as np
 import reference.linear
 import reference.model
 from compare.check import Check
+from compare.kernels import check_kernels
 from compare.layers import Past, check_block, check_ends, trace_block
 from compare.model import Case, ModelFigures, check_model
 from compare.noise import IN_FLOATS, Trace, tolerances
 from compare.ops import check_integer_products, check_linear, check_scales
+from compare.placed import Sets
 from fast.engine import Engine
+from fast.kernels.library import load_library
 from reference.calibrate import Progress, no_progress
 from reference.checkpoint import Checkpoint, load_weights
 from reference.config import ModelConfig
@@ -33,6 +36,7 @@ class Report:
     name: str
     checks: tuple[Check, ...]
     figures: ModelFigures | None  # of level 3
+    kernels: Sets = ()  # instruction sets; none where XLA computes everything
 
     @property
     def agree(self) -> bool:
@@ -58,6 +62,7 @@ class Report:
             "agree": self.agree,
             "first_mismatch": None if first is None else {**first.as_dict(), "text": str(first)},
             "model": self.name,
+            "kernels": list(self.kernels),
             "checks": len(self.checks),
             "layers": self.rows(),
             "figures": self.figures and {k: finite(v) for k, v in asdict(self.figures).items()},
@@ -65,7 +70,8 @@ class Report:
 
     def table(self) -> str:
         """For people."""
-        lines = [self.name, HEADER, "-" * len(HEADER)]
+        form = f"kernels: {', '.join(self.kernels)}" if self.kernels else "portable XLA form"
+        lines = [f"{self.name} ({form})", HEADER, "-" * len(HEADER)]
         lines += [as_line(row) for row in self.rows()]
         if self.figures is not None:
             lines.append(in_words(self.figures))
@@ -135,10 +141,13 @@ def run(
     prompt_tokens: Sequence[int] | None = None,
     progress: Progress = no_progress,
     levels: Sequence[int] = (1, 2, 3),
+    native: bool = False,
 ) -> Report:
     """Compare the fast engine with the reference on a checkpoint and a prompt.
 
-    `levels` to compare: 1 ops, 2 layers, 3 the whole model.
+    `levels` to compare: 1 ops, 2 layers, 3 the whole model. `native`: the kernels instead of the
+    portable form; level 1 on every instruction set that is loaded (kernels/library.py; the best
+    one where none is), levels 2 and 3 on the first.
 
     The prompt is cut to the model's length, or to 600 tokens: longer than a prefill chunk. Where
     none is given it is drawn with a fixed seed. Raises PromptError for an empty prompt or a token
@@ -152,11 +161,13 @@ def run(
     check_fits(config, [tokens], Stop(0), config.max_positions)
     lazy = load_weights(checkpoint)
     weights = replace(lazy, blocks=list(lazy.blocks))
-    checks, trace = check_blocks(config, weights, tokens, progress, levels)
+    sets = tuple(load_library(None).sets) if native else ()
+    checks, trace = check_blocks(config, weights, tokens, progress, levels, sets)
+    name = str(checkpoint.path)
     if 3 not in levels:
-        return Report(str(checkpoint.path), tuple(checks), None)
-    whole, figures = check_model(case_of(checkpoint, weights, trace), trace)
-    return Report(str(checkpoint.path), tuple([*checks, *whole]), figures)
+        return Report(name, tuple(checks), None, sets)
+    whole, figures = check_model(case_of(checkpoint, weights, trace, native), trace)
+    return Report(name, tuple([*checks, *whole]), figures, sets)
 
 
 def linears(block: reference.model.Block) -> dict[str, Linear]:
@@ -164,11 +175,11 @@ def linears(block: reference.model.Block) -> dict[str, Linear]:
     return {part: layer for part, layer in vars(block).items() if isinstance(layer, Linear)}
 
 
-def case_of(checkpoint: Checkpoint, weights: Weights, trace: Trace) -> Case:
+def case_of(checkpoint: Checkpoint, weights: Weights, trace: Trace, native: bool) -> Case:
     """The engine, made anew, and the tolerances that the model's activations ask for."""
-    config, engine = checkpoint.config, Engine(checkpoint)
+    config, engine = checkpoint.config, Engine(checkpoint, native)
     kinds = {layer.activation for block in weights.blocks for layer in linears(block).values()}
-    exact = kinds == {"float"}
+    exact = kinds == {"float"} and config.kv_cache == "float32"
     allowed = IN_FLOATS if exact else tolerances(config, weights, trace)
     return Case(config, weights, engine, allowed, "per_tensor" in kinds)
 
@@ -179,36 +190,46 @@ def check_blocks(
     tokens: list[int],
     progress: Progress,
     levels: Sequence[int],
+    sets: Sets,
 ) -> tuple[list[Check], Trace]:
     """Levels 1 and 2, block after block along the reference's hidden states of the first chunk.
 
     What the reference computes on the way, its cache and its logits, serves level 3.
     """
-    checks = [*check_integer_products(), check_scales()] if 1 in levels else []
+    checks = [*check_first(sets)] if 1 in levels else []
     first, pasts = np.asarray(tokens[:PREFILL_CHUNK]), list[Past]()
     x = reference.model.embed(config, weights, first, np.arange(len(first)))
     for layer, block in enumerate(progress(weights.blocks, "compare blocks")):
         seen, past = trace_block(config, block, x)
         for part, linear in linears(block).items() if 1 in levels else ():
-            checks += check_linear(layer, part, linear, seen[part])
-        checks += check_block(config, layer, block, seen) if 2 in levels else ()
+            checks += check_linear(layer, part, linear, seen[part], sets)
+        checks += check_block(config, layer, block, seen, bool(sets)) if 2 in levels else ()
         pasts.append(past)
         x = seen["out"]
-    checks += check_outer(config, weights, x) if 1 in levels else ()
+    checks += check_outer(config, weights, x, sets) if 1 in levels else ()
     logits = reference.model.unembed(config, weights, x)
-    checks += check_ends(config, weights, first, x, logits) if 2 in levels else ()
+    if 2 in levels:
+        checks += check_ends(config, weights, first, x, logits, bool(sets))
     keys, values = zip(*pasts, strict=True)
     return checks, finish_trace(config, weights, tokens, logits, KVCache(keys, values))
 
 
-def check_outer(config: ModelConfig, weights: Weights, x: np.ndarray) -> Iterator[Check]:
+def check_first(sets: Sets) -> Iterator[Check]:
+    """Level 1 where no weights are needed: the kernels, or XLA's integer products."""
+    yield check_scales()
+    yield from check_kernels(sets) if sets else check_integer_products()
+
+
+def check_outer(
+    config: ModelConfig, weights: Weights, x: np.ndarray, sets: Sets
+) -> Iterator[Check]:
     """Level 1 for the linears outside the blocks; x [T, D] serves as rows for the head too."""
     if weights.project_out is not None:
-        yield from check_linear(None, "project_out", weights.project_out, x)
+        yield from check_linear(None, "project_out", weights.project_out, x, sets)
         x = reference.linear.linear(x, weights.project_out)
     if weights.project_in is not None:
-        yield from check_linear(None, "project_in", weights.project_in, x)
-    yield from check_linear(None, "head", weights.head, x)
+        yield from check_linear(None, "project_in", weights.project_in, x, sets)
+    yield from check_linear(None, "head", weights.head, x, sets)
 
 
 def finish_trace(

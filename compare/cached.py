@@ -1,0 +1,95 @@
+"""The KV cache at level 2: what lies in it, read back from any of its forms.
+
+An INT8 cache (SPEC 3) keeps codes and a scale per token and head, and a code that lies on a tie
+may flip there as anywhere. So the cache is judged first, as codes: equal, but one off where the
+reference's own float lies within 1e-3 of a tie (in units of the head's scale; a rotated key is
+a sum of two products, and its scale belongs to one head and not to the whole row). Then attention
+is judged over the cache that was found, as sharply as over a cache of floats: what a flip is worth
+there does not matter, for both sides read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+import reference.layers
+from compare.check import Check, check
+from fast.cache import is_tiled
+from reference.config import ModelConfig
+from reference.grids import int8_codes, int8_scale
+from reference.layers import causal_mask, rope, rope_tables
+from reference.linear import linear
+from reference.model import Block
+
+TIE = 1e-3
+SCALE_TOLERANCE = 1e-5  # relative
+
+
+def as_floats(layer: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """One layer's keys and values, float32 [B, K, S, Hd]."""
+    keys, values, *scales = untiled(layer)
+    if not scales:
+        return keys, values
+    return tuple(
+        codes.astype(np.float32) * scale[..., None]
+        for codes, scale in zip((keys, values), scales, strict=True)
+    )
+
+
+def untiled(layer: Sequence[Any]) -> list[np.ndarray]:
+    """One layer's arrays with keys as [B, K, S, Hd], and no longer in tiles of 16 slots."""
+    arrays = [np.asarray(array) for array in layer]
+    if is_tiled(tuple(arrays)):  # type: ignore[arg-type]
+        batch, heads, tiles, width, slots = arrays[0].shape
+        keys = arrays[0].transpose(0, 1, 2, 4, 3)
+        arrays[0] = keys.reshape(batch, heads, tiles * slots, width)
+    return arrays
+
+
+def check_codes(
+    config: ModelConfig, layer: int, block: Block, x: np.ndarray, past: Sequence[Any]
+) -> Iterator[Check]:
+    """Codes and scales of an INT8 cache after attention over x [T, D], row 0 of the batch."""
+    _, *expected = projections(config, block, x)
+    found = [array[0].swapaxes(0, 1)[: len(x)] for array in untiled(past)]  # [T, K, ...]
+    for part, floats, codes, scales in zip(
+        ("keys", "values"), expected, found[:2], found[2:], strict=True
+    ):
+        scale = int8_scale(np.abs(floats).max(axis=-1, keepdims=True))
+        allowed = SCALE_TOLERANCE * scale[..., 0]
+        yield check(2, layer, f"{part} in the cache, scale", scale[..., 0], scales, allowed)
+        yield check_flips(layer, f"{part} in the cache, codes", floats, scale, codes)
+
+
+def check_flips(
+    layer: int, part: str, floats: np.ndarray, scale: np.ndarray, codes: np.ndarray
+) -> Check:
+    """Codes of [T, K, Hd]: those of the reference's floats, or one off at a tie."""
+    ratio, expected = floats / scale, int8_codes(floats, scale)
+    distance = np.abs(ratio - np.floor(ratio) - np.float32(0.5))
+    allowed = np.where(distance < TIE, 1.0, 0.5)
+    return check(2, layer, part, expected, codes, allowed, int(np.sum(expected != codes)))
+
+
+def projections(config: ModelConfig, block: Block, x: np.ndarray) -> list[np.ndarray]:
+    """The reference's q, k and v of x [T, D], rotated, in floats: [T, heads, Hd] each."""
+    q, k, v = (
+        linear(x, layer).reshape(len(x), -1, config.head_dim)
+        for layer in (block.q, block.k, block.v)
+    )
+    if config.rope is not None:
+        cos, sin = rope_tables(config, len(x))
+        q, k = rope(q, cos, sin), rope(k, cos, sin)
+    return [q, k, v]
+
+
+def attention_over(
+    config: ModelConfig, block: Block, x: np.ndarray, past: Sequence[Any]
+) -> np.ndarray:
+    """The reference's attention of x [T, D] over the slots that the engine wrote."""
+    keys, values = (slots[0].swapaxes(0, 1)[: len(x)] for slots in as_floats(past))  # [T, K, Hd]
+    mask = causal_mask(np.arange(len(x)), len(x))
+    return reference.layers.attention(projections(config, block, x)[0], keys, values, mask)
