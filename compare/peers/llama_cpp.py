@@ -33,6 +33,7 @@ class LlamaCpp:
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.model:
             raise RuntimeError("llama.cpp does not load the file")
+        path.unlink()  # it stays mapped, and gigabytes go away however this process ends
         self.threads, self.vocab = job.threads, job.shape.vocab
         self.version = f"llama-cpp-python {llama_cpp.__version__}"
         block_bits = gguf_file.BLOCK_BYTES[job.format] * 8
