@@ -18,9 +18,13 @@ Where a part's output is quantized next, its codes may differ by one where x / s
 error is still that of the whole row, so 1e-4 is meant in units of the row's scale. And behind a
 softmax it is 2e-3, for the reason above (seen: errors of 6e-4 of a scale).
 
-A flipped code moves everything behind it, so a whole block with INT8 activations has no sharp
-bound: it may be off by 10 % of its largest magnitude at its worst element and by 0.1 % in the
-mean. That is enough for what is left to check there, how the parts are put together.
+A flipped code moves everything behind it, so a whole block with INT8 activations (or an INT8
+cache, cached.py) has no sharp bound: it may be off by 10 % of its largest magnitude at its worst
+element and by 0.1 % in the mean. That is enough for what is left to check there, how the parts are
+put together.
+
+The native kernels do several parts in one call. Each is made visible nevertheless, and what the
+call does behind it must be equal bit for bit (fused.py).
 """
 
 from __future__ import annotations
@@ -199,7 +203,11 @@ def check_flips(
 def check_rows(case: Case, part: str, seen: dict[str, np.ndarray]) -> Check:
     """One linear on every row that the reference gives it, as the model calls it."""
     linear, placed, x = getattr(case.block, part), getattr(case.placed, part), seen[part]
-    found = computed(fast.model.linear, x[None], placed)[0]
+    if part in ("o", "down"):
+        found = computed(fast.model.linear, x[None], placed)[0]
+    else:
+        arguments = case.config, x[None], None, (placed,)
+        found = computed(fast.model.project, *arguments, static=(0,))[0][0]
     return check_output(case.layer, part, linear, x, found, is_native(placed), level=2)
 
 

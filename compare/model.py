@@ -11,9 +11,13 @@
 
 Tolerances are shares of the range (largest minus smallest) of the logits compared. In floats only
 summation errors add up: 1e-4. With INT8 activations a code that lies on a tie may flip (level 2),
-and everything behind it moves; noise.py measures how much. Means are far below the largest, so
-they have their own tolerances: an error in every logit hides from one made for the worst of a
-million.
+and everything behind it moves; noise.py measures how much. In an INT8 cache a code may flip too,
+an error of one step of the scale in one entry of a key or value: it moved the logits of models
+in floats by up to 3e-3 of their range, and a slot by up to 1 % of its length; noise.py covers it in
+the same way. Means are far below the largest, so they have their own tolerances: an error in
+every logit hides from one made for the worst of a million.
+
+The cache is compared as floats, in whatever form it is held (cached.py).
 
 A greedy token that differs is a failure unless the reference's margin is within the tolerance.
 """

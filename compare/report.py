@@ -14,7 +14,7 @@ from compare.check import Check
 from compare.kernels import check_kernels
 from compare.layers import Past, check_block, check_ends, trace_block
 from compare.model import Case, ModelFigures, check_model
-from compare.noise import IN_FLOATS, Trace, tolerances
+from compare.noise import IN_FLOATS, LEAST, LEAST_CACHED, Trace, tolerances
 from compare.ops import check_integer_products, check_linear, check_scales
 from compare.placed import Sets
 from fast.engine import Engine
@@ -176,11 +176,14 @@ def linears(block: reference.model.Block) -> dict[str, Linear]:
 
 
 def case_of(checkpoint: Checkpoint, weights: Weights, trace: Trace, native: bool) -> Case:
-    """The engine, made anew, and the tolerances that the model's activations ask for."""
+    """The engine, made anew, and the tolerances that the model's grids ask for."""
     config, engine = checkpoint.config, Engine(checkpoint, native)
     kinds = {layer.activation for block in weights.blocks for layer in linears(block).values()}
-    exact = kinds == {"float"} and config.kv_cache == "float32"
-    allowed = IN_FLOATS if exact else tolerances(config, weights, trace)
+    in_floats = kinds == {"float"}
+    if in_floats and config.kv_cache == "float32":
+        allowed = IN_FLOATS
+    else:
+        allowed = tolerances(config, weights, trace, LEAST_CACHED if in_floats else LEAST)
     return Case(config, weights, engine, allowed, "per_tensor" in kinds)
 
 

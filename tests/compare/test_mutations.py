@@ -20,7 +20,7 @@ import fast.layers
 import fast.linear
 import fast.model
 import fast.weights
-from fast.linear import divide
+from fast.grids import divide
 from fast.weights import GroupedWeight
 from reference.linear import Linear
 from reference.packing import pack_nibbles, unpack_nibbles
@@ -58,8 +58,12 @@ def transposed(place, layer):
     return replace(placed, weight=np.ascontiguousarray(layer.weight.T)) if square else placed
 
 
-def without_bias(linear, x, layer):
-    return linear(x, replace(layer, bias=None))
+def without_bias(linear, x, layer, *residual):
+    return linear(x, replace(layer, bias=None), *residual)
+
+
+def project_without_bias(project, config, x, norm, layers):
+    return project(config, x, norm, tuple(replace(layer, bias=None) for layer in layers))
 
 
 def dynamic_instead_of_static(quantize, x, layer):
@@ -236,13 +240,13 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "NaN from a norm": (
         "llama",
         "W8A8",
-        wrap(fast.model, "normalize", with_nan),
+        wrap(fast.linear, "normalize", with_nan),
         "attention_norm",
     ),
     "bias forgotten by the model": (
         "opt",
         "W8A8",
-        wrap(fast.model, "linear", without_bias),
+        wrap(fast.model, "project", project_without_bias),
         "q",
     ),
     "residual left out": (
@@ -284,8 +288,8 @@ def batch_one_short(prefill_batch, engine, prompts, stop):
     return prefill_batch(engine, [list(prompt[:-1]) for prompt in prompts], stop)
 
 
-def one_slot_late(append, slots, new, positions):
-    return append(slots, new, positions + 1)
+def one_slot_late(append, past, k, v, positions):
+    return append(past, k, v, positions + 1)
 
 
 def last_slot_unused(step, engine, tokens, positions, cache):
@@ -368,4 +372,5 @@ def test_the_cache_slot_that_was_left_out_is_named(judge, mutate):
 def test_linear_is_the_same_function_everywhere():
     """The mutations above rely on it: the model calls the linear that level 1 judges."""
     assert fast.model.linear is fast.linear.linear
+    assert fast.model.project is fast.linear.project
     assert isinstance(fast.weights.place_linear(Linear(np.eye(2, dtype=np.float32))), Linear)
