@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 Subjects = Callable[[str, str], Checkpoint]
+Mutation = Callable[[pytest.MonkeyPatch], None]
+
+
+def wrap(module: Any, name: str, around: Callable[..., Any]) -> Mutation:
+    """Replace module.name by a function that is given the original first."""
+    original = getattr(module, name)
+
+    def mutation(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(module, name, lambda *a, **k: around(original, *a, **k))
+
+    return mutation
 
 
 def cut_opt(target: Path) -> Path:
@@ -89,15 +101,36 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Subjects:
 
 
 @pytest.fixture
-def judge(subjects: Subjects) -> Callable[..., report.Report]:
-    """judge(family, recipe, levels) -> the report on a prompt of 40 tokens."""
+def judge(
+    subjects: Subjects, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., report.Report]:
+    """judge(family, recipe, levels) -> the report on a prompt of 40 tokens.
 
-    def run(family: str, name: str, levels: Sequence[int] = (1, 2, 3)) -> report.Report:
-        checkpoint = subjects(family, name)
+    native: by the kernels; without the thousand random linears, which test_kernels.py runs once.
+    """
+
+    def run(
+        family: str,
+        name: str,
+        levels: Sequence[int] = (1, 2, 3),
+        native: bool = False,
+        kv_cache: str = "float32",
+    ) -> report.Report:
+        if native:
+            request.getfixturevalue("kernels")
+            monkeypatch.setattr(report, "check_kernels", lambda sets: [])
+        found = subjects(family, name)
+        checkpoint = replace(found, config=replace(found.config, kv_cache=kv_cache))
         tokens = report.random_tokens(checkpoint.config.vocab_size, 40)
-        return report.run(checkpoint, tokens, levels=levels)
+        return report.run(checkpoint, tokens, levels=levels, native=native)
 
     return run
+
+
+@pytest.fixture(params=[False, True], ids=["xla", "native"])
+def native(request: pytest.FixtureRequest) -> bool:
+    """Both forms of the engine."""
+    return request.param
 
 
 @pytest.fixture

@@ -2,21 +2,19 @@
 
 A mistake is made by replacing one function of the engine; the reference is left as it is. What is
 replaced in `fast.linear` or `fast.weights` level 1 must name; what is replaced in `fast.model`
-level 1 never calls, and in `fast.engine` neither level 1 nor level 2, so these are not run there.
+level 1 never calls, so it is not run there. The engine's own mistakes are in
+test_engine_mutations.py, the kernels' in test_kernel_mutations.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fast.engine
-import fast.layers
+import fast.cache
 import fast.linear
 import fast.model
 import fast.weights
@@ -24,18 +22,7 @@ from fast.grids import divide
 from fast.weights import GroupedWeight
 from reference.linear import Linear
 from reference.packing import pack_nibbles, unpack_nibbles
-
-Mutation = Callable[[pytest.MonkeyPatch], None]
-
-
-def wrap(module: Any, name: str, around: Callable[..., Any]) -> Mutation:
-    """Replace module.name by a function that is given the original first."""
-    original = getattr(module, name)
-
-    def mutation(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(module, name, lambda *a, **k: around(original, *a, **k))
-
-    return mutation
+from tests.compare.conftest import Mutation, wrap
 
 
 def swapped_nibbles(centred, weight):
@@ -274,99 +261,32 @@ def test_level_2_names_a_wrong_part(judge, mutate, name):
     assert (first.level, first.part) == (2, part)
 
 
-def nan_in_forward(forward, engine, tokens):
-    logits = forward(engine, tokens).copy()
-    logits[-1, -1] = np.nan
-    return logits
-
-
-def one_short(prefill, engine, tokens, slots, **options):
-    return prefill(engine, tokens[:-1], slots, **options)
-
-
-def batch_one_short(prefill_batch, engine, prompts, stop):
-    return prefill_batch(engine, [list(prompt[:-1]) for prompt in prompts], stop)
-
-
-def one_slot_late(append, past, k, v, positions):
-    return append(past, k, v, positions + 1)
-
-
-def last_slot_unused(step, engine, tokens, positions, cache):
-    return step(engine, tokens, np.minimum(positions, cache.slots - 2), cache)
-
-
-def one_position_late(step, engine, tokens, positions, cache):
-    return step(engine, tokens, positions + 1, cache)
-
-
-def always_row_zero(insert, cache, single, row):
-    return insert(cache, single, row * 0)
-
-
-ENGINE = fast.engine.Engine
-LEVEL_3: dict[str, tuple[str, Mutation, str]] = {
-    "steps one position late": (
-        "W8A8",
-        wrap(ENGINE, "decode_step", one_position_late),
-        "decode at slot 58 of 64",
+CACHE: dict[str, tuple[Mutation, str]] = {
+    "codes cut off, not rounded": (
+        wrap(
+            fast.cache, "int8_codes", lambda codes, x, s: jnp.trunc(divide(x, s)).astype(jnp.int8)
+        ),
+        "keys in the cache, codes",
     ),
-    "last slot never used": (
-        "O2",
-        wrap(ENGINE, "decode_step", last_slot_unused),
-        "decode at slot 63 of 64",
+    "128 instead of 127": (
+        wrap(fast.cache, "int8_scale", lambda scale, m: divide(m, jnp.float32(128))),
+        "keys in the cache, scale",
     ),
-    "last token of the prompt dropped": ("float", wrap(ENGINE, "prefill", one_short), "logits"),
-    "last token of a batch dropped": (
-        "W8A8",
-        wrap(ENGINE, "prefill_batch", batch_one_short),
-        "row 0 of a batch of 3",
-    ),
-    "every prompt in the same row": (
-        "W8A8",
-        wrap(fast.engine, "insert", always_row_zero),
-        "row 0 of a batch of 3",
-    ),
-    "NaN in one logit": ("W8A8", wrap(ENGINE, "forward", nan_in_forward), "logits"),
-    "a token that is not the likeliest": (
-        "float",
-        wrap(fast.engine, "sample", lambda sample, logits, *rest: int(np.argsort(logits)[-2])),
-        "greedy tokens of row 0",
+    "read without its scale": (
+        wrap(fast.model, "read", lambda read, past: read((*past[:2], past[2], past[2]))),
+        "attention",
     ),
 }
 
 
-@pytest.mark.parametrize("name", LEVEL_3)
-def test_level_3_names_what_only_the_whole_shows(judge, mutate, name):
-    recipe, mutation, part = LEVEL_3[name]
-    mutation(mutate)
-    result = judge("llama", recipe, [3])
-    first = result.first_mismatch
-    assert first is not None
-    assert first.level == 3
-    assert first.part.startswith(part)
-    assert not result.agree
-    assert "DIFFER: level 3" in result.table()
-
-
 @pytest.mark.parametrize("recipe", ["float", "W8A8"])
-def test_only_level_3_sees_a_cache_slot_off_by_one(judge, mutate, recipe):
-    """A whole prompt fills its cache: the late slot is clamped, and only steps and rests differ."""
-    wrap(fast.model, "append", one_slot_late)(mutate)
-    result = judge("llama", recipe, [2, 3])
-    assert result.first_mismatch is not None
-    assert result.first_mismatch.level == 3
-    assert {(check.level, check.part) for check in result.checks if not check.agrees} >= {
-        (3, "keys in the cache"),
-        (3, "values in the cache"),
-    }
-
-
-def test_the_cache_slot_that_was_left_out_is_named(judge, mutate):
-    wrap(ENGINE, "decode_step", last_slot_unused)(mutate)
-    failed = [check for check in judge("llama", "O2", [3]).checks if not check.agrees]
-    slots = {check.index for check in failed if check.part.endswith("in the cache")}
-    assert slots == {(63,)}
+@pytest.mark.parametrize("name", CACHE)
+def test_level_2_names_a_wrong_int8_cache(judge, mutate, name, recipe):
+    mutation, part = CACHE[name]
+    mutation(mutate)
+    first = judge("llama", recipe, [2], kv_cache="int8").first_mismatch
+    assert first is not None
+    assert (first.level, first.part) == (2, part)
 
 
 def test_linear_is_the_same_function_everywhere():
