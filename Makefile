@@ -1,5 +1,6 @@
 # make demo    what planish does, on the embedded model
 # make test    the tests            make lint    ruff and mypy
+# make sanitize    the kernels' check under address, undefined-behaviour and thread sanitizers
 #
 # Each makes its own virtual environment first: PYTHON=python3.13 chooses the interpreter,
 # VENV=.venv313 where it is put. The second time there is nothing to do.
@@ -11,7 +12,13 @@ STAMP := $(VENV)/planish-installed
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 WORKERS := $(shell [ $(CORES) -lt 4 ] && echo $(CORES) || echo 4)
 
-.PHONY: demo test lint clean
+CXX ?= g++
+SANITIZE := $(CXX) -std=c++17 -O1 -g -w -ffp-contract=off -pthread -Ifast/kernels \
+  fast/kernels/kernels.cc tests/fast/kernels_check.cc
+AVX512 := -DPLANISH_ISA=avx512 -DPLANISH_AVX512 -mavx2 -mfma -mf16c \
+  -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
+
+.PHONY: demo test lint sanitize clean
 
 demo: $(STAMP)
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m planish.demo  # matrices too small to share
@@ -25,6 +32,18 @@ lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# plain C++ anywhere, and AVX-512 where the processor has it
+sanitize:
+	@mkdir -p build
+	@for kind in address,undefined thread; do \
+	  for isa in plain $$(grep -qm1 avx512_vnni /proc/cpuinfo && echo avx512); do \
+	    flags="-DPLANISH_ISA=plain"; [ $$isa = avx512 ] && flags="$(AVX512)"; \
+	    echo "make sanitize: $$kind, $$isa"; \
+	    $(SANITIZE) -fsanitize=$$kind -fno-sanitize-recover=all $$flags -o build/check || exit 1; \
+	    build/check 20 || exit 1; \
+	  done; \
+	done
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -10,7 +10,6 @@
 namespace planish::PLANISH_ISA {
 
 struct Vector {
-  static constexpr const char* kName = "avx512";
   static constexpr int kInt8Zero = 128;  // vpdpbusd wants one unsigned side: weights + 128
   static constexpr int kTiles = 2;       // 8 rows x 2 tiles of sums, in 32 registers
 

@@ -9,7 +9,6 @@
 namespace planish::PLANISH_ISA {
 
 struct Vector {
-  static constexpr const char* kName = "plain";
   static constexpr int kInt8Zero = 0;
   static constexpr int kTiles = 1;
 
