@@ -19,10 +19,35 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 from tests.models import make_llama as write_llama  # noqa: E402 (imports NumPy)
 
 
+@pytest.fixture(scope="session")
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of this test run, the same one for all of its processes."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Compiled programs go to a directory of this run, never to the user's."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+def private_cache(run_directory: Path) -> Path:
+    """Compiled programs and kernels go to a directory of this run, never to the user's."""
+    cache = run_directory / "cache"
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def kernels(private_cache: Path) -> list[str]:
+    """The native kernels of every instruction set that this processor runs; their names."""
+    from fast.kernels.build import find_compiler
+    from fast.kernels.instruction_sets import available
+    from fast.kernels.library import load_library
+    from reference.errors import KernelsError
+
+    try:
+        find_compiler()
+    except KernelsError as problem:
+        pytest.skip(str(problem))
+    sets = [one.name for one in available()]
+    return load_library(private_cache / "planish" / "kernels", sets).sets
 
 
 @pytest.fixture(scope="session")

@@ -26,16 +26,14 @@ PLANISH_INLINE inline typename V::Floats exp(typename V::Floats x) {
   return V::multiply(p, V::from_bits(exponent));
 }
 
-// x * sigmoid(x), by exp(-|x|) as in reference/layers.py, so that nothing overflows.
+// x * sigmoid(x), by e = exp(-|x|) so that nothing overflows: x / (1 + e), or x e / (1 + e) below 0.
 template <class V>
 PLANISH_INLINE inline typename V::Floats silu(typename V::Floats x) {
   using F = typename V::Floats;
-  const F one = V::floats(1.0f), zero = V::floats(0.0f);
+  const F zero = V::floats(0.0f);
   const F positive = V::max(zero, x), negative = V::min(zero, x);  // a NaN, second, is kept
   const F e = exp<V>(V::subtract(negative, positive));
-  const F denominator = V::add(one, e);
-  const F upper = V::divide(positive, denominator);
-  return V::add(upper, V::multiply(negative, V::divide(e, denominator)));
+  return V::divide(V::fma(negative, e, positive), V::add(V::floats(1.0f), e));
 }
 
 }  // namespace planish::PLANISH_ISA

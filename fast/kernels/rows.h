@@ -8,38 +8,26 @@ namespace planish::PLANISH_ISA {
 
 constexpr float kSmallestAbsmax = 1e-5f;
 
-// The row as floats in scratch, zeros behind it up to a multiple of 16.
+// x / sqrt(mean(x^2) + eps) * weight, or the same of x - mean(x), then + bias.
 template <class V>
-const float* float_row(const Source& s, int64_t row, float* scratch) {
+const float* normalized_row(const Source& s, const float* x, float* scratch) {
   using F = typename V::Floats;
   const int64_t k = s.inputs, whole = k & ~int64_t{15};
-  const float* x = s.x + row * k;
-  const float* gate = s.gate ? s.gate + row * k : nullptr;
-  for (int64_t i = 0; i < k; i += 16) {
-    const bool full = i < whole;
-    F value = full ? V::load(x + i) : V::load_part(x + i, k - i);
-    if (gate) {
-      const F g = full ? V::load(gate + i) : V::load_part(gate + i, k - i);
-      value = V::multiply(silu<V>(g), value);
-    }
-    V::store(scratch + i, value);
-  }
-  if (s.norm == Norm::kNone) return scratch;
   const F count = V::floats(static_cast<float>(k));
-  F mean = V::floats(0.0f);
   if (s.norm == Norm::kLayer) {
     F total = V::floats(0.0f);
-    for (int64_t i = 0; i < k; i += 16) total = V::add(total, V::load(scratch + i));
-    mean = V::divide(V::floats(V::sum(total)), count);
+    for (int64_t i = 0; i < k; i += 16) total = V::add(total, V::load(x + i));
+    const F mean = V::divide(V::floats(V::sum(total)), count);
     for (int64_t i = 0; i < k; i += 16) {
-      const F centred = V::subtract(V::load(scratch + i), mean);
+      const F centred = V::subtract(V::load(x + i), mean);
       if (i < whole) V::store(scratch + i, centred);
       else V::store_part(scratch + i, centred, k - i);
     }
+    x = scratch;
   }
   F squares[4] = {V::floats(0.0f), V::floats(0.0f), V::floats(0.0f), V::floats(0.0f)};
   for (int64_t i = 0; i < k; i += 16) {
-    const F value = V::load(scratch + i);
+    const F value = V::load(x + i);
     squares[i / 16 % 4] = V::fma(value, value, squares[i / 16 % 4]);
   }
   const F total = V::add(V::add(squares[0], squares[1]), V::add(squares[2], squares[3]));
@@ -47,7 +35,7 @@ const float* float_row(const Source& s, int64_t row, float* scratch) {
   const F root = V::floats(__builtin_sqrtf(variance));
   for (int64_t i = 0; i < k; i += 16) {
     const bool full = i < whole;
-    F value = V::divide(V::load(scratch + i), root);
+    F value = V::divide(V::load(x + i), root);
     if (s.norm_weight) {
       const float* p = s.norm_weight + i;
       value = V::multiply(value, full ? V::load(p) : V::load_part(p, k - i));
@@ -60,6 +48,29 @@ const float* float_row(const Source& s, int64_t row, float* scratch) {
     else V::store_part(scratch + i, value, k - i);
   }
   return scratch;
+}
+
+// The row as floats, zeros behind it up to a multiple of 16: in scratch, or where it lies if
+// nothing is to be done to it.
+template <class V>
+const float* float_row(const Source& s, int64_t row, float* scratch) {
+  using F = typename V::Floats;
+  const int64_t k = s.inputs, whole = k & ~int64_t{15};
+  const float* x = s.x + row * k;
+  if (s.gate || whole < k) {
+    const float* gate = s.gate ? s.gate + row * k : nullptr;
+    for (int64_t i = 0; i < k; i += 16) {
+      const bool full = i < whole;
+      F value = full ? V::load(x + i) : V::load_part(x + i, k - i);
+      if (gate) {
+        const F g = full ? V::load(gate + i) : V::load_part(gate + i, k - i);
+        value = V::multiply(silu<V>(g), value);
+      }
+      V::store(scratch + i, value);
+    }
+    x = scratch;
+  }
+  return s.norm == Norm::kNone ? x : normalized_row<V>(s, x, scratch);
 }
 
 // The largest magnitude. Compared as integers, NaN is above everything and so is not lost.
@@ -81,13 +92,25 @@ inline float int8_scale(float largest) {
   return (largest < kSmallestAbsmax ? kSmallestAbsmax : largest) / 127.0f;
 }
 
+// rint(x / scale). A division takes as long as ten multiplications, so x * (1 / scale) is tried
+// first: it is off by less than 127 * 3 * 2^-24 = 2.3e-5 where the code is not clipped anyway, and
+// rounds to the same integer unless it lies that close to a tie. There the division decides.
+template <class V>
+PLANISH_INLINE inline typename V::Floats nearest_code(typename V::Floats x, typename V::Floats scale,
+                                                      typename V::Floats inverse) {
+  const auto ratio = V::multiply(x, inverse), nearest = V::round(ratio);
+  const auto off = V::bits_and(V::bits(V::subtract(ratio, nearest)), V::ints(0x7fffffff));
+  const bool tie = V::any_above(V::from_bits(off), V::floats(0.4999f));
+  return __builtin_expect(tie, 0) ? V::round(V::divide(x, scale)) : nearest;
+}
+
 // q = clip(rint(x / scale), -127, 127) of `count` inputs into steps of `stride` bytes; their sum.
 template <class V>
 int32_t quantize(const float* x, int64_t count, float scale, int8_t* codes, int64_t stride) {
   typename V::Ints total = V::ints(0);
-  const auto divisor = V::floats(scale);
+  const auto divisor = V::floats(scale), inverse = V::floats(1.0f / scale);
   for (int64_t i = 0; i < count; i += 16) {
-    auto ratio = V::round(V::divide(V::load(x + i), divisor));
+    auto ratio = nearest_code<V>(V::load(x + i), divisor, inverse);
     ratio = V::max(V::floats(-127.0f), V::min(V::floats(127.0f), ratio));
     const auto q = V::to_ints(ratio);
     total = V::add(total, q);

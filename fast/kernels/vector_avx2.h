@@ -181,6 +181,10 @@ struct Vector {
   static Floats min(Floats a, Floats b) {
     return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)};
   }
+  static bool any_above(Floats a, Floats b) {
+    const __m256 lo = _mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ);
+    return _mm256_movemask_ps(_mm256_or_ps(lo, _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ))) != 0;
+  }
   static Floats round(Floats x) {  // half to even
     return {_mm256_round_ps(x.lo, 0x08), _mm256_round_ps(x.hi, 0x08)};
   }

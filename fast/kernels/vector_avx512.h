@@ -83,6 +83,9 @@ struct Vector {
   static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
   static Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+  static bool any_above(Floats a, Floats b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+  }
   static Floats round(Floats x) { return _mm512_roundscale_ps(x, 0x08); }  // half to even
   static float sum(Floats x) { return _mm512_reduce_add_ps(x); }
   static float largest(Floats x) { return _mm512_reduce_max_ps(x); }

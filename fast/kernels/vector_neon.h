@@ -151,6 +151,11 @@ struct Vector {
   static Floats min(Floats a, Floats b) {
     return make<Floats>([&](int i) { return vminq_f32(a.at[i], b.at[i]); });
   }
+  static bool any_above(Floats a, Floats b) {
+    uint32x4_t above = vcgtq_f32(a.at[0], b.at[0]);
+    for (int i = 1; i < 4; ++i) above = vorrq_u32(above, vcgtq_f32(a.at[i], b.at[i]));
+    return vmaxvq_u32(above) != 0;
+  }
   static Floats round(Floats x) {  // half to even
     return make<Floats>([&](int i) { return vrndnq_f32(x.at[i]); });
   }

@@ -145,6 +145,12 @@ struct Vector {
   static Floats min(Floats a, Floats b) {
     return make<Floats>([&](int i) { return a.at[i] < b.at[i] ? a.at[i] : b.at[i]; });
   }
+  static bool any_above(Floats a, Floats b) {
+    for (int i = 0; i < 16; ++i) {
+      if (a.at[i] > b.at[i]) return true;
+    }
+    return false;
+  }
   static Floats round(Floats x) {
     return make<Floats>([&](int i) { return std::nearbyint(x.at[i]); });
   }
