@@ -61,17 +61,22 @@ def check_codes(
         scale = int8_scale(np.abs(floats).max(axis=-1, keepdims=True))
         allowed = SCALE_TOLERANCE * scale[..., 0]
         yield check(2, layer, f"{part} in the cache, scale", scale[..., 0], scales, allowed)
-        yield check_flips(layer, f"{part} in the cache, codes", floats, scale, codes)
+        yield check_flips(2, layer, f"{part} in the cache, codes", floats, scale, codes)
 
 
 def check_flips(
-    layer: int, part: str, floats: np.ndarray, scale: np.ndarray, codes: np.ndarray
+    level: int,
+    layer: int | None,
+    part: str,
+    floats: np.ndarray,
+    scale: np.ndarray,
+    codes: np.ndarray,
 ) -> Check:
     """Codes of [T, K, Hd]: those of the reference's floats, or one off at a tie."""
     ratio, expected = floats / scale, int8_codes(floats, scale)
     distance = np.abs(ratio - np.floor(ratio) - np.float32(0.5))
     allowed = np.where(distance < TIE, 1.0, 0.5)
-    return check(2, layer, part, expected, codes, allowed, int(np.sum(expected != codes)))
+    return check(level, layer, part, expected, codes, allowed, int(np.sum(expected != codes)))
 
 
 def projections(config: ModelConfig, block: Block, x: np.ndarray) -> list[np.ndarray]:

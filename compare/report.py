@@ -10,6 +10,7 @@ import numpy as np
 
 import reference.linear
 import reference.model
+from compare.attention import check_attention
 from compare.check import Check
 from compare.kernels import check_kernels
 from compare.layers import Past, check_block, check_ends, trace_block
@@ -218,9 +219,15 @@ def check_blocks(
 
 
 def check_first(sets: Sets) -> Iterator[Check]:
-    """Level 1 where no weights are needed: the kernels, or XLA's integer products."""
+    """Level 1 where no model is needed: the kernels, or XLA's integer products."""
     yield check_scales()
-    yield from check_kernels(sets) if sets else check_integer_products()
+    yield from check_without_model(sets) if sets else check_integer_products()
+
+
+def check_without_model(sets: Sets) -> Iterator[Check]:
+    """The kernels on a thousand random linears, and on caches of many shapes."""
+    yield from check_kernels(sets)
+    yield from check_attention(sets)
 
 
 def check_outer(

@@ -106,7 +106,7 @@ def judge(
 ) -> Callable[..., report.Report]:
     """judge(family, recipe, levels) -> the report on a prompt of 40 tokens.
 
-    native: by the kernels; without the thousand random linears, which test_kernels.py runs once.
+    native: by the kernels; without what needs no model, which test_kernels.py runs once.
     """
 
     def run(
@@ -118,7 +118,7 @@ def judge(
     ) -> report.Report:
         if native:
             request.getfixturevalue("kernels")
-            monkeypatch.setattr(report, "check_kernels", lambda sets: [])
+            monkeypatch.setattr(report, "check_without_model", lambda sets: [])
         found = subjects(family, name)
         checkpoint = replace(found, config=replace(found.config, kv_cache=kv_cache))
         tokens = report.random_tokens(checkpoint.config.vocab_size, 40)

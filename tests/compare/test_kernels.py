@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import fast.native
+from compare.attention import CASES as ATTENTION
+from compare.attention import check_attention
 from compare.kernels import CASES, Kind, check_case, check_kernels, kinds, random_shape
 from tests.compare.conftest import wrap
 
@@ -79,3 +81,34 @@ def test_a_mismatch_says_how_to_draw_it_again(kernels, mutate):
     assert "inputs" in again.detail and again.detail.endswith("seed (0, 0, 0)")
     (other,) = check_case(kind, (kernels[0],), (0, number, 1))
     assert other.part == f"INT4, activations per_group, float16, group 32, {kernels[0]}"
+
+
+def test_attention_agrees_on_every_instruction_set_and_over_both_caches(kernels):
+    checks = list(check_attention(tuple(kernels)))
+    assert [str(check) for check in checks if not check.agrees] == []
+    outputs = {check.part for check in checks if check.part.endswith(("row 0", "row 1"))}
+    rows = sum(len(case.starts) for case in ATTENTION)
+    assert len(outputs) == rows * 2 * len(kernels)
+
+
+def rows_exchanged(attention, q, *rest):
+    return attention(q[::-1], *rest)
+
+
+def test_rows_of_a_batch_that_are_exchanged_are_found(kernels, mutate):
+    wrap(fast.native, "attention", rows_exchanged)(mutate)
+    failed = {check.part for check in check_attention((kernels[0],)) if not check.agrees}
+    assert failed and all(part.endswith(("row 0", "row 1")) for part in failed)
+    assert all(" and " in part for part in failed)
+
+
+def a_slot_cleared(attention, *arguments):
+    mixed, (keys, values, *scales) = attention(*arguments)
+    return mixed, (keys, values.at[0, 0, 0].set(0), *scales)
+
+
+def test_a_slot_that_should_have_stayed_is_found(kernels, mutate):
+    wrap(fast.native, "attention", a_slot_cleared)(mutate)
+    failed = {check.part for check in check_attention((kernels[0],)) if not check.agrees}
+    touched = {part for part in failed if part.endswith("row 0, other slots, values")}
+    assert len(touched) == 2 * sum(case.starts[0] > 0 for case in ATTENTION)
