@@ -22,7 +22,6 @@ from fast.linear import linear, project
 from reference.config import ModelConfig
 from reference.layers import Norm
 from reference.model import Block, Weights
-from reference.tiles import TiledWeight
 
 Tables = tuple[jax.Array, jax.Array] | None  # cos and sin [max_positions, dim / 2]
 DecodeState = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, KVCache]
@@ -117,10 +116,13 @@ def mlp(
     if block.gate is None:
         inner = act(project(config, x, norm, (block.up,))[0])
         return linear(inner, block.down, residual)
-    gate, up = project(config, x, norm, (block.gate, block.up))
-    if config.activation == "silu" and isinstance(block.down.weight, TiledWeight):
-        return native.linears(up, (block.down,), gate=gate, residual=residual)[0]
-    return linear(act(gate) * up, block.down, residual)
+    both = block.gate, block.up
+    if config.activation == "silu" and native.alike(both):
+        inner = native.linears(x, both, norm, config.norm, config.norm_eps, gated=True)[0]
+    else:
+        gate, up = project(config, x, norm, both)
+        inner = act(gate) * up
+    return linear(inner, block.down, residual)
 
 
 def unembed(config: ModelConfig, weights: Weights, x: jax.Array) -> jax.Array:

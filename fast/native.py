@@ -29,19 +29,18 @@ def linears(
     norm: Norm | None = None,
     norm_kind: str = "",
     eps: float = 0.0,
-    gate: jax.Array | None = None,
+    gated: bool = False,
     residual: jax.Array | None = None,
     isa: str = "",
 ) -> tuple[jax.Array, ...]:
-    """y_i = linear_i(norm(silu(gate) * x)) + residual for x [B, T, K] -> [B, T, N_i] each.
+    """y_i = linear_i(norm(x)) + residual for x [B, T, K] -> [B, T, N_i] each.
 
     Every layer holds a TiledWeight, and all treat their input alike: it is normalized and
-    quantized once.
+    quantized once. `gated`: two layers, and the one result silu(linear_0(..)) * linear_1(..).
     """
     layers = tuple(layers)
     first = layers[0]
     arguments: list[Any] = [x]
-    arguments += [] if gate is None else [gate]
     weight = None if norm is None else norm.weight
     bias = None if norm is None else norm.bias
     arguments += [array for array in (weight, bias) if array is not None]
@@ -51,7 +50,7 @@ def linears(
     arguments += [] if residual is None else [residual]
     shapes = [
         jax.ShapeDtypeStruct((*x.shape[:-1], tiled(layer).out_features), jnp.float32)
-        for layer in layers
+        for layer in (layers[:1] if gated else layers)
     ]
     call = jax.ffi.ffi_call("planish_linears", shapes)
     return tuple(
@@ -61,7 +60,7 @@ def linears(
             activation=first.activation,
             norm=norm_kind if norm is not None else "",
             eps=np.float32(eps),
-            gated=gate is not None,
+            gated=gated,
             norm_weight=weight is not None,
             norm_bias=bias is not None,
             residual=residual is not None,

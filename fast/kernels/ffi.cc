@@ -226,33 +226,54 @@ void prepare(const Kernels& kernels, ffi::ThreadPool& pool, const Source& source
 
 constexpr int64_t kUnitBytes = 64 * 1024;  // of weights: large enough to claim, small enough to share
 
-void multiply(const Kernels& kernels, ffi::ThreadPool& pool, const Linears& linears,
-              const Rows& rows) {
-  const int64_t step = rows.granularity == Granularity::kFloat ? 4 : 2;
-  struct Unit {
-    const Weight* weight;
-    const Output* output;
-    int64_t tile, count;
-  };
+// Tiles of one linear, or of gate and up together.
+struct Unit {
+  size_t linear;
+  int64_t tile, count;
+};
+
+std::vector<Unit> units_of(const Linears& linears, const Rows& rows, bool gated) {
+  const int64_t step = rows.granularity == Granularity::kFloat ? 4 : 2;  // multiplied together
   std::vector<Unit> units;
-  for (size_t i = 0; i < linears.weights.size(); ++i) {
+  for (size_t i = 0; i < (gated ? 1 : linears.weights.size()); ++i) {
     const Weight& w = linears.weights[i];
     const int64_t tiles = ceil_div(w.outputs, kTile), tile_bytes = w.blocks * kTileBytes;
     int64_t many = rows.rows > kRowTile ? step : kUnitBytes / tile_bytes / step * step;
     if (many < step) many = step;
     for (int64_t tile = 0; tile < tiles; tile += many) {
-      units.push_back({&w, &linears.outputs[i], tile, tiles - tile < many ? tiles - tile : many});
+      units.push_back({i, tile, tiles - tile < many ? tiles - tile : many});
     }
   }
-  const int64_t floats = step == 4 ? kernels.float_scratch(rows) : 0;
+  return units;
+}
+
+void multiply(const Kernels& kernels, ffi::ThreadPool& pool, const Linears& linears,
+              const Rows& rows, bool gated) {
+  const bool floats = rows.granularity == Granularity::kFloat;
+  const int64_t memory = floats ? kernels.float_scratch(rows) : 0;
+  auto compute = [&](const Weight& w, const Output& out, const Unit& unit) {
+    if (floats) {
+      kernels.float_tiles(w, rows, out, unit.tile, unit.count, scratch<float>(5, memory));
+    } else {
+      kernels.integer_tiles(w, rows, out, unit.tile, unit.count);
+    }
+  };
+  const std::vector<Unit> units = units_of(linears, rows, gated);
   team().run(pool, static_cast<int64_t>(units.size()), [&](int64_t i) {
     const Unit& unit = units[i];
-    if (step == 4) {
-      kernels.float_tiles(*unit.weight, rows, *unit.output, unit.tile, unit.count,
-                          scratch<float>(5, floats));
-    } else {
-      kernels.integer_tiles(*unit.weight, rows, *unit.output, unit.tile, unit.count);
+    const Weight& w = linears.weights[unit.linear];
+    const Output& out = linears.outputs[unit.linear];
+    if (!gated) {
+      compute(w, out, unit);
+      return;
     }
+    const int64_t first = unit.tile * kTile, wide = unit.count * kTile;
+    const int64_t count = w.outputs - first < wide ? w.outputs - first : wide;
+    float* both = scratch<float>(6, 2 * rows.rows * wide);
+    float* up = both + rows.rows * wide;
+    compute(w, {both, nullptr, wide, first}, unit);
+    compute(linears.weights[1], {up, nullptr, wide, first}, unit);
+    kernels.gate(both, up, wide, out.y + first, out.stride, rows.rows, count);
   });
 }
 
@@ -272,9 +293,9 @@ Norm norm_of(std::string_view name, Reader& in) {
   return Norm::kNone;
 }
 
-// y_i = linear_i(norm(silu(gate) * x)) + residual. Buffers, in this order and where the attributes
-// say that they are there: x, gate, norm weight, norm bias, activation scale; for each linear
-// codes, scale, zero point, bias; residual. Results: y_i.
+// y_i = linear_i(norm(x)) + residual, or the one y = silu(linear_0(norm(x))) * linear_1(norm(x)).
+// Buffers, in this order and where the attributes say that they are there: x, norm weight, norm
+// bias, activation scale; for each linear codes, scale, zero point, bias; residual. Results: y.
 ffi::Error linears(ffi::ThreadPool pool, std::string_view isa, std::string_view activation,
                    std::string_view norm, float eps, bool gated, bool norm_weight, bool norm_bias,
                    bool residual, int64_t sequences, ffi::Span<const int64_t> fields,
@@ -295,11 +316,10 @@ ffi::Error linears(ffi::ThreadPool pool, std::string_view isa, std::string_view 
   const int64_t k = x->dimensions().back();
   const int64_t rows = static_cast<int64_t>(x->element_count()) / k;
   if (sequences < 1 || rows % sequences != 0) in.fail("rows do not divide into sequences");
-  Source source = {static_cast<const float*>(x->untyped_data()), nullptr, norm_of(norm, in),
-                   nullptr, nullptr, eps, k};
+  Source source = {static_cast<const float*>(x->untyped_data()), norm_of(norm, in), nullptr,
+                   nullptr, eps, k};
   const Granularity granularity = granularity_of(activation, in);
   const float* given = nullptr;
-  if (gated) source.gate = in.data<float>("gate", ffi::DataType::F32, rows * k);
   if (norm_weight) source.norm_weight = in.data<float>("norm weight", ffi::DataType::F32, k);
   if (norm_bias) source.norm_bias = in.data<float>("norm bias", ffi::DataType::F32, k);
   if (activation == "static") given = in.data<float>("activation scale", ffi::DataType::F32, 1);
@@ -317,15 +337,18 @@ ffi::Error linears(ffi::ThreadPool pool, std::string_view isa, std::string_view 
                            ? in.data<float>("residual", ffi::DataType::F32, rows * wide)
                            : nullptr;
   if (residual && count != 1) in.fail("a residual belongs to one linear");
-  for (int64_t i = 0; i < count && in.good(); ++i) {
+  if (gated && (count != 2 || (in.good() && all.weights[1].outputs != wide))) {
+    in.fail("gate and up are two linears of as many outputs");
+  }
+  for (int64_t i = 0; i < (gated ? 1 : count) && in.good(); ++i) {
     const int64_t n = all.weights[i].outputs;
-    all.outputs.push_back({in.result<float>("y", ffi::DataType::F32, rows * n), added, n});
+    all.outputs.push_back({in.result<float>("y", ffi::DataType::F32, rows * n), added, n, 0});
   }
   in.end();
   if (!in.good()) return in.error();
   const Rows prepared = place_rows(all.weights[0], granularity, rows, k);
   prepare(*kernels, pool, source, prepared, given, sequences);
-  multiply(*kernels, pool, all, prepared);
+  multiply(*kernels, pool, all, prepared, gated);
   return ffi::Error::Success();
 }
 

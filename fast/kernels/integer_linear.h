@@ -59,7 +59,8 @@ PLANISH_INLINE inline typename V::Floats group_scale(const Weight& w, int64_t ti
 template <class V>
 PLANISH_INLINE inline void finish(const Weight& w, const Output& out, int64_t tile, int64_t row,
                                   typename V::Floats value) {
-  const int64_t at = tile * kTile, left = w.outputs - at, y = row * out.stride + at;
+  const int64_t at = tile * kTile, left = w.outputs - at;
+  const int64_t y = row * out.stride + at - out.first;
   if (left >= kTile) {
     if (w.bias) value = V::add(value, V::load(w.bias + at));
     if (out.residual) value = V::add(V::load(out.residual + y), value);

@@ -58,6 +58,7 @@ extern "C" const Kernels* planish_kernels() {
       integer_tiles<Vector>,
       float_tiles<Vector>,
       float_scratch,
+      gate<Vector>,
       write_slots<Vector>,
       attend<Vector>,
       combine<Vector>,

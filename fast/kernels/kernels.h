@@ -60,10 +60,9 @@ struct Weight {
 enum class Norm { kNone, kRms, kLayer };
 enum class Granularity { kFloat, kRow, kGroup, kGiven };
 
-// How the rows that a linear multiplies come about: x, or silu(gate) * x, then a norm.
+// How the rows that a linear multiplies come about: x, or its norm.
 struct Source {
   const float* x;       // [rows, K]
-  const float* gate;    // [rows, K] or null
   Norm norm;
   const float* norm_weight;  // [K] or null
   const float* norm_bias;    // [K] or null
@@ -89,7 +88,8 @@ struct Rows {
 struct Output {
   float* y;                // [rows, N]
   const float* residual;   // [rows, N] or null: added last
-  int64_t stride;          // N
+  int64_t stride;          // N, or less where y holds some outputs only:
+  int64_t first;           // the output that the first column holds
 };
 
 // Attention over a cache whose keys lie in tiles of 16 slots. H query heads share K of keys.
@@ -131,6 +131,9 @@ struct Kernels {
   void (*float_tiles)(const Weight&, const Rows&, const Output&, int64_t tile, int64_t count,
                       float* scratch);
   int64_t (*float_scratch)(const Rows&);  // floats that float_tiles wants
+  // y = silu(gate) * up of `count` columns, gate and up [rows, stride], y [rows, y_stride].
+  void (*gate)(const float* gate, const float* up, int64_t stride, float* y, int64_t y_stride,
+               int64_t rows, int64_t count);
   void (*write_slots)(const Attention&, int64_t first, int64_t last, float* scratch);  // tokens
   void (*attend)(const Attention&, const QueryTile&, float* scratch);
   void (*combine)(const Attention&, const QueryTile* parts, int64_t count);

@@ -1,4 +1,4 @@
-// Rows of activations made ready: gate, norm, dynamic quantization (SPEC 2), in one pass.
+// Rows of activations made ready: norm and dynamic quantization (SPEC 2); and gated on their way on.
 #pragma once
 
 #include "elementwise.h"
@@ -54,19 +54,11 @@ const float* normalized_row(const Source& s, const float* x, float* scratch) {
 // nothing is to be done to it.
 template <class V>
 const float* float_row(const Source& s, int64_t row, float* scratch) {
-  using F = typename V::Floats;
   const int64_t k = s.inputs, whole = k & ~int64_t{15};
   const float* x = s.x + row * k;
-  if (s.gate || whole < k) {
-    const float* gate = s.gate ? s.gate + row * k : nullptr;
+  if (whole < k) {
     for (int64_t i = 0; i < k; i += 16) {
-      const bool full = i < whole;
-      F value = full ? V::load(x + i) : V::load_part(x + i, k - i);
-      if (gate) {
-        const F g = full ? V::load(gate + i) : V::load_part(gate + i, k - i);
-        value = V::multiply(silu<V>(g), value);
-      }
-      V::store(scratch + i, value);
+      V::store(scratch + i, i < whole ? V::load(x + i) : V::load_part(x + i, k - i));
     }
     x = scratch;
   }
@@ -160,6 +152,22 @@ void prepare_row(const Source& source, const Rows& rows, int64_t row, float scal
     if (rows.granularity == Granularity::kGroup) scale = int8_scale(absmax<V>(x + start, count));
     if (g < rows.scale_groups) scales[g * size] = scale;
     sums[g * size] = quantize<V>(x + start, count, scale, codes + start / 4 * stride, stride);
+  }
+}
+
+// y = silu(gate) * up
+template <class V>
+void gate(const float* gate, const float* up, int64_t stride, float* y, int64_t y_stride,
+          int64_t rows, int64_t count) {
+  for (int64_t row = 0; row < rows; ++row, gate += stride, up += stride, y += y_stride) {
+    int64_t i = 0;
+    for (; i + kTile <= count; i += kTile) {
+      V::store(y + i, V::multiply(silu<V>(V::load(gate + i)), V::load(up + i)));
+    }
+    const int64_t left = count - i;
+    if (left == 0) continue;
+    const auto last = silu<V>(V::load_part(gate + i, left));
+    V::store_part(y + i, V::multiply(last, V::load_part(up + i, left)), left);
   }
 }
 

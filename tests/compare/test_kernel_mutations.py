@@ -152,10 +152,9 @@ def order_of_outputs(linears, *arguments, **options):
     return (found[0], found[2], found[1]) if len(found) == 3 else found
 
 
-def gate_for_up(linears, x, *arguments, gate=None, **options):
-    if gate is not None:
-        x, gate = gate, x
-    return linears(x, *arguments, gate=gate, **options)
+def gate_for_up(linears, x, layers, *arguments, gated=False, **options):
+    layers = layers[::-1] if gated else layers
+    return linears(x, layers, *arguments, gated=gated, **options)
 
 
 def one_token_early(attention, q, k, v, positions, *rest):

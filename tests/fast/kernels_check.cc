@@ -202,14 +202,14 @@ void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
   prepared.scales = scales.data();
   prepared.sums = sums.data();
   prepared.floats = wide.data();
-  const Source source = {x.data(), nullptr, Norm::kNone, nullptr, nullptr, 0.0f, c.k};
+  const Source source = {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, c.k};
   std::vector<float> scratch(c.k + 32);
   for (int64_t row = 0; row < rows; ++row) {
     kernels.prepare_row(source, prepared, row, given, scratch.data());
   }
   std::vector<float> y(rows * c.n, NAN);
   const Weight w = c.weight();
-  const Output out = {y.data(), nullptr, c.n};
+  const Output out = {y.data(), nullptr, c.n, 0};
   team().run(pool, ceil_div(c.n, 16), [&](int64_t tile) {
     if (granularity != Granularity::kFloat) {
       kernels.integer_tiles(w, prepared, out, tile, 1);

@@ -88,9 +88,14 @@ def test_a_norm_of_another_width_is_refused():
     assert "norm weight is [95], expected 96 entries" in found
 
 
-def test_a_residual_or_gate_of_another_shape_is_refused():
+def test_a_residual_of_another_shape_is_refused():
     assert "residual is" in of(layer(), residual=jnp.ones((1, 2, 20)))
-    assert "gate is" in of(layer(), gate=jnp.ones((1, 3, 95)))
+
+
+def test_gate_and_up_must_match():
+    x = jnp.ones((1, 3, 96))
+    found = refusal(lambda: native.linears(x, (layer(), layer(n=21)), gated=True))
+    assert "as many outputs" in found
 
 
 def test_unknown_kernels_are_refused():
