@@ -49,7 +49,7 @@ def test_every_recipe_of_an_opt_agrees(judge, names, native):
         assert result.agree, f"{name}: {result.first_mismatch}"
 
 
-@pytest.mark.parametrize("name", ["float", "W8A8", "O2", "W4A16", "W4A8"])
+@pytest.mark.parametrize("name", ["float", "W8A8", "O2"])
 def test_an_int8_cache_agrees(judge, name, native):
     result = judge("llama", name, (2, 3), native, "int8")
     assert result.agree, str(result.first_mismatch)
