@@ -224,7 +224,8 @@ void prepare(const Kernels& kernels, ffi::ThreadPool& pool, const Source& source
   });
 }
 
-constexpr int64_t kUnitBytes = 64 * 1024;  // of weights: large enough to claim, small enough to share
+// Weights of one unit: a stream that is read to its end, long enough to be worth its beginning.
+constexpr int64_t kLeastBytes = 32 * 1024, kMostBytes = 256 * 1024;
 
 // Tiles of one linear, or of gate and up together.
 struct Unit {
@@ -232,13 +233,17 @@ struct Unit {
   int64_t tile, count;
 };
 
-std::vector<Unit> units_of(const Linears& linears, const Rows& rows, bool gated) {
+std::vector<Unit> units_of(const Linears& linears, const Rows& rows, bool gated, int64_t threads) {
+  int64_t bytes = 0;
+  for (const Weight& w : linears.weights) bytes += ceil_div(w.outputs, kTile) * w.blocks * kTileBytes;
+  const int64_t share = bytes / (2 * threads) / (gated ? 2 : 1);
+  const int64_t wanted = share < kLeastBytes ? kLeastBytes : share < kMostBytes ? share : kMostBytes;
   const int64_t step = rows.granularity == Granularity::kFloat ? 4 : 2;  // multiplied together
   std::vector<Unit> units;
   for (size_t i = 0; i < (gated ? 1 : linears.weights.size()); ++i) {
     const Weight& w = linears.weights[i];
     const int64_t tiles = ceil_div(w.outputs, kTile), tile_bytes = w.blocks * kTileBytes;
-    int64_t many = rows.rows > kRowTile ? step : kUnitBytes / tile_bytes / step * step;
+    int64_t many = rows.rows > kRowTile ? step : wanted / tile_bytes / step * step;
     if (many < step) many = step;
     for (int64_t tile = 0; tile < tiles; tile += many) {
       units.push_back({i, tile, tiles - tile < many ? tiles - tile : many});
@@ -258,7 +263,7 @@ void multiply(const Kernels& kernels, ffi::ThreadPool& pool, const Linears& line
       kernels.integer_tiles(w, rows, out, unit.tile, unit.count);
     }
   };
-  const std::vector<Unit> units = units_of(linears, rows, gated);
+  const std::vector<Unit> units = units_of(linears, rows, gated, pool.num_threads());
   team().run(pool, static_cast<int64_t>(units.size()), [&](int64_t i) {
     const Unit& unit = units[i];
     const Weight& w = linears.weights[unit.linear];
