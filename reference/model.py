@@ -142,7 +142,7 @@ def attend(
 
 
 def on_int8_grid(x: np.ndarray) -> np.ndarray:
-    """What an INT8 cache keeps of keys or values [T, K, Hd]: a scale per token and head (SPEC 3)."""
+    """What an INT8 cache keeps of keys or values [T, K, Hd]: a scale per token and head."""
     scale = int8_scale(np.abs(x).max(axis=-1, keepdims=True))
     return int8_codes(x, scale).astype(np.float32) * scale
 

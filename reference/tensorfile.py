@@ -13,8 +13,9 @@ tensors with tensors named `__padding__.*`, which readers skip.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,23 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: `offset` bytes into `file`."""
+    """Where one tensor lies: `offset` bytes into `file`, whose bytes are `data`.
+
+    The file is mapped once for all of its tensors: a mapping holds a file descriptor, and a
+    process has about a thousand.
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    data: np.ndarray = field(repr=False, compare=False)
 
     def map(self) -> np.ndarray:
         """The tensor as a read-only view of the file; nothing is read before it is used."""
-        if 0 in self.shape:
-            return np.zeros(self.shape, DTYPES[self.dtype])
-        return np.memmap(self.file, DTYPES[self.dtype], "r", self.offset, self.shape)
+        dtype = DTYPES[self.dtype]
+        end = self.offset + math.prod(self.shape) * dtype.itemsize
+        return self.data[self.offset : end].view(dtype).reshape(self.shape)
 
 
 def read_entries(path: Path) -> dict[str, TensorEntry]:
@@ -62,11 +68,11 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
             pass
     except (safetensors.SafetensorError, OSError) as problem:
         raise CheckpointError(f"is damaged: {problem}", path=path) from None
-    entries = {}
+    entries, data = {}, np.memmap(path, np.uint8, "r")
     for name, info in header.items():
         if name != "__metadata__" and not name.startswith(PADDING):
             offset = start + info["data_offsets"][0]
-            entries[name] = TensorEntry(path, info["dtype"], tuple(info["shape"]), offset)
+            entries[name] = TensorEntry(path, info["dtype"], tuple(info["shape"]), offset, data)
     return entries
 
 

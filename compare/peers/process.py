@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -98,7 +98,10 @@ class PeerProcess:
         with suppress(BrokenPipeError):  # a dead child is noticed when it does not answer
             self.child.stdin.write(json.dumps(question).encode() + b"\n")
             self.child.stdin.flush()
-        if not select.select([self.child.stdout], [], [], self.timeout)[0]:
+        with selectors.DefaultSelector() as waiting:  # select() knows 1024 descriptors only
+            waiting.register(self.child.stdout, selectors.EVENT_READ)
+            answered = waiting.select(self.timeout)
+        if not answered:
             raise PeerError("no answer", name=self.peer.name, expected=f"one in {self.timeout} s")
         line = self.child.stdout.readline()
         if not line:

@@ -1,7 +1,7 @@
 // Attention of new tokens over the cache, in float32: rotary positions, cache write, softmax.
 //
 // Keys lie in tiles of 16 slots, [S / 16, D, 16], so that one vector holds 16 scores; values lie
-// as [S, D]. Slots are taken 64 at a time with a running maximum and sum (Milakov and Gimelshein
+// as [S, D]. Slots are taken 128 at a time with a running maximum and sum (Milakov and Gimelshein
 // 2018; FlashAttention), so memory does not grow with the context. Eight query rows that share
 // their keys are computed together.
 #pragma once
@@ -12,7 +12,7 @@
 
 namespace planish::PLANISH_ISA {
 
-constexpr int64_t kSlots = 64;  // slots of one step of the running softmax
+constexpr int64_t kSlots = 128;  // slots of one step of the running softmax
 
 // Half-split pairs (i, i + rotary / 2) of one head, as reference/layers.py.
 inline void rotate(const Attention& a, const float* x, int32_t position, float* out) {
@@ -76,14 +76,54 @@ void dequantize_slots(const Attention& a, int64_t place, int64_t slot, int64_t s
   const int64_t d = a.head_dim;
   const int8_t* key_codes = static_cast<const int8_t*>(a.keys) + (place * a.slots + slot) * d;
   const int8_t* value_codes = static_cast<const int8_t*>(a.values) + (place * a.slots + slot) * d;
-  for (int64_t i = 0; i < slots * d; i += 16) {
-    const auto scale = V::load(a.key_scales + place * a.slots + slot + i / (16 * d) * 16);
-    V::store(keys + i, V::multiply(V::to_floats(V::widen(key_codes + i)), scale));
+  const float* key_scales = a.key_scales + place * a.slots + slot;
+  const float* value_scales = a.value_scales + place * a.slots + slot;
+  for (int64_t s = 0; s < slots; s += kTile, key_codes += kTile * d, keys += kTile * d) {
+    const auto scale = V::load(key_scales + s);
+    for (int64_t i = 0; i < kTile * d; i += kTile) {
+      V::store(keys + i, V::multiply(V::to_floats(V::widen(key_codes + i)), scale));
+    }
   }
-  for (int64_t i = 0; i < slots * d; i += 16) {
-    const auto scale = V::floats(a.value_scales[place * a.slots + slot + i / d]);
-    V::store(values + i, V::multiply(V::to_floats(V::widen(value_codes + i)), scale));
+  for (int64_t s = 0; s < slots; ++s, value_codes += d, values += d) {
+    const auto scale = V::floats(value_scales[s]);
+    for (int64_t i = 0; i < d; i += kTile) {
+      V::store(values + i, V::multiply(V::to_floats(V::widen(value_codes + i)), scale));
+    }
   }
+}
+
+// The largest score of each row so far, and by what the sums until now shrink: exp(old - new).
+template <class V, int R>
+void raise_largest(const QueryTile& t, const float* scores, int64_t slots, float* fade) {
+  alignas(64) float change[kTile] = {};
+  for (int64_t r = 0; r < t.count; ++r) {
+    const float* row = scores + r * kSlots;
+    auto most = V::load(row);
+    for (int64_t s = kTile; s < slots; s += kTile) most = V::max(most, V::load(row + s));
+    const float largest = V::largest(most);
+    if (largest > t.largest[r]) {
+      change[r] = t.largest[r] - largest;
+      t.largest[r] = largest;
+    }
+  }
+  V::store(fade, exp<V>(V::load(change)));
+}
+
+// exp(score - largest) of one row, zero from slot `seen` on; returns their sum.
+template <class V>
+float weigh(float* row, float largest, int64_t slots, int64_t seen) {
+  const auto shift = V::floats(largest);
+  auto total = V::floats(0.0f);
+  for (int64_t s = 0; s < slots; s += kTile) {
+    const auto e = exp<V>(V::subtract(V::load(row + s), shift));
+    V::store(row + s, e);
+    total = V::add(total, e);
+  }
+  if (seen >= slots) return V::sum(total);
+  for (int64_t s = seen; s < slots; ++s) row[s] = 0.0f;
+  total = V::floats(0.0f);
+  for (int64_t s = 0; s < slots; s += kTile) total = V::add(total, V::load(row + s));
+  return V::sum(total);
 }
 
 // One step: scores of R rows with `slots` slots (a multiple of 16), softmax so far, mixed values.
@@ -93,35 +133,27 @@ void attend_slots(const Attention& a, const QueryTile& t, const float* q, const 
   const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
   __builtin_memset(scores, 0, sizeof(float) * R * kSlots);
   float_products<V, R, R, 1>(q, keys, 16, 16 * d, slots / 16, d, scores, kSlots);
+  int64_t seen[R];  // slots of this step that each row may read
+  for (int64_t r = 0; r < t.count; ++r) {
+    const int64_t token = t.batch * a.tokens + (t.first + r) / shared;
+    seen[r] = a.positions[token] + 1 - slot;
+    if (seen[r] < 0) seen[r] = 0;
+    for (int64_t s = seen[r]; s < slots; ++s) scores[r * kSlots + s] = -__builtin_inff();
+  }
+  alignas(64) float fade[kTile];
+  raise_largest<V, R>(t, scores, slots, fade);
   for (int64_t r = 0; r < t.count; ++r) {
     float* row = scores + r * kSlots;
-    const int64_t token = t.batch * a.tokens + (t.first + r) / shared;
-    const int64_t seen = a.positions[token] + 1 - slot;  // slots that this row may read
-    for (int64_t s = seen < 0 ? 0 : seen; s < slots; ++s) row[s] = -__builtin_inff();
-    auto most = V::load(row);
-    for (int64_t s = 16; s < slots; s += 16) most = V::max(most, V::load(row + s));
-    float largest = V::largest(most);
-    if (t.largest[r] > largest) largest = t.largest[r];
-    if (largest == -__builtin_inff()) {  // nothing to read here
-      for (int64_t s = 0; s < slots; s += 16) V::store(row + s, V::floats(0.0f));
+    if (seen[r] == 0) {  // nothing to read here
+      for (int64_t s = 0; s < slots; ++s) row[s] = 0.0f;
       continue;
     }
-    const auto shift = V::floats(largest);
-    auto total = V::floats(0.0f);
-    for (int64_t s = 0; s < slots; s += 16) {
-      auto e = exp<V>(V::subtract(V::load(row + s), shift));
-      V::store(row + s, e);
-    }
-    for (int64_t s = seen < 0 ? 0 : seen; s < slots; ++s) row[s] = 0.0f;
-    for (int64_t s = 0; s < slots; s += 16) total = V::add(total, V::load(row + s));
-    float fade[16];
-    V::store(fade, exp<V>(V::subtract(V::floats(t.largest[r]), shift)));
-    t.sum[r] = t.sum[r] * fade[0] + V::sum(total);
-    t.largest[r] = largest;
-    if (fade[0] != 1.0f) {
-      const auto factor = V::floats(fade[0]);
-      float* mixed = t.mixed + r * d;
-      for (int64_t i = 0; i < d; i += 16) V::store(mixed + i, V::multiply(V::load(mixed + i), factor));
+    t.sum[r] = t.sum[r] * fade[r] + weigh<V>(row, t.largest[r], slots, seen[r]);
+    if (fade[r] == 1.0f) continue;
+    const auto factor = V::floats(fade[r]);
+    float* mixed = t.mixed + r * d;
+    for (int64_t i = 0; i < d; i += kTile) {
+      V::store(mixed + i, V::multiply(V::load(mixed + i), factor));
     }
   }
   const int64_t written = t.end - slot < slots ? t.end - slot : slots;  // no slot of the past's
@@ -133,9 +165,9 @@ void attend_tile(const Attention& a, const QueryTile& t, float* scratch) {
   const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
   const int64_t place = t.batch * a.kv_heads + t.head;
   float* q = scratch;                   // [D, R]
-  float* scores = q + R * d;            // [R, 64]
-  float* keys = scores + R * kSlots;    // [64 / 16, D, 16], INT8 only
-  float* values = keys + kSlots * d;    // [64, D]
+  float* scores = q + R * d;            // [R, 128]
+  float* keys = scores + R * kSlots;    // [128 / 16, D, 16], INT8 only
+  float* values = keys + kSlots * d;    // [128, D]
   float* row = values + kSlots * d;     // [D]
   const float root = __builtin_sqrtf(static_cast<float>(d));
   for (int64_t r = 0; r < t.count; ++r) {

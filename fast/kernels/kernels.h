@@ -114,7 +114,7 @@ struct Attention {
 struct QueryTile {
   int64_t batch, head;    // head: of keys and values
   int64_t first, count;   // rows
-  int64_t begin, end;     // slots; begin is a multiple of 64
+  int64_t begin, end;     // slots; begin is a multiple of 128
   float* largest;         // [8] largest score so far
   float* sum;             // [8] sum of exp(score - largest)
   float* mixed;           // [8, D] sum of exp(score - largest) * value
