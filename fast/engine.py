@@ -69,6 +69,14 @@ def draws(sampling: Sampling, rows: int, step: int, count: int, eos: Sequence[in
     return model.Draw(settings, jnp.asarray(native.as_int32(numbers)), ends)
 
 
+def checked(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Sampled tokens [count, B] step by step; where the kernel found no numbers it left -1."""
+    for tokens in rows:
+        if (tokens < 0).any():
+            raise SamplingError("cannot sample", name="logits", found="NaN or Inf")
+        yield tokens
+
+
 def paced(count: int, seconds: float) -> int:
     """How many tokens the next dispatch computes, after one of `count` took some seconds."""
     return max(1, min(MOST_TOKENS, 2 * count, int(count * DISPATCH_SECONDS / seconds)))
@@ -185,33 +193,34 @@ class Engine:
         step, count, rows = 0, 1, tokens[None]
         try:
             while True:
-                for tokens in rows:
-                    if (tokens < 0).any():
-                        name, found = "logits", "NaN or Inf"
-                        raise SamplingError("cannot sample", name=name, found=found)
-                    yield tokens
+                yield from checked(rows)
                 step += len(rows)
                 count = min(count, stop.max_new_tokens - step)
                 if count == 0:
                     return
                 start = time.perf_counter()
                 positions = np.minimum(lengths + step - 1, cache.slots - 1)  # of ended rows
-                draw = draws(sampling, len(tokens), step, count, eos)
-                found, cache = self._run(
-                    model.decode_tokens,
-                    self.weights,
-                    jnp.asarray(tokens, jnp.int32),
-                    jnp.asarray(positions, jnp.int32),
-                    cache,
-                    self._tables(cache.slots),
-                    draw,
-                    jnp.int32(count),
-                    most=MOST_TOKENS,
-                )
-                rows = np.asarray(found)[:count]
+                draw = draws(sampling, len(lengths), step, count, eos)
+                rows, cache = self._decode_tokens(rows[-1], positions, cache, draw, count)
                 count = paced(count, time.perf_counter() - start)
         finally:
             self._spare = cache if self.tiled_cache else None
+
+    def _decode_tokens(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        cache: KVCache,
+        draw: model.Draw,
+        count: int,
+    ) -> tuple[np.ndarray, KVCache]:
+        """`count` more tokens for every row, [count, B], in one dispatch. The cache is consumed."""
+        step = jnp.asarray(tokens, jnp.int32), jnp.asarray(positions, jnp.int32)
+        rest = self._tables(cache.slots), draw, jnp.int32(count)
+        found, cache = self._run(
+            model.decode_tokens, self.weights, *step, cache, *rest, most=MOST_TOKENS
+        )
+        return np.asarray(found)[:count], cache
 
     def prefill_batch(
         self, prompts: Sequence[Sequence[int]], stop: Stop

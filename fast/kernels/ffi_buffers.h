@@ -1,0 +1,128 @@
+// What every FFI handler begins with: checked buffers, kept scratch memory, an instruction set.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <initializer_list>
+#include <memory>
+#include <new>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace planish {
+
+namespace ffi = xla::ffi;
+
+constexpr int kMostSets = 8;
+
+// The instruction sets at hand, the best first: libraries of their own, added when they are loaded.
+inline std::atomic<const Kernels*>* instruction_sets() {
+  static std::atomic<const Kernels*> sets[kMostSets];
+  return sets;
+}
+
+// Memory of a thread that grows and is kept: no page faults from one call to the next.
+template <class T>
+T* scratch(int slot, int64_t count) {
+  struct Buffer {
+    void* data = nullptr;
+    size_t size = 0;
+    ~Buffer() { std::free(data); }
+  };
+  static thread_local Buffer buffers[8];
+  Buffer& buffer = buffers[slot];
+  const size_t size = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
+  if (buffer.size < size) {
+    std::free(buffer.data);
+    buffer.size = 0;
+    buffer.data = std::aligned_alloc(64, size);
+    if (!buffer.data) throw std::bad_alloc();
+    buffer.size = size;
+  }
+  return static_cast<T*>(buffer.data);
+}
+
+inline std::string shape_text(ffi::AnyBuffer b) {
+  std::string text = "[";
+  for (int64_t d : b.dimensions()) text += (text.size() > 1 ? ", " : "") + std::to_string(d);
+  return text + "]";
+}
+
+// Takes buffers one after another and remembers the first that does not fit.
+class Reader {
+ public:
+  Reader(ffi::RemainingArgs arguments, ffi::RemainingRets results)
+      : arguments_(arguments), results_(results) {}
+
+  // A buffer of a type with `size` entries (any, if negative), or null after a failure.
+  ffi::AnyBuffer* next(const char* name, std::initializer_list<ffi::DataType> types, int64_t size) {
+    if (index_ >= arguments_.size()) return fail(std::string(name) + " is missing");
+    auto found = arguments_.get<ffi::AnyBuffer>(index_++);
+    if (!found.has_value()) return fail(std::string(name) + " cannot be read");
+    kept_.push_back(std::make_unique<ffi::AnyBuffer>(*found));
+    return check(name, *kept_.back(), types, size) ? kept_.back().get() : nullptr;
+  }
+  template <class T>
+  const T* data(const char* name, ffi::DataType type, int64_t size) {
+    ffi::AnyBuffer* buffer = next(name, {type}, size);
+    return buffer ? static_cast<const T*>(buffer->untyped_data()) : nullptr;
+  }
+  template <class T>
+  T* result(const char* name, ffi::DataType type, int64_t size) {
+    if (result_ >= results_.size()) {
+      fail(std::string(name) + " is missing");
+      return nullptr;
+    }
+    auto found = results_.get<ffi::AnyBuffer>(result_++);
+    if (!found.has_value() || !check(name, **found, {type}, size)) return nullptr;
+    return static_cast<T*>((*found)->untyped_data());
+  }
+  ffi::AnyBuffer* fail(std::string message) {
+    if (message_.empty()) message_ = std::move(message);
+    return nullptr;
+  }
+  void end() {
+    if (index_ != arguments_.size() || result_ != results_.size()) fail("too many buffers");
+  }
+  bool good() const { return message_.empty(); }
+  ffi::Error error() const { return ffi::Error::InvalidArgument("planish: " + message_); }
+
+ private:
+  bool check(const char* name, ffi::AnyBuffer b, std::initializer_list<ffi::DataType> types,
+             int64_t size) {
+    bool fits = false;
+    for (auto type : types) fits = fits || b.element_type() == type;
+    if (!fits) fail(std::string(name) + " has a type that the kernel does not take");
+    if (size >= 0 && static_cast<int64_t>(b.element_count()) != size) {
+      fail(std::string(name) + " is " + shape_text(b) + ", expected " + std::to_string(size) +
+           " entries");
+    }
+    return good();
+  }
+
+  ffi::RemainingArgs arguments_;
+  ffi::RemainingRets results_;
+  size_t index_ = 0, result_ = 0;
+  std::vector<std::unique_ptr<ffi::AnyBuffer>> kept_;
+  std::string message_;
+};
+
+inline const Kernels* choose(std::string_view name) {
+  for (int i = 0; i < kMostSets; ++i) {
+    const Kernels* kernels = instruction_sets()[i].load();
+    if (kernels && (name.empty() || name == kernels->name)) return kernels;
+  }
+  return nullptr;
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int64_t kSerialInputs = 16384;  // floats that one thread prepares in a few us by itself
+
+}  // namespace planish
