@@ -81,11 +81,13 @@ void dequantize_slots(const Attention& a, int64_t place, int64_t slot, int64_t s
   for (int64_t s = 0; s < slots; s += kTile, key_codes += kTile * d, keys += kTile * d) {
     const auto scale = V::load(key_scales + s);
     for (int64_t i = 0; i < kTile * d; i += kTile) {
+      __builtin_prefetch(key_codes + i + 4096);
       V::store(keys + i, V::multiply(V::to_floats(V::widen(key_codes + i)), scale));
     }
   }
   for (int64_t s = 0; s < slots; ++s, value_codes += d, values += d) {
     const auto scale = V::floats(value_scales[s]);
+    __builtin_prefetch(value_codes + 4096);
     for (int64_t i = 0; i < d; i += kTile) {
       V::store(values + i, V::multiply(V::to_floats(V::widen(value_codes + i)), scale));
     }
@@ -132,7 +134,7 @@ void attend_slots(const Attention& a, const QueryTile& t, const float* q, const 
                   const float* values, int64_t slot, int64_t slots, float* scores) {
   const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
   __builtin_memset(scores, 0, sizeof(float) * R * kSlots);
-  float_products<V, R, R, 1>(q, keys, 16, 16 * d, slots / 16, d, scores, kSlots);
+  float_products<V, R, R, 1>(q, keys, 16, 16 * d, slots / 16, 64 * d, d, scores, kSlots);
   int64_t seen[R];  // slots of this step that each row may read
   for (int64_t r = 0; r < t.count; ++r) {
     const int64_t token = t.batch * a.tokens + (t.first + r) / shared;
@@ -157,7 +159,7 @@ void attend_slots(const Attention& a, const QueryTile& t, const float* q, const 
     }
   }
   const int64_t written = t.end - slot < slots ? t.end - slot : slots;  // no slot of the past's
-  float_products<V, R, 1, kSlots>(scores, values, d, 16, d / 16, written, t.mixed, d);
+  float_products<V, R, 1, kSlots>(scores, values, d, 16, d / 16, 16 * d, written, t.mixed, d);
 }
 
 template <class V, int R>

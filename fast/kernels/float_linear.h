@@ -72,10 +72,13 @@ void panel_products(const Rows& rows, int64_t inputs, int64_t first, int64_t cou
     const int64_t size = row_tile(rows.rows - row);
     const float* x = rows.floats + row * inputs + first * size;
     float* sum = sums + row * stride;
-    if (size == 8) float_products<V, 8, 8, 1>(x, panel, kTile, w_tile, tiles, count, sum, stride);
-    else if (size == 4) float_products<V, 4, 4, 1>(x, panel, kTile, w_tile, tiles, count, sum, stride);
-    else if (size == 2) float_products<V, 2, 2, 1>(x, panel, kTile, w_tile, tiles, count, sum, stride);
-    else float_products<V, 1, 1, 1>(x, panel, kTile, w_tile, tiles, count, sum, stride);
+    const auto multiply = [&](auto r) {
+      float_products<V, r, r, 1>(x, panel, kTile, w_tile, tiles, 0, count, sum, stride);
+    };
+    if (size == 8) multiply(std::integral_constant<int, 8>{});
+    else if (size == 4) multiply(std::integral_constant<int, 4>{});
+    else if (size == 2) multiply(std::integral_constant<int, 2>{});
+    else multiply(std::integral_constant<int, 1>{});
     row += size;
   }
 }

@@ -7,18 +7,22 @@
 namespace planish::PLANISH_ISA {
 
 // sum[r][c * 16 ..] += x[k * kStepK + r * kStepR] * w[c][k * w_step ..], k ascending, fused.
-// One chain of additions for each sum: the result does not depend on R or C.
+// One chain of additions for each sum: the result does not depend on R or C. What lies `ahead`
+// floats behind each column is prefetched.
 template <class V, int R, int C, int kStepK, int kStepR>
 PLANISH_INLINE inline void add_float_products(const float* x, const float* const (&w)[C],
-                                              int64_t w_step, int64_t count, float* sum,
-                                              int64_t sum_stride) {
+                                              int64_t w_step, int64_t ahead, int64_t count,
+                                              float* sum, int64_t sum_stride) {
   typename V::Floats total[R * C];
   unroll<R * C>([&](auto i) PLANISH_INLINE {
     total[i] = V::load(sum + i / C * sum_stride + i % C * kTile);
   });
   for (int64_t k = 0; k < count; ++k) {
     typename V::Floats columns[C];
-    unroll<C>([&](auto c) PLANISH_INLINE { columns[c] = V::load(w[c] + k * w_step); });
+    unroll<C>([&](auto c) PLANISH_INLINE {
+      columns[c] = V::load(w[c] + k * w_step);
+      __builtin_prefetch(w[c] + k * w_step + ahead);
+    });
     unroll<R>([&](auto r) PLANISH_INLINE {
       const auto value = V::floats(x[k * kStepK + r * kStepR]);
       unroll<C>([&](auto c) PLANISH_INLINE {
@@ -34,16 +38,16 @@ PLANISH_INLINE inline void add_float_products(const float* x, const float* const
 // The same for any number of tiles; with 8 rows two at a time, with fewer four.
 template <class V, int R, int kStepK, int kStepR>
 void float_products(const float* x, const float* w, int64_t w_step, int64_t w_tile, int64_t tiles,
-                    int64_t count, float* sum, int64_t sum_stride) {
+                    int64_t ahead, int64_t count, float* sum, int64_t sum_stride) {
   constexpr int C = R == 8 ? V::kTiles : 2 * V::kTiles;
   for (; tiles >= C; tiles -= C, w += C * w_tile, sum += C * kTile) {
     const float* columns[C];
     for (int c = 0; c < C; ++c) columns[c] = w + c * w_tile;
-    add_float_products<V, R, C, kStepK, kStepR>(x, columns, w_step, count, sum, sum_stride);
+    add_float_products<V, R, C, kStepK, kStepR>(x, columns, w_step, ahead, count, sum, sum_stride);
   }
   for (; tiles > 0; --tiles, w += w_tile, sum += kTile) {
     const float* const column[1] = {w};
-    add_float_products<V, R, 1, kStepK, kStepR>(x, column, w_step, count, sum, sum_stride);
+    add_float_products<V, R, 1, kStepK, kStepR>(x, column, w_step, ahead, count, sum, sum_stride);
   }
 }
 
