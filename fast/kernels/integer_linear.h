@@ -8,8 +8,9 @@ namespace planish::PLANISH_ISA {
 
 constexpr int64_t kAhead = 4096;  // bytes that a stream of weights is fetched ahead
 
-// Adds the products of blocks first..last of C tiles with R rows to sum[R * C].
-template <class V, int kBits, int R, int C, bool kStream>
+// Adds the products of blocks first..last of C tiles with R rows, of P packed together, to
+// sum[R * C].
+template <class V, int kBits, int P, int R, int C, bool kStream>
 PLANISH_INLINE inline void add_products(typename V::Ints (&sum)[R * C], const uint8_t* const (&w)[C],
                                         const int8_t* x, int64_t first, int64_t last) {
   constexpr int kSteps = kBits == 8 ? 1 : 2;
@@ -22,7 +23,7 @@ PLANISH_INLINE inline void add_products(typename V::Ints (&sum)[R * C], const ui
       else V::int4_weights(p, weights[c], weights[C + c]);
     });
     unroll<kSteps * R>([&](auto i) PLANISH_INLINE {
-      const auto four = V::four(x + (b * kSteps * R + i) * 4);
+      const auto four = V::four(x + ((b * kSteps + i / R) * P + i % R) * 4);
       unroll<C>([&](auto c) PLANISH_INLINE {
         if constexpr (kBits == 8) V::dot_int8(sum[i * C + c], weights[c], four);
         else V::dot_int4(sum[i % R * C + c], weights[i / R * C + c], four);
@@ -73,14 +74,16 @@ PLANISH_INLINE inline void finish(const Weight& w, const Output& out, int64_t ti
 }
 
 // (f32(sum) * a_scale) * w_scale
-template <class V, int R, int C, bool kStream>
-void int8_tile(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t row) {
+template <class V, int P, int R, int C, bool kStream>
+void int8_tile(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t row,
+               int64_t offset) {
   const uint8_t* codes[C];
   for (int c = 0; c < C; ++c) codes[c] = w.codes + (tile + c) * w.blocks * kTileBytes;
   typename V::Ints sum[R * C];
-  start_sums<V, 8, R, C>(sum, w, tile, 0, rows.sums + row);
-  const int8_t* x = rows.codes + row * rows.steps * 4;
-  add_products<V, 8, R, C, kStream>(sum, codes, x, 0, w.blocks);
+  start_sums<V, 8, R, C>(sum, w, tile, 0, rows.sums + row + offset);
+  const int8_t* x = rows.codes + row * rows.steps * 4 + offset * 4;
+  row += offset;
+  add_products<V, 8, P, R, C, kStream>(sum, codes, x, 0, w.blocks);
   const float* scale = static_cast<const float*>(w.scale);
   unroll<C>([&](auto c) PLANISH_INLINE {
     const int64_t at = (tile + c) * kTile, left = w.outputs - at;
@@ -96,24 +99,26 @@ void int8_tile(const Weight& w, const Rows& rows, const Output& out, int64_t til
 }
 
 // sum over groups of (f32(sum) * w_scale) * a_scale, or (sum of f32(sum) * w_scale) * a_scale
-template <class V, int R, int C, bool kStream>
-void int4_tile(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t row) {
+template <class V, int P, int R, int C, bool kStream>
+void int4_tile(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t row,
+               int64_t offset) {
   const uint8_t* codes[C];
   for (int c = 0; c < C; ++c) codes[c] = w.codes + (tile + c) * w.blocks * kTileBytes;
-  const int8_t* x = rows.codes + row * rows.steps * 4;
-  const float* scales = rows.scales + row * rows.scale_groups;
+  const int8_t* x = rows.codes + row * rows.steps * 4 + offset * 4;
+  const float* scales = rows.scales + row * rows.scale_groups + offset;
+  const int32_t* row_sums = rows.sums + row * rows.groups + offset;
   const bool per_group = rows.granularity == Granularity::kGroup;
   alignas(64) float total[R * C][kTile] = {};
   for (int64_t g = 0; g < w.groups; ++g) {
     typename V::Ints sum[R * C];
-    start_sums<V, 4, R, C>(sum, w, tile, g, rows.sums + row * rows.groups + g * R);
+    start_sums<V, 4, R, C>(sum, w, tile, g, row_sums + g * P);
     const int64_t first = g * w.group_blocks, end = first + w.group_blocks;
-    add_products<V, 4, R, C, kStream>(sum, codes, x, first, end < w.blocks ? end : w.blocks);
+    add_products<V, 4, P, R, C, kStream>(sum, codes, x, first, end < w.blocks ? end : w.blocks);
     unroll<C>([&](auto c) PLANISH_INLINE {
       const auto w_scale = group_scale<V>(w, tile + c, g);
       unroll<R>([&](auto r) PLANISH_INLINE {
         auto part = V::multiply(V::to_floats(sum[r * C + c]), w_scale);
-        if (per_group) part = V::multiply(part, V::floats(scales[g * R + r]));
+        if (per_group) part = V::multiply(part, V::floats(scales[g * P + r]));
         V::store(total[r * C + c], V::add(V::load(total[r * C + c]), part));
       });
     });
@@ -121,14 +126,18 @@ void int4_tile(const Weight& w, const Rows& rows, const Output& out, int64_t til
   unroll<R * C>([&](auto i) PLANISH_INLINE {
     auto value = V::load(total[i]);
     if (!per_group) value = V::multiply(value, V::floats(scales[i / C]));
-    finish<V>(w, out, tile + i % C, row + i / C, value);
+    finish<V>(w, out, tile + i % C, row + offset + i / C, value);
   });
 }
 
-template <class V, int R, int C, bool kStream>
+// P rows that are packed together, as many at once as the sums have registers.
+template <class V, int P, int C, bool kStream>
 void some_rows(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t row) {
-  if (w.bits == 8) int8_tile<V, R, C, kStream>(w, rows, out, tile, row);
-  else int4_tile<V, R, C, kStream>(w, rows, out, tile, row);
+  constexpr int R = P < V::kRowsAtOnce ? P : V::kRowsAtOnce;
+  for (int64_t offset = 0; offset < P; offset += R) {
+    if (w.bits == 8) int8_tile<V, P, R, C, kStream>(w, rows, out, tile, row, offset);
+    else int4_tile<V, P, R, C, kStream>(w, rows, out, tile, row, offset);
+  }
 }
 
 // All rows for C tiles, so that the tiles stay in the nearest cache.

@@ -15,7 +15,8 @@ struct Vector {
 #else
   static constexpr int kInt8Zero = 0;
 #endif
-  static constexpr int kTiles = 1;  // 8 rows x 1 tile of sums are 16 registers
+  static constexpr int kTiles = 1;
+  static constexpr int kRowsAtOnce = 4;  // 4 rows x 1 tile of sums: 8 of 16 registers
 
   struct Ints { __m256i lo, hi; };
   struct Floats { __m256 lo, hi; };

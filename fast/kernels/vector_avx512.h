@@ -12,6 +12,7 @@ namespace planish::PLANISH_ISA {
 struct Vector {
   static constexpr int kInt8Zero = 128;  // vpdpbusd wants one unsigned side: weights + 128
   static constexpr int kTiles = 2;       // 8 rows x 2 tiles of sums, in 32 registers
+  static constexpr int kRowsAtOnce = 8;
 
   using Ints = __m512i;
   using Floats = __m512;

@@ -11,7 +11,8 @@ namespace planish::PLANISH_ISA {
 
 struct Vector {
   static constexpr int kInt8Zero = 0;
-  static constexpr int kTiles = 1;  // 8 rows x 1 tile of sums are the 32 registers
+  static constexpr int kTiles = 1;
+  static constexpr int kRowsAtOnce = 4;  // 4 rows x 1 tile of sums: 16 of 32 registers
 
   struct Ints { int32x4_t at[4]; };
   struct Floats { float32x4_t at[4]; };

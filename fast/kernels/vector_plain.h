@@ -11,6 +11,7 @@ namespace planish::PLANISH_ISA {
 struct Vector {
   static constexpr int kInt8Zero = 0;
   static constexpr int kTiles = 1;
+  static constexpr int kRowsAtOnce = 8;
 
   struct Ints { int32_t at[16]; };
   struct Floats { float at[16]; };
