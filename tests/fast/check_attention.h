@@ -1,0 +1,161 @@
+// Attention of a past and of some tokens behind it, against the definition in doubles. Slots that
+// nobody has written hold NaN, which must not come through.
+#pragma once
+
+#include "check_support.h"
+
+namespace planish {
+
+// Sizes, and the memory behind them. Tokens 0..past-1 of each sequence come first, in one chunk.
+struct Scene {
+  Attention a = {};
+  int64_t past, all;  // all = past + a.tokens
+  std::vector<int8_t> key_codes, value_codes;
+  std::vector<float> keys, values, key_scales, value_scales, q, k, v, cos, sin;
+};
+
+inline Scene random_scene(Random& r) {
+  Scene s;
+  Attention& a = s.a;
+  a.batch = draw(r, 1, 2);
+  a.kv_heads = draw(r, 1, 3);
+  a.heads = a.kv_heads * draw(r, 1, 9);
+  a.head_dim = 16 * draw(r, 1, 3);
+  a.rotary = draw(r, 0, 1) ? 2 * draw(r, 1, int(a.head_dim) / 2) : 0;
+  a.slots = 16 * (draw(r, 0, 3) ? draw(r, 1, 12) : draw(r, 20, 40));
+  a.tokens = draw(r, 0, 1) ? 1 : draw(r, 1, int(std::min<int64_t>(a.slots, 20)));
+  a.int8 = draw(r, 0, 1) == 1;
+  s.past = draw(r, 0, int(a.slots - a.tokens));
+  s.all = s.past + a.tokens;
+  const int64_t d = a.head_dim, cells = a.batch * a.kv_heads * a.slots;
+  s.key_codes.assign(a.int8 ? cells * d : 0, 99);
+  s.value_codes.assign(a.int8 ? cells * d : 0, 99);
+  s.keys.assign(a.int8 ? 0 : cells * d, NAN);
+  s.values.assign(a.int8 ? 0 : cells * d, NAN);
+  s.key_scales.assign(a.int8 ? cells : 0, NAN);
+  s.value_scales.assign(a.int8 ? cells : 0, NAN);
+  s.k = floats(r, a.batch * s.all * a.kv_heads * d);
+  s.v = floats(r, s.k.size());
+  s.q = floats(r, a.batch * s.all * a.heads * d);
+  for (int64_t i = 0; i < s.all * a.rotary / 2; ++i) {
+    const double angle = draw(r, 0, 6283) / 1000.0;
+    s.cos.push_back(static_cast<float>(std::cos(angle)));
+    s.sin.push_back(static_cast<float>(std::sin(angle)));
+  }
+  return s;
+}
+
+inline std::vector<float> some_tokens(const std::vector<float>& x, const Scene& s, int64_t wide,
+                                      int64_t first, int64_t tokens) {
+  std::vector<float> part;
+  for (int64_t b = 0; b < s.a.batch; ++b) {
+    const auto begin = x.begin() + (b * s.all + first) * wide;
+    part.insert(part.end(), begin, begin + tokens * wide);
+  }
+  return part;
+}
+
+// One unit of work for each 8 query rows of a head: over all slots, or over segments of them that
+// are combined.
+inline void attend_rows(const Kernels& kernels, const Attention& a, int64_t unit, int64_t end,
+                        int64_t segment) {
+  const int64_t d = a.head_dim, rows = a.tokens * (a.heads / a.kv_heads), tiles = ceil_div(rows, 8);
+  const int64_t start = unit % tiles * 8, each = 8 * (d + 2);
+  const int64_t parts = ceil_div(end, segment);
+  std::vector<float> memory(parts * each), scratch(kernels.attention_scratch(a));
+  std::vector<QueryTile> found;
+  for (int64_t p = 0; p < parts; ++p) {
+    float* place = memory.data() + p * each;
+    found.push_back({unit / tiles / a.kv_heads, unit / tiles % a.kv_heads, start,
+                     std::min<int64_t>(8, rows - start), p * segment,
+                     std::min(end, (p + 1) * segment), place, place + 8, place + 16});
+    kernels.attend(a, found.back(), scratch.data());
+  }
+  kernels.combine(a, found.data(), parts);
+}
+
+// Writes and attends tokens first..first+tokens-1: [batch, tokens, heads * head_dim].
+inline std::vector<float> chunk(const Kernels& kernels, Pool& pool, Scene& s, int64_t first,
+                                int64_t tokens, int64_t segment) {
+  Attention a = s.a;
+  a.keys = a.int8 ? static_cast<void*>(s.key_codes.data()) : s.keys.data();
+  a.values = a.int8 ? static_cast<void*>(s.value_codes.data()) : s.values.data();
+  a.key_scales = s.key_scales.data();
+  a.value_scales = s.value_scales.data();
+  const auto q = some_tokens(s.q, s, a.heads * a.head_dim, first, tokens);
+  const auto k = some_tokens(s.k, s, a.kv_heads * a.head_dim, first, tokens);
+  const auto v = some_tokens(s.v, s, a.kv_heads * a.head_dim, first, tokens);
+  std::vector<int32_t> positions;
+  for (int64_t i = 0; i < a.batch * tokens; ++i) positions.push_back(int32_t(first + i % tokens));
+  std::vector<float> out(q.size(), NAN), scratch(a.head_dim + 16);
+  a.tokens = tokens;
+  a.q = q.data();
+  a.k = k.data();
+  a.v = v.data();
+  a.cos = s.cos.data();
+  a.sin = s.sin.data();
+  a.positions = positions.data();
+  a.out = out.data();
+  kernels.write_slots(a, 0, a.batch * tokens, scratch.data());
+  const int64_t tiles = ceil_div(tokens * (a.heads / a.kv_heads), 8);
+  team().run(pool, a.batch * a.kv_heads * tiles, [&](int64_t unit) {
+    attend_rows(kernels, a, unit, first + tokens, segment);
+  });
+  return out;
+}
+
+// Rotated in the kernels' order of operations, so that codes of keys are the same.
+inline std::vector<float> rotated(const Scene& s, const float* x, int64_t position) {
+  std::vector<float> y(x, x + s.a.head_dim);
+  const int64_t half = s.a.rotary / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float c = s.cos[position * half + i], n = s.sin[position * half + i];
+    y[i] = x[i] * c - x[half + i] * n;
+    y[half + i] = x[half + i] * c + x[i] * n;
+  }
+  return y;
+}
+
+inline std::vector<float> on_grid(std::vector<float> x, bool int8) {
+  const float scale = scale_of(x.data(), static_cast<int64_t>(x.size()));
+  for (float& value : x) value = int8 ? code_of(value, scale) * scale : value;
+  return x;
+}
+
+inline std::vector<double> naive_attention(const Scene& s, int64_t b, int64_t position, int64_t h) {
+  const int64_t d = s.a.head_dim, shared = s.a.heads / s.a.kv_heads;
+  std::vector<double> mixed(d, 0.0);
+  double total = 0.0;
+  const auto q = rotated(s, &s.q[((b * s.all + position) * s.a.heads + h) * d], position);
+  for (int64_t slot = 0; slot <= position; ++slot) {
+    const int64_t at = ((b * s.all + slot) * s.a.kv_heads + h / shared) * d;
+    const auto k = on_grid(rotated(s, &s.k[at], slot), s.a.int8);
+    const auto v = on_grid({s.v.begin() + at, s.v.begin() + at + d}, s.a.int8);
+    double score = 0.0;
+    for (int64_t i = 0; i < d; ++i) score += static_cast<double>(q[i]) * k[i];
+    const double e = std::exp(score / std::sqrt(static_cast<double>(d)));
+    total += e;
+    for (int64_t i = 0; i < d; ++i) mixed[i] += e * v[i];
+  }
+  for (double& x : mixed) x /= total;
+  return mixed;
+}
+
+inline void check_attention(const Kernels& kernels, Pool& pool, Random& r) {
+  Scene s = random_scene(r);
+  if (s.past > 0) chunk(kernels, pool, s, 0, s.past, s.a.slots);
+  const int64_t segment = s.a.tokens == 1 && draw(r, 0, 1) ? 128 * draw(r, 1, 2) : s.a.slots;
+  const auto out = chunk(kernels, pool, s, s.past, s.a.tokens, segment);
+  for (int64_t row = 0; row < s.a.batch * s.a.tokens; ++row) {
+    const int64_t position = s.past + row % s.a.tokens;
+    for (int64_t h = 0; h < s.a.heads; ++h) {
+      const auto expected = naive_attention(s, row / s.a.tokens, position, h);
+      for (int64_t i = 0; i < s.a.head_dim; ++i) {
+        const float found = out[(row * s.a.heads + h) * s.a.head_dim + i];
+        expect(std::fabs(found - expected[i]) < 1e-4, "attention", row, h, i);
+      }
+    }
+  }
+}
+
+}  // namespace planish

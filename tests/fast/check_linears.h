@@ -1,0 +1,275 @@
+// Linears against reference/linear.py written out for one output: integer ones bit for bit, float
+// ones within the error of K additions one behind the other. And what comes before and after them.
+#pragma once
+
+#include "check_support.h"
+
+namespace planish {
+
+// A linear with codes in plain order beside the kernels' own form of it. Buffers have exactly the
+// size that the kernels may read, so that an address sanitizer sees the first byte too many.
+struct Case {
+  int bits;
+  int64_t n, k, group, groups;
+  std::vector<int> codes;    // [n, k]
+  std::vector<int> zeros;    // [n, groups], of INT4
+  std::vector<float> scale;  // [n, groups]
+  std::vector<uint8_t> tiles, zero_tiles;
+  std::vector<float> scale_tiles, bias;
+  std::vector<uint16_t> halves;  // scale_tiles as float16, or none
+  bool stored_zero, one_scale;
+
+  Weight weight() const {
+    Weight w = {};
+    w.bits = bits;
+    w.codes = tiles.data();
+    w.half_scale = !halves.empty();
+    w.scale = scale_tiles.data();
+    if (w.half_scale) w.scale = halves.data();
+    w.zero = stored_zero ? zero_tiles.data() : nullptr;
+    w.bias = bias.empty() ? nullptr : bias.data();
+    w.one_scale = one_scale;
+    w.outputs = n;
+    w.blocks = ceil_div(k, 32 / bits);
+    w.groups = groups;
+    w.group_blocks = ceil_div(group, 32 / bits);
+    return w;
+  }
+};
+
+// A float16 of either sign, the smallest ones included, and its bits.
+inline float random_half(Random& r, uint16_t& bits) {
+  const int exponent = draw(r, 0, 14), fraction = draw(r, 0, 1023), sign = draw(r, 0, 1);
+  bits = static_cast<uint16_t>(sign << 15 | exponent << 10 | fraction);
+  const float size = exponent == 0 ? std::ldexp(float(fraction), -24)
+                                   : std::ldexp(float(1024 + fraction), exponent - 25);
+  return sign ? -size : size;
+}
+
+inline void draw_codes(Random& r, Case& c) {
+  const int extreme = draw(r, 0, 6);
+  const int low = c.bits == 8 ? -127 : 0, high = c.bits == 8 ? 127 : 15;
+  for (int64_t i = 0; i < c.n * c.k; ++i) {
+    c.codes.push_back(extreme == 0 ? low : extreme == 1 ? high : draw(r, low, high));
+  }
+  const int64_t tiles = ceil_div(c.n, 16), width = 32 / c.bits, blocks = ceil_div(c.k, width);
+  c.tiles.assign(tiles * blocks * 64, 0);
+  for (int64_t i = 0; i < c.n; ++i) {
+    for (int64_t j = 0; j < c.k; ++j) {
+      uint8_t& byte = c.tiles[((i / 16 * blocks + j / width) * 16 + i % 16) * 4 + j % 4];
+      const int code = c.codes[i * c.k + j];
+      byte |= static_cast<uint8_t>(c.bits == 8 ? code : code << (j % 8 / 4 * 4));
+    }
+  }
+}
+
+inline void draw_scales(Random& r, Case& c) {
+  c.scale = floats(r, c.n * c.groups, 0.02f);  // negative ones too
+  const int64_t count = c.n * c.groups;
+  for (int64_t i = 0; i < count; ++i) c.zeros.push_back(c.stored_zero ? draw(r, 0, 15) : 8);
+  if (c.bits == 8) {
+    if (c.one_scale) c.scale.assign(c.n, c.scale[0]);
+    c.scale_tiles.assign(c.scale.begin(), c.scale.begin() + (c.one_scale ? 1 : c.n));
+    return;
+  }
+  const int64_t size = ceil_div(c.n, 16) * c.groups * 16;
+  c.scale_tiles.assign(size, 0.0f);
+  c.zero_tiles.assign(size, 0);
+  if (draw(r, 0, 1)) c.halves.assign(size, 0);
+  for (int64_t i = 0; i < c.n * c.groups; ++i) {
+    const int64_t output = i / c.groups, group = i % c.groups;
+    const int64_t at = (output / 16 * c.groups + group) * 16 + output % 16;
+    if (!c.halves.empty()) c.scale[i] = random_half(r, c.halves[at]);
+    c.scale_tiles[at] = c.scale[i];
+    c.zero_tiles[at] = static_cast<uint8_t>(c.zeros[i]);
+  }
+}
+
+inline Case random_case(Random& r, int bits) {
+  Case c = {};
+  c.bits = bits;
+  c.n = draw(r, 1, 130);
+  c.k = draw(r, 1, 300);
+  c.group = bits == 8 || draw(r, 0, 3) == 0 ? c.k : 32 << draw(r, 0, 2);
+  c.groups = ceil_div(c.k, c.group);
+  c.stored_zero = bits == 4 && draw(r, 0, 1) == 1;
+  c.one_scale = bits == 8 && draw(r, 0, 1) == 1;
+  draw_codes(r, c);
+  draw_scales(r, c);
+  if (draw(r, 0, 1)) c.bias = floats(r, c.n);
+  return c;
+}
+
+// One output in the order of operations of reference/linear.py, and how far off it may be.
+inline float naive(const Case& c, Granularity granularity, float given, const float* x, int64_t i,
+                   double added, double& allowed) {
+  float y = 0.0f;
+  double exact = 0.0, magnitude = 0.0;
+  const float row = granularity == Granularity::kGiven ? given : scale_of(x, c.k);
+  for (int64_t g = 0; g < c.groups; ++g) {
+    const int64_t first = g * c.group, last = std::min(c.k, first + c.group);
+    const bool own = granularity == Granularity::kGroup;
+    const float a = own ? scale_of(x + first, last - first) : row;
+    const float w = c.scale[i * c.groups + g];
+    int64_t sum = 0;
+    for (int64_t j = first; j < last; ++j) {
+      const int code = c.codes[i * c.k + j] - (c.bits == 4 ? c.zeros[i * c.groups + g] : 0);
+      sum += code_of(x[j], a) * code;
+      exact += static_cast<double>(x[j]) * code * w;
+      magnitude += std::fabs(static_cast<double>(x[j]) * code * w);
+    }
+    const float total = static_cast<float>(sum);
+    if (c.bits == 8) y = (total * a) * w;
+    else if (own) y = y + (total * w) * a;
+    else y = y + total * w;
+  }
+  const float bias = c.bias.empty() ? 0.0f : c.bias[i];
+  allowed = 0.0;
+  if (granularity == Granularity::kFloat) {
+    magnitude += std::fabs(bias) + std::fabs(added);
+    allowed = kEps * (16 + 0.5 * static_cast<double>(c.k)) * magnitude;
+    return static_cast<float>(exact + bias + added);
+  }
+  if (c.bits == 4 && granularity != Granularity::kGroup) y = y * row;
+  return static_cast<float>(added) + (y + bias);
+}
+
+inline Granularity random_granularity(Random& r, int bits) {
+  const int which = draw(r, 0, 3);
+  if (which == 0) return Granularity::kFloat;
+  if (which == 1) return Granularity::kRow;
+  return bits == 4 ? Granularity::kGroup : Granularity::kGiven;
+}
+
+// Rows in memory of their own. The scratch is exactly what kernels.h promises.
+struct Prepared {
+  std::vector<int8_t> codes;
+  std::vector<float> scales, wide;
+  std::vector<int32_t> sums;
+  Rows rows = {};
+
+  Prepared(const Kernels& kernels, const Source& source, Granularity granularity, int64_t count,
+           int64_t group, float given) {
+    rows.granularity = granularity;
+    rows.rows = count;
+    rows.steps = ceil_div(source.inputs, 8) * 2;
+    rows.groups = ceil_div(source.inputs, group);
+    rows.group_inputs = group;
+    rows.scale_groups = granularity == Granularity::kGroup ? rows.groups : 1;
+    const bool is_float = granularity == Granularity::kFloat;
+    codes.resize(is_float ? 0 : count * rows.steps * 4);
+    scales.resize(is_float ? 0 : count * rows.scale_groups);
+    sums.resize(is_float ? 0 : count * rows.groups);
+    wide.resize(is_float ? count * rows.steps * 4 : 0);
+    rows.codes = codes.data();
+    rows.scales = scales.data();
+    rows.sums = sums.data();
+    rows.floats = wide.data();
+    std::vector<float> scratch(source.inputs + 16);
+    for (int64_t row = 0; row < count; ++row) {
+      kernels.prepare_row(source, rows, row, given, scratch.data());
+    }
+  }
+};
+
+inline void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
+  const Case c = random_case(r, draw(r, 0, 1) ? 8 : 4);
+  const Granularity granularity = random_granularity(r, c.bits);
+  const int64_t rows = draw(r, 1, 23), many = draw(r, 1, 6);  // tiles at a time
+  const std::vector<float> x = floats(r, rows * c.k), added = floats(r, rows * c.n);
+  const bool residual = draw(r, 0, 1) == 1;
+  const float given = 0.031f;
+  const Source source = {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, c.k};
+  const Prepared prepared(kernels, source, granularity, rows, c.group, given);
+  std::vector<float> y(rows * c.n, NAN);
+  const Weight w = c.weight();
+  const int64_t tiles = ceil_div(c.n, 16);
+  const Output out = {y.data(), residual ? added.data() : nullptr, c.n, 0};
+  team().run(pool, ceil_div(tiles, many), [&](int64_t unit) {
+    const int64_t tile = unit * many, count = std::min(many, tiles - tile);
+    if (granularity != Granularity::kFloat) {
+      kernels.integer_tiles(w, prepared.rows, out, tile, count);
+      return;
+    }
+    std::vector<float> memory(kernels.float_scratch(prepared.rows));
+    kernels.float_tiles(w, prepared.rows, out, tile, count, memory.data());
+  });
+  for (int64_t at = 0; at < rows * c.n; ++at) {
+    double allowed = 0.0;
+    const float* row = x.data() + at / c.n * c.k;
+    const double plus = residual ? added[at] : 0.0;
+    const float expected = naive(c, granularity, given, row, at % c.n, plus, allowed);
+    const char* what = granularity == Granularity::kFloat ? "float linear" : "integer linear";
+    expect(std::fabs(y[at] - expected) <= allowed, what, at / c.n, at % c.n, c.k);
+  }
+}
+
+// Outputs of some tiles into a panel, gated by another's, as the kernels do it for gate and up.
+inline void check_gate(const Kernels& kernels, Random& r) {
+  const int64_t rows = draw(r, 1, 5), count = draw(r, 1, 70), stride = ceil_div(count, 16) * 16;
+  const std::vector<float> gate = floats(r, rows * stride, 20.0f), up = floats(r, rows * stride);
+  const int64_t wide = count + draw(r, 0, 9);
+  std::vector<float> y(rows * wide, -7.0f);
+  kernels.gate(gate.data(), up.data(), stride, y.data(), wide, rows, count);
+  for (int64_t at = 0; at < rows * wide; ++at) {
+    const int64_t row = at / wide, i = at % wide;
+    if (i >= count) {
+      expect(y[at] == -7.0f, "beyond the gated outputs", row, i, count);
+      continue;
+    }
+    const double g = gate[row * stride + i], u = up[row * stride + i];
+    const double expected = g / (1.0 + std::exp(-g)) * u;
+    const double allowed = 8 * kEps * std::fabs(expected) + 1e-30;
+    expect(std::fabs(y[at] - expected) <= allowed, "gate", row, i, count);
+  }
+}
+
+// The norm against doubles; then codes, scales and sums against the kernels' own normalized
+// floats, bit for bit: a norm is not rounded alike everywhere, what follows is.
+inline void check_norm(const Kernels& kernels, Random& r) {
+  const int64_t k = draw(r, 1, 200), rows = draw(r, 1, 11);
+  const int64_t group = draw(r, 0, 1) ? 32 : k;
+  const std::vector<float> x = floats(r, rows * k), weight = floats(r, k), bias = floats(r, k);
+  const bool weighed = draw(r, 0, 1) == 1, biased = draw(r, 0, 1) == 1;
+  const Norm norm = draw(r, 0, 1) ? Norm::kRms : Norm::kLayer;
+  const Source source = {x.data(), norm, weighed ? weight.data() : nullptr,
+                         biased ? bias.data() : nullptr, 1e-5f, k};
+  const Prepared wide(kernels, source, Granularity::kFloat, rows, group, 0.0f);
+  const Prepared narrow(kernels, source, Granularity::kGroup, rows, group, 0.0f);
+  const int64_t padded = wide.rows.steps * 4;
+  for (int64_t row = 0, first = 0, size = 0; row < rows; ++row) {
+    if (row >= first + size) {
+      first += size;
+      size = row_tile(rows - first);
+    }
+    double mean = 0.0, square = 0.0;
+    for (int64_t i = 0; i < k; ++i) mean += x[row * k + i] / double(k);
+    if (norm == Norm::kRms) mean = 0.0;
+    for (int64_t i = 0; i < k; ++i) square += std::pow(x[row * k + i] - mean, 2.0) / double(k);
+    std::vector<float> found(k);
+    for (int64_t i = 0; i < k; ++i) {
+      found[i] = wide.wide[first * padded + i * size + row - first];
+      double y = (x[row * k + i] - mean) / std::sqrt(square + 1e-5);
+      y = y * (weighed ? weight[i] : 1.0f) + (biased ? bias[i] : 0.0f);
+      expect(std::fabs(found[i] - y) <= 1e-4 * (1.0 + std::fabs(y)), "norm", row, i, k);
+    }
+    std::vector<float> scratch(k + 16);
+    const float largest = kernels.row_absmax(source, row, scratch.data());
+    expect(std::fmax(largest, 1e-5f) / 127.0f == scale_of(found.data(), k), "absmax", row, 0, k);
+    for (int64_t g = 0; g < narrow.rows.groups; ++g) {
+      const int64_t last = std::min(k, (g + 1) * group);
+      const int64_t at = (first * narrow.rows.groups) + g * size + row - first;
+      const float scale = scale_of(found.data() + g * group, last - g * group);
+      int32_t sum = 0;
+      for (int64_t i = g * group; i < last; ++i) {
+        const int64_t step = first * padded + (i / 4 * size + row - first) * 4 + i % 4;
+        expect(narrow.codes[step] == code_of(found[i], scale), "code", row, i, k);
+        sum += narrow.codes[step];
+      }
+      expect(narrow.scales[at] == scale, "scale", row, g, k);
+      expect(narrow.sums[at] == sum, "sum of codes", row, g, k);
+    }
+  }
+}
+
+}  // namespace planish
