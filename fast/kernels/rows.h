@@ -104,7 +104,7 @@ int32_t quantize(const float* x, int64_t count, float scale, int8_t* codes, int6
   for (int64_t i = 0; i < count; i += 16) {
     auto ratio = nearest_code<V>(V::load(x + i), divisor, inverse);
     ratio = V::max(V::floats(-127.0f), V::min(V::floats(127.0f), ratio));
-    const auto q = V::to_ints(ratio);
+    const auto q = V::max(V::to_ints(ratio), V::ints(-127));  // a NaN would be -2^31
     total = V::add(total, q);
     int8_t narrow[16];
     V::narrow(narrow, q);
