@@ -13,10 +13,11 @@ CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 WORKERS := $(shell [ $(CORES) -lt 4 ] && echo $(CORES) || echo 4)
 
 CXX ?= g++
-SANITIZE := $(CXX) -std=c++17 -O1 -g -w -ffp-contract=off -pthread -Ifast/kernels \
-  fast/kernels/kernels.cc tests/fast/kernels_check.cc
-AVX512 := -DPLANISH_ISA=avx512 -DPLANISH_AVX512 -mavx2 -mfma -mf16c \
-  -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
+# without what makes sanitized plain C++ minutes to compile: full debugging information
+SANITIZE := -std=c++17 -O1 -g1 -fno-var-tracking -w -ffp-contract=off -pthread -Ifast/kernels
+# the flags of an instruction set, or of the best one of this processor
+FLAGS_OF := import sys; from fast.kernels.instruction_sets import BY_NAME, available; \
+  one = BY_NAME.get(sys.argv[1], available()[0]); print(f"-DPLANISH_ISA={one.name}", *one.flags)
 
 .PHONY: demo test lint sanitize clean
 
@@ -33,14 +34,14 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# plain C++ anywhere, and AVX-512 where the processor has it
 sanitize:
 	@mkdir -p build
 	@for kind in address,undefined thread; do \
-	  for isa in plain $$(grep -qm1 avx512_vnni /proc/cpuinfo && echo avx512); do \
-	    flags="-DPLANISH_ISA=plain"; [ $$isa = avx512 ] && flags="$(AVX512)"; \
-	    echo "make sanitize: $$kind, $$isa"; \
-	    $(SANITIZE) -fsanitize=$$kind -fno-sanitize-recover=all $$flags -o build/check || exit 1; \
+	  for isa in best plain; do \
+	    echo "make sanitize: $$kind"; \
+	    flags=$$($(PYTHON) -c '$(FLAGS_OF)' $$isa) && \
+	    $(CXX) $$flags $(SANITIZE) -fsanitize=$$kind -fno-sanitize-recover=all \
+	      fast/kernels/kernels.cc tests/fast/kernels_check.cc -o build/check && \
 	    build/check 20 || exit 1; \
 	  done; \
 	done
