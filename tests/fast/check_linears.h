@@ -172,13 +172,27 @@ struct Prepared {
   }
 };
 
+// Every other row lies on ties, or as near to them as floats are: there x / scale and
+// x * (1 / scale) round to different codes. Each group holds the row's largest entry.
+inline std::vector<float> random_rows(Random& r, int64_t rows, int64_t k, float given) {
+  std::vector<float> x = floats(r, rows * k);
+  for (int64_t i = 0; i < rows * k; ++i) {
+    if (i / k % 2 == 0) continue;
+    const float most = x[i / k * k], scale = given > 0.0f ? given : scale_of(&most, 1);
+    const float tie = static_cast<float>(draw(r, -127, 126) + 0.5) * scale;
+    const int which = draw(r, 0, 2);
+    x[i] = i % k % 32 == 0 ? most : which == 0 ? tie : std::nextafter(tie, which == 1 ? 9.f : -9.f);
+  }
+  return x;
+}
+
 inline void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
   const Case c = random_case(r, draw(r, 0, 1) ? 8 : 4);
   const Granularity granularity = random_granularity(r, c.bits);
   const int64_t rows = draw(r, 1, 23), many = draw(r, 1, 6);  // tiles at a time
-  const std::vector<float> x = floats(r, rows * c.k), added = floats(r, rows * c.n);
+  const float given = granularity == Granularity::kGiven ? 0.0131f : 0.0f;  // clips at 1.66
+  const std::vector<float> x = random_rows(r, rows, c.k, given), added = floats(r, rows * c.n);
   const bool residual = draw(r, 0, 1) == 1;
-  const float given = 0.031f;
   const Source source = {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, c.k};
   const Prepared prepared(kernels, source, granularity, rows, c.group, given);
   std::vector<float> y(rows * c.n, NAN);
