@@ -18,11 +18,11 @@ import numpy as np
 import reference.layers
 from compare.check import Check, check
 from fast.cache import is_tiled
+from reference.block import Block
 from reference.config import ModelConfig
 from reference.grids import int8_codes, int8_scale
 from reference.layers import causal_mask, rope, rope_tables
 from reference.linear import linear
-from reference.model import Block
 
 TIE = 1e-3
 SCALE_TOLERANCE = 1e-5  # relative

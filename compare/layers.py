@@ -45,11 +45,11 @@ from compare.fused import check_outputs, fused, identity, norm_part
 from compare.ops import check_output, fast_codes
 from compare.placed import computed, is_native, place
 from fast.cache import can_tile, empty_layer
+from reference.block import Block, Weights
 from reference.config import ModelConfig
 from reference.grids import int8_scale
 from reference.layers import rope_tables
 from reference.linear import Linear
-from reference.model import Block, Weights
 
 FLOAT_TOLERANCE = 1e-5  # of the largest magnitude, for one part
 SOFTMAX_TOLERANCE = 4e-5

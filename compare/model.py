@@ -35,10 +35,11 @@ from compare.cached import as_floats
 from compare.check import Check, check
 from compare.noise import Tolerances, Trace, slot_errors
 from fast.engine import Engine
+from reference.block import Weights
 from reference.config import ModelConfig
 from reference.evaluate import agreement
 from reference.generate import Stop
-from reference.model import PREFILL_CHUNK, KVCache, Weights
+from reference.model import PREFILL_CHUNK, KVCache
 from reference.sampling import Sampling
 
 STEPS = 6  # single steps at the end of the cache

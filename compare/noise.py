@@ -23,9 +23,10 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 import reference.model
+from reference.block import Weights
 from reference.config import ModelConfig
 from reference.evaluate import agreement
-from reference.model import KVCache, Weights
+from reference.model import KVCache
 
 DISTURBANCE = np.float32(2e-6)
 FACTOR = 3.0

@@ -20,12 +20,13 @@ from compare.ops import check_integer_products, check_linear, check_scales
 from compare.placed import Sets
 from fast.engine import Engine
 from fast.kernels.library import load_library
+from reference.block import Weights
 from reference.calibrate import Progress, no_progress
 from reference.checkpoint import Checkpoint, load_weights
 from reference.config import ModelConfig
 from reference.generate import Stop, check_fits
 from reference.linear import Linear
-from reference.model import PREFILL_CHUNK, KVCache, Weights
+from reference.model import PREFILL_CHUNK, KVCache
 
 PROMPT_LENGTH = 600
 

@@ -19,9 +19,9 @@ from fast import native
 from fast.cache import KVCache, LayerCache, append, empty_layer, is_tiled, read
 from fast.layers import ACTIVATIONS, attention, causal_mask, normalize, rope
 from fast.linear import linear, project
+from reference.block import Block, Weights
 from reference.config import ModelConfig
 from reference.layers import Norm
-from reference.model import Block, Weights
 
 Tables = tuple[jax.Array, jax.Array] | None  # cos and sin [max_positions, dim / 2]
 DecodeState = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, KVCache]

@@ -19,10 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from reference.block import Block, Weights
 from reference.grids import grouped
 from reference.layers import Norm
 from reference.linear import Linear, QuantizedWeight, centred_codes
-from reference.model import Block, Weights
 from reference.tiles import TiledWeight
 
 Array = np.ndarray | jax.Array  # on the host while it is converted, on the device afterwards

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from reference.block import Block
 from reference.calibrate import embed_samples, observe_block, run_block
 from reference.checkpoint import Checkpoint, load_weights
-from reference.model import Block
 from reference.smooth import smooth_block
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from reference.block import Block, Weights
 from reference.config import ModelConfig
 from reference.errors import PromptError
-from reference.model import Block, Weights, block_forward, embed, no_tap
+from reference.model import block_forward, embed, no_tap
 
 NUM_SAMPLES, SAMPLE_LENGTH = 512, 512
 

@@ -20,24 +20,33 @@ load_weights gives either from both. Nothing is unpickled and no path leaves the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
+from reference.architectures import Tensor
+from reference.block import Block, Weights, put_together, split_expert
 from reference.directory import (
     Checkpoint,
     activation_of,
     bad_value,
     checked_entry,
+    head_names,
     open_checkpoint,
 )
 from reference.layers import Norm
 from reference.linear import Linear
-from reference.model import Block, Weights
 from reference.quantized import load_quantized, require_positive
-from reference.shapes import block_shapes, outer_shapes
+from reference.shapes import (
+    Shape,
+    block_norms,
+    block_shapes,
+    norm_kinds,
+    outer_norms,
+    outer_shapes,
+)
 
 __all__ = ["Checkpoint", "load_block", "load_float", "load_weights", "open_checkpoint"]
 
@@ -51,17 +60,26 @@ def load_weights(checkpoint: Checkpoint, tiled: bool = False) -> Weights:
     Quantized weights come out as QuantizedWeight or, if `tiled`, as TiledWeight: views of the
     file where it has them in this layout, converted where it has not.
     """
+    config = checkpoint.config
     embed = _load_outer(checkpoint, "embed")
-    positions = project_in = project_out = final_norm = None
-    if checkpoint.config.position_offset is not None:
+    positions = project_in = project_out = None
+    if config.position_offset is not None:
         positions = _load_outer(checkpoint, "positions")
-    if checkpoint.config.projects:
+    if config.projects:
         project_in = Linear(_load_outer(checkpoint, "project_in"))
         project_out = Linear(_load_outer(checkpoint, "project_out"))
-    if checkpoint.config.final_norm:
-        final_norm = _load_norm(checkpoint, checkpoint.prefix("final_norm"))
-    blocks, head = Blocks(checkpoint, tiled), _load_head(checkpoint, embed, tiled)
-    return Weights(embed, positions, project_in, blocks, final_norm, project_out, head)
+    shapes = outer_norms(config).items()
+    norms = {part: load_norm(checkpoint, part, shape) for part, shape in shapes}
+    return Weights(
+        embed=embed,
+        positions=positions,
+        project_in=project_in,
+        embed_norm=norms.get("embed_norm"),
+        blocks=Blocks(checkpoint, tiled),
+        final_norm=norms.get("final_norm"),
+        project_out=project_out,
+        head=_load_head(checkpoint, embed, tiled),
+    )
 
 
 def _load_outer(checkpoint: Checkpoint, part: str) -> np.ndarray:
@@ -71,10 +89,11 @@ def _load_outer(checkpoint: Checkpoint, part: str) -> np.ndarray:
 
 def _load_head(checkpoint: Checkpoint, embed: np.ndarray, tiled: bool) -> Linear:
     """The head's own weight, or the embedding; a tied head that was quantized has its own."""
-    prefix = checkpoint.prefix("head")
-    if checkpoint.config.tie_embeddings and f"{prefix}.weight_scale" not in checkpoint.entries:
+    config, prefix = checkpoint.config, checkpoint.prefix("head")
+    if config.tie_embeddings and f"{prefix}.weight_scale" not in checkpoint.entries:
         return Linear(embed)
-    return load_linear(checkpoint, prefix, outer_shapes(checkpoint.config)["head"], False, tiled)
+    shape = outer_shapes(config)["head"]
+    return load_linear(checkpoint, "head", None, shape, config.head_bias, tiled)
 
 
 class Blocks(Sequence[Block]):
@@ -99,41 +118,113 @@ class Blocks(Sequence[Block]):
 
 def load_block(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Block:
     """Read one layer's tensors."""
-    parts: dict[str, Any] = {"gate": None}
-    for part, (shape, bias) in block_shapes(checkpoint.config).items():
-        prefix = checkpoint.prefix(part, layer)
-        parts[part] = load_linear(checkpoint, prefix, shape, bias, tiled)
-    for part in ("attention_norm", "mlp_norm"):
-        parts[part] = _load_norm(checkpoint, checkpoint.prefix(part, layer))
-    return Block(**parts)
+    config = checkpoint.config
+    shapes = block_shapes(config, layer).items()
+    linears = {
+        part: load_linear(checkpoint, part, layer, shape, bias, tiled)
+        for part, (shape, bias) in shapes
+    }
+    norms = {
+        part: load_norm(checkpoint, part, shape, layer)
+        for part, shape in block_norms(config).items()
+    }
+    return put_together(config.layers[layer], linears, norms)
 
 
 def load_linear(
     checkpoint: Checkpoint,
-    prefix: str,
-    shape: tuple[int, ...],
+    part: str,
+    layer: int | None,
+    shape: Shape,
     has_bias: bool,
     tiled: bool = False,
 ) -> Linear:
     """Weight (float or quantized) and bias of one linear, with its activations' treatment."""
-    bias = load_float(checkpoint, f"{prefix}.bias", shape[:1]) if has_bias else None
+    prefix = checkpoint.prefix(part, layer)
+    bias = load_part(checkpoint, part, layer, "bias", shape) if has_bias else None
     if f"{prefix}.weight_scale" not in checkpoint.entries:
-        return Linear(load_float(checkpoint, f"{prefix}.weight", shape), bias)
+        return Linear(load_part(checkpoint, part, layer, "weight", shape), bias)
     weight = load_quantized(checkpoint, prefix, shape, tiled)
     activation = activation_of(checkpoint, prefix)
-    layer = Linear(weight, bias, activation)
+    linear = Linear(weight, bias, activation)
     if activation != "static":
-        return layer
+        return linear
     scale = load_float(checkpoint, f"{prefix}.input_scale", (1,))
     require_positive(checkpoint, f"{prefix}.input_scale", scale)
-    return replace(layer, activation_scale=scale)
+    return replace(linear, activation_scale=scale)
 
 
-def load_float(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A float tensor as float32, a view of the file if it is float32 there; it must be finite."""
-    entry = checked_entry(checkpoint, name, FLOATS, shape)
+def load_part(
+    checkpoint: Checkpoint, part: str, layer: int | None, kind: str, shape: Shape
+) -> np.ndarray:
+    """The weight [N, K] or bias [N] of a linear, by itself or out of a fused tensor."""
+    own, source = f"{checkpoint.prefix(part, layer)}.{kind}", checkpoint.source(part, layer)
+    if own in checkpoint.entries or source.plain:
+        return load_float(checkpoint, own, shape if kind == "weight" else shape[:1])
+    name, shapes = f"{source.name}.{kind}", dict(fused_shapes(checkpoint, part, layer, source))
+    groups = checkpoint.config.num_kv_heads if source.grouped else 1
+    rows = [one[0] // groups for one in shapes.values()]
+    start = sum(rows[: list(shapes).index(part)])
+    whole: Shape = (sum(rows) * groups, shape[1])
+
+    def cut(tensor: np.ndarray) -> np.ndarray:
+        tensor = tensor.T if source.transposed else tensor
+        tensor = tensor.reshape(groups, sum(rows), -1)[:, start : start + shape[0] // groups]
+        return tensor.reshape(shape if kind == "weight" else shape[:1])
+
+    if kind == "bias":
+        return load_float(checkpoint, name, whole[:1], cut)
+    return load_float(checkpoint, name, whole[::-1] if source.transposed else whole, cut)
+
+
+def fused_shapes(
+    checkpoint: Checkpoint, part: str, layer: int | None, source: Tensor
+) -> Iterator[tuple[str, Shape]]:
+    """The parts that share a tensor, this one among them, and their shapes."""
+    if layer is None:
+        yield part, outer_shapes(checkpoint.config)[part]
+        return
+    shapes, (general, _) = block_shapes(checkpoint.config, layer), split_expert(part)
+    for other in checkpoint.architecture.together(general):
+        name = part.removesuffix(general.rpartition(".")[2]) + other.rpartition(".")[2]
+        yield name, shapes[name][0]
+
+
+def load_norm(checkpoint: Checkpoint, part: str, shape: Shape, layer: int | None = None) -> Norm:
+    """A norm, its weight as it multiplies, whether the checkpoint reduced it by one or not."""
+    kinds = norm_kinds(checkpoint.config, part)
+    weight, bias = (
+        load_norm_part(checkpoint, part, layer, kind, shape) if kind in kinds else None
+        for kind in ("weight", "bias")
+    )
+    return Norm(weight, bias)
+
+
+def load_norm_part(
+    checkpoint: Checkpoint, part: str, layer: int | None, kind: str, shape: Shape
+) -> np.ndarray:
+    own, source = f"{checkpoint.prefix(part, layer)}.{kind}", checkpoint.source(part, layer)
+    if own in checkpoint.entries:
+        return load_float(checkpoint, own, shape)
+    if "{h}" in source.name:
+        names = head_names(checkpoint, source.name, part)
+        return np.stack([load_float(checkpoint, f"{name}.{kind}", shape[1:]) for name in names])
+    tensor = load_float(checkpoint, f"{source.name}.{kind}", shape)
+    return tensor + np.float32(1) if checkpoint.config.norm_plus_one else tensor
+
+
+def load_float(
+    checkpoint: Checkpoint,
+    name: str,
+    shape: Shape,
+    cut: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
+    """A float tensor, or what is cut from it, as float32, a view of the file if it is float32
+    there; it must be finite."""
+    mapped = checked_entry(checkpoint, name, FLOATS, shape).map()
+    mapped = mapped if cut is None else np.ascontiguousarray(cut(mapped))
     with np.errstate(invalid="ignore"):  # a signalling NaN is reported below, by name
-        tensor = entry.map().astype(np.float32, copy=False)
+        tensor = mapped.astype(np.float32, copy=False)
     if not _all_finite(tensor.reshape(-1)):
         index = tuple(int(i) for i in np.argwhere(~np.isfinite(tensor))[0])
         raise bad_value(checkpoint, name, "finite", f"{tensor[index]} at {index}")
@@ -153,13 +244,3 @@ def _all_finite(numbers: np.ndarray) -> bool:
         if not np.isfinite(square) and not np.isfinite(part).all():
             return False
     return True
-
-
-def _load_norm(checkpoint: Checkpoint, prefix: str) -> Norm:
-    config = checkpoint.config
-    if not config.norm_affine:
-        return Norm(None)
-    shape = (config.hidden_size,)
-    weight = load_float(checkpoint, f"{prefix}.weight", shape)
-    bias = load_float(checkpoint, f"{prefix}.bias", shape) if config.norm == "layer_norm" else None
-    return Norm(weight, bias)

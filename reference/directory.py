@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from reference.architectures import Architecture, architecture_of, model_config
-from reference.config import Keys, ModelConfig, read_json
+from reference.architectures import Architecture, Tensor, architecture_of, model_config
+from reference.block import split_expert
+from reference.config import ModelConfig
 from reference.errors import CheckpointError, ConfigError
 from reference.grids import SYMMETRIC_RULES
+from reference.keys import Keys, read_json
 from reference.quantization_config import check_quantization_config, weight_bits
 from reference.shapes import block_kinds, outer_kinds
 from reference.shards import check_link, find_entries
@@ -44,17 +47,41 @@ class Checkpoint:
     def is_head(self, prefix: str) -> bool:
         return prefix == self.prefix("head")
 
+    def source(self, part: str, layer: int | None = None) -> Tensor:
+        """Where one of our parts lies in the source, by the name that this directory uses."""
+        general, expert = split_expert(part)
+        tensor = self.architecture.tensor(general)
+        numbers = {"i": layer, "e": expert, "h": "{h}"}
+        names = [name.format(**numbers) for name in (tensor.name, *tensor.also)]
+        names = [name.removeprefix(self.left_off) for name in names]
+        there = (name for name in names if f"{name}.weight".format(h=0) in self.entries)
+        return replace(tensor, name=next(there, names[0]))
+
     def prefix(self, part: str, layer: int | None = None) -> str:
-        """The tensor-name prefix of one of our parts, as this directory spells it."""
-        if layer is None:
-            full = self.architecture.tensors[part]
-        else:
-            full = self.architecture.block[part].format(i=layer)
-        embed = self.architecture.tensors["embed"] + ".weight"
+        """The tensor-name prefix of a part by itself: where planish writes and looks for it.
+
+        A part that a source has fused, transposed or reduced by one gets a name of its own.
+        """
+        source = self.source(part, layer)
+        plain = source.plain and not (self.config.norm_plus_one and part.endswith("norm"))
+        name = source.name.replace(".{h}", "")
+        return name if plain else f"{name}.{part}"
+
+    @cached_property
+    def left_off(self) -> str:
+        """The start of the architecture's names that this directory leaves off."""
+        embed = self.architecture.tensor("embed").name + ".weight"
         for prefix in self.architecture.prefixes:
             if embed.removeprefix(prefix) in self.entries:
-                return full.removeprefix(prefix)
-        return full
+                return prefix
+        return ""
+
+
+def head_names(checkpoint: Checkpoint, source: str, part: str) -> list[str]:
+    """The names of a norm that has a tensor for each head."""
+    config = checkpoint.config
+    heads = config.num_heads if part == "q_norm" else config.num_kv_heads
+    return [source.format(h=head) for head in range(heads)]
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -137,12 +164,11 @@ def _check_names(checkpoint: Checkpoint) -> None:
     """Every tensor that some part loads must be there, and no other."""
     config, known = checkpoint.config, set()
     for part, kinds in outer_kinds(config).items():
-        prefix = checkpoint.prefix(part)
         tied = part == "head" and config.tie_embeddings
-        known |= _require(checkpoint, prefix, kinds, optional=tied)
+        known |= _require(checkpoint, part, None, kinds, optional=tied)
     for layer in range(config.num_layers):  # stops at the first missing one, however many
-        for part, kinds in block_kinds(config).items():
-            known |= _require(checkpoint, checkpoint.prefix(part, layer), kinds)
+        for part, kinds in block_kinds(config, layer).items():
+            known |= _require(checkpoint, part, layer, kinds)
     ignored = checkpoint.architecture.ignored
     for name in checkpoint.entries:
         if name not in known and not any(re.fullmatch(pattern, name) for pattern in ignored):
@@ -151,13 +177,26 @@ def _check_names(checkpoint: Checkpoint) -> None:
 
 
 def _require(
-    checkpoint: Checkpoint, prefix: str, kinds: tuple[str, ...], optional: bool = False
+    checkpoint: Checkpoint,
+    part: str,
+    layer: int | None,
+    kinds: tuple[str, ...],
+    optional: bool = False,
 ) -> set[str]:
     """The names that one part may have, after all that it must have were found."""
+    prefix, source = checkpoint.prefix(part, layer), checkpoint.source(part, layer).name
     must, may = _quantized_kinds(checkpoint, prefix)
-    for kind in () if optional else (*kinds, *must):
+    names = {f"{prefix}.{kind}" for kind in (*must, *may)}
+    for kind in kinds:
+        own, origins = f"{prefix}.{kind}", [f"{source}.{kind}"]
+        if "{h}" in source:
+            origins = [f"{name}.{kind}" for name in head_names(checkpoint, source, part)]
+        names |= {own} if own in checkpoint.entries else set(origins)
+        for name in () if optional or own in checkpoint.entries else origins:
+            named_entry(checkpoint, name)
+    for kind in must:
         named_entry(checkpoint, f"{prefix}.{kind}")
-    return {f"{prefix}.{kind}" for kind in (*kinds, *must, *may)}
+    return names
 
 
 def _quantized_kinds(

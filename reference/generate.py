@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from reference.block import Weights
 from reference.config import ModelConfig
 from reference.errors import PromptError, SamplingError
-from reference.model import Weights, decode_step, prefill
+from reference.model import decode_step, prefill
 from reference.sampling import Sampling, sample
 from reference.tokenizer import TextStream, Tokenizer
 

@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from ml_dtypes import bfloat16
 
-from reference.config import ModelConfig
+from reference.config import Alibi, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ def layer_norm(x: np.ndarray, norm: Norm, eps: float) -> np.ndarray:
 NORMS = {"rms_norm": rms_norm, "layer_norm": layer_norm}
 
 
-def normalize(x: np.ndarray, norm: Norm, config: ModelConfig) -> np.ndarray:
-    """The model's kind of norm over the last axis."""
-    return NORMS[config.norm](x, norm, config.norm_eps)
+def normalize(x: np.ndarray, norm: Norm | None, config: ModelConfig) -> np.ndarray:
+    """The model's kind of norm over the last axis; x itself where the model has none here."""
+    return x if norm is None else NORMS[config.norm](x, norm, config.norm_eps)
 
 
 def relu(x: np.ndarray) -> np.ndarray:
@@ -69,31 +70,27 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
 ACTIVATIONS = {"relu": relu, "silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
 
 
-def rope_tables(config: ModelConfig, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin [length, dim / 2] of position * theta ** (-2i / dim). Su et al. 2021."""
-    if config.rope is None:
-        raise ValueError("the model has no rotary positions")
-    exponent = (
-        np.arange(0, config.rope.dim, 2) / config.rope.dim
-    )  # float64: the power is rounded once
-    frequency = np.float32(1) / np.power(config.rope.theta, exponent).astype(np.float32)
-    angle = np.arange(length, dtype=np.float32)[:, None] * frequency
-    return np.cos(angle), np.sin(angle)
+def capped(x: np.ndarray, cap: float | None) -> np.ndarray:
+    """cap * tanh(x / cap): a soft cap, which keeps x between -cap and cap. None caps nothing."""
+    return x if cap is None else np.float32(cap) * np.tanh(x / np.float32(cap))
 
 
-def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Rotate pairs (i, i + dim/2) of x [T, heads, Hd]: Hugging Face's half-split pairing.
+def causal_mask(positions: np.ndarray, slots: int, window: int | None = None) -> np.ndarray:
+    """Which of the slots 0..S-1 a token at each position may read: itself and what lies before.
 
-    (The paper pairs neighbours, 2i with 2i + 1; converted checkpoints have their rows permuted.)
+    With a window, only the last `window` of those (sliding window attention).
     """
-    a, b = np.split(x, 2, axis=-1)  # [T, heads, Hd/2] each
-    cos, sin = cos[:, None, :], sin[:, None, :]  # [T, 1, Hd/2]
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    distance = positions[:, None] - np.arange(slots)[None, :]  # [T, S]
+    return (distance >= 0) & (distance < (window or slots))
 
 
-def causal_mask(positions: np.ndarray, slots: int) -> np.ndarray:
-    """Which of the slots 0..S-1 a token at each position may read: itself and what lies before."""
-    return np.arange(slots)[None, :] <= positions[:, None]  # [T, S]
+def alibi_biases(alibi: Alibi, positions: np.ndarray, slots: int) -> np.ndarray:
+    """slope * (slot - position) for each head: [H, T, S], or [H, 1, S] in Falcon's rounding."""
+    slopes = np.array(alibi.slopes, np.float32)[:, None, None]
+    if alibi.bfloat16:
+        slot = np.arange(slots).astype(bfloat16)[None, None, :]
+        return (slopes.astype(bfloat16) * slot).astype(np.float32)
+    return slopes * (np.arange(slots)[None, :] - positions[:, None]).astype(np.float32)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -102,10 +99,19 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / np.sum(e, axis=-1, keepdims=True)
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """softmax(q kt / sqrt(Hd)) v for q [T, H, Hd], k and v [S, K, Hd], mask [T, S] -> [T, H * Hd].
+def attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray,
+    divisor: float,
+    alibi: Alibi | None = None,
+    cap: float | None = None,
+) -> np.ndarray:
+    """softmax(q kt / divisor) v for q [T, H, Hd], k and v [S, K, Hd], mask [T, S] -> [T, H * Hd].
 
-    Query head h reads key-value head h // (H / K): grouped queries, Ainslie et al. 2023.
+    Query head h reads key-value head h // (H / K): grouped queries, Ainslie et al. 2023. The
+    tokens are the last T of the S. Scores may be biased by distance and capped.
     """
     tokens, heads, head_dim = q.shape
     kv_heads = k.shape[1]
@@ -113,8 +119,21 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> 
     q = q.reshape(tokens, kv_heads, shared, head_dim).transpose(1, 2, 0, 3)  # [K, H/K, T, Hd]
     q = q.reshape(kv_heads, shared * tokens, head_dim)
     k, v = k.transpose(1, 2, 0), v.transpose(1, 0, 2)  # [K, Hd, S] and [K, S, Hd]
-    scores = ((q @ k) / np.float32(math.sqrt(head_dim))).reshape(kv_heads, shared, tokens, -1)
+    scores = (q @ k).reshape(kv_heads, shared, tokens, -1)
+    scores = capped(biased(scores, divisor, alibi), cap)
     weights = softmax(np.where(mask, scores, np.float32(-np.inf)))  # [K, H/K, T, S]
     mixed = weights.reshape(kv_heads, shared * tokens, -1) @ v  # [K, H/K * T, Hd]
     mixed = mixed.reshape(kv_heads, shared, tokens, head_dim).transpose(2, 0, 1, 3)
     return mixed.reshape(tokens, heads * head_dim)
+
+
+def biased(scores: np.ndarray, divisor: float, alibi: Alibi | None) -> np.ndarray:
+    """Scores [K, H/K, T, S] divided, and biased before or after."""
+    if alibi is None:
+        return scores / np.float32(divisor)
+    tokens, slots = scores.shape[2:]
+    biases = alibi_biases(alibi, np.arange(slots - tokens, slots), slots)
+    biases = biases.reshape(*scores.shape[:2], -1, slots)
+    if alibi.divided:
+        return (scores + biases) / np.float32(divisor)
+    return scores / np.float32(divisor) + biases

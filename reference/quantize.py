@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from reference.block import Block, Weights, block_linears, block_norms
 from reference.calibrate import (
     Progress,
     embed_samples,
@@ -27,10 +28,10 @@ from reference.checkpoint import Checkpoint, load_weights
 from reference.errors import RecipeError
 from reference.layers import Norm
 from reference.linear import Linear, QuantizedWeight, float_weight, quantized_weight
-from reference.model import Block, Weights
 from reference.quantization_config import LAYOUTS, quantization_config
 from reference.recipes import Recipe, needs_calibration
 from reference.rtn import quantize_weight
+from reference.shapes import outer_kinds
 from reference.smooth import quantize_block, require_folds, search_alpha, smoothed
 from reference.tiles import TiledWeight, tile
 from reference.writer import CheckpointWriter
@@ -111,7 +112,7 @@ def _convert(
     elif hidden:
         outputs = [run_block(config, block, x) for x in hidden]
     if recipe.bits is not None:
-        names = {part: checkpoint.prefix(part, layer) for part in checkpoint.architecture.block}
+        names = {part: checkpoint.prefix(part, layer) for part in block_linears(block)}
         block = quantize_block(config, block, recipe, hidden, names)
     return block, outputs
 
@@ -124,9 +125,7 @@ def _add_block(
     layout: str,
     raw: bool,
 ) -> None:
-    for part, value in vars(block).items():
-        if value is None:
-            continue
+    for part, value in (block_norms(block) | block_linears(block)).items():
         prefix = checkpoint.prefix(part, layer)
         if isinstance(value, Linear) and isinstance(value.weight, QuantizedWeight):
             add_quantized(writer, prefix, _laid_out(value, layout))
@@ -174,17 +173,16 @@ def _add_outer(
     layout: str,
 ) -> None:
     """Embeddings, final norm and projections as they are; the head by the recipe's choice."""
-    for part in checkpoint.architecture.tensors:
-        prefix = checkpoint.prefix(part)
+    for part, kinds in outer_kinds(checkpoint.config).items():
+        prefix, source = checkpoint.prefix(part), checkpoint.source(part).name
         if part == "head" and recipe.head != "float":
             head = quantize_head(weights.head, recipe, prefix)
             add_quantized(writer, prefix, _laid_out(head, layout))
             continue
         if part == "head" and checkpoint.config.tie_embeddings:
             continue
-        for kind in ("weight", "bias"):
-            if f"{prefix}.{kind}" in checkpoint.entries:
-                writer.add(f"{prefix}.{kind}", checkpoint.entries[f"{prefix}.{kind}"].map())
+        for kind in kinds:
+            writer.add(f"{source}.{kind}", checkpoint.entries[f"{source}.{kind}"].map())
 
 
 def quantize_head(head: Linear, recipe: Recipe, name: str) -> Linear:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reference.config import read_json
 from reference.errors import CheckpointError, ConfigError
+from reference.keys import read_json
 from reference.tensorfile import TensorEntry, read_entries
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from reference.architectures import Architecture
+from reference.architectures import Architecture, Fold
+from reference.block import Block, Weights, block_linears, block_norms, replace_parts, split_expert
 from reference.calibrate import (
     ChannelAbsmax,
     Progress,
@@ -31,7 +31,6 @@ from reference.config import ModelConfig
 from reference.errors import RecipeError
 from reference.layers import Norm
 from reference.linear import Linear, float_weight
-from reference.model import Block, Weights
 from reference.recipes import Recipe
 from reference.rtn import quantize_linear
 
@@ -74,13 +73,19 @@ def smooth_block(
 ) -> Block:
     """Fold one block by the architecture's table: the same function, smoother activations."""
     for fold in architecture.folds(config):
-        readers = {name: getattr(block, name) for name in fold.linears}
+        readers = fold_readers(block, fold)
         weights = [float_weight(reader) for reader in readers.values()]
         s = smoothing_scale(absmax[fold.linears[0]], weights, alpha)
-        scaled: dict[str, Any] = {name: scale_inputs(r, s) for name, r in readers.items()}
-        scaled[fold.norm] = scale_norm(getattr(block, fold.norm), s)
-        block = replace(block, **scaled)
+        scaled: dict[str, Linear | Norm] = {n: scale_inputs(r, s) for n, r in readers.items()}
+        scaled[fold.norm] = scale_norm(block_norms(block)[fold.norm], s)
+        block = replace_parts(block, scaled)
     return block
+
+
+def fold_readers(block: Block, fold: Fold) -> dict[str, Linear]:
+    """The linears of a fold by name; `experts.gate` stands for every expert's."""
+    linears = block_linears(block)
+    return {name: x for name, x in linears.items() if split_expert(name)[0] in fold.linears}
 
 
 def smooth_block_outputs(
@@ -98,10 +103,15 @@ def smooth_block_outputs(
     s = smoothing_scale(xmax, [columns], alpha)
     wide = np.repeat(s.reshape(config.num_kv_heads, 1, -1), groups, axis=1).reshape(-1)
     block = replace(block, v=scale_outputs(block.v, s), o=scale_inputs(block.o, wide))
-    if block.gate is None and config.activation != "relu":
-        return block
-    s = smoothing_scale(absmax["down"], [float_weight(block.down)], alpha)
-    return replace(block, up=scale_outputs(block.up, s), down=scale_inputs(block.down, s))
+    scaled: dict[str, Linear | Norm] = {}
+    linears = block_linears(block)
+    for name in linears if config.gated_mlp or config.activation == "relu" else ():
+        if name.endswith("down") and name in absmax:  # an expert that no token chose has none
+            above = name.removesuffix("down") + "up"
+            s = smoothing_scale(absmax[name], [float_weight(linears[name])], alpha)
+            scaled[above] = scale_outputs(linears[above], s)
+            scaled[name] = scale_inputs(linears[name], s)
+    return replace_parts(block, scaled)
 
 
 def smoothed(
@@ -188,11 +198,11 @@ def quantize_block(
     absmax: ChannelAbsmax = {}
     if recipe.activation == "static":
         absmax, _ = observe_block(config, block, hidden)
-    linears = {part: layer for part, layer in vars(block).items() if isinstance(layer, Linear)}
+    linears = {part: linear for part, linear in block_linears(block).items() if part != "router"}
     named = names or {part: part for part in linears}
-    changed: dict[str, Any] = {
-        part: quantize_linear(layer, recipe, named[part], absmax.get(part))
-        for part, layer in linears.items()
+    changed = {
+        part: quantize_linear(linear, recipe, named[part], absmax.get(part))
+        for part, linear in linears.items()
         if not recipe.ignores(named[part])
     }
-    return replace(block, **changed)
+    return replace_parts(block, changed)

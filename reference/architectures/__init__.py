@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from reference.architectures import llama, opt
-from reference.architectures.entry import Architecture, Fold
-from reference.config import Keys, ModelConfig
+from reference.architectures.entry import Architecture, Fold, Tensor
+from reference.config import ModelConfig
 from reference.errors import ConfigError
+from reference.keys import Keys
 
-__all__ = ["ENTRIES", "Architecture", "Fold", "architecture_of", "model_config"]
+__all__ = ["ENTRIES", "Architecture", "Fold", "Tensor", "architecture_of", "model_config"]
 
 ENTRIES = {entry.model_type: entry for entry in (llama.LLAMA, opt.OPT)}
 

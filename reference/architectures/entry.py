@@ -5,32 +5,70 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from reference.config import Keys, ModelConfig
+from reference.config import ModelConfig
+from reference.keys import Keys
 
 
 @dataclass(frozen=True)
 class Fold:
-    """A norm and all the linears that read its output: where smoothing is folded (SPEC 3)."""
+    """A norm and all the linears that read its output: where smoothing is folded (SPEC 3).
+
+    `experts.gate` means every expert's.
+    """
 
     norm: str
     linears: tuple[str, ...]
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """Where one of our parts lies in a Hugging Face checkpoint.
+
+    `name` is the prefix of its weight and bias; `{i}` is the layer, `{e}` the expert, `{h}` the
+    head where a norm has a tensor for each. `also` are other names that some checkpoints use.
+
+    Parts of one name are fused: their rows lie one behind the other, in the entry's order. Where
+    they are `grouped`, each key-value head has its queries' rows, its key's, and its value's
+    together. `transposed` weights are [inputs, outputs].
+    """
+
+    name: str
+    also: tuple[str, ...] = ()
+    fused: bool = False
+    grouped: bool = False
+    transposed: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether the part lies by itself, as we would write it."""
+        return not (self.fused or self.transposed or "{h}" in self.name)
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One Hugging Face model_type.
 
-    `tensors` maps our names of the outer parts (embed, positions, project_in, final_norm,
-    project_out, head) and `block` our names of a block's parts (attention_norm, q, k, v, o,
-    mlp_norm, gate, up, down) to the prefix of the tensor's name, `{i}` being the layer.
-    `prefixes` are what some checkpoints leave off or put before those names.
+    `tensors` says where our outer parts lie (embed, positions, project_in, embed_norm,
+    final_norm, project_out, head) and `block` those of a block (block.py; `experts.gate` stands
+    for every expert's), each a Tensor or just its name. Checkpoints may leave off one of
+    `prefixes`.
     """
 
     model_type: str
     config: Callable[[Keys], ModelConfig]
-    tensors: dict[str, str]
-    block: dict[str, str]
+    tensors: dict[str, str | Tensor]
+    block: dict[str, str | Tensor]
     folds: Callable[[ModelConfig], tuple[Fold, ...]]
     examples: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = field(default=())  # patterns of tensors that carry no weights
+
+    def tensor(self, part: str) -> Tensor:
+        """Where a part lies, the layer's number and the expert's not yet filled in."""
+        found = (self.tensors | self.block)[part]
+        return found if isinstance(found, Tensor) else Tensor(found)
+
+    def together(self, part: str) -> tuple[str, ...]:
+        """All the parts in the tensor that holds a fused part, in their order."""
+        name = self.tensor(part).name
+        return tuple(other for other in self.block if self.tensor(other).name == name)

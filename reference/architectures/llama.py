@@ -6,14 +6,9 @@ Source: transformers' modeling_llama; Touvron et al. 2023.
 from __future__ import annotations
 
 from reference.architectures.entry import Architecture, Fold
-from reference.config import (
-    ACTIVATION_NAMES,
-    Keys,
-    ModelConfig,
-    check_heads,
-    divided,
-    rope_from,
-)
+from reference.architectures.rope_keys import rope_from
+from reference.config import ModelConfig, same_layers
+from reference.keys import ACTIVATION_NAMES, Keys, check_heads, divided
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -30,7 +25,7 @@ def config(keys: Keys) -> ModelConfig:
         vocab_size=keys.count("vocab_size"),
         hidden_size=hidden,
         embedding_size=hidden,
-        num_layers=keys.count("num_hidden_layers"),
+        layers=same_layers(keys.count("num_hidden_layers"), head_dim, rope=0),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
@@ -40,7 +35,7 @@ def config(keys: Keys) -> ModelConfig:
         norm_eps=keys.number("rms_norm_eps", 1e-6),
         activation=keys.choice("hidden_act", ACTIVATION_NAMES, "silu"),
         gated_mlp=True,
-        rope=rope_from(keys, head_dim),
+        ropes=(rope_from(keys, head_dim),),
         qkv_bias=attention_bias,
         o_bias=attention_bias,
         mlp_bias=mlp_bias,

@@ -7,27 +7,29 @@ Source: transformers' modeling_opt; Zhang et al. 2022.
 from __future__ import annotations
 
 from reference.architectures.entry import Architecture, Fold
-from reference.config import ACTIVATION_NAMES, Keys, ModelConfig, divided
+from reference.config import ModelConfig, same_layers
+from reference.keys import ACTIVATION_NAMES, Keys, divided
 
 
 def config(keys: Keys) -> ModelConfig:
     hidden, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
     bias, norm_first = keys.flag("enable_bias", True), keys.flag("do_layer_norm_before", True)
+    head_dim = divided(keys, "hidden_size", hidden, heads)
     return ModelConfig(
         model_type="opt",
         vocab_size=keys.count("vocab_size"),
         hidden_size=hidden,
         embedding_size=keys.count("word_embed_proj_dim", hidden),
-        num_layers=keys.count("num_hidden_layers"),
+        layers=same_layers(keys.count("num_hidden_layers"), head_dim),
         num_heads=heads,
         num_kv_heads=heads,
-        head_dim=divided(keys, "hidden_size", hidden, heads),
+        head_dim=head_dim,
         intermediate_size=keys.count("ffn_dim"),
         max_positions=keys.count("max_position_embeddings", 2048),
         norm="layer_norm",
         norm_eps=1e-5,  # torch's default, which modeling_opt uses
         norm_affine=keys.flag("layer_norm_elementwise_affine", True),
-        norm_first=norm_first,
+        norm_placement="pre" if norm_first else "post",
         final_norm=norm_first and not keys.flag("_remove_final_layer_norm", False),
         activation=keys.choice("activation_function", ACTIVATION_NAMES, "relu"),
         gated_mlp=False,
@@ -43,7 +45,7 @@ def config(keys: Keys) -> ModelConfig:
 
 def folds(config: ModelConfig) -> tuple[Fold, ...]:
     """After a post-norm the residual stream reads the norm too: nothing can be folded there."""
-    if not config.norm_first:
+    if config.norm_placement != "pre":
         return ()
     return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("up",))
 

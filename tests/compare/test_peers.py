@@ -15,10 +15,11 @@ import pytest
 from compare.peers import PEERS, Peer, PeerError, installed, peer, weights
 from compare.peers.process import ROOT, PeerProcess
 from compare.shapes import Shape
+from reference.block import Block, Weights
 from reference.config import ModelConfig, Rope
 from reference.layers import Norm
 from reference.linear import Linear
-from reference.model import Block, Weights, forward
+from reference.model import forward
 
 TINY = Shape("tiny", hidden=256, layers=2, heads=4, kv_heads=2, ffn=512, vocab=320)
 BITS = {"Q4_0": 4, "Q8_0": 8, "int4": 4, "int8": 8, "bf16": 8}  # of the codes

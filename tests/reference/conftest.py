@@ -16,7 +16,14 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from reference.architectures import architecture_of, model_config
 from reference.checkpoint import load_weights, open_checkpoint
-from reference.shapes import block_kinds, block_shapes, outer_kinds, outer_shapes
+from reference.shapes import (
+    block_kinds,
+    block_norms,
+    block_shapes,
+    outer_kinds,
+    outer_norms,
+    outer_shapes,
+)
 
 settings.register_profile("planish", deadline=None, database=None, derandomize=True)
 settings.load_profile("planish")
@@ -60,15 +67,17 @@ def tensors_of(values: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """Random tensors under the names that the model's architecture has in Hugging Face."""
     path = Path("config.json")
     config, architecture = model_config(values, path), architecture_of(values, path)
-    kinds = {architecture.tensors[part]: kinds for part, kinds in outer_kinds(config).items()}
-    shapes = {architecture.tensors[part]: s for part, s in outer_shapes(config).items()}
+    kinds = {architecture.tensor(part).name: kinds for part, kinds in outer_kinds(config).items()}
+    outer = outer_shapes(config) | outer_norms(config)
+    shapes = {architecture.tensor(part).name: shape for part, shape in outer.items()}
     for layer in range(config.num_layers):
-        for part, names in block_kinds(config).items():
-            kinds[architecture.block[part].format(i=layer)] = names
-        for part, (shape, _) in block_shapes(config).items():
-            shapes[architecture.block[part].format(i=layer)] = shape
+        block = {part: shape for part, (shape, _) in block_shapes(config, layer).items()}
+        block |= block_norms(config)
+        for part, names in block_kinds(config, layer).items():
+            prefix = architecture.tensor(part).name.format(i=layer)
+            kinds[prefix], shapes[prefix] = names, block[part]
     if config.tie_embeddings:
-        del kinds[architecture.tensors["head"]]
+        del kinds[architecture.tensor("head").name]
     rng, tensors = np.random.default_rng(seed), {}
     for prefix, names in kinds.items():
         for kind in names:

@@ -28,7 +28,7 @@ def test_every_feature_of_llama_is_read(opened):
     assert (config.model_type, config.norm, config.activation) == ("llama", "rms_norm", "silu")
     assert (config.num_heads, config.num_kv_heads, config.head_dim) == (4, 2, 8)
     assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (48, 32, 40)
-    assert config.rope == Rope(theta=10000.0, dim=8) and config.norm_eps == 1e-5
+    assert config.ropes == (Rope(theta=10000.0, dim=8),) and config.norm_eps == 1e-5
     assert (config.bos_token_id, config.eos_token_ids) == (1, (2, 7))
     assert config.gated_mlp and not config.qkv_bias and not config.tie_embeddings
 
@@ -36,8 +36,8 @@ def test_every_feature_of_llama_is_read(opened):
 def test_every_feature_of_opt_is_read(opened):
     config = opened("opt")
     assert (config.norm, config.activation, config.position_offset) == ("layer_norm", "relu", 2)
-    assert config.tie_embeddings and config.qkv_bias and config.rope is None
-    assert config.norm_first and config.final_norm and not config.projects
+    assert config.tie_embeddings and config.qkv_bias and not config.ropes
+    assert config.norm_placement == "pre" and config.final_norm and not config.projects
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
 """Norms, activations, rotary positions, softmax and attention by literal small numbers."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from reference.architectures import model_config
 from reference.layers import (
     ACTIVATIONS,
     Norm,
@@ -14,8 +12,6 @@ from reference.layers import (
     causal_mask,
     layer_norm,
     rms_norm,
-    rope,
-    rope_tables,
     softmax,
 )
 
@@ -57,31 +53,6 @@ def test_activations_do_not_overflow(name):
         assert ACTIVATIONS[name](np.array([1e4, -1e4], F32)) == pytest.approx([1e4, 0])
 
 
-def test_rope_turns_halves_by_position_times_frequency(tiny):
-    values = tiny.values(hidden_size=16, rope_theta=100.0)  # heads of 4: frequencies 1 and 1/10
-    cos, sin = rope_tables(model_config(values, Path("c")), 3)
-    assert cos == pytest.approx(np.cos([[0, 0], [1, 0.1], [2, 0.2]]), rel=1e-6)
-    x = np.array([1, 0, 0, 1], F32).reshape(1, 1, 4)  # pairs (0, 2) and (1, 3)
-    turned = rope(x, cos[2:], sin[2:]).reshape(-1)
-    assert turned == pytest.approx([math.cos(2), -math.sin(0.2), math.sin(2), math.cos(0.2)])
-
-
-def test_rope_keeps_lengths_and_depends_only_on_distance(tiny):
-    cos, sin = rope_tables(model_config(tiny.values(), Path("c")), 40)
-    q, k = np.random.default_rng(0).standard_normal((2, 1, 1, 8)).astype(F32)
-
-    def product(i, j):
-        return float(np.sum(rope(q, cos[i : i + 1], sin[i : i + 1]) * rope(k, cos[[j]], sin[[j]])))
-
-    assert product(5, 2) == pytest.approx(product(33, 30), abs=1e-5)
-    assert abs(product(5, 2) - product(5, 3)) > 1e-3
-
-
-def test_a_model_without_rotary_positions_has_no_tables(tiny):
-    with pytest.raises(ValueError, match="no rotary"):
-        rope_tables(model_config(tiny.values("opt"), Path("c")), 3)
-
-
 def test_softmax_subtracts_the_maximum():
     found = softmax(np.array([[1000, 1000 + math.log(3)], [0, -np.inf]], F32))
     assert found == pytest.approx(np.array([[0.25, 0.75], [1, 0]]), abs=1e-4)
@@ -94,14 +65,17 @@ def test_a_token_sees_itself_and_what_lies_before():
 def test_attention_mixes_values_by_scaled_scores():
     q = np.array([[[2.0, 0]]], F32)  # one token, one head of width 2... scores [2, 0] / sqrt 2
     k, v = np.array([[[1, 0]], [[0, 1]]], F32), np.array([[[1, 10]], [[3, 30]]], F32)
-    p = math.exp(math.sqrt(2)) / (math.exp(math.sqrt(2)) + 1)
+    root = math.sqrt(2)
+    p = math.exp(root) / (math.exp(root) + 1)
     expected = [p + 3 * (1 - p), 10 * p + 30 * (1 - p)]
-    assert attention(q, k, v, np.ones((1, 2), bool))[0] == pytest.approx(expected, rel=1e-6)
-    assert attention(q, k, v, np.array([[True, False]]))[0].tolist() == [1, 10]
+    assert attention(q, k, v, np.ones((1, 2), bool), root)[0] == pytest.approx(
+        expected, rel=1e-6
+    )
+    assert attention(q, k, v, np.array([[True, False]]), root)[0].tolist() == [1, 10]
 
 
 def test_query_heads_share_key_value_heads_in_order():
     q = np.zeros((1, 4, 2), F32)
     v = np.array([[[1, 1], [2, 2]]], F32)  # one slot: the output is the value of the head's group
-    out = attention(q, np.zeros((1, 2, 2), F32), v, np.ones((1, 1), bool))
+    out = attention(q, np.zeros((1, 2, 2), F32), v, np.ones((1, 1), bool), 1.0)
     assert out.tolist() == [[1, 1, 1, 1, 2, 2, 2, 2]]

@@ -8,13 +8,14 @@ import pytest
 import safetensors.numpy
 
 import reference.model as transformer
+from reference.block import Weights
 from reference.calibrate import embed_samples, observe_block
 from reference.checkpoint import load_weights, open_checkpoint
 from reference.errors import OutputError, QuantizationError, RecipeError
 from reference.evaluate import perplexity
 from reference.grids import int8_scale
 from reference.linear import Linear, QuantizedWeight, dequantize
-from reference.model import Weights, forward
+from reference.model import forward
 from reference.quantize import choose_alphas, quantize_checkpoint, quantize_head
 from reference.recipes import RECIPES, needs_calibration, recipe
 from reference.smooth import quantize_block, smoothed

@@ -1,0 +1,128 @@
+"""Reading a config.json that nobody vouches for: a value of a wrong type or range is an error."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from reference.errors import ConfigError
+
+LARGEST = 2**24  # no real model has a larger vocabulary, width or depth; beyond it lies nonsense
+LARGEST_FILE = 2**26  # a JSON file of more than 64 MiB is not a config
+
+
+def read_json(path: Path, error: type[ConfigError] = ConfigError) -> dict[str, Any]:
+    """A JSON object from a file, or a typed error; duplicate keys and NaN are refused."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise error("is too large to be JSON", path=path)
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise error("no such file", path=path) from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"cannot be read: {problem}", path=path) from None
+    if text.startswith("version https://git-lfs"):
+        raise error("is a Git-LFS pointer, not the file; run `git lfs pull`", path=path)
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
+        )
+    except (ValueError, RecursionError) as problem:
+        raise error(f"is not JSON: {problem}", path=path) from None
+    if not isinstance(value, dict):
+        raise error("wrong form", path=path, expected="a JSON object", found=type(value).__name__)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen = dict(pairs)
+    if len(seen) != len(pairs):
+        raise ValueError("a key stands twice")
+    return seen
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+class Keys:
+    """Typed reading of one config.json: a wrong type or range is an error, never a default."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path):
+        self.values, self.path = values, path
+
+    def fail(self, name: str, expected: object, found: object) -> ConfigError:
+        return ConfigError("bad value", path=self.path, name=name, expected=expected, found=found)
+
+    def get(self, name: str) -> Any:
+        return self.values.get(name)
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """A positive integer; null counts as absent, as in Hugging Face's configs."""
+        value = self.values.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST:
+            raise self.fail(name, f"an integer in 1..{LARGEST}", repr(value))
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A positive finite number."""
+        value = self.values.get(name)
+        value = default if value is None else value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if 0 < value < 1e300:
+                return float(value)
+        raise self.fail(name, "a positive finite number", repr(value))
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.values.get(name, default)
+        if not isinstance(value, bool):
+            raise self.fail(name, "true or false", repr(value))
+        return value
+
+    def choice(self, name: str, choices: Mapping[str, str], default: str | None = None) -> str:
+        """One of the known words, translated; an unknown word is an error that lists them."""
+        value = self.values.get(name, default)
+        if not isinstance(value, str) or value not in choices:
+            raise self.fail(name, f"one of {', '.join(choices)}", repr(value))
+        return choices[value]
+
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        """None, one id or a list of ids (generation configs use all three)."""
+        value = self.values.get(name)
+        listed = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in listed):
+            raise self.fail(name, "a token id or a list of them", repr(value))
+        return tuple(listed)
+
+
+# Hugging Face's names of activation functions -> ours (layers.ACTIVATIONS)
+ACTIVATION_NAMES = {
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
+def check_heads(keys: Keys, num_heads: int, num_kv_heads: int) -> None:
+    """Query heads share key-value heads in equal groups."""
+    if num_heads % num_kv_heads:
+        expected = f"a divisor of {num_heads} attention heads"
+        raise keys.fail("num_key_value_heads", expected, num_kv_heads)
+
+
+def divided(keys: Keys, name: str, whole: int, parts: int) -> int:
+    """whole / parts where it must come out even."""
+    if whole % parts:
+        raise keys.fail(name, f"a multiple of {parts} heads", whole)
+    return whole // parts
