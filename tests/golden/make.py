@@ -2,7 +2,7 @@
 
 Each is a tiny model with random weights, saved by transformers, and the logits that transformers
 computes from what was saved, in float32. The tests compare both engines with them and need
-neither torch nor transformers. To add an architecture, add a row to VARIANTS.
+neither torch nor transformers. To add an architecture, add a row to SEEDS or TODAY.
 
 Variants of one shape share their weights, because all draw from the same SEED: two directories
 that differ only in spelling must give equal logits.
@@ -12,119 +12,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
+from seeds import SEEDS
+from today import TODAY
+from transformers.pytorch_utils import Conv1D
+from variant import SEED, VOCABULARY, Variant
 
 HERE = Path(__file__).parent
-SEED = 0
-VOCABULARY, POSITIONS = 256, 512
+VARIANTS = SEEDS | TODAY
 LONG_POSITIONS = [0, 1, 2, 249, 498, 499]
 BATCH_LENGTHS = (3, 17, 9)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A config, how its weights are drawn and saved, and what is done to config.json afterwards."""
-
-    config: Callable[[], transformers.PretrainedConfig]
-    dtype: torch.dtype = torch.float32
-    embed_scale: float = 1.0  # 0.02, as in trained models, lets the norms' epsilon show
-    shards: bool = False
-    without_head: bool = False  # saved from the base model: no head, one prefix fewer
-    edit: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-
-
-def llama(**changes: Any) -> Callable[[], transformers.PretrainedConfig]:
-    base = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 48,
-        "intermediate_size": 80,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": POSITIONS,
-        "tie_word_embeddings": True,
-        "rms_norm_eps": 1e-5,
-    }
-    return lambda: transformers.LlamaConfig(**{**base, **changes})
-
-
-def opt(**changes: Any) -> Callable[[], transformers.PretrainedConfig]:
-    base = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 48,
-        "ffn_dim": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": POSITIONS,
-        "word_embed_proj_dim": 48,
-    }
-    return lambda: transformers.OPTConfig(**{**base, **changes})
-
-
-def theta(value: float) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": value}
-
-
-def old_llama(values: dict[str, Any]) -> dict[str, Any]:
-    """config.json in transformers 4's spelling, without the keys that came later."""
-    later = ("head_dim", "attention_bias", "mlp_bias", "transformers_version")
-    rope = values.pop("rope_parameters")
-    values["rope_theta"], values["rope_scaling"] = rope["rope_theta"], None
-    values["torch_dtype"] = values.pop("dtype")
-    return {k: v for k, v in values.items() if k not in later}
-
-
-def old_opt(values: dict[str, Any]) -> dict[str, Any]:
-    """config.json without the keys that came after the first OPT checkpoints."""
-    later = ("enable_bias", "layer_norm_elementwise_affine", "_remove_final_layer_norm")
-    values["torch_dtype"] = values.pop("dtype")
-    values["architectures"] = ["OPTForCausalLM"]
-    dropped = (*later, "tie_word_embeddings", "transformers_version")
-    return {k: v for k, v in values.items() if k not in dropped}
-
-
-VARIANTS = {
-    "llama-tied-grouped": Variant(llama(rope_parameters=theta(1e5))),
-    "llama-old-spelling": Variant(llama(rope_parameters=theta(1e5)), edit=old_llama),
-    "llama-untied-wide-heads": Variant(
-        llama(
-            tie_word_embeddings=False,
-            num_key_value_heads=4,
-            head_dim=16,
-            rope_parameters=theta(5e5),
-        ),
-        embed_scale=0.02,
-    ),
-    "llama-multi-query-bfloat16-shards": Variant(
-        llama(num_key_value_heads=1, rms_norm_eps=1e-6), torch.bfloat16, shards=True
-    ),
-    "llama-biases-float16": Variant(
-        llama(
-            attention_bias=True,
-            mlp_bias=True,
-            rms_norm_eps=1e-2,
-            rope_parameters=theta(2e3),
-        ),
-        torch.float16,
-    ),
-    "opt-pre-norm": Variant(opt()),
-    "opt-350m-form": Variant(opt(do_layer_norm_before=False, word_embed_proj_dim=32)),
-    "opt-350m-decoder-prefix": Variant(
-        opt(do_layer_norm_before=False, word_embed_proj_dim=32), without_head=True, edit=old_opt
-    ),
-    "opt-no-bias-no-affine": Variant(opt(enable_bias=False, layer_norm_elementwise_affine=False)),
-    "opt-untied-gelu-no-final-norm": Variant(
-        opt(tie_word_embeddings=False, activation_function="gelu", _remove_final_layer_norm=True),
-        embed_scale=0.02,
-    ),
-}
 
 
 def randomize(model: torch.nn.Module, embed_scale: float) -> None:
@@ -136,7 +39,8 @@ def randomize(model: torch.nn.Module, embed_scale: float) -> None:
         if isinstance(module, torch.nn.Embedding):
             parameter.data = embed_scale * noise
         elif parameter.dim() > 1:
-            parameter.data = 1.5 * noise / parameter.shape[-1] ** 0.5
+            inputs = parameter.shape[0 if isinstance(module, Conv1D) else -1]
+            parameter.data = 1.5 * noise / inputs**0.5
         else:
             is_gain = "Norm" in type(module).__name__ and name.endswith("weight")
             parameter.data = (1.0 if is_gain else 0.0) + 0.3 * noise
@@ -155,6 +59,16 @@ def save(variant: Variant, model: Any, directory: Path) -> None:
         file = directory / "config.json"
         values = variant.edit(json.loads(file.read_text()))
         file.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def convert(variant: Variant, directory: Path) -> None:
+    """Config and tensors into a layout that transformers cannot read, the logits being known."""
+    if variant.convert is None:
+        return
+    config, file = directory / "config.json", directory / "model.safetensors"
+    values, tensors = variant.convert(json.loads(config.read_text()), load_file(file))
+    config.write_text(json.dumps(values, indent=2) + "\n")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
 
 def load(directory: Path) -> Any:
@@ -201,6 +115,7 @@ def make(name: str, variant: Variant) -> None:
     randomize(model, variant.embed_scale)
     save(variant, model, directory)
     stored = record(load(directory))
+    convert(variant, directory)
     np.savez_compressed(directory / "golden.npz", **stored)
     size = sum(file.stat().st_size for file in directory.iterdir())
     print(f"{name}: {size / 1e3:.0f} kB, logits up to {np.abs(stored['logits_long']).max():.2f}")
