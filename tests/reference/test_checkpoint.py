@@ -136,7 +136,7 @@ def test_opt_is_read_without_its_outer_prefix(tiny, tmp_path):
     tensors = {n.removeprefix("model."): t for n, t in tiny.tensors(values).items()}
     short = load_all(tiny.write(tmp_path / "short", values, tensors))
     full = load_all(tiny.write(tmp_path / "full", values))
-    assert np.array_equal(short.blocks[1].down.weight, full.blocks[1].down.weight)
+    assert np.array_equal(short.blocks[1].mlp.down.weight, full.blocks[1].mlp.down.weight)
 
 
 def test_blocks_are_read_when_they_are_asked_for(tiny, tmp_path):
@@ -229,7 +229,7 @@ def test_wrong_codes_scales_and_zero_points_are_refused(quantized, name, damage,
     path = quantized(name)
     damage_tensors(path, damage)
     if message is None:
-        assert isinstance(load_all(path).blocks[1].down.weight, QuantizedWeight)
+        assert isinstance(load_all(path).blocks[1].mlp.down.weight, QuantizedWeight)
         return
     with pytest.raises(CheckpointError, match=message) as caught:
         load_all(path)
@@ -239,11 +239,11 @@ def test_wrong_codes_scales_and_zero_points_are_refused(quantized, name, damage,
 def test_zero_points_that_are_8_everywhere_are_not_stored_but_read_where_they_are(quantized):
     path = quantized("W4A8")
     before = load_all(path)
-    assert before.blocks[1].down.weight.zero_point is None
+    assert before.blocks[1].mlp.down.weight.zero_point is None
     assert not any("zero_point" in name for name in open_checkpoint(path).entries)
     damage_tensors(path, put(Z, lambda _: np.full((32, 1), 8, "u1")))
     after = load_all(path)
-    assert after.blocks[1].down.weight.zero_point.tolist() == [[8]] * 32
+    assert after.blocks[1].mlp.down.weight.zero_point.tolist() == [[8]] * 32
     config = open_checkpoint(path).config
     assert np.array_equal(forward(config, before, [1, 2, 3]), forward(config, after, [1, 2, 3]))
     damage_tensors(path, put(Z, lambda z: z * 2))

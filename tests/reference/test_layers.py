@@ -68,9 +68,7 @@ def test_attention_mixes_values_by_scaled_scores():
     root = math.sqrt(2)
     p = math.exp(root) / (math.exp(root) + 1)
     expected = [p + 3 * (1 - p), 10 * p + 30 * (1 - p)]
-    assert attention(q, k, v, np.ones((1, 2), bool), root)[0] == pytest.approx(
-        expected, rel=1e-6
-    )
+    assert attention(q, k, v, np.ones((1, 2), bool), root)[0] == pytest.approx(expected, rel=1e-6)
     assert attention(q, k, v, np.array([[True, False]]), root)[0].tolist() == [1, 10]
 
 

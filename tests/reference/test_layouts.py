@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from reference.block import block_linears
 from reference.checkpoint import load_weights, open_checkpoint
 from reference.errors import CheckpointError, ConfigError, PlanishError, RecipeError
-from reference.linear import Linear, QuantizedWeight, TiledWeight, float_weight, linear
+from reference.linear import QuantizedWeight, TiledWeight, float_weight, linear
 from reference.model import forward
 from reference.quantize import quantize_checkpoint
 from reference.quantized import unusable_scales
@@ -64,8 +65,8 @@ def logits(path):
 
 
 def quantized_linears(weights):
-    parts = [part for block in weights.blocks for part in vars(block).values()]
-    linears = [part for part in (*parts, weights.head) if isinstance(part, Linear)]
+    parts = [part for block in weights.blocks for part in block_linears(block).values()]
+    linears = (*parts, weights.head)
     return [part for part in linears if not isinstance(part.weight, np.ndarray)]
 
 
@@ -212,7 +213,7 @@ def test_damaged_tiles_are_refused_by_name(odd, written, name, tensor, change, m
     path = written(odd, "tiles", name, **changes)
     damage(path, tensor, change)
     if message is None:
-        assert load(path, tiled).blocks[1].down.weight.shape == (42, 75)
+        assert load(path, tiled).blocks[1].mlp.down.weight.shape == (42, 75)
         return
     with pytest.raises(PlanishError, match=message) as caught:
         load(path, tiled)

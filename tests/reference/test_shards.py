@@ -36,7 +36,7 @@ def test_shards_give_the_same_model_as_one_file(sharded, tiny, tmp_path):
     whole = load_weights(open_checkpoint(tiny.write(tmp_path / "whole")))
     split = load_weights(open_checkpoint(sharded))
     assert np.array_equal(split.embed, whole.embed)
-    assert np.array_equal(split.blocks[1].down.weight, whole.blocks[1].down.weight)
+    assert np.array_equal(split.blocks[1].mlp.down.weight, whole.blocks[1].mlp.down.weight)
 
 
 def test_the_index_wins_over_a_single_file(sharded):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reference.architectures import opt
+from reference.block import block_linears, replace_parts
 from reference.calibrate import calibrate, embed_samples, observe_block
 from reference.errors import QuantizationError, RecipeError
 from reference.layers import Norm
@@ -106,7 +107,7 @@ def test_folding_leaves_float_logits_unchanged(loaded, samples, name, alpha, out
     assert np.abs(found - expected).max() < 1e-5 * np.ptp(expected)
     changed = {"o", "down"} if outputs and name != "opt-gelu" else {"o"} if outputs else set()
     for part in ("o", "down"):
-        before, after = (getattr(w.blocks[0], part).weight for w in (weights, smooth))
+        before, after = (block_linears(w.blocks[0])[part].weight for w in (weights, smooth))
         assert np.array_equal(before, after) == (part not in changed)
 
 
@@ -116,8 +117,8 @@ def test_smoothing_at_one_half_evens_activations_and_weights_out(loaded, samples
     smooth, before = smooth_model(checkpoint, weights, samples, recipe("W8A8"), 0.5)
     after = calibrate(checkpoint.config, smooth, samples)
     for part, readers in (("q", "qkv"), ("up", ["gate", "up"] if name == "llama" else ["up"])):
-        block = smooth.blocks[0]
-        wmax = np.max([np.abs(getattr(block, r).weight).max(axis=0) for r in readers], axis=0)
+        linears = block_linears(smooth.blocks[0])
+        wmax = np.max([np.abs(linears[r].weight).max(axis=0) for r in readers], axis=0)
         assert np.allclose(after[0][part], wmax, rtol=1e-4)  # sqrt(xmax wmax), both
         assert not np.allclose(before[0][part], wmax, rtol=0.1)
 
@@ -130,7 +131,7 @@ def test_all_readers_of_a_norm_share_one_scale(loaded, samples):
     ratios = [getattr(smooth, p).weight / getattr(block, p).weight for p in "qkv"]
     s = block.attention_norm.weight / smooth.attention_norm.weight
     assert all(np.allclose(r, s[None], rtol=1e-5) for r in ratios)
-    assert smooth.o is block.o and smooth.down is block.down
+    assert smooth.o is block.o and smooth.mlp.down is block.mlp.down
 
 
 def test_query_heads_of_a_group_share_the_scale_of_their_value_channel(loaded, samples):
@@ -193,8 +194,8 @@ def test_output_error_is_0_for_the_same_block_and_1_for_one_that_does_nothing(lo
     hidden = embed_samples(config, weights, samples)
     _, outputs = observe_block(config, block, hidden)
     assert output_error(config, block, hidden, outputs) == 0
-    silent = {p: Linear(np.zeros_like(getattr(block, p).weight)) for p in ("o", "down")}
-    assert output_error(config, replace(block, **silent), hidden, outputs) == pytest.approx(1)
+    silent = {p: Linear(np.zeros_like(block_linears(block)[p].weight)) for p in ("o", "down")}
+    assert output_error(config, replace_parts(block, silent), hidden, outputs) == pytest.approx(1)
 
 
 def test_ignored_linears_stay_in_float(loaded, samples):
@@ -203,7 +204,7 @@ def test_ignored_linears_stay_in_float(loaded, samples):
     block = weights.blocks[0]
     names = {part: checkpoint.prefix(part, 0) for part in checkpoint.architecture.block}
     found = quantize_block(checkpoint.config, block, chosen, [], names)
-    assert found.down is block.down and isinstance(found.up.weight, QuantizedWeight)
+    assert found.mlp.down is block.mlp.down and isinstance(found.mlp.up.weight, QuantizedWeight)
 
 
 def test_static_scales_are_calibrated_on_the_block_as_it_is_given(loaded, samples):
@@ -212,7 +213,7 @@ def test_static_scales_are_calibrated_on_the_block_as_it_is_given(loaded, sample
     hidden = embed_samples(config, weights, samples)
     absmax, _ = observe_block(config, weights.blocks[0], hidden)
     found = quantize_block(config, weights.blocks[0], recipe("naive", scheme="O3"), hidden)
-    assert found.down.activation_scale == absmax["down"].max() / F32(127)
+    assert found.mlp.down.activation_scale == absmax["down"].max() / F32(127)
     smooth = smoothed(config, checkpoint.architecture, weights.blocks[0], absmax, recipe("O3"), 0.5)
     after, _ = observe_block(config, smooth, hidden)
     found = quantize_block(config, smooth, recipe("O3"), hidden)
@@ -223,7 +224,7 @@ def test_static_scales_are_calibrated_on_the_block_as_it_is_given(loaded, sample
 def test_a_weight_that_cannot_be_quantized_is_named_by_its_tensor(loaded):
     checkpoint, weights = loaded["llama"]
     block = weights.blocks[0]
-    bad = replace(block, up=Linear(np.full_like(block.up.weight, np.nan)))
-    names = {**dict.fromkeys(vars(bad), "other"), "up": "mlp.up_proj"}
+    bad = replace_parts(block, {"up": Linear(np.full_like(block.mlp.up.weight, np.nan))})
+    names = {**dict.fromkeys(block_linears(bad), "other"), "up": "mlp.up_proj"}
     with pytest.raises(QuantizationError, match=r"^mlp\.up_proj: cannot be quantized"):
         quantize_block(checkpoint.config, bad, recipe("naive"), [], names)

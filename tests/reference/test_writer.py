@@ -65,7 +65,7 @@ def test_large_models_are_written_in_shards_with_an_index(source, tmp_path, monk
     assert len(shards) > 2 and shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in entries(source).values())
     here, there = (load_weights(open_checkpoint(p)) for p in (source, tmp_path / "out"))
-    assert np.array_equal(here.blocks[1].down.weight, there.blocks[1].down.weight)
+    assert np.array_equal(here.blocks[1].mlp.down.weight, there.blocks[1].mlp.down.weight)
 
 
 def test_an_existing_target_needs_overwrite(source, tmp_path):
