@@ -105,23 +105,30 @@ def split_expert(part: str) -> tuple[str, int | None]:
 
 
 def put_together(
-    kind: LayerKind, linears: Mapping[str, Linear], norms: Mapping[str, Norm]
+    kind: LayerKind,
+    linears: Mapping[str, Linear],
+    norms: Mapping[str, Norm],
+    experts: Sequence[Mlp] | None = None,
 ) -> Block:
-    """A block from its parts by name."""
+    """A block from its parts by name; the experts may be given in one piece."""
     parts: dict[str, Any] = {name: linears[name] for name in "qkvo"}
     parts |= {name: norms.get(name) for name in NORMS}
-    return Block(kind=kind, mlp=_mlp_of(linears), **parts)
+    return Block(kind=kind, mlp=_mlp_of(linears, experts), **parts)
 
 
-def _mlp_of(linears: Mapping[str, Linear]) -> Mlp | Experts:
+def _mlp_of(linears: Mapping[str, Linear], experts: Sequence[Mlp] | None) -> Mlp | Experts:
     if "router" not in linears:
         return Mlp(linears.get("gate"), linears["up"], linears["down"])
+    return Experts(linears["router"], _experts_of(linears) if experts is None else experts)
+
+
+def _experts_of(linears: Mapping[str, Linear]) -> Sequence[Mlp]:
     count = 1 + max(int(name.split(".")[1]) for name in linears if name.startswith("experts."))
     experts = []
     for index in range(count):
         gate, up, down = (f"experts.{index}.{name}" for name in ("gate", "up", "down"))
         experts.append(Mlp(linears.get(gate), linears[up], linears[down]))
-    return Experts(linears["router"], tuple(experts))
+    return tuple(experts)
 
 
 def replace_parts(block: Block, parts: Mapping[str, Linear | Norm]) -> Block:

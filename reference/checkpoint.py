@@ -13,6 +13,10 @@ of N outputs, K inputs and G groups of inputs, by its `layout`:
     P.input_scale         float32 [1], static activations only       the same
     P.bias                as in the float model                      the same
 
+The experts of a layer lie together where they are quantized: P has the experts' name without their
+number, and each of its tensors an axis of E experts in front, as P.weight int8 [E, N, K] and
+P.input_scale float32 [E, 1]. (An older directory may have a P for each expert.)
+
 Symmetric INT4 rules have the zero point 8 everywhere, which need not be stored. Tiles are what
 the native kernels read, straight from the file; the definition reads the canonical form, so
 load_weights gives either from both. Nothing is unpickled and no path leaves the directory.
@@ -27,7 +31,7 @@ from typing import overload
 import numpy as np
 
 from reference.architectures import Tensor
-from reference.block import Block, Weights, put_together, split_expert
+from reference.block import Block, Mlp, Weights, put_together, split_expert
 from reference.directory import (
     Checkpoint,
     activation_of,
@@ -38,7 +42,7 @@ from reference.directory import (
 )
 from reference.layers import Norm
 from reference.linear import Linear
-from reference.quantized import load_quantized, require_positive
+from reference.quantized import load_as_it_lies, load_quantized, require_positive
 from reference.shapes import (
     Shape,
     block_norms,
@@ -47,6 +51,7 @@ from reference.shapes import (
     outer_norms,
     outer_shapes,
 )
+from reference.stack import Stack
 
 __all__ = ["Checkpoint", "load_block", "load_float", "load_weights", "open_checkpoint"]
 
@@ -120,15 +125,41 @@ def load_block(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Block
     """Read one layer's tensors."""
     config = checkpoint.config
     shapes = block_shapes(config, layer).items()
+    stack = load_stack(checkpoint, layer, tiled) if checkpoint.stacked(layer) else None
     linears = {
         part: load_linear(checkpoint, part, layer, shape, bias, tiled)
         for part, (shape, bias) in shapes
+        if stack is None or split_expert(part)[1] is None
     }
     norms = {
         part: load_norm(checkpoint, part, shape, layer)
         for part, shape in block_norms(config).items()
     }
-    return put_together(config.layers[layer], linears, norms)
+    return put_together(config.layers[layer], linears, norms, stack)
+
+
+def load_stack(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Stack:
+    """The quantized experts of one layer, mapped whole; each is converted when it is asked for."""
+    shapes = block_shapes(checkpoint.config, layer)
+    parts = {part: shapes.get(f"experts.0.{part}") for part in ("gate", "up", "down")}
+    found = {
+        part: load_linears(checkpoint, f"experts.{part}", layer, *shape)
+        for part, shape in parts.items()
+        if shape is not None
+    }
+    return Stack(Mlp(found.get("gate"), found["up"], found["down"]), tiled)
+
+
+def load_linears(
+    checkpoint: Checkpoint, part: str, layer: int, shape: Shape, has_bias: bool
+) -> Linear:
+    """One linear of every expert in the layout on disk, an axis of experts in front."""
+    moe, prefix = checkpoint.config.moe, checkpoint.prefix(part, layer)
+    stack = () if moe is None else (moe.num_experts,)
+    weight = load_as_it_lies(checkpoint, prefix, shape, stack)
+    bias = load_float(checkpoint, f"{prefix}.bias", (*stack, shape[0])) if has_bias else None
+    linear = Linear(weight, bias, activation_of(checkpoint, prefix))
+    return with_static_scale(checkpoint, prefix, linear, (*stack, 1))
 
 
 def load_linear(
@@ -145,11 +176,15 @@ def load_linear(
     if f"{prefix}.weight_scale" not in checkpoint.entries:
         return Linear(load_part(checkpoint, part, layer, "weight", shape), bias)
     weight = load_quantized(checkpoint, prefix, shape, tiled)
-    activation = activation_of(checkpoint, prefix)
-    linear = Linear(weight, bias, activation)
-    if activation != "static":
+    linear = Linear(weight, bias, activation_of(checkpoint, prefix))
+    return with_static_scale(checkpoint, prefix, linear, (1,))
+
+
+def with_static_scale(checkpoint: Checkpoint, prefix: str, linear: Linear, shape: Shape) -> Linear:
+    """The linear, with its activations' calibrated scale where they have one."""
+    if linear.activation != "static":
         return linear
-    scale = load_float(checkpoint, f"{prefix}.input_scale", (1,))
+    scale = load_float(checkpoint, f"{prefix}.input_scale", shape)
     require_positive(checkpoint, f"{prefix}.input_scale", scale)
     return replace(linear, activation_scale=scale)
 

@@ -48,11 +48,15 @@ class Checkpoint:
         return prefix == self.prefix("head")
 
     def source(self, part: str, layer: int | None = None) -> Tensor:
-        """Where one of our parts lies in the source, by the name that this directory uses."""
+        """Where one of our parts lies in the source, by the name that this directory uses.
+
+        `experts.gate` is that of all experts together: the name without the expert's number.
+        """
         general, expert = split_expert(part)
         tensor = self.architecture.tensor(general)
-        numbers = {"i": layer, "e": expert, "h": "{h}"}
-        names = [name.format(**numbers) for name in (tensor.name, *tensor.also)]
+        names = [tensor.name, *tensor.also]
+        names = names if expert is not None else [name.replace(".{e}", "") for name in names]
+        names = [name.format(i=layer, e=expert, h="{h}") for name in names]
         names = [name.removeprefix(self.left_off) for name in names]
         there = (name for name in names if f"{name}.weight".format(h=0) in self.entries)
         return replace(tensor, name=next(there, names[0]))
@@ -66,6 +70,12 @@ class Checkpoint:
         plain = source.plain and not (self.config.norm_plus_one and part.endswith("norm"))
         name = source.name.replace(".{h}", "")
         return name if plain else f"{name}.{part}"
+
+    def stacked(self, layer: int) -> bool:
+        """Whether a layer's experts lie in one tensor for each of their parts."""
+        if self.quantization is None or not self.config.layers[layer].experts:
+            return False
+        return f"{self.prefix('experts.up', layer)}.weight_scale" in self.entries
 
     @cached_property
     def left_off(self) -> str:
@@ -168,6 +178,7 @@ def _check_names(checkpoint: Checkpoint) -> None:
         known |= _require(checkpoint, part, None, kinds, optional=tied)
     for layer in range(config.num_layers):  # stops at the first missing one, however many
         for part, kinds in block_kinds(config, layer).items():
+            part = split_expert(part)[0] if checkpoint.stacked(layer) else part
             known |= _require(checkpoint, part, layer, kinds)
     ignored = checkpoint.architecture.ignored
     for name in checkpoint.entries:

@@ -54,7 +54,7 @@ class QuantizedWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.codes.shape[0], self.in_features
+        return self.codes.shape[-2], self.in_features
 
 
 @dataclass(frozen=True)

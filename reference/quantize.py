@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from reference.block import Block, Weights, block_linears, block_norms
+from reference.block import Block, Weights, block_linears, block_norms, split_expert
 from reference.calibrate import (
     Progress,
     embed_samples,
@@ -31,8 +31,9 @@ from reference.linear import Linear, QuantizedWeight, float_weight, quantized_we
 from reference.quantization_config import LAYOUTS, quantization_config
 from reference.recipes import Recipe, needs_calibration
 from reference.rtn import quantize_weight
-from reference.shapes import outer_kinds
+from reference.shapes import block_shapes, outer_kinds
 from reference.smooth import quantize_block, require_folds, search_alpha, smoothed
+from reference.stack import stacked
 from reference.tiles import TiledWeight, tile
 from reference.writer import CheckpointWriter
 
@@ -56,9 +57,10 @@ def quantize_checkpoint(
     weights = load_weights(checkpoint)
     alphas = choose_alphas(checkpoint, weights, recipe, samples, progress)
     hidden = embed_samples(checkpoint.config, weights, samples) if samples else []
-    for layer, block in enumerate(progress(weights.blocks, recipe.name)):
-        block, hidden = _convert(checkpoint, layer, block, recipe, alphas, hidden)
+    for layer in progress(range(len(weights.blocks)), recipe.name):
+        block, hidden = _convert(checkpoint, weights, layer, recipe, alphas, hidden)
         _add_block(checkpoint, writer, layer, block, layout, raw=alphas is None)
+        del block  # before the next one is read
     _add_outer(checkpoint, writer, weights, recipe, layout)
     writer.finish(_config_values(checkpoint, recipe, layout, alphas, samples))
 
@@ -78,6 +80,19 @@ def _check(
         require_folds(checkpoint.config, checkpoint.architecture)
     if needs_calibration(recipe) and not samples:
         raise RecipeError("needs calibration text", name=recipe.name)
+    for layer, kind in enumerate(checkpoint.config.layers):
+        if kind.experts:
+            _check_experts(checkpoint, recipe, layer)
+
+
+def _check_experts(checkpoint: Checkpoint, recipe: Recipe, layer: int) -> None:
+    """A layer's experts lie together when they are quantized, so it is all of them or none."""
+    parts = block_shapes(checkpoint.config, layer)
+    names = [checkpoint.prefix(part, layer) for part in parts if part.startswith("experts.")]
+    ignored = [name for name in names if recipe.ignores(name)]
+    if ignored and len(ignored) < len(names):
+        problem, expected = "leaves some experts of a layer in float", "all of them or none"
+        raise RecipeError(problem, name="ignore", expected=expected, found=ignored[0])
 
 
 def choose_alphas(
@@ -98,14 +113,14 @@ def choose_alphas(
 
 def _convert(
     checkpoint: Checkpoint,
+    weights: Weights,
     layer: int,
-    block: Block,
     recipe: Recipe,
     alphas: list[float] | None,
     hidden: list[np.ndarray],
 ) -> tuple[Block, list[np.ndarray]]:
-    """One float block -> the recipe's block, and the float hidden states that leave it."""
-    config, outputs = checkpoint.config, hidden
+    """A float block, read -> the recipe's block, and the float hidden states that leave it."""
+    config, block, outputs = checkpoint.config, weights.blocks[layer], hidden
     if alphas is not None:
         absmax, outputs = observe_block(config, block, hidden)
         block = smoothed(config, checkpoint.architecture, block, absmax, recipe, alphas[layer])
@@ -125,12 +140,29 @@ def _add_block(
     layout: str,
     raw: bool,
 ) -> None:
-    for part, value in (block_norms(block) | block_linears(block)).items():
+    linears, experts = apart(block_linears(block))
+    for part, value in (block_norms(block) | linears).items():
         prefix = checkpoint.prefix(part, layer)
         if isinstance(value, Linear) and isinstance(value.weight, QuantizedWeight):
             add_quantized(writer, prefix, _laid_out(value, layout))
         else:
             _add_float(checkpoint, writer, prefix, value, raw)
+    for part, each in experts.items():
+        stack = stacked([_laid_out(layer, layout) for layer in each])
+        add_quantized(writer, checkpoint.prefix(part, layer), stack)
+
+
+def apart(linears: dict[str, Linear]) -> tuple[dict[str, Linear], dict[str, list[Linear]]]:
+    """Linears that are written one by one, and the quantized experts', which lie together."""
+    single: dict[str, Linear] = {}
+    experts: dict[str, list[Linear]] = {}
+    for part, linear in linears.items():
+        general, expert = split_expert(part)
+        if expert is None or not isinstance(linear.weight, QuantizedWeight):
+            single[part] = linear
+        else:
+            experts.setdefault(general, []).append(linear)
+    return single, experts
 
 
 def _add_float(

@@ -197,7 +197,7 @@ def quantize_block(
     """
     absmax: ChannelAbsmax = {}
     if recipe.activation == "static":
-        absmax, _ = observe_block(config, block, hidden)
+        absmax = with_unseen_experts(block, observe_block(config, block, hidden)[0])
     linears = {part: linear for part, linear in block_linears(block).items() if part != "router"}
     named = names or {part: part for part in linears}
     changed = {
@@ -206,3 +206,13 @@ def quantize_block(
         if not recipe.ignores(named[part])
     }
     return replace_parts(block, changed)
+
+
+def with_unseen_experts(block: Block, absmax: ChannelAbsmax) -> ChannelAbsmax:
+    """An expert that no calibration token chose expects what the others saw at most."""
+    largest: ChannelAbsmax = {}
+    for part, seen in absmax.items():
+        general, _ = split_expert(part)
+        largest[general] = np.maximum(largest[general], seen) if general in largest else seen
+    unseen = [part for part in block_linears(block) if part not in absmax]
+    return absmax | {part: largest[split_expert(part)[0]] for part in unseen}
