@@ -93,9 +93,32 @@ class Keys:
             raise self.fail(name, f"one of {', '.join(choices)}", repr(value))
         return choices[value]
 
-    def token_ids(self, name: str) -> tuple[int, ...]:
+    def spelled(self, **others: str) -> Keys:
+        """The same config with other names of some keys: ours=theirs, where only theirs is there.
+
+        Two names with different values are an error.
+        """
+        values = dict(self.values)
+        for ours, theirs in others.items():
+            here, there = values.get(ours), values.get(theirs)
+            if here is None:
+                values[ours] = there
+            elif there is not None and here != there:
+                raise self.fail(theirs, f"{here!r}, as {ours}", repr(there))
+        return Keys(values, self.path)
+
+    def only(self, name: str, value: Any, default: Any = None) -> None:
+        """Refuse any other value than this: a flag whose graph this transformer does not have."""
+        found = self.values.get(name)
+        found = default if found is None else found
+        if found != value or isinstance(found, bool) != isinstance(value, bool):
+            raise self.fail(name, f"{json.dumps(value)}, all that is supported", repr(found))
+
+    def token_ids(self, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
         """None, one id or a list of ids (generation configs use all three)."""
-        value = self.values.get(name)
+        if name not in self.values:
+            return default
+        value = self.values[name]
         listed = [] if value is None else value if isinstance(value, list) else [value]
         if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in listed):
             raise self.fail(name, "a token id or a list of them", repr(value))
