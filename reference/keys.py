@@ -137,11 +137,13 @@ ACTIVATION_NAMES = {
 }
 
 
-def check_heads(keys: Keys, num_heads: int, num_kv_heads: int) -> None:
+def check_heads(
+    keys: Keys, num_heads: int, num_kv_heads: int, name: str = "num_key_value_heads"
+) -> None:
     """Query heads share key-value heads in equal groups."""
     if num_heads % num_kv_heads:
         expected = f"a divisor of {num_heads} attention heads"
-        raise keys.fail("num_key_value_heads", expected, num_kv_heads)
+        raise keys.fail(name, expected, num_kv_heads)
 
 
 def divided(keys: Keys, name: str, whole: int, parts: int) -> int:

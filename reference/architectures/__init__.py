@@ -13,7 +13,20 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from reference.architectures import llama, opt
+from reference.architectures import (
+    bloom,
+    chatglm,
+    falcon,
+    glm,
+    glm4,
+    gpt2,
+    gpt_bigcode,
+    gpt_neox,
+    gptj,
+    llama,
+    mpt,
+    opt,
+)
 from reference.architectures.entry import Architecture, Fold, Tensor
 from reference.config import ModelConfig
 from reference.errors import ConfigError
@@ -21,7 +34,21 @@ from reference.keys import Keys
 
 __all__ = ["ENTRIES", "Architecture", "Fold", "Tensor", "architecture_of", "model_config"]
 
-ENTRIES = {entry.model_type: entry for entry in (llama.LLAMA, opt.OPT)}
+_LISTED = (
+    bloom.BLOOM,
+    chatglm.CHATGLM,
+    falcon.FALCON,
+    glm.GLM,
+    glm4.GLM4,
+    gpt2.GPT2,
+    gpt_bigcode.GPT_BIGCODE,
+    gpt_neox.GPT_NEOX,
+    gptj.GPTJ,
+    llama.LLAMA,
+    mpt.MPT,
+    opt.OPT,
+)
+ENTRIES = {entry.model_type: entry for entry in _LISTED}
 
 
 def architecture_of(values: dict[str, Any], path: Path) -> Architecture:

@@ -30,8 +30,8 @@ def rope_from(
     return Rope(theta=theta, dim=dim, interleaved=interleaved)
 
 
-def check_pairs(keys: Keys, dim: int, head_dim: int) -> None:
+def check_pairs(keys: Keys, dim: int, head_dim: int, name: str = "head_dim") -> None:
     """The turned entries of a head are pairs of its entries."""
     if dim % 2 or not 0 < dim <= head_dim:
         expected = f"an even number in 2..{head_dim}, for rotary pairs"
-        raise keys.fail("head_dim", expected, dim)
+        raise keys.fail(name, expected, dim)

@@ -1,0 +1,74 @@
+"""BLOOM: ALiBi, a norm after the embedding, queries, keys and values fused head by head.
+
+Source: transformers' modeling_bloom; Le Scao et al. 2022.
+"""
+
+from __future__ import annotations
+
+from reference.architectures.entry import Architecture, Fold, Tensor
+from reference.architectures.slopes import alibi_slopes
+from reference.config import Alibi, ModelConfig, same_layers
+from reference.keys import Keys, divided
+
+
+def config(keys: Keys) -> ModelConfig:
+    keys = keys.spelled(n_layer="num_hidden_layers", n_head="num_attention_heads")
+    keys = keys.spelled(n_embed="hidden_size")
+    keys.only("apply_residual_connection_post_layernorm", False, False)
+    hidden, heads = keys.count("n_embed", 64), keys.count("n_head", 8)
+    head_dim = divided(keys, "hidden_size", hidden, heads)
+    return ModelConfig(
+        model_type="bloom",
+        vocab_size=keys.count("vocab_size", 250880),
+        hidden_size=hidden,
+        embedding_size=hidden,
+        layers=same_layers(keys.count("n_layer", 2), head_dim),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=head_dim,
+        intermediate_size=4 * hidden,
+        max_positions=keys.count("seq_length", 2048),  # of the training; ALiBi itself has no end
+        norm="layer_norm",
+        norm_eps=keys.number("layer_norm_epsilon", 1e-5),
+        embed_norm=True,
+        alibi=Alibi(slopes=alibi_slopes(heads)),
+        activation="gelu_tanh",
+        gated_mlp=False,
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        tie_embeddings=keys.flag("tie_word_embeddings", True),
+        bos_token_id=next(iter(keys.token_ids("bos_token_id", (1,))), None),
+        eos_token_ids=keys.token_ids("eos_token_id", (2,)),
+    )
+
+
+def folds(_: ModelConfig) -> tuple[Fold, ...]:
+    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("up",))
+
+
+QKV = Tensor("transformer.h.{i}.self_attention.query_key_value", fused=True, grouped=True)
+
+BLOOM = Architecture(
+    model_type="bloom",
+    config=config,
+    tensors={
+        "embed": "transformer.word_embeddings",
+        "embed_norm": "transformer.word_embeddings_layernorm",
+        "final_norm": "transformer.ln_f",
+        "head": "lm_head",
+    },
+    block={
+        "attention_norm": "transformer.h.{i}.input_layernorm",
+        "q": QKV,
+        "k": QKV,
+        "v": QKV,
+        "o": "transformer.h.{i}.self_attention.dense",
+        "mlp_norm": "transformer.h.{i}.post_attention_layernorm",
+        "up": "transformer.h.{i}.mlp.dense_h_to_4h",
+        "down": "transformer.h.{i}.mlp.dense_4h_to_h",
+    },
+    folds=folds,
+    examples=("bigscience/bloom-560m", "bigscience/bloom", "bigscience/bloomz-7b1"),
+    prefixes=("", "transformer."),  # the hub's files say h.0.…, save_pretrained's transformer.h.0.…
+)

@@ -1,0 +1,76 @@
+"""GLM-4 as transformers holds it: rotary neighbours in half of each head, gate and up fused.
+
+Source: transformers' modeling_glm; GLM team 2024.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reference.architectures.entry import Architecture, Fold, Tensor
+from reference.architectures.rope_keys import rope_from
+from reference.config import ModelConfig, same_layers
+from reference.keys import ACTIVATION_NAMES, Keys, check_heads
+
+END_IDS = (151329, 151336, 151338)
+
+
+def config(keys: Keys, **features: Any) -> ModelConfig:
+    """`features` are those in which a relative differs."""
+    hidden, heads = keys.count("hidden_size", 4096), keys.count("num_attention_heads", 32)
+    kv_heads, head_dim = keys.count("num_key_value_heads", 2), keys.count("head_dim", 128)
+    check_heads(keys, heads, kv_heads)
+    named: dict[str, Any] = {
+        "model_type": "glm",
+        "vocab_size": keys.count("vocab_size", 151552),
+        "hidden_size": hidden,
+        "embedding_size": hidden,
+        "layers": same_layers(keys.count("num_hidden_layers", 40), head_dim, rope=0),
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "intermediate_size": keys.count("intermediate_size", 13696),
+        "max_positions": keys.count("max_position_embeddings", 131072),
+        "norm": "rms_norm",
+        "norm_eps": keys.number("rms_norm_eps", 1.5625e-7),
+        "ropes": (rope_from(keys, head_dim, part=0.5, interleaved=True),),
+        "activation": keys.choice("hidden_act", ACTIVATION_NAMES, "silu"),
+        "gated_mlp": True,
+        "qkv_bias": keys.flag("attention_bias", True),
+        "tie_embeddings": keys.flag("tie_word_embeddings", False),
+        "bos_token_id": next(iter(keys.token_ids("bos_token_id")), None),
+        "eos_token_ids": keys.token_ids("eos_token_id") or END_IDS,
+    }
+    return ModelConfig(**{**named, **features})
+
+
+def folds(_: ModelConfig) -> tuple[Fold, ...]:
+    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("gate", "up"))
+
+
+GATE_UP = Tensor("model.layers.{i}.mlp.gate_up_proj", fused=True)
+TENSORS: dict[str, str | Tensor] = {
+    "embed": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "head": "lm_head",
+}
+BLOCK: dict[str, str | Tensor] = {
+    "attention_norm": "model.layers.{i}.input_layernorm",
+    "q": "model.layers.{i}.self_attn.q_proj",
+    "k": "model.layers.{i}.self_attn.k_proj",
+    "v": "model.layers.{i}.self_attn.v_proj",
+    "o": "model.layers.{i}.self_attn.o_proj",
+    "mlp_norm": "model.layers.{i}.post_attention_layernorm",
+    "gate": GATE_UP,
+    "up": GATE_UP,
+    "down": "model.layers.{i}.mlp.down_proj",
+}
+
+GLM = Architecture(
+    model_type="glm",
+    config=config,
+    tensors=TENSORS,
+    block=BLOCK,
+    folds=folds,
+    examples=("zai-org/glm-4-9b-hf", "zai-org/glm-4-9b-chat-hf"),
+)

@@ -1,0 +1,29 @@
+"""GLM-4-0414: GLM with norms before and after attention and MLP.
+
+Source: transformers' modeling_glm4.
+"""
+
+from __future__ import annotations
+
+from reference.architectures import glm
+from reference.architectures.entry import Architecture
+from reference.config import ModelConfig
+from reference.keys import Keys
+
+
+def config(keys: Keys) -> ModelConfig:
+    return glm.config(keys, model_type="glm4", norm_placement="sandwich")
+
+
+GLM4 = Architecture(
+    model_type="glm4",
+    config=config,
+    tensors=glm.TENSORS,
+    block={
+        **glm.BLOCK,
+        "attention_output_norm": "model.layers.{i}.post_self_attn_layernorm",
+        "mlp_output_norm": "model.layers.{i}.post_mlp_layernorm",
+    },
+    folds=glm.folds,
+    examples=("zai-org/GLM-4-9B-0414", "zai-org/GLM-4-32B-0414"),
+)

@@ -1,0 +1,73 @@
+"""GPT-NeoX (Pythia, Dolly): part of each head turned, block parallel under two norms or sequential.
+
+Source: transformers' modeling_gpt_neox; Black et al. 2022.
+"""
+
+from __future__ import annotations
+
+from reference.architectures.entry import Architecture, Fold, Tensor
+from reference.architectures.rope_keys import rope_from
+from reference.config import ModelConfig, same_layers
+from reference.keys import ACTIVATION_NAMES, Keys, divided
+
+
+def config(keys: Keys) -> ModelConfig:
+    keys = keys.spelled(rope_theta="rotary_emb_base", partial_rotary_factor="rotary_pct")
+    hidden, heads = keys.count("hidden_size", 6144), keys.count("num_attention_heads", 64)
+    head_dim = divided(keys, "hidden_size", hidden, heads)
+    attention_bias = keys.flag("attention_bias", True)
+    return ModelConfig(
+        model_type="gpt_neox",
+        vocab_size=keys.count("vocab_size", 50432),
+        hidden_size=hidden,
+        embedding_size=hidden,
+        layers=same_layers(keys.count("num_hidden_layers", 44), head_dim, rope=0),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=head_dim,
+        intermediate_size=keys.count("intermediate_size", 24576),
+        max_positions=keys.count("max_position_embeddings", 2048),
+        norm="layer_norm",
+        norm_eps=keys.number("layer_norm_eps", 1e-5),
+        parallel=keys.flag("use_parallel_residual", True),
+        ropes=(rope_from(keys, head_dim, part=0.25),),
+        activation=keys.choice("hidden_act", ACTIVATION_NAMES, "gelu"),
+        gated_mlp=False,
+        qkv_bias=attention_bias,
+        o_bias=attention_bias,
+        mlp_bias=True,
+        tie_embeddings=keys.flag("tie_word_embeddings", False),
+        bos_token_id=next(iter(keys.token_ids("bos_token_id", (0,))), None),
+        eos_token_ids=keys.token_ids("eos_token_id", (2,)),
+    )
+
+
+def folds(_: ModelConfig) -> tuple[Fold, ...]:
+    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("up",))
+
+
+LAYER = "gpt_neox.layers.{i}."
+QKV = Tensor(LAYER + "attention.query_key_value", fused=True, grouped=True)
+
+GPT_NEOX = Architecture(
+    model_type="gpt_neox",
+    config=config,
+    tensors={
+        "embed": "gpt_neox.embed_in",
+        "final_norm": "gpt_neox.final_layer_norm",
+        "head": "embed_out",
+    },
+    block={
+        "attention_norm": LAYER + "input_layernorm",
+        "q": QKV,
+        "k": QKV,
+        "v": QKV,
+        "o": LAYER + "attention.dense",
+        "mlp_norm": LAYER + "post_attention_layernorm",
+        "up": LAYER + "mlp.dense_h_to_4h",
+        "down": LAYER + "mlp.dense_4h_to_h",
+    },
+    folds=folds,
+    examples=("EleutherAI/gpt-neox-20b", "EleutherAI/pythia-6.9b", "databricks/dolly-v2-12b"),
+    ignored=(r".*\.attention\.(masked_)?bias", r".*\.attention\.rotary_emb\.inv_freq"),
+)

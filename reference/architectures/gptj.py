@@ -1,0 +1,72 @@
+"""GPT-J: parallel block under one norm, rotary neighbours, biases in the MLP and in the head only.
+
+Source: transformers' modeling_gptj; Wang and Komatsuzaki 2021.
+"""
+
+from __future__ import annotations
+
+from reference.architectures.entry import Architecture, Fold
+from reference.architectures.rope_keys import check_pairs
+from reference.config import ModelConfig, same_layers
+from reference.keys import ACTIVATION_NAMES, Keys, divided
+from reference.rope import Rope
+
+
+def config(keys: Keys) -> ModelConfig:
+    keys = keys.spelled(n_embd="hidden_size", n_layer="num_hidden_layers")
+    keys = keys.spelled(n_head="num_attention_heads", n_positions="max_position_embeddings")
+    keys.only("tie_word_embeddings", False, False)  # a tied head would still have its own bias
+    hidden, heads = keys.count("n_embd", 4096), keys.count("n_head", 16)
+    head_dim, rotary_dim = divided(keys, "n_embd", hidden, heads), keys.count("rotary_dim", 64)
+    check_pairs(keys, rotary_dim, head_dim, "rotary_dim")
+    return ModelConfig(
+        model_type="gptj",
+        vocab_size=keys.count("vocab_size", 50400),
+        hidden_size=hidden,
+        embedding_size=hidden,
+        layers=same_layers(keys.count("n_layer", 28), head_dim, rope=0),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=head_dim,
+        intermediate_size=keys.count("n_inner", 4 * hidden),
+        max_positions=keys.count("n_positions", 2048),
+        norm="layer_norm",
+        norm_eps=keys.number("layer_norm_epsilon", 1e-5),
+        parallel=True,
+        shared_norm=True,
+        ropes=(Rope(theta=10000.0, dim=rotary_dim, interleaved=True),),
+        activation=keys.choice("activation_function", ACTIVATION_NAMES, "gelu_new"),
+        gated_mlp=False,
+        mlp_bias=True,
+        head_bias=True,
+        tie_embeddings=False,
+        bos_token_id=next(iter(keys.token_ids("bos_token_id", (50256,))), None),
+        eos_token_ids=keys.token_ids("eos_token_id", (50256,)),
+    )
+
+
+def folds(_: ModelConfig) -> tuple[Fold, ...]:
+    return (Fold("attention_norm", ("q", "k", "v", "up")),)
+
+
+GPTJ = Architecture(
+    model_type="gptj",
+    config=config,
+    tensors={
+        "embed": "transformer.wte",
+        "final_norm": "transformer.ln_f",
+        "head": "lm_head",
+    },
+    block={
+        "attention_norm": "transformer.h.{i}.ln_1",
+        "q": "transformer.h.{i}.attn.q_proj",
+        "k": "transformer.h.{i}.attn.k_proj",
+        "v": "transformer.h.{i}.attn.v_proj",
+        "o": "transformer.h.{i}.attn.out_proj",
+        "up": "transformer.h.{i}.mlp.fc_in",
+        "down": "transformer.h.{i}.mlp.fc_out",
+    },
+    folds=folds,
+    examples=("EleutherAI/gpt-j-6b", "nomic-ai/gpt4all-j"),
+    ignored=(r"transformer\.h\.\d+\.attn\.(masked_)?bias",),  # causal masks
+)

@@ -1,0 +1,97 @@
+"""MPT: ALiBi, no biases at all, queries, keys and values fused and perhaps clipped.
+
+Source: transformers' modeling_mpt, which ignores some of the keys that MosaicML's own code reads;
+where these ask for another graph they are refused. MosaicML 2023.
+"""
+
+from __future__ import annotations
+
+import math
+
+from reference.architectures.entry import Architecture, Fold, Tensor
+from reference.architectures.slopes import mpt_slopes
+from reference.config import Alibi, LayerKind, ModelConfig
+from reference.keys import Keys, divided
+
+
+def config(keys: Keys) -> ModelConfig:
+    keys = keys.spelled(d_model="hidden_size", n_layers="num_hidden_layers")
+    keys = keys.spelled(n_heads="num_attention_heads")
+    attention = attention_keys(keys)
+    check_graph(keys, attention)
+    hidden, heads = keys.count("d_model", 2048), keys.count("n_heads", 16)
+    head_dim = divided(keys, "d_model", hidden, heads)
+    scale = attention.number("softmax_scale", 1 / math.sqrt(head_dim))
+    slopes = mpt_slopes(heads, attention.number("alibi_bias_max", 8))
+    return ModelConfig(
+        model_type="mpt",
+        vocab_size=keys.count("vocab_size", 50368),
+        hidden_size=hidden,
+        embedding_size=hidden,
+        layers=(LayerKind(score_divisor=1 / scale),) * keys.count("n_layers", 24),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=head_dim,
+        intermediate_size=4 * hidden,
+        max_positions=keys.count("max_seq_len", 2048),
+        norm="layer_norm",
+        norm_eps=keys.number("layer_norm_epsilon", 1e-5),
+        norm_bias=False,
+        alibi=Alibi(slopes=slopes),
+        activation="gelu",
+        gated_mlp=False,
+        qkv_clip=attention.number("clip_qkv") if attention.get("clip_qkv") else None,
+        tie_embeddings=keys.flag("tie_word_embeddings", True),
+        bos_token_id=next(iter(keys.token_ids("bos_token_id")), None),
+        eos_token_ids=keys.token_ids("eos_token_id"),
+    )
+
+
+def attention_keys(keys: Keys) -> Keys:
+    """The keys inside attn_config."""
+    inner = keys.get("attn_config") or {}
+    if not isinstance(inner, dict):
+        raise keys.fail("attn_config", "an object", repr(inner))
+    return Keys(inner, keys.path)
+
+
+def check_graph(keys: Keys, attention: Keys) -> None:
+    """Refuse what MosaicML's code computes and transformers' silently does not."""
+    keys.only("no_bias", True, True)
+    keys.only("expansion_ratio", 4, 4)
+    keys.only("logit_scale", None)
+    norms = ("layernorm", "low_precision_layernorm")
+    keys.choice("norm_type", dict.fromkeys(norms, ""), norms[1])
+    attention.only("attn_type", "multihead_attention", "multihead_attention")
+    attention.only("alibi", True, True)
+    for flag in ("prefix_lm", "qk_ln"):
+        attention.only(flag, False, False)
+
+
+def folds(_: ModelConfig) -> tuple[Fold, ...]:
+    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("up",))
+
+
+QKV = Tensor("transformer.blocks.{i}.attn.Wqkv", fused=True)
+
+MPT = Architecture(
+    model_type="mpt",
+    config=config,
+    tensors={
+        "embed": "transformer.wte",
+        "final_norm": "transformer.norm_f",
+        "head": "lm_head",
+    },
+    block={
+        "attention_norm": "transformer.blocks.{i}.norm_1",
+        "q": QKV,
+        "k": QKV,
+        "v": QKV,
+        "o": "transformer.blocks.{i}.attn.out_proj",
+        "mlp_norm": "transformer.blocks.{i}.norm_2",
+        "up": "transformer.blocks.{i}.ffn.up_proj",
+        "down": "transformer.blocks.{i}.ffn.down_proj",
+    },
+    folds=folds,
+    examples=("mosaicml/mpt-7b", "mosaicml/mpt-7b-storywriter", "mosaicml/mpt-30b"),
+)
