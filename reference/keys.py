@@ -80,6 +80,14 @@ class Keys:
                 return float(value)
         raise self.fail(name, "a positive finite number", repr(value))
 
+    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """A list of exactly so many positive finite numbers."""
+        value = self.values.get(name)
+        if not isinstance(value, list) or len(value) != count:
+            found = f"{len(value)} of them" if isinstance(value, list) else repr(value)
+            raise self.fail(name, f"a list of {count} positive numbers", found)
+        return tuple(Keys({name: each}, self.path).number(name) for each in value)
+
     def flag(self, name: str, default: bool) -> bool:
         value = self.values.get(name, default)
         if not isinstance(value, bool):

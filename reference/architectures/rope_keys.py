@@ -1,33 +1,107 @@
-"""Rotary positions as configs spell them: rope_theta and rope_scaling, or rope_parameters."""
+"""Rotary positions as configs spell them: rope_theta and rope_scaling, or rope_parameters.
+
+    rope_type          what it needs; what it may have
+    default
+    linear             factor
+    dynamic            factor; the trained length is max_position_embeddings
+    llama3             factor, low_freq_factor, high_freq_factor
+    yarn               factor; beta_fast, beta_slow, truncate, attention_factor or mscale's pair
+    longrope (or su)   short_factor, long_factor: [dim / 2] each; factor, attention_factor
+
+The last three count on original_max_position_embeddings, inside or beside the others; without it
+max_position_embeddings are the original ones. Source: transformers' modeling_rope_utils.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 from reference.keys import Keys
-from reference.rope import Rope
+from reference.rope import Dynamic, Interpolation, Llama3, LongRope, Rope, Stretch, Yarn
+
+THETA = 10000.0
+ORIGINAL = "original_max_position_embeddings"
+OUTSIDE = ("rope_theta", "partial_rotary_factor", "max_position_embeddings")
+KNOWN = (
+    *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", ORIGINAL),
+    *("low_freq_factor", "high_freq_factor", "short_factor", "long_factor", "attention_factor"),
+    *("beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim"),
+    "finetuned",  # said by the first yarn models, read by none
+)
 
 
 def rope_from(
-    keys: Keys, head_dim: int, part: float | None = None, interleaved: bool = False
+    keys: Keys,
+    head_dim: int,
+    part: float | None = None,
+    interleaved: bool = False,
+    theta: float = THETA,
 ) -> Rope:
-    """Rotary parameters in either generation of spelling: rope_theta, or rope_parameters.
+    """Rotary parameters in either generation of spelling.
 
     `part` is the share of a head that is turned where the config does not say
-    (partial_rotary_factor); None turns whole heads, whatever it says. An unknown rope type is an
-    error: silently computing the default one would produce text that looks right for the first
-    few hundred tokens.
+    (partial_rotary_factor); None where only whole heads can be. `theta` is the architecture's
+    own default. Raises ConfigError for an unknown rope type (silently computing the default one
+    would produce text that looks right for the first few hundred tokens), for an unknown
+    parameter and for one that its type needs and lacks.
     """
-    scaling = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
-    if not isinstance(scaling, dict):
-        raise keys.fail("rope_parameters", "an object", repr(scaling))
-    outer = {name: keys.get(name) for name in ("rope_theta", "partial_rotary_factor")}
-    merged = Keys({**outer, **scaling}, keys.path)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default":
-        raise keys.fail("rope_type", "default", repr(kind))
-    dim = head_dim if part is None else int(head_dim * merged.number("partial_rotary_factor", part))
-    check_pairs(keys, dim, head_dim)
-    theta = merged.number("rope_theta", 10000.0)
-    return Rope(theta=theta, dim=dim, interleaved=interleaved)
+    return rope_of(keys, rope_values(keys), head_dim, part, interleaved, theta)
+
+
+def rope_values(keys: Keys) -> dict[str, Any]:
+    """The object of rotary parameters under either of its names; two must be equal."""
+    found = [keys.get(name) for name in ("rope_parameters", "rope_scaling")]
+    for name, value in zip(("rope_parameters", "rope_scaling"), found, strict=True):
+        if value is not None and not isinstance(value, dict):
+            raise keys.fail(name, "an object", repr(value))
+    new, old = (value or {} for value in found)
+    if new and old and new != old:
+        raise keys.fail("rope_scaling", "what rope_parameters says", repr(old))
+    return new or old
+
+
+def rope_of(
+    keys: Keys,
+    values: dict[str, Any],
+    head_dim: int,
+    part: float | None = None,
+    interleaved: bool = False,
+    theta: float = THETA,
+) -> Rope:
+    """One object of rotary parameters, what it leaves out read from the config around it."""
+    for name in values:
+        if name not in KNOWN:
+            raise keys.fail(name, "no such key among rotary parameters", repr(values[name]))
+    inner = Keys({**{name: keys.get(name) for name in OUTSIDE}, **values}, keys.path)
+    inner = with_original(keys, inner)
+    dim = turned_entries(inner, head_dim, part)
+    base = inner.number("rope_theta", theta)
+    stretch = STRETCHES[rope_kind(inner)](inner, dim)
+    if isinstance(stretch, Yarn) and base <= 1:
+        raise inner.fail("rope_theta", "a number above 1, for yarn", base)
+    return Rope(theta=base, dim=dim, interleaved=interleaved, stretch=stretch)
+
+
+def with_original(keys: Keys, inner: Keys) -> Keys:
+    """The length that was trained on stands inside or outside; two must be equal."""
+    inside, outside = inner.get(ORIGINAL), keys.get(ORIGINAL)
+    if inside is not None and outside is not None and inside != outside:
+        raise keys.fail(ORIGINAL, f"{inside!r}, as among the rotary parameters", repr(outside))
+    known = next((v for v in (inside, outside) if v is not None), inner.get(OUTSIDE[-1]))
+    return Keys({**inner.values, ORIGINAL: known}, keys.path)
+
+
+def turned_entries(inner: Keys, head_dim: int, part: float | None) -> int:
+    """How many entries of a head are turned."""
+    if part is None:
+        inner.only("partial_rotary_factor", 1.0, 1.0)
+        check_pairs(inner, head_dim, head_dim)
+        return head_dim
+    dim = int(head_dim * inner.number("partial_rotary_factor", part))
+    check_pairs(inner, dim, head_dim, "head_dim" if dim == head_dim else "partial_rotary_factor")
+    return dim
 
 
 def check_pairs(keys: Keys, dim: int, head_dim: int, name: str = "head_dim") -> None:
@@ -35,3 +109,99 @@ def check_pairs(keys: Keys, dim: int, head_dim: int, name: str = "head_dim") -> 
     if dim % 2 or not 0 < dim <= head_dim:
         expected = f"an even number in 2..{head_dim}, for rotary pairs"
         raise keys.fail(name, expected, dim)
+
+
+def rope_kind(inner: Keys) -> str:
+    """The rope type, under its new name or its old one; two must be equal."""
+    names = {name: name for name in STRETCHES} | {"su": "longrope"}
+    said = [key for key in ("rope_type", "type") if key in inner.values]
+    kinds = [inner.choice(key, names) for key in said]
+    if len(set(kinds)) > 1:
+        raise inner.fail("type", f"{kinds[0]}, as rope_type", kinds[1])
+    return kinds[0] if kinds else "default"
+
+
+def unstretched(inner: Keys, dim: int) -> None:
+    """Type `default`: positions beyond the training's are turned as they come."""
+
+
+def linear(inner: Keys, dim: int) -> Interpolation:
+    return Interpolation(factor=inner.number("factor"))
+
+
+def dynamic(inner: Keys, dim: int) -> Dynamic:
+    if dim < 4:  # theta grows by the power dim / (dim - 2)
+        raise inner.fail("head_dim", "at least 4 turned entries, for dynamic", dim)
+    original = inner.count("max_position_embeddings")
+    return Dynamic(factor=inner.number("factor"), original=original)
+
+
+def llama3(inner: Keys, dim: int) -> Llama3:
+    low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
+    if high <= low:
+        raise inner.fail("high_freq_factor", f"above low_freq_factor, {low}", high)
+    factor, original = inner.number("factor"), inner.count(ORIGINAL)
+    return Llama3(factor=factor, low=low, high=high, original=original)
+
+
+def yarn(inner: Keys, dim: int) -> Yarn:
+    fast, slow = inner.number("beta_fast", 32.0), inner.number("beta_slow", 1.0)
+    if fast <= slow:
+        raise inner.fail("beta_fast", f"above beta_slow, {slow}", fast)
+    return Yarn(
+        factor=inner.number("factor"),
+        magnitude=yarn_magnitude(inner),
+        fast=fast,
+        slow=slow,
+        original=inner.count(ORIGINAL),
+        truncate=inner.flag("truncate", True),
+    )
+
+
+def yarn_magnitude(inner: Keys) -> float:
+    """0.1 ln(factor) + 1 (Peng et al., equation 22), unless the config says or scales it."""
+    if inner.get("attention_factor") is not None:
+        return inner.number("attention_factor")
+    factor = inner.number("factor")
+
+    def magnitude(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    if inner.get("mscale") is None or inner.get("mscale_all_dim") is None:
+        return magnitude(1.0)
+    return magnitude(inner.number("mscale")) / magnitude(inner.number("mscale_all_dim"))
+
+
+def longrope(inner: Keys, dim: int) -> LongRope:
+    return LongRope(
+        short=inner.numbers("short_factor", dim // 2),
+        long=inner.numbers("long_factor", dim // 2),
+        magnitude=longrope_magnitude(inner),
+        original=inner.count(ORIGINAL),
+    )
+
+
+def longrope_magnitude(inner: Keys) -> float:
+    """sqrt(1 + ln(factor) / ln(original)) (Ding et al., equation 4), unless the config says."""
+    if inner.get("attention_factor") is not None:
+        return inner.number("attention_factor")
+    original = inner.count(ORIGINAL)
+    if inner.get("factor") is not None:
+        factor = inner.number("factor")
+    else:
+        factor = inner.count("max_position_embeddings") / original
+    if factor <= 1:
+        return 1.0
+    if original < 2:
+        raise inner.fail(ORIGINAL, "at least 2, for longrope", original)
+    return math.sqrt(1 + math.log(factor) / math.log(original))
+
+
+STRETCHES: dict[str, Callable[[Keys, int], Stretch | None]] = {
+    "default": unstretched,
+    "linear": linear,
+    "dynamic": dynamic,
+    "llama3": llama3,
+    "yarn": yarn,
+    "longrope": longrope,
+}
