@@ -13,16 +13,17 @@ native kernels a weight stays as it lies in the file, in tiles, and is neither c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from reference.block import Block, Weights
+from reference.block import NORMS, Block, Experts, Mlp, Weights
 from reference.grids import grouped
 from reference.layers import Norm
 from reference.linear import Linear, QuantizedWeight, centred_codes
+from reference.stack import linear_of, together
 from reference.tiles import TiledWeight
 
 Array = np.ndarray | jax.Array  # on the host while it is converted, on the device afterwards
@@ -34,6 +35,17 @@ class GroupedWeight:
 
     codes: Array
     scale: Array
+
+
+@dataclass(frozen=True)
+class PlacedExperts:
+    """A mixture's router, and its experts' linears as stacks: an axis of experts in front of each
+    array (reference/stack.py)."""
+
+    router: Linear
+    gate: Linear | None
+    up: Linear
+    down: Linear
 
 
 @dataclass(frozen=True)
@@ -62,11 +74,10 @@ _register(
 _register(GroupedWeight, ("codes", "scale"))
 _register(ScaledWeight, ("codes", "scale"), ("group_size",))
 _register(Linear, ("weight", "bias", "activation_scale"), ("activation",))
-_register(Block, ("attention_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "down"))
-_register(
-    Weights,
-    ("embed", "positions", "project_in", "blocks", "final_norm", "project_out", "head"),
-)
+_register(PlacedExperts, ("router", "gate", "up", "down"))
+_register(Mlp, ("gate", "up", "down"))
+_register(Block, (*NORMS, "q", "k", "v", "o", "mlp"), ("kind",))
+_register(Weights, tuple(field.name for field in fields(Weights)))
 
 
 def device_weights(weights: Weights) -> Weights:
@@ -91,20 +102,48 @@ def place_block(tree: Any) -> Any:
     """Each linear of a block (or of any tree) in the form that its activations want."""
 
     def place(leaf: Any) -> Any:
+        if isinstance(leaf, Experts):
+            return place_experts(leaf)
         return place_linear(leaf) if isinstance(leaf, Linear) else leaf
 
-    return jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, Linear))
+    return jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, Linear | Experts))
+
+
+def place_experts(experts: Experts) -> PlacedExperts:
+    """All experts' linears in the form that their activations want, one behind the other.
+
+    What lies so in the file, in tiles or as INT8 codes, is neither copied nor read.
+    """
+    whole = together(experts.experts)
+    gate = None if whole.gate is None else place_stack(whole.gate)
+    return PlacedExperts(
+        place_linear(experts.router), gate, place_stack(whole.up), place_stack(whole.down)
+    )
+
+
+def place_stack(stack: Linear) -> Linear:
+    """place_linear of every expert."""
+    weight: Any = stack.weight
+    if not isinstance(weight, QuantizedWeight) or is_placed(stack):
+        return stack
+    each = [place_linear(linear_of(stack, index)) for index in range(len(weight.codes))]
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *each)
 
 
 def place_linear(layer: Linear) -> Linear:
     """The portable form of one linear's weight, still as NumPy arrays."""
     weight = layer.weight
-    placed: Any = weight
-    if isinstance(weight, QuantizedWeight) and layer.activation == "float":
-        placed = _scaled(weight)
-    elif isinstance(weight, QuantizedWeight) and weight.bits == 4:
-        placed = _grouped(weight)
+    if not isinstance(weight, QuantizedWeight) or is_placed(layer):
+        return layer
+    scaled = layer.activation == "float"
+    placed: Any = _scaled(weight) if scaled else _grouped(weight)
     return replace(layer, weight=placed)
+
+
+def is_placed(layer: Linear) -> bool:
+    """Whether a QuantizedWeight is what XLA works on: INT8 codes for INT8 activations."""
+    weight: Any = layer.weight
+    return weight.bits == 8 and layer.activation != "float"
 
 
 def _grouped(weight: QuantizedWeight) -> GroupedWeight:

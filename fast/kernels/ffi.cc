@@ -9,6 +9,7 @@
 
 #include "ffi_attention.h"
 #include "ffi_buffers.h"
+#include "ffi_experts.h"
 #include "ffi_linears.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -93,6 +94,19 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_linears, linears,
                                   .Attr<bool>("norm_bias")
                                   .Attr<bool>("residual")
                                   .Attr<int64_t>("sequences")
+                                  .Attr<ffi::Span<const int64_t>>("linears")
+                                  .RemainingArgs()
+                                  .RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_experts, experts,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<std::string_view>("isa")
+                                  .Attr<std::string_view>("activation")
+                                  .Attr<bool>("last")
+                                  .Attr<bool>("residual")
+                                  .Attr<int64_t>("sequences")
+                                  .Attr<int64_t>("experts")
                                   .Attr<ffi::Span<const int64_t>>("linears")
                                   .RemainingArgs()
                                   .RemainingRets());

@@ -12,6 +12,7 @@
 #endif
 
 #include "attention.h"
+#include "experts.h"
 #include "float_linear.h"
 #include "integer_linear.h"
 #include "limits.h"
@@ -59,6 +60,7 @@ extern "C" const Kernels* planish_kernels() {
       float_tiles<Vector>,
       float_scratch,
       gate<Vector>,
+      weigh<Vector>,
       write_slots<Vector>,
       attend<Vector>,
       combine<Vector>,

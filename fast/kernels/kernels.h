@@ -134,6 +134,9 @@ struct Kernels {
   // y = silu(gate) * up of `count` columns, gate and up [rows, stride], y [rows, y_stride].
   void (*gate)(const float* gate, const float* up, int64_t stride, float* y, int64_t y_stride,
                int64_t rows, int64_t count);
+  // y = residual (or nothing) + the sum of shares[e] * parts[e], `count` columns, in their order.
+  void (*weigh)(const float* const* parts, const float* shares, int64_t experts,
+                const float* residual, float* y, int64_t count);
   void (*write_slots)(const Attention&, int64_t first, int64_t last, float* scratch);  // tokens
   void (*attend)(const Attention&, const QueryTile&, float* scratch);
   void (*combine)(const Attention&, const QueryTile* parts, int64_t count);

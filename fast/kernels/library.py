@@ -20,7 +20,13 @@ from fast.kernels.build import FFI, build
 from fast.kernels.instruction_sets import BY_NAME, available
 from reference.errors import KernelsError
 
-TARGETS = ("planish_linears", "planish_attention", "planish_sample", "planish_limits")
+TARGETS = (
+    "planish_linears",
+    "planish_experts",
+    "planish_attention",
+    "planish_sample",
+    "planish_limits",
+)
 
 Notice = Callable[[str], None]
 
