@@ -71,16 +71,18 @@ def convert(variant: Variant, directory: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
 
-def load(directory: Path) -> Any:
+def load(variant: Variant, directory: Path) -> Any:
     """The saved model in float32; a tensor that transformers would make up is an error."""
     model, problems = transformers.AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=torch.float32,
-        attn_implementation="eager",
+        attn_implementation=variant.attention,
         output_loading_info=True,
     )
     if any(problems.values()):
         raise ValueError(f"{directory}: not everything saved was loaded: {problems}")
+    if variant.repair is not None:
+        variant.repair(model)
     return model.eval()
 
 
@@ -114,7 +116,7 @@ def make(name: str, variant: Variant) -> None:
     model = transformers.AutoModelForCausalLM.from_config(variant.config())
     randomize(model, variant.embed_scale)
     save(variant, model, directory)
-    stored = record(load(directory))
+    stored = record(load(variant, directory))
     convert(variant, directory)
     np.savez_compressed(directory / "golden.npz", **stored)
     size = sum(file.stat().st_size for file in directory.iterdir())

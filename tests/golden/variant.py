@@ -22,7 +22,8 @@ class Variant:
 
     `edit` changes config.json before transformers reads the directory, so that it reads the
     edited spelling; `convert` changes config and tensors after the logits were recorded, into
-    a layout that transformers itself cannot read.
+    a layout that transformers itself cannot read. `repair` is for what transformers computes
+    differently from the model's authors: it is given the loaded model.
     """
 
     config: Callable[[], transformers.PretrainedConfig]
@@ -32,6 +33,16 @@ class Variant:
     without_head: bool = False  # saved from the base model: no head, one prefix fewer
     edit: Callable[[Values], Values] | None = None
     convert: Callable[[Values, Tensors], tuple[Values, Tensors]] | None = None
+    attention: str = "eager"  # or sdpa
+    repair: Callable[[Any], None] | None = None
+
+
+def kind(
+    config: type[transformers.PretrainedConfig], **base: Any
+) -> Callable[..., Callable[[], transformers.PretrainedConfig]]:
+    """A maker of configs of one type: `base`, but for the changes that a row names."""
+    base = {"vocab_size": VOCABULARY, **base}
+    return lambda **changes: lambda: config(**{**base, **changes})
 
 
 def rope_theta(value: float) -> Values:
