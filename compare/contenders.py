@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from compare.peers.process import PeerProcess
 from compare.random_model import write_random
 from compare.shapes import Shape
 from fast.engine import Engine
+from reference.block import split_expert
 from reference.checkpoint import Checkpoint, open_checkpoint
 from reference.config import ModelConfig
 from reference.errors import RecipeError
@@ -51,6 +53,7 @@ class Contender:
     integer: bool  # activations are INT8, so prompts are bound by integer products
     ours: bool
     version: str = ""
+    experts: int = 0  # bytes of all experts, of which a batch reads more than one token does
 
 
 class Ours:
@@ -100,6 +103,7 @@ def ours(checkpoint: Checkpoint, native: bool, name: str | None = None) -> Conte
         asked.engine.load_seconds,
         integer,
         True,
+        experts=expert_bytes(checkpoint),
     )
 
 
@@ -177,7 +181,14 @@ def shape_of(checkpoint: Checkpoint) -> Shape | None:
 
 
 def bytes_per_token(checkpoint: Checkpoint) -> int:
-    """Stored bytes that one token must read: all but the embeddings, of which it reads a row.
+    """Stored bytes that one token must read: of the experts those that it chooses."""
+    chosen = expert_bytes(checkpoint) * active_share(checkpoint.config)
+    return dense_bytes(checkpoint) + round(chosen)
+
+
+def dense_bytes(checkpoint: Checkpoint) -> int:
+    """Stored bytes that every token reads: all but the experts, and but the embeddings, of which
+    it reads a row.
 
     A tied embedding is read whole, as the head, unless the head has codes of its own.
     """
@@ -186,11 +197,37 @@ def bytes_per_token(checkpoint: Checkpoint) -> int:
         rows_only = set()
     if "positions" in outer_shapes(config):
         rows_only.add(checkpoint.prefix("positions") + ".weight")
-    return sum(
-        math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
-        for name, entry in checkpoint.entries.items()
-        if name not in rows_only
-    )
+    rows_only |= expert_names(checkpoint)
+    return stored_bytes(checkpoint, checkpoint.entries.keys() - rows_only)
+
+
+def expert_bytes(checkpoint: Checkpoint) -> int:
+    """Stored bytes of all experts."""
+    return stored_bytes(checkpoint, expert_names(checkpoint))
+
+
+def stored_bytes(checkpoint: Checkpoint, names: Iterable[str]) -> int:
+    entries = [checkpoint.entries[name] for name in names]
+    return sum(math.prod(entry.shape) * DTYPES[entry.dtype].itemsize for entry in entries)
+
+
+def expert_names(checkpoint: Checkpoint) -> set[str]:
+    """The tensors that hold experts, one each or all of a layer together."""
+    prefixes: set[str] = set()
+    for layer, kind in enumerate(checkpoint.config.layers):
+        parts = block_shapes(checkpoint.config, layer) if kind.experts else {}
+        for part in parts:
+            general, expert = split_expert(part)
+            if expert is not None:
+                prefixes |= {checkpoint.prefix(name, layer) for name in (general, part)}
+    return {name for name in checkpoint.entries if name.rpartition(".")[0] in prefixes}
+
+
+def active_share(config: ModelConfig, batch: int = 1) -> float:
+    """How much of the experts a step of so many tokens reads, each choosing as if at random."""
+    if config.moe is None:
+        return 1.0
+    return 1 - (1 - config.moe.top_k / config.moe.num_experts) ** batch
 
 
 def cache_bytes(config: ModelConfig, slots: float) -> float:
@@ -201,5 +238,9 @@ def cache_bytes(config: ModelConfig, slots: float) -> float:
 
 def weights_per_token(config: ModelConfig) -> int:
     """Weights that each prompt token is multiplied by; the head takes part for the last only."""
-    shapes: Any = block_shapes(config).values()
-    return config.num_layers * sum(math.prod(shape) for shape, _ in shapes)
+    total, chosen = 0, active_share(config)
+    for layer in range(config.num_layers):
+        for part, (shape, _) in block_shapes(config, layer).items():
+            share = 1.0 if split_expert(part)[1] is None else chosen
+            total += round(math.prod(shape) * share)
+    return total

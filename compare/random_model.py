@@ -18,14 +18,17 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from compare.shapes import Shape
-from reference.architectures import architecture_of, model_config
+from reference.architectures import Architecture, architecture_of, model_config
+from reference.block import split_expert
+from reference.config import ModelConfig
 from reference.grids import SYMMETRIC_ZERO, num_groups
 from reference.linear import Linear, TiledWeight
 from reference.packing import TILE_OUTPUTS, tile_shape
 from reference.quantization_config import quantization_config
 from reference.quantize import add_quantized
 from reference.recipes import Recipe, recipe
-from reference.shapes import block_shapes, outer_shapes
+from reference.shapes import block_norms, block_shapes, outer_norms, outer_shapes
+from reference.stack import stacked
 from reference.tiles import tile, untile
 from reference.writer import CheckpointWriter
 
@@ -43,7 +46,7 @@ def write_random(
     seed: int = 0,
     overwrite: bool = False,
 ) -> Path:
-    """Write a Llama of this shape; returns its directory. The same seed gives the same bytes.
+    """Write a model of this shape; returns its directory. The same seed gives the same bytes.
 
     recipe_name: float, W8A8, W8A16, W4A8 or W4A16; group_size (default 128) is for INT4.
     Without smoothing, whose work is done before there are codes. Raises RecipeError for a
@@ -71,10 +74,10 @@ def random_recipe(name: str, group_size: int | None = None) -> Recipe:
 
 
 def config_values(shape: Shape) -> dict[str, Any]:
-    """The config.json of a Llama of this shape, which never ends a text."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+    """The config.json of a model of this shape, which never ends a text."""
+    values = {
+        "architectures": [shape.model_class],
+        "model_type": shape.model_type,
         "vocab_size": shape.vocab,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,
@@ -90,6 +93,21 @@ def config_values(shape: Shape) -> dict[str, Any]:
         "eos_token_id": None,
         "dtype": "float32",
     }
+    own = {"head_dim": shape.head_width} if shape.head_width else {}
+    return values | own | expert_values(shape)
+
+
+def expert_values(shape: Shape) -> dict[str, Any]:
+    """The keys of a mixture of experts, in the spellings of all that have one."""
+    if shape.experts == 0:
+        return {}
+    return {
+        "num_experts": shape.experts,
+        "num_local_experts": shape.experts,
+        "num_experts_per_tok": shape.top_k,
+        "moe_intermediate_size": shape.ffn,
+        "norm_topk_prob": True,
+    }
 
 
 def random_linears(
@@ -100,16 +118,39 @@ def random_linears(
     Embedding and norms are in it too, as float weights that no recipe touches.
     """
     config, path = model_config(values, Path("config.json")), Path("config.json")
-    names, outer = architecture_of(values, path), outer_shapes(config)
-    yield names.tensors["embed"], Linear(random_floats(outer["embed"], rng))
+    entry, outer = architecture_of(values, path), outer_shapes(config)
+    yield entry.tensor("embed").name, Linear(random_floats(outer["embed"], rng))
     for layer in range(config.num_layers):
-        for part in ("attention_norm", "mlp_norm"):
-            yield names.block[part].format(i=layer), Linear(random_norm(config.hidden_size, rng))
-        for part, (shape, _) in block_shapes(config).items():
-            weight = random_weight(shape, recipe, rng)
-            yield names.block[part].format(i=layer), Linear(weight, None, recipe.activation)
-    yield names.tensors["final_norm"], Linear(random_norm(config.hidden_size, rng))
-    yield names.tensors["head"], Linear(random_weight(outer["head"], recipe, rng))
+        for part, norm in block_norms(config).items():
+            yield entry.tensor(part).name.format(i=layer), Linear(random_norm(norm, rng))
+        for part, (shape, _) in block_shapes(config, layer).items():
+            yield from random_part(entry, config, part, layer, shape, recipe, rng)
+    for part, norm in outer_norms(config).items():
+        yield entry.tensor(part).name, Linear(random_norm(norm, rng))
+    yield entry.tensor("head").name, Linear(random_weight(outer["head"], recipe, rng))
+
+
+def random_part(
+    entry: Architecture,
+    config: ModelConfig,
+    part: str,
+    layer: int,
+    shape: tuple[int, ...],
+    recipe: Recipe,
+    rng: np.random.Generator,
+) -> Iterator[tuple[str, Linear]]:
+    """One linear of a block; the first expert brings all of them where they lie together."""
+    general, expert = split_expert(part)
+    name = entry.tensor(general).name
+    if part == "router":
+        yield name.format(i=layer), Linear(random_floats(shape, rng))
+    elif expert is None or recipe.bits is None:
+        weight = random_weight(shape, recipe, rng)
+        yield name.format(i=layer, e=expert), Linear(weight, None, recipe.activation)
+    elif expert == 0 and config.moe is not None:
+        weights = [random_weight(shape, recipe, rng) for _ in range(config.moe.num_experts)]
+        linears = [Linear(weight, None, recipe.activation) for weight in weights]
+        yield name.replace(".{e}", "").format(i=layer), stacked(linears)
 
 
 def random_weight(
@@ -148,8 +189,8 @@ def random_floats(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarra
     return rng.standard_normal(shape, np.float32) * np.float32(STD)
 
 
-def random_norm(width: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.uniform(0.5, 1.5, width).astype(np.float32)
+def random_norm(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    return rng.uniform(0.5, 1.5, shape).astype(np.float32)
 
 
 def byte_tokenizer() -> Tokenizer:

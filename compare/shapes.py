@@ -1,4 +1,5 @@
-"""The shapes at which speed is compared: public Llama sizes, to be filled with random weights."""
+"""The shapes at which speed is compared: public Llama sizes, and mixtures of experts cut down to
+fit a small machine, to be filled with random weights."""
 
 from __future__ import annotations
 
@@ -7,7 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama by its sizes."""
+    """A model by its sizes, a Llama unless it says otherwise.
+
+    With experts each layer has so many MLPs of width ffn, and a token goes through top_k of them.
+    """
 
     name: str
     hidden: int
@@ -16,10 +20,15 @@ class Shape:
     kv_heads: int
     ffn: int
     vocab: int
+    experts: int = 0
+    top_k: int = 0
+    head_width: int | None = None  # hidden / heads unless told
+    model_type: str = "llama"
+    model_class: str = "LlamaForCausalLM"  # as transformers calls it
 
     @property
     def head_dim(self) -> int:
-        return self.hidden // self.heads
+        return self.head_width or self.hidden // self.heads
 
     @property
     def weights_per_layer(self) -> int:
@@ -34,5 +43,22 @@ SHAPES = {
         Shape("110M", 768, 12, 12, 12, 2048, 32000),
         Shape("1.1B", 2048, 22, 32, 4, 5632, 32000),
         Shape("7B", 4096, 32, 32, 32, 11008, 32000),
+        Shape(
+            "mixtral",
+            *(2048, 8, 16, 4, 7168, 32000),
+            experts=8,
+            top_k=2,
+            model_type="mixtral",
+            model_class="MixtralForCausalLM",
+        ),
+        Shape(
+            "qwen3_moe",
+            *(2048, 8, 32, 4, 768, 32000),
+            experts=128,
+            top_k=8,
+            head_width=128,
+            model_type="qwen3_moe",
+            model_class="Qwen3MoeForCausalLM",
+        ),
     )
 }

@@ -9,10 +9,10 @@ All engines are measured in turns, round by round, so that a shared machine's go
 fall on all alike, and the limits are sampled in every round. A figure is the median of the
 rounds, with the extremes.
 
-Decoding reads every weight and the cache once per step, so its limit is memory bandwidth over
-these bytes, as they are stored. (A model that fits into the processor's caches can pass it.) A
-prompt multiplies: its limit is the rate of byte products, or of XLA's float32 product where
-activations are floats, over two operations per weight and token.
+Decoding reads every weight and the cache once per step, of experts the chosen ones, so its limit
+is memory bandwidth over these bytes, as they are stored. (A model that fits into the processor's
+caches can pass it.) A prompt multiplies: its limit is the rate of byte products, or of XLA's
+float32 product where activations are floats, over two operations per weight and token.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from compare import contenders
-from compare.contenders import Contender, cache_bytes, weights_per_token
+from compare.contenders import Contender, active_share, cache_bytes, weights_per_token
 from compare.limits import Limits, cores, machine
 from compare.shapes import Shape
 from reference.calibrate import Progress, no_progress
@@ -190,7 +190,8 @@ def limit_of(
         rate = bounds[f"{kind}_operations_per_second"]
         return rate / (2 * weights_per_token(config)), f"{kind} products"
     slots = test.context + test.new / 2  # on average
-    step = engine.bytes + test.batch * cache_bytes(config, slots)
+    more = active_share(config, test.batch) - active_share(config)  # experts, than one token
+    step = engine.bytes + more * engine.experts + test.batch * cache_bytes(config, slots)
     return test.batch * bounds["memory_read_bytes_per_second"] / step, "memory"
 
 

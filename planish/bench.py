@@ -22,13 +22,19 @@ from planish.progress import progress
 from reference.checkpoint import open_checkpoint
 from reference.errors import OutputError, PlanishError
 
-RECIPES = {"110M": "W4A8,W8A8", "1.1B": "W4A8,W4A8-g32,W4A16,W8A8,W8A16", "7B": "W4A8"}
+RECIPES = {
+    "110M": "W4A8,W8A8",
+    "1.1B": "W4A8,W4A8-g32,W4A16,W8A8,W8A16",
+    "7B": "W4A8",
+    "mixtral": "W4A8",
+    "qwen3_moe": "W4A8",
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--model", metavar="DIR", help="a Hugging Face directory")
-    subject.add_argument("--shape", choices=tuple(RECIPES), help="a Llama of random weights")
+    subject.add_argument("--shape", choices=tuple(RECIPES), help="a model of random weights")
     parser.add_argument("--recipes", metavar="NAMES", help="of --shape, as W4A8,W4A8-g32,W8A8")
     parser.add_argument(
         "--tests",

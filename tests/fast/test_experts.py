@@ -1,7 +1,7 @@
-"""fast.experts.mixture against reference.model.mixture, in both forms, under every recipe's linears.
+"""fast.experts.mixture against reference.model.mixture, in both forms, for every recipe.
 
-The router is made such that its choice is beyond doubt, and then quantized experts are bit for bit
-those of the reference but for what XLA rounds otherwise; `exact` feeds both the same choice.
+The router is made such that its choice is beyond doubt. The kernels' integer linears of experts are
+then the reference's bit for bit; a mixture is but for the silu between them.
 """
 
 from __future__ import annotations
