@@ -228,6 +228,8 @@ def fused_shapes(
 def load_norm(checkpoint: Checkpoint, part: str, shape: Shape, layer: int | None = None) -> Norm:
     """A norm, its weight as it multiplies, whether the checkpoint reduced it by one or not."""
     kinds = norm_kinds(checkpoint.config, part)
+    if f"{checkpoint.prefix(part, layer)}.weight" in checkpoint.entries:
+        kinds = kinds or ("weight",)  # smoothing gave it one
     weight, bias = (
         load_norm_part(checkpoint, part, layer, kind, shape) if kind in kinds else None
         for kind in ("weight", "bias")

@@ -64,10 +64,12 @@ class Checkpoint:
     def prefix(self, part: str, layer: int | None = None) -> str:
         """The tensor-name prefix of a part by itself: where planish writes and looks for it.
 
-        A part that a source has fused, transposed or reduced by one gets a name of its own.
+        A part that a source has fused, transposed or reduced by one gets a name of its own, and so
+        does the weight that smoothing gives to a norm without one.
         """
-        source = self.source(part, layer)
-        plain = source.plain and not (self.config.norm_plus_one and part.endswith("norm"))
+        source, config = self.source(part, layer), self.config
+        as_is = config.norm_affine and not config.norm_plus_one
+        plain = source.plain and (as_is or not part.endswith("norm"))
         name = source.name.replace(".{h}", "")
         return name if plain else f"{name}.{part}"
 
@@ -197,6 +199,7 @@ def _require(
     """The names that one part may have, after all that it must have were found."""
     prefix, source = checkpoint.prefix(part, layer), checkpoint.source(part, layer).name
     must, may = _quantized_kinds(checkpoint, prefix)
+    may = may if kinds else ("weight",)  # of a norm that had none before it was smoothed
     names = {f"{prefix}.{kind}" for kind in (*must, *may)}
     for kind in kinds:
         own, origins = f"{prefix}.{kind}", [f"{source}.{kind}"]

@@ -227,7 +227,7 @@ def quantize_head(head: Linear, recipe: Recipe, name: str) -> Linear:
         group_size=recipe.group_size,
         scale_dtype=recipe.scale_dtype,
     )
-    return Linear(quantize_weight(float_weight(head), as_head, name))
+    return Linear(quantize_weight(float_weight(head), as_head, name), head.bias)
 
 
 def _config_values(

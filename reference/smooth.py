@@ -75,7 +75,8 @@ def smooth_block(
     for fold in architecture.folds(config):
         readers = fold_readers(block, fold)
         weights = [float_weight(reader) for reader in readers.values()]
-        s = smoothing_scale(absmax[fold.linears[0]], weights, alpha)
+        xmax = next(absmax[name] for name in readers if name in absmax)  # all read the same
+        s = smoothing_scale(xmax, weights, alpha)
         scaled: dict[str, Linear | Norm] = {n: scale_inputs(r, s) for n, r in readers.items()}
         scaled[fold.norm] = scale_norm(block_norms(block)[fold.norm], s)
         block = replace_parts(block, scaled)
@@ -93,16 +94,11 @@ def smooth_block_outputs(
 ) -> Block:
     """Beyond the original: fold v -> o, and up -> down where the MLP is linear in `up`.
 
-    With grouped queries a channel of v is read by several query heads, so they share one s,
-    from the largest xmax among them. ReLU commutes with a positive scale; gelu does not.
+    Only where nothing stands between them that a scale does not pass: values that are clipped
+    are left alone. ReLU commutes with a positive scale; gelu does not.
     """
-    groups = config.num_heads // config.num_kv_heads
-    shape = (config.num_kv_heads, groups, config.head_dim)
-    xmax = absmax["o"].reshape(shape).max(axis=1).reshape(-1)  # [K * Hd]
-    columns = np.abs(float_weight(block.o)).max(axis=0).reshape(shape).max(axis=1).reshape(1, -1)
-    s = smoothing_scale(xmax, [columns], alpha)
-    wide = np.repeat(s.reshape(config.num_kv_heads, 1, -1), groups, axis=1).reshape(-1)
-    block = replace(block, v=scale_outputs(block.v, s), o=scale_inputs(block.o, wide))
+    if config.qkv_clip is None:
+        block = smooth_values(config, block, absmax["o"], alpha)
     scaled: dict[str, Linear | Norm] = {}
     linears = block_linears(block)
     for name in linears if config.gated_mlp or config.activation == "relu" else ():
@@ -112,6 +108,21 @@ def smooth_block_outputs(
             scaled[above] = scale_outputs(linears[above], s)
             scaled[name] = scale_inputs(linears[name], s)
     return replace_parts(block, scaled)
+
+
+def smooth_values(config: ModelConfig, block: Block, xmax: np.ndarray, alpha: float) -> Block:
+    """Fold v -> o, whose inputs have the absmax xmax [H * Hd].
+
+    With grouped queries a channel of v is read by several query heads, so they share one s,
+    from the largest xmax among them.
+    """
+    groups = config.num_heads // config.num_kv_heads
+    shape = (config.num_kv_heads, groups, config.head_dim)
+    xmax = xmax.reshape(shape).max(axis=1).reshape(-1)  # [K * Hd]
+    columns = np.abs(float_weight(block.o)).max(axis=0).reshape(shape).max(axis=1).reshape(1, -1)
+    s = smoothing_scale(xmax, [columns], alpha)
+    wide = np.repeat(s.reshape(config.num_kv_heads, 1, -1), groups, axis=1).reshape(-1)
+    return replace(block, v=scale_outputs(block.v, s), o=scale_inputs(block.o, wide))
 
 
 def smoothed(

@@ -109,6 +109,14 @@ def old_neox(values: Values) -> Values:
 
 
 OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 32}
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 FALCON_RW = {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False}
 NEOX_ROPE = {**rope_theta(2e3), "partial_rotary_factor": 0.5}
 MPT_LONG = {"clip_qkv": 1.5, "softmax_scale": 0.3, "alibi_bias_max": 16}
@@ -137,6 +145,7 @@ SEEDS = {
             rope_parameters=rope_theta(2e3),
         )
     ),
+    "llama-3-rope": Variant(llama(hidden_size=32, rope_parameters=LLAMA_3)),
     "opt-pre-norm": Variant(opt(), FLOAT32),
     "opt-350m-form": Variant(opt(**OPT_350M), FLOAT32),
     "opt-350m-decoder-prefix": Variant(opt(**OPT_350M), FLOAT32, without_head=True, edit=old_opt),
