@@ -19,6 +19,7 @@ a head of width 64.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fast.grids import int8_codes, int8_scale
-from reference.config import ModelConfig
+from reference.config import LayerKind, ModelConfig
 
 KEY_SLOTS = 16  # slots of one tile of keys
 LayerCache = tuple[jax.Array, ...]
@@ -49,10 +50,16 @@ class KVCache:
         return self.layers[0][1].shape[0], self.slots
 
 
-def empty_cache(config: ModelConfig, batch: int, slots: int, tiled: bool = False) -> KVCache:
-    """A cache of zeros; each array its own buffer, since each is donated."""
+def empty_cache(config: ModelConfig, batch: int, slots: int, native: bool = False) -> KVCache:
+    """A cache of zeros; each array its own buffer, since each is donated.
+
+    `native`: in tiles where the native kernels can do a layer's attention.
+    """
     return KVCache(
-        tuple(empty_layer(config, batch, slots, tiled) for _ in range(config.num_layers))
+        tuple(
+            empty_layer(config, batch, slots, native and can_tile(config, kind))
+            for kind in config.layers
+        )
     )
 
 
@@ -69,14 +76,27 @@ def empty_layer(config: ModelConfig, batch: int, slots: int, tiled: bool = False
     return keys, values, *(jnp.zeros((batch, heads, slots), jnp.float32) for _ in range(2))
 
 
-def can_tile(config: ModelConfig) -> bool:
-    """Whether the native kernels can hold and read this model's cache."""
-    return config.head_dim % KEY_SLOTS == 0
+def can_tile(config: ModelConfig, kind: LayerKind) -> bool:
+    """Whether the native kernels do such a layer's attention, over a cache in tiles."""
+    rope = None if kind.rope is None else config.ropes[kind.rope]
+    return (
+        config.head_dim % KEY_SLOTS == 0
+        and kind.score_divisor == math.sqrt(config.head_dim)
+        and kind.window is None
+        and not (rope and rope.interleaved)
+        and config.alibi is None
+        and config.score_cap is None
+    )
 
 
 def is_tiled(layer: LayerCache) -> bool:
     """Whether one layer's slots are in the native kernels' form."""
     return layer[0].ndim == 5
+
+
+def all_tiled(cache: KVCache) -> bool:
+    """Whether the native kernels do every layer's attention: they read no slot ahead of a row."""
+    return all(is_tiled(layer) for layer in cache.layers)
 
 
 def append(past: LayerCache, k: jax.Array, v: jax.Array, positions: jax.Array) -> LayerCache:

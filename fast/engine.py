@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fast import model, native
-from fast.cache import KEY_SLOTS, KVCache, can_tile, empty_cache, insert
+from fast.cache import KEY_SLOTS, KVCache, all_tiled, empty_cache, insert
 from fast.weights import device_weights
 from reference.checkpoint import Checkpoint, load_weights
 from reference.errors import SamplingError
 from reference.generate import Stop, check_fits
-from reference.layers import rope_tables
 from reference.model import PREFILL_CHUNK
+from reference.rope import Rope, decoding_rotations, rotations
 from reference.sampling import Sampling, sample, uniform
 
 SMALLEST_CHUNK = 8
@@ -77,6 +77,12 @@ def checked(rows: np.ndarray) -> Iterator[np.ndarray]:
         yield tokens
 
 
+def on_device(tables: tuple[np.ndarray, np.ndarray]) -> tuple[jax.Array, jax.Array]:
+    """cos and sin."""
+    cos, sin = (jnp.asarray(table) for table in tables)
+    return cos, sin
+
+
 def paced(count: int, seconds: float) -> int:
     """How many tokens the next dispatch computes, after one of `count` took some seconds."""
     return max(1, min(MOST_TOKENS, 2 * count, int(count * DISPATCH_SECONDS / seconds)))
@@ -92,13 +98,12 @@ class Engine:
         start = time.perf_counter()
         self.config = checkpoint.config
         self.native = native
-        self.tiled_cache = native and can_tile(self.config)
         self.weights = device_weights(load_weights(checkpoint, tiled=native))
         self.load_seconds = time.perf_counter() - start
         self.compile_seconds = 0.0
         self._spare: KVCache | None = None
         self._programs: dict[Any, Callable[..., Any]] = {}
-        self._rope: dict[int, model.Tables] = {}  # by length
+        self._tables: dict[tuple[Rope, int], tuple[jax.Array, jax.Array]] = {}
         self._insert = jax.jit(insert, donate_argnums=(0,))
 
     def forward(self, tokens: Sequence[int]) -> np.ndarray:
@@ -115,7 +120,7 @@ class Engine:
         The cache of a chunk is donated to the next: only the last one may be kept.
         """
         cache = self._empty_cache(1, slots)
-        tables = self._tables(cache.slots)
+        tables = self._prompt_tables(cache.slots, len(tokens))
         for start in range(0, len(tokens), PREFILL_CHUNK):
             chunk = np.asarray(tokens[start : start + PREFILL_CHUNK], np.int32)
             size = chunk_size(len(chunk))
@@ -136,7 +141,7 @@ class Engine:
 
         The cache given is consumed."""
         step = jnp.asarray(tokens, jnp.int32), jnp.asarray(positions, jnp.int32)
-        tables = self._tables(cache.slots)
+        tables = self._decoding_tables(cache.slots)
         logits, cache = self._run(model.decode_step, self.weights, *step, cache, tables)
         return np.asarray(logits), cache
 
@@ -204,7 +209,7 @@ class Engine:
                 rows, cache = self._decode_tokens(rows[-1], positions, cache, draw, count)
                 count = paced(count, time.perf_counter() - start)
         finally:
-            self._spare = cache if self.tiled_cache else None
+            self._spare = cache if all_tiled(cache) else None
 
     def _decode_tokens(
         self,
@@ -216,7 +221,7 @@ class Engine:
     ) -> tuple[np.ndarray, KVCache]:
         """`count` more tokens for every row, [count, B], in one dispatch. The cache is consumed."""
         step = jnp.asarray(tokens, jnp.int32), jnp.asarray(positions, jnp.int32)
-        rest = self._tables(cache.slots), draw, jnp.int32(count)
+        rest = self._decoding_tables(cache.slots), draw, jnp.int32(count)
         found, cache = self._run(
             model.decode_tokens, self.weights, *step, cache, *rest, most=MOST_TOKENS
         )
@@ -242,21 +247,31 @@ class Engine:
         spare, self._spare = self._spare, None
         if spare is not None and spare.shape == (batch, slots):
             return spare
-        return empty_cache(self.config, batch, slots, self.tiled_cache)
+        return empty_cache(self.config, batch, slots, self.native)
 
     @staticmethod
     def _last(chunks: Iterator[tuple[np.ndarray, KVCache]]) -> tuple[np.ndarray, KVCache]:
         """What the last chunk left; the caches before it were consumed on the way."""
         return deque(chunks, maxlen=1)[0]
 
-    def _tables(self, length: int) -> model.Tables:
-        """Rotary tables for every slot, made by the reference, once per length."""
-        if self.config.rope is None:
-            return None
-        if length not in self._rope:
-            cos, sin = (jnp.asarray(table) for table in rope_tables(self.config, length))
-            self._rope[length] = cos, sin
-        return self._rope[length]
+    def _decoding_tables(self, slots: int) -> model.Tables:
+        """Rotary tables of every slot, made by the reference, once."""
+        return tuple(self._table(rope, slots) for rope in self.config.ropes)
+
+    def _prompt_tables(self, slots: int, length: int) -> model.Tables:
+        """The same for a prompt of `length` tokens, on which some kinds' angles depend."""
+        return tuple(
+            on_device(rotations(rope, np.arange(slots), length))
+            if rope.by_length
+            else self._table(rope, slots)
+            for rope in self.config.ropes
+        )
+
+    def _table(self, rope: Rope, slots: int) -> tuple[jax.Array, jax.Array]:
+        """cos and sin of tokens each computed when it was its sequence's last."""
+        if (rope, slots) not in self._tables:
+            self._tables[rope, slots] = on_device(decoding_rotations(rope, slots))
+        return self._tables[rope, slots]
 
     def _run(self, function: Any, *arguments: Any, **static: Any) -> Any:
         """Call a compiled program, compiling and timing it when its shapes are new.

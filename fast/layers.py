@@ -6,19 +6,24 @@ width.
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from reference.config import ModelConfig
+from reference.config import Alibi, ModelConfig
 from reference.layers import Norm
+from reference.rope import Rope
+
+SCORES = 2**24  # scores that attention makes at a time: 64 MiB, or those of one token
 
 
 def rms_norm(x: jax.Array, norm: Norm, eps: float) -> jax.Array:
     """x / sqrt(mean(x^2) + eps) * weight."""
     y = x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + jnp.float32(eps))
-    return y if norm.weight is None else y * norm.weight[None, None, :]
+    return y if norm.weight is None else y * aligned(norm.weight, y)
 
 
 def layer_norm(x: jax.Array, norm: Norm, eps: float) -> jax.Array:
@@ -26,16 +31,21 @@ def layer_norm(x: jax.Array, norm: Norm, eps: float) -> jax.Array:
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
     y = centred / jnp.sqrt(variance + jnp.float32(eps))
-    y = y if norm.weight is None else y * norm.weight[None, None, :]
-    return y if norm.bias is None else y + norm.bias[None, None, :]
+    y = y if norm.weight is None else y * aligned(norm.weight, y)
+    return y if norm.bias is None else y + aligned(norm.bias, y)
+
+
+def aligned(x: np.ndarray | jax.Array, y: jax.Array) -> jax.Array:
+    """x with axes of length 1 in front, as many as y has."""
+    return jnp.asarray(x).reshape((1,) * (y.ndim - x.ndim) + x.shape)
 
 
 NORMS = {"rms_norm": rms_norm, "layer_norm": layer_norm}
 
 
-def normalize(x: jax.Array, norm: Norm, config: ModelConfig) -> jax.Array:
-    """The model's kind of norm over the last axis."""
-    return NORMS[config.norm](x, norm, config.norm_eps)
+def normalize(x: jax.Array, norm: Norm | None, config: ModelConfig) -> jax.Array:
+    """The model's kind of norm over the last axis; x itself where the model has none here."""
+    return x if norm is None else NORMS[config.norm](x, norm, config.norm_eps)
 
 
 ACTIVATIONS = {
@@ -46,32 +56,109 @@ ACTIVATIONS = {
 }
 
 
-def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate pairs (i, i + dim/2) of x [B, T, heads, Hd] by cos and sin [B, T, Hd/2]."""
-    a, b = jnp.split(x, 2, axis=-1)
-    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+def capped(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap * tanh(x / cap); None caps nothing."""
+    return x if cap is None else jnp.float32(cap) * jnp.tanh(x / jnp.float32(cap))
 
 
-def causal_mask(positions: jax.Array, slots: int) -> jax.Array:
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, rope: Rope) -> jax.Array:
+    """Turn the pairs of the first `dim` entries of x [B, T, heads, Hd] by cos and sin [B, T, :]."""
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]  # [B, T, 1, dim / 2]
+    turned, rest = x[..., : rope.dim], x[..., rope.dim :]
+    if rope.interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]  # [B, T, heads, dim / 2] each
+        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return jnp.concatenate([turned.reshape(*x.shape[:-1], rope.dim), rest], axis=-1)
+    a, b = jnp.split(turned, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def causal_mask(positions: jax.Array, slots: int, window: int | None = None) -> jax.Array:
     """Which slots a token at each position [B, T] may read -> [B, T, S]."""
-    return jnp.arange(slots)[None, None, :] <= positions[:, :, None]
+    distance = positions[:, :, None] - jnp.arange(slots, dtype=positions.dtype)[None, None, :]
+    return (distance >= 0) & (distance < (window or slots))
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(q kt / sqrt(Hd)) v -> [B, T, H * Hd].
+def alibi_biases(alibi: Alibi, positions: jax.Array, slots: int) -> jax.Array:
+    """slope * (slot - position) for each head: [B, H, T, S], or [1, H, 1, S] in Falcon's rounding.
 
-    q [B, T, H, Hd], k and v [B, K, S, Hd], mask [B, T, S].
+    reduce_precision rounds as bfloat16 does; a conversion there and back XLA may leave out.
     """
+    slopes = jnp.asarray(alibi.slopes, jnp.float32)[None, :, None, None]
+    slot = jnp.arange(slots, dtype=jnp.float32)[None, None, None, :]
+    if alibi.bfloat16:
+        return as_bfloat16(as_bfloat16(slopes) * as_bfloat16(slot))
+    return slopes * (slot - positions.astype(jnp.float32)[:, None, :, None])
+
+
+def as_bfloat16(x: jax.Array) -> jax.Array:
+    """float32 x, rounded to what a bfloat16 holds."""
+    return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    positions: jax.Array,
+    divisor: float,
+    window: int | None = None,
+    alibi: Alibi | None = None,
+    cap: float | None = None,
+) -> jax.Array:
+    """softmax(q kt / divisor) v for q [B, T, H, Hd], k and v [B, K, S, Hd] -> [B, T, H * Hd].
+
+    positions [B, T] say what each token may read. As many tokens are taken at a time as make
+    SCORES scores, so that memory does not grow with the context.
+    """
+    batch, tokens, heads, _ = q.shape
+    some = partial(attend_some, k=k, v=v, divisor=divisor, window=window, alibi=alibi, cap=cap)
+    count = max(1, SCORES // (batch * heads * k.shape[2]))
+    if tokens <= count:
+        return some(q, positions)
+    parts = -(-tokens // count)
+    spare = parts * count - tokens
+    q = jnp.pad(q, ((0, 0), (0, spare), (0, 0), (0, 0)))
+    positions = jnp.pad(positions, ((0, 0), (0, spare)))
+    q = q.reshape(batch, parts, count, *q.shape[2:]).swapaxes(0, 1)
+    positions = positions.reshape(batch, parts, count).swapaxes(0, 1)
+    mixed = lax.map(lambda part: some(*part), (q, positions))  # [parts, B, count, H * Hd]
+    return mixed.swapaxes(0, 1).reshape(batch, parts * count, -1)[:, :tokens]
+
+
+def attend_some(
+    q: jax.Array,
+    positions: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    divisor: float,
+    window: int | None,
+    alibi: Alibi | None,
+    cap: float | None,
+) -> jax.Array:
+    """`attention` of all tokens at once."""
     batch, tokens, heads, head_dim = q.shape
-    kv_heads = k.shape[1]
-    group = heads // kv_heads
-    q = q.reshape(batch, tokens, kv_heads, group, head_dim)
-    q = q.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * tokens, head_dim)
-    scores = jnp.einsum("bkqd,bksd->bkqs", q, k) / jnp.float32(math.sqrt(head_dim))
-    scores = scores.reshape(batch, kv_heads, group, tokens, -1)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1)
-    weights = weights.reshape(batch, kv_heads, group * tokens, -1)
+    kv_heads, slots = k.shape[1:3]
+    shared = heads // kv_heads
+    q = q.reshape(batch, tokens, kv_heads, shared, head_dim)
+    q = q.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, shared * tokens, head_dim)
+    scores = jnp.einsum("bkqd,bksd->bkqs", q, k).reshape(batch, heads, tokens, slots)
+    scores = capped(biased(scores, divisor, alibi, positions), cap)
+    mask = causal_mask(positions, slots, window)[:, None]  # [B, 1, T, S]
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+    weights = weights.reshape(batch, kv_heads, shared * tokens, slots)
     mixed = jnp.einsum("bkqs,bksd->bkqd", weights, v)
-    mixed = mixed.reshape(batch, kv_heads, group, tokens, head_dim)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, heads * head_dim)
+    mixed = mixed.reshape(batch, heads, tokens, head_dim)
+    return mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, heads * head_dim)
+
+
+def biased(
+    scores: jax.Array, divisor: float, alibi: Alibi | None, positions: jax.Array
+) -> jax.Array:
+    """Scores [B, H, T, S] divided, and biased before or after."""
+    if alibi is None:
+        return scores / jnp.float32(divisor)
+    biases = alibi_biases(alibi, positions, scores.shape[-1])
+    if alibi.divided:
+        return (scores + biases) / jnp.float32(divisor)
+    return scores / jnp.float32(divisor) + biases

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fast import native
+from fast import experts, native
 from fast.cache import KVCache, LayerCache, append, empty_layer, is_tiled, read
-from fast.layers import ACTIVATIONS, attention, causal_mask, normalize, rope
+from fast.layers import ACTIVATIONS, attention, capped, normalize, rotate
 from fast.linear import linear, project
+from fast.weights import PlacedExperts
 from reference.block import Block, Weights
 from reference.config import ModelConfig
 from reference.layers import Norm
 
-Tables = tuple[jax.Array, jax.Array] | None  # cos and sin [max_positions, dim / 2]
+Tables = tuple[tuple[jax.Array, jax.Array], ...]  # of each rope: cos and sin [slots, dim / 2]
 DecodeState = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, KVCache]
 
 
@@ -41,12 +43,12 @@ def embed(
     config: ModelConfig, weights: Weights, tokens: jax.Array, positions: jax.Array
 ) -> jax.Array:
     """Token and position embeddings of tokens [B, T] -> [B, T, D]."""
-    x = weights.embed[tokens]
+    x = weights.embed[tokens] * jnp.float32(config.embed_scale)
     if weights.project_in is not None:
         x = linear(x, weights.project_in)
     if weights.positions is not None:
         x = x + weights.positions[positions + (config.position_offset or 0)]
-    return x
+    return normalize(x, weights.embed_norm, config)
 
 
 def block_forward(
@@ -58,11 +60,40 @@ def block_forward(
     tables: Tables,
 ) -> tuple[jax.Array, LayerCache]:
     """One layer over x [B, T, D], and its slots with the new keys and values written."""
-    before = (block.attention_norm, block.mlp_norm) if config.norm_first else (None, None)
-    x, past = attend(config, block, x, positions, past, tables, before[0], residual=x)
-    x = x if config.norm_first else normalize(x, block.attention_norm, config)
-    x = mlp(config, block, x, before[1], residual=x)
-    return x if config.norm_first else normalize(x, block.mlp_norm, config), past
+    if config.parallel:
+        return parallel_forward(config, block, x, positions, past, tables)
+    before, after = block.attention_norm, block.attention_output_norm
+    if config.norm_placement == "post":
+        x, past = attend(config, block, x, positions, past, tables, residual=x)
+        x = normalize(x, before, config)
+        return normalize(mlp(config, block.mlp, x, residual=x), block.mlp_norm, config), past
+    if not config.norms_output:
+        x, past = attend(config, block, x, positions, past, tables, before, residual=x)
+        return mlp(config, block.mlp, x, block.mlp_norm, residual=x), past
+    attended, past = attend(config, block, x, positions, past, tables, before)
+    x = x + normalize(attended, after, config)
+    mixed = mlp(config, block.mlp, x, block.mlp_norm)
+    return x + normalize(mixed, block.mlp_output_norm, config), past
+
+
+def parallel_forward(
+    config: ModelConfig,
+    block: Block,
+    x: jax.Array,
+    positions: jax.Array,
+    past: LayerCache,
+    tables: Tables,
+) -> tuple[jax.Array, LayerCache]:
+    """x + attention(norm(x)) + mlp(norm'(x)); all linears that read one norm in one call."""
+    norm = block.attention_norm if config.shared_norm else block.mlp_norm
+    weights: Any = block.mlp
+    if not config.shared_norm or isinstance(weights, PlacedExperts) or weights.gate is not None:
+        y, past = attend(config, block, x, positions, past, tables, block.attention_norm, x)
+        return mlp(config, weights, x, norm, residual=y), past
+    q, k, v, inner = project(config, x, norm, (block.q, block.k, block.v, weights.up))
+    mixed, past = mix(config, block, q, k, v, positions, past, tables)
+    inner = ACTIVATIONS[config.activation](inner)
+    return linear(inner, weights.down, linear(mixed, block.o, x)), past
 
 
 def attend(
@@ -77,16 +108,13 @@ def attend(
 ) -> tuple[jax.Array, LayerCache]:
     """Attention of norm(x) over the slots + residual -> [B, T, D], and the slots written."""
     q, k, v = project(config, x, norm, (block.q, block.k, block.v))
-    if is_tiled(past):
-        heads = config.num_kv_heads, config.head_dim
-        mixed, past = native.attention(q, k, v, positions, tables, past, *heads)
-    else:
-        mixed, past = attend_slots(config, q, k, v, positions, past, tables)
+    mixed, past = mix(config, block, q, k, v, positions, past, tables)
     return linear(mixed, block.o, residual), past
 
 
-def attend_slots(
+def mix(
     config: ModelConfig,
+    block: Block,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -94,43 +122,77 @@ def attend_slots(
     past: LayerCache,
     tables: Tables,
 ) -> tuple[jax.Array, LayerCache]:
-    """The portable form of native.attention: q, k, v [B, T, heads * Hd] -> mixed [B, T, H * Hd]."""
-    q, k, v = (y.reshape(*y.shape[:2], -1, config.head_dim) for y in (q, k, v))
-    if tables is not None:
-        cos, sin = (table[positions] for table in tables)  # [B, T, dim / 2]
-        q, k = rope(q, cos, sin), rope(k, cos, sin)
+    """Attention behind q, k, v [B, T, heads * Hd] -> [B, T, H * Hd], and the slots written."""
+    q, k, v = heads(config, block, q, k, v)
+    if is_tiled(past):
+        chosen = None if block.kind.rope is None else tables[block.kind.rope]
+        sizes = config.num_kv_heads, config.head_dim
+        return native.attention(q, k, v, positions, chosen, past, *sizes)
+    q, k, v = (by_head(config, y) for y in (q, k, v))
+    if block.kind.rope is not None:
+        cos, sin = (table[positions] for table in tables[block.kind.rope])  # [B, T, dim / 2]
+        rope = config.ropes[block.kind.rope]
+        q, k = rotate(q, cos, sin, rope), rotate(k, cos, sin, rope)
     past = append(past, k, v, positions)
-    keys, values = read(past)
-    return attention(q, keys, values, causal_mask(positions, keys.shape[2])), past
+    divisor, window = block.kind.score_divisor, block.kind.window
+    bias = config.alibi, config.score_cap
+    return attention(q, *read(past), positions, divisor, window, *bias), past
+
+
+def heads(
+    config: ModelConfig, block: Block, q: jax.Array, k: jax.Array, v: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values [B, T, heads * Hd]: clipped and normalized, not yet turned."""
+    if config.qkv_clip is not None:
+        q, k, v = (jnp.clip(y, -config.qkv_clip, config.qkv_clip) for y in (q, k, v))
+    if config.qk_norm == "width":
+        return normalize(q, block.q_norm, config), normalize(k, block.k_norm, config), v
+    if config.qk_norm is None:
+        return q, k, v
+    pairs = (q, block.q_norm), (k, block.k_norm)
+    q, k = (normalize(by_head(config, y), norm, config).reshape(y.shape) for y, norm in pairs)
+    return q, k, v
+
+
+def by_head(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """[B, T, heads * Hd] -> [B, T, heads, Hd]."""
+    return x.reshape(*x.shape[:2], -1, config.head_dim)
 
 
 def mlp(
     config: ModelConfig,
-    block: Block,
+    weights: Any,
     x: jax.Array,
     norm: Norm | None = None,
     residual: jax.Array | None = None,
 ) -> jax.Array:
-    """down(act(up n)), or down(act(gate n) * up n) where gated, + residual; n = norm(x)."""
+    """down(act(up n)), or down(act(gate n) * up n) where gated, + residual; n = norm(x).
+
+    weights: Mlp or PlacedExperts.
+    """
+    if isinstance(weights, PlacedExperts):
+        return experts.mixture(config, weights, x, norm, residual)
     act = ACTIVATIONS[config.activation]
-    if block.gate is None:
-        inner = act(project(config, x, norm, (block.up,))[0])
-        return linear(inner, block.down, residual)
-    both = block.gate, block.up
+    if weights.gate is None:
+        inner = act(project(config, x, norm, (weights.up,))[0])
+        return linear(inner, weights.down, residual)
+    both = weights.gate, weights.up
     if config.activation == "silu" and native.alike(both):
         inner = native.linears(x, both, norm, config.norm, config.norm_eps, gated=True)[0]
     else:
         gate, up = project(config, x, norm, both)
         inner = act(gate) * up
-    return linear(inner, block.down, residual)
+    return linear(inner, weights.down, residual)
 
 
 def unembed(config: ModelConfig, weights: Weights, x: jax.Array) -> jax.Array:
     """Final norm and head: [B, T, D] -> logits [B, T, V]."""
     if weights.project_out is None:
-        return project(config, x, weights.final_norm, (weights.head,))[0]
-    x = project(config, x, weights.final_norm, (weights.project_out,))[0]
-    return linear(x, weights.head)
+        logits = project(config, x, weights.final_norm, (weights.head,))[0]
+    else:
+        x = project(config, x, weights.final_norm, (weights.project_out,))[0]
+        logits = linear(x, weights.head)
+    return capped(logits, config.logit_cap)
 
 
 def extend(

@@ -213,7 +213,7 @@ def test_int8_codes_are_mapped_and_not_copied(quantized):
     checkpoint = open_checkpoint(quantized)
     if checkpoint.values.get("quantization_config", {}).get("bits") != 8:
         pytest.skip("only INT8 codes lie in the file as the engine wants them")
-    linear = place_linear(load_block(checkpoint, 0).up)
+    linear = place_linear(load_block(checkpoint, 0).mlp.up)
     codes = linear.weight.codes
     placed = jax.device_put(codes, may_alias=True)
     assert codes.ctypes.data % 64 == 0
