@@ -63,12 +63,12 @@ class Keys:
     def get(self, name: str) -> Any:
         return self.values.get(name)
 
-    def count(self, name: str, default: int | None = None) -> int:
-        """A positive integer; null counts as absent, as in Hugging Face's configs."""
+    def count(self, name: str, default: int | None = None, least: int = 1) -> int:
+        """An integer that is not too small; null counts as absent, as in Hugging Face's configs."""
         value = self.values.get(name)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST:
-            raise self.fail(name, f"an integer in 1..{LARGEST}", repr(value))
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= LARGEST:
+            raise self.fail(name, f"an integer in {least}..{LARGEST}", repr(value))
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -87,6 +87,13 @@ class Keys:
             found = f"{len(value)} of them" if isinstance(value, list) else repr(value)
             raise self.fail(name, f"a list of {count} positive numbers", found)
         return tuple(Keys({name: each}, self.path).number(name) for each in value)
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A list of integers that are not negative."""
+        value = self.values.get(name)
+        if not isinstance(value, list):
+            raise self.fail(name, "a list of integers", repr(value))
+        return tuple(Keys({name: each}, self.path).count(name, least=0) for each in value)
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.values.get(name, default)

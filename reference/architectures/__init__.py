@@ -1,10 +1,23 @@
 """Architectures: each Hugging Face `model_type` is one small entry, a table and not a program.
 
-An entry says three things: how its config.json becomes a ModelConfig, under which names its
-tensors lie, and which norm feeds which linears (the folding table of SmoothQuant). To add one,
-write a module like `llama.py`, list it in ENTRIES, and add a golden in tests/golden/make.py.
+An entry (entry.py) says three things: how its config.json becomes a ModelConfig, under which
+names its tensors lie, and which norm feeds which linears (the folding table of SmoothQuant).
+
+To add one, with qwen2.py as the example:
+
+    1. write reference/architectures/NAME.py: a function config(keys), a table of tensors for the
+       parts that shapes.py lists, and folds. Every key of the model's configuration class is
+       read with its default there, or refused with keys.only where the transformer lacks the
+       graph that another value asks for: a key that is silently ignored computes another model
+    2. list it in _LISTED below
+    3. add rows for every flag that real checkpoints use to tests/golden/today.py and run
+       `python tests/golden/make.py NAME-...`; tests/ finds the new directories by itself
+
+Parts of a fused tensor name the same Tensor, in the order of its rows; `grouped` where the rows
+of one key-value head lie together, `transposed` where weights are [inputs, outputs].
+
 If it needs an `if` on its own name anywhere else, the transformer lacks a feature: add that
-feature to ModelConfig under its own name.
+feature to ModelConfig under its own name, in reference/model.py and in fast/model.py.
 """
 
 from __future__ import annotations
@@ -17,6 +30,8 @@ from reference.architectures import (
     bloom,
     chatglm,
     falcon,
+    gemma2,
+    gemma3_text,
     glm,
     glm4,
     gpt2,
@@ -24,10 +39,21 @@ from reference.architectures import (
     gpt_neox,
     gptj,
     llama,
+    mistral,
+    mixtral,
     mpt,
+    olmo2,
     opt,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+    stablelm,
+    starcoder2,
 )
 from reference.architectures.entry import Architecture, Fold, Tensor
+from reference.architectures.rope_keys import with_reach
 from reference.config import ModelConfig
 from reference.errors import ConfigError
 from reference.keys import Keys
@@ -38,6 +64,8 @@ _LISTED = (
     bloom.BLOOM,
     chatglm.CHATGLM,
     falcon.FALCON,
+    gemma2.GEMMA2,
+    gemma3_text.GEMMA3_TEXT,
     glm.GLM,
     glm4.GLM4,
     gpt2.GPT2,
@@ -45,23 +73,34 @@ _LISTED = (
     gpt_neox.GPT_NEOX,
     gptj.GPTJ,
     llama.LLAMA,
+    mistral.MISTRAL,
+    mixtral.MIXTRAL,
     mpt.MPT,
+    olmo2.OLMO2,
     opt.OPT,
+    phi3.PHI3,
+    qwen2.QWEN2,
+    qwen3.QWEN3,
+    qwen3_moe.QWEN3_MOE,
+    smollm3.SMOLLM3,
+    stablelm.STABLELM,
+    starcoder2.STARCODER2,
 )
 ENTRIES = {entry.model_type: entry for entry in _LISTED}
 
 
 def architecture_of(values: dict[str, Any], path: Path) -> Architecture:
-    """The entry for a config's model_type; raises ConfigError naming the nearest known one."""
+    """The entry for a config's model_type; raises ConfigError naming the nearest known ones."""
     name = values.get("model_type")
     if isinstance(name, str) and name in ENTRIES:
         return ENTRIES[name]
-    near = difflib.get_close_matches(str(name), ENTRIES, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    near = difflib.get_close_matches(str(name), ENTRIES, n=3)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    problem = "unknown (how to add one: reference/architectures/__init__.py)"
     expected = f"one of {', '.join(ENTRIES)}{hint}"
-    raise ConfigError("unknown", path=path, name="model_type", expected=expected, found=repr(name))
+    raise ConfigError(problem, path=path, name="model_type", expected=expected, found=repr(name))
 
 
 def model_config(values: dict[str, Any], path: Path) -> ModelConfig:
     """config.json -> ModelConfig; raises ConfigError for anything unknown or impossible."""
-    return architecture_of(values, path).config(Keys(values, path))
+    return with_reach(architecture_of(values, path).config(Keys(values, path)))

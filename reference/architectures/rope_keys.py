@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from reference.config import ModelConfig
 from reference.keys import Keys
 from reference.rope import Dynamic, Interpolation, Llama3, LongRope, Rope, Stretch, Yarn
 
@@ -119,6 +121,13 @@ def rope_kind(inner: Keys) -> str:
     if len(set(kinds)) > 1:
         raise inner.fail("type", f"{kinds[0]}, as rope_type", kinds[1])
     return kinds[0] if kinds else "default"
+
+
+def with_reach(config: ModelConfig) -> ModelConfig:
+    """Dynamic positions change nothing up to the trained length: they are for `factor` of it."""
+    stretches = [rope.stretch for rope in config.ropes if isinstance(rope.stretch, Dynamic)]
+    reach = max([1.0, *(stretch.factor for stretch in stretches)])
+    return replace(config, max_positions=int(config.max_positions * reach))
 
 
 def unstretched(inner: Keys, dim: int) -> None:

@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 VARIANTS = SEEDS | TODAY
 LONG_POSITIONS = [0, 1, 2, 249, 498, 499]
 BATCH_LENGTHS = (3, 17, 9)
+DECODED_FROM = 490  # tokens of the long prompt; the rest comes one by one
 
 
 def randomize(model: torch.nn.Module, embed_scale: float) -> None:
@@ -91,7 +92,20 @@ def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(tokens[None].astype(np.int64))).logits[0].numpy()
 
 
-def record(model: Any) -> dict[str, Any]:
+def decoded_logits(model: Any, tokens: np.ndarray, prompt: int) -> np.ndarray:
+    """Logits of the prompt's last token and of each one after it, from transformers' cache."""
+    ids = torch.from_numpy(tokens[None].astype(np.int64))
+    with torch.no_grad():
+        result = model(ids[:, :prompt], use_cache=True)
+        rows = [result.logits[0, -1]]
+        for step in range(prompt, len(tokens)):
+            cache = result.past_key_values
+            result = model(ids[:, step : step + 1], past_key_values=cache, use_cache=True)
+            rows.append(result.logits[0, -1])
+    return torch.stack(rows).numpy()
+
+
+def record(model: Any, decode: bool) -> dict[str, Any]:
     """Tokens (int32) and logits (float32): a short prompt, a long one, and a batch's last rows."""
     rng = np.random.default_rng(SEED)
     short, long, *batch = (
@@ -108,6 +122,8 @@ def record(model: Any) -> dict[str, Any]:
     for index, tokens in enumerate(batch):
         stored[f"batch_tokens_{index}"] = tokens
         stored[f"batch_logits_{index}"] = logits_of(model, tokens)[-1]
+    if decode:  # after the short prompts, which reset what transformers keeps of longer ones
+        stored["logits_decoded"] = decoded_logits(model, long, DECODED_FROM)
     return stored
 
 
@@ -116,7 +132,7 @@ def make(name: str, variant: Variant) -> None:
     model = transformers.AutoModelForCausalLM.from_config(variant.config())
     randomize(model, variant.embed_scale)
     save(variant, model, directory)
-    stored = record(load(variant, directory))
+    stored = record(load(variant, directory), variant.decode)
     convert(variant, directory)
     np.savez_compressed(directory / "golden.npz", **stored)
     size = sum(file.stat().st_size for file in directory.iterdir())

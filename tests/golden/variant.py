@@ -35,6 +35,7 @@ class Variant:
     convert: Callable[[Values, Tensors], tuple[Values, Tensors]] | None = None
     attention: str = "eager"  # or sdpa
     repair: Callable[[Any], None] | None = None
+    decode: bool = False  # positions depend on the length: record what decoding gives, too
 
 
 def kind(

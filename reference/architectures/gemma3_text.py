@@ -1,0 +1,91 @@
+"""Gemma 3, its text part: windows in five layers of six, which turn by another rotary base.
+
+Queries and keys are normalized instead of capped. Source: transformers' modeling_gemma3;
+Gemma team 2025.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reference.architectures.attention_keys import (
+    LAYER_TYPES,
+    sliding_types,
+    sliding_window,
+    windows_of_types,
+)
+from reference.architectures.decoder_keys import (
+    ATTENTION,
+    GATED_MLP,
+    QK_NORMS,
+    TENSORS,
+    gated_folds,
+)
+from reference.architectures.entry import Architecture
+from reference.architectures.gemma2 import SANDWICH, gemma, score_divisor, soft_cap
+from reference.architectures.rope_keys import rope_of, rope_values
+from reference.config import LayerKind, ModelConfig
+from reference.keys import Keys
+from reference.rope import Rope
+
+FULL, SLIDING = LAYER_TYPES
+THETA = {FULL: 1e6, SLIDING: 1e4}
+
+
+def config(keys: Keys) -> ModelConfig:
+    keys.only("attn_logit_softcapping", None)
+    features = gemma(keys, max_positions=131072)
+    return ModelConfig(
+        model_type="gemma3_text",
+        **features,
+        layers=layers(keys),
+        ropes=ropes(keys, features["head_dim"]),
+        qk_norm="head",
+        logit_cap=soft_cap(keys, "final_logit_softcapping", None),
+    )
+
+
+def layers(keys: Keys) -> tuple[LayerKind, ...]:
+    """Every sixth layer reads everything, or as sliding_window_pattern or layer_types say."""
+    count, every = keys.count("num_hidden_layers"), keys.count("sliding_window_pattern", 6)
+    slides = sliding_types((layer + 1) % every != 0 for layer in range(count))
+    divisor = score_divisor(keys)
+    return tuple(
+        LayerKind(score_divisor=divisor, rope=0 if window is None else 1, window=window)
+        for window in windows_of_types(keys, sliding_window(keys, 4096), slides)
+    )
+
+
+def ropes(keys: Keys, head_dim: int) -> tuple[Rope, Rope]:
+    """Of the layers that read everything, and of those with a window.
+
+    rope_parameters has an object for each; older configs have rope_theta and rope_scaling for
+    the first and rope_local_base_freq for the second.
+    """
+    local = Keys({**keys.values, "rope_theta": keys.get("rope_local_base_freq")}, keys.path)
+    values = rope_values(keys)
+    nested = {FULL: values} if keys.get("rope_parameters") is None else parts(keys, values)
+    around = {FULL: keys, SLIDING: local}
+    full, sliding = (
+        rope_of(around[kind], nested.get(kind) or {}, head_dim, theta=THETA[kind])
+        for kind in (FULL, SLIDING)
+    )
+    return full, sliding
+
+
+def parts(keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
+    """rope_parameters for each type of layer."""
+    for kind, value in values.items():
+        if kind not in LAYER_TYPES or not isinstance(value, dict | None):
+            raise keys.fail("rope_parameters", f"an object for each of {FULL}, {SLIDING}", kind)
+    return values
+
+
+GEMMA3_TEXT = Architecture(
+    model_type="gemma3_text",
+    config=config,
+    tensors=TENSORS,
+    block=ATTENTION | QK_NORMS | SANDWICH | GATED_MLP,
+    folds=gated_folds,
+    examples=("google/gemma-3-1b-it", "google/gemma-3-270m"),
+)

@@ -1,0 +1,45 @@
+"""Mistral: Llama's graph, each token reading a sliding window of the last ones.
+
+Source: transformers' modeling_mistral; Jiang et al. 2023.
+"""
+
+from __future__ import annotations
+
+from reference.architectures.attention_keys import attention_heads, sliding_window
+from reference.architectures.decoder_keys import (
+    ATTENTION,
+    GATED_MLP,
+    OLD_BUFFERS,
+    TENSORS,
+    decoder,
+    gated_folds,
+)
+from reference.architectures.entry import Architecture
+from reference.architectures.rope_keys import rope_from
+from reference.config import ModelConfig, same_layers
+from reference.keys import Keys
+
+
+def config(keys: Keys) -> ModelConfig:
+    keys.only("layer_types", None)  # windows in some layers only: Ministral
+    heads, window = attention_heads(keys, kv_heads=8), sliding_window(keys, 4096)
+    return ModelConfig(
+        model_type="mistral",
+        **heads,
+        **decoder(keys, max_positions=131072, bos=(1,), eos=(2,)),
+        layers=same_layers(
+            keys.count("num_hidden_layers"), heads["head_dim"], rope=0, window=window
+        ),
+        ropes=(rope_from(keys, heads["head_dim"]),),
+    )
+
+
+MISTRAL = Architecture(
+    model_type="mistral",
+    config=config,
+    tensors=TENSORS,
+    block=ATTENTION | GATED_MLP,
+    folds=gated_folds,
+    examples=("mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-Instruct-v0.3"),
+    ignored=OLD_BUFFERS,
+)

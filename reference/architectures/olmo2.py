@@ -1,0 +1,59 @@
+"""OLMo 2: the outputs of attention and MLP are normalized, not their inputs; so are queries and
+keys, over all heads together.
+
+Source: transformers' modeling_olmo2; OLMo team 2024.
+"""
+
+from __future__ import annotations
+
+from reference.architectures.attention_keys import attention_heads
+from reference.architectures.decoder_keys import (
+    ATTENTION,
+    GATED_MLP,
+    LAYER,
+    QK_NORMS,
+    TENSORS,
+    decoder,
+    one_bias,
+)
+from reference.architectures.entry import Architecture, Fold
+from reference.architectures.rope_keys import rope_from
+from reference.config import ModelConfig, same_layers
+from reference.keys import Keys
+
+
+def config(keys: Keys) -> ModelConfig:
+    heads = attention_heads(keys)
+    return ModelConfig(
+        model_type="olmo2",
+        **heads,
+        **decoder(keys, max_positions=2048, eps=("rms_norm_eps", 1e-5), eos=(50279,)),
+        layers=same_layers(keys.count("num_hidden_layers"), heads["head_dim"], rope=0),
+        ropes=(rope_from(keys, heads["head_dim"]),),
+        norm_placement="output",
+        qk_norm="width",
+        **one_bias(keys, "attention_bias", False, "qkv", "o"),
+    )
+
+
+def folds(_: ModelConfig) -> tuple[Fold, ...]:
+    """The residual stream itself is what the linears read: there is no norm to fold into."""
+    return ()
+
+
+OLMO2 = Architecture(
+    model_type="olmo2",
+    config=config,
+    tensors=TENSORS,
+    block={
+        part: name for part, name in ATTENTION.items() if part not in ("attention_norm", "mlp_norm")
+    }
+    | QK_NORMS
+    | GATED_MLP
+    | {
+        "attention_output_norm": LAYER + "post_attention_layernorm",
+        "mlp_output_norm": LAYER + "post_feedforward_layernorm",
+    },
+    folds=folds,
+    examples=("allenai/OLMo-2-1124-7B", "allenai/OLMo-2-0425-1B"),
+)

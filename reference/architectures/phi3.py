@@ -1,0 +1,63 @@
+"""Phi-3, Phi-3.5 and Phi-4: Llama's graph, queries, keys and values fused, gate and up fused.
+
+Long-context models stretch positions by longrope; Phi-4-mini turns part of a head only.
+Source: transformers' modeling_phi3; Abdin et al. 2024.
+"""
+
+from __future__ import annotations
+
+from reference.architectures.attention_keys import attention_heads, sliding_window
+from reference.architectures.decoder_keys import (
+    ATTENTION,
+    LAYER,
+    OLD_BUFFERS,
+    TENSORS,
+    decoder,
+    gated_folds,
+)
+from reference.architectures.entry import Architecture, Tensor
+from reference.architectures.rope_keys import rope_from
+from reference.config import ModelConfig, same_layers
+from reference.keys import Keys
+from reference.rope import LongRope, Rope
+
+
+def config(keys: Keys) -> ModelConfig:
+    heads, window = attention_heads(keys), sliding_window(keys)
+    layers = keys.count("num_hidden_layers")
+    return ModelConfig(
+        model_type="phi3",
+        **heads,
+        **decoder(keys, max_positions=4096, eps=("rms_norm_eps", 1e-5), bos=(1,), eos=(32000,)),
+        layers=same_layers(layers, heads["head_dim"], rope=0, window=window),
+        ropes=(phi3_rope(keys, heads["head_dim"]),),
+    )
+
+
+def phi3_rope(keys: Keys, head_dim: int) -> Rope:
+    """As it comes, or longrope."""
+    lengths = {
+        name: keys.count(name, 4096)
+        for name in ("max_position_embeddings", "original_max_position_embeddings")
+    }
+    rope = rope_from(Keys({**keys.values, **lengths}, keys.path), head_dim, part=1.0)
+    if not isinstance(rope.stretch, LongRope | None):
+        found = type(rope.stretch).__name__.lower()
+        raise keys.fail("rope_type", "default or longrope, for phi3", found)
+    return rope
+
+
+QKV = Tensor(LAYER + "self_attn.qkv_proj", fused=True)
+GATE_UP = Tensor(LAYER + "mlp.gate_up_proj", fused=True)
+
+PHI3 = Architecture(
+    model_type="phi3",
+    config=config,
+    tensors=TENSORS,
+    block=ATTENTION
+    | {"q": QKV, "k": QKV, "v": QKV}
+    | {"gate": GATE_UP, "up": GATE_UP, "down": LAYER + "mlp.down_proj"},
+    folds=gated_folds,
+    examples=("microsoft/Phi-3-mini-4k-instruct", "microsoft/Phi-4-mini-instruct"),
+    ignored=OLD_BUFFERS,
+)

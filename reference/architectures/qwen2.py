@@ -1,0 +1,66 @@
+"""Qwen2 and Qwen2.5: Llama's graph with biases on queries, keys and values.
+
+Read this one as the example of an entry. It has three pieces:
+
+    config    config.json -> ModelConfig. A feature that the transformer knows is switched on by
+              name (here qkv_bias and windows); the defaults are those of transformers'
+              configuration_qwen2, for keys that a checkpoint leaves out
+    tensors   under which names our parts lie: embed, q, gate, ... -> model.embed_tokens, ...
+    folds     which norm feeds which linears: where SmoothQuant may move a scale
+
+What it shares with others is read by functions of decoder_keys.py, attention_keys.py and
+rope_keys.py. Source: transformers' modeling_qwen2; Yang et al. 2024.
+"""
+
+from __future__ import annotations
+
+from reference.architectures.attention_keys import (
+    attention_heads,
+    layers_with,
+    sliding_types,
+    switched_window,
+    windows_of_types,
+)
+from reference.architectures.decoder_keys import (
+    ATTENTION,
+    GATED_MLP,
+    OLD_BUFFERS,
+    TENSORS,
+    decoder,
+    gated_folds,
+)
+from reference.architectures.entry import Architecture
+from reference.architectures.rope_keys import rope_from
+from reference.config import ModelConfig
+from reference.keys import Keys
+
+
+def config(keys: Keys) -> ModelConfig:
+    heads = attention_heads(keys, kv_heads=32)
+    return ModelConfig(
+        model_type="qwen2",
+        **heads,
+        **decoder(keys, max_positions=32768),
+        layers=layers_with(windows(keys), heads["head_dim"]),
+        ropes=(rope_from(keys, heads["head_dim"]),),
+        qkv_bias=True,
+    )
+
+
+def windows(keys: Keys) -> tuple[int | None, ...]:
+    """The window of each layer: none up to max_window_layers, unless layer_types says otherwise."""
+    window, layers = switched_window(keys, 4096), keys.count("num_hidden_layers")
+    first = keys.count("max_window_layers", 28, least=0)
+    slides = sliding_types(window is not None and layer >= first for layer in range(layers))
+    return windows_of_types(keys, window, slides)
+
+
+QWEN2 = Architecture(
+    model_type="qwen2",
+    config=config,
+    tensors=TENSORS,
+    block=ATTENTION | GATED_MLP,
+    folds=gated_folds,
+    examples=("Qwen/Qwen2-7B", "Qwen/Qwen2.5-0.5B-Instruct"),
+    ignored=OLD_BUFFERS,
+)

@@ -1,0 +1,45 @@
+"""Qwen3: queries and keys of each head are normalized; no biases.
+
+Source: transformers' modeling_qwen3; Yang et al. 2025.
+"""
+
+from __future__ import annotations
+
+from reference.architectures.attention_keys import attention_heads, layers_with
+from reference.architectures.decoder_keys import (
+    ATTENTION,
+    GATED_MLP,
+    QK_NORMS,
+    TENSORS,
+    decoder,
+    gated_folds,
+    one_bias,
+)
+from reference.architectures.entry import Architecture
+from reference.architectures.qwen2 import windows
+from reference.architectures.rope_keys import rope_from
+from reference.config import ModelConfig
+from reference.keys import Keys
+
+
+def config(keys: Keys) -> ModelConfig:
+    heads = attention_heads(keys, kv_heads=32, head_dim=128)
+    return ModelConfig(
+        model_type="qwen3",
+        **heads,
+        **decoder(keys, max_positions=32768),
+        layers=layers_with(windows(keys), heads["head_dim"]),
+        ropes=(rope_from(keys, heads["head_dim"]),),
+        qk_norm="head",
+        **one_bias(keys, "attention_bias", False, "qkv", "o"),
+    )
+
+
+QWEN3 = Architecture(
+    model_type="qwen3",
+    config=config,
+    tensors=TENSORS,
+    block=ATTENTION | QK_NORMS | GATED_MLP,
+    folds=gated_folds,
+    examples=("Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B"),
+)

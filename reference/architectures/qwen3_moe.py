@@ -1,0 +1,78 @@
+"""Qwen3's mixture of experts: many small ones, in some layers or all.
+
+Source: transformers' modeling_qwen3_moe; Yang et al. 2025.
+"""
+
+from __future__ import annotations
+
+import math
+
+from reference.architectures.attention_keys import attention_heads, switched_window
+from reference.architectures.decoder_keys import (
+    ATTENTION,
+    GATED_MLP,
+    LAYER,
+    QK_NORMS,
+    TENSORS,
+    decoder,
+    expert_folds,
+    one_bias,
+)
+from reference.architectures.entry import Architecture
+from reference.architectures.expert_keys import mixture
+from reference.architectures.rope_keys import rope_from
+from reference.config import LayerKind, ModelConfig
+from reference.keys import Keys
+
+
+def config(keys: Keys) -> ModelConfig:
+    keys = keys.spelled(num_experts="num_local_experts")
+    heads = attention_heads(keys, kv_heads=4)
+    return ModelConfig(
+        model_type="qwen3_moe",
+        **heads,
+        **decoder(keys, max_positions=32768),
+        layers=layers(keys, heads["head_dim"]),
+        ropes=(rope_from(keys, heads["head_dim"]),),
+        qk_norm="head",
+        **one_bias(keys, "attention_bias", False, "qkv", "o"),
+        moe=mixture(
+            keys,
+            experts=("num_experts", 128),
+            top_k=8,
+            width=keys.count("moe_intermediate_size", 768),
+            normalized=keys.flag("norm_topk_prob", False),
+        ),
+    )
+
+
+def layers(keys: Keys, head_dim: int) -> tuple[LayerKind, ...]:
+    """Experts in every so-manieth layer, but for mlp_only_layers; one window for all."""
+    step, window = keys.count("decoder_sparse_step", 1), switched_window(keys, 4096)
+    plain = () if keys.get("mlp_only_layers") is None else keys.integers("mlp_only_layers")
+    sparse = [
+        layer not in plain and (layer + 1) % step == 0
+        for layer in range(keys.count("num_hidden_layers"))
+    ]
+    divisor = math.sqrt(head_dim)
+    return tuple(
+        LayerKind(score_divisor=divisor, rope=0, window=window, experts=each) for each in sparse
+    )
+
+
+QWEN3_MOE = Architecture(
+    model_type="qwen3_moe",
+    config=config,
+    tensors=TENSORS,
+    block=ATTENTION
+    | QK_NORMS
+    | GATED_MLP
+    | {
+        "router": LAYER + "mlp.gate",
+        "experts.gate": LAYER + "mlp.experts.{e}.gate_proj",
+        "experts.up": LAYER + "mlp.experts.{e}.up_proj",
+        "experts.down": LAYER + "mlp.experts.{e}.down_proj",
+    },
+    folds=expert_folds,
+    examples=("Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-235B-A22B"),
+)

@@ -1,0 +1,63 @@
+"""StableLM 3B, 2 1.6B and 2 12B: LayerNorm, a gated MLP, rotary positions in part of each head.
+
+The 1.6B has biases on queries, keys and values; the 12B has a parallel block under one norm, and a
+norm of its own for each head's queries and keys.
+Source: transformers' modeling_stablelm; Bellagente et al. 2024.
+"""
+
+from __future__ import annotations
+
+from reference.architectures.attention_keys import attention_heads
+from reference.architectures.decoder_keys import (
+    ATTENTION,
+    GATED_MLP,
+    LAYER,
+    OLD_BUFFERS,
+    TENSORS,
+    decoder,
+    gated_folds,
+    one_bias,
+)
+from reference.architectures.entry import Architecture, Fold
+from reference.architectures.rope_keys import rope_from
+from reference.config import ModelConfig, same_layers
+from reference.keys import Keys
+
+
+def config(keys: Keys) -> ModelConfig:
+    heads = attention_heads(keys, kv_heads=32)
+    head_dim, parallel = heads["head_dim"], keys.flag("use_parallel_residual", False)
+    eps = ("layer_norm_eps", 1e-5)
+    return ModelConfig(
+        model_type="stablelm",
+        **heads,
+        **decoder(keys, max_positions=4096, norm="layer_norm", eps=eps, bos=(0,), eos=(0,)),
+        layers=same_layers(keys.count("num_hidden_layers"), head_dim, rope=0),
+        ropes=(rope_from(keys, head_dim, part=0.25),),
+        qk_norm="each_head" if keys.flag("qk_layernorm", False) else None,
+        parallel=parallel,
+        shared_norm=parallel,
+        **one_bias(keys, "use_qkv_bias", False, "qkv"),
+    )
+
+
+def folds(config: ModelConfig) -> tuple[Fold, ...]:
+    if config.shared_norm:
+        return (Fold("attention_norm", ("q", "k", "v", "gate", "up")),)
+    return gated_folds(config)
+
+
+STABLELM = Architecture(
+    model_type="stablelm",
+    config=config,
+    tensors=TENSORS,
+    block=ATTENTION
+    | GATED_MLP
+    | {
+        "q_norm": LAYER + "self_attn.q_layernorm.norms.{h}",
+        "k_norm": LAYER + "self_attn.k_layernorm.norms.{h}",
+    },
+    folds=folds,
+    examples=("stabilityai/stablelm-3b-4e1t", "stabilityai/stablelm-2-12b"),
+    ignored=OLD_BUFFERS,
+)

@@ -1,0 +1,60 @@
+"""StarCoder2: LayerNorm, rotary positions, grouped queries, a plain MLP, biases everywhere.
+
+Source: transformers' modeling_starcoder2; Lozhkov et al. 2024.
+"""
+
+from __future__ import annotations
+
+from reference.architectures.attention_keys import attention_heads, sliding_window
+from reference.architectures.decoder_keys import (
+    ATTENTION,
+    LAYER,
+    OLD_BUFFERS,
+    TENSORS,
+    decoder,
+    one_bias,
+)
+from reference.architectures.entry import Architecture, Fold
+from reference.architectures.rope_keys import rope_from
+from reference.config import ModelConfig, same_layers
+from reference.keys import Keys
+
+
+def config(keys: Keys) -> ModelConfig:
+    keys.only("norm_type", "layer_norm", "layer_norm")
+    keys.only("mlp_type", "default", "default")
+    heads, window = attention_heads(keys, kv_heads=2), sliding_window(keys)
+    layers = keys.count("num_hidden_layers")
+    return ModelConfig(
+        model_type="starcoder2",
+        **heads,
+        **decoder(
+            keys,
+            max_positions=4096,
+            norm="layer_norm",
+            eps=("norm_epsilon", 1e-5),
+            activation=("hidden_act", "gelu_pytorch_tanh"),
+            gated=False,
+            tied=True,
+            bos=(50256,),
+            eos=(50256,),
+        ),
+        layers=same_layers(layers, heads["head_dim"], rope=0, window=window),
+        ropes=(rope_from(keys, heads["head_dim"]),),
+        **one_bias(keys, "use_bias", True, "qkv", "o", "mlp"),
+    )
+
+
+def folds(_: ModelConfig) -> tuple[Fold, ...]:
+    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("up",))
+
+
+STARCODER2 = Architecture(
+    model_type="starcoder2",
+    config=config,
+    tensors=TENSORS,
+    block=ATTENTION | {"up": LAYER + "mlp.c_fc", "down": LAYER + "mlp.c_proj"},
+    folds=folds,
+    examples=("bigcode/starcoder2-3b", "bigcode/starcoder2-15b"),
+    ignored=OLD_BUFFERS,
+)
