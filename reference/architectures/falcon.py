@@ -57,7 +57,7 @@ def kv_heads(keys: Keys, heads: int) -> int:
     """In the older form num_kv_heads counts only where each query head has its own."""
     if keys.flag("new_decoder_architecture", False):
         count = keys.count("num_kv_heads", heads)
-        check_heads(keys, heads, count)
+        check_heads(keys, heads, count, "num_kv_heads")
         return count
     if keys.flag("multi_query", True):
         return 1

@@ -71,7 +71,8 @@ def test_generation_config_has_the_last_word_on_the_end_of_text(tiny, tmp_path):
 
 BAD = [
     ({"model_type": "lama"}, r"model_type: unknown.*did you mean llama\?\), found 'lama'"),
-    ({"model_type": "t5"}, "model_type: unknown; expected one of .*llama"),
+    ({"model_type": "t5"}, "model_type: unknown .how to add one: .*; expected one of .*llama"),
+    ({"model_type": "qwen"}, r"did you mean qwen\d or qwen\d.*\?\), found 'qwen'"),
     ({"model_type": 3}, "model_type: unknown"),
     ({"model_type": ["llama"]}, "model_type: unknown"),
     ({"model_type": None}, "model_type: unknown"),
