@@ -1,8 +1,8 @@
 """ChatGLM2, ChatGLM3 and GLM-4 in the layout of their own code: the graph is GLM's.
 
 Source: modeling_chatglm.py beside those checkpoints; Zeng et al. 2022, GLM team 2024. rope_ratio
-multiplies the rotary base, as in ChatGLM3 and GLM-4. ChatGLM2-6B-32K's code divides positions by it,
-and nothing in its config tells the two apart, so that one model is computed wrongly.
+multiplies the rotary base, as in ChatGLM3 and GLM-4. ChatGLM2-6B-32K's code divides positions by
+it, and nothing in its config tells the two apart: that one model is computed wrongly.
 """
 
 from __future__ import annotations
