@@ -175,10 +175,18 @@ SEEDS = {
         gpt2(activation_function="gelu_fast", layer_norm_epsilon=1e-2), convert=megatron_buffers
     ),
     "gpt_bigcode-multi-query": Variant(gpt_bigcode()),
-    "gpt_bigcode-multi-head": Variant(gpt_bigcode(multi_query=False, activation_function="gelu")),
+    "gpt_bigcode-multi-head": Variant(
+        gpt_bigcode(multi_query=False, activation_function="gelu", layer_norm_epsilon=1e-2)
+    ),
     "falcon-7b-form": Variant(falcon()),
     "falcon-7b-form-biases": Variant(
-        falcon(bias=True, tie_word_embeddings=False, ffn_hidden_size=64, activation="gelu_new")
+        falcon(
+            bias=True,
+            tie_word_embeddings=False,
+            ffn_hidden_size=64,
+            activation="gelu_new",
+            layer_norm_epsilon=1e-2,
+        )
     ),
     "falcon-40b-form": Variant(falcon(new_decoder_architecture=True, num_kv_heads=2)),
     "falcon-11b-form": Variant(
@@ -199,7 +207,12 @@ SEEDS = {
     "gptj-whole-rotary": Variant(gptj(rotary_dim=16, n_inner=64, layer_norm_epsilon=1e-2)),
     "gpt_neox-parallel": Variant(gpt_neox()),
     "gpt_neox-sequential-no-bias": Variant(
-        gpt_neox(use_parallel_residual=False, attention_bias=False, rope_parameters=NEOX_ROPE)
+        gpt_neox(
+            use_parallel_residual=False,
+            attention_bias=False,
+            layer_norm_eps=1e-2,
+            rope_parameters=NEOX_ROPE,
+        )
     ),
     "gpt_neox-old-spelling": Variant(
         gpt_neox(tie_word_embeddings=True, rope_parameters=NEOX_ROPE),
@@ -208,18 +221,20 @@ SEEDS = {
     ),
     "mpt-alibi": Variant(mpt()),
     "mpt-clipped-scaled-six-heads": Variant(
-        mpt(d_model=24, n_heads=6, attn_config=MPT_LONG), repair=alibi_as_configured
+        mpt(d_model=24, n_heads=6, layer_norm_epsilon=1e-2, attn_config=MPT_LONG),
+        repair=alibi_as_configured,
     ),
     "glm-grouped": Variant(glm()),
     "glm-no-bias-tied": Variant(
         glm(attention_bias=False, tie_word_embeddings=True, rms_norm_eps=1e-2)
     ),
-    "glm4-sandwich": Variant(glm4(attention_bias=False)),
+    "glm4-sandwich": Variant(glm4(attention_bias=False, rms_norm_eps=1e-2)),
     "chatglm-2": Variant(glm(), convert=chatglm_layout),
     "chatglm-long-wide-heads": Variant(
         glm(
             head_dim=16,
             attention_bias=False,
+            rms_norm_eps=1e-2,
             rope_parameters={**rope_theta(5e5), "partial_rotary_factor": 0.5},
         ),
         convert=chatglm_layout,
