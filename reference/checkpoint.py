@@ -57,6 +57,7 @@ __all__ = ["Checkpoint", "load_block", "load_float", "load_weights", "open_check
 
 FLOATS = ("F32", "F16", "BF16")
 CHECKED_TOGETHER = 2**18  # numbers: 1 MiB, which a second look finds in the cache
+ROWS_TOGETHER = 256
 
 
 def load_weights(checkpoint: Checkpoint, tiled: bool = False) -> Weights:
@@ -96,9 +97,25 @@ def _load_head(checkpoint: Checkpoint, embed: np.ndarray, tiled: bool) -> Linear
     """The head's own weight, or the embedding; a tied head that was quantized has its own."""
     config, prefix = checkpoint.config, checkpoint.prefix("head")
     if config.tie_embeddings and f"{prefix}.weight_scale" not in checkpoint.entries:
+        _require_tied(checkpoint, f"{prefix}.weight", embed)
         return Linear(embed)
     shape = outer_shapes(config)["head"]
     return load_linear(checkpoint, "head", None, shape, config.head_bias, tiled)
+
+
+def _require_tied(checkpoint: Checkpoint, name: str, embed: np.ndarray) -> None:
+    """A tied head may lie in the file, too, but it must be the embedding.
+
+    transformers does not tie a head that differs, whatever the config says; one of them is wrong.
+    """
+    if name not in checkpoint.entries:
+        return
+    own = checked_entry(checkpoint, name, FLOATS, embed.shape).map()
+    for row in range(0, len(own), ROWS_TOGETHER):
+        rows = slice(row, row + ROWS_TOGETHER)
+        if not np.array_equal(own[rows].astype(np.float32), embed[rows]):
+            expected = "the embedding, as tie_word_embeddings says"
+            raise bad_value(checkpoint, name, expected, "another tensor")
 
 
 class Blocks(Sequence[Block]):

@@ -11,7 +11,8 @@ Su et al. 2021. The stretched kinds are those of transformers' modeling_rope_uti
 
 dynamic and longrope depend on the sequence's length when a token is computed: of a prompt, its
 whole length, whatever the chunks; of a token that is decoded, its own position + 1. What is
-cached is not turned again, as in transformers' generate.
+cached is not turned again, as in transformers' cache. (Its generate empties Phi-3's cache when a
+text grows over `original`, and computes it all anew; we do not.)
 """
 
 from __future__ import annotations

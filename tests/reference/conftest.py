@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from tokenizers import decoders, models, pre_tokenizers
 
 from reference.architectures import architecture_of, model_config
+from reference.block import split_expert
 from reference.checkpoint import load_weights, open_checkpoint
 from reference.shapes import (
     block_kinds,
@@ -74,7 +75,8 @@ def tensors_of(values: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
         block = {part: shape for part, (shape, _) in block_shapes(config, layer).items()}
         block |= block_norms(config)
         for part, names in block_kinds(config, layer).items():
-            prefix = architecture.tensor(part).name.format(i=layer)
+            general, expert = split_expert(part)
+            prefix = architecture.tensor(general).name.format(i=layer, e=expert)
             kinds[prefix], shapes[prefix] = names, block[part]
     if config.tie_embeddings:
         del kinds[architecture.tensor("head").name]
