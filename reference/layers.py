@@ -85,7 +85,7 @@ def causal_mask(positions: np.ndarray, slots: int, window: int | None = None) ->
 
 
 def alibi_biases(alibi: Alibi, positions: np.ndarray, slots: int) -> np.ndarray:
-    """slope * (slot - position) for each head: [H, T, S], or [H, 1, S] in Falcon's rounding."""
+    """slope * (slot - position) for each head: [H, T, S], or [H, 1, S] where it is rounded."""
     slopes = np.array(alibi.slopes, np.float32)[:, None, None]
     if alibi.bfloat16:
         slot = np.arange(slots).astype(bfloat16)[None, None, :]
