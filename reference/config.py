@@ -29,7 +29,7 @@ class Alibi:
 
     Press et al. 2022. `divided`: added before the scores are divided, not after. `bfloat16`:
     slope, slot and product are rounded to bfloat16, and the product is not taken relative to
-    the token's position (which a softmax does not see, but the rounding does), as in the model's training.
+    the token's position (which a softmax does not see, but the rounding does).
     """
 
     slopes: tuple[float, ...]
