@@ -6,7 +6,7 @@
 
 namespace planish::PLANISH_ISA {
 
-constexpr int64_t kAhead = 4096;  // bytes that a stream of weights is fetched ahead
+constexpr int64_t kAhead = 2048;  // bytes that a stream of weights is fetched ahead
 
 // Adds the products of blocks first..last of C tiles with R rows, of P packed together, to
 // sum[R * C].
@@ -14,6 +14,9 @@ template <class V, int kBits, int P, int R, int C, bool kStream>
 PLANISH_INLINE inline void add_products(typename V::Ints (&sum)[R * C], const uint8_t* const (&w)[C],
                                         const int8_t* x, int64_t first, int64_t last) {
   constexpr int kSteps = kBits == 8 ? 1 : 2;
+  constexpr bool kApart = kBits == 4 && R == 1;  // one chain of dot products would be too slow
+  typename V::Ints second[C];
+  if constexpr (kApart) unroll<C>([&](auto c) PLANISH_INLINE { second[c] = V::ints(0); });
   for (int64_t b = first; b < last; ++b) {
     typename V::Bytes weights[2 * C];
     unroll<C>([&](auto c) PLANISH_INLINE {
@@ -26,10 +29,12 @@ PLANISH_INLINE inline void add_products(typename V::Ints (&sum)[R * C], const ui
       const auto four = V::four(x + ((b * kSteps + i / R) * P + i % R) * 4);
       unroll<C>([&](auto c) PLANISH_INLINE {
         if constexpr (kBits == 8) V::dot_int8(sum[i * C + c], weights[c], four);
+        else if constexpr (kApart) V::dot_int4(i / R ? second[c] : sum[c], weights[i / R * C + c], four);
         else V::dot_int4(sum[i % R * C + c], weights[i / R * C + c], four);
       });
     });
   }
+  if constexpr (kApart) unroll<C>([&](auto c) PLANISH_INLINE { sum[c] = V::add(sum[c], second[c]); });
 }
 
 // What the sums start from: minus the zero point times the sum of the row's codes.
