@@ -7,6 +7,7 @@
 namespace planish::PLANISH_ISA {
 
 constexpr int64_t kAhead = 2048;  // bytes that a stream of weights is fetched ahead
+constexpr int64_t kScalesAhead = 1024;  // and the scales beside it
 
 // Adds the products of blocks first..last of C tiles with R rows, of P packed together, to
 // sum[R * C].
@@ -54,9 +55,12 @@ PLANISH_INLINE inline void start_sums(typename V::Ints (&sum)[R * C], const Weig
   });
 }
 
-template <class V>
+template <class V, bool kStream = false>
 PLANISH_INLINE inline typename V::Floats group_scale(const Weight& w, int64_t tile, int64_t group) {
   const int64_t at = (tile * w.groups + group) * kTile;
+  if constexpr (kStream) {
+    __builtin_prefetch(static_cast<const uint8_t*>(w.scale) + at * (w.half_scale ? 2 : 4) + kScalesAhead);
+  }
   return w.half_scale ? V::load_half(static_cast<const uint16_t*>(w.scale) + at)
                       : V::load(static_cast<const float*>(w.scale) + at);
 }
@@ -120,7 +124,7 @@ void int4_tile(const Weight& w, const Rows& rows, const Output& out, int64_t til
     const int64_t first = g * w.group_blocks, end = first + w.group_blocks;
     add_products<V, 4, P, R, C, kStream>(sum, codes, x, first, end < w.blocks ? end : w.blocks);
     unroll<C>([&](auto c) PLANISH_INLINE {
-      const auto w_scale = group_scale<V>(w, tile + c, g);
+      const auto w_scale = group_scale<V, kStream>(w, tile + c, g);
       unroll<R>([&](auto r) PLANISH_INLINE {
         auto part = V::multiply(V::to_floats(sum[r * C + c]), w_scale);
         if (per_group) part = V::multiply(part, V::floats(scales[g * P + r]));
