@@ -29,6 +29,7 @@ from fast.grids import int8_codes, int8_scale
 from reference.config import ModelConfig
 
 KEY_SLOTS = 16  # slots of one tile of keys
+WIDEST_HEAD = 256  # that the native kernels take
 LayerCache = tuple[jax.Array, ...]
 
 
@@ -71,7 +72,7 @@ def empty_layer(config: ModelConfig, batch: int, slots: int, tiled: bool = False
 
 def can_tile(config: ModelConfig) -> bool:
     """Whether the native kernels can hold and read this model's cache."""
-    return config.head_dim % KEY_SLOTS == 0
+    return config.head_dim % KEY_SLOTS == 0 and config.head_dim <= WIDEST_HEAD
 
 
 def is_tiled(layer: LayerCache) -> bool:
