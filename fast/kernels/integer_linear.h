@@ -44,10 +44,10 @@ PLANISH_INLINE inline void start_sums(typename V::Ints (&sum)[R * C], const Weig
                                       int64_t group, const int32_t* row_sums) {
   const bool stored = kBits == 4 && w.zero;
   unroll<R * C>([&](auto i) PLANISH_INLINE {
-    if (!stored) {
-      constexpr int zero = kBits == 8 ? V::kInt8Zero : 8;
-      // unsigned: 128 times the sum of a long row may wrap, and the products wrap it back
-      sum[i] = V::ints(static_cast<int32_t>(0u - zero * static_cast<uint32_t>(row_sums[i / C])));
+    if (!stored) {  // 8 or 128 times the sum; of a long row it may wrap, and is wrapped back
+      constexpr int shift = kBits == 8 && V::kInt8Zero == 0 ? 0 : kBits == 8 ? 7 : 3;
+      const auto row_sum = V::ints(kBits == 8 && V::kInt8Zero == 0 ? 0 : row_sums[i / C]);
+      sum[i] = V::subtract(V::ints(0), V::template shift_left<shift>(row_sum));
     } else {
       const auto zero = V::widen(w.zero + ((tile + i % C) * w.groups + group) * kTile);
       sum[i] = V::subtract(V::ints(0), V::multiply(zero, V::ints(row_sums[i / C])));
