@@ -13,13 +13,13 @@ One layer's cache is a tuple of arrays, and its form says who works on it:
     keys, values, key scales, value scales   int8, float32 [B, K, S]        XLA
     the same, keys [B, K, S / 16, Hd, 16]    a vector holds 16 slots        the native kernels
 
+The kernels' heads are a multiple of 16 wide: behind a narrower head lie zeros.
 INT8 keys and values have one scale for each token and head (SPEC 3): 68 bytes instead of 256 for
 a head of width 64.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import jax
@@ -27,9 +27,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from fast.grids import int8_codes, int8_scale
-from reference.config import LayerKind, ModelConfig
+from reference.config import ModelConfig
 
 KEY_SLOTS = 16  # slots of one tile of keys
+WIDEST_HEAD = 256  # that the native kernels take
 LayerCache = tuple[jax.Array, ...]
 
 
@@ -50,24 +51,19 @@ class KVCache:
         return self.layers[0][1].shape[0], self.slots
 
 
-def empty_cache(config: ModelConfig, batch: int, slots: int, native: bool = False) -> KVCache:
-    """A cache of zeros; each array its own buffer, since each is donated.
-
-    `native`: in tiles where the native kernels can do a layer's attention.
-    """
+def empty_cache(config: ModelConfig, batch: int, slots: int, tiled: bool = False) -> KVCache:
+    """A cache of zeros; each array its own buffer, since each is donated."""
     return KVCache(
-        tuple(
-            empty_layer(config, batch, slots, native and can_tile(config, kind))
-            for kind in config.layers
-        )
+        tuple(empty_layer(config, batch, slots, tiled) for _ in range(config.num_layers))
     )
 
 
 def empty_layer(config: ModelConfig, batch: int, slots: int, tiled: bool = False) -> LayerCache:
-    """One layer's slots; `tiled` for the native kernels, in a multiple of 16 slots."""
+    """One layer's slots; `tiled` for the native kernels, both sizes in multiples of 16."""
     heads, width = config.num_kv_heads, config.head_dim
     kind = jnp.int8 if config.kv_cache == "int8" else jnp.float32
-    slots = -(-slots // KEY_SLOTS) * KEY_SLOTS if tiled else slots
+    if tiled:
+        slots, width = whole_tiles(slots), whole_tiles(width)
     tiles = (slots // KEY_SLOTS, width, KEY_SLOTS)
     keys = jnp.zeros((batch, heads, *tiles) if tiled else (batch, heads, slots, width), kind)
     values = jnp.zeros((batch, heads, slots, width), kind)
@@ -76,27 +72,19 @@ def empty_layer(config: ModelConfig, batch: int, slots: int, tiled: bool = False
     return keys, values, *(jnp.zeros((batch, heads, slots), jnp.float32) for _ in range(2))
 
 
-def can_tile(config: ModelConfig, kind: LayerKind) -> bool:
-    """Whether the native kernels do such a layer's attention, over a cache in tiles."""
-    rope = None if kind.rope is None else config.ropes[kind.rope]
-    return (
-        config.head_dim % KEY_SLOTS == 0
-        and kind.score_divisor == math.sqrt(config.head_dim)
-        and kind.window is None
-        and not (rope and rope.interleaved)
-        and config.alibi is None
-        and config.score_cap is None
-    )
+def whole_tiles(count: int) -> int:
+    """The next multiple of a tile."""
+    return -(-count // KEY_SLOTS) * KEY_SLOTS
+
+
+def can_tile(config: ModelConfig) -> bool:
+    """Whether the native kernels can hold and read this model's cache."""
+    return whole_tiles(config.head_dim) <= WIDEST_HEAD
 
 
 def is_tiled(layer: LayerCache) -> bool:
     """Whether one layer's slots are in the native kernels' form."""
     return layer[0].ndim == 5
-
-
-def all_tiled(cache: KVCache) -> bool:
-    """Whether the native kernels do every layer's attention: they read no slot ahead of a row."""
-    return all(is_tiled(layer) for layer in cache.layers)
 
 
 def append(past: LayerCache, k: jax.Array, v: jax.Array, positions: jax.Array) -> LayerCache:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fast import model, native
-from fast.cache import KEY_SLOTS, KVCache, all_tiled, empty_cache, insert
+from fast.cache import KEY_SLOTS, KVCache, can_tile, empty_cache, insert
 from fast.weights import device_weights
 from reference.checkpoint import Checkpoint, load_weights
 from reference.errors import SamplingError
@@ -98,6 +98,7 @@ class Engine:
         start = time.perf_counter()
         self.config = checkpoint.config
         self.native = native
+        self.tiled_cache = native and can_tile(self.config)
         self.weights = device_weights(load_weights(checkpoint, tiled=native))
         self.load_seconds = time.perf_counter() - start
         self.compile_seconds = 0.0
@@ -209,7 +210,7 @@ class Engine:
                 rows, cache = self._decode_tokens(rows[-1], positions, cache, draw, count)
                 count = paced(count, time.perf_counter() - start)
         finally:
-            self._spare = cache if all_tiled(cache) else None
+            self._spare = cache if self.tiled_cache else None
 
     def _decode_tokens(
         self,
@@ -247,7 +248,7 @@ class Engine:
         spare, self._spare = self._spare, None
         if spare is not None and spare.shape == (batch, slots):
             return spare
-        return empty_cache(self.config, batch, slots, self.native)
+        return empty_cache(self.config, batch, slots, self.tiled_cache)
 
     @staticmethod
     def _last(chunks: Iterator[tuple[np.ndarray, KVCache]]) -> tuple[np.ndarray, KVCache]:

@@ -124,19 +124,25 @@ def mix(
 ) -> tuple[jax.Array, LayerCache]:
     """Attention behind q, k, v [B, T, heads * Hd] -> [B, T, H * Hd], and the slots written."""
     q, k, v = heads(config, block, q, k, v)
+    kind, (bias, cap) = block.kind, (config.alibi, config.score_cap)
+    rope = None if kind.rope is None else config.ropes[kind.rope]
+    table = None if kind.rope is None else tables[kind.rope]
     if is_tiled(past):
-        chosen = None if block.kind.rope is None else tables[block.kind.rope]
-        sizes = config.num_kv_heads, config.head_dim
-        return native.attention(q, k, v, positions, chosen, past, *sizes)
+        return native.attention(
+            *(q, k, v, positions, table, past, config.num_kv_heads, config.head_dim),
+            interleaved=rope is not None and rope.interleaved,
+            divisor=kind.score_divisor,
+            window=kind.window,
+            alibi=bias,
+            cap=cap,
+        )
     q, k, v = (by_head(config, y) for y in (q, k, v))
-    if block.kind.rope is not None:
-        cos, sin = (table[positions] for table in tables[block.kind.rope])  # [B, T, dim / 2]
-        rope = config.ropes[block.kind.rope]
+    if rope is not None and table is not None:
+        cos, sin = (angles[positions] for angles in table)  # [B, T, dim / 2]
         q, k = rotate(q, cos, sin, rope), rotate(k, cos, sin, rope)
     past = append(past, k, v, positions)
-    divisor, window = block.kind.score_divisor, block.kind.window
-    bias = config.alibi, config.score_cap
-    return attention(q, *read(past), positions, divisor, window, *bias), past
+    mixed = attention(q, *read(past), positions, kind.score_divisor, kind.window, bias, cap)
+    return mixed, past
 
 
 def heads(

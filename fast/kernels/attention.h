@@ -9,21 +9,35 @@
 #include "elementwise.h"
 #include "float_products.h"
 #include "rows.h"
+#include "scores.h"
 
 namespace planish::PLANISH_ISA {
 
 constexpr int64_t kSlots = 128;  // slots of one step of the running softmax
 
-// Half-split pairs (i, i + rotary / 2) of one head, as reference/layers.py.
-inline void rotate(const Attention& a, const float* x, int32_t position, float* out) {
+// Pairs (i, i + rotary / 2) of one head, or neighbours (2i, 2i + 1), as reference/rope.py.
+template <class V>
+void rotate(const Attention& a, const float* x, int32_t position, float* out) {
   const int64_t half = a.rotary / 2;
   const float* cos = a.cos + position * half;
   const float* sin = a.sin + position * half;
-  for (int64_t i = 0; i < half; ++i) {
+  int64_t i = a.interleaved ? half : 0;
+  for (int64_t pair = 0; pair < i; ++pair) {
+    const float first = x[2 * pair], second = x[2 * pair + 1];
+    out[2 * pair] = first * cos[pair] - second * sin[pair];
+    out[2 * pair + 1] = second * cos[pair] + first * sin[pair];
+  }
+  for (; i + kTile <= half; i += kTile) {
+    const auto c = V::load(cos + i), s = V::load(sin + i);
+    const auto first = V::load(x + i), second = V::load(x + half + i);
+    V::store(out + i, V::subtract(V::multiply(first, c), V::multiply(second, s)));
+    V::store(out + half + i, V::add(V::multiply(second, c), V::multiply(first, s)));
+  }
+  for (; i < half; ++i) {
     out[i] = x[i] * cos[i] - x[half + i] * sin[i];
     out[half + i] = x[half + i] * cos[i] + x[i] * sin[i];
   }
-  for (int64_t i = a.rotary; i < a.head_dim; ++i) out[i] = x[i];
+  for (i = a.rotary; i < a.head_dim; ++i) out[i] = x[i];
 }
 
 // One head's new keys and values into their slot. scratch: D + 16 floats.
@@ -36,7 +50,7 @@ void write_head(const Attention& a, int64_t token, int64_t head, float* scratch)
   const float* k = a.k + (token * a.kv_heads + head) * d;
   const float* v = a.v + (token * a.kv_heads + head) * d;
   if (a.rotary) {
-    rotate(a, k, slot, scratch);
+    rotate<V>(a, k, slot, scratch);
     k = scratch;
   }
   if (!a.int8) {
@@ -111,9 +125,26 @@ void raise_largest(const QueryTile& t, const float* scores, int64_t slots, float
   V::store(fade, exp<V>(V::load(change)));
 }
 
-// exp(score - largest) of one row, zero from slot `seen` on; returns their sum.
+// The slots of a step that one row may read, begin <= s < end; none if begin == end.
+struct Reach {
+  int64_t begin, end;
+};
+
+inline Reach reach(const Attention& a, int64_t position, int64_t slot, int64_t slots) {
+  int64_t end = position + 1 - slot, begin = end - a.window;
+  end = end < 0 ? 0 : end < slots ? end : slots;
+  begin = begin < 0 ? 0 : begin < end ? begin : end;
+  return {begin, end};
+}
+
+inline void fill_outside(const Reach& in, int64_t slots, float value, float* row) {
+  for (int64_t s = 0; s < in.begin; ++s) row[s] = value;
+  for (int64_t s = in.end; s < slots; ++s) row[s] = value;
+}
+
+// exp(score - largest) of one row, zero out of reach; returns their sum.
 template <class V>
-float weigh(float* row, float largest, int64_t slots, int64_t seen) {
+float weigh(float* row, float largest, int64_t slots, const Reach& in) {
   const auto shift = V::floats(largest);
   auto total = V::floats(0.0f);
   for (int64_t s = 0; s < slots; s += kTile) {
@@ -121,8 +152,8 @@ float weigh(float* row, float largest, int64_t slots, int64_t seen) {
     V::store(row + s, e);
     total = V::add(total, e);
   }
-  if (seen >= slots) return V::sum(total);
-  for (int64_t s = seen; s < slots; ++s) row[s] = 0.0f;
+  if (in.end - in.begin == slots) return V::sum(total);
+  fill_outside(in, slots, 0.0f, row);
   total = V::floats(0.0f);
   for (int64_t s = 0; s < slots; s += kTile) total = V::add(total, V::load(row + s));
   return V::sum(total);
@@ -134,23 +165,25 @@ void attend_slots(const Attention& a, const QueryTile& t, const float* q, const 
                   const float* values, int64_t slot, int64_t slots, float* scores) {
   const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
   __builtin_memset(scores, 0, sizeof(float) * R * kSlots);
-  float_products<V, R, R, 1>(q, keys, 16, 16 * d, slots / 16, 64 * d, d, scores, kSlots);
-  int64_t seen[R];  // slots of this step that each row may read
+  float_products<V, R, 1, kMostHead>(q, keys, 16, 16 * d, slots / 16, 64 * d, d, scores, kSlots);
+  Reach in[R];
   for (int64_t r = 0; r < t.count; ++r) {
-    const int64_t token = t.batch * a.tokens + (t.first + r) / shared;
-    seen[r] = a.positions[token] + 1 - slot;
-    if (seen[r] < 0) seen[r] = 0;
-    for (int64_t s = seen[r]; s < slots; ++s) scores[r * kSlots + s] = -__builtin_inff();
+    const int64_t position = a.positions[t.batch * a.tokens + (t.first + r) / shared];
+    const int64_t head = t.head * shared + (t.first + r) % shared;
+    float* row = scores + r * kSlots;
+    if (a.slopes || a.cap > 0.0f) adjust<V>(a, head, position, slot, slots, row);
+    in[r] = reach(a, position, slot, slots);
+    fill_outside(in[r], slots, -__builtin_inff(), row);
   }
   alignas(64) float fade[kTile];
   raise_largest<V, R>(t, scores, slots, fade);
   for (int64_t r = 0; r < t.count; ++r) {
     float* row = scores + r * kSlots;
-    if (seen[r] == 0) {  // nothing to read here
+    if (in[r].begin == in[r].end) {  // nothing to read here
       for (int64_t s = 0; s < slots; ++s) row[s] = 0.0f;
       continue;
     }
-    t.sum[r] = t.sum[r] * fade[r] + weigh<V>(row, t.largest[r], slots, seen[r]);
+    t.sum[r] = t.sum[r] * fade[r] + weigh<V>(row, t.largest[r], slots, in[r]);
     if (fade[r] == 1.0f) continue;
     const auto factor = V::floats(fade[r]);
     float* mixed = t.mixed + r * d;
@@ -166,30 +199,23 @@ template <class V, int R>
 void attend_tile(const Attention& a, const QueryTile& t, float* scratch) {
   const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
   const int64_t place = t.batch * a.kv_heads + t.head;
-  float* q = scratch;                   // [D, R]
-  float* scores = q + R * d;            // [R, 128]
-  float* keys = scores + R * kSlots;    // [128 / 16, D, 16], INT8 only
-  float* values = keys + kSlots * d;    // [128, D]
-  float* row = values + kSlots * d;     // [D]
-  const float root = __builtin_sqrtf(static_cast<float>(d));
+  float* q = scratch;                      // [R, 256]
+  float* scores = q + R * kMostHead;       // [R, 128]
+  float* keys = scores + R * kSlots;       // [128 / 16, D, 16], INT8 only
+  float* values = keys + kSlots * d;       // [128, D]
+  const auto divisor = V::floats(a.divisor);
   for (int64_t r = 0; r < t.count; ++r) {
     const int64_t token = t.batch * a.tokens + (t.first + r) / shared;
     const int64_t head = t.head * shared + (t.first + r) % shared;
     const float* x = a.q + (token * a.heads + head) * d;
-    if (a.rotary) {
-      rotate(a, x, a.positions[token], row);
-      x = row;
-    }
-    for (int64_t i = 0; i < d; i += 16) {
-      V::store(row + i, V::divide(V::load(x + i), V::floats(root)));
-    }
-    for (int64_t i = 0; i < d; ++i) q[i * R + r] = row[i];
+    float* row = q + r * kMostHead;
+    if (a.rotary) rotate<V>(a, x, a.positions[token], row);
+    else __builtin_memcpy(row, x, sizeof(float) * d);
+    for (int64_t i = 0; i < d; i += 16) V::store(row + i, V::divide(V::load(row + i), divisor));
     t.largest[r] = -__builtin_inff();
     t.sum[r] = 0.0f;
   }
-  for (int64_t r = t.count; r < R; ++r) {
-    for (int64_t i = 0; i < d; ++i) q[i * R + r] = 0.0f;
-  }
+  __builtin_memset(q + t.count * kMostHead, 0, sizeof(float) * (R - t.count) * kMostHead);
   __builtin_memset(t.mixed, 0, sizeof(float) * R * d);
   for (int64_t slot = t.begin; slot < t.end; slot += kSlots) {
     int64_t slots = (t.end - slot + 15) & ~int64_t{15};
@@ -215,7 +241,7 @@ void attend(const Attention& a, const QueryTile& t, float* scratch) {
 }
 
 inline int64_t attention_scratch(const Attention& a) {
-  return kRowTile * (a.head_dim + kSlots) + (2 * kSlots + 1) * a.head_dim + 16;
+  return kRowTile * (kMostHead + kSlots) + 2 * kSlots * a.head_dim;
 }
 
 // Parts of the same rows over successive slots into one, and divided: the output.
@@ -231,10 +257,17 @@ void combine(const Attention& a, const QueryTile* parts, int64_t count) {
     const int64_t token = first.batch * a.tokens + (first.first + r) / shared;
     const int64_t head = first.head * shared + (first.first + r) % shared;
     float* out = a.out + (token * a.heads + head) * d;
+    if (count == 1) {
+      const auto divisor = V::floats(first.sum[r]);
+      for (int64_t i = 0; i < d; i += 16) {
+        V::store(out + i, V::divide(V::load(first.mixed + r * d + i), divisor));
+      }
+      continue;
+    }
     float total = 0.0f;
     for (int64_t p = 0; p < count; ++p) {
-      float weight[16] = {1.0f};
-      if (count > 1) V::store(weight, exp<V>(V::floats(parts[p].largest[r] - largest)));
+      float weight[16];
+      V::store(weight, exp<V>(V::floats(parts[p].largest[r] - largest)));
       total += parts[p].sum[r] * weight[0];
       const float* mixed = parts[p].mixed + r * d;
       const auto factor = V::floats(weight[0]);

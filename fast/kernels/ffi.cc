@@ -119,7 +119,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_attention, attention,
                                   .Attr<int64_t>("kv_heads")
                                   .Attr<int64_t>("head_dim")
                                   .Attr<int64_t>("rotary")
+                                  .Attr<bool>("interleaved")
                                   .Attr<bool>("int8")
+                                  .Attr<float>("divisor")
+                                  .Attr<int64_t>("window")
+                                  .Attr<ffi::Span<const float>>("slopes")
+                                  .Attr<bool>("divided")
+                                  .Attr<bool>("bfloat16")
+                                  .Attr<float>("cap")
                                   .RemainingArgs()
                                   .RemainingRets());
 

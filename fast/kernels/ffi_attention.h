@@ -12,13 +12,15 @@
 namespace planish {
 
 constexpr int64_t kSegment = 256;  // slots that one unit of decoding reads
+constexpr int64_t kBegin = 128;    // units begin at multiples of so many slots
 
-// Query rows of every key-value head, 8 at a time, each over the slots that its last row may read;
-// one token at a time also splits the slots.
+// Query rows of every key-value head, 8 at a time, over the slots that any of them may read; one
+// token at a time also splits the slots.
 inline void attend_all(const Kernels& kernels, ffi::ThreadPool& pool, const Attention& a) {
   const int64_t rows = a.tokens * (a.heads / a.kv_heads), shared = a.heads / a.kv_heads;
   const int64_t d = a.head_dim, tiles = ceil_div(rows, kRowTile);
-  const int64_t segments = a.tokens == 1 ? ceil_div(a.slots, kSegment) : 1;
+  const int64_t reach = a.window + kBegin - 1 < a.slots ? a.window + kBegin - 1 : a.slots;
+  const int64_t segments = a.tokens == 1 ? ceil_div(reach, kSegment) : 1;
   const int64_t groups = a.batch * a.kv_heads * tiles;
   const int64_t each = kRowTile * (d + 2);
   float* memory = segments > 1 ? scratch<float>(6, groups * segments * each) : nullptr;
@@ -31,12 +33,13 @@ inline void attend_all(const Kernels& kernels, ffi::ThreadPool& pool, const Atte
     t.largest = place;
     t.sum = place + kRowTile;
     t.mixed = place + 2 * kRowTile;
-    int64_t end = 0;
+    int64_t begin = a.slots, end = 0;
     for (int64_t r = t.first; r < t.first + t.count; ++r) {
       const int64_t seen = a.positions[t.batch * a.tokens + r / shared] + 1;
       if (seen > end) end = seen;
+      if (seen - a.window < begin) begin = seen - a.window;
     }
-    t.begin = segment * kSegment;
+    t.begin = (begin < 0 ? 0 : begin / kBegin * kBegin) + segment * kSegment;
     t.end = segments > 1 && end > t.begin + kSegment ? t.begin + kSegment : end;
     return t;
   };
@@ -67,14 +70,16 @@ inline void attend_all(const Kernels& kernels, ffi::ThreadPool& pool, const Atte
 // Buffers: q, k, v, positions, cos and sin (if rotary > 0), keys, values (with their scales if
 // int8), which come back as results in the same memory. Results: mixed, keys, values (, scales).
 inline ffi::Error attention(ffi::ThreadPool pool, std::string_view isa, int64_t heads, int64_t kv_heads,
-                     int64_t head_dim, int64_t rotary, bool int8, ffi::RemainingArgs arguments,
-                     ffi::RemainingRets results) {
+                     int64_t head_dim, int64_t rotary, bool interleaved, bool int8, float divisor,
+                     int64_t window, ffi::Span<const float> slopes, bool divided, bool bfloat16,
+                     float cap, ffi::RemainingArgs arguments, ffi::RemainingRets results) {
   Reader in(arguments, results);
   const Kernels* kernels = choose(isa);
   if (!kernels) in.fail("no kernels for " + std::string(isa));
   if (heads < 1 || kv_heads < 1 || heads % kv_heads != 0 || head_dim < 16 || head_dim % 16 != 0 ||
+      head_dim > kMostHead ||
       rotary < 0 || rotary > head_dim || rotary % 2 != 0) {
-    in.fail("heads must be a multiple of key-value heads, head_dim of 16, rotary even");
+    in.fail("heads must be a multiple of key-value heads, head_dim of 16 up to 256, rotary even");
     return in.error();
   }
   Attention a = {};
@@ -83,6 +88,16 @@ inline ffi::Error attention(ffi::ThreadPool pool, std::string_view isa, int64_t 
   a.head_dim = head_dim;
   a.rotary = rotary;
   a.int8 = int8;
+  a.interleaved = interleaved;
+  a.divisor = divisor;
+  a.slopes = slopes.size() > 0 ? slopes.begin() : nullptr;
+  a.divided = divided;
+  a.bfloat16 = bfloat16;
+  a.cap = cap;
+  if (!(divisor > 0.0f) || !(cap >= 0.0f) || window < 0) in.fail("divisor, cap or window negative");
+  if (slopes.size() != 0 && static_cast<int64_t>(slopes.size()) != heads) {
+    in.fail("slopes are " + std::to_string(slopes.size()) + ", expected one for each head");
+  }
   ffi::AnyBuffer* q = in.next("q", {ffi::DataType::F32}, -1);
   if (!q || q->dimensions().size() != 3 || q->dimensions()[2] != heads * head_dim) {
     in.fail("q must be [B, T, heads * head_dim]");
@@ -112,6 +127,7 @@ inline ffi::Error attention(ffi::ThreadPool pool, std::string_view isa, int64_t 
   }
   const int64_t size = static_cast<int64_t>(keys->element_count());
   a.slots = size / slot_size;
+  a.window = window > 0 && window < a.slots ? window : a.slots;
   const int64_t scales = a.batch * kv_heads * a.slots;
   in.data<void>("values", type, size);
   if (int8) {

@@ -36,6 +36,7 @@ namespace planish {
 constexpr int64_t kTile = 16;      // outputs of a tile
 constexpr int64_t kTileBytes = 64;
 constexpr int64_t kRowTile = 8;    // rows that are multiplied together at most
+constexpr int64_t kMostHead = 256; // the widest head of attention
 
 // Rows are taken in blocks of 8, and what is left in blocks of 4, 2 and 1.
 inline int64_t row_tile(int64_t left) {
@@ -105,8 +106,15 @@ struct Attention {
   float* key_scales;       // [B, K, S], INT8 only
   float* value_scales;     // [B, K, S]
   float* out;              // [B, T, H * D]
+  const float* slopes;     // [H] of linear biases, or null
   int64_t batch, tokens, heads, kv_heads, head_dim, rotary, slots;
+  int64_t window;          // slots that a token reads, its own the last
+  float divisor;           // of scores
+  float cap;               // scores become cap * tanh(scores / cap); 0 caps nothing
   bool int8;
+  bool interleaved;        // rotary pairs are neighbours, not halves
+  bool divided;            // biases are added before the division
+  bool bfloat16;           // biases are rounded
 };
 
 // Up to 8 query rows of one key-value head over some slots. Row i is the query of token

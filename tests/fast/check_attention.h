@@ -11,8 +11,21 @@ struct Scene {
   Attention a = {};
   int64_t past, all;  // all = past + a.tokens
   std::vector<int8_t> key_codes, value_codes;
-  std::vector<float> keys, values, key_scales, value_scales, q, k, v, cos, sin;
+  std::vector<float> keys, values, key_scales, value_scales, q, k, v, cos, sin, slopes;
 };
+
+// What scores and rotary positions may be besides the plain ones, each now and then.
+inline void random_options(Random& r, Scene& s) {
+  Attention& a = s.a;
+  a.interleaved = draw(r, 0, 2) == 0;
+  a.divisor = draw(r, 1, 20) / 2.0f;
+  a.window = draw(r, 0, 1) ? a.slots : draw(r, 1, int(a.slots));
+  a.cap = draw(r, 0, 2) ? 0.0f : draw(r, 1, 10) / 2.0f;
+  if (draw(r, 0, 1)) return;
+  for (int64_t h = 0; h < a.heads; ++h) s.slopes.push_back(draw(r, 1, 1000) / 1000.0f);
+  a.divided = draw(r, 0, 1) == 1;
+  a.bfloat16 = draw(r, 0, 1) == 1;
+}
 
 inline Scene random_scene(Random& r) {
   Scene s;
@@ -25,6 +38,7 @@ inline Scene random_scene(Random& r) {
   a.slots = 16 * (draw(r, 0, 3) ? draw(r, 1, 12) : draw(r, 20, 40));
   a.tokens = draw(r, 0, 1) ? 1 : draw(r, 1, int(std::min<int64_t>(a.slots, 20)));
   a.int8 = draw(r, 0, 1) == 1;
+  random_options(r, s);
   s.past = draw(r, 0, int(a.slots - a.tokens));
   s.all = s.past + a.tokens;
   const int64_t d = a.head_dim, cells = a.batch * a.kv_heads * a.slots;
@@ -94,6 +108,7 @@ inline std::vector<float> chunk(const Kernels& kernels, Pool& pool, Scene& s, in
   a.v = v.data();
   a.cos = s.cos.data();
   a.sin = s.sin.data();
+  a.slopes = s.slopes.empty() ? nullptr : s.slopes.data();
   a.positions = positions.data();
   a.out = out.data();
   kernels.write_slots(a, 0, a.batch * tokens, scratch.data());
@@ -110,8 +125,9 @@ inline std::vector<float> rotated(const Scene& s, const float* x, int64_t positi
   const int64_t half = s.a.rotary / 2;
   for (int64_t i = 0; i < half; ++i) {
     const float c = s.cos[position * half + i], n = s.sin[position * half + i];
-    y[i] = x[i] * c - x[half + i] * n;
-    y[half + i] = x[half + i] * c + x[i] * n;
+    const int64_t first = s.a.interleaved ? 2 * i : i, second = first + (s.a.interleaved ? 1 : half);
+    y[first] = x[first] * c - x[second] * n;
+    y[second] = x[second] * c + x[first] * n;
   }
   return y;
 }
@@ -122,18 +138,45 @@ inline std::vector<float> on_grid(std::vector<float> x, bool int8) {
   return x;
 }
 
+// Seven bits behind the leading one: bfloat16, by its definition.
+inline float as_bfloat16(float x) {
+  int exponent = 0;
+  const float fraction = std::frexp(x, &exponent);  // 0.5 <= |fraction| < 1
+  return std::ldexp(std::nearbyint(fraction * 256.0f) / 256.0f, exponent);
+}
+
+inline double naive_score(const Scene& s, double product, int64_t h, int64_t slot, int64_t position) {
+  double bias = 0.0;
+  if (s.a.bfloat16 && !s.slopes.empty()) {
+    bias = as_bfloat16(as_bfloat16(s.slopes[h]) * as_bfloat16(static_cast<float>(slot)));
+  } else if (!s.slopes.empty()) {
+    bias = s.slopes[h] * static_cast<double>(slot - position);
+  }
+  const double divisor = s.a.divisor;
+  const double score = s.a.divided ? (product + bias) / divisor : product / divisor + bias;
+  return s.a.cap > 0.0f ? s.a.cap * std::tanh(score / s.a.cap) : score;
+}
+
 inline std::vector<double> naive_attention(const Scene& s, int64_t b, int64_t position, int64_t h) {
   const int64_t d = s.a.head_dim, shared = s.a.heads / s.a.kv_heads;
   std::vector<double> mixed(d, 0.0);
   double total = 0.0;
   const auto q = rotated(s, &s.q[((b * s.all + position) * s.a.heads + h) * d], position);
-  for (int64_t slot = 0; slot <= position; ++slot) {
+  const int64_t first = position + 1 - s.a.window;
+  double most = -INFINITY;
+  for (int64_t slot = first < 0 ? 0 : first; slot <= position; ++slot) {
     const int64_t at = ((b * s.all + slot) * s.a.kv_heads + h / shared) * d;
     const auto k = on_grid(rotated(s, &s.k[at], slot), s.a.int8);
     const auto v = on_grid({s.v.begin() + at, s.v.begin() + at + d}, s.a.int8);
     double score = 0.0;
     for (int64_t i = 0; i < d; ++i) score += static_cast<double>(q[i]) * k[i];
-    const double e = std::exp(score / std::sqrt(static_cast<double>(d)));
+    score = naive_score(s, score, h, slot, position);
+    if (score > most) {
+      total *= std::exp(most - score);
+      for (double& x : mixed) x *= std::exp(most - score);
+      most = score;
+    }
+    const double e = std::exp(score - most);
     total += e;
     for (int64_t i = 0; i < d; ++i) mixed[i] += e * v[i];
   }
