@@ -30,6 +30,7 @@ from fast.grids import int8_codes, int8_scale
 from reference.config import LayerKind, ModelConfig
 
 KEY_SLOTS = 16  # slots of one tile of keys
+WIDEST_HEAD = 256  # that the native kernels take
 LayerCache = tuple[jax.Array, ...]
 
 
@@ -81,6 +82,7 @@ def can_tile(config: ModelConfig, kind: LayerKind) -> bool:
     rope = None if kind.rope is None else config.ropes[kind.rope]
     return (
         config.head_dim % KEY_SLOTS == 0
+        and config.head_dim <= WIDEST_HEAD
         and kind.score_divisor == math.sqrt(config.head_dim)
         and kind.window is None
         and not (rope and rope.interleaved)

@@ -15,15 +15,23 @@ namespace planish::PLANISH_ISA {
 constexpr int64_t kSlots = 128;  // slots of one step of the running softmax
 
 // Half-split pairs (i, i + rotary / 2) of one head, as reference/layers.py.
-inline void rotate(const Attention& a, const float* x, int32_t position, float* out) {
+template <class V>
+void rotate(const Attention& a, const float* x, int32_t position, float* out) {
   const int64_t half = a.rotary / 2;
   const float* cos = a.cos + position * half;
   const float* sin = a.sin + position * half;
-  for (int64_t i = 0; i < half; ++i) {
+  int64_t i = 0;
+  for (; i + kTile <= half; i += kTile) {
+    const auto c = V::load(cos + i), s = V::load(sin + i);
+    const auto first = V::load(x + i), second = V::load(x + half + i);
+    V::store(out + i, V::subtract(V::multiply(first, c), V::multiply(second, s)));
+    V::store(out + half + i, V::add(V::multiply(second, c), V::multiply(first, s)));
+  }
+  for (; i < half; ++i) {
     out[i] = x[i] * cos[i] - x[half + i] * sin[i];
     out[half + i] = x[half + i] * cos[i] + x[i] * sin[i];
   }
-  for (int64_t i = a.rotary; i < a.head_dim; ++i) out[i] = x[i];
+  for (i = a.rotary; i < a.head_dim; ++i) out[i] = x[i];
 }
 
 // One head's new keys and values into their slot. scratch: D + 16 floats.
@@ -36,7 +44,7 @@ void write_head(const Attention& a, int64_t token, int64_t head, float* scratch)
   const float* k = a.k + (token * a.kv_heads + head) * d;
   const float* v = a.v + (token * a.kv_heads + head) * d;
   if (a.rotary) {
-    rotate(a, k, slot, scratch);
+    rotate<V>(a, k, slot, scratch);
     k = scratch;
   }
   if (!a.int8) {
@@ -134,7 +142,7 @@ void attend_slots(const Attention& a, const QueryTile& t, const float* q, const 
                   const float* values, int64_t slot, int64_t slots, float* scores) {
   const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
   __builtin_memset(scores, 0, sizeof(float) * R * kSlots);
-  float_products<V, R, R, 1>(q, keys, 16, 16 * d, slots / 16, 64 * d, d, scores, kSlots);
+  float_products<V, R, 1, kMostHead>(q, keys, 16, 16 * d, slots / 16, 64 * d, d, scores, kSlots);
   int64_t seen[R];  // slots of this step that each row may read
   for (int64_t r = 0; r < t.count; ++r) {
     const int64_t token = t.batch * a.tokens + (t.first + r) / shared;
@@ -166,30 +174,23 @@ template <class V, int R>
 void attend_tile(const Attention& a, const QueryTile& t, float* scratch) {
   const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
   const int64_t place = t.batch * a.kv_heads + t.head;
-  float* q = scratch;                   // [D, R]
-  float* scores = q + R * d;            // [R, 128]
-  float* keys = scores + R * kSlots;    // [128 / 16, D, 16], INT8 only
-  float* values = keys + kSlots * d;    // [128, D]
-  float* row = values + kSlots * d;     // [D]
-  const float root = __builtin_sqrtf(static_cast<float>(d));
+  float* q = scratch;                      // [R, 256]
+  float* scores = q + R * kMostHead;       // [R, 128]
+  float* keys = scores + R * kSlots;       // [128 / 16, D, 16], INT8 only
+  float* values = keys + kSlots * d;       // [128, D]
+  const auto root = V::floats(__builtin_sqrtf(static_cast<float>(d)));
   for (int64_t r = 0; r < t.count; ++r) {
     const int64_t token = t.batch * a.tokens + (t.first + r) / shared;
     const int64_t head = t.head * shared + (t.first + r) % shared;
     const float* x = a.q + (token * a.heads + head) * d;
-    if (a.rotary) {
-      rotate(a, x, a.positions[token], row);
-      x = row;
-    }
-    for (int64_t i = 0; i < d; i += 16) {
-      V::store(row + i, V::divide(V::load(x + i), V::floats(root)));
-    }
-    for (int64_t i = 0; i < d; ++i) q[i * R + r] = row[i];
+    float* row = q + r * kMostHead;
+    if (a.rotary) rotate<V>(a, x, a.positions[token], row);
+    else __builtin_memcpy(row, x, sizeof(float) * d);
+    for (int64_t i = 0; i < d; i += 16) V::store(row + i, V::divide(V::load(row + i), root));
     t.largest[r] = -__builtin_inff();
     t.sum[r] = 0.0f;
   }
-  for (int64_t r = t.count; r < R; ++r) {
-    for (int64_t i = 0; i < d; ++i) q[i * R + r] = 0.0f;
-  }
+  __builtin_memset(q + t.count * kMostHead, 0, sizeof(float) * (R - t.count) * kMostHead);
   __builtin_memset(t.mixed, 0, sizeof(float) * R * d);
   for (int64_t slot = t.begin; slot < t.end; slot += kSlots) {
     int64_t slots = (t.end - slot + 15) & ~int64_t{15};
@@ -215,7 +216,7 @@ void attend(const Attention& a, const QueryTile& t, float* scratch) {
 }
 
 inline int64_t attention_scratch(const Attention& a) {
-  return kRowTile * (a.head_dim + kSlots) + (2 * kSlots + 1) * a.head_dim + 16;
+  return kRowTile * (kMostHead + kSlots) + 2 * kSlots * a.head_dim;
 }
 
 // Parts of the same rows over successive slots into one, and divided: the output.
@@ -231,10 +232,17 @@ void combine(const Attention& a, const QueryTile* parts, int64_t count) {
     const int64_t token = first.batch * a.tokens + (first.first + r) / shared;
     const int64_t head = first.head * shared + (first.first + r) % shared;
     float* out = a.out + (token * a.heads + head) * d;
+    if (count == 1) {
+      const auto divisor = V::floats(first.sum[r]);
+      for (int64_t i = 0; i < d; i += 16) {
+        V::store(out + i, V::divide(V::load(first.mixed + r * d + i), divisor));
+      }
+      continue;
+    }
     float total = 0.0f;
     for (int64_t p = 0; p < count; ++p) {
-      float weight[16] = {1.0f};
-      if (count > 1) V::store(weight, exp<V>(V::floats(parts[p].largest[r] - largest)));
+      float weight[16];
+      V::store(weight, exp<V>(V::floats(parts[p].largest[r] - largest)));
       total += parts[p].sum[r] * weight[0];
       const float* mixed = parts[p].mixed + r * d;
       const auto factor = V::floats(weight[0]);

@@ -73,8 +73,9 @@ inline ffi::Error attention(ffi::ThreadPool pool, std::string_view isa, int64_t 
   const Kernels* kernels = choose(isa);
   if (!kernels) in.fail("no kernels for " + std::string(isa));
   if (heads < 1 || kv_heads < 1 || heads % kv_heads != 0 || head_dim < 16 || head_dim % 16 != 0 ||
+      head_dim > kMostHead ||
       rotary < 0 || rotary > head_dim || rotary % 2 != 0) {
-    in.fail("heads must be a multiple of key-value heads, head_dim of 16, rotary even");
+    in.fail("heads must be a multiple of key-value heads, head_dim of 16 up to 256, rotary even");
     return in.error();
   }
   Attention a = {};

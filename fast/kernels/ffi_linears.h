@@ -108,8 +108,8 @@ inline void prepare(const Kernels& kernels, ffi::ThreadPool& pool, const Source&
   });
 }
 
-// Weights of one unit: a stream that is read to its end, long enough to be worth its beginning.
-constexpr int64_t kLeastBytes = 32 * 1024, kMostBytes = 256 * 1024;
+// The least weights of one unit: a stream that is read to its end should be worth its beginning.
+constexpr int64_t kLeastBytes = 32 * 1024;
 
 // Tiles of one linear, or of gate and up together.
 struct Unit {
@@ -117,20 +117,25 @@ struct Unit {
   int64_t tile, count;
 };
 
+// Of few rows each unit is a part of what is left, long streams first and short ones last, so that
+// the threads end together; of many rows, as many tiles as are multiplied together.
 inline std::vector<Unit> units_of(const Linears& linears, const Rows& rows, bool gated, int64_t threads) {
-  int64_t bytes = 0;
-  for (const Weight& w : linears.weights) bytes += ceil_div(w.outputs, kTile) * w.blocks * kTileBytes;
-  const int64_t share = bytes / (2 * threads) / (gated ? 2 : 1);
-  const int64_t wanted = share < kLeastBytes ? kLeastBytes : share < kMostBytes ? share : kMostBytes;
+  const size_t count = gated ? 1 : linears.weights.size();
+  int64_t left = 0;  // tiles
+  for (size_t i = 0; i < count; ++i) left += ceil_div(linears.weights[i].outputs, kTile);
   const int64_t step = rows.granularity == Granularity::kFloat ? 4 : 2;  // multiplied together
   std::vector<Unit> units;
-  for (size_t i = 0; i < (gated ? 1 : linears.weights.size()); ++i) {
+  for (size_t i = 0; i < count; ++i) {
     const Weight& w = linears.weights[i];
     const int64_t tiles = ceil_div(w.outputs, kTile), tile_bytes = w.blocks * kTileBytes;
-    int64_t many = rows.rows > kRowTile ? step : wanted / tile_bytes / step * step;
-    if (many < step) many = step;
-    for (int64_t tile = 0; tile < tiles; tile += many) {
-      units.push_back({i, tile, tiles - tile < many ? tiles - tile : many});
+    const int64_t least = ceil_div(kLeastBytes, tile_bytes * step) * step;
+    for (int64_t tile = 0; tile < tiles;) {
+      int64_t many = rows.rows > kRowTile ? step : left / (2 * threads) / step * step;
+      if (rows.rows <= kRowTile && many < least) many = least;
+      if (many > tiles - tile) many = tiles - tile;
+      units.push_back({i, tile, many});
+      tile += many;
+      left -= many;
     }
   }
   return units;

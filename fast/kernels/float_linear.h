@@ -14,6 +14,7 @@ namespace planish::PLANISH_ISA {
 
 constexpr int64_t kPanelTiles = 4;
 constexpr int64_t kPanelInputs = 64;
+constexpr int64_t kFloatAhead = 1024;  // bytes that each of four streams is fetched ahead
 
 template <class V>
 typename V::Floats float_scale(const Weight& w, int64_t tile, int64_t group) {
@@ -33,7 +34,7 @@ PLANISH_INLINE inline typename V::Floats zero_shift(const Weight& w, int64_t til
 }
 
 // Codes minus zero points of the inputs of one block as floats: use(i, 16 outputs).
-template <class V, int kBits, class Use>
+template <class V, int kBits, bool kZero, class Use>
 PLANISH_INLINE inline void centred_block(const uint8_t* block, typename V::Floats shift, Use&& use) {
   const auto codes = V::load_ints(block);
   if constexpr (kBits == 8) {
@@ -45,7 +46,8 @@ PLANISH_INLINE inline void centred_block(const uint8_t* block, typename V::Float
     unroll<8>([&](auto i) PLANISH_INLINE {
       constexpr int at = i < 4 ? 8 * i : 8 * (i - 4) + 4;
       const auto code = V::centred_nibbles(V::template shift_right<at>(codes));
-      use(i, V::subtract(code, shift));
+      if constexpr (kZero) use(i, V::subtract(code, shift));
+      else use(i, code);
     });
   }
 }
@@ -58,7 +60,7 @@ void centred_floats(const Weight& w, int64_t tile, int64_t group, int64_t first,
   const uint8_t* codes = w.codes + tile * w.blocks * kTileBytes;
   const auto shift = zero_shift<V>(w, tile, group);
   for (int64_t b = first; b < last; ++b, out += kInputs * kTile) {
-    centred_block<V, kBits>(codes + b * kTileBytes, shift, [&](auto i, auto code) PLANISH_INLINE {
+    centred_block<V, kBits, true>(codes + b * kTileBytes, shift, [&](auto i, auto code) PLANISH_INLINE {
       V::store(out + i * kTile, code);
     });
   }
@@ -127,7 +129,7 @@ void float_panel(const Weight& w, const Rows& rows, const Output& out, int64_t t
 }
 
 // The same for R rows by C tiles, codes converted in registers.
-template <class V, int kBits, int R, int C>
+template <class V, int kBits, bool kZero, int R, int C>
 void direct_tile(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t row) {
   using F = typename V::Floats;
   constexpr int kInputs = 32 / kBits;
@@ -145,8 +147,8 @@ void direct_tile(const Weight& w, const Rows& rows, const Output& out, int64_t t
     for (int64_t b = first; b < last; ++b) {
       unroll<C>([&](auto c) PLANISH_INLINE {
         const uint8_t* block = codes[c] + b * kTileBytes;
-        __builtin_prefetch(block + kAhead);
-        centred_block<V, kBits>(block, shift[c], [&](auto i, auto code) PLANISH_INLINE {
+        __builtin_prefetch(block + kFloatAhead);
+        centred_block<V, kBits, kZero>(block, shift[c], [&](auto i, auto code) PLANISH_INLINE {
           unroll<R>([&](auto r) PLANISH_INLINE {
             const auto value = V::floats(x[(b * kInputs + i) * R + r]);
             sum[r * C + c] = V::fma(value, code, sum[r * C + c]);
@@ -166,19 +168,20 @@ void direct_tile(const Weight& w, const Rows& rows, const Output& out, int64_t t
   });
 }
 
+template <class V, int R, int C>
+void direct_part(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t row) {
+  if (w.bits == 8) direct_tile<V, 8, false, R, C>(w, rows, out, tile, row);
+  else if (w.zero) direct_tile<V, 4, true, R, C>(w, rows, out, tile, row);
+  else direct_tile<V, 4, false, R, C>(w, rows, out, tile, row);
+}
+
 template <class V, int R>
 void direct_tiles(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t count,
                   int64_t row) {
   constexpr int C = R == 1 ? 4 : R == 8 ? 1 : 2;
   const int64_t end = tile + count;
-  for (; tile + C <= end; tile += C) {
-    if (w.bits == 8) direct_tile<V, 8, R, C>(w, rows, out, tile, row);
-    else direct_tile<V, 4, R, C>(w, rows, out, tile, row);
-  }
-  for (; tile < end; ++tile) {
-    if (w.bits == 8) direct_tile<V, 8, R, 1>(w, rows, out, tile, row);
-    else direct_tile<V, 4, R, 1>(w, rows, out, tile, row);
-  }
+  for (; tile + C <= end; tile += C) direct_part<V, R, C>(w, rows, out, tile, row);
+  for (; tile < end; ++tile) direct_part<V, R, 1>(w, rows, out, tile, row);
 }
 
 template <class V>

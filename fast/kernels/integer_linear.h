@@ -6,7 +6,8 @@
 
 namespace planish::PLANISH_ISA {
 
-constexpr int64_t kAhead = 4096;  // bytes that a stream of weights is fetched ahead
+constexpr int64_t kAhead = 2048;  // bytes that a stream of weights is fetched ahead
+constexpr int64_t kScalesAhead = 1024;  // and the scales beside it
 
 // Adds the products of blocks first..last of C tiles with R rows, of P packed together, to
 // sum[R * C].
@@ -14,6 +15,9 @@ template <class V, int kBits, int P, int R, int C, bool kStream>
 PLANISH_INLINE inline void add_products(typename V::Ints (&sum)[R * C], const uint8_t* const (&w)[C],
                                         const int8_t* x, int64_t first, int64_t last) {
   constexpr int kSteps = kBits == 8 ? 1 : 2;
+  constexpr bool kApart = kBits == 4 && R == 1;  // one chain of dot products would be too slow
+  typename V::Ints second[C];
+  if constexpr (kApart) unroll<C>([&](auto c) PLANISH_INLINE { second[c] = V::ints(0); });
   for (int64_t b = first; b < last; ++b) {
     typename V::Bytes weights[2 * C];
     unroll<C>([&](auto c) PLANISH_INLINE {
@@ -26,10 +30,12 @@ PLANISH_INLINE inline void add_products(typename V::Ints (&sum)[R * C], const ui
       const auto four = V::four(x + ((b * kSteps + i / R) * P + i % R) * 4);
       unroll<C>([&](auto c) PLANISH_INLINE {
         if constexpr (kBits == 8) V::dot_int8(sum[i * C + c], weights[c], four);
+        else if constexpr (kApart) V::dot_int4(i / R ? second[c] : sum[c], weights[i / R * C + c], four);
         else V::dot_int4(sum[i % R * C + c], weights[i / R * C + c], four);
       });
     });
   }
+  if constexpr (kApart) unroll<C>([&](auto c) PLANISH_INLINE { sum[c] = V::add(sum[c], second[c]); });
 }
 
 // What the sums start from: minus the zero point times the sum of the row's codes.
@@ -38,10 +44,10 @@ PLANISH_INLINE inline void start_sums(typename V::Ints (&sum)[R * C], const Weig
                                       int64_t group, const int32_t* row_sums) {
   const bool stored = kBits == 4 && w.zero;
   unroll<R * C>([&](auto i) PLANISH_INLINE {
-    if (!stored) {
-      constexpr int zero = kBits == 8 ? V::kInt8Zero : 8;
-      // unsigned: 128 times the sum of a long row may wrap, and the products wrap it back
-      sum[i] = V::ints(static_cast<int32_t>(0u - zero * static_cast<uint32_t>(row_sums[i / C])));
+    if (!stored) {  // 8 or 128 times the sum; of a long row it may wrap, and is wrapped back
+      constexpr int shift = kBits == 8 && V::kInt8Zero == 0 ? 0 : kBits == 8 ? 7 : 3;
+      const auto row_sum = V::ints(kBits == 8 && V::kInt8Zero == 0 ? 0 : row_sums[i / C]);
+      sum[i] = V::subtract(V::ints(0), V::template shift_left<shift>(row_sum));
     } else {
       const auto zero = V::widen(w.zero + ((tile + i % C) * w.groups + group) * kTile);
       sum[i] = V::subtract(V::ints(0), V::multiply(zero, V::ints(row_sums[i / C])));
@@ -49,9 +55,12 @@ PLANISH_INLINE inline void start_sums(typename V::Ints (&sum)[R * C], const Weig
   });
 }
 
-template <class V>
+template <class V, bool kStream = false>
 PLANISH_INLINE inline typename V::Floats group_scale(const Weight& w, int64_t tile, int64_t group) {
   const int64_t at = (tile * w.groups + group) * kTile;
+  if constexpr (kStream) {
+    __builtin_prefetch(static_cast<const uint8_t*>(w.scale) + at * (w.half_scale ? 2 : 4) + kScalesAhead);
+  }
   return w.half_scale ? V::load_half(static_cast<const uint16_t*>(w.scale) + at)
                       : V::load(static_cast<const float*>(w.scale) + at);
 }
@@ -115,7 +124,7 @@ void int4_tile(const Weight& w, const Rows& rows, const Output& out, int64_t til
     const int64_t first = g * w.group_blocks, end = first + w.group_blocks;
     add_products<V, 4, P, R, C, kStream>(sum, codes, x, first, end < w.blocks ? end : w.blocks);
     unroll<C>([&](auto c) PLANISH_INLINE {
-      const auto w_scale = group_scale<V>(w, tile + c, g);
+      const auto w_scale = group_scale<V, kStream>(w, tile + c, g);
       unroll<R>([&](auto r) PLANISH_INLINE {
         auto part = V::multiply(V::to_floats(sum[r * C + c]), w_scale);
         if (per_group) part = V::multiply(part, V::floats(scales[g * P + r]));

@@ -36,6 +36,7 @@ namespace planish {
 constexpr int64_t kTile = 16;      // outputs of a tile
 constexpr int64_t kTileBytes = 64;
 constexpr int64_t kRowTile = 8;    // rows that are multiplied together at most
+constexpr int64_t kMostHead = 256; // the widest head of attention
 
 // Rows are taken in blocks of 8, and what is left in blocks of 4, 2 and 1.
 inline int64_t row_tile(int64_t left) {
