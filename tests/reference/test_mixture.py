@@ -48,8 +48,8 @@ def moe_config(loaded, **changes):
     return replace(config, moe=Moe(**{"num_experts": 4, "intermediate_size": 1, **changes}))
 
 
-# Computed by transformers 5.23 (MixtralTopKRouter, Qwen3MoeTopKRouter) for these scores, but for the
-# order of equals, which torch.topk leaves open: here the lowest number comes first
+# Computed by transformers 5.23 (MixtralTopKRouter, Qwen3MoeTopKRouter) for these scores, but for
+# the order of equals, which torch.topk leaves open: here the lowest number comes first
 SCORES = np.log(np.array([[1, 4, 2, 1], [3, 1, 1, 5]], F32))
 
 
