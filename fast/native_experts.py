@@ -17,7 +17,43 @@ import jax.numpy as jnp
 import numpy as np
 
 from fast.native import fields, tiled, weight_arguments
+from reference.layers import Norm
 from reference.linear import Linear
+
+
+def route(
+    x: jax.Array,
+    router: jax.Array,
+    places: int,
+    normalized: bool,
+    norm: Norm | None = None,
+    norm_kind: str = "",
+    eps: float = 0.0,
+    isa: str = "",
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """norm(x) [R, K], and each row's shares and experts [R, P], for a few rows x [R, K].
+
+    router float32 [E, K]; as reference.model.route: a softmax over all, then the largest.
+    """
+    found = (None, None) if norm is None else (norm.weight, norm.bias)
+    shape = x.shape[0], places
+    shapes = [
+        jax.ShapeDtypeStruct(x.shape, jnp.float32),
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        jax.ShapeDtypeStruct(shape, jnp.int32),
+    ]
+    n, shares, chosen = jax.ffi.ffi_call("planish_route", shapes)(
+        x,
+        *(array for array in found if array is not None),
+        router,
+        isa=isa,
+        norm=norm_kind if norm is not None else "",
+        eps=np.float32(eps),
+        norm_weight=found[0] is not None,
+        norm_bias=found[1] is not None,
+        normalized=normalized,
+    )
+    return n, shares, chosen
 
 
 def expert_linears(

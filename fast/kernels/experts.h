@@ -1,9 +1,33 @@
-// The outputs of a row's experts added up by their shares.
+// A row's scores by the router, and the outputs of its experts added up by their shares.
 #pragma once
 
 #include "kernels.h"
+#include "unroll.h"
 
 namespace planish::PLANISH_ISA {
+
+// y[n] = sum_k x[k] w[n, k] of outputs first..last, floats; x is padded to a multiple of 16.
+template <class V>
+void score(const float* x, const float* w, int64_t inputs, int64_t first, int64_t last, float* y) {
+  for (int64_t n = first; n < last; ++n) {
+    const float* row = w + n * inputs;
+    typename V::Floats sums[4];
+    unroll<4>([&](auto i) PLANISH_INLINE { sums[i] = V::floats(0.0f); });
+    int64_t k = 0;
+    for (; k + 4 * kTile <= inputs; k += 4 * kTile) {
+      unroll<4>([&](auto i) PLANISH_INLINE {
+        const int64_t at = k + i * kTile;
+        sums[i] = V::fma(V::load(x + at), V::load(row + at), sums[i]);
+      });
+    }
+    for (; k < inputs; k += kTile) {
+      const int64_t left = inputs - k;
+      const auto weight = left >= kTile ? V::load(row + k) : V::load_part(row + k, left);
+      sums[0] = V::fma(V::load(x + k), weight, sums[0]);
+    }
+    y[n] = V::sum(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
+  }
+}
 
 // y = residual + ((0 + shares[0] * parts[0]) + shares[1] * parts[1] ..), `count` columns.
 template <class V>

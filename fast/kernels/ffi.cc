@@ -11,6 +11,7 @@
 #include "ffi_buffers.h"
 #include "ffi_experts.h"
 #include "ffi_linears.h"
+#include "ffi_route.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "sample.h"
@@ -95,6 +96,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_linears, linears,
                                   .Attr<bool>("residual")
                                   .Attr<int64_t>("sequences")
                                   .Attr<ffi::Span<const int64_t>>("linears")
+                                  .RemainingArgs()
+                                  .RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_route, route,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<std::string_view>("isa")
+                                  .Attr<std::string_view>("norm")
+                                  .Attr<float>("eps")
+                                  .Attr<bool>("norm_weight")
+                                  .Attr<bool>("norm_bias")
+                                  .Attr<bool>("normalized")
                                   .RemainingArgs()
                                   .RemainingRets());
 

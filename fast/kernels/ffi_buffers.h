@@ -83,6 +83,14 @@ class Reader {
     if (!found.has_value() || !check(name, **found, {type}, size)) return nullptr;
     return static_cast<T*>((*found)->untyped_data());
   }
+  // A result of a type and of any size.
+  ffi::AnyBuffer* next_result(const char* name, ffi::DataType type) {
+    if (result_ >= results_.size()) return fail(std::string(name) + " is missing");
+    auto found = results_.get<ffi::AnyBuffer>(result_++);
+    if (!found.has_value()) return fail(std::string(name) + " cannot be written");
+    kept_.push_back(std::make_unique<ffi::AnyBuffer>(**found));
+    return check(name, *kept_.back(), {type}, -1) ? kept_.back().get() : nullptr;
+  }
   ffi::AnyBuffer* fail(std::string message) {
     if (message_.empty()) message_ = std::move(message);
     return nullptr;

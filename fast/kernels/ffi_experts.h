@@ -6,6 +6,7 @@
 // takes grouped rows and adds up what a row's experts gave by their shares, in their order.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -100,7 +101,9 @@ inline Weight weight_of(Weight w, int64_t expert) {
   return w;
 }
 
+// A single row that all its experts read alike is prepared once.
 inline Rows rows_of(Rows rows, const Group& group) {
+  if (rows.rows == 1) return rows;
   const int64_t inputs = group.first * rows.steps * 4;
   if (rows.floats) rows.floats += inputs;
   if (rows.codes) rows.codes += inputs;
@@ -123,8 +126,9 @@ void shared(ffi::ThreadPool& pool, int64_t units, int64_t floats, Body&& body) {
 // Each grouped row's largest -> one scale for each expert's rows of each sequence (SPEC 2).
 inline void make_scales(const Choice& choice, std::vector<float>& scales) {
   const int64_t each = choice.rows / choice.sequences;
+  const int64_t count = scales.size();
   for (const Group& group : choice.groups) {
-    const int64_t last = group.first + group.count;
+    const int64_t last = std::min(group.first + group.count, count);
     for (int64_t j = group.first, end; j < last; j = end) {
       float largest = 0.0f;
       const int64_t sequence = choice.row[j] / each;
@@ -142,27 +146,27 @@ inline void make_scales(const Choice& choice, std::vector<float>& scales) {
 inline void prepare_experts(const Kernels& kernels, ffi::ThreadPool& pool, const Choice& choice,
                             const float* x, int64_t k, bool grouped, const Rows& rows,
                             const float* given) {
-  const int64_t pairs = choice.row.size();
+  const int64_t count = rows.rows;
   const auto source = [&](int64_t j, int64_t row) {  // whose row `row` is the grouped row j
     const int64_t from = grouped ? j : choice.row[j];
     return Source{x + (from - row) * k, Norm::kNone, nullptr, nullptr, 0.0f, k};
   };
   std::vector<float> scales;
   if (rows.granularity == Granularity::kGiven && !given) {
-    scales = std::vector<float>(pairs);
-    shared(pool, pairs, pairs * k, [&](int64_t j) {
+    scales = std::vector<float>(count);
+    shared(pool, count, count * k, [&](int64_t j) {
       scales[j] = kernels.row_absmax(source(j, 0), 0, scratch<float>(4, k + 32));
     });
     make_scales(choice, scales);
   }
   std::vector<Group> tiles;  // of rows
   for (const Group& group : choice.groups) {
-    for (int64_t row = 0; row < group.count; row += kRowTile) {
+    for (int64_t row = 0; row < group.count && group.first < count; row += kRowTile) {
       const int64_t left = group.count - row;
       tiles.push_back({&group - choice.groups.data(), row, left < kRowTile ? left : kRowTile});
     }
   }
-  shared(pool, tiles.size(), pairs * k, [&](int64_t i) {
+  shared(pool, tiles.size(), count * k, [&](int64_t i) {
     const Group& group = choice.groups[tiles[i].expert];
     const Rows own = rows_of(rows, group);
     for (int64_t row = tiles[i].first; row < tiles[i].first + tiles[i].count; ++row) {
@@ -215,7 +219,7 @@ inline void multiply_experts(const Kernels& kernels, ffi::ThreadPool& pool, cons
     linears[g].outputs.push_back({y + group.first * n, nullptr, n, 0});
   }
   Rows any = rows;
-  any.rows = most;
+  any.rows = most;  // decides between few rows and many
   const std::vector<Unit> units = units_of(first, any, false, pool.num_threads());
   team().run(pool, static_cast<int64_t>(units.size()), [&](int64_t i) {
     const size_t g = units[i].linear;
@@ -314,7 +318,8 @@ inline ffi::Error experts(ffi::ThreadPool pool, std::string_view isa, std::strin
   if (!in.good()) return in.error();
   const Choice choice =
       group_rows(call.chosen, shares, call.rows, call.places, sequences, experts);
-  const Rows rows = place_rows(stacks[0], granularity, pairs, k);
+  const bool alike = !last && call.rows == 1 && !given;
+  const Rows rows = place_rows(stacks[0], granularity, alike ? 1 : pairs, k);
   prepare_experts(*call.kernels, pool, choice, call.x, k, last, rows, given);
   float* grouped = last ? scratch<float>(7, pairs * n) : y;
   multiply_experts(*call.kernels, pool, choice, stacks, rows, grouped);

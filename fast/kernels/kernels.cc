@@ -60,6 +60,7 @@ extern "C" const Kernels* planish_kernels() {
       float_tiles<Vector>,
       float_scratch,
       gate<Vector>,
+      score<Vector>,
       weigh<Vector>,
       write_slots<Vector>,
       attend<Vector>,

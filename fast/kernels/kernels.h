@@ -142,6 +142,9 @@ struct Kernels {
   // y = silu(gate) * up of `count` columns, gate and up [rows, stride], y [rows, y_stride].
   void (*gate)(const float* gate, const float* up, int64_t stride, float* y, int64_t y_stride,
                int64_t rows, int64_t count);
+  // y[n] = sum_k x[k] w[n, k] of outputs first..last, in floats; x is padded to a multiple of 16.
+  void (*score)(const float* x, const float* w, int64_t inputs, int64_t first, int64_t last,
+                float* y);
   // y = residual (or nothing) + the sum of shares[e] * parts[e], `count` columns, in their order.
   void (*weigh)(const float* const* parts, const float* shares, int64_t experts,
                 const float* residual, float* y, int64_t count);

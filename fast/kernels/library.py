@@ -22,6 +22,7 @@ from reference.errors import KernelsError
 
 TARGETS = (
     "planish_linears",
+    "planish_route",
     "planish_experts",
     "planish_attention",
     "planish_sample",

@@ -47,7 +47,7 @@ def config(keys: Keys) -> ModelConfig:
 
 
 def layers(keys: Keys, head_dim: int) -> tuple[LayerKind, ...]:
-    """Experts in every so-manieth layer, but for mlp_only_layers; one window for all."""
+    """Experts in one layer of decoder_sparse_step, but for mlp_only_layers; one window for all."""
     step, window = keys.count("decoder_sparse_step", 1), switched_window(keys, 4096)
     plain = () if keys.get("mlp_only_layers") is None else keys.integers("mlp_only_layers")
     sparse = [

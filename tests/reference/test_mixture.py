@@ -48,7 +48,8 @@ def moe_config(loaded, **changes):
     return replace(config, moe=Moe(**{"num_experts": 4, "intermediate_size": 1, **changes}))
 
 
-# Computed by transformers 5.23 (MixtralTopKRouter, Qwen3MoeTopKRouter) for these scores
+# Computed by transformers 5.23 (MixtralTopKRouter, Qwen3MoeTopKRouter) for these scores, but for
+# the order of equals, which torch.topk leaves open: here the lowest number comes first
 SCORES = np.log(np.array([[1, 4, 2, 1], [3, 1, 1, 5]], F32))
 
 
@@ -66,7 +67,7 @@ def test_shares_are_softmaxes_over_all_experts(loaded, normalized, top_k, shares
     config = moe_config(loaded, top_k=top_k, normalized=normalized)
     found, experts = route(config, SCORES)
     assert found == pytest.approx(np.array(shares), rel=1e-6)
-    assert experts.tolist() == chosen  # among equals the lowest number first
+    assert experts.tolist() == chosen
 
 
 def test_an_expert_s_output_is_weighted_by_its_share(loaded):
