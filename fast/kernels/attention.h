@@ -84,26 +84,14 @@ void write_slots(const Attention& a, int64_t first, int64_t last, float* scratch
   }
 }
 
+// scores[r][s] *= scales[s]: of keys behind their products, of values before.
 template <class V>
-void dequantize_slots(const Attention& a, int64_t place, int64_t slot, int64_t slots, float* keys,
-                      float* values) {
-  const int64_t d = a.head_dim;
-  const int8_t* key_codes = static_cast<const int8_t*>(a.keys) + (place * a.slots + slot) * d;
-  const int8_t* value_codes = static_cast<const int8_t*>(a.values) + (place * a.slots + slot) * d;
-  const float* key_scales = a.key_scales + place * a.slots + slot;
-  const float* value_scales = a.value_scales + place * a.slots + slot;
-  for (int64_t s = 0; s < slots; s += kTile, key_codes += kTile * d, keys += kTile * d) {
-    const auto scale = V::load(key_scales + s);
-    for (int64_t i = 0; i < kTile * d; i += kTile) {
-      __builtin_prefetch(key_codes + i + 4096);
-      V::store(keys + i, V::multiply(V::to_floats(V::widen(key_codes + i)), scale));
-    }
-  }
-  for (int64_t s = 0; s < slots; ++s, value_codes += d, values += d) {
-    const auto scale = V::floats(value_scales[s]);
-    __builtin_prefetch(value_codes + 4096);
-    for (int64_t i = 0; i < d; i += kTile) {
-      V::store(values + i, V::multiply(V::to_floats(V::widen(value_codes + i)), scale));
+void scale_slots(float* scores, int64_t rows, const float* scales, int64_t slots) {
+  for (int64_t s = 0; s < slots; s += kTile) {
+    const auto scale = V::load(scales + s);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* place = scores + r * kSlots + s;
+      V::store(place, V::multiply(V::load(place), scale));
     }
   }
 }
@@ -160,12 +148,15 @@ float weigh(float* row, float largest, int64_t slots, const Reach& in) {
 }
 
 // One step: scores of R rows with `slots` slots (a multiple of 16), softmax so far, mixed values.
-template <class V, int R>
-void attend_slots(const Attention& a, const QueryTile& t, const float* q, const float* keys,
-                  const float* values, int64_t slot, int64_t slots, float* scores) {
+// Keys and values are floats, or codes whose scales (of this step's slots) are multiplied in here.
+template <class V, int R, class W>
+void attend_slots(const Attention& a, const QueryTile& t, const float* q, const W* keys,
+                  const W* values, const float* key_scales, const float* value_scales,
+                  int64_t slot, int64_t slots, float* scores) {
   const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
   __builtin_memset(scores, 0, sizeof(float) * R * kSlots);
   float_products<V, R, 1, kMostHead>(q, keys, 16, 16 * d, slots / 16, 64 * d, d, scores, kSlots);
+  if (key_scales) scale_slots<V>(scores, t.count, key_scales, slots);
   Reach in[R];
   for (int64_t r = 0; r < t.count; ++r) {
     const int64_t position = a.positions[t.batch * a.tokens + (t.first + r) / shared];
@@ -191,6 +182,7 @@ void attend_slots(const Attention& a, const QueryTile& t, const float* q, const 
       V::store(mixed + i, V::multiply(V::load(mixed + i), factor));
     }
   }
+  if (value_scales) scale_slots<V>(scores, t.count, value_scales, slots);
   const int64_t written = t.end - slot < slots ? t.end - slot : slots;  // no slot of the past's
   float_products<V, R, 1, kSlots>(scores, values, d, 16, d / 16, 16 * d, written, t.mixed, d);
 }
@@ -201,8 +193,6 @@ void attend_tile(const Attention& a, const QueryTile& t, float* scratch) {
   const int64_t place = t.batch * a.kv_heads + t.head;
   float* q = scratch;                      // [R, 256]
   float* scores = q + R * kMostHead;       // [R, 128]
-  float* keys = scores + R * kSlots;       // [128 / 16, D, 16], INT8 only
-  float* values = keys + kSlots * d;       // [128, D]
   const auto divisor = V::floats(a.divisor);
   for (int64_t r = 0; r < t.count; ++r) {
     const int64_t token = t.batch * a.tokens + (t.first + r) / shared;
@@ -220,13 +210,16 @@ void attend_tile(const Attention& a, const QueryTile& t, float* scratch) {
   for (int64_t slot = t.begin; slot < t.end; slot += kSlots) {
     int64_t slots = (t.end - slot + 15) & ~int64_t{15};
     if (slots > kSlots) slots = kSlots;
+    const int64_t first = place * a.slots + slot;
     if (a.int8) {
-      dequantize_slots<V>(a, place, slot, slots, keys, values);
-      attend_slots<V, R>(a, t, q, keys, values, slot, slots, scores);
+      const int8_t* k = static_cast<const int8_t*>(a.keys) + first * d;
+      const int8_t* v = static_cast<const int8_t*>(a.values) + first * d;
+      const float *ks = a.key_scales + first, *vs = a.value_scales + first;
+      attend_slots<V, R>(a, t, q, k, v, ks, vs, slot, slots, scores);
     } else {
-      const float* k = static_cast<const float*>(a.keys) + (place * a.slots + slot) * d;
-      const float* v = static_cast<const float*>(a.values) + (place * a.slots + slot) * d;
-      attend_slots<V, R>(a, t, q, k, v, slot, slots, scores);
+      const float* k = static_cast<const float*>(a.keys) + first * d;
+      const float* v = static_cast<const float*>(a.values) + first * d;
+      attend_slots<V, R, float>(a, t, q, k, v, nullptr, nullptr, slot, slots, scores);
     }
   }
 }
@@ -240,8 +233,8 @@ void attend(const Attention& a, const QueryTile& t, float* scratch) {
   else attend_tile<V, 1>(a, t, scratch);
 }
 
-inline int64_t attention_scratch(const Attention& a) {
-  return kRowTile * (kMostHead + kSlots) + 2 * kSlots * a.head_dim;
+inline int64_t attention_scratch(const Attention&) {
+  return kRowTile * (kMostHead + kSlots);
 }
 
 // Parts of the same rows over successive slots into one, and divided: the output.
