@@ -16,6 +16,7 @@ import pytest
 from fast import layers, native
 from fast.cache import KEY_SLOTS, append, read, whole_tiles
 from reference.config import Alibi
+from reference.grids import int8_codes, int8_scale
 from reference.layers import attention, causal_mask
 from reference.model import on_int8_grid
 from reference.rope import Rope, rotate, rotations
@@ -121,18 +122,23 @@ def expected(case: Case, row: Row, start: int) -> np.ndarray:
 def cache_of(case: Case, rows: list[Row]) -> tuple[jax.Array, ...]:
     """Keys and values [B, K, S, Hd] of what each row has in the cache, stale behind it."""
     shape = len(rows), case.kv_heads, case.slots, case.head_dim
-    empty = tuple(jnp.zeros(shape, jnp.int8 if case.int8 else jnp.float32) for _ in range(2))
-    if case.int8:
-        empty += tuple(jnp.zeros(shape[:3]) for _ in range(2))
-    past = [np.array(array) for array in empty]
+    past = [np.full(shape, 99 if case.int8 else STALE, np.int8 if case.int8 else np.float32)] * 2
+    past += [np.full(shape[:3], STALE, np.float32)] * 2 if case.int8 else []
+    past = [array.copy() for array in past]
     for index, (row, start) in enumerate(zip(rows, case.starts, strict=True)):
-        single = tuple(array[:1] for array in empty)
-        k, v = (jnp.asarray(x[None, :start]) for x in (turned(case, row.k, 0), row.v))
-        written = single if start == 0 else append(single, k, v, jnp.zeros((1, start), jnp.int32))
-        for array, part in zip(past, written, strict=True):
-            array[index] = part[0]
-            array[index, :, start:] = 99 if array.dtype == np.int8 else STALE
-    return tuple(jnp.asarray(array) for array in past)
+        for array, part in zip(past, written(case, row, start), strict=True):
+            array[index, :, :start] = part.swapaxes(0, 1)
+    return tuple(map(jnp.asarray, past))
+
+
+def written(case: Case, row: Row, count: int) -> list[np.ndarray]:
+    """The first tokens' keys and values [T, K, Hd], and their scales [T, K]."""
+    floats = [turned(case, row.k, 0)[:count], row.v[:count]]
+    if not case.int8:
+        return floats
+    scales = [int8_scale(np.abs(x).max(axis=-1, keepdims=True)) for x in floats]
+    codes = [int8_codes(x, scale) for x, scale in zip(floats, scales, strict=True)]
+    return [*codes, *(scale[..., 0] for scale in scales)]
 
 
 def in_tiles(past: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -157,13 +163,16 @@ def inputs(case: Case, rows: list[Row]) -> tuple[jax.Array, ...]:
 
 def portable(case: Case, rows: list[Row]) -> np.ndarray:
     """As fast/model.py does it."""
-    q, k, v, positions = inputs(case, rows)
-    q, k, v = (x.reshape(*x.shape[:2], -1, case.head_dim) for x in (q, k, v))
-    if case.rope is not None:
-        cos, sin = (jnp.asarray(x)[positions] for x in tables(case))
-        q, k = (layers.rotate(x, cos, sin, case.rope) for x in (q, k))
-    past = append(cache_of(case, rows), k, v, positions)
-    return np.asarray(layers.attention(q, *read(past), positions, case.divisor, **case.options))
+
+    def attend(q, k, v, positions, past):
+        q, k, v = (x.reshape(*x.shape[:2], -1, case.head_dim) for x in (q, k, v))
+        if case.rope is not None:
+            cos, sin = (jnp.asarray(x)[positions] for x in tables(case))
+            q, k = (layers.rotate(x, cos, sin, case.rope) for x in (q, k))
+        past = append(past, k, v, positions)
+        return layers.attention(q, *read(past), positions, case.divisor, **case.options)
+
+    return np.asarray(jax.jit(attend)(*inputs(case, rows), cache_of(case, rows)))
 
 
 def natively(case: Case, rows: list[Row], isa: str) -> np.ndarray:
@@ -207,6 +216,16 @@ def test_a_prompt_that_is_taken_in_parts_is_the_same(monkeypatch, name):
     whole = portable(case, rows)
     monkeypatch.setattr(layers, "SCORES", 4 * len(rows) * case.heads * case.slots)  # 4 + 4 + 1
     np.testing.assert_allclose(portable(case, rows), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_context():
+    """All scores of this prompt's last chunk at once would be 4 GiB."""
+    q = jax.ShapeDtypeStruct((1, 512, 32, 64), jnp.float32)
+    slots = jax.ShapeDtypeStruct((1, 8, 65536, 64), jnp.float32)
+    positions = jax.ShapeDtypeStruct((1, 512), jnp.int32)
+    compute = jax.jit(lambda q, k, v, positions: layers.attention(q, k, v, positions, 8.0))
+    compiled = compute.lower(q, slots, slots, positions).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**29
 
 
 def test_options_change_the_result():

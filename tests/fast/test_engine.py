@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+import reference.model
 from fast import engine as fast_engine
 from fast.engine import Engine, chunk_size, slot_count
 from fast.weights import place_linear
-from reference.checkpoint import Checkpoint, load_block, open_checkpoint
+from reference.checkpoint import Checkpoint, load_block, load_weights, open_checkpoint
 from reference.engine import Engine as ReferenceEngine
 from reference.errors import PromptError, SamplingError
 from reference.generate import Stop
@@ -61,33 +62,56 @@ def generated(engine, prompts, stop, sampling=Sampling()) -> dict[int, list[int]
     return rows
 
 
+def near(found: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(np.abs(found - expected).max() < 2e-5 * np.ptp(expected))
+
+
 @pytest.mark.parametrize("name", GOLDENS)
 def test_logits_equal_those_of_transformers(name, make_engine):
     golden = np.load(GOLDEN / name / "golden.npz")
     engine = make_engine(open_checkpoint(GOLDEN / name))
-    for found, expected in (
-        (engine.forward(golden["tokens_short"].tolist()), golden["logits_short"]),
-        (
-            engine.forward(golden["tokens_long"].tolist())[golden["positions_long"]],
-            golden["logits_long"],
-        ),
-    ):
-        assert np.abs(found - expected).max() < 2e-5 * np.ptp(expected)
+    found = engine.forward(golden["tokens_long"].tolist())
+    assert near(found[golden["positions_long"]], golden["logits_long"])
 
 
 def test_there_are_goldens():
-    assert len(GOLDENS) >= 9
+    assert len(GOLDENS) >= 60
 
 
-@pytest.mark.parametrize("name", ["llama-tied-grouped", "opt-350m-form"])
-def test_a_batch_of_different_lengths_equals_transformers(name, make_engine):
+@pytest.mark.parametrize("name", GOLDENS)
+def test_a_batch_equals_transformers_and_goes_on_as_the_reference(name, make_engine):
+    golden, checkpoint = np.load(GOLDEN / name / "golden.npz"), open_checkpoint(GOLDEN / name)
+    engine, config, weights = make_engine(checkpoint), checkpoint.config, load_weights(checkpoint)
+    prompts = [golden[key].tolist() for key in ("tokens_short", "batch_tokens_1", "batch_tokens_2")]
+    ends = golden["logits_short"][-1], golden["batch_logits_1"], golden["batch_logits_2"]
+    logits, cache = engine.prefill_batch(prompts, Stop(3))
+    pasts = [reference.model.prefill(config, weights, prompt)[1] for prompt in prompts]
+    assert all(map(near, logits, ends))
+    for step, token in enumerate(golden["tokens_short"][:2]):
+        positions = np.array([len(prompt) + step for prompt in prompts])
+        logits, cache = engine.decode_step(np.full(3, token), positions, cache)
+        for row, past in enumerate(pasts):
+            expected, pasts[row] = reference.model.decode_step(config, weights, token, past)
+            assert near(logits[row], expected)
+
+
+BY_LENGTH = {"llama-dynamic-rope": 128, "phi3-longrope-partial": 64}  # where other angles begin
+
+
+@pytest.mark.parametrize("name", BY_LENGTH)
+def test_positions_that_depend_on_the_length_change_while_tokens_come(name, make_engine):
+    checkpoint, prompts = open_checkpoint(GOLDEN / name), [tokens(BY_LENGTH[name] - 5), tokens(9)]
+    found = generated(make_engine(checkpoint), prompts, Stop(12, ignore_eos=True))
+    expected = generated(ReferenceEngine(checkpoint), prompts, Stop(12, ignore_eos=True))
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", BY_LENGTH)
+def test_positions_of_a_prompt_in_chunks_depend_on_its_whole_length(name, monkeypatch):
     golden = np.load(GOLDEN / name / "golden.npz")
-    engine = make_engine(open_checkpoint(GOLDEN / name))
-    prompts = [golden[f"batch_tokens_{row}"].tolist() for row in range(3)]
-    logits, _ = engine.prefill_batch(prompts, Stop(1))
-    for row in range(3):
-        expected = golden[f"batch_logits_{row}"]
-        assert np.abs(logits[row] - expected).max() < 2e-5 * np.ptp(expected)
+    monkeypatch.setattr(fast_engine, "PREFILL_CHUNK", 128)
+    found = Engine(open_checkpoint(GOLDEN / name)).forward(golden["tokens_long"].tolist())
+    assert near(found[golden["positions_long"]], golden["logits_long"])
 
 
 def test_prefill_and_decode_equal_forward(llama):
