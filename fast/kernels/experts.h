@@ -1,6 +1,7 @@
 // A row's scores by the router, and the outputs of its experts added up by their shares.
 #pragma once
 
+#include "integer_linear.h"
 #include "kernels.h"
 #include "unroll.h"
 
@@ -17,6 +18,7 @@ void score(const float* x, const float* w, int64_t inputs, int64_t first, int64_
     for (; k + 4 * kTile <= inputs; k += 4 * kTile) {
       unroll<4>([&](auto i) PLANISH_INLINE {
         const int64_t at = k + i * kTile;
+        __builtin_prefetch(reinterpret_cast<const uint8_t*>(row + at) + kAhead);
         sums[i] = V::fma(V::load(x + at), V::load(row + at), sums[i]);
       });
     }

@@ -56,41 +56,7 @@ inline Choice group_rows(const int32_t* chosen, const float* shares, int64_t row
   return c;
 }
 
-// Weights of all experts, one behind the other: the first one's, after the sizes were checked.
-inline Weight read_stack(Reader& in, const int64_t* field, int64_t k, int64_t experts) {
-  Weight w = {};
-  w.bits = static_cast<int>(field[0]);
-  w.outputs = field[1];
-  if ((w.bits != 8 && w.bits != 4) || w.outputs < 1) {
-    in.fail("a weight must have 8 or 4 bits and at least one output");
-    return w;
-  }
-  const int64_t tiles = ceil_div(w.outputs, kTile), width = 32 / w.bits;
-  const int64_t group = w.bits == 8 || field[2] < 1 ? k : field[2];
-  w.blocks = ceil_div(k, width);
-  w.groups = ceil_div(k, group);
-  w.group_blocks = ceil_div(group, width);
-  if (w.groups > 1 && group % 32 != 0) in.fail("a group must be a multiple of 32 inputs");
-  const auto code_type = w.bits == 8 ? ffi::DataType::S8 : ffi::DataType::U8;
-  const int64_t beside = experts * tiles * w.groups * kTile;
-  w.codes = in.data<uint8_t>("codes", code_type, experts * tiles * w.blocks * kTileBytes);
-  ffi::AnyBuffer* scale = w.bits == 8 ? in.next("scale", {ffi::DataType::F32}, -1)
-                                      : in.next("scale", {ffi::DataType::F16, ffi::DataType::F32},
-                                                beside);
-  if (!scale) return w;
-  w.scale = scale->untyped_data();
-  w.half_scale = scale->element_type() == ffi::DataType::F16;
-  const int64_t count = static_cast<int64_t>(scale->element_count());
-  w.one_scale = w.bits == 8 && count == experts;
-  if (w.bits == 8 && !w.one_scale && count != experts * w.outputs) {
-    in.fail("scale is " + shape_text(*scale) + ", expected 1 or " + std::to_string(w.outputs) +
-            " for each of " + std::to_string(experts) + " experts");
-  }
-  if (w.bits == 4 && field[3]) w.zero = in.data<uint8_t>("zero_point", ffi::DataType::U8, beside);
-  if (field[4]) w.bias = in.data<float>("bias", ffi::DataType::F32, experts * w.outputs);
-  return w;
-}
-
+// One expert's weight of those that lie one behind the other.
 inline Weight weight_of(Weight w, int64_t expert) {
   const int64_t tiles = ceil_div(w.outputs, kTile), beside = tiles * w.groups * kTile;
   const int64_t scales = w.bits == 4 ? beside : w.one_scale ? 1 : w.outputs;
@@ -177,33 +143,6 @@ inline void prepare_experts(const Kernels& kernels, ffi::ThreadPool& pool, const
   });
 }
 
-// One unit of a linear, or of gate and up.
-inline void multiply_unit(const Kernels& kernels, const Linears& linears, const Rows& rows,
-                          bool gated, const Unit& unit) {
-  const bool floats = rows.granularity == Granularity::kFloat;
-  const auto compute = [&](const Weight& w, const Output& out) {
-    if (floats) {
-      float* memory = scratch<float>(5, kernels.float_scratch(rows));
-      kernels.float_tiles(w, rows, out, unit.tile, unit.count, memory);
-    } else {
-      kernels.integer_tiles(w, rows, out, unit.tile, unit.count);
-    }
-  };
-  const Weight& w = linears.weights[0];
-  const Output& out = linears.outputs[0];
-  if (!gated) {
-    compute(w, out);
-    return;
-  }
-  const int64_t first = unit.tile * kTile, wide = unit.count * kTile;
-  const int64_t count = w.outputs - first < wide ? w.outputs - first : wide;
-  float* both = scratch<float>(6, 2 * rows.rows * wide);
-  float* up = both + rows.rows * wide;
-  compute(w, {both, nullptr, wide, first});
-  compute(linears.weights[1], {up, nullptr, wide, first});
-  kernels.gate(both, up, wide, out.y + first, out.stride, rows.rows, count);
-}
-
 // y [grouped rows, N], one linear's or silu(gate) * up; all threads share the experts' tiles.
 inline void multiply_experts(const Kernels& kernels, ffi::ThreadPool& pool, const Choice& choice,
                              const std::vector<Weight>& stacks, const Rows& rows, float* y) {
@@ -223,8 +162,9 @@ inline void multiply_experts(const Kernels& kernels, ffi::ThreadPool& pool, cons
   const std::vector<Unit> units = units_of(first, any, false, pool.num_threads());
   team().run(pool, static_cast<int64_t>(units.size()), [&](int64_t i) {
     const size_t g = units[i].linear;
+    const Unit unit = {0, units[i].tile, units[i].count};
     const Rows own = rows_of(rows, choice.groups[g]);
-    multiply_unit(kernels, linears[g], own, stacks.size() == 2, units[i]);
+    multiply_unit(kernels, linears[g], own, stacks.size() == 2, unit);
   });
 }
 
@@ -302,7 +242,7 @@ inline ffi::Error experts(ffi::ThreadPool pool, std::string_view isa, std::strin
   }
   std::vector<Weight> stacks;
   for (int64_t i = 0; i < count && in.good(); ++i) {
-    stacks.push_back(read_stack(in, fields.begin() + i * kLinearFields, k, experts));
+    stacks.push_back(read_weight(in, fields.begin() + i * kLinearFields, k, experts));
   }
   if (in.good() && count == 2 &&
       (stacks[0].outputs != stacks[1].outputs || stacks[0].groups != stacks[1].groups ||

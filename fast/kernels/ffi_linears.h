@@ -18,7 +18,8 @@ struct Linears {
   std::vector<Output> outputs;
 };
 
-inline Weight read_weight(Reader& in, const int64_t* field, int64_t k) {
+// One weight, or those of `experts` experts one behind the other: then it is the first one's.
+inline Weight read_weight(Reader& in, const int64_t* field, int64_t k, int64_t experts = 1) {
   Weight w = {};
   w.bits = static_cast<int>(field[0]);
   w.outputs = field[1];
@@ -33,25 +34,26 @@ inline Weight read_weight(Reader& in, const int64_t* field, int64_t k) {
   w.group_blocks = ceil_div(group, width);
   if (w.groups > 1 && group % 32 != 0) in.fail("a group must be a multiple of 32 inputs");
   const auto code_type = w.bits == 8 ? ffi::DataType::S8 : ffi::DataType::U8;
-  w.codes = in.data<uint8_t>("codes", code_type, tiles * w.blocks * kTileBytes);
+  const int64_t beside = experts * tiles * w.groups * kTile;
+  w.codes = in.data<uint8_t>("codes", code_type, experts * tiles * w.blocks * kTileBytes);
   if (w.bits == 8) {
     ffi::AnyBuffer* scale = in.next("scale", {ffi::DataType::F32}, -1);
     if (!scale) return w;
     const int64_t count = static_cast<int64_t>(scale->element_count());
-    if (count != 1 && count != w.outputs) {
-      in.fail("scale is " + shape_text(*scale) + ", expected 1 or " + std::to_string(w.outputs));
+    if (count != experts && count != experts * w.outputs) {
+      in.fail("scale is " + shape_text(*scale) + ", expected " + std::to_string(experts) + " or " +
+              std::to_string(experts * w.outputs));
     }
-    w.one_scale = count == 1;
+    w.one_scale = count == experts;
     w.scale = scale->untyped_data();
   } else {
-    ffi::AnyBuffer* scale = in.next("scale", {ffi::DataType::F16, ffi::DataType::F32},
-                                    tiles * w.groups * kTile);
+    ffi::AnyBuffer* scale = in.next("scale", {ffi::DataType::F16, ffi::DataType::F32}, beside);
     if (!scale) return w;
     w.half_scale = scale->element_type() == ffi::DataType::F16;
     w.scale = scale->untyped_data();
-    if (field[3]) w.zero = in.data<uint8_t>("zero_point", ffi::DataType::U8, tiles * w.groups * kTile);
+    if (field[3]) w.zero = in.data<uint8_t>("zero_point", ffi::DataType::U8, beside);
   }
-  if (field[4]) w.bias = in.data<float>("bias", ffi::DataType::F32, w.outputs);
+  if (field[4]) w.bias = in.data<float>("bias", ffi::DataType::F32, experts * w.outputs);
   return w;
 }
 
@@ -141,33 +143,38 @@ inline std::vector<Unit> units_of(const Linears& linears, const Rows& rows, bool
   return units;
 }
 
-inline void multiply(const Kernels& kernels, ffi::ThreadPool& pool, const Linears& linears,
-              const Rows& rows, bool gated) {
+// One unit of a linear, or of gate and up together.
+inline void multiply_unit(const Kernels& kernels, const Linears& linears, const Rows& rows,
+                          bool gated, const Unit& unit) {
   const bool floats = rows.granularity == Granularity::kFloat;
-  const int64_t memory = floats ? kernels.float_scratch(rows) : 0;
-  auto compute = [&](const Weight& w, const Output& out, const Unit& unit) {
+  const auto compute = [&](const Weight& w, const Output& out) {
     if (floats) {
-      kernels.float_tiles(w, rows, out, unit.tile, unit.count, scratch<float>(5, memory));
+      float* memory = scratch<float>(5, kernels.float_scratch(rows));
+      kernels.float_tiles(w, rows, out, unit.tile, unit.count, memory);
     } else {
       kernels.integer_tiles(w, rows, out, unit.tile, unit.count);
     }
   };
+  const Weight& w = linears.weights[unit.linear];
+  const Output& out = linears.outputs[unit.linear];
+  if (!gated) {
+    compute(w, out);
+    return;
+  }
+  const int64_t first = unit.tile * kTile, wide = unit.count * kTile;
+  const int64_t count = w.outputs - first < wide ? w.outputs - first : wide;
+  float* both = scratch<float>(6, 2 * rows.rows * wide);
+  float* up = both + rows.rows * wide;
+  compute(w, {both, nullptr, wide, first});
+  compute(linears.weights[1], {up, nullptr, wide, first});
+  kernels.gate(both, up, wide, out.y + first, out.stride, rows.rows, count);
+}
+
+inline void multiply(const Kernels& kernels, ffi::ThreadPool& pool, const Linears& linears,
+                     const Rows& rows, bool gated) {
   const std::vector<Unit> units = units_of(linears, rows, gated, pool.num_threads());
   team().run(pool, static_cast<int64_t>(units.size()), [&](int64_t i) {
-    const Unit& unit = units[i];
-    const Weight& w = linears.weights[unit.linear];
-    const Output& out = linears.outputs[unit.linear];
-    if (!gated) {
-      compute(w, out, unit);
-      return;
-    }
-    const int64_t first = unit.tile * kTile, wide = unit.count * kTile;
-    const int64_t count = w.outputs - first < wide ? w.outputs - first : wide;
-    float* both = scratch<float>(6, 2 * rows.rows * wide);
-    float* up = both + rows.rows * wide;
-    compute(w, {both, nullptr, wide, first}, unit);
-    compute(linears.weights[1], {up, nullptr, wide, first}, unit);
-    kernels.gate(both, up, wide, out.y + first, out.stride, rows.rows, count);
+    multiply_unit(kernels, linears, rows, gated, units[i]);
   });
 }
 
