@@ -213,13 +213,13 @@ def stored_bytes(checkpoint: Checkpoint, names: Iterable[str]) -> int:
 
 def expert_names(checkpoint: Checkpoint) -> set[str]:
     """The tensors that hold experts, one each or all of a layer together."""
-    prefixes: set[str] = set()
-    for layer, kind in enumerate(checkpoint.config.layers):
-        parts = block_shapes(checkpoint.config, layer) if kind.experts else {}
-        for part in parts:
-            general, expert = split_expert(part)
-            if expert is not None:
-                prefixes |= {checkpoint.prefix(name, layer) for name in (general, part)}
+    config = checkpoint.config
+    prefixes = {
+        checkpoint.stored(part, layer)
+        for layer in range(config.num_layers)
+        for part in block_shapes(config, layer)
+        if split_expert(part)[1] is not None
+    }
     return {name for name in checkpoint.entries if name.rpartition(".")[0] in prefixes}
 
 

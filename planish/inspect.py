@@ -56,7 +56,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "model": str(checkpoint.path),
         "architecture": checkpoint.architecture.model_type,
-        "config": asdict(checkpoint.config),
+        "config": asdict(checkpoint.config) | {"num_layers": checkpoint.config.num_layers},
         "quantization": checkpoint.quantization,
         "layout": checkpoint.layout,
         "parameters": parameters(checkpoint),
@@ -68,12 +68,12 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def linear_weights(checkpoint: Checkpoint) -> dict[str, int]:
-    """Prefix -> number of weights of every linear inside the blocks."""
-    return {
-        checkpoint.prefix(part, layer): math.prod(shape)
-        for layer in range(checkpoint.config.num_layers)
-        for part, (shape, _) in block_shapes(checkpoint.config).items()
-    }
+    """Prefix in the files -> number of weights of the linears inside the blocks that lie there."""
+    weights: Counter[str] = Counter()
+    for layer in range(checkpoint.config.num_layers):
+        for part, (shape, _) in block_shapes(checkpoint.config, layer).items():
+            weights[checkpoint.stored(part, layer)] += math.prod(shape)
+    return weights
 
 
 def parameters(checkpoint: Checkpoint) -> int:
@@ -114,6 +114,11 @@ def as_text(facts: dict[str, Any]) -> str:
         f" {config['num_kv_heads']} key-value heads, vocabulary {config['vocab_size']},"
         f" {config['max_positions']} positions"
     )
+    if moe := config["moe"]:
+        lines.append(
+            f"  {moe['num_experts']} experts of width {moe['intermediate_size']} in a layer,"
+            f" {moe['top_k']} for each token"
+        )
     quantization = facts["quantization"]
     if quantization is None:
         lines.append("  not quantized")
@@ -136,8 +141,8 @@ def grouped_lines(tensors: dict[str, Any]) -> list[str]:
     for name, facts in tensors.items():
         generic = ".".join("{i}" if part.isdigit() else part for part in name.split("."))
         groups[generic, facts["scheme"], str(facts["shape"])] += 1
-    width = max(len(name) for name, _, _ in groups)
+    width, wide = (max(len(group[i]) for group in groups) for i in (0, 2))
     return [
-        f"  {name:{width}}  {words:24} {shape:16}" + (f" x {count}" if count > 1 else "")
+        f"  {name:{width}}  {words:24} {shape:{wide}}" + (f" x {count}" if count > 1 else "")
         for (name, words, shape), count in groups.items()
     ]

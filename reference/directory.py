@@ -79,6 +79,14 @@ class Checkpoint:
             return False
         return f"{self.prefix('experts.up', layer)}.weight_scale" in self.entries
 
+    def stored(self, part: str, layer: int | None = None) -> str:
+        """The tensor-name prefix under which this directory has a linear, perhaps with others."""
+        general, expert = split_expert(part)
+        if expert is not None and layer is not None and self.stacked(layer):
+            return self.prefix(general, layer)
+        own = self.prefix(part, layer)
+        return own if f"{own}.weight" in self.entries else self.source(part, layer).name
+
     @cached_property
     def left_off(self) -> str:
         """The start of the architecture's names that this directory leaves off."""
