@@ -1,0 +1,34 @@
+"""Every golden with quantized weights through the kernels: the same graph, other linears.
+
+Weight-only recipes: no activation has a code that could flip, so logits are as near to the
+reference's as those of float weights.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fast.engine import Engine
+from reference.checkpoint import open_checkpoint
+from reference.engine import Engine as ReferenceEngine
+from reference.quantize import quantize_checkpoint
+from reference.recipes import recipe
+from reference.writer import CheckpointWriter
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDENS = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
+
+
+@pytest.mark.parametrize(
+    "chosen", [recipe("W8A16"), recipe("W4A16", group_size=32)], ids=["W8A16", "W4A16"]
+)
+@pytest.mark.parametrize("name", GOLDENS)
+def test_quantized_weights_give_the_references_logits(name, chosen, kernels, tmp_path):
+    with CheckpointWriter(tmp_path / "quantized", GOLDEN / name) as writer:
+        quantize_checkpoint(open_checkpoint(GOLDEN / name), writer, chosen)
+    checkpoint = open_checkpoint(tmp_path / "quantized")
+    prompt = np.load(GOLDEN / name / "golden.npz")["batch_tokens_1"].tolist()
+    found = Engine(checkpoint, native=True).forward(prompt)
+    expected = ReferenceEngine(checkpoint).forward(prompt)
+    assert np.abs(found - expected).max() < 2e-5 * np.ptp(expected)
