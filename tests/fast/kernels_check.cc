@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "check_attention.h"
+#include "check_experts.h"
 #include "check_linears.h"
 
 extern "C" const planish::Kernels* planish_kernels();
@@ -65,6 +66,8 @@ void check_all(const Kernels& kernels, Pool& pool, int rounds, unsigned seed) {
     check_gate(kernels, random);
     check_norm(kernels, random);
     check_attention(kernels, pool, random);
+    check_score(kernels, random);
+    check_weigh(kernels, random);
     check_argmax(kernels, random);
     check_nan(kernels, random);
     for (int i = 0; i < 10; ++i) check_team(pool, random);

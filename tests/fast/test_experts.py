@@ -21,8 +21,7 @@ from fast import native_experts
 from fast.weights import place_block
 from reference.block import Experts, Mlp
 from reference.config import Moe
-from reference.layers import Norm, normalize
-from reference.linear import Linear, TiledWeight, linear
+from reference.linear import Linear, QuantizedWeight, TiledWeight, linear
 from reference.recipes import recipe
 from reference.rtn import quantize_linear
 from reference.stack import Stack, linear_of, together
@@ -111,10 +110,14 @@ def placed(experts: Experts, native: bool):
 
 
 def in_tiles(mlp: Mlp) -> Mlp:
-    parts = {name: getattr(mlp, name) for name in ("gate", "up", "down")}
-    return Mlp(
-        **{n: x and replace(x, weight=tile(x.weight)) for n, x in parts.items()}  # type: ignore
-    )
+    """An MLP's quantized weights in tiles; floats are XLA's in both forms."""
+
+    def tiled(layer: Linear | None) -> Linear | None:
+        if layer is None or not isinstance(layer.weight, QuantizedWeight):
+            return layer
+        return replace(layer, weight=tile(layer.weight))
+
+    return Mlp(tiled(mlp.gate), tiled(mlp.up), tiled(mlp.down))
 
 
 def expected(config, experts: Experts, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
@@ -131,8 +134,6 @@ def found(config, experts, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_mixture_is_the_references(kernels, name, case, native):
-    if native and name == "float":
-        pytest.skip("float experts are XLA's in both forms")
     rng = np.random.default_rng(sum(map(ord, name)) + case.tokens)
     experts, x = random_experts(name, rng), random_rows(case, rng)
     residual = rng.standard_normal(x.shape).astype(np.float32)
@@ -168,52 +169,6 @@ def test_the_kernels_linears_of_experts_are_the_references_bit_for_bit(kernels, 
         ):
             y[row] += shares[row, place] * part
         np.testing.assert_array_equal(found, residual + y, err_msg=isa)
-
-
-@pytest.mark.parametrize("norm", [None, "rms_norm", "layer_norm"])
-@pytest.mark.parametrize("normalized", [True, False])
-@pytest.mark.parametrize(("rows", "width", "count", "places"), [(1, 75, 6, 2), (5, 300, 129, 8)])
-def test_the_kernel_routes_as_the_reference(kernels, rows, width, count, places, normalized, norm):
-    rng = np.random.default_rng(rows)
-    x = rng.standard_normal((rows, width)).astype(np.float32)
-    router = rng.standard_normal((count, width)).astype(np.float32)
-    router[count // 2 :] = router[: count - count // 2]  # equals: the lowest index comes first
-    config = config_of(normalized=normalized)
-    config.moe, config.norm = replace(config.moe, top_k=places), norm or "rms_norm"
-    scale, bias = rng.uniform(0.5, 1.5, (2, width)).astype(np.float32)
-    weights = Norm(scale, bias if norm == "layer_norm" else None) if norm else None
-    wanted = normalize(x, weights, config)
-    shares, chosen = reference.model.route(config, linear(wanted, Linear(router)))
-    for isa in kernels:
-        found = native_experts.route(x, router, places, normalized, weights, norm or "", 1e-5, isa)
-        for array, expected in zip(found, (wanted, shares, chosen), strict=True):
-            np.testing.assert_allclose(array, expected, rtol=2e-5, atol=2e-6, err_msg=isa)
-
-
-REFUSED_ROUTES = {
-    "a router of other inputs": ({"router": np.ones((6, 5), np.float32)}, "router is [6, 5]"),
-    "more places than experts": ({"places": 7}, "shares are [3, 7], expected [3, 1 to 6]"),
-    "rows of another type": ({"x": np.ones((3, 75), np.int32)}, "x has a type"),
-    "a norm of other inputs": (
-        {"norm": Norm(np.ones(5, np.float32), None), "norm_kind": "rms_norm"},
-        "norm weight is [5], expected 75 entries",
-    ),
-    "an unknown norm": (
-        {"norm": Norm(np.ones(75, np.float32), None), "norm_kind": "no_norm"},
-        "unknown norm no_norm",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED_ROUTES)
-def test_routes_that_do_not_fit_are_named(kernels, name):
-    changes, message = REFUSED_ROUTES[name]
-    given = {"x": np.ones((3, 75), np.float32), "router": np.ones((6, 75), np.float32)}
-    given |= {"places": 2, "normalized": True, **changes}
-    given |= {array: jnp.asarray(given[array]) for array in ("x", "router")}
-    with pytest.raises(Exception) as caught:  # noqa: B017 (jax's own type has no public name)
-        jax.block_until_ready(native_experts.route(**given))
-    assert message in str(caught.value)
 
 
 def grouped_pairs(chosen: np.ndarray) -> list[tuple[int, int, int]]:
