@@ -124,25 +124,21 @@ def mix(
 ) -> tuple[jax.Array, LayerCache]:
     """Attention behind q, k, v [B, T, heads * Hd] -> [B, T, H * Hd], and the slots written."""
     q, k, v = heads(config, block, q, k, v)
-    kind, (bias, cap) = block.kind, (config.alibi, config.score_cap)
+    kind = block.kind
     rope = None if kind.rope is None else config.ropes[kind.rope]
     table = None if kind.rope is None else tables[kind.rope]
+    options: dict[str, Any] = {"divisor": kind.score_divisor, "window": kind.window}
+    options |= {"alibi": config.alibi, "cap": config.score_cap}
     if is_tiled(past):
-        return native.attention(
-            *(q, k, v, positions, table, past, config.num_kv_heads, config.head_dim),
-            interleaved=rope is not None and rope.interleaved,
-            divisor=kind.score_divisor,
-            window=kind.window,
-            alibi=bias,
-            cap=cap,
-        )
+        options["interleaved"] = rope is not None and rope.interleaved
+        sizes = config.num_kv_heads, config.head_dim
+        return native.attention(q, k, v, positions, table, past, *sizes, **options)
     q, k, v = (by_head(config, y) for y in (q, k, v))
     if rope is not None and table is not None:
         cos, sin = (angles[positions] for angles in table)  # [B, T, dim / 2]
         q, k = rotate(q, cos, sin, rope), rotate(k, cos, sin, rope)
     past = append(past, k, v, positions)
-    mixed = attention(q, *read(past), positions, kind.score_divisor, kind.window, bias, cap)
-    return mixed, past
+    return attention(q, *read(past), positions, **options), past
 
 
 def heads(

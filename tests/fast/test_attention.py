@@ -243,6 +243,13 @@ def test_slopes_of_other_heads_are_refused(kernels):
         natively(case, rows_of(case, np.random.default_rng(0)), "")
 
 
+@pytest.mark.parametrize("options", [{"divisor": -1.0}, {"cap": -1.0}, {"window": -1}])
+def test_negative_options_are_refused(kernels, options):
+    case = replace(Case(), **options)
+    with pytest.raises(Exception, match="divisor, cap or window negative"):
+        natively(case, rows_of(case, np.random.default_rng(0)), "")
+
+
 def test_the_divisor_is_the_root_of_the_heads_width_if_none_is_given(kernels):
     case = Case(head_dim=8, divisor=math.sqrt(8))
     rows = rows_of(case, np.random.default_rng(0))

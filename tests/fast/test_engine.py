@@ -114,6 +114,13 @@ def test_positions_of_a_prompt_in_chunks_depend_on_its_whole_length(name, monkey
     assert near(found[golden["positions_long"]], golden["logits_long"])
 
 
+def test_heads_too_wide_for_the_kernels_are_left_to_xla(make_llama, make_engine):
+    checkpoint = open_checkpoint(make_llama(head_dim=272))
+    engine = make_engine(checkpoint)
+    assert not engine.tiled_cache
+    assert near(engine.forward(tokens(9)), ReferenceEngine(checkpoint).forward(tokens(9)))
+
+
 def test_prefill_and_decode_equal_forward(llama):
     prompt = tokens(40)
     expected = llama.forward(prompt)
