@@ -15,8 +15,11 @@ within the tolerance of a softmax (layers.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +27,13 @@ import fast.native
 import reference.layers
 from compare.cached import as_floats, check_flips, untiled
 from compare.check import Check, check
-from compare.layers import SOFTMAX_TOLERANCE
+from compare.parts import SOFTMAX_TOLERANCE
 from compare.placed import Sets, computed
 from fast.cache import KEY_SLOTS
+from reference.config import Alibi
 from reference.grids import INT8_MAX, int8_scale
-from reference.layers import causal_mask, rope
+from reference.layers import causal_mask
+from reference.rope import Rope, rotate
 
 ROTATED = 1e-6  # two products and a sum
 STALE = 1e3
@@ -45,13 +50,29 @@ class Case:
     kv_heads: int
     head_dim: int
     rotary: bool
+    interleaved: bool = False
+    window: int | None = None
+    alibi: Alibi | None = None
+    cap: float | None = None
+
+    @property
+    def divisor(self) -> float:
+        return math.sqrt(self.head_dim)
 
     def __str__(self) -> str:
         heads = f"{self.heads} heads of {self.head_dim} on {self.kv_heads}"
         where = " and ".join(map(str, self.starts))
-        return f"attention, {self.tokens} tokens from {where} of {self.slots} slots, {heads}"
+        other = [f"{name} {value}" for name, value in self.options().items() if value]
+        text = f"attention, {self.tokens} tokens from {where} of {self.slots} slots, {heads}"
+        return ", ".join([text, *other])
+
+    def options(self) -> dict[str, Any]:
+        """What not every model has, by the kernel's names."""
+        names = ("interleaved", "window", "alibi", "cap")
+        return {name: getattr(self, name) for name in names}
 
 
+SLOPES = (0.5, 0.25, 0.125, 0.0625)
 CASES = (
     Case((0,), 13, 16, 4, 2, 16, True),
     Case((0,), 70, 80, 3, 1, 48, True),
@@ -59,6 +80,10 @@ CASES = (
     Case((300, 17), 1, 512, 7, 1, 64, True),
     Case((511,), 1, 512, 4, 4, 128, False),
     Case((5, 90), 9, 112, 6, 2, 64, False),
+    Case((300, 17), 1, 512, 4, 2, 32, True, interleaved=True, window=100),
+    Case((200,), 70, 512, 4, 2, 32, True, window=130, cap=2.0),
+    Case((300, 17), 1, 512, 4, 4, 16, False, alibi=Alibi(slopes=SLOPES)),
+    Case((30,), 70, 112, 4, 2, 16, False, alibi=Alibi(slopes=SLOPES, divided=True, bfloat16=True)),
 )
 
 
@@ -87,9 +112,10 @@ def check_case(case: Case, inputs: Inputs, isa: str) -> Iterator[Check]:
     """One call of the kernel."""
     values = inputs.q, inputs.k, inputs.v, inputs.positions, inputs.tables, inputs.past
     sizes = case.kv_heads, case.head_dim, isa
-    mixed, past = computed(fast.native.attention, *values, *sizes, static=(6, 7, 8))
+    kernel = partial(fast.native.attention, **case.options())
+    mixed, past = computed(kernel, *values, *sizes, static=(6, 7, 8))
     name = f"{case}, {'INT8' if len(past) == 4 else 'floats'}, {isa}"
-    before, after = untiled(inputs.past), untiled(past)
+    before, after = (untiled(layer, case.head_dim) for layer in (inputs.past, past))
     for row, start in enumerate(case.starts):
         part, new = f"{name}, row {row}", slice(start, start + case.tokens)
         q, k, v = rotated(case, inputs, row)
@@ -97,9 +123,11 @@ def check_case(case: Case, inputs: Inputs, isa: str) -> Iterator[Check]:
         for kind, *pair in zip(KINDS, before, after, strict=False):
             expected, kept = (np.delete(array[row], new, axis=1) for array in pair)
             yield check(1, None, f"{part}, other slots, {kind}", expected, kept, 0.0)
-        keys, slots = (array[row].swapaxes(0, 1)[: new.stop] for array in as_floats(past))
-        mask = causal_mask(inputs.positions[row], new.stop)
-        output = reference.layers.attention(q, keys, slots, mask)
+        floats = as_floats(past, case.head_dim)
+        keys, slots = (array[row].swapaxes(0, 1)[: new.stop] for array in floats)
+        mask = causal_mask(inputs.positions[row], new.stop, case.window)
+        scores = case.divisor, case.alibi, case.cap
+        output = reference.layers.attention(q, keys, slots, mask, *scores)
         yield check(1, None, part, output, mixed[row], SOFTMAX_TOLERANCE * np.abs(output).max())
 
 
@@ -128,7 +156,8 @@ def rotated(case: Case, inputs: Inputs, row: int) -> list[np.ndarray]:
     q, k, v = given
     if inputs.tables is not None:
         cos, sin = (table[inputs.positions[row]] for table in inputs.tables)
-        q, k = rope(q, cos, sin), rope(k, cos, sin)
+        rope = Rope(theta=1.0, dim=case.head_dim, interleaved=case.interleaved)
+        q, k = rotate(q, cos, sin, rope), rotate(k, cos, sin, rope)
     return [q, k, v]
 
 

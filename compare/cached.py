@@ -16,21 +16,22 @@ from typing import Any
 import numpy as np
 
 import reference.layers
+import reference.model
 from compare.check import Check, check
 from fast.cache import is_tiled
 from reference.block import Block
 from reference.config import ModelConfig
 from reference.grids import int8_codes, int8_scale
-from reference.layers import causal_mask, rope, rope_tables
-from reference.linear import linear
+from reference.layers import causal_mask
+from reference.rope import rotate, rotations
 
 TIE = 1e-3
 SCALE_TOLERANCE = 1e-5  # relative
 
 
-def as_floats(layer: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+def as_floats(layer: Sequence[Any], head_dim: int) -> tuple[np.ndarray, np.ndarray]:
     """One layer's keys and values, float32 [B, K, S, Hd]."""
-    keys, values, *scales = untiled(layer)
+    keys, values, *scales = untiled(layer, head_dim)
     if not scales:
         return keys, values
     return tuple(
@@ -39,13 +40,17 @@ def as_floats(layer: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def untiled(layer: Sequence[Any]) -> list[np.ndarray]:
-    """One layer's arrays with keys as [B, K, S, Hd], and no longer in tiles of 16 slots."""
+def untiled(layer: Sequence[Any], head_dim: int) -> list[np.ndarray]:
+    """One layer's arrays with keys as [B, K, S, Hd], and no longer in tiles of 16 slots.
+
+    The tiles of a narrow head have zeros behind it.
+    """
     arrays = [np.asarray(array) for array in layer]
     if is_tiled(tuple(arrays)):  # type: ignore[arg-type]
         batch, heads, tiles, width, slots = arrays[0].shape
         keys = arrays[0].transpose(0, 1, 2, 4, 3)
-        arrays[0] = keys.reshape(batch, heads, tiles * slots, width)
+        arrays[0] = keys.reshape(batch, heads, tiles * slots, width)[..., :head_dim]
+        arrays[1] = arrays[1][..., :head_dim]
     return arrays
 
 
@@ -54,7 +59,9 @@ def check_codes(
 ) -> Iterator[Check]:
     """Codes and scales of an INT8 cache after attention over x [T, D], row 0 of the batch."""
     _, *expected = projections(config, block, x)
-    found = [array[0].swapaxes(0, 1)[: len(x)] for array in untiled(past)]  # [T, K, ...]
+    found = [
+        array[0].swapaxes(0, 1)[: len(x)] for array in untiled(past, config.head_dim)
+    ]  # [T, K, ...]
     for part, floats, codes, scales in zip(
         ("keys", "values"), expected, found[:2], found[2:], strict=True
     ):
@@ -81,13 +88,11 @@ def check_flips(
 
 def projections(config: ModelConfig, block: Block, x: np.ndarray) -> list[np.ndarray]:
     """The reference's q, k and v of x [T, D], rotated, in floats: [T, heads, Hd] each."""
-    q, k, v = (
-        linear(x, layer).reshape(len(x), -1, config.head_dim)
-        for layer in (block.q, block.k, block.v)
-    )
-    if config.rope is not None:
-        cos, sin = rope_tables(config, len(x))
-        q, k = rope(q, cos, sin), rope(k, cos, sin)
+    q, k, v = reference.model.heads(config, block, x)
+    if block.kind.rope is not None:
+        rope = config.ropes[block.kind.rope]
+        cos, sin = rotations(rope, np.arange(len(x)), len(x))
+        q, k = rotate(q, cos, sin, rope), rotate(k, cos, sin, rope)
     return [q, k, v]
 
 
@@ -95,6 +100,9 @@ def attention_over(
     config: ModelConfig, block: Block, x: np.ndarray, past: Sequence[Any]
 ) -> np.ndarray:
     """The reference's attention of x [T, D] over the slots that the engine wrote."""
-    keys, values = (slots[0].swapaxes(0, 1)[: len(x)] for slots in as_floats(past))  # [T, K, Hd]
-    mask = causal_mask(np.arange(len(x)), len(x))
-    return reference.layers.attention(projections(config, block, x)[0], keys, values, mask)
+    both, kind = as_floats(past, config.head_dim), block.kind
+    keys, values = (slots[0].swapaxes(0, 1)[: len(x)] for slots in both)  # [T, K, Hd]
+    mask = causal_mask(np.arange(len(x)), len(x), kind.window)
+    scores = kind.score_divisor, config.alibi, config.score_cap
+    q = projections(config, block, x)[0]
+    return reference.layers.attention(q, keys, values, mask, *scores)

@@ -1,12 +1,13 @@
 """Level 2: every part of every block, each fed with what the reference feeds it.
 
-So errors cannot add up, and the part that fails is the part that is wrong. In order:
+So errors cannot add up, and the part that fails is the part that is wrong. In the order of
+execution (trace.py says where the norms stand):
 
-    attention_norm   q k v   attention   o   mlp_norm   gate up   mlp   down   the whole block
+    norms   q k v   attention   o   norms   gate up   mlp   down   norms   the whole block
 
-where `attention` is all between the norm and the input of `o` (projections, rotary, cache,
-mask, softmax) and `mlp` all between its norm and the input of `down`. Before the blocks stands
-`embed`, behind them `unembed`.
+where `attention` is all between the norm and the input of `o` (projections, norms of queries and
+keys, rotary, cache, mask, softmax) and `mlp` all between its norm and the input of `down`; for a
+mixture of experts see mixtures.py. Before the blocks stands `embed`, behind them `unembed`.
 
 Tolerances. Linears: the bounds of ops.py. Other parts: 1e-5 of the output's largest magnitude,
 for exponentials, rotations and reductions differ by ulps from library to library; behind a
@@ -38,28 +39,23 @@ import numpy as np
 import fast.model
 import reference.linear
 import reference.model
-from compare.bounds import NOTHING, activation_scales, reference_codes
 from compare.cached import attention_over, check_codes
 from compare.check import Check, check
 from compare.fused import check_outputs, fused, identity, norm_part
-from compare.ops import check_output, fast_codes
+from compare.mixtures import check_mixture
+from compare.ops import check_output
+from compare.parts import check_part, limit
 from compare.placed import computed, is_native, place
+from compare.trace import NormPlace, Seen, activations, norm_places
 from fast.cache import can_tile, empty_layer
-from reference.block import Block, Weights
+from reference.block import Block, Experts, Weights
 from reference.config import ModelConfig
-from reference.grids import int8_scale
-from reference.layers import rope_tables
 from reference.linear import Linear
+from reference.rope import rotations
 
-FLOAT_TOLERANCE = 1e-5  # of the largest magnitude, for one part
-SOFTMAX_TOLERANCE = 4e-5
 BLOCK_TOLERANCE = 4e-5  # for a whole block in floats: its parts one behind the other
 QUANTIZED_BLOCK_TOLERANCE = 0.1  # where codes may flip inside the block
 QUANTIZED_BLOCK_MEAN = 1e-3
-TIE = 1e-4  # in units of the row's activation scale
-TIE_BEHIND_SOFTMAX = 2e-3
-
-Past = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -80,86 +76,52 @@ class Case:
     @property
     def in_floats(self) -> bool:
         """Whether nothing is on a grid where a code could flip."""
-        linears = [value for value in vars(self.block).values() if isinstance(value, Linear)]
-        floats = all(linear.activation == "float" for linear in linears)
-        return floats and self.config.kv_cache == "float32"
-
-    def readers(self, norm: str) -> tuple[str, ...]:
-        """The linears behind a norm; norms stand before their part or behind it."""
-        if self.config.norm_first:
-            return {"attention_norm": ("q", "k", "v"), "mlp_norm": ("gate", "up")}[norm]
-        return {"attention_norm": ("gate", "up"), "mlp_norm": ()}[norm]
+        return activations(self.block) == {"float"} and self.config.kv_cache == "float32"
 
     def linears(self, names: tuple[str, ...]) -> dict[str, Linear]:
-        """Those of the block's linears that it has."""
-        found = {name: getattr(self.block, name) for name in names}
-        return {name: linear for name, linear in found.items() if linear is not None}
+        """Some of the block's linears, by name."""
+        return {name: part_of(self.block, name) for name in names}
 
 
-def trace_block(
-    config: ModelConfig, block: Block, x: np.ndarray
-) -> tuple[dict[str, np.ndarray], Past]:
-    """The reference's block over hidden states x [T, D], and its keys and values.
-
-    By name: the input of each linear; `x`; `attended` and `mixed`, the outputs of attention and
-    MLP; `between`, what the MLP (or its norm) reads; `out`.
-    """
-    seen = {"x": x}
-    nothing = np.zeros((0, config.num_kv_heads, config.head_dim), np.float32)
-
-    def tap(name: str, value: np.ndarray) -> None:
-        seen.setdefault(name, value)
-
-    positions = np.arange(len(x))
-    out, past = reference.model.block_forward(config, block, x, positions, (nothing, nothing), tap)
-    seen["attended"] = reference.linear.linear(seen["o"], block.o)
-    seen["mixed"] = reference.linear.linear(seen["down"], block.down)
-    seen["between"] = x + seen["attended"] if config.norm_first else seen["up"]
-    return {**seen, "out": out}, past
+def part_of(block: Any, name: str) -> Linear:
+    """A linear of a block as it is stored, or as it is placed."""
+    return getattr(block if name in (*"qkvo",) else block.mlp, name)
 
 
 def check_block(
-    config: ModelConfig, layer: int, block: Block, seen: dict[str, np.ndarray], native: bool = False
+    config: ModelConfig, layer: int, block: Block, seen: Seen, native: bool = False
 ) -> Iterator[Check]:
     """All parts of one block in the order of execution, then the block."""
     case = Case(config, layer, block, place(block, native), native)
-    first, second = norm_inputs(config, seen)
-    yield from check_norm(case, "attention_norm", *first)
+    first, second, third = norm_places(config, block, seen)
+    for norm in first:
+        yield from check_norm(case, norm)
     for part in ("q", "k", "v"):
         yield check_rows(case, part, seen)
     yield from check_attention(case, seen)
     yield check_rows(case, "o", seen)
-    yield from check_norm(case, "mlp_norm", *second)
-    for part in ("up",) if block.gate is None else ("gate", "up"):
-        yield check_rows(case, part, seen)
-    yield from check_mlp(case, seen)
-    yield check_rows(case, "down", seen)
+    for norm in second:
+        yield from check_norm(case, norm)
+    if isinstance(block.mlp, Experts):
+        share = BLOCK_TOLERANCE if case.in_floats else QUANTIZED_BLOCK_TOLERANCE
+        placed: Any = case.placed.mlp
+        yield from check_mixture(config, layer, block.mlp, placed, seen, share)
+    else:
+        yield from check_mlp(case, seen)
+    for norm in third:
+        yield from check_norm(case, norm)
     yield from check_whole(case, seen)
 
 
-def limit(x: np.ndarray, share: float = FLOAT_TOLERANCE) -> float:
-    """A share of the largest magnitude."""
-    return share * float(np.abs(x).max()) + NOTHING
-
-
-def norm_inputs(
-    config: ModelConfig, seen: dict[str, np.ndarray]
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """What each norm of a block reads and should give; norms stand before or behind their part."""
-    if config.norm_first:
-        return (seen["x"], seen["q"]), (seen["between"], seen["up"])
-    first = seen["x"] + seen["attended"], seen["between"]
-    return first, (seen["between"] + seen["mixed"], seen["out"])
-
-
-def check_norm(case: Case, part: str, given: np.ndarray, expected: np.ndarray) -> Iterator[Check]:
+def check_norm(case: Case, place: NormPlace) -> Iterator[Check]:
     """One norm, and the codes of the linears that read it; natively these linears too."""
-    norm, linears = getattr(case.placed, part), case.linears(case.readers(part))
-    if not case.config.norm_first:
+    part, given, expected = place.name, place.given, place.expected
+    norm, linears = getattr(case.placed, part), case.linears(place.readers)
+    readers = {name: part_of(case.placed, name) for name in linears}
+    if not readers or case.config.norm_placement == "post":
         found = computed(fast.model.normalize, given[None], norm, case.config, static=(2,))[0]
         yield from check_part(case.layer, part, expected, found, linears, case.native)
         return
-    readers = {name: getattr(case.placed, name) for name in linears}
     found = norm_part(case.config, norm, readers, given)
     yield from check_part(case.layer, part, expected, found, linears, case.native)
     if fused(readers) and np.isfinite(found).all():
@@ -169,40 +131,9 @@ def check_norm(case: Case, part: str, given: np.ndarray, expected: np.ndarray) -
             yield check_outputs(case.layer, f"{name} behind its norm", linear, found, y[0])
 
 
-def check_part(
-    layer: int,
-    part: str,
-    expected: np.ndarray,
-    found: np.ndarray,
-    readers: dict[str, Linear],
-    native: bool = False,
-) -> Iterator[Check]:
-    """A part's output in floats, and the codes that each linear reading it makes of it."""
-    share = SOFTMAX_TOLERANCE if part == "attention" else FLOAT_TOLERANCE
-    yield check(2, layer, part, expected, found, limit(expected, share))
-    for name, linear in readers.items():
-        if linear.activation != "float" and np.isfinite(found).all():
-            others = (reference_codes if native else fast_codes)(found, linear)[0]
-            yield check_flips(layer, f"{part}, codes for {name}", linear, expected, others)
-
-
-def check_flips(
-    layer: int, part: str, linear: Linear, expected: np.ndarray, others: np.ndarray
-) -> Check:
-    """Codes that each side makes of its own floats: equal but at ties, where one off is right."""
-    scales = activation_scales(expected, linear)
-    row_scales = int8_scale(np.abs(expected).max(axis=1, keepdims=True))
-    ratio = expected / scales
-    distance = np.abs(ratio - np.floor(ratio) - np.float32(0.5))
-    tie = TIE_BEHIND_SOFTMAX if part.startswith("attention,") else TIE
-    allowed = np.where(distance < tie * np.maximum(1, row_scales / scales), 1.0, 0.5)
-    codes = reference_codes(expected, linear)[0]
-    return check(2, layer, part, codes, others, allowed, int(np.sum(codes != others)))
-
-
-def check_rows(case: Case, part: str, seen: dict[str, np.ndarray]) -> Check:
+def check_rows(case: Case, part: str, seen: Seen) -> Check:
     """One linear on every row that the reference gives it, as the model calls it."""
-    linear, placed, x = getattr(case.block, part), getattr(case.placed, part), seen[part]
+    linear, placed, x = part_of(case.block, part), part_of(case.placed, part), seen[part]
     if part in ("o", "down"):
         found = computed(fast.model.linear, x[None], placed)[0]
     else:
@@ -211,7 +142,7 @@ def check_rows(case: Case, part: str, seen: dict[str, np.ndarray]) -> Check:
     return check_output(case.layer, part, linear, x, found, is_native(placed), level=2)
 
 
-def check_attention(case: Case, seen: dict[str, np.ndarray]) -> Iterator[Check]:
+def check_attention(case: Case, seen: Seen) -> Iterator[Check]:
     """All between the norm and `o`, over an empty cache; natively `o` and the residual too."""
     config, layer, o, x = case.config, case.layer, case.block.o, seen["q"]
     through = replace(case.placed, o=identity(o.weight.shape[1]))
@@ -235,26 +166,30 @@ def attend(case: Case, block: Block, x: np.ndarray, residual: np.ndarray | None 
     return computed(fast.model.attend, case.config, block, *arguments, static=(0,))
 
 
-def check_mlp(case: Case, seen: dict[str, np.ndarray]) -> Iterator[Check]:
-    """All between the norm and `down`; natively `down` and the residual too."""
-    layer, down, x = case.layer, case.block.down, seen["up"]
-    native = is_native(case.placed.down)
-    through = replace(case.placed, down=identity(down.weight.shape[1], native))
+def check_mlp(case: Case, seen: Seen) -> Iterator[Check]:
+    """Its linears, and all between its norm and `down`; natively `down` and the residual too."""
+    mlp: Any = case.block.mlp
+    for part in ("up",) if mlp.gate is None else ("gate", "up"):
+        yield check_rows(case, part, seen)
+    placed: Any = case.placed.mlp
+    layer, down, x, native = case.layer, mlp.down, seen["n"], is_native(placed.down)
+    through = replace(placed, down=identity(down.weight.shape[1], native))
     inner = computed(fast.model.mlp, case.config, through, x[None], static=(0,))[0]
     yield from check_part(layer, "mlp", seen["down"], inner, {"down": down}, case.native)
     if native and np.isfinite(inner).all():
         arguments = x[None], None, seen["x"][None]
-        found = computed(fast.model.mlp, case.config, case.placed, *arguments, static=(0,))
+        found = computed(fast.model.mlp, case.config, placed, *arguments, static=(0,))
         part = "down and the residual behind the mlp"
         yield check_outputs(layer, part, down, inner, found[0], seen["x"])
+    yield check_rows(case, "down", seen)
 
 
-def tables(config: ModelConfig, length: int) -> tuple[np.ndarray, np.ndarray] | None:
+def tables(config: ModelConfig, length: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """The rotary tables, which the engine too takes from the reference."""
-    return None if config.rope is None else rope_tables(config, length)
+    return tuple(rotations(rope, np.arange(length), length) for rope in config.ropes)
 
 
-def check_whole(case: Case, seen: dict[str, np.ndarray]) -> Iterator[Check]:
+def check_whole(case: Case, seen: Seen) -> Iterator[Check]:
     """The block as the model runs it: that its parts are put together as they should be."""
     expected, layer = seen["out"], case.layer
     given = seen["x"][None], tables(case.config, len(expected)), case.tiled

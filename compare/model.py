@@ -146,7 +146,9 @@ def check_steps(case: Case, trace: Trace, prefilled: np.ndarray) -> Iterator[Che
 
 def check_cache(case: Case, expected: KVCache, found: fast.cache.KVCache) -> Iterator[Check]:
     """|found - expected| / |expected| of the keys (values) in each slot; the index is the slot."""
-    layers = [as_floats(layer) for layer in found.layers]  # [1, K, more slots, Hd] each
+    layers = [
+        as_floats(layer, case.config.head_dim) for layer in found.layers
+    ]  # [1, K, more slots, Hd] each
     for number, kind in enumerate(("keys", "values")):
         pairs = zip(getattr(expected, kind), layers, strict=True)
         for layer, (known, slots) in enumerate(pairs):  # known: [S, K, Hd]

@@ -16,6 +16,7 @@ import fast.linear
 import fast.native
 import fast.weights
 import reference.linear
+from reference.block import Experts
 from reference.linear import Linear, QuantizedWeight
 from reference.tiles import TiledWeight, tile, untile
 
@@ -30,12 +31,15 @@ def place(tree: Any, native: bool = False) -> Any:
 def in_tiles(tree: Any) -> Any:
     """The tree with every quantized weight in the order in which the kernels read it."""
 
-    def is_weight(leaf: Any) -> bool:
-        return isinstance(leaf, QuantizedWeight)
+    def is_leaf(leaf: Any) -> bool:
+        return isinstance(leaf, QuantizedWeight | Experts)
 
-    return jax.tree.map(
-        lambda leaf: tile(leaf) if is_weight(leaf) else leaf, tree, is_leaf=is_weight
-    )
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, Experts):
+            return Experts(leaf.router, [in_tiles(expert) for expert in leaf.experts])
+        return tile(leaf) if isinstance(leaf, QuantizedWeight) else leaf
+
+    return jax.tree.map(convert, tree, is_leaf=is_leaf)
 
 
 def is_native(placed: Linear) -> bool:

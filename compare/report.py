@@ -13,11 +13,12 @@ import reference.model
 from compare.attention import check_attention
 from compare.check import Check
 from compare.kernels import check_kernels
-from compare.layers import Past, check_block, check_ends, trace_block
+from compare.layers import check_block, check_ends
 from compare.model import Case, ModelFigures, check_model
 from compare.noise import IN_FLOATS, LEAST, LEAST_CACHED, Trace, tolerances
 from compare.ops import check_integer_products, check_linear, check_scales
 from compare.placed import Sets
+from compare.trace import Past, activations, judged_linears, trace_block
 from fast.engine import Engine
 from fast.kernels.library import load_library
 from reference.block import Weights
@@ -25,7 +26,6 @@ from reference.calibrate import Progress, no_progress
 from reference.checkpoint import Checkpoint, load_weights
 from reference.config import ModelConfig
 from reference.generate import Stop, check_fits
-from reference.linear import Linear
 from reference.model import PREFILL_CHUNK, KVCache
 
 PROMPT_LENGTH = 600
@@ -172,15 +172,10 @@ def run(
     return Report(name, tuple([*checks, *whole]), figures, sets)
 
 
-def linears(block: reference.model.Block) -> dict[str, Linear]:
-    """A block's linears by name, in the order of execution."""
-    return {part: layer for part, layer in vars(block).items() if isinstance(layer, Linear)}
-
-
 def case_of(checkpoint: Checkpoint, weights: Weights, trace: Trace, native: bool) -> Case:
     """The engine, made anew, and the tolerances that the model's grids ask for."""
     config, engine = checkpoint.config, Engine(checkpoint, native)
-    kinds = {layer.activation for block in weights.blocks for layer in linears(block).values()}
+    kinds = set().union(*(activations(block) for block in weights.blocks))
     in_floats = kinds == {"float"}
     if in_floats and config.kv_cache == "float32":
         allowed = IN_FLOATS
@@ -206,8 +201,9 @@ def check_blocks(
     x = reference.model.embed(config, weights, first, np.arange(len(first)))
     for layer, block in enumerate(progress(weights.blocks, "compare blocks")):
         seen, past = trace_block(config, block, x)
-        for part, linear in linears(block).items() if 1 in levels else ():
-            checks += check_linear(layer, part, linear, seen[part], sets)
+        for part, linear in judged_linears(block, seen).items() if 1 in levels else ():
+            rows = np.resize(seen[part], (len(x), seen[part].shape[1]))  # few reach an expert
+            checks += check_linear(layer, part, linear, rows, sets)
         checks += check_block(config, layer, block, seen, bool(sets)) if 2 in levels else ()
         pasts.append(past)
         x = seen["out"]
