@@ -94,6 +94,9 @@ def architecture_of(values: dict[str, Any], path: Path) -> Architecture:
     name = values.get("model_type")
     if isinstance(name, str) and name in ENTRIES:
         return ENTRIES[name]
+    if any(isinstance(values.get(part), dict) for part in ("text_config", "vision_config")):
+        problem = "wraps a text model and others; only models of text alone can be read"
+        raise ConfigError(problem, path=path, name="model_type", found=repr(name))
     near = difflib.get_close_matches(str(name), ENTRIES, n=3)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     problem = "unknown (how to add one: reference/architectures/__init__.py)"

@@ -18,7 +18,8 @@ from reference.keys import ACTIVATION_NAMES, Keys, check_heads, divided
 
 
 def config(keys: Keys) -> ModelConfig:
-    keys = keys.spelled(hidden_size="n_embed")
+    keys = keys.spelled(hidden_size="n_embed", num_attention_heads="n_head")
+    keys = keys.spelled(num_hidden_layers="n_layer", num_kv_heads="n_head_kv")
     hidden, heads = keys.count("hidden_size", 4544), keys.count("num_attention_heads", 71)
     head_dim = divided(keys, "hidden_size", hidden, heads)
     bias, with_alibi = keys.flag("bias", False), keys.flag("alibi", False)

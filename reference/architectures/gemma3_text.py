@@ -33,6 +33,7 @@ THETA = {FULL: 1e6, SLIDING: 1e4}
 
 
 def config(keys: Keys) -> ModelConfig:
+    keys = keys.spelled(sliding_window_pattern="_sliding_window_pattern")
     keys.only("attn_logit_softcapping", None)
     features = gemma(keys, max_positions=131072)
     return ModelConfig(

@@ -17,6 +17,7 @@ def config(keys: Keys) -> ModelConfig:
     keys = keys.spelled(n_embd="hidden_size", n_layer="num_hidden_layers")
     keys = keys.spelled(n_head="num_attention_heads", n_positions="max_position_embeddings")
     keys.only("add_cross_attention", False, False)
+    keys.only("attention_head_type", "multihead", "multihead")  # else: the first SantaCoder
     hidden, heads = keys.count("n_embd", 768), keys.count("n_head", 12)
     head_dim = divided(keys, "n_embd", hidden, heads)
     return ModelConfig(

@@ -55,7 +55,7 @@ GPT_NEOX = Architecture(
     tensors={
         "embed": "gpt_neox.embed_in",
         "final_norm": "gpt_neox.final_layer_norm",
-        "head": "embed_out",
+        "head": Tensor("embed_out", also=("lm_head",)),  # transformers 5 calls it lm_head
     },
     block={
         "attention_norm": LAYER + "input_layernorm",

@@ -17,7 +17,7 @@ from reference.keys import Keys, divided
 def config(keys: Keys) -> ModelConfig:
     keys = keys.spelled(d_model="hidden_size", n_layers="num_hidden_layers")
     keys = keys.spelled(n_heads="num_attention_heads")
-    attention = attention_keys(keys)
+    attention = inner_keys(keys, "attn_config")
     check_graph(keys, attention)
     hidden, heads = keys.count("d_model", 2048), keys.count("n_heads", 16)
     head_dim = divided(keys, "d_model", hidden, heads)
@@ -47,11 +47,11 @@ def config(keys: Keys) -> ModelConfig:
     )
 
 
-def attention_keys(keys: Keys) -> Keys:
-    """The keys inside attn_config."""
-    inner = keys.get("attn_config") or {}
+def inner_keys(keys: Keys, name: str) -> Keys:
+    """The keys inside attn_config or ffn_config."""
+    inner = keys.get(name) or {}
     if not isinstance(inner, dict):
-        raise keys.fail("attn_config", "an object", repr(inner))
+        raise keys.fail(name, "an object", repr(inner))
     return Keys(inner, keys.path)
 
 
@@ -64,8 +64,14 @@ def check_graph(keys: Keys, attention: Keys) -> None:
     keys.choice("norm_type", dict.fromkeys(norms, ""), norms[1])
     attention.only("attn_type", "multihead_attention", "multihead_attention")
     attention.only("alibi", True, True)
-    for flag in ("prefix_lm", "qk_ln"):
+    for flag in ("prefix_lm", "qk_ln", "qk_gn", "rope"):
         attention.only(flag, False, False)
+    attention.only("sliding_window_size", -1, -1)
+    attention.only("attn_logit_softcapping", None)
+    keys.only("final_logit_softcapping", None)
+    feed_forward = inner_keys(keys, "ffn_config")
+    feed_forward.only("ffn_type", "mptmlp", "mptmlp")
+    feed_forward.only("ffn_act_fn", None)
 
 
 def folds(_: ModelConfig) -> tuple[Fold, ...]:
