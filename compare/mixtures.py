@@ -100,15 +100,22 @@ def check_expert(
     config: ModelConfig, layer: int, name: str, stored: Mlp, placed: PlacedExperts, rows: np.ndarray
 ) -> Iterator[Check]:
     """One expert, placed alone: rows [T, D] to its `down`, and natively `down` behind that."""
-    single, native = alone(config), is_native(placed.down)
+    native = is_native(placed.down)
     hand_on = identity(stored.down.weight.shape[1], native)
     through = replace(placed, down=jax.tree.map(lambda array: np.asarray(array)[None], hand_on))
-    expected = hidden(config, stored, rows)
-    found = computed(fast.experts.mixture, single, through, rows[None], static=(0,))[0]
+    expected, found = hidden(config, stored, rows), through_one(config, through, rows)
     yield from check_part(layer, name, expected, found, {f"{name}.down": stored.down}, native)
     if native and np.isfinite(found).all():
-        whole = computed(fast.experts.mixture, single, placed, rows[None], static=(0,))[0]
+        whole = through_one(config, placed, rows)
         yield check_outputs(layer, f"{name}.down", stored.down, found, whole)
+
+
+def through_one(config: ModelConfig, placed: PlacedExperts, rows: np.ndarray) -> np.ndarray:
+    """Rows [T, D] through the only expert of a mixture."""
+    if is_native(placed.up):
+        return computed(fast.experts.mixture, alone(config), placed, rows[None], static=(0,))[0]
+    here = np.ones(len(rows), bool)
+    return computed(fast.experts.one_expert, config, placed, np.int32(0), rows, here, static=(0,))
 
 
 def hidden(config: ModelConfig, stored: Mlp, rows: np.ndarray) -> np.ndarray:

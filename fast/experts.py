@@ -106,7 +106,7 @@ def native_mixture(
     added = None if residual is None else residual.reshape(rows.shape)
     down = experts.down
     y = native_experts.expert_sums(inner, chosen, shares, down, added, sequences, isa)
-    return y.reshape(x.shape)
+    return y.reshape(*x.shape[:-1], -1)
 
 
 @jax.tree_util.register_dataclass
