@@ -69,5 +69,5 @@ GPT_NEOX = Architecture(
     },
     folds=folds,
     examples=("EleutherAI/gpt-neox-20b", "EleutherAI/pythia-6.9b", "databricks/dolly-v2-12b"),
-    ignored=(r".*\.attention\.(masked_)?bias", r".*\.attention\.rotary_emb\.inv_freq"),
+    ignored=(r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq"),
 )
