@@ -12,6 +12,8 @@ To add one, with qwen2.py as the example:
     2. list it in _LISTED below
     3. add rows for every flag that real checkpoints use to tests/golden/today.py and run
        `python tests/golden/make.py NAME-...`; tests/ finds the new directories by itself
+    4. add the config.json of a public checkpoint to tests/reference/public_configs.json: its number
+       of parameters, computed from shapes alone, must be the published one
 
 Parts of a fused tensor name the same Tensor, in the order of its rows; `grouped` where the rows
 of one key-value head lie together, `transposed` where weights are [inputs, outputs].

@@ -23,6 +23,7 @@ from reference.keys import Keys
 
 
 def config(keys: Keys) -> ModelConfig:
+    keys.only("rope_condense_ratio", 1, 1)  # LongChat's first way to stretch positions
     heads = attention_heads(keys)
     return ModelConfig(
         model_type="llama",

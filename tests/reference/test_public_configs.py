@@ -236,6 +236,7 @@ ASKS_FOR_MORE = [
     ("mosaicml/mpt-7b", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
     ("mosaicml/mpt-7b", {"ffn_config": "mptmlp"}, "ffn_config"),
     ("openai-community/gpt2", {"attention_head_type": "multiquery"}, "attention_head_type"),
+    ("meta-llama/Llama-2-7b-hf", {"rope_condense_ratio": 8}, "rope_condense_ratio"),
     ("google/gemma-3-270m", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("google/gemma-3-270m", {"sliding_window_pattern": 3}, "_sliding_window_pattern"),
 ]
