@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import fast.cache
+import fast.layers
 import fast.linear
 import fast.model
 import fast.weights
@@ -178,14 +179,12 @@ def test_level_1_names_a_bias_lost_while_loading(judge, mutate):
     assert (first.level, first.part) == (1, "q, bias")
 
 
-def interleaved_rope(rope, x, cos, sin):
-    a, b = x[..., 0::2], x[..., 1::2]
-    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+def neighbours_paired(rotate, x, cos, sin, rope):
+    return rotate(x, cos, sin, replace(rope, interleaved=True))
 
 
-def sharper_attention(attention, q, k, v, mask):
-    return attention(q * jnp.float32(1.0001), k, v, mask)
+def sharper_attention(attention, q, *rest, **options):
+    return attention(q * jnp.float32(1.0001), *rest, **options)
 
 
 def no_residual(forward, config, block, x, *rest):
@@ -197,25 +196,25 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "rope pairs neighbours": (
         "llama",
         "float",
-        wrap(fast.model, "rope", interleaved_rope),
+        wrap(fast.model, "rotate", neighbours_paired),
         "attention",
     ),
     "rope pairs neighbours, W8A8": (
         "llama",
         "W8A8",
-        wrap(fast.model, "rope", interleaved_rope),
+        wrap(fast.model, "rotate", neighbours_paired),
         "attention",
     ),
     "mask hides the token itself": (
         "llama",
         "float",
-        wrap(fast.model, "causal_mask", lambda mask, p, slots: mask(p - 1, slots)),
+        wrap(fast.layers, "causal_mask", lambda mask, p, *rest: mask(p - 1, *rest)),
         "attention",
     ),
     "mask shows the next token": (
         "opt",
         "W8A8",
-        wrap(fast.model, "causal_mask", lambda mask, p, slots: mask(p + 1, slots)),
+        wrap(fast.layers, "causal_mask", lambda mask, p, *rest: mask(p + 1, *rest)),
         "attention",
     ),
     "attention a little too sharp": (

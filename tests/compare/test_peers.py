@@ -15,15 +15,17 @@ import pytest
 from compare.peers import PEERS, Peer, PeerError, installed, peer, weights
 from compare.peers.process import ROOT, PeerProcess
 from compare.shapes import Shape
-from reference.block import Block, Weights
-from reference.config import ModelConfig, Rope
+from reference.block import Weights, put_together
+from reference.config import ModelConfig, same_layers
 from reference.layers import Norm
 from reference.linear import Linear
 from reference.model import forward
+from reference.rope import Rope
 
 TINY = Shape("tiny", hidden=256, layers=2, heads=4, kv_heads=2, ffn=512, vocab=320)
 BITS = {"Q4_0": 4, "Q8_0": 8, "int4": 4, "int8": 8, "bf16": 8}  # of the codes
 NOISE = 0.05  # of activations in 8 bits, relative to the logits; a wrong sign or row makes it 1
+PARTS = ("q", "k", "v", "o", "gate", "up", "down")
 SUBJECTS = [(name, format) for name, peer in PEERS.items() for format in peer.formats]
 
 ECHO = """
@@ -46,18 +48,14 @@ def float_model(shape: Shape, bits: int) -> tuple[ModelConfig, Weights]:
     """The reference's model of the weights that all peers pack."""
     parts = weights.linears(shape, bits, lambda codes: codes)
     linears = {(part, i): Linear(weights.floats(codes, bits)) for part, i, codes in parts}
-    one = Norm(np.ones(shape.hidden, np.float32))
+    one, found = Norm(np.ones(shape.hidden, np.float32)), config(shape)
+    norms = {"attention_norm": one, "mlp_norm": one}
     blocks = [
-        Block(
-            one,
-            *(linears[part, i] for part in ("q", "k", "v", "o")),
-            one,
-            *(linears[part, i] for part in ("gate", "up", "down")),
-        )
-        for i in range(shape.layers)
+        put_together(kind, {part: linears[part, i] for part in PARTS}, norms)
+        for i, kind in enumerate(found.layers)
     ]
     embed = weights.embedding(shape)
-    return config(shape), Weights(embed, None, None, blocks, one, None, linears["head", 0])
+    return found, Weights(embed, None, None, None, blocks, one, None, linears["head", 0])
 
 
 def config(shape: Shape) -> ModelConfig:
@@ -65,7 +63,6 @@ def config(shape: Shape) -> ModelConfig:
         model_type="llama",
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
-        num_layers=shape.layers,
         num_heads=shape.heads,
         num_kv_heads=shape.kv_heads,
         head_dim=shape.head_dim,
@@ -75,7 +72,8 @@ def config(shape: Shape) -> ModelConfig:
         norm_eps=weights.EPS,
         activation="silu",
         gated_mlp=True,
-        rope=Rope(theta=weights.THETA, dim=shape.head_dim),
+        layers=same_layers(shape.layers, shape.head_dim, rope=0),
+        ropes=(Rope(theta=weights.THETA, dim=shape.head_dim),),
         embedding_size=shape.hidden,
         tie_embeddings=False,
     )
