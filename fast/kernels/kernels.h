@@ -15,6 +15,8 @@
 //     bytes of weights   loads   unpacking         products       weights
 //     64 of INT8         1       1 xor             1 vpdpbusd     64
 //     64 of INT4         1       2 and, 1 shift    2 vpdpbusd     128
+//     64 of INT4, W4A16  1       7 shift, 8 table  8 fma          128
+//     64 of INT8, W8A16  1       7 shift, 4 convert 4 fma         64
 //
 // One row does a handful of instructions for 64 bytes, which memory delivers in 10 to 20 cycles:
 // it runs at the speed of memory. Many rows use each loaded register 8 times, in blocks of 8 rows
@@ -23,7 +25,7 @@
 // Measured (4 cores of an AMD EPYC Zen 5, 5632 x 2048; README.md has whole models):
 //     rows     INT8                          INT4, g = 128
 //     1        at the memory's rate          at the memory's rate
-//     512      3.5 of 4.1 TOP/s (85 %)       3.1 of 4.1 TOP/s (77 %)
+//     512      3.3 of 3.6 TOP/s (91 %)       2.9 of 3.6 TOP/s (83 %)
 //
 // The integer sums are exact. The float operations behind them are rounded one by one in the
 // order of reference/linear.py; nothing may be fused or reordered, hence -ffp-contract=off.
