@@ -157,23 +157,23 @@ def gate_for_up(linears, x, layers, *arguments, gated=False, **options):
     return linears(x, layers, *arguments, gated=gated, **options)
 
 
-def one_token_early(attention, q, k, v, positions, *rest):
-    return attention(q, k, v, jnp.maximum(positions - 1, 0), *rest)
+def one_token_early(attention, q, k, v, positions, *rest, **options):
+    return attention(q, k, v, jnp.maximum(positions - 1, 0), *rest, **options)
 
 
-def unrotated(attention, q, k, v, positions, tables, *rest):
-    return attention(q, k, v, positions, None, *rest)
+def unrotated(attention, q, k, v, positions, tables, *rest, **options):
+    return attention(q, k, v, positions, None, *rest, **options)
 
 
-def a_little_sharper(attention, q, *rest):
-    return attention(q * jnp.float32(1.0001), *rest)
+def a_little_sharper(attention, q, *rest, **options):
+    return attention(q * jnp.float32(1.0001), *rest, **options)
 
 
 def written(change):
     """Change the cache that attention hands back."""
 
-    def call(attention, *arguments):
-        mixed, past = attention(*arguments)
+    def call(attention, *arguments, **options):
+        mixed, past = attention(*arguments, **options)
         return mixed, tuple(change(*past))
 
     return call

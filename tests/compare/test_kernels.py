@@ -91,8 +91,8 @@ def test_attention_agrees_on_every_instruction_set_and_over_both_caches(kernels)
     assert len(outputs) == rows * 2 * len(kernels)
 
 
-def rows_exchanged(attention, q, *rest):
-    return attention(q[::-1], *rest)
+def rows_exchanged(attention, q, *rest, **options):
+    return attention(q[::-1], *rest, **options)
 
 
 def test_rows_of_a_batch_that_are_exchanged_are_found(kernels, mutate):
@@ -102,8 +102,8 @@ def test_rows_of_a_batch_that_are_exchanged_are_found(kernels, mutate):
     assert all(" and " in part for part in failed)
 
 
-def a_slot_cleared(attention, *arguments):
-    mixed, (keys, values, *scales) = attention(*arguments)
+def a_slot_cleared(attention, *arguments, **options):
+    mixed, (keys, values, *scales) = attention(*arguments, **options)
     return mixed, (keys, values.at[0, 0, 0].set(0), *scales)
 
 
