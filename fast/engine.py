@@ -4,8 +4,8 @@ A prompt is computed in chunks of at most 512 tokens, each padded to a power of 
 quarters of one, so that any prompt compiles at most thirteen prefill programs and needs memory for
 one chunk; a cache has a power of two of slots, or a multiple of 512.
 
-A prompt is computed in chunks of PREFILL_CHUNK = 512 tokens. Tokens a second of a prompt of 2048
-(native kernels, 4 cores of an AMD EPYC Zen 5, medians of 4 rounds in turns):
+Tokens a second of a prompt of 2048 by the size of its chunks (native kernels, 4 cores of an AMD
+EPYC Zen 5, medians of 4 rounds in turns):
 
     chunk         128    256    512   1024   2048
     1.1B W4A8     890    928    948    937    900
