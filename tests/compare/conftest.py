@@ -1,7 +1,8 @@
-"""Subjects for the judge: one-layer models of both families, quantized by every recipe.
+"""Subjects for the judge: one-layer models of two families, quantized by every recipe.
 
 One layer, 64 positions and 40 tokens, so that a comparison takes no longer than its programs take
-to compile; K = 80 and 48 are not multiples of the group of 32.
+to compile; K = 80 and 48 are not multiples of the group of 32. Other architectures are goldens,
+cut in memory to two layers, 48 positions and windows of 12 tokens.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ from reference.recipes import recipe
 from reference.writer import CheckpointWriter
 from tests.models import make_llama
 
+FAMILIES = ("llama", "opt")
 POSITIONS = 64
-GOLDEN = Path(__file__).parent.parent / "golden" / "opt-pre-norm"
+GOLDENS = Path(__file__).parent.parent / "golden"
+GOLDEN = GOLDENS / "opt-pre-norm"
+SHORT = 48  # positions of other goldens: the last slot is near
+WINDOW = 12  # tokens, instead of more than a short prompt has
 
 RECIPES: dict[str, dict[str, Any]] = {
     "float": {},
@@ -34,6 +39,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "O2": {},
     "O3": {},
     "naive": {},
+    "naive-W8A8": {"scheme": "W8A8"},
     "W8A16": {"head": "int8"},
     "W4A16": {"group_size": 32, "head": "int4"},
     "W4A8": {"group_size": 32},
@@ -100,11 +106,37 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Subjects:
     return subject
 
 
+def cut(found: Checkpoint) -> Checkpoint:
+    """Two layers, and a prompt that leaves its windows and nearly fills the cache."""
+    config, layers = found.config, found.config.layers[:2]
+    layers = tuple(replace(kind, window=kind.window and WINDOW) for kind in layers)
+    positions = SHORT if config.position_offset is None else config.max_positions
+    return replace(found, config=replace(config, layers=layers, max_positions=positions))
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Subjects:
+    """golden(directory, recipe) -> the golden model of that name by that recipe, cut."""
+    root = tmp_path_factory.mktemp("goldens")
+
+    def subject(directory: str, name: str) -> Checkpoint:
+        if name == "float":
+            return cut(open_checkpoint(GOLDENS / directory))
+        target = root / f"{directory}-{name}"
+        if not target.exists():
+            quantized(GOLDENS / directory, target, name)
+        return cut(open_checkpoint(target))
+
+    return subject
+
+
 @pytest.fixture
 def judge(
     subjects: Subjects, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., report.Report]:
     """judge(family, recipe, levels) -> the report on a prompt of 40 tokens.
+
+    family: llama, opt, or the directory of another golden.
 
     native: by the kernels; without what needs no model, which test_kernels.py runs once.
     """
@@ -119,7 +151,8 @@ def judge(
         if native:
             request.getfixturevalue("kernels")
             monkeypatch.setattr(report, "check_without_model", lambda sets: [])
-        found = subjects(family, name)
+        models = subjects if family in FAMILIES else request.getfixturevalue("golden")
+        found = models(family, name)
         checkpoint = replace(found, config=replace(found.config, kv_cache=kv_cache))
         tokens = report.random_tokens(checkpoint.config.vocab_size, 40)
         return report.run(checkpoint, tokens, levels=levels, native=native)

@@ -1,0 +1,59 @@
+"""A golden model of every architecture agrees, in both forms and by both kinds of codes.
+
+The kernels are judged on all three levels. In XLA's form level 1 is left to test_report.py, for
+its linears are the same functions whatever the model is, and level 2 calls each of them again on
+the rows that the model gives it; level 3 runs with INT8 codes only, for what it sees (the cache,
+steps, batches) does not depend on a linear's codes.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from reference.architectures import ENTRIES
+
+GOLDENS = (
+    "bloom-tied",
+    "chatglm-2",
+    "falcon-40b-form",
+    "falcon-rw-form",
+    "gemma2-small-caps",
+    "gemma3_text-old-spelling",
+    "glm-grouped",
+    "glm4-sandwich",
+    "gpt2-scaled-by-layer",
+    "gpt_bigcode-multi-query",
+    "gpt_neox-parallel",
+    "gptj-partial-rotary",
+    "llama-3-rope",
+    "mistral-window",
+    "mixtral-window-untied",
+    "mpt-clipped-scaled-six-heads",
+    "olmo2-grouped",
+    "opt-350m-form",
+    "phi3-longrope-partial",
+    "qwen2-windows-untied",
+    "qwen3-biases-window-untied",
+    "qwen3_moe-some-layers",
+    "smollm3-windows-biases",
+    "stablelm-12b-form",
+    "starcoder2-window",
+)
+NO_FOLDS = ("olmo2-grouped", "opt-350m-form")  # so nothing can be smoothed
+
+
+def test_every_architecture_is_here():
+    assert {name.split("-")[0] for name in GOLDENS} == set(ENTRIES)
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_int8_codes_agree(judge, name, native):
+    recipe = "naive-W8A8" if name in NO_FOLDS else "W8A8"
+    result = judge(name, recipe, (1, 2, 3) if native else (2, 3), native)
+    assert result.agree, result.table()
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_int4_codes_agree(judge, name, native):
+    result = judge(name, "W4A8", (1, 2, 3) if native else (2,), native)
+    assert result.agree, result.table()
