@@ -134,11 +134,9 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Subjects:
 def judge(
     subjects: Subjects, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., report.Report]:
-    """judge(family, recipe, levels) -> the report on a prompt of 40 tokens.
+    """judge(family, recipe, levels) -> the report on a random prompt.
 
-    family: llama, opt, or the directory of another golden.
-
-    native: by the kernels; without what needs no model, which test_kernels.py runs once.
+    family: llama, opt, or the directory of another golden. native: by the kernels; without what needs no model, which test_kernels.py runs once.
     """
 
     def run(
@@ -147,15 +145,17 @@ def judge(
         levels: Sequence[int] = (1, 2, 3),
         native: bool = False,
         kv_cache: str = "float32",
+        length: int = 40,
     ) -> report.Report:
         if native:
             request.getfixturevalue("kernels")
             monkeypatch.setattr(report, "check_without_model", lambda sets: [])
         models = subjects if family in FAMILIES else request.getfixturevalue("golden")
         found = models(family, name)
-        checkpoint = replace(found, config=replace(found.config, kv_cache=kv_cache))
-        tokens = report.random_tokens(checkpoint.config.vocab_size, 40)
-        return report.run(checkpoint, tokens, levels=levels, native=native)
+        positions = max(length, found.config.max_positions)
+        config = replace(found.config, kv_cache=kv_cache, max_positions=positions)
+        tokens = report.random_tokens(config.vocab_size, length)
+        return report.run(replace(found, config=config), tokens, levels=levels, native=native)
 
     return run
 
