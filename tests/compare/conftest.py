@@ -136,7 +136,8 @@ def judge(
 ) -> Callable[..., report.Report]:
     """judge(family, recipe, levels) -> the report on a random prompt.
 
-    family: llama, opt, or the directory of another golden. native: by the kernels; without what needs no model, which test_kernels.py runs once.
+    family: llama, opt, or the directory of another golden. native: by the kernels; without
+    what needs no model, which test_kernels.py runs once.
     """
 
     def run(
