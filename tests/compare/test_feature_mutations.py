@@ -19,6 +19,8 @@ import fast.native_experts
 import fast.weights
 from tests.compare.conftest import Mutation, wrap
 
+RECIPES = ("float", "naive-W8A8")  # by form; the kernels' linears are those of codes
+
 
 def option(name, change):
     """Attention's kernel with one of its options changed."""
@@ -92,7 +94,7 @@ OPTIONS: dict[str, tuple[str, Mutation, Mutation]] = {
 def test_level_2_names_a_wrong_option_of_attention(judge, mutate, name, native):
     golden, *mutations = OPTIONS[name]
     mutations[native](mutate)
-    first = judge(golden, "float", [2], native).first_mismatch
+    first = judge(golden, RECIPES[native], [2], native).first_mismatch
     assert first is not None
     assert (first.level, first.part) == (2, "attention")
 
@@ -240,7 +242,7 @@ MODEL: dict[str, tuple[str, Mutation, int | None, str]] = {
 def test_level_2_names_a_feature_left_out(judge, mutate, name, native):
     golden, mutation, layer, part = MODEL[name]
     mutation(mutate)
-    first = judge(golden, "float", [2], native).first_mismatch
+    first = judge(golden, RECIPES[native], [2], native).first_mismatch
     assert first is not None
     assert (first.level, first.layer, first.part) == (2, layer, part)
 
