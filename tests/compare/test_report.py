@@ -16,7 +16,7 @@ from tests.models import make_llama
 
 SAME_PROGRAMS = [  # recipes that differ only in what is in the weights, and compile but once
     ["float"],
-    ["W8A8"],
+    ["W8A8", "naive-W8A8"],
     ["O1"],
     ["O2", "naive"],
     ["O3"],
