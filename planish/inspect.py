@@ -1,4 +1,7 @@
-"""Architecture, sizes, the scheme of every tensor, bytes by kind, bits per weight."""
+"""Architecture, sizes, the scheme of every tensor, bytes by kind, bits per weight.
+
+Or, with --architectures, every model_type that can be read, with its features and examples.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from planish.engines import add_cache_flag, add_kernels_flag, add_model_flag, kernels_used
+from planish.architectures import architectures, as_table
+from planish.engines import add_cache_flag, add_kernels_flag, kernels_used
 from planish.output import print_json
 from reference.checkpoint import Checkpoint, open_checkpoint
 from reference.shapes import block_shapes, outer_shapes
@@ -23,18 +27,32 @@ KINDS = {
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    add_model_flag(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", metavar="DIR", help="a Hugging Face directory")
+    what.add_argument("--architectures", action="store_true", help="list what can be read")
     parser.add_argument("--json", action="store_true")
     add_kernels_flag(parser)
     add_cache_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.architectures:
+        return list_architectures(args)
     facts = {**describe(open_checkpoint(args.model)), "kernels": kernels_used(args)}
     if args.json:
         print_json(facts)
     else:
         print(as_text(facts))
+    return 0
+
+
+def list_architectures(args: argparse.Namespace) -> int:
+    """What can be read, no model at hand."""
+    rows = architectures()
+    if args.json:
+        print_json({"architectures": rows})
+    else:
+        print(as_table(rows))
     return 0
 
 

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import listed
 import numpy as np
 import torch
 import transformers
@@ -147,6 +148,7 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     for name in names or VARIANTS:
         make(name, VARIANTS[name])
+    listed.write()
 
 
 if __name__ == "__main__":

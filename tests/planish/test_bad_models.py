@@ -80,7 +80,10 @@ CASES: dict[str, tuple[Change, tuple[str, ...]]] = {
     "index with an absolute path": (indexed("/etc/passwd"), (INDEX, "/etc/passwd")),
     "index with a missing shard": (indexed("a.safetensors"), ("a.safetensors", "missing")),
     "config that is no JSON": (lambda m: (m / CONFIG).write_text("{,"), (CONFIG, "not JSON")),
-    "unknown architecture": (config(model_type="lama"), ("model_type", "did you mean llama?")),
+    "unknown architecture": (
+        config(model_type="lama"),
+        ("model_type", "'lama'", "did you mean llama", "how to add one"),
+    ),
     "unknown activation": (config(hidden_act="mish"), ("hidden_act", "'mish'")),
     "unknown rope type": (config(rope_scaling={"rope_type": "warp"}), ("rope_type", "'warp'")),
     "heads that do not divide": (config(num_attention_heads=6), ("hidden_size", "64")),
