@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from reference.block import Block
+from reference.block import Block, block_linears
 from reference.calibrate import embed_samples, observe_block, run_block
 from reference.checkpoint import Checkpoint, load_weights
 from reference.smooth import smooth_block
@@ -32,7 +32,7 @@ def collect(
     panels = {}
     for title, block in (("before", before), ("after", after)):
         panels[f"activations {title}"] = np.abs(input_of(checkpoint, block, hidden[0], linear))
-        panels[f"weights {title}"] = np.abs(np.asarray(getattr(block, linear).weight))
+        panels[f"weights {title}"] = np.abs(np.asarray(block_linears(block)[linear].weight))
     return panels
 
 

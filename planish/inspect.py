@@ -15,6 +15,7 @@ from planish.architectures import architectures, as_table
 from planish.engines import add_cache_flag, add_kernels_flag, kernels_used
 from planish.output import print_json
 from reference.checkpoint import Checkpoint, open_checkpoint
+from reference.errors import PlanishError
 from reference.shapes import block_shapes, outer_shapes
 from reference.tensorfile import DTYPES
 
@@ -47,7 +48,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def list_architectures(args: argparse.Namespace) -> int:
-    """What can be read, no model at hand."""
+    """What can be read, no model at hand: a flag of the engine would say nothing."""
+    for flag, default in (("kernels", "auto"), ("compilation_cache", None)):
+        if getattr(args, flag) != default:
+            raise PlanishError("is for --model, not for --architectures", name=f"--{flag}")
     rows = architectures()
     if args.json:
         print_json({"architectures": rows})

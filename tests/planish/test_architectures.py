@@ -78,6 +78,8 @@ def test_it_needs_no_tests_directory(tmp_path):
         (("--architecture",), ("--architecture", "did you mean --architectures?")),
         (("--architectures=llama",), ("--architectures", "llama")),
         (("--architectures", "llama"), ("llama",)),
+        (("--architectures", "--kernels", "xla"), ("--kernels", "--model")),
+        (("--architectures", "--compilation_cache", "x"), ("--compilation_cache", "--model")),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(planish, words, expected):
