@@ -11,7 +11,8 @@ To add one, with qwen2.py as the example:
        graph that another value asks for: a key that is silently ignored computes another model
     2. list it in _LISTED below
     3. add rows for every flag that real checkpoints use to tests/golden/today.py and run
-       `python tests/golden/make.py NAME-...`; tests/ finds the new directories by itself
+       `python tests/golden/make.py NAME-...`, which lists them in goldens.json, too; tests/ finds
+       the new directories by itself, and README.md shows `planish inspect --architectures`
     4. add the config.json of a public checkpoint to tests/reference/public_configs.json: its number
        of parameters, computed from shapes alone, must be the published one
 
