@@ -80,7 +80,7 @@ def causal_mask(positions: jax.Array, slots: int, window: int | None = None) -> 
 
 
 def alibi_biases(alibi: Alibi, positions: jax.Array, slots: int) -> jax.Array:
-    """slope * (slot - position) for each head: [B, H, T, S], or [1, H, 1, S] in Falcon's rounding.
+    """slope * (slot - position) for each head: [B, H, T, S], or [1, H, 1, S] rounded to bfloat16.
 
     reduce_precision rounds as bfloat16 does; a conversion there and back XLA may leave out.
     """

@@ -16,7 +16,7 @@ typename V::Floats as_bfloat16(typename V::Floats x) {
 }
 
 // slope * (slot - position) of 16 slots; where biases are rounded, slope * slot, each factor and
-// the product as a bfloat16 (Falcon's form).
+// the product as a bfloat16.
 template <class V>
 typename V::Floats linear_bias(const Attention& a, float slope, int64_t slot, int64_t position) {
   alignas(64) static constexpr float kLanes[kTile] = {0, 1, 2,  3,  4,  5,  6,  7,
