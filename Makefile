@@ -26,7 +26,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@echo "make test: pytest in $(WORKERS) processes"
-	@$(BIN)/python -m pytest -n $(WORKERS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(STAMP)
 	@echo "make lint: ruff check, ruff format --check, mypy"

@@ -6,8 +6,10 @@ because commands run as subprocesses inherit it. Warnings are errors (pyproject.
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,22 @@ os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 from tests.models import make_llama as write_llama  # noqa: E402 (imports NumPy)
+
+
+MOST_RESIDENT = 1.5e9  # bytes of one test process
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Compiled programs, of which hundreds of models leave gigabytes, go when they are too many."""
+    yield
+    statm = Path("/proc/self/statm")
+    jax = sys.modules.get("jax")
+    if jax is None or not statm.exists():
+        return
+    if int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MOST_RESIDENT:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
