@@ -20,7 +20,6 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 from tests.models import make_llama as write_llama  # noqa: E402 (imports NumPy)
 
-
 MOST_RESIDENT = 1.5e9  # bytes of one test process
 
 
