@@ -6,20 +6,23 @@ Exit codes: 0 done, 2 bad input (one line on stderr), 3 compare found a differen
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import io
+import logging
 import os
 import re
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from absl import app, logging
+from absl import app
+from absl import logging as absl_logging
 from absl.flags import argparse_flags
 
-from reference.errors import PlanishError
+from reference.errors import LOGGER, PlanishError
 
 VERBS = {
     "generate": "continue a prompt",
@@ -81,12 +84,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Run a verb; what is the input's fault becomes one line and exit code 2."""
-    logging.set_verbosity(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)
     signal.signal(signal.SIGTERM, terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = args.run(args)
+        with notices_printed():
+            code = args.run(args)
         sys.stdout.flush()
         return code
     except PlanishError as error:
@@ -97,6 +101,26 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         where = error.filename or "input or output"
         return complain(f"{where}: {error.strerror or error}")
+
+
+class NoticePrinter(logging.Handler):
+    """Notices as plain lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def notices_printed() -> Iterator[None]:
+    """While a verb runs, what the rooms have to say goes to stderr, and nowhere else."""
+    printer = NoticePrinter()
+    LOGGER.addHandler(printer)
+    LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        LOGGER.propagate = True
+        LOGGER.removeHandler(printer)
 
 
 def complain(message: str) -> int:

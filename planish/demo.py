@@ -19,7 +19,6 @@ from compare import quality, report
 from fast.engine import Engine, use_compilation_cache
 from fast.kernels.library import choose_kernels
 from planish import figure
-from planish.engines import notice
 from planish.progress import progress
 from pocket.outliers import write_outlier_model
 from reference.calibrate import cut_samples
@@ -53,7 +52,7 @@ def recipes() -> dict[str, Recipe]:
 def main() -> int:
     DIRECTORY.mkdir(exist_ok=True)
     use_compilation_cache(DIRECTORY / "xla")
-    native = choose_kernels("auto", DIRECTORY / "kernels", notice)
+    native = choose_kernels("auto", DIRECTORY / "kernels")
     outliers = DIRECTORY / "pocket-outliers"
     write_outlier_model(pocket.MODEL, outliers)
     for title, source in (("plain pocket", pocket.MODEL), ("pocket with outliers", outliers)):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from reference.checkpoint import Checkpoint, open_checkpoint
-from reference.errors import KernelsError, OutputError
+from reference.errors import KernelsError, OutputError, notice
 from reference.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -87,7 +86,7 @@ def native_kernels(args: argparse.Namespace) -> bool:
     from fast.kernels.library import choose_kernels
 
     path = compilation_cache(args.compilation_cache)
-    return choose_kernels(args.kernels, path and path / "kernels", notice)
+    return choose_kernels(args.kernels, path and path / "kernels")
 
 
 def kernels_used(args: argparse.Namespace) -> dict[str, str]:
@@ -107,10 +106,6 @@ def kernels_used(args: argparse.Namespace) -> dict[str, str]:
         library_path(path / "kernels", compiler, part).exists() for part in (FFI, best)
     )
     return {"use": f"native {best}", "why": f"{why}, {'' if there else 'not yet '}compiled"}
-
-
-def notice(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def with_kv_cache(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:

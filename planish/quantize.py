@@ -13,7 +13,7 @@ from planish.engines import add_model_flag
 from planish.progress import progress
 from reference.calibrate import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
 from reference.checkpoint import Checkpoint, open_checkpoint
-from reference.errors import RecipeError
+from reference.errors import RecipeError, notice
 from reference.quantize import quantize_checkpoint
 from reference.recipes import Recipe, needs_calibration, recipe
 from reference.tokenizer import load_tokenizer, read_text
@@ -101,9 +101,7 @@ def samples_of(args: argparse.Namespace, checkpoint: Checkpoint) -> list[np.ndar
         import pocket
 
         path = pocket.CALIBRATION
-        print(
-            "calibrating on the embedded text; --calibration FILE takes your own", file=sys.stderr
-        )
+        notice("calibrating on the embedded text; --calibration FILE takes your own")
     tokens = load_tokenizer(args.model, checkpoint.config).encode(read_text(Path(path)))
     length = min(args.sample_length, checkpoint.config.max_positions)
     return cut_samples(tokens, args.samples, length)

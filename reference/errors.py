@@ -1,10 +1,22 @@
-"""The one family of errors: each names the place, what was expected and what was found."""
+"""The one family of errors, and the one way to tell a user what is not an error.
+
+Each error names the place, what was expected and what was found. A notice is one line on
+something that was tolerated or done in the user's place; it goes to the logger `planish`, which
+the command prints on stderr and a program that imports us may handle as it likes.
+"""
 
 from __future__ import annotations
 
+import logging
 from os import PathLike
 
 LONGEST = 300  # characters of any one part of a message
+LOGGER = logging.getLogger("planish")
+
+
+def notice(line: str) -> None:
+    """Tell the user one line that is not an error."""
+    LOGGER.warning("%s", _one_line(line))
 
 
 class PlanishError(Exception):

@@ -10,7 +10,7 @@ import ctypes
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import jax.ffi
 
 from fast.kernels.build import FFI, build
 from fast.kernels.instruction_sets import BY_NAME, available
-from reference.errors import KernelsError
+from reference.errors import KernelsError, notice
 
 TARGETS = (
     "planish_linears",
@@ -28,8 +28,6 @@ TARGETS = (
     "planish_sample",
     "planish_limits",
 )
-
-Notice = Callable[[str], None]
 
 
 @dataclass
@@ -44,13 +42,11 @@ _lock = threading.Lock()
 _loaded: list[Library] = []  # none or one
 
 
-def load_library(
-    cache: Path | None, sets: Sequence[str] | None = None, notice: Notice | None = None
-) -> Library:
+def load_library(cache: Path | None, sets: Sequence[str] | None = None) -> Library:
     """Compile what is missing, load it and register it; the best instruction set by default.
 
-    cache: where compiled libraries are kept; None compiles for this process only. notice: is told,
-    in one line, that something had to be compiled. Raises KernelsError.
+    cache: where compiled libraries are kept; None compiles for this process only. A notice says
+    that something had to be compiled. Raises KernelsError.
     """
     wanted = list(sets) if sets else [available()[0].name]
     for name in wanted:
@@ -62,36 +58,35 @@ def load_library(
         parts = [part for part in (FFI, *wanted) if part not in have]
         if parts and cache is None:
             with tempfile.TemporaryDirectory(prefix="planish-kernels-") as directory:
-                _load(_build(Path(directory), parts, notice))
+                _load(_build(Path(directory), parts))
         elif parts:
             assert cache is not None
-            _load(_build(cache, parts, notice))
+            _load(_build(cache, parts))
         return _loaded[0]
 
 
-def choose_kernels(choice: str, cache: Path | None, notice: Notice | None = None) -> bool:
+def choose_kernels(choice: str, cache: Path | None) -> bool:
     """Whether the native kernels are used: `native` insists, `xla` declines, `auto` tries.
 
-    Where `auto` cannot have them the notice says why, and the portable XLA form does everything.
+    Where `auto` cannot have them a notice says why, and the portable XLA form does everything.
     Raises KernelsError for `native`.
     """
     if choice == "xla":
         return False
     try:
-        load_library(cache, notice=notice)
+        load_library(cache)
     except KernelsError as problem:
         if choice == "native":
             raise
-        if notice is not None:
-            notice(f"kernels: {problem}; the portable XLA form is used")
+        notice(f"kernels: {problem}; the portable XLA form is used")
         return False
     return True
 
 
-def _build(cache: Path, parts: Sequence[str], notice: Notice | None) -> dict[str, Path]:
+def _build(cache: Path, parts: Sequence[str]) -> dict[str, Path]:
     start = time.perf_counter()
     paths, compiled = build(cache, parts)
-    if compiled and notice is not None:
+    if compiled:
         seconds = time.perf_counter() - start
         notice(
             f"kernels: compiled {', '.join(compiled)} in {seconds:.1f} s (once; kept in {cache})"
