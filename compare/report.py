@@ -74,7 +74,7 @@ class Report:
         """For people."""
         form = f"kernels: {', '.join(self.kernels)}" if self.kernels else "portable XLA form"
         lines = [f"{self.name} ({form})", HEADER, "-" * len(HEADER)]
-        lines += [as_line(row) for row in self.rows()]
+        lines += [*(as_line(row) for row in self.rows()), "-" * len(HEADER), LEGEND]
         if self.figures is not None:
             lines.append(in_words(self.figures))
         first = self.first_mismatch
@@ -93,8 +93,11 @@ def in_words(f: ModelFigures) -> str:
 
 HEADER = (
     f"{'level':8}{'layer':>6}{'checks':>8}{'max error':>12}{'of tolerance':>14}"
-    f"{'ulps':>10}{'off by one':>12}{'cosine':>14}  worst part"
+    f"{'off by one':>12}{'cosine':>14}  worst part"
 )
+LEGEND = """\
+of tolerance: the largest error as a share of what rounding explains; above 100% is a difference.
+off by one: INT8 codes one step apart at a tie, which is no difference and counts as 100%."""
 
 
 def sorted_groups(groups: dict[tuple[int, int | None], list[Check]]) -> Any:
@@ -128,7 +131,7 @@ def as_line(row: dict[str, Any]) -> str:
     layer = "-" if row["layer"] is None else row["layer"]
     return (
         f"{name:8}{layer:>6}{row['checks']:>8}{float(row['max_error']):>12.2e}"
-        f"{float(row['worst']):>14.3f}{float(row['ulps']):>10.3g}{row['off_by_one']:>12}"
+        f"{float(row['worst']):>14.1%}{row['off_by_one']:>12}"
         f"{float(row['cosine']):>14.9f}  {row['part']}"
     )
 
