@@ -31,12 +31,12 @@ def find_entries(
     index, single = path / INDEX, path / SINGLE
     if single.exists():
         if index.exists():
-            _weight_map(index)  # one that names other places is an attack, followed or not
+            _weight_map(index)  # it must not name other places, even where nobody goes there
             notice(f"{index}: not read, as {SINGLE} is there")
         return read_entries(_inside(path, SINGLE, allow_links)), {}
     if index.exists():
         return _indexed_entries(path, index, allow_links)
-    if single.is_symlink():
+    if single.is_symlink():  # to nothing, which the error says
         _inside(path, SINGLE, allow_links)
     pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
     if pickles:

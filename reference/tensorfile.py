@@ -49,7 +49,7 @@ ENDLESS = {  # no files: open() may wait for them for ever, and they have no siz
 class TensorEntry:
     """Where one tensor lies: `size` bytes at `offset` of `file`, whose bytes are `data`.
 
-    The file gives the size, so every type has one, of less than a byte for a number, too.
+    The file gives the size, so that every type has one, even those of less than a byte.
 
     The file is mapped once for all of its tensors: a mapping holds a file descriptor, and a
     process has about a thousand.
