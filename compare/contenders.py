@@ -30,7 +30,6 @@ from reference.generate import Stop
 from reference.recipes import RECIPES
 from reference.sampling import Sampling
 from reference.shapes import block_shapes, outer_shapes
-from reference.tensorfile import DTYPES
 
 PEER_BITS = {"Q4_0": 4, "int4": 4, "Q8_0": 8, "int8": 8, "bf16": 16}
 
@@ -207,8 +206,7 @@ def expert_bytes(checkpoint: Checkpoint) -> int:
 
 
 def stored_bytes(checkpoint: Checkpoint, names: Iterable[str]) -> int:
-    entries = [checkpoint.entries[name] for name in names]
-    return sum(math.prod(entry.shape) * DTYPES[entry.dtype].itemsize for entry in entries)
+    return sum(checkpoint.entries[name].size for name in names)
 
 
 def expert_names(checkpoint: Checkpoint) -> set[str]:

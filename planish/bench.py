@@ -13,6 +13,7 @@ from planish.engines import (
     add_cache_flag,
     add_kernels_flag,
     add_kv_cache_flag,
+    add_links_flag,
     keep_programs,
     native_kernels,
     with_kv_cache,
@@ -47,13 +48,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--directory", metavar="DIR", help="keeps --shape's models (default: removed at the end)"
     )
     parser.add_argument("--json", action="store_true", help="one object: rows, limits, machine")
+    add_links_flag(parser)
     add_kv_cache_flag(parser)
     add_kernels_flag(parser)
     add_cache_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    checkpoint = open_checkpoint(args.model) if args.model else None
+    checkpoint = open_checkpoint(args.model, args.allow_links) if args.model else None
     from compare import contenders, speed
     from compare.peers import peer
     from compare.shapes import SHAPES

@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
     keep_programs(args.compilation_cache)
     tokens = None
     if args.prompt_file is None:
-        checkpoint = open_checkpoint(args.model)
+        checkpoint = open_checkpoint(args.model, args.allow_links)
     else:
-        checkpoint, tokenizer = open_model(args.model)
+        checkpoint, tokenizer = open_model(args.model, args.allow_links)
         tokens = tokenizer.encode(read_text(args.prompt_file))
     checkpoint, native = with_kv_cache(checkpoint, args), native_kernels(args)
     result = report.run(checkpoint, tokens, progress, native=native)

@@ -15,6 +15,15 @@ from reference.tokenizer import Tokenizer, load_tokenizer
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face directory")
+    add_links_flag(parser)
+
+
+def add_links_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow_links",
+        action="store_true",
+        help="follow links out of the model's directory, as of DVC, git-annex or Nix",
+    )
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
@@ -113,9 +122,9 @@ def with_kv_cache(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoin
     return replace(checkpoint, config=replace(checkpoint.config, kv_cache=args.kv_cache))
 
 
-def open_model(path: str) -> tuple[Checkpoint, Tokenizer]:
+def open_model(path: str, allow_links: bool = False) -> tuple[Checkpoint, Tokenizer]:
     """A checkpoint and its tokenizer."""
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, allow_links)
     return checkpoint, load_tokenizer(path, checkpoint.config)
 
 

@@ -12,12 +12,11 @@ from dataclasses import asdict
 from typing import Any
 
 from planish.architectures import architectures, as_table
-from planish.engines import add_cache_flag, add_kernels_flag, kernels_used
+from planish.engines import add_cache_flag, add_kernels_flag, add_links_flag, kernels_used
 from planish.output import print_json
 from reference.checkpoint import Checkpoint, open_checkpoint
 from reference.errors import PlanishError
 from reference.shapes import block_shapes, outer_shapes
-from reference.tensorfile import DTYPES
 
 KINDS = {
     "weight_scale": "scales",
@@ -32,6 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--model", metavar="DIR", help="a Hugging Face directory")
     what.add_argument("--architectures", action="store_true", help="list what can be read")
     parser.add_argument("--json", action="store_true")
+    add_links_flag(parser)
     add_kernels_flag(parser)
     add_cache_flag(parser)
 
@@ -39,7 +39,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.architectures:
         return list_architectures(args)
-    facts = {**describe(open_checkpoint(args.model)), "kernels": kernels_used(args)}
+    checkpoint = open_checkpoint(args.model, args.allow_links)
+    facts = {**describe(checkpoint), "kernels": kernels_used(args)}
     if args.json:
         print_json(facts)
     else:
@@ -49,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
 def list_architectures(args: argparse.Namespace) -> int:
     """What can be read, no model at hand: a flag of the engine would say nothing."""
-    for flag, default in (("kernels", "auto"), ("compilation_cache", None)):
+    defaults = {"kernels": "auto", "compilation_cache": None, "allow_links": False}
+    for flag, default in defaults.items():
         if getattr(args, flag) != default:
             raise PlanishError("is for --model, not for --architectures", name=f"--{flag}")
     rows = architectures()
@@ -65,7 +67,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
     Shapes and bytes are those in the files: of tiles, with the zeros that fill the last ones.
     """
-    tensors = {name: scheme(checkpoint, name) for name in sorted(checkpoint.entries)}
+    every = sorted(checkpoint.entries | checkpoint.unused)
+    tensors = {name: scheme(checkpoint, name) for name in every}
     sizes: Counter[str] = Counter()
     for facts in tensors.values():
         sizes[facts["kind"]] += facts["bytes"]
@@ -113,17 +116,18 @@ def parameters(checkpoint: Checkpoint) -> int:
 
 def scheme(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     """One tensor: type, shape, bytes, and what kind of thing it is."""
-    entry = checkpoint.entries[name]
+    entry = checkpoint.unused.get(name) or checkpoint.entries[name]
     quantization = checkpoint.quantization or {}
     ending = name.rpartition(".")[2]
     kind, words = KINDS.get(ending, "float weights"), entry.dtype.lower()
-    if ending == "weight" and entry.dtype == "I8":
+    if name in checkpoint.unused:
+        kind = "not used"
+    elif ending == "weight" and entry.dtype == "I8":
         kind, words = "INT8 codes", f"int8 {quantization.get('granularity', 'per_channel')}"
-    if ending == "weight" and entry.dtype == "U8":
+    elif ending == "weight" and entry.dtype == "U8":
         kind = "INT4 codes"
         words = f"int4 {quantization.get('rule')} g={quantization.get('group_size')}"
-    size = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
-    return {"kind": kind, "scheme": words, "shape": list(entry.shape), "bytes": size}
+    return {"kind": kind, "scheme": words, "shape": list(entry.shape), "bytes": entry.size}
 
 
 def as_text(facts: dict[str, Any]) -> str:

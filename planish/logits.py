@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     tokens, out = parse_tokens(args.tokens), Path(args.out)
     if not out.parent.is_dir():
         raise OutputError("no such directory", path=out.parent)
-    checkpoint = open_checkpoint(args.model)
+    checkpoint = open_checkpoint(args.model, args.allow_links)
     check_fits(checkpoint.config, [tokens], Stop(0), checkpoint.config.max_positions)
     write_array(out, open_engine(checkpoint, args).forward(tokens))
     return 0

@@ -53,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     chosen = recipe_of(args)
-    checkpoint = open_checkpoint(args.model)
+    checkpoint = open_checkpoint(args.model, args.allow_links)
     writer = CheckpointWriter(args.out, args.model, args.overwrite)
     samples = samples_of(args, checkpoint) if needs_calibration(chosen) else None
     start = time.perf_counter()

@@ -24,7 +24,7 @@ load_weights gives either from both. Nothing is unpickled and no path leaves the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import overload
 
@@ -40,6 +40,8 @@ from reference.directory import (
     head_names,
     open_checkpoint,
 )
+from reference.errors import TokenizerError, notice
+from reference.floats import FLOATS, all_finite, load_float, read_float, require_finite
 from reference.layers import Norm
 from reference.linear import Linear
 from reference.quantized import load_as_it_lies, load_quantized, require_positive
@@ -52,11 +54,10 @@ from reference.shapes import (
     outer_shapes,
 )
 from reference.stack import Stack
+from reference.tokenizer import load_tokenizer
 
 __all__ = ["Checkpoint", "load_block", "load_float", "load_weights", "open_checkpoint"]
 
-FLOATS = ("F32", "F16", "BF16")
-CHECKED_TOGETHER = 2**18  # numbers: 1 MiB, which a second look finds in the cache
 ROWS_TOGETHER = 256
 
 
@@ -67,7 +68,7 @@ def load_weights(checkpoint: Checkpoint, tiled: bool = False) -> Weights:
     file where it has them in this layout, converted where it has not.
     """
     config = checkpoint.config
-    embed = _load_outer(checkpoint, "embed")
+    embed = _load_embed(checkpoint)
     positions = project_in = project_out = None
     if config.position_offset is not None:
         positions = _load_outer(checkpoint, "positions")
@@ -93,10 +94,45 @@ def _load_outer(checkpoint: Checkpoint, part: str) -> np.ndarray:
     return load_float(checkpoint, name, outer_shapes(checkpoint.config)[part])
 
 
+def _load_embed(checkpoint: Checkpoint) -> np.ndarray:
+    """The embedding [V, E]. Rows that no token reads may hold NaN or Inf, and come out as zeros.
+
+    Not where the head is the embedding: there each of its rows makes a logit.
+    """
+    name = f"{checkpoint.prefix('embed')}.weight"
+    embed = read_float(checkpoint, name, outer_shapes(checkpoint.config)["embed"])
+    if all_finite(embed):
+        return embed
+    bad = ~np.isfinite(embed).all(axis=1)
+    if not _head_is_embedding(checkpoint):
+        embed = np.where((bad & _rows_without_token(checkpoint))[:, None], np.float32(0), embed)
+    require_finite(checkpoint, name, embed)
+    notice(f"{checkpoint.path}: {name}: not finite, read as zeros: {bad.sum()} rows of no token")
+    return embed
+
+
+def _rows_without_token(checkpoint: Checkpoint) -> np.ndarray:
+    """Which rows of the embedding [V] belong to no token of the tokenizer; none without one."""
+    config = checkpoint.config
+    rows = range(config.vocab_size)
+    try:
+        ids = load_tokenizer(checkpoint.path, config).inner.get_vocab(with_added_tokens=True)
+    except TokenizerError:
+        return np.zeros(len(rows), bool)
+    read = {*ids.values(), config.bos_token_id, *config.eos_token_ids}
+    return np.array([row not in read for row in rows])
+
+
+def _head_is_embedding(checkpoint: Checkpoint) -> bool:
+    """Whether the head has no weight of its own; quantized, a tied one has."""
+    own = f"{checkpoint.prefix('head')}.weight_scale" in checkpoint.entries
+    return checkpoint.config.tie_embeddings and not own
+
+
 def _load_head(checkpoint: Checkpoint, embed: np.ndarray, tiled: bool) -> Linear:
     """The head's own weight, or the embedding; a tied head that was quantized has its own."""
     config, prefix = checkpoint.config, checkpoint.prefix("head")
-    if config.tie_embeddings and f"{prefix}.weight_scale" not in checkpoint.entries:
+    if _head_is_embedding(checkpoint):
         _require_tied(checkpoint, f"{prefix}.weight", embed)
         return Linear(embed)
     shape = outer_shapes(config)["head"]
@@ -265,36 +301,3 @@ def load_norm_part(
         return np.stack([load_float(checkpoint, f"{name}.{kind}", shape[1:]) for name in names])
     tensor = load_float(checkpoint, f"{source.name}.{kind}", shape)
     return tensor + np.float32(1) if checkpoint.config.norm_plus_one else tensor
-
-
-def load_float(
-    checkpoint: Checkpoint,
-    name: str,
-    shape: Shape,
-    cut: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> np.ndarray:
-    """A float tensor, or what is cut from it, as float32, a view of the file if it is float32
-    there; it must be finite."""
-    mapped = checked_entry(checkpoint, name, FLOATS, shape).map()
-    mapped = mapped if cut is None else np.ascontiguousarray(cut(mapped))
-    with np.errstate(invalid="ignore"):  # a signalling NaN is reported below, by name
-        tensor = mapped.astype(np.float32, copy=False)
-    if not _all_finite(tensor.reshape(-1)):
-        index = tuple(int(i) for i in np.argwhere(~np.isfinite(tensor))[0])
-        raise bad_value(checkpoint, name, "finite", f"{tensor[index]} at {index}")
-    return tensor
-
-
-def _all_finite(numbers: np.ndarray) -> bool:
-    """Whether a float32 vector holds neither NaN nor Inf.
-
-    A sum of squares is finite only then, as squares cannot cancel; it costs one pass and no
-    memory. Where it is not, large numbers may have overflowed, so isfinite has the last word.
-    """
-    for start in range(0, numbers.size, CHECKED_TOGETHER):
-        part = numbers[start : start + CHECKED_TOGETHER]
-        with np.errstate(all="ignore"):
-            square = np.dot(part, part)
-        if not np.isfinite(square) and not np.isfinite(part).all():
-            return False
-    return True

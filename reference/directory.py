@@ -1,13 +1,13 @@
 """A model directory, opened: its config read, its tensors found and named, none of them read yet.
 
-A config with a `quantization_config` must be ours, every tensor that the model needs must be
-there, and no other. checkpoint.py reads what was found here.
+A config with a `quantization_config` must be ours, and every tensor that the model needs must be
+there. Others may be, if they change nothing (names.py). checkpoint.py reads what was found here.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,31 @@ from typing import Any
 from reference.architectures import Architecture, Tensor, architecture_of, model_config
 from reference.block import split_expert
 from reference.config import ModelConfig
-from reference.errors import CheckpointError, ConfigError
+from reference.errors import CheckpointError, ConfigError, notice
 from reference.grids import SYMMETRIC_RULES
 from reference.keys import Keys, read_json
+from reference.names import base_names, is_unused, is_zero_bias, plain_names
 from reference.quantization_config import check_quantization_config, weight_bits
 from reference.shapes import block_kinds, outer_kinds
-from reference.shards import check_link, find_entries
+from reference.shards import check_file, find_entries
 from reference.tensorfile import TensorEntry
+
+NAMED_UNUSED = 3  # tensors that a notice names of those that it counts
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened directory: headers read and checked, tensors not yet."""
+    """An opened directory: headers read and checked, tensors not yet.
+
+    Tensors go by the architecture's names, without a wrapper's prefix.
+    """
 
     path: Path
     values: dict[str, Any]  # config.json as it stands
     config: ModelConfig
     architecture: Architecture
     entries: dict[str, TensorEntry]
+    unused: dict[str, TensorEntry] = field(default_factory=dict)  # that no part of the model reads
 
     @property
     def quantization(self) -> dict[str, Any] | None:
@@ -90,11 +97,9 @@ class Checkpoint:
     @cached_property
     def left_off(self) -> str:
         """The start of the architecture's names that this directory leaves off."""
-        embed = self.architecture.tensor("embed").name + ".weight"
-        for prefix in self.architecture.prefixes:
-            if embed.removeprefix(prefix) in self.entries:
-                return prefix
-        return ""
+        embed, base = base_names(self.architecture)
+        left_off = embed not in self.entries and embed.removeprefix(base) in self.entries
+        return base if left_off else ""
 
 
 def head_names(checkpoint: Checkpoint, source: str, part: str) -> list[str]:
@@ -104,20 +109,24 @@ def head_names(checkpoint: Checkpoint, source: str, part: str) -> list[str]:
     return [source.format(h=head) for head in range(heads)]
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a model directory; raises ConfigError or CheckpointError with path, name and values."""
+def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
+    """Open a model directory; raises ConfigError or CheckpointError with path, name and values.
+
+    allow_links: whether its files may be links out of the directory (shards.py).
+    """
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError("is not a directory with a model", path=path)
     for file in (*path.glob("*.json"), *path.glob("*.jinja")):
-        check_link(file)
+        check_file(file, allow_links)
     values = read_json(path / "config.json")
     _check_quantization(values, path)
     config = _with_generation(model_config(values, path / "config.json"), path)
     architecture = architecture_of(values, path)
-    checkpoint = Checkpoint(path, values, config, architecture, find_entries(path))
-    _check_names(checkpoint)
-    return checkpoint
+    entries, absent = find_entries(path, allow_links)
+    plain = plain_names([*entries, *absent], architecture)
+    checkpoint = Checkpoint(path, values, config, architecture, _renamed(path, entries, plain))
+    return _sort_out(checkpoint, {plain[name]: shard for name, shard in absent.items()})
 
 
 def bad_value(
@@ -180,9 +189,54 @@ def _check_quantization(values: dict[str, Any], path: Path) -> None:
     check_quantization_config(found, file)
 
 
-def _check_names(checkpoint: Checkpoint) -> None:
-    """Every tensor that some part loads must be there, and no other."""
-    config, known = checkpoint.config, set()
+def _renamed(
+    path: Path, entries: dict[str, TensorEntry], plain: dict[str, str]
+) -> dict[str, TensorEntry]:
+    """The tensors by their plain names; raises CheckpointError where two have the same."""
+    renamed: dict[str, TensorEntry] = {}
+    for name, entry in entries.items():
+        if plain[name] in renamed:
+            problem = "is there twice, with a prefix and without it or another"
+            raise CheckpointError(problem, path=path, name=plain[name])
+        renamed[plain[name]] = entry
+    return renamed
+
+
+def _sort_out(checkpoint: Checkpoint, absent: Mapping[str, str]) -> Checkpoint:
+    """The checkpoint with what no part loads set aside; what would change a number is refused.
+
+    absent: the tensors that only the index names, and the shard that it gives for each.
+    """
+    known, path = _known_names(checkpoint), checkpoint.path
+    entries, architecture = checkpoint.entries, checkpoint.architecture
+    unused = {name: entry for name, entry in entries.items() if name not in known}
+    for name, entry in unused.items():
+        if not (is_unused(name, architecture, entry) or is_zero_bias(name, entry, known)):
+            raise _stranger(path, name)
+    for name, shard in absent.items():
+        if name not in known and not is_unused(name, architecture):
+            raise CheckpointError("is missing", path=path / shard, name=name)
+    if unused:
+        names = ", ".join(list(unused)[:NAMED_UNUSED])
+        names += ", ..." if len(unused) > NAMED_UNUSED else ""
+        notice(f"{path}: tensors that the model does not use, not read: {len(unused)} ({names})")
+    used = {name: entry for name, entry in entries.items() if name in known}
+    return replace(checkpoint, entries=used, unused=unused)
+
+
+def _stranger(path: Path, name: str) -> CheckpointError:
+    """The error for a tensor that would change the numbers if the model had a place for it."""
+    problem, expected = "is not a tensor of this model", None
+    if "lora_" in name:
+        expected = "weights with the adapter merged into them"
+    elif name.endswith(".bias"):
+        expected = "no bias here, or zeros"
+    return CheckpointError(problem, path=path, name=name, expected=expected)
+
+
+def _known_names(checkpoint: Checkpoint) -> set[str]:
+    """The tensors that some part loads, after all that must be there were found."""
+    config, known = checkpoint.config, set[str]()
     for part, kinds in outer_kinds(config).items():
         tied = part == "head" and config.tie_embeddings
         known |= _require(checkpoint, part, None, kinds, optional=tied)
@@ -190,11 +244,7 @@ def _check_names(checkpoint: Checkpoint) -> None:
         for part, kinds in block_kinds(config, layer).items():
             part = split_expert(part)[0] if checkpoint.stacked(layer) else part
             known |= _require(checkpoint, part, layer, kinds)
-    ignored = checkpoint.architecture.ignored
-    for name in checkpoint.entries:
-        if name not in known and not any(re.fullmatch(pattern, name) for pattern in ignored):
-            problem = "is not a tensor of this model"
-            raise CheckpointError(problem, path=checkpoint.path, name=name)
+    return known
 
 
 def _require(

@@ -13,7 +13,7 @@ tensors with tensors named `__padding__.*`, which readers skip.
 from __future__ import annotations
 
 import json
-import math
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register, and what XLA want
 LARGEST_HEADER = 100_000_000  # as the safetensors library has it
 PADDING = "__padding__."
 
-DTYPES = {
+DTYPES = {  # those that are computed with; the format has more
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -37,11 +37,19 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ENDLESS = {  # no files: open() may wait for them for ever, and they have no size
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: `offset` bytes into `file`, whose bytes are `data`.
+    """Where one tensor lies: `size` bytes at `offset` of `file`, whose bytes are `data`.
+
+    The file gives the size, so that every type has one, even those of less than a byte.
 
     The file is mapped once for all of its tensors: a mapping holds a file descriptor, and a
     process has about a thousand.
@@ -51,13 +59,13 @@ class TensorEntry:
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    size: int
     data: np.ndarray = field(repr=False, compare=False)
 
     def map(self) -> np.ndarray:
         """The tensor as a read-only view of the file; nothing is read before it is used."""
-        dtype = DTYPES[self.dtype]
-        end = self.offset + math.prod(self.shape) * dtype.itemsize
-        return self.data[self.offset : end].view(dtype).reshape(self.shape)
+        found = self.data[self.offset : self.offset + self.size]
+        return found.view(DTYPES[self.dtype]).reshape(self.shape)
 
 
 def read_entries(path: Path) -> dict[str, TensorEntry]:
@@ -71,9 +79,20 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
     entries, data = {}, np.memmap(path, np.uint8, "r")
     for name, info in header.items():
         if name != "__metadata__" and not name.startswith(PADDING):
-            offset = start + info["data_offsets"][0]
-            entries[name] = TensorEntry(path, info["dtype"], tuple(info["shape"]), offset, data)
+            first, end = info["data_offsets"]
+            place = (start + first, end - first, data)
+            entries[name] = TensorEntry(path, info["dtype"], tuple(info["shape"]), *place)
     return entries
+
+
+def require_file(path: Path) -> None:
+    """Raise CheckpointError for a pipe, a socket or a device, before anything waits for it."""
+    try:
+        kind = ENDLESS.get(stat.S_IFMT(path.stat().st_mode))
+    except OSError:  # whoever opens it says so
+        return
+    if kind is not None:
+        raise CheckpointError("is not a file", path=path, expected="a file", found=kind)
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -89,6 +108,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _header_text(path: Path) -> bytes:
+    require_file(path)
     try:
         with open(path, "rb") as file:
             head, size = file.read(8), path.stat().st_size

@@ -70,5 +70,4 @@ BLOOM = Architecture(
     },
     folds=folds,
     examples=("bigscience/bloom-560m", "bigscience/bloom", "bigscience/bloomz-7b1"),
-    prefixes=("", "transformer."),  # the hub's files say h.0.…, save_pretrained's transformer.h.0.…
 )

@@ -50,8 +50,8 @@ class Architecture:
 
     `tensors` says where our outer parts lie (embed, positions, project_in, embed_norm,
     final_norm, project_out, head) and `block` those of a block (block.py; `experts.gate` stands
-    for every expert's), each a Tensor or just its name. Checkpoints may leave off one of
-    `prefixes`.
+    for every expert's), each a Tensor or just its name. Checkpoints may leave off the first word
+    of the names, or put others before it (names.py).
     """
 
     model_type: str
@@ -60,7 +60,6 @@ class Architecture:
     block: dict[str, str | Tensor]
     folds: Callable[[ModelConfig], tuple[Fold, ...]]
     examples: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = field(default=())  # patterns of tensors that carry no weights
 
     def tensor(self, part: str) -> Tensor:

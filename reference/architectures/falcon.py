@@ -112,6 +112,5 @@ FALCON = Architecture(
     },
     folds=folds,
     examples=("tiiuae/falcon-7b", "tiiuae/falcon-40b", "tiiuae/falcon-11B", "tiiuae/falcon-rw-1b"),
-    prefixes=("", "transformer."),
     ignored=(r".*\.rotary_emb\.inv_freq", r".*\.self_attention\.maybe_rotary\.inv_freq"),
 )

@@ -80,6 +80,5 @@ GPT2 = Architecture(
     },
     folds=folds,
     examples=("openai-community/gpt2", "openai-community/gpt2-xl", "a converted megatron-gpt2"),
-    prefixes=("", "transformer."),  # the hub's files say h.0.…, save_pretrained's transformer.h.0.…
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),  # causal masks
 )

@@ -72,6 +72,5 @@ GPT_BIGCODE = Architecture(
     },
     folds=folds,
     examples=("bigcode/starcoder", "bigcode/gpt_bigcode-santacoder"),
-    prefixes=("", "transformer."),
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),  # causal masks
 )

@@ -73,5 +73,4 @@ OPT = Architecture(
     },
     folds=folds,
     examples=("facebook/opt-125m", "facebook/opt-350m", "facebook/opt-6.7b"),
-    prefixes=("", "model."),  # the hub's files say decoder.…, save_pretrained's model.decoder.…
 )

@@ -38,6 +38,11 @@ def indexed(shard: str) -> Change:
     return lambda model: (model / INDEX).write_text(json.dumps(values))
 
 
+def shards_only(shard: str) -> Change:
+    """The same without the one file that would go before the index."""
+    return lambda model: (indexed(shard)(model), (model / WEIGHTS).unlink())
+
+
 def config(**changes: object) -> Change:
     """config.json with other values."""
 
@@ -78,7 +83,7 @@ CASES: dict[str, tuple[Change, tuple[str, ...]]] = {
     "only pickles": (pickled, ("pytorch_model.bin", "pickled")),
     "index that climbs out": (indexed("../x.safetensors"), (INDEX, "../x.safetensors")),
     "index with an absolute path": (indexed("/etc/passwd"), (INDEX, "/etc/passwd")),
-    "index with a missing shard": (indexed("a.safetensors"), ("a.safetensors", "missing")),
+    "index with a missing shard": (shards_only("a.safetensors"), ("a.safetensors", "missing")),
     "config that is no JSON": (lambda m: (m / CONFIG).write_text("{,"), (CONFIG, "not JSON")),
     "unknown architecture": (
         config(model_type="lama"),

@@ -113,7 +113,7 @@ def test_a_path_of_lone_surrogates_is_refused_in_one_line(shell):
 
 
 def test_ctrl_c_exits_with_130(planish, tiny_llama, monkeypatch):
-    def interrupt(path: str) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("planish.inspect.open_checkpoint", interrupt)

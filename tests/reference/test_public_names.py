@@ -157,7 +157,7 @@ def test_a_public_spelling_is_the_same_model(spelling, tmp_path):
         ("falcon-7b", "transformer.h.0.self_attention.query_key_value.bias"),
         ("pythia", "gpt_neox.layers.0.attention.query_key_value.inv_freq"),
         ("llama", ATTENTION.format(i=1) + "q_proj.inv_freq"),
-        ("llama", "score.weight"),
+        ("llama", "model.layers.0.score.weight"),
         ("mpt", "transformer.wpe.weight"),
     ],
 )

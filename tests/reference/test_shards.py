@@ -1,6 +1,8 @@
 """Which files hold the tensors: shards and their index, and no path out of the directory."""
 
 import json
+import os
+import socket
 
 import numpy as np
 import pytest
@@ -39,9 +41,16 @@ def test_shards_give_the_same_model_as_one_file(sharded, tiny, tmp_path):
     assert np.array_equal(split.blocks[1].mlp.down.weight, whole.blocks[1].mlp.down.weight)
 
 
-def test_the_index_wins_over_a_single_file(sharded):
-    (sharded / SINGLE).write_bytes(b"damaged, but not looked at")
-    assert len(open_checkpoint(sharded).entries) == 21
+def test_a_single_file_wins_over_an_index_as_in_transformers(tiny, sharded, caplog):
+    tensors = tiny.tensors(tiny.values(), 1)
+    save_file(tensors, sharded / SINGLE)
+    (sharded / A).unlink()
+    (sharded / B).write_bytes(b"damaged, but not looked at")
+    found = load_weights(open_checkpoint(sharded))
+    assert np.array_equal(found.embed, tensors["model.embed_tokens.weight"])
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{sharded / INDEX}: not read, as {SINGLE} is there"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -136,11 +145,42 @@ def test_a_link_out_of_the_directory_is_refused(sharded, tiny, tmp_path, name):
         open_checkpoint(path)
 
 
+def test_a_link_out_of_the_directory_is_followed_where_it_is_allowed(tiny, tmp_path):
+    """A farm of links, as DVC, git-annex and Nix make them."""
+    store, path = tiny.write(tmp_path / "store"), tmp_path / "model"
+    path.mkdir()
+    for file in store.iterdir():
+        (path / file.name).symlink_to(file)
+    with pytest.raises(CheckpointError, match="give --allow_links if you trust it"):
+        open_checkpoint(path)
+    assert open_checkpoint(path, allow_links=True).entries
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_link_to_nothing_says_where_it_leads(tiny, tmp_path, allowed):
+    path = tiny.write(tmp_path / "model")
+    (path / SINGLE).unlink()
+    (path / SINGLE).symlink_to("../annex/key")
+    with pytest.raises(CheckpointError, match=f"{SINGLE}: .*missing; found a link to ../annex/key"):
+        open_checkpoint(path, allowed)
+
+
 def test_a_link_within_the_directory_works(tiny, tmp_path):
     path = tiny.write(tmp_path / "model")
     (path / SINGLE).rename(path / "weights.safetensors")
     (path / SINGLE).symlink_to("weights.safetensors")
     assert open_checkpoint(path).entries
+
+
+def test_links_that_end_in_the_directory_work_as_kubernetes_makes_them(tiny, tmp_path):
+    path = tmp_path / "volume"
+    mounted = tiny.write(path / "..2026_01")
+    (path / "..data").symlink_to("..2026_01")
+    for file in mounted.iterdir():
+        (path / file.name).symlink_to(f"..data/{file.name}")
+    (tmp_path / "model").symlink_to(path)
+    for place in (path, tmp_path / "model"):
+        assert open_checkpoint(place).entries
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
@@ -161,6 +201,54 @@ def test_hugging_face_s_cache_layout_works(tiny, tmp_path):
         file.rename(blobs / f"{index}")
         file.symlink_to(f"../../blobs/{index}")
     assert load_weights(open_checkpoint(snapshot)).embed.shape == (48, 32)
+    (tmp_path / "link").symlink_to(snapshot)
+    assert open_checkpoint(tmp_path / "link").entries
+    blobs.rename(tmp_path / "other disk")
+    blobs.symlink_to(tmp_path / "other disk")
+    with pytest.raises(CheckpointError, match="--allow_links"):
+        open_checkpoint(snapshot)
+    assert open_checkpoint(snapshot, allow_links=True).entries
+
+
+def test_a_model_in_a_folder_of_the_cache_s_repository_works(tiny, tmp_path):
+    path = tiny.write(tmp_path / "models--x" / "snapshots" / "abc" / "onnx")
+    blobs = tmp_path / "models--x" / "blobs"
+    blobs.mkdir()
+    (path / SINGLE).rename(blobs / "hash")
+    (path / SINGLE).symlink_to("../../../blobs/hash")
+    assert open_checkpoint(path).entries
+
+
+def test_blobs_are_only_the_cache_s(tiny, tmp_path):
+    path = tiny.write(tmp_path / "a" / "b" / "c")
+    (tmp_path / "a" / "blobs").mkdir()
+    (path / SINGLE).rename(tmp_path / "a" / "blobs" / "hash")
+    (path / SINGLE).symlink_to("../../blobs/hash")
+    with pytest.raises(CheckpointError, match="links out of the model's directory"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", [SINGLE, A, "config.json", "tokenizer.json", INDEX])
+def test_a_pipe_is_refused_and_not_waited_for(sharded, tiny, name):
+    path = sharded if name in (A, INDEX) else tiny.write(sharded.with_name("single"))
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(CheckpointError, match=f"{name}: is not a file; .*found a named pipe"):
+        open_checkpoint(path)
+
+
+def test_a_socket_and_a_directory_are_called_so(tiny, tmp_path, monkeypatch):
+    path = tiny.write(tmp_path / "model")
+    (path / SINGLE).unlink()
+    monkeypatch.chdir(path)  # a socket's address is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(SINGLE)
+        with pytest.raises(CheckpointError, match="found a socket"):
+            open_checkpoint(path)
+    (path / SINGLE).unlink()
+    (path / SINGLE).mkdir()
+    with pytest.raises(CheckpointError, match=f"{SINGLE}: cannot be read: Is a directory"):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
