@@ -51,7 +51,7 @@ class Architecture:
     `tensors` says where our outer parts lie (embed, positions, project_in, embed_norm,
     final_norm, project_out, head) and `block` those of a block (block.py; `experts.gate` stands
     for every expert's), each a Tensor or just its name. Checkpoints may leave off one of
-    `prefixes`.
+    `prefixes`. `interpolated`: max_position_embeddings count linear positions after the stretch.
     """
 
     model_type: str
@@ -62,6 +62,7 @@ class Architecture:
     examples: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = field(default=())  # patterns of tensors that carry no weights
+    interpolated: bool = False
 
     def tensor(self, part: str) -> Tensor:
         """Where a part lies, the layer's number and the expert's not yet filled in."""
