@@ -13,9 +13,11 @@ from planish.engines import (
     add_cache_flag,
     add_kernels_flag,
     add_kv_cache_flag,
+    add_max_positions_flag,
     keep_programs,
     native_kernels,
     with_kv_cache,
+    with_max_positions,
 )
 from planish.output import print_json
 from planish.progress import progress
@@ -47,13 +49,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--directory", metavar="DIR", help="keeps --shape's models (default: removed at the end)"
     )
     parser.add_argument("--json", action="store_true", help="one object: rows, limits, machine")
+    add_max_positions_flag(parser)
     add_kv_cache_flag(parser)
     add_kernels_flag(parser)
     add_cache_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    checkpoint = open_checkpoint(args.model) if args.model else None
+    checkpoint = with_max_positions(open_checkpoint(args.model), args) if args.model else None
     from compare import contenders, speed
     from compare.peers import peer
     from compare.shapes import SHAPES
@@ -62,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     peers, recipes = names(args.peers), names(args.recipes or RECIPES.get(args.shape))
     for name in peers:
         peer(name)  # an unknown one is refused before anything is measured
+    if args.max_positions is not None and checkpoint is None:
+        raise PlanishError("is for --model, not for --shape", name="--max_positions")
     for name in recipes:
         contenders.parse_recipe(name)
     if args.runs < 1:

@@ -13,6 +13,7 @@ from planish.engines import (
     native_kernels,
     open_model,
     with_kv_cache,
+    with_max_positions,
 )
 from planish.output import print_json
 from planish.progress import progress
@@ -41,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         checkpoint, tokenizer = open_model(args.model)
         tokens = tokenizer.encode(read_text(args.prompt_file))
-    checkpoint, native = with_kv_cache(checkpoint, args), native_kernels(args)
+    checkpoint = with_max_positions(with_kv_cache(checkpoint, args), args)
+    native = native_kernels(args)
     result = report.run(checkpoint, tokens, progress, native=native)
     if args.json:
         print_json(result.as_dict())

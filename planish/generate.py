@@ -12,7 +12,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
+from planish.engines import (
+    add_engine_flags,
+    add_model_flag,
+    open_engine,
+    open_model,
+    with_max_positions,
+)
 from reference.checkpoint import Checkpoint
 from reference.errors import PromptError
 from reference.generate import Stop, StopStrings, check_fits, text_stream
@@ -36,6 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     checkpoint, tokenizer = open_model(args.model)
+    checkpoint = with_max_positions(checkpoint, args)
     prompts = prompt_tokens(args, checkpoint, tokenizer)
     stop = Stop(args.max_new_tokens, tuple(args.stop), args.ignore_eos)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)

@@ -9,7 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
-from planish.engines import add_engine_flags, add_model_flag, open_engine
+from planish.engines import (
+    add_engine_flags,
+    add_model_flag,
+    open_engine,
+    with_max_positions,
+)
 from reference.checkpoint import open_checkpoint
 from reference.errors import OutputError, PromptError
 from reference.generate import Stop, check_fits
@@ -26,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     tokens, out = parse_tokens(args.tokens), Path(args.out)
     if not out.parent.is_dir():
         raise OutputError("no such directory", path=out.parent)
-    checkpoint = open_checkpoint(args.model)
+    checkpoint = with_max_positions(open_checkpoint(args.model), args)
     check_fits(checkpoint.config, [tokens], Stop(0), checkpoint.config.max_positions)
     write_array(out, open_engine(checkpoint, args).forward(tokens))
     return 0

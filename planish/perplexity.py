@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
+from planish.engines import (
+    add_engine_flags,
+    add_model_flag,
+    open_engine,
+    open_model,
+    with_max_positions,
+)
 from planish.output import print_json
 from planish.progress import progress
 from reference.errors import PromptError
@@ -23,6 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     checkpoint, tokenizer = open_model(args.model)
+    checkpoint = with_max_positions(checkpoint, args)
     longest = checkpoint.config.max_positions
     window = min(LONGEST_WINDOW, longest) if args.window is None else args.window
     if window > longest:

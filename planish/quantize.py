@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planish.engines import add_model_flag
+from planish.engines import add_model_flag, with_max_positions
 from planish.progress import progress
 from reference.calibrate import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
 from reference.checkpoint import Checkpoint, open_checkpoint
@@ -53,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     chosen = recipe_of(args)
-    checkpoint = open_checkpoint(args.model)
+    checkpoint = with_max_positions(open_checkpoint(args.model), args)
     writer = CheckpointWriter(args.out, args.model, args.overwrite)
     samples = samples_of(args, checkpoint) if needs_calibration(chosen) else None
     start = time.perf_counter()

@@ -33,6 +33,7 @@ class Checkpoint:
     config: ModelConfig
     architecture: Architecture
     entries: dict[str, TensorEntry]
+    learned_positions: int | None = None  # of the table, where config.max_positions is less
 
     @property
     def quantization(self) -> dict[str, Any] | None:
