@@ -14,13 +14,14 @@ from planish.engines import (
     add_kernels_flag,
     add_kv_cache_flag,
     add_links_flag,
+    add_max_positions_flag,
     keep_programs,
     native_kernels,
+    open_subject,
     with_kv_cache,
 )
 from planish.output import print_json
 from planish.progress import progress
-from reference.checkpoint import open_checkpoint
 from reference.errors import OutputError, PlanishError
 
 RECIPES = {
@@ -49,13 +50,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one object: rows, limits, machine")
     add_links_flag(parser)
+    add_max_positions_flag(parser)
     add_kv_cache_flag(parser)
     add_kernels_flag(parser)
     add_cache_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    checkpoint = open_checkpoint(args.model, args.allow_links) if args.model else None
+    checkpoint = open_subject(args) if args.model else None
     from compare import contenders, speed
     from compare.peers import peer
     from compare.shapes import SHAPES
@@ -64,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     peers, recipes = names(args.peers), names(args.recipes or RECIPES.get(args.shape))
     for name in peers:
         peer(name)  # an unknown one is refused before anything is measured
+    if args.max_positions is not None and checkpoint is None:
+        raise PlanishError("is for --model, not for --shape", name="--max_positions")
     for name in recipes:
         contenders.parse_recipe(name)
     if args.runs < 1:

@@ -12,11 +12,11 @@ from planish.engines import (
     keep_programs,
     native_kernels,
     open_model,
+    open_subject,
     with_kv_cache,
 )
 from planish.output import print_json
 from planish.progress import progress
-from reference.checkpoint import open_checkpoint
 from reference.tokenizer import read_text
 
 AGREE, DIFFER = 0, 3
@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
     keep_programs(args.compilation_cache)
     tokens = None
     if args.prompt_file is None:
-        checkpoint = open_checkpoint(args.model, args.allow_links)
+        checkpoint = open_subject(args)
     else:
-        checkpoint, tokenizer = open_model(args.model, args.allow_links)
+        checkpoint, tokenizer = open_model(args)
         tokens = tokenizer.encode(read_text(args.prompt_file))
     checkpoint, native = with_kv_cache(checkpoint, args), native_kernels(args)
     result = report.run(checkpoint, tokens, progress, native=native)

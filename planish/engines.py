@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from reference.checkpoint import Checkpoint, open_checkpoint
-from reference.errors import KernelsError, OutputError, notice
+from reference.errors import KernelsError, OutputError, PlanishError, notice
 from reference.tokenizer import Tokenizer, load_tokenizer
 
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
+    """--model, and how much of it is used."""
     parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face directory")
     add_links_flag(parser)
+    add_max_positions_flag(parser)
 
 
 def add_links_flag(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +25,15 @@ def add_links_flag(parser: argparse.ArgumentParser) -> None:
         "--allow_links",
         action="store_true",
         help="follow links out of the model's directory, as of DVC, git-annex or Nix",
+    )
+
+
+def add_max_positions_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max_positions",
+        type=int,
+        metavar="N",
+        help="the longest sequence, prompt and new tokens together (default: as config.json says)",
     )
 
 
@@ -122,10 +133,34 @@ def with_kv_cache(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoin
     return replace(checkpoint, config=replace(checkpoint.config, kv_cache=args.kv_cache))
 
 
-def open_model(path: str, allow_links: bool = False) -> tuple[Checkpoint, Tokenizer]:
+def with_max_positions(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint with the length that --max_positions asks for; no number changes by it.
+
+    Rotary positions and linear biases go on beyond the length that the model was made for, which
+    is told; a table of learned positions ends.
+    """
+    wanted, config = args.max_positions, checkpoint.config
+    if wanted is None:
+        return checkpoint
+    longest, learned = config.max_positions, config.position_offset is not None
+    if wanted < 1 or (learned and wanted > longest):
+        expected = f"1..{longest}, the model's learned positions" if learned else "1 or more"
+        raise PlanishError("bad value", name="max_positions", expected=expected, found=wanted)
+    if wanted > longest:
+        notice(f"max_positions: {wanted}, though the model is made for {longest}")
+    config = replace(config, max_positions=wanted)
+    return replace(checkpoint, config=config, learned_positions=longest if learned else None)
+
+
+def open_subject(args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint of --model, opened as its flags ask."""
+    return with_max_positions(open_checkpoint(args.model, args.allow_links), args)
+
+
+def open_model(args: argparse.Namespace) -> tuple[Checkpoint, Tokenizer]:
     """A checkpoint and its tokenizer."""
-    checkpoint = open_checkpoint(path, allow_links)
-    return checkpoint, load_tokenizer(path, checkpoint.config)
+    checkpoint = open_subject(args)
+    return checkpoint, load_tokenizer(args.model, checkpoint.config)
 
 
 def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:

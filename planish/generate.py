@@ -35,7 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    checkpoint, tokenizer = open_model(args.model, args.allow_links)
+    checkpoint, tokenizer = open_model(args)
     prompts = prompt_tokens(args, checkpoint, tokenizer)
     stop = Stop(args.max_new_tokens, tuple(args.stop), args.ignore_eos)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)

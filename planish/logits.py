@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
-from planish.engines import add_engine_flags, add_model_flag, open_engine
-from reference.checkpoint import open_checkpoint
+from planish.engines import add_engine_flags, add_model_flag, open_engine, open_subject
 from reference.errors import OutputError, PromptError
 from reference.generate import Stop, check_fits
 
@@ -26,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     tokens, out = parse_tokens(args.tokens), Path(args.out)
     if not out.parent.is_dir():
         raise OutputError("no such directory", path=out.parent)
-    checkpoint = open_checkpoint(args.model, args.allow_links)
+    checkpoint = open_subject(args)
     check_fits(checkpoint.config, [tokens], Stop(0), checkpoint.config.max_positions)
     write_array(out, open_engine(checkpoint, args).forward(tokens))
     return 0

@@ -22,7 +22,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    checkpoint, tokenizer = open_model(args.model, args.allow_links)
+    checkpoint, tokenizer = open_model(args)
     longest = checkpoint.config.max_positions
     window = min(LONGEST_WINDOW, longest) if args.window is None else args.window
     if window > longest:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from planish.engines import add_model_flag
+from planish.engines import add_model_flag, open_subject
 from planish.progress import progress
 from reference.calibrate import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
-from reference.checkpoint import Checkpoint, open_checkpoint
+from reference.checkpoint import Checkpoint
 from reference.errors import RecipeError, notice
 from reference.quantize import quantize_checkpoint
 from reference.recipes import Recipe, needs_calibration, recipe
@@ -53,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     chosen = recipe_of(args)
-    checkpoint = open_checkpoint(args.model, args.allow_links)
+    checkpoint = open_subject(args)
     writer = CheckpointWriter(args.out, args.model, args.overwrite)
     samples = samples_of(args, checkpoint) if needs_calibration(chosen) else None
     start = time.perf_counter()

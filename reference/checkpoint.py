@@ -90,8 +90,10 @@ def load_weights(checkpoint: Checkpoint, tiled: bool = False) -> Weights:
 
 
 def _load_outer(checkpoint: Checkpoint, part: str) -> np.ndarray:
-    name = f"{checkpoint.prefix(part)}.weight"
-    return load_float(checkpoint, name, outer_shapes(checkpoint.config)[part])
+    name, config = f"{checkpoint.prefix(part)}.weight", checkpoint.config
+    if checkpoint.learned_positions is not None:
+        config = replace(config, max_positions=checkpoint.learned_positions)
+    return load_float(checkpoint, name, outer_shapes(config)[part])
 
 
 def _load_embed(checkpoint: Checkpoint) -> np.ndarray:

@@ -40,6 +40,7 @@ class Checkpoint:
     architecture: Architecture
     entries: dict[str, TensorEntry]
     unused: dict[str, TensorEntry] = field(default_factory=dict)  # that no part of the model reads
+    learned_positions: int | None = None  # of the table, where config.max_positions is less
 
     @property
     def quantization(self) -> dict[str, Any] | None:

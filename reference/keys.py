@@ -15,14 +15,19 @@ LARGEST_FILE = 2**26  # a JSON file of more than 64 MiB is not a config
 
 
 def read_json(path: Path, error: type[ConfigError] = ConfigError) -> dict[str, Any]:
-    """A JSON object from a file, or a typed error; duplicate keys and NaN are refused."""
+    """A JSON object from a file, or a typed error; duplicate keys and NaN are refused.
+
+    A byte order mark, which some editors put first, is no part of it.
+    """
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise error("is too large to be JSON", path=path)
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise error("no such file", path=path) from None
-    except (OSError, UnicodeDecodeError) as problem:
+    except OSError as problem:
+        raise error(f"cannot be read: {problem.strerror}", path=path) from None
+    except UnicodeDecodeError as problem:
         raise error(f"cannot be read: {problem}", path=path) from None
     if text.startswith("version https://git-lfs"):
         raise error("is a Git-LFS pointer, not the file; run `git lfs pull`", path=path)
@@ -51,8 +56,17 @@ def _finite(text: str) -> float:
     return value
 
 
+def whole(value: Any) -> Any:
+    """4096 for 4096.0: JSON has one type of number, and some writers make it a float."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class Keys:
-    """Typed reading of one config.json: a wrong type or range is an error, never a default."""
+    """Typed reading of one config.json: a wrong type or range is an error, never a default.
+
+    null counts as absent, as Hugging Face's configs mean it; see flag and token_ids for what they
+    make of it.
+    """
 
     def __init__(self, values: Mapping[str, Any], path: Path):
         self.values, self.path = values, path
@@ -64,9 +78,9 @@ class Keys:
         return self.values.get(name)
 
     def count(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """An integer that is not too small; null counts as absent, as in Hugging Face's configs."""
+        """An integer that is not too small, perhaps written as a float."""
         value = self.values.get(name)
-        value = default if value is None else value
+        value = default if value is None else whole(value)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= LARGEST:
             raise self.fail(name, f"an integer in {least}..{LARGEST}", repr(value))
         return value
@@ -96,14 +110,21 @@ class Keys:
         return tuple(Keys({name: each}, self.path).count(name, least=0) for each in value)
 
     def flag(self, name: str, default: bool) -> bool:
+        """True or false; 0 and 1 are neither, as in transformers 5.
+
+        null is false where that is the default. Elsewhere it is an error: as absence it would be
+        true, but transformers 4 computes with it as if it were false.
+        """
         value = self.values.get(name, default)
+        value = False if value is None and not default else value
         if not isinstance(value, bool):
             raise self.fail(name, "true or false", repr(value))
         return value
 
     def choice(self, name: str, choices: Mapping[str, str], default: str | None = None) -> str:
         """One of the known words, translated; an unknown word is an error that lists them."""
-        value = self.values.get(name, default)
+        value = self.values.get(name)
+        value = default if value is None else value
         if not isinstance(value, str) or value not in choices:
             raise self.fail(name, f"one of {', '.join(choices)}", repr(value))
         return choices[value]
@@ -130,11 +151,12 @@ class Keys:
             raise self.fail(name, f"{json.dumps(value)}, all that is supported", repr(found))
 
     def token_ids(self, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """None, one id or a list of ids (generation configs use all three)."""
+        """None, one id or a list of ids (generation configs use all three); -1 is no token."""
         if name not in self.values:
             return default
         value = self.values[name]
         listed = [] if value is None else value if isinstance(value, list) else [value]
+        listed = [whole(each) for each in listed if each != -1]
         if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in listed):
             raise self.fail(name, "a token id or a list of them", repr(value))
         return tuple(listed)

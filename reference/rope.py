@@ -18,7 +18,7 @@ text grows over `original`, and computes it all anew; we do not.)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,6 +26,7 @@ import numpy as np
 @dataclass(frozen=True, kw_only=True)
 class Interpolation:
     factor: float
+    original: int | None = field(default=None, compare=False)  # for its reach, not for its angles
 
 
 @dataclass(frozen=True, kw_only=True)

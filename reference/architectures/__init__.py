@@ -109,4 +109,5 @@ def architecture_of(values: dict[str, Any], path: Path) -> Architecture:
 
 def model_config(values: dict[str, Any], path: Path) -> ModelConfig:
     """config.json -> ModelConfig; raises ConfigError for anything unknown or impossible."""
-    return with_reach(architecture_of(values, path).config(Keys(values, path)))
+    entry = architecture_of(values, path)
+    return with_reach(entry.config(Keys(values, path)), entry.interpolated)

@@ -52,6 +52,8 @@ class Architecture:
     final_norm, project_out, head) and `block` those of a block (block.py; `experts.gate` stands
     for every expert's), each a Tensor or just its name. Checkpoints may leave off the first word
     of the names, or put others before it (names.py).
+
+    `interpolated`: max_position_embeddings count linear positions after the stretch.
     """
 
     model_type: str
@@ -61,6 +63,7 @@ class Architecture:
     folds: Callable[[ModelConfig], tuple[Fold, ...]]
     examples: tuple[str, ...] = ()
     ignored: tuple[str, ...] = field(default=())  # patterns of tensors that carry no weights
+    interpolated: bool = False
 
     def tensor(self, part: str) -> Tensor:
         """Where a part lies, the layer's number and the expert's not yet filled in."""

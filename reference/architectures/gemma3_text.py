@@ -89,4 +89,5 @@ GEMMA3_TEXT = Architecture(
     block=ATTENTION | QK_NORMS | SANDWICH | GATED_MLP,
     folds=gated_folds,
     examples=("google/gemma-3-1b-it", "google/gemma-3-270m"),
+    interpolated=True,  # 131072 of the larger models, whose factor is 8
 )

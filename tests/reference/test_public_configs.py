@@ -108,6 +108,42 @@ def test_public_models_turn_as_they_were_trained(name):
     assert [(r.theta, r.dim, r.interleaved, r.stretch) for r in ropes] == ROPES[name]
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LENGTH = "original_max_position_embeddings"
+QWEN_CARD = {"type": "yarn", "factor": 4.0, LENGTH: 32768}
+
+# model, its rope_scaling where it is not the published one, the positions that its card promises
+REACHES = [
+    ("meta-llama/Llama-2-7b-hf", None, 4096),
+    ("meta-llama/Llama-2-7b-hf", {"type": "dynamic", "factor": 2.0}, 8192),
+    ("meta-llama/Llama-2-7b-hf", {"type": "yarn", "factor": 16.0}, 65536),
+    ("meta-llama/Llama-2-7b-hf", {**LLAMA3, LENGTH: 4096}, 32768),
+    ("meta-llama/Llama-2-7b-hf", LLAMA3, 32768),
+    ("meta-llama/Llama-2-7b-hf", {"type": "linear", "factor": 4.0, LENGTH: 1024}, 4096),
+    ("meta-llama/Llama-2-7b-hf", {"type": "linear", "factor": 2.5}, 10240),
+    ("meta-llama/Llama-2-7b-hf", {"type": "linear", "factor": 0.5}, 4096),
+    ("lmsys/vicuna-13b-v1.5-16k", None, 16384),
+    ("lmsys/vicuna-13b-v1.5-16k", {"type": "linear", "factor": 8.0}, 32768),  # as LongChat
+    ("meta-llama/Llama-3.1-8B-Instruct", None, 131072),
+    ("meta-llama/Llama-3.2-1B", None, 131072),
+    ("Qwen/Qwen2-7B-Instruct", None, 32768),
+    ("Qwen/Qwen2-7B-Instruct", QWEN_CARD, 131072),
+    ("Qwen/Qwen3-8B", None, 40960),
+    ("Qwen/Qwen3-8B", QWEN_CARD, 131072),
+    ("Qwen/Qwen3-8B", {"type": "yarn", "factor": None, LENGTH: 32768}, 40960),
+    ("google/medgemma-27b-text-it", None, 131072),
+    ("microsoft/Phi-3.5-mini-instruct", None, 131072),
+    ("bigscience/bloom-560m", None, 2048),
+    ("openai-community/gpt2", None, 1024),
+]
+
+
+@pytest.mark.parametrize(("name", "scaling", "positions"), REACHES)
+def test_stretched_positions_reach_as_far_as_the_card_says(name, scaling, positions):
+    config = read(name) if scaling is None else read(name, rope_scaling=scaling)
+    assert config.max_positions == positions
+
+
 @pytest.mark.parametrize(
     ("name", "head_dim"),
     [("microsoft/Phi-3.5-mini-instruct", 96), ("microsoft/Phi-4-mini-instruct", 128)],

@@ -20,7 +20,7 @@ GEMMA3_FLAT = {"rope_type": "default", "rope_theta": 1e4}
 REFUSED = [
     ("mistral-window", {"sliding_window": 0}, "sliding_window: .*in 1.*found 0"),
     ("mistral-window", {"sliding_window": -64}, "sliding_window: .*found -64"),
-    ("mistral-window", {"sliding_window": 64.0}, "sliding_window: .*found 64.0"),
+    ("mistral-window", {"sliding_window": 64.5}, "sliding_window: .*found 64.5"),
     ("mistral-window", {"layer_types": ["full_attention"] * 2}, "layer_types: .*null, all that"),
     ("mistral-window", {"num_key_value_heads": 3}, "num_key_value_heads: .*divisor of 4"),
     ("mixtral-two-of-four", {"num_experts_per_tok": 5}, "num_experts_per_tok: .*4 experts.*5"),

@@ -102,6 +102,38 @@ def test_both_spellings_are_the_same(kind, factors):
     assert rope_from(keys, 8) == new and new.stretch is not None
 
 
+def test_null_is_no_type_and_what_is_outside():
+    linear = {"type": "linear", "factor": 4.0}
+    assert read({"rope_type": None, **linear}) == read(linear)
+    assert read({"rope_type": None, "rope_theta": None}, rope_theta=5e5) == Rope(theta=5e5, dim=8)
+    assert read({"type": None}) == read({"rope_type": None, "type": None}) == read({})
+
+
+def test_a_yarn_factor_of_null_is_the_ratio_of_the_lengths():
+    assert read({"rope_type": "yarn", "factor": None, LENGTH: 32}) == read(
+        {"rope_type": "yarn", "factor": 4.0, LENGTH: 32}
+    )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"comment": "long", "max_position_embeddings": 9},
+        {"alpha": None, "mrope_section": None, "attn_factor": 1.0, "mrope_interleaved": False},
+    ],
+)
+def test_a_key_that_changes_no_angle_is_not_read(more, caplog):
+    dynamic = {"rope_type": "dynamic", "factor": 4.0}
+    assert read({**dynamic, **more}) == read(dynamic)
+    told = [f"c.json: {name}: is no rotary parameter, and not read" for name in more]
+    assert caplog.messages == (told if "comment" in more else [])
+
+
+def test_a_factor_without_a_type_is_told(caplog):
+    assert read({"factor": 4.0}) == read({"rope_type": None, "factor": 4.0}) == read({})
+    assert caplog.messages == ["c.json: factor: is not read by rope_type default"] * 2
+
+
 def test_su_is_the_old_name_of_longrope():
     su, new = ({"type": name, **LONG, **ORIGINAL} for name in ("su", "longrope"))
     assert read(su) == read(new) and isinstance(read(su).stretch, LongRope)
@@ -128,7 +160,10 @@ BAD = [
     ({"rope_type": "linear", "type": "dynamic", "factor": 2}, "type: .*linear, as rope_type"),
     ({"rope_type": "default", "mrope_section": [1]}, "mrope_section: bad value"),
     ({"full_attention": {"rope_type": "default"}}, "full_attention: bad value"),
+    ({"rope_type": "default", "alpha": 1000.0}, "alpha: bad value.*null, all that.*1000.0"),
+    ({"rope_type": "yarn", "factor": 4.0, "attn_factor": 2}, "attn_factor: bad value.*found 2"),
     ({"rope_type": "linear"}, "factor: bad value.*found None"),
+    ({"rope_type": "linear", "factor": None}, "factor: bad value.*found None"),
     ({"rope_type": "linear", "factor": 0}, "factor: bad value.*found 0"),
     ({"rope_type": "linear", "factor": -2.0}, "factor: bad value.*found -2"),
     ({"rope_type": "linear", "factor": "4"}, "factor: bad value.*'4'"),
