@@ -191,7 +191,7 @@ def read_text(path: str | Path) -> str:
     byte order mark at the head is no part of the text.
     """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")
     except OSError as problem:
         raise PromptError(f"cannot be read: {problem.strerror}", path=path) from None
     except UnicodeDecodeError as problem:

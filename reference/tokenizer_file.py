@@ -67,11 +67,11 @@ def panics_unprinted() -> Iterator[None]:
     the user, who gets one line. What others wrote meanwhile comes out at the end.
     """
     with contextlib.ExitStack() as stack:
-        try:
-            page = stack.enter_context(tempfile.TemporaryFile())
+        page = None
+        with contextlib.suppress(OSError):  # descriptor 2 is closed, or no disk takes the page
             saved = os.dup(2)
-        except OSError:  # no place for it, or no descriptor 2: the page is printed
-            page = None
+            stack.callback(os.close, saved)
+            page = stack.enter_context(tempfile.TemporaryFile())
         if page is None:
             yield
             return
@@ -80,7 +80,6 @@ def panics_unprinted() -> Iterator[None]:
             yield
         finally:
             os.dup2(saved, 2)
-            os.close(saved)
         page.seek(0)
         with contextlib.suppress(OSError):
             os.write(2, page.read())
