@@ -6,6 +6,7 @@
     directory   a model directory, opened and checked  config    what a model's shape is
     checkpoint  its weights, read lazily               quantized those on a grid, in either layout
     writer      a directory, written whole or not      tokenizer text to tokens and back
+    tokenizer_file  its file and its errors            added_tokens  that only other files have
     calibrate   absmax at every linear's input         smooth    SmoothQuant and its alpha
     recipes     the schemes by name                    quantize  checkpoint in, quantized one out
     sampling    logits to a token                      evaluate  perplexity, KL, top-1 agreement

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from reference.block import Weights
 from reference.config import ModelConfig
@@ -15,7 +16,11 @@ from reference.tokenizer import TextStream, Tokenizer
 
 @dataclass(frozen=True)
 class Stop:
-    """When to end: at the model's end-of-text ids, at any of some strings, or after a number."""
+    """When to end: at the model's end-of-text ids, at any of some strings, or after a number.
+
+    A string may be or contain the text of a special token, as "<|im_end|>" or "<|im_end|>\\n":
+    the token's id then counts as its text, though it is not shown. This holds with ignore_eos too.
+    """
 
     max_new_tokens: int
     strings: tuple[str, ...] = ()
@@ -85,33 +90,62 @@ def generate(
 
 
 class StopStrings:
-    """Streams text up to the first stop string, holding back what might be the start of one."""
+    """Streams text up to the first stop string, holding back what might be the start of one.
 
-    def __init__(self, stream: TextStream, strings: Sequence[str]):
+    `added`: id -> text of special and other added tokens. Special ones are left out of the text;
+    one whose text is in a stop string is searched for like text, and still not shown. The others
+    are passed over, so a stop string is found across them.
+    """
+
+    def __init__(
+        self, stream: TextStream, strings: Sequence[str], added: Mapping[int, str] | None = None
+    ):
         self.stream, self.strings = stream, tuple(strings)
+        named = (added or {}).items()
+        self.named = {i: text for i, text in named if any(text in each for each in self.strings)}
         self.held, self.stopped = "", False
+        self.shown: list[str] = []  # what each character held back puts out: itself or nothing
 
     def push(self, token: int) -> str:
         """Text that is safe to show; after a stop string was seen `stopped` is true."""
-        return "" if self.stopped else self._release(self.stream.push(token))
+        if self.stopped:
+            return ""
+        if token not in self.named:
+            piece = self.stream.push(token)
+            return self._release(piece, piece)
+        return self._push_named(token)
+
+    def _push_named(self, token: int) -> str:
+        """A token that counts as its text, whatever the decoder makes of it."""
+        text, before = self.named[token], self.stream.settle()
+        shown = self._release(before, before)
+        if self.stopped:
+            return shown
+        piece = self.stream.push(token)
+        if text in piece:
+            return shown + self._release(piece, piece)
+        return shown + self._release(text, [piece, *repeat("", len(text) - 1)])
 
     def finish(self) -> str:
         """What is left at the end."""
         if self.stopped:
             return ""
-        text = self._release(self.stream.finish())
-        text, self.held = text + self.held, ""
+        piece = self.stream.finish()
+        text = self._release(piece, piece) + "".join(self.shown)
+        self.held, self.shown = "", []
         return text
 
-    def _release(self, piece: str) -> str:
-        text = self.held + piece
+    def _release(self, piece: str, shown: Sequence[str]) -> str:
+        """Take text to search, and what to show for each of its characters."""
+        text, self.shown = self.held + piece, [*self.shown, *shown]
         found = [text.index(string) for string in self.strings if string in text]
         if found:
-            self.stopped, self.held = True, ""
-            return text[: min(found)]
-        keep = max((_overlap(text, string) for string in self.strings), default=0)
-        self.held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+            released = self.shown[: min(found)]
+            self.stopped, self.held, self.shown = True, "", []
+            return "".join(released)
+        end = len(text) - max((_overlap(text, string) for string in self.strings), default=0)
+        released, self.held, self.shown = self.shown[:end], text[end:], self.shown[end:]
+        return "".join(released)
 
 
 def _overlap(text: str, string: str) -> int:
@@ -122,4 +156,5 @@ def _overlap(text: str, string: str) -> int:
 
 def text_stream(tokenizer: Tokenizer, prompt: Sequence[int], stop: Stop) -> StopStrings:
     """The text of a row as its tokens come."""
-    return StopStrings(tokenizer.stream(prompt), stop.strings)
+    added = tokenizer.added_tokens() if stop.strings else {}
+    return StopStrings(tokenizer.stream(prompt), stop.strings, added)

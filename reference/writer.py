@@ -29,6 +29,7 @@ COPIED = (
     "tokenizer_config.json",
     "generation_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
 )
 AT_FDCWD, RENAME_EXCHANGE = -100, 2

@@ -131,3 +131,26 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(planish, make_llama):
     model = make_llama(vocab_size=200, bos_token_id=1, eos_token_id=2)
     result = planish("generate", "--model", model, "--prompt", "a")
     assert result.refused("tokenizer.json", "200", "257")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "--prompt_file"),
+        ("perplexity", "--text"),
+        ("quantize", "--recipe", "W8A8", "--out", "q", "--calibration"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_only_a_text_with_the_token_beyond_the_embedding_is_refused(
+    planish, make_llama, tmp_path, monkeypatch, words
+):
+    monkeypatch.chdir(tmp_path)
+    model = make_llama(vocab_size=257, eos_token_id=1)
+    (tmp_path / "text").write_text("some text and </s>")
+    result = planish(words[0], "--model", model, *words[1:], tmp_path / "text")
+    notice, error = result.err.splitlines()
+    assert "the first '</s>' (id 257, rows 257)" in notice
+    assert (result.code, result.out) == (2, "")
+    assert error.startswith("error: ") and "token '</s>': has no row" in error
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "text", model]

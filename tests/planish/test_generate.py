@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 REFERENCE = ("--engine", "reference")
 
@@ -72,6 +75,20 @@ def test_a_stopped_row_stays_stopped_while_others_go_on(generate):
     words = ("--prompt", "abc", "--prompt", "other", "--max_new_tokens", 40, "--stop", stop)
     first = generate(*words, engine="fast").out.split("\n\n")[0]
     assert first == whole[: whole.index(stop)]
+
+
+def test_a_stop_string_that_is_a_special_token_ends_the_text(generate, make_llama):
+    model = make_llama(eos_token_id=first_token("abc", make_llama(name="plain")))
+    file = model / "tokenizer.json"
+    inner = Tokenizer.from_file(str(file))
+    values = json.loads((model / "config.json").read_text())
+    stop = inner.id_to_token(values["eos_token_id"])
+    inner.add_special_tokens([stop])
+    inner.save(str(file))
+    words = ("--prompt", "abc", "--prompt", "ab", "--max_new_tokens", 4, "--ignore_eos")
+    whole = generate(*words, model=model).out.split("\n\n")
+    ended = generate(*words, "--stop", stop, model=model).out.split("\n\n")
+    assert len(whole[0]) > 0 and ended[0] == ""
 
 
 def test_eos_ends_the_text_unless_ignored(generate, make_llama):

@@ -1,6 +1,7 @@
 """The loop: when it stops, what it refuses, and stop strings split over tokens."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,8 @@ from reference.engine import Engine
 from reference.errors import PromptError, SamplingError
 from reference.generate import Stop, StopStrings, check_fits, text_stream
 from reference.sampling import Sampling
-from reference.tokenizer import load_tokenizer
+from reference.tokenizer import Tokenizer, load_tokenizer
+from tests.models import byte_tokenizer
 
 
 class Letters:
@@ -62,6 +64,55 @@ def test_the_text_shown_is_the_text_before_the_first_stop_string(text, strings):
         first = text[: min(ends)]
         assert "".join(shown) == first[: min(first.index(s) for s in strings if s in first)]
         assert stopped
+
+
+ADDED = {-1: "<e>", -2: "<f>", -3: "<think>"}  # <think> is not special: it is in the text
+PIECES = {-1: "", -2: "", -3: " think "}
+
+
+class Mixed(Letters):
+    """Letters and added tokens; what the decoder does to their text is its own affair."""
+
+    def push(self, token):
+        return PIECES.get(token, token)
+
+    def settle(self):
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("tokens", "strings", "shown"),
+    [
+        (["a", -1, "b"], ["<e>"], "a"),
+        (["a", -1, "b"], ["x", "<f>", "<e>"], "a"),
+        (["a", -1, "\n", "b"], ["<e>\n"], "a"),
+        (["a", -1, "c", "b"], ["<e>\n"], None),
+        (["a", -1], ["<e>\n"], None),
+        (["a", "x", -1, -2, "b"], ["x<e><f>"], "a"),
+        (["a", -1, "b", -1], ["b<e>"], "a"),
+        (["<", "e", ">", "b"], ["<e>"], ""),
+        (["<e", -1, "b"], ["<e>"], "<e"),
+        (["a", -2, "b", "c"], ["ab", "<e>"], ""),  # passed over, as no string names it
+        (["a", -1, "b"], ["e>b"], None),  # not a part of a special token's text
+        (["a", -3, "b"], ["<think>"], "a"),
+        (["a", -3, "b"], ["hin"], "a t"),
+    ],
+)
+def test_a_special_token_in_a_stop_string_counts_as_its_text(tokens, strings, shown):
+    stream = StopStrings(Mixed(), strings, ADDED)
+    text = "".join([*(stream.push(token) for token in tokens), stream.finish()])
+    whole = "".join(PIECES.get(token, token) for token in tokens)
+    assert (text, stream.stopped) == ((whole, False) if shown is None else (shown, True))
+
+
+def test_half_a_character_comes_out_before_the_special_token_that_stops():
+    inner = byte_tokenizer()
+    tokenizer = Tokenizer(inner, None, Path("tokenizer.json"))
+    a, half, *_ = inner.encode("aé").ids
+    stream = text_stream(tokenizer, [a], Stop(9, strings=("</s>",), ignore_eos=True))
+    end = inner.token_to_id("</s>")
+    shown = [stream.push(token) for token in (a, half, end, a)]
+    assert shown == ["a", "", "\N{REPLACEMENT CHARACTER}", ""] and stream.stopped
 
 
 def test_text_stream_joins_tokenizer_and_stop_strings(loaded, directories):

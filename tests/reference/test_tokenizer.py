@@ -1,12 +1,13 @@
 """Text to ids and back, piece by piece: no split character, no lost space."""
 
 import json
+import os
 
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from reference.checkpoint import open_checkpoint
 from reference.errors import PromptError, TokenizerError
@@ -150,6 +151,47 @@ def test_a_missing_tokenizer_is_named_with_what_to_do(model):
         load_tokenizer(path, config)
 
 
+def test_a_slow_tokenizer_alone_is_said_with_the_call_that_converts_it(model):
+    path, config = model
+    (path / "tokenizer.json").rename(path / "tokenizer.model")
+    call = f"AutoTokenizer.from_pretrained('{path}').save_pretrained('{path}')"
+    with pytest.raises(TokenizerError) as caught:
+        load_tokenizer(path, config)
+    assert call in str(caught.value)
+
+
+def test_what_is_no_readable_file_is_said(model, monkeypatch):
+    path, config = model
+    file = path / "tokenizer.json"
+    file.unlink()
+    for make, message in (
+        (lambda: file.mkdir(), "found a directory"),
+        (lambda: os.mkfifo(file), "found a device or a pipe"),
+        (lambda: file.symlink_to("gone"), "is a link to gone, which is not there"),
+    ):
+        make()
+        with pytest.raises(TokenizerError, match=message):
+            load_tokenizer(path, config)
+        file.rmdir() if file.is_dir() else file.unlink()
+    file.write_text("{}")
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(TokenizerError, match="cannot be read: Permission denied"):
+        load_tokenizer(path, config)
+
+
+def refuse(path):
+    """As the system does where the reader has no right to."""
+    raise PermissionError(13, "Permission denied", path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(model, tmp_path):
+    path, config = model
+    for file in (path / "tokenizer.json", tmp_path / "text"):
+        content = file.read_bytes() if file.exists() else b"a"
+        file.write_bytes(b"\xef\xbb\xbf" + content)
+    assert load_tokenizer(path, config).encode(read_text(tmp_path / "text")) == [3]
+
+
 def test_a_tokenizer_larger_than_the_embedding_is_refused(model):
     path, config = model
     file = path / "tokenizer.json"
@@ -158,6 +200,91 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(model):
     file.write_text(json.dumps(values))
     with pytest.raises(TokenizerError, match="below the embedding's 48 rows, found 48"):
         load_tokenizer(path, config)
+
+
+def with_added(model, tiny, *added, **changes):
+    """The model with these special tokens behind its 30 tokens; `changes`: keys of the last."""
+    path, config = model
+    inner = tiny.tokenizer()
+    inner.add_special_tokens(list(added))
+    values = json.loads(inner.to_str())
+    values["added_tokens"][-1] |= changes
+    (path / "tokenizer.json").write_text(json.dumps(values))
+    return load_tokenizer(path, config)
+
+
+def test_an_added_token_beyond_the_embedding_is_refused_only_in_a_text(model, tiny, caplog):
+    tokenizer = with_added(model, tiny, *(f"<{i}>" for i in range(30, 50)))
+    assert tokenizer.encode("a <47>") == [3, 47]
+    with pytest.raises(PromptError, match="token '<48>': has no row .* below 48, found 48"):
+        tokenizer.encode("a <48>")
+    (line,) = (record.message for record in caplog.records)
+    assert "without a row in the embedding: 2, the first '<48>' (id 48, rows 48)" in line
+
+
+def test_a_template_beyond_the_embedding_is_refused(model, tiny):
+    inner = tiny.tokenizer()
+    inner.post_processor = processors.TemplateProcessing("<b> $A", None, [("<b>", 2**31)])
+    inner.save(str(model[0] / "tokenizer.json"))
+    with pytest.raises(PromptError, match="token of the template: .* below 48, found 2147483648"):
+        load_tokenizer(*model).encode("a")
+
+
+@pytest.mark.parametrize("stated", [33, 10**9])
+def test_an_added_token_out_of_its_place_is_refused_only_in_a_text(model, tiny, caplog, stated):
+    tokenizer = with_added(model, tiny, "<x>", id=stated)
+    assert tokenizer.encode("a b") == [3, 4]
+    with pytest.raises(PromptError, match=f"'<x>': is out of its place; expected id {stated}"):
+        tokenizer.encode("a <x>")
+    assert f"place: 1, the first '<x>' with id {stated}, by its place 30;" in caplog.text
+
+
+def test_a_tokenizer_that_cannot_encode_is_one_line(model):
+    path, config = model
+    file = path / "tokenizer.json"
+    values = json.loads(file.read_text())
+    values["model"]["unk_token"] = "[UNK]"
+    file.write_text(json.dumps(values))
+    with pytest.raises(TokenizerError, match=r"json: cannot encode the text: .*Missing \[UNK\]"):
+        load_tokenizer(path, config).encode("a é")
+
+
+def test_a_panic_while_loading_is_one_line_and_its_page_is_not_printed(model, capfd):
+    path, config = model
+    file = path / "tokenizer.json"
+    values = json.loads(file.read_text())
+    values["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    file.write_text(json.dumps(values))
+    with pytest.raises(TokenizerError, match="is damaged: Precompiled"):
+        load_tokenizer(path, config)
+    os.write(2, b"still open")
+    assert capfd.readouterr().err == "still open"
+
+
+class PanicException(BaseException):
+    """Of the name by which alone pyo3's class can be known."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (PanicException, TokenizerError),
+        (OverflowError, TokenizerError),
+        (KeyboardInterrupt, KeyboardInterrupt),
+        (SystemExit, SystemExit),
+        (MemoryError, MemoryError),
+    ],
+)
+def test_errors_while_decoding_are_typed_and_an_interrupt_stays_one(model, raised, expected):
+    class Broken:
+        def decode(self, *_, **__):
+            raise raised("why")
+
+    tokenizer = load_tokenizer(*model)
+    tokenizer.inner = Broken()
+    for call in (lambda: tokenizer.decode([3]), lambda: tokenizer.stream([3]).push(4)):
+        with pytest.raises(expected, match="why"):
+            call()
 
 
 def test_padding_rows_beyond_the_tokenizer_are_fine(model):

@@ -1,0 +1,85 @@
+"""tokenizer.json as bytes, and the library's errors as ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from reference.errors import PlanishError, TokenizerError
+
+BOM = b"\xef\xbb\xbf"  # some editors put it at the head of a UTF-8 file
+SLOW = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")  # of slow tokenizers
+
+
+def read_tokenizer_file(file: Path) -> bytes:
+    """The bytes of tokenizer.json, without a byte order mark."""
+    try:
+        mode = file.stat().st_mode
+        if not stat.S_ISREG(mode):
+            found = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe"
+            raise TokenizerError("cannot be read", path=file, expected="a file", found=found)
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise TokenizerError(_missing(file), path=file) from None
+    except OSError as problem:
+        raise TokenizerError(f"cannot be read: {problem.strerror}", path=file) from None
+    if content.startswith(b"version https://git-lfs"):
+        raise TokenizerError("is a Git-LFS pointer; run `git lfs pull`", path=file)
+    return content.removeprefix(BOM)
+
+
+def _missing(file: Path) -> str:
+    """Why there is no tokenizer.json, and what to do."""
+    if file.is_symlink():
+        return f"is a link to {file.readlink()}, which is not there"
+    slow = any((file.parent / name).exists() for name in SLOW)
+    path = str(file.parent)
+    save = f"AutoTokenizer.from_pretrained({path!r}).save_pretrained({path!r})"
+    hint = f"; save it with a fast tokenizer of transformers: {save}" if slow else ""
+    return f"no such file{hint}"
+
+
+@contextlib.contextmanager
+def library_errors(path: Path | None, problem: str) -> Iterator[None]:
+    """What the library raises, a panic of its Rust code too, becomes a TokenizerError.
+
+    A panic derives from BaseException, as Ctrl-C does, and its class can only be known by name.
+    """
+    try:
+        yield
+    except (PlanishError, MemoryError):
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise TokenizerError(f"{problem}: {error}", path=path) from None
+        raise
+
+
+@contextlib.contextmanager
+def panics_unprinted() -> Iterator[None]:
+    """Hold back what is written to file descriptor 2, and drop it if there is an error.
+
+    Rust prints a page about a panic before Python hears of it, and only here can that be kept from
+    the user, who gets one line. What others wrote meanwhile comes out at the end.
+    """
+    with contextlib.ExitStack() as stack:
+        page = None
+        with contextlib.suppress(OSError):  # descriptor 2 is closed, or no disk takes the page
+            saved = os.dup(2)
+            stack.callback(os.close, saved)
+            page = stack.enter_context(tempfile.TemporaryFile())
+        if page is None:
+            yield
+            return
+        os.dup2(page.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+        page.seek(0)
+        with contextlib.suppress(OSError):
+            os.write(2, page.read())
