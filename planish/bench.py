@@ -17,6 +17,7 @@ from planish.engines import (
     native_kernels,
     with_kv_cache,
 )
+from planish.given import notice_idle, refuse_given
 from planish.output import print_json
 from planish.progress import progress
 from reference.checkpoint import open_checkpoint
@@ -53,6 +54,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.model:
+        shaped = ("--recipes", "--directory")
+        refuse_given(args, shaped, "is for --shape, not for --model")
     checkpoint = open_checkpoint(args.model) if args.model else None
     from compare import contenders, speed
     from compare.peers import peer
@@ -66,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         contenders.parse_recipe(name)
     if args.runs < 1:
         raise PlanishError("bad value", name="runs", expected="1 or more", found=args.runs)
+    notice_idle(args)
     keep_programs(args.compilation_cache)
     native = native_kernels(args)
     if checkpoint is not None:

@@ -13,9 +13,9 @@ from typing import Any
 
 from planish.architectures import architectures, as_table
 from planish.engines import add_cache_flag, add_kernels_flag, kernels_used
+from planish.given import notice_idle, refuse_given
 from planish.output import print_json
 from reference.checkpoint import Checkpoint, open_checkpoint
-from reference.errors import PlanishError
 from reference.shapes import block_shapes, outer_shapes
 from reference.tensorfile import DTYPES
 
@@ -39,7 +39,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.architectures:
         return list_architectures(args)
-    facts = {**describe(open_checkpoint(args.model)), "kernels": kernels_used(args)}
+    checkpoint = open_checkpoint(args.model)
+    notice_idle(args, (args.kernels == "xla", "with --kernels xla", ("--compilation_cache",)))
+    facts = {**describe(checkpoint), "kernels": kernels_used(args)}
     if args.json:
         print_json(facts)
     else:
@@ -49,9 +51,10 @@ def run(args: argparse.Namespace) -> int:
 
 def list_architectures(args: argparse.Namespace) -> int:
     """What can be read, no model at hand: a flag of the engine would say nothing."""
-    for flag, default in (("kernels", "auto"), ("compilation_cache", None)):
-        if getattr(args, flag) != default:
-            raise PlanishError("is for --model, not for --architectures", name=f"--{flag}")
+    refuse_given(
+        args, ("--kernels", "--compilation_cache"), "is for --model, not for --architectures"
+    )
+    notice_idle(args)
     rows = architectures()
     if args.json:
         print_json({"architectures": rows})

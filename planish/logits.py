@@ -10,6 +10,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from planish.engines import add_engine_flags, add_model_flag, open_engine
+from planish.given import engine_rule, notice_idle
 from reference.checkpoint import open_checkpoint
 from reference.errors import OutputError, PromptError
 from reference.generate import Stop, check_fits
@@ -23,11 +24,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    tokens, out = parse_tokens(args.tokens), Path(args.out)
+    tokens, out, idle = parse_tokens(args.tokens), Path(args.out), engine_rule(args)
     if not out.parent.is_dir():
         raise OutputError("no such directory", path=out.parent)
     checkpoint = open_checkpoint(args.model)
     check_fits(checkpoint.config, [tokens], Stop(0), checkpoint.config.max_positions)
+    notice_idle(args, idle)
     write_array(out, open_engine(checkpoint, args).forward(tokens))
     return 0
 
