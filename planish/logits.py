@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,9 @@ from numpy.lib import format as npy
 from planish.engines import add_engine_flags, add_model_flag, open_engine
 from planish.given import engine_rule, notice_idle
 from reference.checkpoint import open_checkpoint
-from reference.errors import OutputError, PromptError
+from reference.errors import PromptError, SamplingError
 from reference.generate import Stop, check_fits
+from reference.placing import check_file, write_file
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -25,12 +25,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     tokens, out, idle = parse_tokens(args.tokens), Path(args.out), engine_rule(args)
-    if not out.parent.is_dir():
-        raise OutputError("no such directory", path=out.parent)
+    check_file(out)
     checkpoint = open_checkpoint(args.model)
     check_fits(checkpoint.config, [tokens], Stop(0), checkpoint.config.max_positions)
     notice_idle(args, idle)
-    write_array(out, open_engine(checkpoint, args).forward(tokens))
+    logits = open_engine(checkpoint, args).forward(tokens)
+    check_numbers(logits)
+    write_array(out, logits)
     return 0
 
 
@@ -43,18 +44,18 @@ def parse_tokens(text: str) -> list[int]:
         raise PromptError("bad value", name="tokens", expected=expected, found=text[:40]) from None
 
 
+def check_numbers(logits: np.ndarray) -> None:
+    """Raise SamplingError for NaN and Inf, of which nothing is written; -Inf bars a token."""
+    bad = np.isnan(logits) | (logits == np.inf) | np.isneginf(logits).all(axis=-1, keepdims=True)
+    if bad.any():
+        row, token = np.argwhere(bad)[0]
+        found = f"{logits[row, token]} at position {row}, token {token}"
+        raise SamplingError("nothing is written", name="logits", expected="numbers", found=found)
+
+
 def write_array(out: Path, array: np.ndarray) -> None:
-    """Beside the target first, then renamed: a file that is there is whole."""
-    hidden = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    """As np.save, which would not say why it cannot write."""
     array = np.ascontiguousarray(array, np.float32)
-    try:
-        with open(hidden, "wb") as file:  # np.save would not say why it cannot write
-            npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(array))
-            file.write(array.data)
-            file.flush()
-            os.fsync(file.fileno())
-        hidden.replace(out)
-    except OSError as problem:
-        raise OutputError(f"cannot be written: {problem.strerror}", path=out) from None
-    finally:
-        hidden.unlink(missing_ok=True)
+    with write_file(out) as file:
+        npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(array))
+        file.write(array.data)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -101,6 +104,33 @@ def test_logits_refuses_a_target_that_cannot_be_written(planish, tiny_llama, tmp
     assert planish(*words, tiny_llama / "config.json" / "x.npy").refused("no such directory")
     assert planish(*words, tmp_path).refused("directory")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_logits_go_to_a_pipe_by_the_name_of_its_descriptor(tiny_llama):
+    command = [sys.executable, "-m", "planish", "logits", "--model", tiny_llama]
+    command += ["--tokens", "1,2", "--engine", "reference", "--out", "/dev/stdout"]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert np.load(io.BytesIO(done.stdout)).shape == (2, 300)
+
+
+@pytest.mark.parametrize(("value", "good"), [(np.nan, False), (np.inf, False), (-np.inf, True)])
+def test_logits_that_are_no_numbers_are_refused(
+    planish, tiny_llama, tmp_path, monkeypatch, value, good
+):
+    class Broken:
+        def forward(self, tokens):
+            return np.array([[0, 1, 2], [0, 1, value]], np.float32)
+
+    monkeypatch.setattr("planish.logits.open_engine", lambda *_: Broken())
+    out = tmp_path / "x.npy"
+    out.write_text("old")
+    result = planish("logits", "--model", tiny_llama, "--tokens", "1,2", "--out", out)
+    if good:
+        assert result.code == 0 and np.load(out)[1, 2] == value
+    else:
+        assert result.refused("logits", f"found {value} at position 1, token 2")
+        assert out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
 
 
 def test_inspect_counts_bits_and_bytes(planish, tiny_llama):

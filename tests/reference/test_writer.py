@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from reference import placing
 from reference import writer as writing
 from reference.checkpoint import load_weights, open_checkpoint
 from reference.errors import CheckpointError, OutputError, PlanishError
@@ -81,7 +82,7 @@ def test_an_existing_target_needs_overwrite(source, tmp_path):
 def test_overwrite_works_where_directories_cannot_be_exchanged(source, tmp_path, monkeypatch):
     target = tmp_path / "out"
     write_model(source, target, 1)
-    monkeypatch.setattr(writing.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(placing.ctypes, "CDLL", lambda *_, **__: object())
     write_model(source, target, 2, overwrite=True)
     assert mark_of(target) == 2 and leftovers(target) == []
 
@@ -127,6 +128,7 @@ def break_step(monkeypatch, step, error):
         "mkdir": Path,
         "copyfile": writing.shutil,
         "_write_json": CheckpointWriter,
+        "_put_in_place": CheckpointWriter,
     }.get(step, writing)
     monkeypatch.setattr(owner, step, fail)
 
