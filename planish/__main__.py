@@ -12,7 +12,6 @@ import importlib
 import io
 import itertools
 import logging
-import os
 import re
 import signal
 import sys
@@ -24,7 +23,8 @@ from absl import app
 from absl import logging as absl_logging
 from absl.flags import argparse_flags
 
-from reference.errors import LOGGER, PlanishError
+from planish.streams import flush_output, open_streams
+from reference.errors import LOGGER, PlanishError, one_line
 
 VERBS = {
     "generate": "continue a prompt",
@@ -46,8 +46,7 @@ class Parser(argparse_flags.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if found := INVALID_CHOICE.search(message):
             message += nearest(found[1], re.findall(r"\w+", found[2]))
-        one_line = " ".join(message.split())
-        sys.stderr.write(f"error: {one_line}; see {self.prog} --help\n")
+        sys.stderr.write(f"error: {one_line(message)}; see {self.prog} --help\n")
         sys.exit(BAD_INPUT)
 
     def join_values(self, words: Sequence[str]) -> list[str]:
@@ -123,17 +122,13 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with notices_printed():
-            code = args.run(args)
-        sys.stdout.flush()
-        return code
+            return args.run(args)
     except PlanishError as error:
         return complain(str(error))
     except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        where = error.filename or "input or output"
-        return complain(f"{where}: {error.strerror or error}")
+        return complain(described(error))
 
 
 class NoticePrinter(logging.Handler):
@@ -156,9 +151,14 @@ def notices_printed() -> Iterator[None]:
         LOGGER.removeHandler(printer)
 
 
+def described(error: OSError) -> str:
+    """Where, and what the system says."""
+    return f"{error.filename or 'input or output'}: {error.strerror or error}"
+
+
 def complain(message: str) -> int:
     """One line on stderr, whatever the message holds."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return BAD_INPUT
 
 
@@ -169,11 +169,15 @@ def terminate(*_: Any) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
+    open_streams()
     try:
         app.run(run, argv=list(sys.argv if argv is None else argv), flags_parser=parse)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        problem = flush_output()
+        sys.exit(complain(described(problem)) if problem and not end.code else end.code)
 
 
 if __name__ == "__main__":
