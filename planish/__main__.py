@@ -174,10 +174,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         app.run(run, argv=list(sys.argv if argv is None else argv), flags_parser=parse)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        code: Any = INTERRUPTED
     except SystemExit as end:
-        problem = flush_output()
-        sys.exit(complain(described(problem)) if problem and not end.code else end.code)
+        code = end.code
+    problem = flush_output()
+    sys.exit(complain(described(problem)) if problem and not code else code)
 
 
 if __name__ == "__main__":

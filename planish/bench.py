@@ -21,7 +21,7 @@ from planish.given import notice_idle, refuse_given
 from planish.output import print_json
 from planish.progress import progress
 from reference.checkpoint import open_checkpoint
-from reference.errors import OutputError, PlanishError
+from reference.errors import OutputError, PlanishError, one_line
 
 RECIPES = {
     "110M": "W4A8,W8A8",
@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         peer(name)  # an unknown one is refused before anything is measured
     for name in recipes:
         contenders.parse_recipe(name)
+    if not tests or (args.shape and not recipes):
+        raise PlanishError("is empty", name="recipes" if tests else "tests")
     if args.runs < 1:
         raise PlanishError("bad value", name="runs", expected="1 or more", found=args.runs)
     notice_idle(args)
@@ -128,9 +130,10 @@ def as_text(result: dict[str, Any]) -> str:
 
 
 def as_line(row: dict[str, Any]) -> str:
+    model = one_line(row["model"])
     ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ({row['compared_with']})"
     return (
-        f"| {row['model']} | {row['engine']} | {row['format']} | {row['size'] / 1e9:.3f} GB |"
+        f"| {model} | {row['engine']} | {row['format']} | {row['size'] / 1e9:.3f} GB |"
         f" {row['threads']} | {row['test']} | {row['median']:.1f} |"
         f" {row['low']:.1f} - {row['high']:.1f} | {row['limit']:.1f} |"
         f" {row['percent_of_limit']:.0f} % of {row['limited_by']} | {ratio} |"
