@@ -15,6 +15,7 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +29,40 @@ DESCRIPTORS = re.compile(r"/proc/\d+(/task/\d+)?/fd|/dev/fd")
 def hidden_beside(target: Path) -> Path:
     """A name in the same directory that nobody else uses; long names are cut."""
     return target.with_name(f".{target.name[:50]}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def check_directory(target: Path, overwrite: bool, there: Path | None = None) -> None:
+    """Refuse what must not be replaced: all but a model that is asked to be, or nothing at all.
+
+    `there` is what was found at the target and has been moved aside.
+    """
+    there = there or target
+    if there.is_symlink():
+        problem = "is a symbolic link and not a directory; it is neither followed nor replaced"
+        raise OutputError(problem, path=target, expected="the name of a directory")
+    if not os.path.lexists(there):
+        return
+    if not there.is_dir():
+        raise OutputError("exists and is not a directory", path=target)
+    if not overwrite:
+        raise OutputError("exists; give --overwrite to replace it", path=target)
+    if any(there.iterdir()) and not (there / "config.json").exists():
+        raise OutputError("exists and holds no model; it is not replaced", path=target)
+
+
+def put_directory(hidden: Path, target: Path, overwrite: bool) -> None:
+    """Put a finished directory in place; one that it replaces is then found under `hidden`.
+
+    Raises OutputError for what has appeared since the start, unless it may be replaced.
+    """
+    if overwrite and os.path.lexists(target):
+        check_directory(target, overwrite)
+        return exchange_directory(hidden, target, partial(check_directory, target, overwrite))
+    try:
+        place_directory(hidden, target)
+    except FileExistsError:
+        problem = "came into being while this was computed, and is not replaced"
+        raise OutputError(problem, path=target, expected="a free name") from None
 
 
 def place_directory(hidden: Path, target: Path) -> None:
@@ -57,13 +92,15 @@ def exchange_directory(hidden: Path, target: Path, check: Callable[[Path], None]
         check(hidden)
     except BaseException:
         if not _rename(hidden, target, RENAME_EXCHANGE):
-            raise _not_put_back(target, hidden) from None
+            aside = _aside(hidden)  # what is found under `hidden` may be removed
+            hidden.rename(aside)
+            raise _not_put_back(target, aside) from None
         raise
 
 
 def _exchange_in_steps(hidden: Path, target: Path, check: Callable[[Path], None]) -> None:
     """For a file system that cannot exchange: the old state is moved aside first."""
-    aside = hidden.with_name(hidden.name + "-old")
+    aside = _aside(hidden)
     try:
         target.rename(aside)
         check(aside)
@@ -72,6 +109,10 @@ def _exchange_in_steps(hidden: Path, target: Path, check: Callable[[Path], None]
         _put_back(aside, target)
         raise
     aside.rename(hidden)
+
+
+def _aside(hidden: Path) -> Path:
+    return hidden.with_name(hidden.name + "-old")
 
 
 def _put_back(aside: Path, target: Path) -> None:

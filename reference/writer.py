@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from reference.errors import OutputError
-from reference.placing import exchange_directory, hidden_beside, place_directory
+from reference.placing import check_directory, hidden_beside, put_directory
 from reference.tensorfile import write_tensors
 
 SHARD_BYTES = 2 * 2**30
@@ -54,7 +54,6 @@ class CheckpointWriter:
         self.pending: dict[str, np.ndarray] = {}
         self.shards: list[list[str]] = []
         self.total_bytes = 0
-        self.removable = False  # whether a directory that was replaced now has the hidden name
 
     def _check(self) -> None:
         """Refuse what must not be replaced, before anything is computed."""
@@ -67,38 +66,11 @@ class CheckpointWriter:
                 raise OutputError(problem, path=self.target, expected="another directory")
         if not self.target.parent.is_dir():
             raise OutputError("no such directory", path=self.target.parent)
-        if os.path.lexists(self.target):
-            self._check_existing(self.target)
-
-    def _check_existing(self, there: Path) -> None:
-        """`there` is what is found at the target, perhaps moved aside already."""
-        if there.is_symlink():
-            problem = "is a symbolic link and not a directory; it is neither followed nor replaced"
-            raise OutputError(problem, path=self.target, expected="the name of a directory")
-        if not there.is_dir():
-            raise OutputError("exists and is not a directory", path=self.target)
-        if not self.overwrite:
-            raise OutputError("exists; give --overwrite to replace it", path=self.target)
-        if any(there.iterdir()) and not (there / "config.json").exists():
-            raise OutputError("exists and holds no model; it is not replaced", path=self.target)
-
-    def _put_in_place(self) -> None:
-        """Look at the target again: what has appeared since the start is not replaced unasked."""
-        if self.overwrite and os.path.lexists(self.target):
-            self._check_existing(self.target)
-            exchange_directory(self.hidden, self.target, self._check_existing)
-            self.removable = True
-            return
-        try:
-            place_directory(self.hidden, self.target)
-        except FileExistsError:
-            problem = "came into being while this was computed, and is not replaced"
-            raise OutputError(problem, path=self.target, expected="a free name") from None
+        check_directory(self.target, self.overwrite)
 
     def __enter__(self) -> CheckpointWriter:
         try:
             self.hidden.mkdir()
-            self.made = self.hidden.stat().st_ino
         except OSError as problem:
             raise OutputError(f"cannot be written: {problem.strerror}", path=self.target) from None
         return self
@@ -109,9 +81,7 @@ class CheckpointWriter:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(OSError):  # under this name only what is ours or was replaced
-            if self.removable or self.hidden.stat().st_ino == self.made:
-                _remove(self.hidden)
+        _remove(self.hidden)
         if isinstance(value, OSError):
             raise OutputError(
                 f"cannot be written: {value.strerror or value}", path=self.target
@@ -147,7 +117,7 @@ class CheckpointWriter:
         self._write_json("config.json", values)
         _sync(self.hidden / "config.json")
         _sync(self.hidden)
-        self._put_in_place()
+        put_directory(self.hidden, self.target, self.overwrite)
         _sync(self.target.parent)
 
     def _name_shards(self) -> None:

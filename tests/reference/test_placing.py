@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from reference import placing
-from reference import writer as writing
 from reference.errors import OutputError
 from reference.placing import check_file, write_file
 from reference.writer import CheckpointWriter
@@ -114,8 +113,8 @@ def test_what_was_taken_away_by_mistake_is_put_back(tmp_path, monkeypatch, syste
         appear(target)
         exchange(hidden, there, check)
 
-    exchange = writing.exchange_directory
-    monkeypatch.setattr(writing, "exchange_directory", quicker)
+    exchange = placing.exchange_directory
+    monkeypatch.setattr(placing, "exchange_directory", quicker)
     with pytest.raises(OutputError, match="out: (exists and|is a symbolic link)"):
         write_model(target, 2, overwrite=True)
     appear(tmp_path / "same")
@@ -139,6 +138,30 @@ def test_what_cannot_be_put_back_is_kept_and_named(tmp_path, monkeypatch):
     (kept,) = leftovers(target)
     assert str(caught.value).endswith(kept.name) and mark_of(kept) == 1
     assert (target / "notes.txt").exists()
+
+
+def test_what_cannot_be_exchanged_back_is_kept_and_named(tmp_path, monkeypatch):
+    target, hidden, calls = tmp_path / "out", tmp_path / "hidden", []
+    notes(target)
+    hidden.mkdir()
+
+    def once(source, there, flag):
+        calls.append(flag)
+        if len(calls) > 1:
+            return False
+        there.rename(tmp_path / "between")
+        source.rename(there)
+        (tmp_path / "between").rename(source)
+        return True
+
+    def refuse(there):
+        raise OutputError("no", path=there)
+
+    monkeypatch.setattr(placing, "_rename", once)
+    with pytest.raises(OutputError, match=r"out: .* it is kept; found .*hidden-old$"):
+        placing.exchange_directory(hidden, target, refuse)
+    assert (tmp_path / "hidden-old" / "notes.txt").read_text() == "precious"
+    assert not hidden.exists()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

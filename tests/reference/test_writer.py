@@ -117,7 +117,7 @@ def test_a_file_a_dangling_link_or_no_parent_is_refused(source, tmp_path):
             CheckpointWriter(tmp_path / name, source, overwrite=True)
 
 
-STEPS = ["mkdir", "write_tensors", "copyfile", "_write_json", "_sync", "_put_in_place"]
+STEPS = ["mkdir", "write_tensors", "copyfile", "_write_json", "_sync", "put_directory"]
 
 
 def break_step(monkeypatch, step, error):
@@ -128,7 +128,6 @@ def break_step(monkeypatch, step, error):
         "mkdir": Path,
         "copyfile": writing.shutil,
         "_write_json": CheckpointWriter,
-        "_put_in_place": CheckpointWriter,
     }.get(step, writing)
     monkeypatch.setattr(owner, step, fail)
 
@@ -181,7 +180,7 @@ with w.CheckpointWriter(target, source, True) as writer:
 
 
 @pytest.mark.parametrize(
-    "step", ["_flush", "_name_shards", "_write_json", "_put_in_place", "_remove"]
+    "step", ["_flush", "_name_shards", "_write_json", "put_directory", "_remove"]
 )
 def test_a_kill_leaves_the_old_model_or_the_new_one(source, tmp_path, step):
     target = tmp_path / "out"
