@@ -10,11 +10,12 @@ import contextlib
 import difflib
 import importlib
 import io
+import itertools
 import logging
-import os
 import re
 import signal
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -22,7 +23,8 @@ from absl import app
 from absl import logging as absl_logging
 from absl.flags import argparse_flags
 
-from reference.errors import LOGGER, PlanishError
+from planish.streams import flush_output, open_streams
+from reference.errors import LOGGER, PlanishError, one_line
 
 VERBS = {
     "generate": "continue a prompt",
@@ -33,6 +35,7 @@ VERBS = {
     "inspect": "say what a model directory holds",
     "bench": "measure speed beside the machine's limits",
 }
+FREE_TEXT = "TEXT"  # the metavar of a flag whose value may be any word, another flag's name too
 BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
 INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 
@@ -43,18 +46,45 @@ class Parser(argparse_flags.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if found := INVALID_CHOICE.search(message):
             message += nearest(found[1], re.findall(r"\w+", found[2]))
-        one_line = " ".join(message.split())
-        sys.stderr.write(f"error: {one_line}; see {self.prog} --help\n")
+        sys.stderr.write(f"error: {one_line(message)}; see {self.prog} --help\n")
         sys.exit(BAD_INPUT)
 
-    def check_flags(self, words: Iterable[str]) -> None:
-        """Refuse an unknown flag before argparse misses the one that it was meant to be."""
-        for word in words:
+    def join_values(self, words: Sequence[str]) -> list[str]:
+        """The same words, each value joined to its flag by =, as it may begin with dashes.
+
+        Refuses an unknown flag before argparse misses the one that it was meant to be. A known
+        flag is no value of another, unless that one takes free text.
+        """
+        known, joined, rest = self._option_string_actions, [], deque(words)
+        while rest and rest[0] != "--":
+            word = rest.popleft()
             flag = word.partition("=")[0]
-            if flag == "--":
-                return
-            if flag.startswith("--") and flag not in self._option_string_actions:
-                self.error(f"unknown flag {flag}{nearest(flag, self._option_string_actions)}")
+            if flag.startswith("--") and flag not in known:
+                self.error(f"unknown flag {flag}{nearest(flag, known)}")
+            if rest and word in known and known[word].nargs is None:
+                free = known[word].metavar == FREE_TEXT
+                if free or rest[0].partition("=")[0] not in (*known, "--"):
+                    word += f"={rest.popleft()}"
+            joined.append(word)
+        return [*joined, *rest]
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Keep a value of two dashes, `--prompt=--`, which older Pythons drop."""
+        if action.nargs is None and action.option_strings and arg_strings == ["--"]:
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
+
+
+def given_flags(words: Iterable[str]) -> dict[str, list[str]]:
+    """Each flag among joined words, with its values as typed."""
+    given: dict[str, list[str]] = {}
+    for word in itertools.takewhile(lambda word: word != "--", words):
+        flag, _, value = word.partition("=")
+        if flag.startswith("--"):
+            given.setdefault(flag, []).append(value)
+    return given
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -65,7 +95,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of one verb. Only its own module is imported."""
-    wanted = next((word for word in argv[1:] if word in VERBS), None)
+    words = list(argv[1:])
+    wanted = next((word for word in words if word in VERBS), None)
+    first = words.index(wanted) + 1 if wanted else 0
     parser = Parser(
         prog="planish", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -77,9 +109,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             sub.description = module.__doc__
             sub.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_flags(sub)
-            sub.set_defaults(run=module.run)
-            sub.check_flags(argv[argv.index(verb) + 1 :])
-    return parser.parse_args(argv[1:])
+            words[first:] = sub.join_values(words[first:])
+            sub.set_defaults(run=module.run, given=given_flags(words[first:]))
+    return parser.parse_args(words)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,17 +122,13 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with notices_printed():
-            code = args.run(args)
-        sys.stdout.flush()
-        return code
+            return args.run(args)
     except PlanishError as error:
         return complain(str(error))
     except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        where = error.filename or "input or output"
-        return complain(f"{where}: {error.strerror or error}")
+        return complain(described(error))
 
 
 class NoticePrinter(logging.Handler):
@@ -123,9 +151,14 @@ def notices_printed() -> Iterator[None]:
         LOGGER.removeHandler(printer)
 
 
+def described(error: OSError) -> str:
+    """Where, and what the system says."""
+    return f"{error.filename or 'input or output'}: {error.strerror or error}"
+
+
 def complain(message: str) -> int:
     """One line on stderr, whatever the message holds."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return BAD_INPUT
 
 
@@ -136,11 +169,16 @@ def terminate(*_: Any) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
+    open_streams()
     try:
         app.run(run, argv=list(sys.argv if argv is None else argv), flags_parser=parse)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        code: Any = INTERRUPTED
+    except SystemExit as end:
+        code = end.code
+    problem = flush_output()
+    sys.exit(complain(described(problem)) if problem and not code else code)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ from planish.engines import (
     open_subject,
     with_kv_cache,
 )
+from planish.given import notice_idle, refuse_given
 from planish.output import print_json
 from planish.progress import progress
-from reference.errors import OutputError, PlanishError
+from reference.errors import OutputError, PlanishError, one_line
 
 RECIPES = {
     "110M": "W4A8,W8A8",
@@ -57,6 +58,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.model:
+        refuse_given(args, ("--recipes", "--directory"), "is for --shape, not for --model")
+    else:
+        of_a_model = ("--max_positions", "--allow_links")
+        refuse_given(args, of_a_model, "is for --model, not for --shape")
     checkpoint = open_subject(args) if args.model else None
     from compare import contenders, speed
     from compare.peers import peer
@@ -66,12 +72,13 @@ def run(args: argparse.Namespace) -> int:
     peers, recipes = names(args.peers), names(args.recipes or RECIPES.get(args.shape))
     for name in peers:
         peer(name)  # an unknown one is refused before anything is measured
-    if args.max_positions is not None and checkpoint is None:
-        raise PlanishError("is for --model, not for --shape", name="--max_positions")
     for name in recipes:
         contenders.parse_recipe(name)
+    if not tests or (args.shape and not recipes):
+        raise PlanishError("is empty", name="recipes" if tests else "tests")
     if args.runs < 1:
         raise PlanishError("bad value", name="runs", expected="1 or more", found=args.runs)
+    notice_idle(args)
     keep_programs(args.compilation_cache)
     native = native_kernels(args)
     if checkpoint is not None:
@@ -129,9 +136,10 @@ def as_text(result: dict[str, Any]) -> str:
 
 
 def as_line(row: dict[str, Any]) -> str:
+    model = one_line(row["model"])
     ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ({row['compared_with']})"
     return (
-        f"| {row['model']} | {row['engine']} | {row['format']} | {row['size'] / 1e9:.3f} GB |"
+        f"| {model} | {row['engine']} | {row['format']} | {row['size'] / 1e9:.3f} GB |"
         f" {row['threads']} | {row['test']} | {row['median']:.1f} |"
         f" {row['low']:.1f} - {row['high']:.1f} | {row['limit']:.1f} |"
         f" {row['percent_of_limit']:.0f} % of {row['limited_by']} | {ratio} |"

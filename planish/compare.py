@@ -15,6 +15,7 @@ from planish.engines import (
     open_subject,
     with_kv_cache,
 )
+from planish.given import notice_idle
 from planish.output import print_json
 from planish.progress import progress
 from reference.tokenizer import read_text
@@ -24,7 +25,12 @@ AGREE, DIFFER = 0, 3
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
-    parser.add_argument("--prompt_file", metavar="FILE", help="UTF-8 (default: drawn at random)")
+    parser.add_argument(
+        "--prompt_file",
+        action="append",
+        metavar="FILE",
+        help="UTF-8; several are joined (default: drawn at random)",
+    )
     parser.add_argument("--json", action="store_true")
     add_kv_cache_flag(parser)
     add_kernels_flag(parser)
@@ -40,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
         checkpoint = open_subject(args)
     else:
         checkpoint, tokenizer = open_model(args)
-        tokens = tokenizer.encode(read_text(args.prompt_file))
+        tokens = tokenizer.encode("".join(map(read_text, args.prompt_file)))
+    notice_idle(args)
     checkpoint, native = with_kv_cache(checkpoint, args), native_kernels(args)
     result = report.run(checkpoint, tokens, progress, native=native)
     if args.json:

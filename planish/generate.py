@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
+from planish.given import Rule, engine_rule, notice_idle
 from reference.checkpoint import Checkpoint
 from reference.errors import PromptError
 from reference.generate import Stop, StopStrings, check_fits, text_stream
@@ -22,14 +23,19 @@ from reference.tokenizer import Tokenizer, read_text
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
-    parser.add_argument("--prompt", action="append", help="may be given several times: a batch")
-    parser.add_argument("--prompt_file", metavar="FILE", help="a prompt from a UTF-8 file")
+    several = "may be given several times: a batch"
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help=several)
+    parser.add_argument(
+        "--prompt_file", action="append", metavar="FILE", help=f"a prompt in UTF-8; {several}"
+    )
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top_k", type=int, default=0, help="0 keeps every token (default)")
     parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stop", action="append", default=[], help="a string that ends the text")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="a string that ends the text"
+    )
     parser.add_argument("--ignore_eos", action="store_true")
     add_engine_flags(parser)
 
@@ -41,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     sampling.check(checkpoint.config.vocab_size)
     check_fits(checkpoint.config, prompts, stop, checkpoint.config.max_positions)
+    notice_idle(args, *idle_rules(args, checkpoint))
     engine = open_engine(checkpoint, args)
     streams = [text_stream(tokenizer, prompt, stop) for prompt in prompts]
     start, times, texts = time.perf_counter(), [], [""] * len(prompts)
@@ -57,6 +64,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def idle_rules(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Rule]:
+    """When which flags change nothing."""
+    draws = ("--top_k", "--top_p", "--seed")
+    nothing = ("--temperature", *draws, "--stop", "--ignore_eos")
+    endless = not checkpoint.config.eos_token_ids
+    return [
+        (args.max_new_tokens == 0, "without new tokens", nothing),
+        (args.temperature == 0 < args.max_new_tokens, "at temperature 0", draws),
+        (endless and args.max_new_tokens > 0, "on a model without eos token", ("--ignore_eos",)),
+        engine_rule(args),
+    ]
+
+
 def show(streams: Sequence[StopStrings], row: int, piece: str, texts: list[str]) -> None:
     """One prompt streams; several are gathered."""
     if len(streams) == 1:
@@ -69,9 +89,7 @@ def prompt_tokens(
     args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
 ) -> list[list[int]]:
     """Every prompt as token ids; none given means the bos token alone."""
-    texts = list(args.prompt or [])
-    if args.prompt_file is not None:
-        texts.append(read_text(args.prompt_file))
+    texts = [*(args.prompt or []), *map(read_text, args.prompt_file or [])]
     if any(text == "" for text in texts):
         raise PromptError("is empty", name="prompt", expected="text, or no --prompt at all")
     if texts:

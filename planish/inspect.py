@@ -13,9 +13,10 @@ from typing import Any
 
 from planish.architectures import architectures, as_table
 from planish.engines import add_cache_flag, add_kernels_flag, add_links_flag, kernels_used
+from planish.given import notice_idle, refuse_given
 from planish.output import print_json
 from reference.checkpoint import Checkpoint, open_checkpoint
-from reference.errors import PlanishError
+from reference.errors import one_line
 from reference.shapes import block_shapes, outer_shapes
 
 KINDS = {
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.architectures:
         return list_architectures(args)
     checkpoint = open_checkpoint(args.model, args.allow_links)
+    notice_idle(args, (args.kernels == "xla", "with --kernels xla", ("--compilation_cache",)))
     facts = {**describe(checkpoint), "kernels": kernels_used(args)}
     if args.json:
         print_json(facts)
@@ -50,10 +52,9 @@ def run(args: argparse.Namespace) -> int:
 
 def list_architectures(args: argparse.Namespace) -> int:
     """What can be read, no model at hand: a flag of the engine would say nothing."""
-    defaults = {"kernels": "auto", "compilation_cache": None, "allow_links": False}
-    for flag, default in defaults.items():
-        if getattr(args, flag) != default:
-            raise PlanishError("is for --model, not for --architectures", name=f"--{flag}")
+    of_a_model = ("--kernels", "--compilation_cache", "--allow_links")
+    refuse_given(args, of_a_model, "is for --model, not for --architectures")
+    notice_idle(args)
     rows = architectures()
     if args.json:
         print_json({"architectures": rows})
@@ -82,7 +83,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "model": str(checkpoint.path),
         "architecture": checkpoint.architecture.model_type,
         "config": asdict(checkpoint.config) | {"num_layers": checkpoint.config.num_layers},
-        "quantization": checkpoint.quantization,
+        "quantization": effective(checkpoint.quantization),
         "layout": checkpoint.layout,
         "parameters": parameters(checkpoint),
         "bytes": sum(sizes.values()),
@@ -90,6 +91,16 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "bits_per_weight": 8 * held / sum(linears.values()),
         "tensors": tensors,
     }
+
+
+def effective(quantization: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A quantization_config without the fields of codes that the model does not have."""
+    if quantization is None:
+        return None
+    bits, head = quantization.get("bits"), quantization.get("head")
+    idle = [] if bits == 8 or head == "int8" else ["granularity"]
+    idle += [] if bits == 4 or head == "int4" else ["rule", "group_size", "scale_dtype"]
+    return {key: value for key, value in quantization.items() if key not in idle}
 
 
 def linear_weights(checkpoint: Checkpoint) -> dict[str, int]:
@@ -133,7 +144,8 @@ def scheme(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 def as_text(facts: dict[str, Any]) -> str:
     """The same for people: tensors of equal form in different layers are one line."""
     config, lines = facts["config"], []
-    lines.append(f"{facts['model']}: {facts['architecture']}, {facts['parameters']:,} parameters")
+    model = one_line(facts["model"])
+    lines.append(f"{model}: {facts['architecture']}, {facts['parameters']:,} parameters")
     lines.append(
         f"  {config['num_layers']} layers, width {config['hidden_size']}, ffn"
         f" {config['intermediate_size']}, {config['num_heads']} heads of {config['head_dim']},"

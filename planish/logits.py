@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy
 
 from planish.engines import add_engine_flags, add_model_flag, open_engine, open_subject
-from reference.errors import OutputError, PromptError
+from planish.given import engine_rule, notice_idle
+from reference.errors import PromptError, SamplingError
 from reference.generate import Stop, check_fits
+from reference.placing import check_file, write_file
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +23,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    tokens, out = parse_tokens(args.tokens), Path(args.out)
-    if not out.parent.is_dir():
-        raise OutputError("no such directory", path=out.parent)
+    tokens, out, idle = parse_tokens(args.tokens), Path(args.out), engine_rule(args)
+    check_file(out)
     checkpoint = open_subject(args)
     check_fits(checkpoint.config, [tokens], Stop(0), checkpoint.config.max_positions)
-    write_array(out, open_engine(checkpoint, args).forward(tokens))
+    notice_idle(args, idle)
+    logits = open_engine(checkpoint, args).forward(tokens)
+    check_numbers(logits)
+    write_array(out, logits)
     return 0
 
 
@@ -40,18 +43,18 @@ def parse_tokens(text: str) -> list[int]:
         raise PromptError("bad value", name="tokens", expected=expected, found=text[:40]) from None
 
 
+def check_numbers(logits: np.ndarray) -> None:
+    """Raise SamplingError for NaN and Inf, of which nothing is written; -Inf bars a token."""
+    bad = np.isnan(logits) | (logits == np.inf) | np.isneginf(logits).all(axis=-1, keepdims=True)
+    if bad.any():
+        row, token = np.argwhere(bad)[0]
+        found = f"{logits[row, token]} at position {row}, token {token}"
+        raise SamplingError("nothing is written", name="logits", expected="numbers", found=found)
+
+
 def write_array(out: Path, array: np.ndarray) -> None:
-    """Beside the target first, then renamed: a file that is there is whole."""
-    hidden = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    """As np.save, which would not say why it cannot write."""
     array = np.ascontiguousarray(array, np.float32)
-    try:
-        with open(hidden, "wb") as file:  # np.save would not say why it cannot write
-            npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(array))
-            file.write(array.data)
-            file.flush()
-            os.fsync(file.fileno())
-        hidden.replace(out)
-    except OSError as problem:
-        raise OutputError(f"cannot be written: {problem.strerror}", path=out) from None
-    finally:
-        hidden.unlink(missing_ok=True)
+    with write_file(out) as file:
+        npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(array))
+        file.write(array.data)

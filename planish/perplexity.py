@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
+from planish.given import engine_rule, notice_idle
 from planish.output import print_json
 from planish.progress import progress
 from reference.errors import PromptError
@@ -22,6 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    idle = engine_rule(args)
     checkpoint, tokenizer = open_model(args)
     longest = checkpoint.config.max_positions
     window = min(LONGEST_WINDOW, longest) if args.window is None else args.window
@@ -30,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
         raise PromptError("bad value", name="window", expected=expected, found=window)
     tokens = tokenizer.encode(read_text(args.text))
     cut_windows(tokens, window)  # refuses before the model is loaded
+    notice_idle(args, idle)
     result = perplexity(open_engine(checkpoint, args).forward, tokens, window, progress)
     if args.json:
         print_json(asdict(result))

@@ -28,6 +28,8 @@ import ml_dtypes  # noqa: F401  (lets safetensors hand out bfloat16)
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from reference.placing import hidden_beside, put_directory
+
 READERS = {  # norm of a block -> the linears that read what it gives out
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
@@ -80,12 +82,13 @@ def write_outlier_model(source: Path, target: Path) -> None:
     """
     if target.exists() and not (target / "config.json").is_file():
         raise FileExistsError(f"{target}: exists and is not a model directory; not replaced")
-    hidden = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(hidden, ignore_errors=True)
-    shutil.copytree(source, hidden)
-    tensors = load_file(source / "model.safetensors")
-    layers = sum(name.endswith("input_layernorm.weight") for name in tensors)
-    changed = add_outliers(tensors, layers)
-    save_file(changed, hidden / "model.safetensors", metadata={"format": "pt"})
-    shutil.rmtree(target, ignore_errors=True)
-    hidden.rename(target)
+    hidden = hidden_beside(target)
+    try:
+        shutil.copytree(source, hidden)
+        tensors = load_file(source / "model.safetensors")
+        layers = sum(name.endswith("input_layernorm.weight") for name in tensors)
+        changed = add_outliers(tensors, layers)
+        save_file(changed, hidden / "model.safetensors", metadata={"format": "pt"})
+        put_directory(hidden, target, overwrite=True)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)

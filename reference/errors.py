@@ -16,7 +16,7 @@ LOGGER = logging.getLogger("planish")
 
 def notice(line: str) -> None:
     """Tell the user one line that is not an error."""
-    LOGGER.warning("%s", _one_line(line))
+    LOGGER.warning("%s", one_line(line))
 
 
 class PlanishError(Exception):
@@ -43,7 +43,7 @@ class PlanishError(Exception):
             message += f"; expected {_short(expected)}"
         if found is not None:
             message += f"{'; ' if expected is None else ', '}found {_short(found)}"
-        super().__init__(_one_line(message))
+        super().__init__(one_line(message))
 
 
 def _short(value: object) -> str:
@@ -52,11 +52,16 @@ def _short(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def _one_line(message: str) -> str:
+def one_line(message: str) -> str:
     """Names come from files: no line break and no control character reaches the terminal."""
-    flat = " ".join(message.split())
-    printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
-    return "".join(printable)
+    return "".join(c if c.isprintable() else _escape(c) for c in " ".join(message.split()))
+
+
+def _escape(character: str) -> str:
+    """\\x1b; the bytes of a path that is not UTF-8 as they are, \\xe8, not as \\udce8."""
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 class ConfigError(PlanishError):

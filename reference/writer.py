@@ -1,18 +1,16 @@
 """Writing a model directory: whole, or not at all.
 
 Everything goes into a hidden directory beside the target, each file is flushed to the disk,
-config.json comes last, and one rename puts it in place. A kill at any moment leaves the old
-state or the new one; what a kill leaves behind is a hidden directory, which has a config.json
-only when everything else in it is whole and on the disk.
+config.json comes last, and one rename puts it in place (placing.py). A kill at any moment leaves
+the old state or the new one; what a kill leaves behind is a hidden directory, which has a
+config.json only when everything else in it is whole and on the disk.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import secrets
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from reference.errors import OutputError
+from reference.placing import check_directory, hidden_beside, put_directory
 from reference.tensorfile import write_tensors
 
 SHARD_BYTES = 2 * 2**30
@@ -32,7 +31,6 @@ COPIED = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 class CheckpointWriter:
@@ -51,15 +49,17 @@ class CheckpointWriter:
         self, target: str | Path, source: str | Path | None = None, overwrite: bool = False
     ):
         self.target, self.source = Path(target), None if source is None else Path(source)
-        self._check(overwrite)
-        unique = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self.hidden = self.target.parent / f".{self.target.name}.tmp-{unique}"
+        self.overwrite = overwrite
+        self._check()
+        self.hidden = hidden_beside(self.target)
         self.pending: dict[str, np.ndarray] = {}
         self.shards: list[list[str]] = []
         self.total_bytes = 0
 
-    def _check(self, overwrite: bool) -> None:
+    def _check(self) -> None:
         """Refuse what must not be replaced, before anything is computed."""
+        if self.target.name in ("", ".."):
+            raise OutputError("is no name of a directory to be made", path=self.target)
         if self.source is not None:
             target, source = self.target.resolve(), self.source.resolve()
             if target == source or source in target.parents or target in source.parents:
@@ -67,16 +67,7 @@ class CheckpointWriter:
                 raise OutputError(problem, path=self.target, expected="another directory")
         if not self.target.parent.is_dir():
             raise OutputError("no such directory", path=self.target.parent)
-        if self.target.is_symlink() or self.target.exists():
-            self._check_existing(overwrite)
-
-    def _check_existing(self, overwrite: bool) -> None:
-        if self.target.is_symlink() or not self.target.is_dir():
-            raise OutputError("exists and is not a directory", path=self.target)
-        if not overwrite:
-            raise OutputError("exists; give --overwrite to replace it", path=self.target)
-        if any(self.target.iterdir()) and not (self.target / "config.json").exists():
-            raise OutputError("exists and holds no model; it is not replaced", path=self.target)
+        check_directory(self.target, self.overwrite)
 
     def __enter__(self) -> CheckpointWriter:
         try:
@@ -127,7 +118,7 @@ class CheckpointWriter:
         self._write_json("config.json", values)
         _sync(self.hidden / "config.json")
         _sync(self.hidden)
-        _put_in_place(self.hidden, self.target)
+        put_directory(self.hidden, self.target, self.overwrite)
         _sync(self.target.parent)
 
     def _name_shards(self) -> None:
@@ -160,21 +151,3 @@ def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         (path / "config.json").unlink()
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _put_in_place(hidden: Path, target: Path) -> None:
-    """Rename; where the target exists the two are exchanged in one step and the old one removed."""
-    if not target.exists():
-        hidden.rename(target)
-        return
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        names = os.fsencode(hidden), os.fsencode(target)
-        done = libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0
-    except AttributeError:  # not Linux
-        done = False
-    if not done:  # a file system that cannot exchange: the old state is moved aside first
-        aside = hidden.with_name(hidden.name + "-old")
-        target.rename(aside)
-        hidden.rename(target)
-        aside.rename(hidden)

@@ -131,12 +131,13 @@ def check(peer: Peer, format: str) -> None:
 
 
 def scratch(parent: str | Path | None) -> tempfile.TemporaryDirectory[str]:
-    """A directory for the child's files, removed at the end."""
+    """A directory for the child's files, removed at the end; the child looks from elsewhere."""
     try:
-        return tempfile.TemporaryDirectory(prefix="planish-", dir=parent)
+        where = None if parent is None else Path(parent).absolute()
+        return tempfile.TemporaryDirectory(prefix="planish-", dir=where)
     except OSError as problem:
-        where = parent or tempfile.gettempdir()
-        raise PeerError("cannot be written to", path=where, found=problem.strerror) from None
+        path = parent or tempfile.gettempdir()
+        raise PeerError("cannot be written to", path=path, found=problem.strerror) from None
 
 
 def start(peer: Peer, stderr: Any) -> subprocess.Popen[bytes]:

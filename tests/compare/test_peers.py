@@ -31,8 +31,9 @@ SUBJECTS = [(name, format) for name, peer in PEERS.items() for format in peer.fo
 ECHO = """
 import json, os, sys
 print("noise of a library", file=sys.stderr)
-json.loads(sys.stdin.readline())
-print(json.dumps({"ready": True, "version": "0", "bytes": 1, "load_seconds": 0.0}), flush=True)
+found = os.path.isdir(json.loads(sys.stdin.readline())["directory"])
+facts = {"version": f"directory: {found}", "bytes": 1, "load_seconds": 0.0}
+print(json.dumps({"ready": True, **facts}), flush=True)
 for line in sys.stdin:
     op = json.loads(line)["op"]
     if op == "prefill":
@@ -167,6 +168,15 @@ def test_a_directory_that_does_not_exist_is_an_error(fake: Peer, tmp_path: Path)
     absent = tmp_path / "absent"
     with pytest.raises(PeerError, match="absent: cannot be written to; found No such file"):
         PeerProcess(fake, TINY, "int8", threads=1, directory=absent).__enter__()
+
+
+def test_a_child_finds_a_directory_whose_name_is_relative(
+    fake: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    with PeerProcess(fake, TINY, "int8", threads=1, timeout=60, directory="here") as process:
+        assert process.facts.version == "directory: True"
 
 
 def test_what_a_child_may_write_is_removed(fake: Peer, tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -103,6 +107,33 @@ def test_logits_refuses_a_target_that_cannot_be_written(planish, tiny_llama, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_logits_go_to_a_pipe_by_the_name_of_its_descriptor(tiny_llama):
+    command = [sys.executable, "-m", "planish", "logits", "--model", tiny_llama]
+    command += ["--tokens", "1,2", "--engine", "reference", "--out", "/dev/stdout"]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert np.load(io.BytesIO(done.stdout)).shape == (2, 300)
+
+
+@pytest.mark.parametrize(("value", "good"), [(np.nan, False), (np.inf, False), (-np.inf, True)])
+def test_logits_that_are_no_numbers_are_refused(
+    planish, tiny_llama, tmp_path, monkeypatch, value, good
+):
+    class Broken:
+        def forward(self, tokens):
+            return np.array([[0, 1, 2], [0, 1, value]], np.float32)
+
+    monkeypatch.setattr("planish.logits.open_engine", lambda *_: Broken())
+    out = tmp_path / "x.npy"
+    out.write_text("old")
+    result = planish("logits", "--model", tiny_llama, "--tokens", "1,2", "--out", out)
+    if good:
+        assert result.code == 0 and np.load(out)[1, 2] == value
+    else:
+        assert result.refused("logits", f"found {value} at position 1, token 2")
+        assert out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
+
+
 def test_inspect_counts_bits_and_bytes(planish, tiny_llama):
     values = only_json(planish("inspect", "--model", tiny_llama, "--json"))
     assert values["architecture"] == "llama"
@@ -126,6 +157,26 @@ def test_inspect_of_int4(planish, tiny_llama, tmp_path, rule, zero_point):
     assert f"{values['bits_per_weight']:.3f} bits per weight" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "said", "unsaid"),
+    [
+        ("W4A16", ["rule", "group_size"], ["granularity"]),
+        ("W4A16 --lm_head int8", ["rule", "granularity"], []),
+        ("W8A16", ["granularity"], ["rule", "group_size", "scale_dtype"]),
+        ("W8A16 --lm_head int4", ["granularity", "rule"], []),
+    ],
+)
+def test_inspect_says_only_what_holds_for_the_codes(
+    planish, tiny_llama, tmp_path, words, said, unsaid
+):
+    more = ("--out", tmp_path / "q", "--recipe", *words.split())
+    assert planish("quantize", "--model", tiny_llama, *more).code == 0
+    values = only_json(planish("inspect", "--model", tmp_path / "q", "--json"))["quantization"]
+    line = planish("inspect", "--model", tmp_path / "q").out.splitlines()[2]
+    assert all(name in values and f"{name} " in line for name in said)
+    assert not any(name in values or f"{name} " in line for name in unsaid)
+
+
 @pytest.mark.parametrize("layout", ["tiles", "canonical"])
 def test_inspect_tells_the_layout_and_counts_the_bytes_in_the_files(
     planish, make_llama, tmp_path, layout
@@ -143,6 +194,13 @@ def test_inspect_tells_the_layout_and_counts_the_bytes_in_the_files(
     assert down == ([5, 13, 16, 4] if layout == "tiles" else [72, 50])
     text = planish("inspect", "--model", tmp_path / "q").out
     assert f"layout {layout}" in text and str(down) in text
+
+
+def test_inspect_of_a_directory_whose_name_is_no_utf8(planish, make_llama, tmp_path):
+    path = make_llama().rename(tmp_path / os.fsdecode(b"mod\xe8le"))
+    assert r"mod\xe8le: llama" in planish("inspect", "--model", path).out
+    values = only_json(planish("inspect", "--model", path, "--json"))
+    assert os.fsencode(values["model"]).endswith(b"mod\xe8le")
 
 
 def test_compare_agrees_on_a_float_model(planish, tiny_llama):
@@ -220,6 +278,7 @@ def test_bench_makes_random_models_and_names_missing_peers(
     [
         (["--peers", "lama"], ["peers", "llama.cpp"]),
         (["--tests", "pp"], ["tests", "pp512"]),
+        (["--tests", ","], ["tests", "is empty"]),
         (["--tests", "pp512x8"], ["tests", "'pp512x8'"]),
         (["--runs", "0"], ["runs", "1 or more"]),
         (["--shape", "110M"], ["not allowed with"]),
@@ -232,6 +291,7 @@ def test_bench_refuses_what_it_cannot_measure(planish, tiny_llama, words, expect
 def test_bench_refuses_an_unknown_recipe_of_a_shape(planish):
     result = planish("bench", "--shape", "110M", "--recipes", "W4A8-gx")
     assert result.refused("recipes", "'W4A8-gx'")
+    assert planish("bench", "--shape", "110M", "--recipes", ",").refused("recipes", "is empty")
 
 
 def test_inspect_says_which_kernels_are_used_and_why(planish, tiny_llama):

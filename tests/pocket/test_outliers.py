@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pocket.outliers import READERS, add_outliers, outlier_factors, write_outlier_model
+from reference.errors import OutputError
 
 LAYERS, WIDTH, INNER, CHANNELS = 3, 64, 96, 4
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -137,4 +138,21 @@ def test_a_target_that_is_not_a_model_directory_is_not_replaced(tmp_path: Path) 
     (target / "letter.txt").write_text("keep me", encoding="utf-8")
     with pytest.raises(FileExistsError, match="not a model directory"):
         write_outlier_model(source, target)
+    assert (target / "letter.txt").read_text(encoding="utf-8") == "keep me"
+
+
+def test_what_appears_while_it_is_written_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = source_directory(tmp_path / "plain"), tmp_path / "letters"
+
+    def appear(tensors: dict[str, np.ndarray], layers: int) -> dict[str, np.ndarray]:
+        target.mkdir()
+        (target / "letter.txt").write_text("keep me", encoding="utf-8")
+        return tensors
+
+    monkeypatch.setattr("pocket.outliers.add_outliers", appear)
+    with pytest.raises(OutputError, match="letters: exists and holds no model"):
+        write_outlier_model(source, target)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["letters", "plain"]
     assert (target / "letter.txt").read_text(encoding="utf-8") == "keep me"

@@ -1,6 +1,7 @@
 """One family, one line, and where, what was expected, what was found."""
 
 import inspect
+import os
 
 import reference.errors
 from reference.errors import CheckpointError, PlanishError
@@ -21,6 +22,11 @@ def test_a_message_is_one_printable_line_whatever_a_file_holds():
     text = str(PlanishError("a\nb\u2028c", name="\x1b[31m\ud800", found="x\x00\r\ny"))
     assert text == r"\x1b[31m\ud800: a b c; found x\x00 y"
     assert text.isprintable() and text.encode("utf-8")
+
+
+def test_a_byte_of_a_path_that_is_no_utf8_is_shown_as_a_byte():
+    path = os.fsdecode(b"mod\xe8le")
+    assert str(PlanishError("is empty", path=path)) == r"mod\xe8le: is empty"
 
 
 def test_a_long_value_is_cut():

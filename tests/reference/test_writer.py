@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from reference import placing
 from reference import writer as writing
 from reference.checkpoint import load_weights, open_checkpoint
 from reference.errors import CheckpointError, OutputError, PlanishError
@@ -83,7 +84,7 @@ def test_an_existing_target_needs_overwrite(source, tmp_path):
 def test_overwrite_works_where_directories_cannot_be_exchanged(source, tmp_path, monkeypatch):
     target = tmp_path / "out"
     write_model(source, target, 1)
-    monkeypatch.setattr(writing.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(placing.ctypes, "CDLL", lambda *_, **__: object())
     write_model(source, target, 2, overwrite=True)
     assert mark_of(target) == 2 and leftovers(target) == []
 
@@ -118,7 +119,7 @@ def test_a_file_a_dangling_link_or_no_parent_is_refused(source, tmp_path):
             CheckpointWriter(tmp_path / name, source, overwrite=True)
 
 
-STEPS = ["mkdir", "write_tensors", "copyfile", "_write_json", "_sync", "_put_in_place"]
+STEPS = ["mkdir", "write_tensors", "copyfile", "_write_json", "_sync", "put_directory"]
 
 
 def break_step(monkeypatch, step, error):
@@ -181,7 +182,7 @@ with w.CheckpointWriter(target, source, True) as writer:
 
 
 @pytest.mark.parametrize(
-    "step", ["_flush", "_name_shards", "_write_json", "_put_in_place", "_remove"]
+    "step", ["_flush", "_name_shards", "_write_json", "put_directory", "_remove"]
 )
 def test_a_kill_leaves_the_old_model_or_the_new_one(source, tmp_path, step):
     target = tmp_path / "out"
