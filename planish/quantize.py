@@ -40,7 +40,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lm_head", help="float (default), int8 or int4")
     parser.add_argument(
-        "--ignore", action="append", metavar="PATTERN", help="linears left in float, as *.down_proj"
+        "--ignore",
+        action="append",
+        metavar="PATTERN",
+        help="linears left in float: down_proj, layers.0, *.experts.*, re:REGEX, ...",
     )
     parser.add_argument(
         "--layout", default="tiles", help="of codes: tiles (default), as kernels read, or canonical"

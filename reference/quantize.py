@@ -26,12 +26,13 @@ from reference.calibrate import (
 )
 from reference.checkpoint import Checkpoint, load_weights
 from reference.errors import RecipeError
+from reference.ignore import check_ignore, ignored_parts
 from reference.layers import Norm
 from reference.linear import Linear, QuantizedWeight, float_weight, quantized_weight
 from reference.quantization_config import LAYOUTS, quantization_config
 from reference.recipes import Recipe, needs_calibration
 from reference.rtn import quantize_weight
-from reference.shapes import block_shapes, outer_kinds
+from reference.shapes import outer_kinds
 from reference.smooth import quantize_block, require_folds, search_alpha, smoothed
 from reference.stack import stacked
 from reference.tiles import TiledWeight, tile
@@ -80,19 +81,7 @@ def _check(
         require_folds(checkpoint.config, checkpoint.architecture)
     if needs_calibration(recipe) and not samples:
         raise RecipeError("needs calibration text", name=recipe.name)
-    for layer, kind in enumerate(checkpoint.config.layers):
-        if kind.experts:
-            _check_experts(checkpoint, recipe, layer)
-
-
-def _check_experts(checkpoint: Checkpoint, recipe: Recipe, layer: int) -> None:
-    """A layer's experts lie together when they are quantized, so it is all of them or none."""
-    parts = block_shapes(checkpoint.config, layer)
-    names = [checkpoint.prefix(part, layer) for part in parts if part.startswith("experts.")]
-    ignored = [name for name in names if recipe.ignores(name)]
-    if ignored and len(ignored) < len(names):
-        problem, expected = "leaves some experts of a layer in float", "all of them or none"
-        raise RecipeError(problem, name="ignore", expected=expected, found=ignored[0])
+    check_ignore(checkpoint, recipe)
 
 
 def choose_alphas(
@@ -128,7 +117,8 @@ def _convert(
         outputs = [run_block(config, block, x) for x in hidden]
     if recipe.bits is not None:
         names = {part: checkpoint.prefix(part, layer) for part in block_linears(block)}
-        block = quantize_block(config, block, recipe, hidden, names)
+        ignored = ignored_parts(checkpoint, recipe, layer)
+        block = quantize_block(config, block, recipe, hidden, names, ignored)
     return block, outputs
 
 

@@ -12,7 +12,7 @@ channel is dead (xmax_j = 0), which multiplies its norm weight by 1e5; we leave 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -200,11 +200,12 @@ def quantize_block(
     recipe: Recipe,
     hidden: Sequence[np.ndarray],
     names: Mapping[str, str] | None = None,
+    ignored: Collection[str] = (),
 ) -> Block:
-    """Every linear of a block by the recipe, but those it ignores.
+    """Every linear of a block by the recipe, but the router and the parts to be ignored.
 
     Static activation scales are calibrated here, on the block as it is given: after smoothing.
-    `names` says how the block's parts are called in errors and in patterns.
+    `names` says how the block's parts are called in errors.
     """
     absmax: ChannelAbsmax = {}
     if recipe.activation == "static":
@@ -214,7 +215,7 @@ def quantize_block(
     changed = {
         part: quantize_linear(linear, recipe, named[part], absmax.get(part))
         for part, linear in linears.items()
-        if not recipe.ignores(named[part])
+        if part not in ignored
     }
     return replace_parts(block, changed)
 

@@ -200,10 +200,8 @@ def test_output_error_is_0_for_the_same_block_and_1_for_one_that_does_nothing(lo
 
 def test_ignored_linears_stay_in_float(loaded, samples):
     checkpoint, weights = loaded["llama"]
-    chosen = recipe("naive", ignore=("*down*",))
     block = weights.blocks[0]
-    names = {part: checkpoint.prefix(part, 0) for part in checkpoint.architecture.block}
-    found = quantize_block(checkpoint.config, block, chosen, [], names)
+    found = quantize_block(checkpoint.config, block, recipe("naive"), [], ignored={"down"})
     assert found.mlp.down is block.mlp.down and isinstance(found.mlp.up.weight, QuantizedWeight)
 
 
