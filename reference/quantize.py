@@ -31,6 +31,7 @@ from reference.layers import Norm
 from reference.linear import Linear, QuantizedWeight, float_weight, quantized_weight
 from reference.quantization_config import LAYOUTS, quantization_config
 from reference.recipes import Recipe, needs_calibration
+from reference.remarks import Remarks
 from reference.rtn import quantize_weight
 from reference.shapes import outer_kinds
 from reference.smooth import quantize_block, require_folds, search_alpha, smoothed
@@ -58,11 +59,16 @@ def quantize_checkpoint(
     weights = load_weights(checkpoint)
     alphas = choose_alphas(checkpoint, weights, recipe, samples, progress)
     hidden = embed_samples(checkpoint.config, weights, samples) if samples else []
+    remarks = Remarks(recipe)
     for layer in progress(range(len(weights.blocks)), recipe.name):
-        block, hidden = _convert(checkpoint, weights, layer, recipe, alphas, hidden)
+        block, outputs = _smooth(checkpoint, weights, layer, recipe, alphas, hidden)
+        if recipe.bits is not None:
+            block = _quantize(checkpoint, layer, block, recipe, hidden, remarks)
         _add_block(checkpoint, writer, layer, block, layout, raw=alphas is None)
+        hidden = outputs
         del block  # before the next one is read
-    _add_outer(checkpoint, writer, weights, recipe, layout)
+    _add_outer(checkpoint, writer, weights, recipe, layout, remarks)
+    remarks.tell()
     writer.finish(_config_values(checkpoint, recipe, layout, alphas, samples))
 
 
@@ -100,7 +106,7 @@ def choose_alphas(
     return search_alpha(config, architecture, weights, samples, recipe, progress=progress)
 
 
-def _convert(
+def _smooth(
     checkpoint: Checkpoint,
     weights: Weights,
     layer: int,
@@ -108,18 +114,32 @@ def _convert(
     alphas: list[float] | None,
     hidden: list[np.ndarray],
 ) -> tuple[Block, list[np.ndarray]]:
-    """A float block, read -> the recipe's block, and the float hidden states that leave it."""
+    """A block, read and perhaps smoothed, and the float hidden states that leave it."""
     config, block, outputs = checkpoint.config, weights.blocks[layer], hidden
     if alphas is not None:
         absmax, outputs = observe_block(config, block, hidden)
         block = smoothed(config, checkpoint.architecture, block, absmax, recipe, alphas[layer])
     elif hidden:
         outputs = [run_block(config, block, x) for x in hidden]
-    if recipe.bits is not None:
-        names = {part: checkpoint.prefix(part, layer) for part in block_linears(block)}
-        ignored = ignored_parts(checkpoint, recipe, layer)
-        block = quantize_block(config, block, recipe, hidden, names, ignored)
     return block, outputs
+
+
+def _quantize(
+    checkpoint: Checkpoint,
+    layer: int,
+    block: Block,
+    recipe: Recipe,
+    hidden: list[np.ndarray],
+    remarks: Remarks,
+) -> Block:
+    """A float block -> the recipe's."""
+    floats, ignored = block_linears(block), ignored_parts(checkpoint, recipe, layer)
+    names = {part: checkpoint.prefix(part, layer) for part in floats}
+    quantized = quantize_block(checkpoint.config, block, recipe, hidden, names, ignored)
+    for part, linear in block_linears(quantized).items():
+        if isinstance(linear.weight, QuantizedWeight):
+            remarks.see(names[part], float_weight(floats[part]), linear.weight)
+    return quantized
 
 
 def _add_block(
@@ -193,12 +213,14 @@ def _add_outer(
     weights: Weights,
     recipe: Recipe,
     layout: str,
+    remarks: Remarks,
 ) -> None:
     """Embeddings, final norm and projections as they are; the head by the recipe's choice."""
     for part, kinds in outer_kinds(checkpoint.config).items():
         prefix, source = checkpoint.prefix(part), checkpoint.source(part).name
         if part == "head" and recipe.head != "float":
             head = quantize_head(weights.head, recipe, prefix)
+            remarks.see(prefix, float_weight(weights.head), quantized_weight(head))
             add_quantized(writer, prefix, _laid_out(head, layout))
             continue
         if part == "head" and checkpoint.config.tie_embeddings:
