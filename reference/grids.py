@@ -11,8 +11,8 @@ INT4, groups of `group_size` inputs that share a scale and a zero point, codes 0
 rint rounds half to even; x is divided by the scale and never multiplied by a reciprocal; a
 scale is first rounded to the type in which it is stored, and the codes are computed with the
 rounded scale. If float16 cannot hold some scale of a linear, as that of a row of tiny weights, all
-its scales are stored as float32 (store_scale). NaN and Inf are errors. Where public tools differ, each rule below says so: the
-denominator (127 or 127.5, 7 or 7.5 or 8) alone moves one code in ten.
+its scales are stored as float32 (store_scale). NaN and Inf are errors. Where public tools differ,
+each rule below says so: the denominator (127 or 127.5, 7 or 7.5 or 8) alone moves one code in ten.
 """
 
 from __future__ import annotations

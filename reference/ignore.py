@@ -28,6 +28,12 @@ def names_of(checkpoint: Checkpoint, part: str, layer: int | None = None) -> set
     return names | {f"{checkpoint.left_off}{name}" for name in names}
 
 
+def linear_names(checkpoint: Checkpoint, layer: int) -> dict[str, str]:
+    """How a block's linears are called in errors: where planish writes them."""
+    parts = block_shapes(checkpoint.config, layer)
+    return {part: checkpoint.prefix(part, layer) for part in parts}
+
+
 def ignored_parts(checkpoint: Checkpoint, recipe: Recipe, layer: int) -> frozenset[str]:
     """The linears of a block that stay in float, by their names in the block."""
     parts = block_shapes(checkpoint.config, layer) if recipe.ignore else ()

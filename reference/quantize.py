@@ -22,11 +22,10 @@ from reference.calibrate import (
     fingerprint,
     no_progress,
     observe_block,
-    run_block,
 )
 from reference.checkpoint import Checkpoint, load_weights
 from reference.errors import RecipeError
-from reference.ignore import check_ignore, ignored_parts
+from reference.ignore import check_ignore, ignored_parts, linear_names
 from reference.layers import Norm
 from reference.linear import Linear, QuantizedWeight, float_weight, quantized_weight
 from reference.quantization_config import LAYOUTS, quantization_config
@@ -34,7 +33,7 @@ from reference.recipes import Recipe, needs_calibration
 from reference.remarks import Remarks
 from reference.rtn import quantize_weight
 from reference.shapes import outer_kinds
-from reference.smooth import quantize_block, require_folds, search_alpha, smoothed
+from reference.smooth import quantize_block, require_folds, require_smoothed, search_alpha, smoothed
 from reference.stack import stacked
 from reference.tiles import TiledWeight, tile
 from reference.writer import CheckpointWriter
@@ -102,8 +101,7 @@ def choose_alphas(
         return None
     if not isinstance(recipe.alpha, str):
         return [float(recipe.alpha)] * checkpoint.config.num_layers
-    config, architecture = checkpoint.config, checkpoint.architecture
-    return search_alpha(config, architecture, weights, samples, recipe, progress=progress)
+    return search_alpha(checkpoint, weights, samples, recipe, progress=progress)
 
 
 def _smooth(
@@ -115,13 +113,13 @@ def _smooth(
     hidden: list[np.ndarray],
 ) -> tuple[Block, list[np.ndarray]]:
     """A block, read and perhaps smoothed, and the float hidden states that leave it."""
-    config, block, outputs = checkpoint.config, weights.blocks[layer], hidden
-    if alphas is not None:
-        absmax, outputs = observe_block(config, block, hidden)
-        block = smoothed(config, checkpoint.architecture, block, absmax, recipe, alphas[layer])
-    elif hidden:
-        outputs = [run_block(config, block, x) for x in hidden]
-    return block, outputs
+    config, block, names = checkpoint.config, weights.blocks[layer], linear_names(checkpoint, layer)
+    absmax, outputs = observe_block(config, block, hidden, names)
+    if alphas is None:
+        return block, outputs
+    after = smoothed(config, checkpoint.architecture, block, absmax, recipe, alphas[layer])
+    require_smoothed(block, after, names)
+    return after, outputs
 
 
 def _quantize(
@@ -133,8 +131,8 @@ def _quantize(
     remarks: Remarks,
 ) -> Block:
     """A float block -> the recipe's."""
-    floats, ignored = block_linears(block), ignored_parts(checkpoint, recipe, layer)
-    names = {part: checkpoint.prefix(part, layer) for part in floats}
+    floats, names = block_linears(block), linear_names(checkpoint, layer)
+    ignored = ignored_parts(checkpoint, recipe, layer)
     quantized = quantize_block(checkpoint.config, block, recipe, hidden, names, ignored)
     for part, linear in block_linears(quantized).items():
         if isinstance(linear.weight, QuantizedWeight):

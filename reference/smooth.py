@@ -28,7 +28,9 @@ from reference.calibrate import (
     run_block,
 )
 from reference.config import ModelConfig
-from reference.errors import RecipeError
+from reference.directory import Checkpoint
+from reference.errors import QuantizationError, RecipeError
+from reference.ignore import ignored_parts, linear_names
 from reference.layers import Norm
 from reference.linear import Linear, float_weight
 from reference.recipes import Recipe
@@ -138,6 +140,17 @@ def smoothed(
     return smooth_block_outputs(config, block, absmax, alpha) if recipe.smooth_outputs else block
 
 
+def require_smoothed(before: Block, after: Block, names: Mapping[str, str]) -> None:
+    """Raise QuantizationError where a scale made a weight overflow."""
+    old, new = (block_linears(block) | block_norms(block) for block in (before, after))
+    for part, value in new.items():
+        finite = value is old.get(part) or np.isfinite(np.asarray(value.weight)).all()
+        if not finite:
+            problem = "overflows float32 when it is smoothed"
+            expected = "a recipe without smoothing (naive, W8A16, W4A16)"
+            raise QuantizationError(problem, name=names.get(part, part), expected=expected)
+
+
 def require_folds(config: ModelConfig, architecture: Architecture) -> None:
     """Raise RecipeError where no norm feeds only linears, as after OPT-350m's post-norms."""
     if not architecture.folds(config):
@@ -149,8 +162,7 @@ def require_folds(config: ModelConfig, architecture: Architecture) -> None:
 
 
 def search_alpha(
-    config: ModelConfig,
-    architecture: Architecture,
+    checkpoint: Checkpoint,
     weights: Weights,
     samples: Sequence[np.ndarray],
     recipe: Recipe,
@@ -164,13 +176,15 @@ def search_alpha(
     takes each block's best, `search` the alpha whose errors sum to the least (SmoothQuant,
     section 5.1, searches per model; the per-block form is ours).
     """
+    config, architecture = checkpoint.config, checkpoint.architecture
     hidden, errors = embed_samples(config, weights, samples), []
-    for block in progress(weights.blocks, "search alpha"):
-        absmax, outputs = observe_block(config, block, hidden)
+    for layer, block in enumerate(progress(weights.blocks, "search alpha")):
+        names, ignored = linear_names(checkpoint, layer), ignored_parts(checkpoint, recipe, layer)
+        absmax, outputs = observe_block(config, block, hidden, names)
         tried = []
         for alpha in alphas:
             candidate = smoothed(config, architecture, block, absmax, recipe, alpha)
-            candidate = quantize_block(config, candidate, recipe, hidden)
+            candidate = quantize_block(config, candidate, recipe, hidden, names, ignored)
             tried.append(output_error(config, candidate, hidden, outputs))
         errors.append(tried)
         hidden = outputs
@@ -209,7 +223,7 @@ def quantize_block(
     """
     absmax: ChannelAbsmax = {}
     if recipe.activation == "static":
-        absmax = with_unseen_experts(block, observe_block(config, block, hidden)[0])
+        absmax = with_unseen_experts(block, observe_block(config, block, hidden, names)[0])
     linears = {part: linear for part, linear in block_linears(block).items() if part != "router"}
     named = names or {part: part for part in linears}
     changed = {

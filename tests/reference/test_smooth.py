@@ -19,6 +19,7 @@ from reference.smooth import (
     output_error,
     quantize_block,
     require_folds,
+    require_smoothed,
     scale_inputs,
     scale_norm,
     scale_outputs,
@@ -181,7 +182,7 @@ def test_alpha_search_finds_the_alpha_with_the_least_output_error(loaded, sample
 
     def search(kind):
         searching = recipe("W8A8", alpha=kind)
-        return search_alpha(config, architecture, weights, samples, searching, alphas)
+        return search_alpha(checkpoint, weights, samples, searching, alphas)
 
     assert search("search_per_block") == [alphas[int(np.argmin(row))] for row in table]
     best = alphas[int(np.sum(table, axis=0).argmin())]
@@ -226,3 +227,15 @@ def test_a_weight_that_cannot_be_quantized_is_named_by_its_tensor(loaded):
     names = {**dict.fromkeys(block_linears(bad), "other"), "up": "mlp.up_proj"}
     with pytest.raises(QuantizationError, match=r"^mlp\.up_proj: cannot be quantized"):
         quantize_block(checkpoint.config, bad, recipe("naive"), [], names)
+
+
+def test_a_weight_that_smoothing_makes_overflow_is_named(loaded):
+    checkpoint, weights = loaded["llama"]
+    before, names = weights.blocks[0], {"q": "self_attn.q_proj"}
+    with np.errstate(over="ignore"):
+        parts = {"q": scale_inputs(before.q, np.full(32, 3e38, F32) * F32(1e3))}
+    with pytest.raises(
+        QuantizationError, match=r"^self_attn\.q_proj: overflows float32 when it is"
+    ):
+        require_smoothed(before, replace_parts(before, parts), names)
+    require_smoothed(before, before, names)
