@@ -10,11 +10,13 @@ import contextlib
 import difflib
 import importlib
 import io
+import itertools
 import logging
 import os
 import re
 import signal
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -33,6 +35,7 @@ VERBS = {
     "inspect": "say what a model directory holds",
     "bench": "measure speed beside the machine's limits",
 }
+FREE_TEXT = "TEXT"  # the metavar of a flag whose value may be any word, another flag's name too
 BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
 INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 
@@ -47,14 +50,42 @@ class Parser(argparse_flags.ArgumentParser):
         sys.stderr.write(f"error: {one_line}; see {self.prog} --help\n")
         sys.exit(BAD_INPUT)
 
-    def check_flags(self, words: Iterable[str]) -> None:
-        """Refuse an unknown flag before argparse misses the one that it was meant to be."""
-        for word in words:
+    def join_values(self, words: Sequence[str]) -> list[str]:
+        """The same words, each value joined to its flag by =, as it may begin with dashes.
+
+        Refuses an unknown flag before argparse misses the one that it was meant to be. A known
+        flag is no value of another, unless that one takes free text.
+        """
+        known, joined, rest = self._option_string_actions, [], deque(words)
+        while rest and rest[0] != "--":
+            word = rest.popleft()
             flag = word.partition("=")[0]
-            if flag == "--":
-                return
-            if flag.startswith("--") and flag not in self._option_string_actions:
-                self.error(f"unknown flag {flag}{nearest(flag, self._option_string_actions)}")
+            if flag.startswith("--") and flag not in known:
+                self.error(f"unknown flag {flag}{nearest(flag, known)}")
+            if rest and word in known and known[word].nargs is None:
+                free = known[word].metavar == FREE_TEXT
+                if free or rest[0].partition("=")[0] not in (*known, "--"):
+                    word += f"={rest.popleft()}"
+            joined.append(word)
+        return [*joined, *rest]
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Keep a value of two dashes, `--prompt=--`, which older Pythons drop."""
+        if action.nargs is None and action.option_strings and arg_strings == ["--"]:
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
+
+
+def given_flags(words: Iterable[str]) -> dict[str, list[str]]:
+    """Each flag among joined words, with its values as typed."""
+    given: dict[str, list[str]] = {}
+    for word in itertools.takewhile(lambda word: word != "--", words):
+        flag, _, value = word.partition("=")
+        if flag.startswith("--"):
+            given.setdefault(flag, []).append(value)
+    return given
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -65,7 +96,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of one verb. Only its own module is imported."""
-    wanted = next((word for word in argv[1:] if word in VERBS), None)
+    words = list(argv[1:])
+    wanted = next((word for word in words if word in VERBS), None)
+    first = words.index(wanted) + 1 if wanted else 0
     parser = Parser(
         prog="planish", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -77,9 +110,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             sub.description = module.__doc__
             sub.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_flags(sub)
-            sub.set_defaults(run=module.run)
-            sub.check_flags(argv[argv.index(verb) + 1 :])
-    return parser.parse_args(argv[1:])
+            words[first:] = sub.join_values(words[first:])
+            sub.set_defaults(run=module.run, given=given_flags(words[first:]))
+    return parser.parse_args(words)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,0 +1,59 @@
+"""The flags that a user gave: those that change nothing are said, those that contradict refused.
+
+    refuse_given(args, ("--recipes",), "is for --shape, not for --model")
+    notice_idle(args, (args.temperature == 0, "at temperature 0", ("--top_k", "--seed")))
+
+`args.given` maps each flag on the command line to its values as typed, so that a flag which was
+given its default counts as given. A script may pass all flags always: what changes nothing costs
+one line on stderr and no exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from reference.errors import PlanishError, notice
+
+Rule = tuple[bool, str, Sequence[str]]  # whether it holds, why, the flags without effect then
+
+
+def notice_idle(args: argparse.Namespace, *rules: Rule) -> None:
+    """Say in one line which of the given flags have no effect; call it once, behind all checks.
+
+    A flag of one value that was given several is said too: the last counts.
+    """
+    parts = [line for holds, why, flags in rules if holds and (line := _idle(args, flags, why))]
+    parts += [f"{flag}: given more than once, the last counts" for flag in _repeated(args)]
+    if parts:
+        notice("; ".join(parts))
+
+
+def refuse_given(args: argparse.Namespace, flags: Sequence[str], problem: str) -> None:
+    """Raise PlanishError for the first of these flags that was given."""
+    for flag in args.given:
+        if flag in flags:
+            raise PlanishError(problem, name=flag)
+
+
+def engine_rule(args: argparse.Namespace) -> Rule:
+    """The fast engine's flags have no effect on the reference; native kernels contradict it."""
+    reference = args.engine == "reference"
+    if reference and args.kernels == "native":
+        problem = "is for --engine fast, not for --engine reference"
+        raise PlanishError(problem, name="--kernels native")
+    return reference, "with --engine reference", ("--kernels", "--compilation_cache")
+
+
+def _idle(args: argparse.Namespace, flags: Sequence[str], why: str) -> str:
+    idle = [flag for flag in args.given if flag in flags]
+    return f"{', '.join(idle)}: no effect {why}" if idle else ""
+
+
+def _repeated(args: argparse.Namespace) -> list[str]:
+    """Flags with several different values of which argparse keeps the last."""
+    return [
+        flag
+        for flag, values in args.given.items()
+        if len(set(values)) > 1 and not isinstance(getattr(args, flag[2:], None), list)
+    ]
