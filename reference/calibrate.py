@@ -16,7 +16,7 @@ import numpy as np
 
 from reference.block import Block, Weights
 from reference.config import ModelConfig
-from reference.errors import PromptError, QuantizationError
+from reference.errors import PromptError, QuantizationError, notice
 from reference.model import block_forward, embed, no_tap
 
 NUM_SAMPLES, SAMPLE_LENGTH = 512, 512
@@ -33,7 +33,10 @@ def no_progress(items: Iterable[Any], description: str = "") -> Iterable[Any]:
 def cut_samples(
     ids: Sequence[int], count: int = NUM_SAMPLES, length: int = SAMPLE_LENGTH
 ) -> list[np.ndarray]:
-    """The first `count` windows of `length` tokens; fewer if the text has fewer, never none."""
+    """The first `count` windows of `length` tokens; fewer, with a notice, if the text has fewer.
+
+    Raises PromptError if it has none.
+    """
     if count < 1 or length < 1:
         found, expected = f"{count} of {length}", "at least 1 sample of 1 token"
         raise PromptError("bad value", name="calibration", expected=expected, found=found)
@@ -42,6 +45,9 @@ def cut_samples(
         raise PromptError(
             "is too short", name="calibration", expected=f"at least {length} tokens", found=len(ids)
         )
+    if windows < count:
+        samples = f"{windows} sample{'s' * (windows > 1)} of {length} tokens, not {count}"
+        notice(f"calibrating on {samples}: the text has {len(ids)} tokens")
     return [np.asarray(ids[i * length : (i + 1) * length]) for i in range(windows)]
 
 

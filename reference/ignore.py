@@ -22,9 +22,9 @@ from reference.shapes import block_kinds, block_shapes, outer_kinds
 
 
 def names_of(checkpoint: Checkpoint, part: str, layer: int | None = None) -> set[str]:
-    """Every name that a part of the model goes by."""
-    own, source = checkpoint.prefix(part, layer), checkpoint.source(part, layer).name
-    names = {own, source, checkpoint.prefix(split_expert(part)[0], layer)}
+    """Every name that a part of the model goes by; an expert's own is that in the source."""
+    source = checkpoint.source(part, layer).name
+    names = {source, checkpoint.prefix(split_expert(part)[0], layer)}
     return names | {f"{checkpoint.left_off}{name}" for name in names}
 
 

@@ -53,7 +53,9 @@ def quantize_checkpoint(
     Raises RecipeError for a model that is quantized already, a recipe that cannot be applied,
     or missing samples; QuantizationError for a tensor that does not fit its grid.
     """
-    _check(checkpoint, recipe, samples, layout)
+    check_request(checkpoint, recipe, layout)
+    if needs_calibration(recipe) and not samples:
+        raise RecipeError("needs calibration text", name=recipe.name)
     samples = samples if needs_calibration(recipe) else None
     weights = load_weights(checkpoint)
     alphas = choose_alphas(checkpoint, weights, recipe, samples, progress)
@@ -71,9 +73,8 @@ def quantize_checkpoint(
     writer.finish(_config_values(checkpoint, recipe, layout, alphas, samples))
 
 
-def _check(
-    checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None, layout: str
-) -> None:
+def check_request(checkpoint: Checkpoint, recipe: Recipe, layout: str) -> None:
+    """Raise RecipeError unless the recipe can be applied to this model."""
     if layout not in LAYOUTS:
         expected = f"one of {', '.join(LAYOUTS)}"
         raise RecipeError("unknown", name="layout", expected=expected, found=repr(layout))
@@ -84,8 +85,6 @@ def _check(
         )
     if recipe.alpha is not None:
         require_folds(checkpoint.config, checkpoint.architecture)
-    if needs_calibration(recipe) and not samples:
-        raise RecipeError("needs calibration text", name=recipe.name)
     check_ignore(checkpoint, recipe)
 
 

@@ -133,6 +133,9 @@ def check(recipe: Recipe, given: dict[str, Any]) -> None:
         _choose("alpha", recipe.alpha, SEARCHES)
     elif recipe.alpha is not None and not (math.isfinite(recipe.alpha) and 0 <= recipe.alpha <= 1):
         raise RecipeError("bad value", name="alpha", expected="0..1", found=recipe.alpha)
+    if isinstance(recipe.alpha, str) and recipe.bits is None:
+        problem = "has no error to minimise in a float model"
+        raise RecipeError(problem, name="alpha", expected="0..1", found=recipe.alpha)
     if recipe.name == "naive" and recipe.alpha is not None:
         raise RecipeError("naive means without smoothing", name="alpha", found=recipe.alpha)
     if recipe.smooth_outputs and recipe.alpha is None:

@@ -99,17 +99,23 @@ def smooth_block_outputs(
     Only where nothing stands between them that a scale does not pass: values that are clipped
     are left alone. ReLU commutes with a positive scale; gelu does not.
     """
-    if config.qkv_clip is None:
+    folds_values, folds_inner = output_folds(config)
+    if folds_values:
         block = smooth_values(config, block, absmax["o"], alpha)
     scaled: dict[str, Linear | Norm] = {}
     linears = block_linears(block)
-    for name in linears if config.gated_mlp or config.activation == "relu" else ():
+    for name in linears if folds_inner else ():
         if name.endswith("down") and name in absmax:  # an expert that no token chose has none
             above = name.removesuffix("down") + "up"
             s = smoothing_scale(absmax[name], [float_weight(linears[name])], alpha)
             scaled[above] = scale_outputs(linears[above], s)
             scaled[name] = scale_inputs(linears[name], s)
     return replace_parts(block, scaled)
+
+
+def output_folds(config: ModelConfig) -> tuple[bool, bool]:
+    """Whether v -> o and up -> down can be folded."""
+    return config.qkv_clip is None, config.gated_mlp or config.activation == "relu"
 
 
 def smooth_values(config: ModelConfig, block: Block, xmax: np.ndarray, alpha: float) -> Block:
