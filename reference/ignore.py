@@ -68,7 +68,8 @@ def _check_experts(checkpoint: Checkpoint, recipe: Recipe, layer: int) -> None:
     experts = [part for part in parts if part.startswith("experts.")]
     ignored = ignored_parts(checkpoint, recipe, layer).intersection(experts)
     if ignored and len(ignored) < len(experts):
-        problem, expected = "leaves some experts of a layer in float", "all of them or none"
+        problem = "leaves some experts of a layer in float"
+        expected = "all of them or none, as with layers.3.*.experts"
         found = checkpoint.prefix(min(ignored), layer)
         raise RecipeError(problem, name="ignore", expected=expected, found=found)
 

@@ -40,7 +40,7 @@ class Recipe:
     method: str = "rtn"
     rule: str = "signed"
     group_size: int = 128
-    scale_dtype: str = "float16"  # of INT4 scales
+    scale_dtype: str = "float16"  # of INT4 scales that it can hold (grids.store_scale)
     head: str = "float"
     ignore: tuple[str, ...] = ()  # patterns of linears left in float
 

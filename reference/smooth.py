@@ -207,11 +207,15 @@ def _best_alphas(errors: np.ndarray, alphas: Sequence[float], per_block: bool) -
 def output_error(
     config: ModelConfig, block: Block, hidden: Sequence[np.ndarray], outputs: Sequence[np.ndarray]
 ) -> float:
-    """How far a block's outputs are from the right ones, relative to what the block adds."""
+    """How far a block's outputs are from the right ones, relative to what the block adds.
+
+    Inf where a square overflows.
+    """
     pairs = list(zip(hidden, outputs, strict=True))
-    wrong = sum(float(np.square(run_block(config, block, x) - y).sum()) for x, y in pairs)
-    moved = sum(float(np.square(y - x).sum()) for x, y in pairs)
-    return wrong / max(moved, 1e-30)
+    with np.errstate(all="ignore"):
+        wrong = sum(float(np.square(run_block(config, block, x) - y).sum()) for x, y in pairs)
+        moved = sum(float(np.square(y - x).sum()) for x, y in pairs)
+    return wrong / max(moved, 1e-30) if np.isfinite(wrong + moved) else float("inf")
 
 
 def quantize_block(

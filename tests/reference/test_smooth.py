@@ -206,6 +206,28 @@ def test_ignored_linears_stay_in_float(loaded, samples):
     assert found.mlp.down is block.mlp.down and isinstance(found.mlp.up.weight, QuantizedWeight)
 
 
+def test_an_error_whose_square_overflows_is_infinite(loaded):
+    checkpoint, weights = loaded["llama"]
+    x = np.full((1, 32), 1e25, F32)
+    assert output_error(checkpoint.config, weights.blocks[0], [x], [2 * x]) == np.inf
+
+
+def test_the_search_leaves_ignored_linears_in_float_too(loaded, samples, monkeypatch):
+    checkpoint, weights = loaded["llama"]
+    searching, seen = recipe("W8A8", alpha="search", ignore=("layers.1.mlp.down_proj",)), []
+
+    def keep(config, block, recipe, hidden, names, ignored):
+        seen.append((names["down"], ignored))
+        return block
+
+    monkeypatch.setattr("reference.smooth.quantize_block", keep)
+    search_alpha(checkpoint, weights, samples[:1], searching, (0.5,))
+    assert seen == [
+        ("model.layers.0.mlp.down_proj", frozenset()),
+        ("model.layers.1.mlp.down_proj", frozenset({"down"})),
+    ]
+
+
 def test_static_scales_are_calibrated_on_the_block_as_it_is_given(loaded, samples):
     checkpoint, weights = loaded["llama"]
     config = checkpoint.config
