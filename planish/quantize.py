@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
+import pocket
 from planish.engines import add_model_flag, open_subject
+from planish.given import Rule, notice_idle
 from planish.progress import progress
 from reference.calibrate import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
 from reference.checkpoint import Checkpoint
+from reference.config import ModelConfig
 from reference.errors import RecipeError, notice
-from reference.quantize import quantize_checkpoint
+from reference.quantize import check_request, quantize_checkpoint
 from reference.recipes import Recipe, needs_calibration, recipe
+from reference.smooth import output_folds
 from reference.tokenizer import load_tokenizer, read_text
 from reference.writer import CheckpointWriter
 
@@ -40,7 +43,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lm_head", help="float (default), int8 or int4")
     parser.add_argument(
-        "--ignore", action="append", metavar="PATTERN", help="linears left in float, as *.down_proj"
+        "--ignore",
+        action="append",
+        metavar="PATTERN",
+        help="linears left in float: down_proj, layers.0, *.experts.*, re:REGEX, ...",
     )
     parser.add_argument(
         "--layout", default="tiles", help="of codes: tiles (default), as kernels read, or canonical"
@@ -54,14 +60,32 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     chosen = recipe_of(args)
     checkpoint = open_subject(args)
+    check_request(checkpoint, chosen, args.layout)
     writer = CheckpointWriter(args.out, args.model, args.overwrite)
-    samples = samples_of(args, checkpoint) if needs_calibration(chosen) else None
+    tokens = calibration_tokens(args, checkpoint, chosen)
+    samples = None if tokens is None else samples_of(args, checkpoint, tokens)
     start = time.perf_counter()
     with writer:
+        notice_idle(args, *idle_rules(chosen, checkpoint.config))
         quantize_checkpoint(checkpoint, writer, chosen, samples, progress, args.layout)
     seconds = time.perf_counter() - start
     print(f"{args.out}: {chosen.name}, {seconds:.1f} s", file=sys.stderr)
     return 0
+
+
+def idle_rules(chosen: Recipe, config: ModelConfig) -> tuple[Rule, ...]:
+    """Flags that change nothing; those that contradict the recipe are refused by recipe()."""
+    quantizes = chosen.bits is not None or chosen.head != "float"
+    return (
+        (
+            not needs_calibration(chosen),
+            f"with --recipe {chosen.name}, which needs no calibration",
+            ("--calibration", "--samples", "--sample_length"),
+        ),
+        (chosen.bits is None, "with --recipe float", ("--ignore",)),
+        (not quantizes, "without quantized weights", ("--method", "--layout")),
+        (not any(output_folds(config)), "on this architecture", ("--smooth_outputs",)),
+    )
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -94,14 +118,29 @@ def alpha_of(text: str | None) -> float | str | None:
         return text
 
 
-def samples_of(args: argparse.Namespace, checkpoint: Checkpoint) -> list[np.ndarray]:
-    """Calibration tokens: from the text given, or from the pocket's with a word about it."""
-    path = args.calibration
+def calibration_tokens(
+    args: argparse.Namespace, checkpoint: Checkpoint, chosen: Recipe
+) -> list[int] | None:
+    """The text that was given, or the embedded one; None for a recipe that needs none, but a file
+    that was named must be readable."""
+    needed, path = needs_calibration(chosen), args.calibration
     if path is None:
-        import pocket
-
         path = pocket.CALIBRATION
+    elif not needed:
+        read_text(path)
+    return load_tokenizer(args.model, checkpoint.config).encode(read_text(path)) if needed else None
+
+
+def samples_of(
+    args: argparse.Namespace, checkpoint: Checkpoint, tokens: list[int]
+) -> list[np.ndarray]:
+    """Samples as long as the model can read; of a short text one that is shorter, if no length was
+    asked for."""
+    if args.calibration is None:
         notice("calibrating on the embedded text; --calibration FILE takes your own")
-    tokens = load_tokenizer(args.model, checkpoint.config).encode(read_text(Path(path)))
     length = min(args.sample_length, checkpoint.config.max_positions)
+    if length < args.sample_length and "--sample_length" in args.given:
+        notice(f"--sample_length: the model has {length} positions")
+    if tokens and "--sample_length" not in args.given:
+        length = min(length, len(tokens))
     return cut_samples(tokens, args.samples, length)

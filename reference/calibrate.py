@@ -8,14 +8,15 @@ larger than memory can be calibrated. Default as in the original: 512 samples of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
 
 from reference.block import Block, Weights
 from reference.config import ModelConfig
-from reference.errors import PromptError
+from reference.errors import PromptError, QuantizationError, notice
 from reference.model import block_forward, embed, no_tap
 
 NUM_SAMPLES, SAMPLE_LENGTH = 512, 512
@@ -32,7 +33,10 @@ def no_progress(items: Iterable[Any], description: str = "") -> Iterable[Any]:
 def cut_samples(
     ids: Sequence[int], count: int = NUM_SAMPLES, length: int = SAMPLE_LENGTH
 ) -> list[np.ndarray]:
-    """The first `count` windows of `length` tokens; fewer if the text has fewer, never none."""
+    """The first `count` windows of `length` tokens; fewer, with a notice, if the text has fewer.
+
+    Raises PromptError if it has none.
+    """
     if count < 1 or length < 1:
         found, expected = f"{count} of {length}", "at least 1 sample of 1 token"
         raise PromptError("bad value", name="calibration", expected=expected, found=found)
@@ -41,6 +45,9 @@ def cut_samples(
         raise PromptError(
             "is too short", name="calibration", expected=f"at least {length} tokens", found=len(ids)
         )
+    if windows < count:
+        samples = f"{windows} sample{'s' * (windows > 1)} of {length} tokens, not {count}"
+        notice(f"calibrating on {samples}: the text has {len(ids)} tokens")
     return [np.asarray(ids[i * length : (i + 1) * length]) for i in range(windows)]
 
 
@@ -69,17 +76,35 @@ def run_block(
 
 
 def observe_block(
-    config: ModelConfig, block: Block, hidden: Sequence[np.ndarray]
+    config: ModelConfig,
+    block: Block,
+    hidden: Sequence[np.ndarray],
+    names: Mapping[str, str] | None = None,
 ) -> tuple[ChannelAbsmax, list[np.ndarray]]:
-    """Absmax per input channel of a block's linears, and the hidden states that leave it."""
+    """Absmax per input channel of a block's linears, and the hidden states that leave it.
+
+    Raises QuantizationError where the float model overflows on the samples. `names` says how the
+    block's linears are called there.
+    """
     absmax: ChannelAbsmax = {}
+    called = names or {}
 
     def tap(name: str, x: np.ndarray) -> None:
         largest = np.abs(x).max(axis=0)
+        _require_finite(largest, f"{called.get(name, name)}: the activations that it reads")
         absmax[name] = np.maximum(absmax[name], largest) if name in absmax else largest
 
-    outputs = [run_block(config, block, x, tap) for x in hidden]
+    outputs, where = [], commonprefix([*called.values()]).rstrip(".") or "block"
+    with np.errstate(all="ignore"):  # reported by name instead
+        for x in hidden:
+            outputs.append(run_block(config, block, x, tap))
+            _require_finite(outputs[-1], f"{where}: the hidden states that leave it")
     return absmax, outputs
+
+
+def _require_finite(x: np.ndarray, what: str) -> None:
+    if not np.isfinite(x).all():
+        raise QuantizationError(f"{what} overflow float32 in the float model's calibration")
 
 
 def calibrate(

@@ -186,11 +186,21 @@ def load_block(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Block
         for part, (shape, bias) in shapes
         if stack is None or split_expert(part)[1] is None
     }
+    _require_alike(checkpoint, layer, linears)
     norms = {
         part: load_norm(checkpoint, part, shape, layer)
         for part, shape in block_norms(config).items()
     }
     return put_together(config.layers[layer], linears, norms, stack)
+
+
+def _require_alike(checkpoint: Checkpoint, layer: int, linears: dict[str, Linear]) -> None:
+    """An older directory has a tensor for each expert, but all of them in one form."""
+    experts = {part: x for part, x in linears.items() if split_expert(part)[1] is not None}
+    floats = [part for part, x in experts.items() if isinstance(x.weight, np.ndarray)]
+    if floats and len(floats) < len(experts):
+        name = f"{checkpoint.prefix(floats[0], layer)}.weight"
+        raise bad_value(checkpoint, name, "INT8 or INT4 codes, as other experts have", "floats")
 
 
 def load_stack(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Stack:

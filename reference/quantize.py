@@ -22,17 +22,18 @@ from reference.calibrate import (
     fingerprint,
     no_progress,
     observe_block,
-    run_block,
 )
 from reference.checkpoint import Checkpoint, load_weights
 from reference.errors import RecipeError
+from reference.ignore import check_ignore, ignored_parts, linear_names
 from reference.layers import Norm
 from reference.linear import Linear, QuantizedWeight, float_weight, quantized_weight
 from reference.quantization_config import LAYOUTS, quantization_config
 from reference.recipes import Recipe, needs_calibration
+from reference.remarks import Remarks
 from reference.rtn import quantize_weight
-from reference.shapes import block_shapes, outer_kinds
-from reference.smooth import quantize_block, require_folds, search_alpha, smoothed
+from reference.shapes import outer_kinds
+from reference.smooth import quantize_block, require_folds, require_smoothed, search_alpha, smoothed
 from reference.stack import stacked
 from reference.tiles import TiledWeight, tile
 from reference.writer import CheckpointWriter
@@ -52,22 +53,28 @@ def quantize_checkpoint(
     Raises RecipeError for a model that is quantized already, a recipe that cannot be applied,
     or missing samples; QuantizationError for a tensor that does not fit its grid.
     """
-    _check(checkpoint, recipe, samples, layout)
+    check_request(checkpoint, recipe, layout)
+    if needs_calibration(recipe) and not samples:
+        raise RecipeError("needs calibration text", name=recipe.name)
     samples = samples if needs_calibration(recipe) else None
     weights = load_weights(checkpoint)
     alphas = choose_alphas(checkpoint, weights, recipe, samples, progress)
     hidden = embed_samples(checkpoint.config, weights, samples) if samples else []
+    remarks = Remarks(recipe)
     for layer in progress(range(len(weights.blocks)), recipe.name):
-        block, hidden = _convert(checkpoint, weights, layer, recipe, alphas, hidden)
+        block, outputs = _smooth(checkpoint, weights, layer, recipe, alphas, hidden)
+        if recipe.bits is not None:
+            block = _quantize(checkpoint, layer, block, recipe, hidden, remarks)
         _add_block(checkpoint, writer, layer, block, layout, raw=alphas is None)
+        hidden = outputs
         del block  # before the next one is read
-    _add_outer(checkpoint, writer, weights, recipe, layout)
+    _add_outer(checkpoint, writer, weights, recipe, layout, remarks)
+    remarks.tell()
     writer.finish(_config_values(checkpoint, recipe, layout, alphas, samples))
 
 
-def _check(
-    checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None, layout: str
-) -> None:
+def check_request(checkpoint: Checkpoint, recipe: Recipe, layout: str) -> None:
+    """Raise RecipeError unless the recipe can be applied to this model."""
     if layout not in LAYOUTS:
         expected = f"one of {', '.join(LAYOUTS)}"
         raise RecipeError("unknown", name="layout", expected=expected, found=repr(layout))
@@ -78,21 +85,7 @@ def _check(
         )
     if recipe.alpha is not None:
         require_folds(checkpoint.config, checkpoint.architecture)
-    if needs_calibration(recipe) and not samples:
-        raise RecipeError("needs calibration text", name=recipe.name)
-    for layer, kind in enumerate(checkpoint.config.layers):
-        if kind.experts:
-            _check_experts(checkpoint, recipe, layer)
-
-
-def _check_experts(checkpoint: Checkpoint, recipe: Recipe, layer: int) -> None:
-    """A layer's experts lie together when they are quantized, so it is all of them or none."""
-    parts = block_shapes(checkpoint.config, layer)
-    names = [checkpoint.prefix(part, layer) for part in parts if part.startswith("experts.")]
-    ignored = [name for name in names if recipe.ignores(name)]
-    if ignored and len(ignored) < len(names):
-        problem, expected = "leaves some experts of a layer in float", "all of them or none"
-        raise RecipeError(problem, name="ignore", expected=expected, found=ignored[0])
+    check_ignore(checkpoint, recipe)
 
 
 def choose_alphas(
@@ -107,11 +100,10 @@ def choose_alphas(
         return None
     if not isinstance(recipe.alpha, str):
         return [float(recipe.alpha)] * checkpoint.config.num_layers
-    config, architecture = checkpoint.config, checkpoint.architecture
-    return search_alpha(config, architecture, weights, samples, recipe, progress=progress)
+    return search_alpha(checkpoint, weights, samples, recipe, progress=progress)
 
 
-def _convert(
+def _smooth(
     checkpoint: Checkpoint,
     weights: Weights,
     layer: int,
@@ -119,17 +111,32 @@ def _convert(
     alphas: list[float] | None,
     hidden: list[np.ndarray],
 ) -> tuple[Block, list[np.ndarray]]:
-    """A float block, read -> the recipe's block, and the float hidden states that leave it."""
-    config, block, outputs = checkpoint.config, weights.blocks[layer], hidden
-    if alphas is not None:
-        absmax, outputs = observe_block(config, block, hidden)
-        block = smoothed(config, checkpoint.architecture, block, absmax, recipe, alphas[layer])
-    elif hidden:
-        outputs = [run_block(config, block, x) for x in hidden]
-    if recipe.bits is not None:
-        names = {part: checkpoint.prefix(part, layer) for part in block_linears(block)}
-        block = quantize_block(config, block, recipe, hidden, names)
-    return block, outputs
+    """A block, read and perhaps smoothed, and the float hidden states that leave it."""
+    config, block, names = checkpoint.config, weights.blocks[layer], linear_names(checkpoint, layer)
+    absmax, outputs = observe_block(config, block, hidden, names)
+    if alphas is None:
+        return block, outputs
+    after = smoothed(config, checkpoint.architecture, block, absmax, recipe, alphas[layer])
+    require_smoothed(block, after, names)
+    return after, outputs
+
+
+def _quantize(
+    checkpoint: Checkpoint,
+    layer: int,
+    block: Block,
+    recipe: Recipe,
+    hidden: list[np.ndarray],
+    remarks: Remarks,
+) -> Block:
+    """A float block -> the recipe's."""
+    floats, names = block_linears(block), linear_names(checkpoint, layer)
+    ignored = ignored_parts(checkpoint, recipe, layer)
+    quantized = quantize_block(checkpoint.config, block, recipe, hidden, names, ignored)
+    for part, linear in block_linears(quantized).items():
+        if isinstance(linear.weight, QuantizedWeight):
+            remarks.see(names[part], float_weight(floats[part]), linear.weight)
+    return quantized
 
 
 def _add_block(
@@ -203,12 +210,14 @@ def _add_outer(
     weights: Weights,
     recipe: Recipe,
     layout: str,
+    remarks: Remarks,
 ) -> None:
     """Embeddings, final norm and projections as they are; the head by the recipe's choice."""
     for part, kinds in outer_kinds(checkpoint.config).items():
         prefix, source = checkpoint.prefix(part), checkpoint.source(part).name
         if part == "head" and recipe.head != "float":
             head = quantize_head(weights.head, recipe, prefix)
+            remarks.see(prefix, float_weight(weights.head), quantized_weight(head))
             add_quantized(writer, prefix, _laid_out(head, layout))
             continue
         if part == "head" and checkpoint.config.tie_embeddings:

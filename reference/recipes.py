@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -39,13 +40,13 @@ class Recipe:
     method: str = "rtn"
     rule: str = "signed"
     group_size: int = 128
-    scale_dtype: str = "float16"  # of INT4 scales
+    scale_dtype: str = "float16"  # of INT4 scales that it can hold (grids.store_scale)
     head: str = "float"
     ignore: tuple[str, ...] = ()  # patterns of linears left in float
 
-    def ignores(self, linear_name: str) -> bool:
-        """Whether a linear, by its tensor prefix, is excluded (shell-style patterns)."""
-        return any(fnmatch.fnmatchcase(linear_name, pattern) for pattern in self.ignore)
+    def ignores(self, *names: str) -> bool:
+        """Whether a linear, by any of its names, is left in float."""
+        return any(matches(pattern, name) for pattern in self.ignore for name in names)
 
     def describe(self) -> dict[str, Any]:
         """The fields that hold for this recipe, as they are written to quantization_config."""
@@ -54,6 +55,19 @@ class Recipe:
         if self.bits == 8 and self.head != "int4":
             fields = {k: v for k, v in fields.items() if k not in unused}
         return {**fields, "ignore": list(self.ignore)}
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern of `ignore` matches a tensor's name, with or without its `.weight`.
+
+    re:PATTERN is a regular expression for the start of the name (re.match), as in
+    compressed-tensors. Any other is shell-style, for the whole name or a run of its components:
+    `*.layers.0.*`, `down_proj`, `mlp.c_fc`; {i} is any number, as in what `inspect` prints.
+    """
+    if pattern.startswith("re:"):
+        return any(re.match(pattern[3:], name + end) for end in ("", ".weight"))
+    pattern = pattern.removesuffix(".weight").replace("{i}", "*")
+    return fnmatch.fnmatchcase(f".{name}.", f"*.{pattern}.*")
 
 
 _W8A8 = Recipe(name="W8A8", bits=8, activation="per_token", alpha=0.5)
@@ -113,10 +127,15 @@ def check(recipe: Recipe, given: dict[str, Any]) -> None:
     _choose("scale_dtype", recipe.scale_dtype, SCALE_DTYPES)
     _choose("lm_head", recipe.head, HEADS)
     _choose("activation", recipe.activation, ACTIVATIONS_BY_BITS[recipe.bits])
+    for pattern in recipe.ignore:
+        _check_pattern(pattern)
     if isinstance(recipe.alpha, str):
         _choose("alpha", recipe.alpha, SEARCHES)
     elif recipe.alpha is not None and not (math.isfinite(recipe.alpha) and 0 <= recipe.alpha <= 1):
         raise RecipeError("bad value", name="alpha", expected="0..1", found=recipe.alpha)
+    if isinstance(recipe.alpha, str) and recipe.bits is None:
+        problem = "has no error to minimise in a float model"
+        raise RecipeError(problem, name="alpha", expected="0..1", found=recipe.alpha)
     if recipe.name == "naive" and recipe.alpha is not None:
         raise RecipeError("naive means without smoothing", name="alpha", found=recipe.alpha)
     if recipe.smooth_outputs and recipe.alpha is None:
@@ -124,6 +143,17 @@ def check(recipe: Recipe, given: dict[str, Any]) -> None:
     for key in ("rule", "group_size", "scale_dtype"):
         if key in given and recipe.bits != 4 and recipe.head != "int4":
             raise RecipeError("has no effect without INT4 weights", name=key, found=recipe.name)
+
+
+def _check_pattern(pattern: str) -> None:
+    if not pattern.removeprefix("re:"):
+        raise RecipeError("an empty pattern", name="ignore", found=repr(pattern))
+    try:
+        re.compile(pattern[3:] if pattern.startswith("re:") else "")
+    except (re.error, OverflowError, RecursionError) as problem:
+        raise RecipeError(
+            f"not a regular expression: {problem}", name="ignore", found=pattern
+        ) from None
 
 
 def needs_calibration(recipe: Recipe) -> bool:

@@ -12,7 +12,7 @@ channel is dead (xmax_j = 0), which multiplies its norm weight by 1e5; we leave 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +28,9 @@ from reference.calibrate import (
     run_block,
 )
 from reference.config import ModelConfig
-from reference.errors import RecipeError
+from reference.directory import Checkpoint
+from reference.errors import QuantizationError, RecipeError
+from reference.ignore import ignored_parts, linear_names
 from reference.layers import Norm
 from reference.linear import Linear, float_weight
 from reference.recipes import Recipe
@@ -97,17 +99,23 @@ def smooth_block_outputs(
     Only where nothing stands between them that a scale does not pass: values that are clipped
     are left alone. ReLU commutes with a positive scale; gelu does not.
     """
-    if config.qkv_clip is None:
+    folds_values, folds_inner = output_folds(config)
+    if folds_values:
         block = smooth_values(config, block, absmax["o"], alpha)
     scaled: dict[str, Linear | Norm] = {}
     linears = block_linears(block)
-    for name in linears if config.gated_mlp or config.activation == "relu" else ():
+    for name in linears if folds_inner else ():
         if name.endswith("down") and name in absmax:  # an expert that no token chose has none
             above = name.removesuffix("down") + "up"
             s = smoothing_scale(absmax[name], [float_weight(linears[name])], alpha)
             scaled[above] = scale_outputs(linears[above], s)
             scaled[name] = scale_inputs(linears[name], s)
     return replace_parts(block, scaled)
+
+
+def output_folds(config: ModelConfig) -> tuple[bool, bool]:
+    """Whether v -> o and up -> down can be folded."""
+    return config.qkv_clip is None, config.gated_mlp or config.activation == "relu"
 
 
 def smooth_values(config: ModelConfig, block: Block, xmax: np.ndarray, alpha: float) -> Block:
@@ -138,6 +146,17 @@ def smoothed(
     return smooth_block_outputs(config, block, absmax, alpha) if recipe.smooth_outputs else block
 
 
+def require_smoothed(before: Block, after: Block, names: Mapping[str, str]) -> None:
+    """Raise QuantizationError where a scale made a weight overflow."""
+    old, new = (block_linears(block) | block_norms(block) for block in (before, after))
+    for part, value in new.items():
+        finite = value is old.get(part) or np.isfinite(np.asarray(value.weight)).all()
+        if not finite:
+            problem = "overflows float32 when it is smoothed"
+            expected = "a recipe without smoothing (naive, W8A16, W4A16)"
+            raise QuantizationError(problem, name=names.get(part, part), expected=expected)
+
+
 def require_folds(config: ModelConfig, architecture: Architecture) -> None:
     """Raise RecipeError where no norm feeds only linears, as after OPT-350m's post-norms."""
     if not architecture.folds(config):
@@ -149,8 +168,7 @@ def require_folds(config: ModelConfig, architecture: Architecture) -> None:
 
 
 def search_alpha(
-    config: ModelConfig,
-    architecture: Architecture,
+    checkpoint: Checkpoint,
     weights: Weights,
     samples: Sequence[np.ndarray],
     recipe: Recipe,
@@ -164,13 +182,15 @@ def search_alpha(
     takes each block's best, `search` the alpha whose errors sum to the least (SmoothQuant,
     section 5.1, searches per model; the per-block form is ours).
     """
+    config, architecture = checkpoint.config, checkpoint.architecture
     hidden, errors = embed_samples(config, weights, samples), []
-    for block in progress(weights.blocks, "search alpha"):
-        absmax, outputs = observe_block(config, block, hidden)
+    for layer, block in enumerate(progress(weights.blocks, "search alpha")):
+        names, ignored = linear_names(checkpoint, layer), ignored_parts(checkpoint, recipe, layer)
+        absmax, outputs = observe_block(config, block, hidden, names)
         tried = []
         for alpha in alphas:
             candidate = smoothed(config, architecture, block, absmax, recipe, alpha)
-            candidate = quantize_block(config, candidate, recipe, hidden)
+            candidate = quantize_block(config, candidate, recipe, hidden, names, ignored)
             tried.append(output_error(config, candidate, hidden, outputs))
         errors.append(tried)
         hidden = outputs
@@ -187,11 +207,15 @@ def _best_alphas(errors: np.ndarray, alphas: Sequence[float], per_block: bool) -
 def output_error(
     config: ModelConfig, block: Block, hidden: Sequence[np.ndarray], outputs: Sequence[np.ndarray]
 ) -> float:
-    """How far a block's outputs are from the right ones, relative to what the block adds."""
+    """How far a block's outputs are from the right ones, relative to what the block adds.
+
+    Inf where a square overflows.
+    """
     pairs = list(zip(hidden, outputs, strict=True))
-    wrong = sum(float(np.square(run_block(config, block, x) - y).sum()) for x, y in pairs)
-    moved = sum(float(np.square(y - x).sum()) for x, y in pairs)
-    return wrong / max(moved, 1e-30)
+    with np.errstate(all="ignore"):
+        wrong = sum(float(np.square(run_block(config, block, x) - y).sum()) for x, y in pairs)
+        moved = sum(float(np.square(y - x).sum()) for x, y in pairs)
+    return wrong / max(moved, 1e-30) if np.isfinite(wrong + moved) else float("inf")
 
 
 def quantize_block(
@@ -200,21 +224,22 @@ def quantize_block(
     recipe: Recipe,
     hidden: Sequence[np.ndarray],
     names: Mapping[str, str] | None = None,
+    ignored: Collection[str] = (),
 ) -> Block:
-    """Every linear of a block by the recipe, but those it ignores.
+    """Every linear of a block by the recipe, but the router and the parts to be ignored.
 
     Static activation scales are calibrated here, on the block as it is given: after smoothing.
-    `names` says how the block's parts are called in errors and in patterns.
+    `names` says how the block's parts are called in errors.
     """
     absmax: ChannelAbsmax = {}
     if recipe.activation == "static":
-        absmax = with_unseen_experts(block, observe_block(config, block, hidden)[0])
+        absmax = with_unseen_experts(block, observe_block(config, block, hidden, names)[0])
     linears = {part: linear for part, linear in block_linears(block).items() if part != "router"}
     named = names or {part: part for part in linears}
     changed = {
         part: quantize_linear(linear, recipe, named[part], absmax.get(part))
         for part, linear in linears.items()
-        if not recipe.ignores(named[part])
+        if part not in ignored
     }
     return replace_parts(block, changed)
 

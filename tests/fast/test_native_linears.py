@@ -125,6 +125,19 @@ def test_random_linears_are_the_references_bit_for_bit(kernels, kind):
                 np.testing.assert_array_equal(found, wanted, err_msg=isa)
 
 
+def test_scales_of_linears_in_one_call_may_differ_in_type(kernels):
+    """As where float16 cannot hold one linear's (reference/grids.py)."""
+    rng = np.random.default_rng(3)
+    kind = Kind("W4A8", (("group_size", 32),), SHAPES[1])
+    first, *rest = random_layers(kind, rng)
+    wide = replace(first.weight, scale=first.weight.scale.astype(np.float32))
+    layers, x = (replace(first, weight=wide), *rest), random_rows(kind, rng)
+    assert rest and native.alike([replace(each, weight=tile(each.weight)) for each in layers])
+    expected = [np.stack([linear(rows, layer) for rows in x]) for layer in layers]
+    for found, wanted in zip(run(x, layers, kernels[0]), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize("kind", WEIGHT_ONLY, ids=str)
 def test_weight_only_linears_are_exact_but_for_float32s_rounding(kernels, kind):
     rng = np.random.default_rng(0)

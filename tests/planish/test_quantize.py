@@ -28,8 +28,10 @@ def quantize(planish, tiny_llama, tmp_path, text):
     """quantize("--recipe", ...) of the tiny model into tmp_path / "q"."""
 
     def call(*words, model=tiny_llama, out=tmp_path / "q"):
-        more = SHORT if "--samples" not in words else ()
-        calibration = () if "--calibration" in words else ("--calibration", text)
+        calibrates = {"W8A8", "O1", "O2", "O3"}.intersection(words)
+        more = SHORT if calibrates and "--samples" not in words else ()
+        given = not calibrates or "--calibration" in words
+        calibration = () if given else ("--calibration", text)
         where = ("--model", model, "--out", out)
         return planish("quantize", *where, *calibration, *more, *words)
 
@@ -88,9 +90,61 @@ def test_without_calibration_the_embedded_text_is_used_with_a_word_about_it(
     assert result.code == 0 and "embedded text" in result.err
 
 
-def test_a_recipe_without_calibration_reads_no_text(planish, tiny_llama, tmp_path):
-    words = ("--out", tmp_path / "q", "--recipe", "W8A16", "--calibration", "/no/such/text")
-    assert planish("quantize", "--model", tiny_llama, *words).code == 0
+def test_a_text_that_a_recipe_does_not_need_must_be_there_nevertheless(quantize, text, tmp_path):
+    words = ("--recipe", "W8A16", "--calibration")
+    assert quantize(*words, "/no/such/text").refused("/no/such/text", "cannot be read")
+    assert not (tmp_path / "q").exists()
+    result = quantize(*words, text)
+    assert result.code == 0 and "--calibration: no effect with --recipe W8A16" in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            "W4A16 --samples 512 --sample_length 8",
+            "--samples, --sample_length: no effect with --recipe W4A16, which needs no calibration",
+        ),
+        (
+            "float --ignore down_proj --layout tiles",
+            "--ignore: no effect with --recipe float; "
+            "--layout: no effect without quantized weights",
+        ),
+        (
+            "float --lm_head int8 --method rtn --samples 4",
+            "--samples: no effect with --recipe float, which needs no calibration",
+        ),
+        ("W8A16 --ignore up_proj --ignore down_proj --lm_head float", ""),
+    ],
+)
+def test_flags_without_effect_are_said_in_one_line(quantize, words, line):
+    result = quantize("--recipe", *words.split())
+    assert (result.code, result.err.splitlines()[:-1]) == (0, [line] if line else [])
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        ((), ["calibrating on 1 sample of 40 tokens, not 512: the text has 40 tokens"]),
+        (
+            ("--samples", 3, "--sample_length", 16),
+            ["calibrating on 2 samples of 16 tokens, not 3: the text has 40 tokens"],
+        ),
+        (
+            ("--samples", 1, "--sample_length", 129),
+            ["--sample_length: the model has 128 positions", "error: calibration: is too short"],
+        ),
+    ],
+)
+def test_a_short_text_gives_fewer_samples_with_a_notice(
+    planish, tiny_llama, tmp_path, text, words, lines
+):
+    text.write_text("x" * 40)
+    where = ("--model", tiny_llama, "--out", tmp_path / "q", "--calibration", text)
+    result = planish("quantize", *where, "--recipe", "W8A8", *words)
+    found = result.err.splitlines()[: len(lines)]
+    assert all(line.startswith(start) for line, start in zip(found, lines, strict=True))
+    assert (tmp_path / "q").exists() == (result.code == 0) == ("error" not in result.err)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +167,10 @@ def test_a_recipe_without_calibration_reads_no_text(planish, tiny_llama, tmp_pat
         ("--recipe W8A8 --alpha nan", ["alpha", "nan"]),
         ("--recipe W8A8 --alpha serch", ["alpha", "did you mean search?"]),
         ("--recipe naive --alpha 0.5", ["alpha", "naive"]),
+        ("--recipe float --alpha search", ["alpha", "no error to minimise"]),
+        ("--recipe W8A8 --ignore down_prj", ["ignore", "as down_proj", "down_prj"]),
+        ("--recipe W8A16 --ignore re:(", ["ignore", "not a regular expression", "re:("]),
+        ("--recipe W8A16 --lm_head int8 --ignore lm_head", ["ignore", "contradicts lm_head int8"]),
         ("--recipe W8A8 --lm_head int9", ["lm_head", "did you mean int8?"]),
         ("--recipe W4A16 --layout tile", ["layout", "tiles, canonical", "'tile'"]),
         ("--recipe W8A8 --samples 0", ["calibration", "at least 1"]),

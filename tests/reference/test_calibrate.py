@@ -11,8 +11,12 @@ from reference.calibrate import (
     observe_block,
     run_block,
 )
-from reference.errors import PromptError
+from reference.checkpoint import open_checkpoint
+from reference.errors import PromptError, QuantizationError
 from reference.model import block_forward, empty_cache, forward, unembed
+from reference.quantize import quantize_checkpoint
+from reference.recipes import recipe
+from reference.writer import CheckpointWriter
 
 
 def test_absmax_is_the_largest_magnitude_over_tokens_and_samples(loaded, samples):
@@ -46,6 +50,36 @@ def test_observing_changes_no_output(loaded, samples):
     hidden = embed_samples(checkpoint.config, weights, samples)
     _, outputs = observe_block(checkpoint.config, weights.blocks[0], hidden)
     assert np.array_equal(outputs[1], run_block(checkpoint.config, weights.blocks[0], hidden[1]))
+
+
+OVERFLOWS = {
+    "1.self_attn.q_proj": r"layers\.1\.self_attn\.o_proj: the activations that it reads",
+    "0.mlp.gate_proj": r"layers\.0\.mlp\.down_proj: the activations that it reads",
+    "1.mlp.down_proj": r"layers\.1: the hidden states that leave it",
+}
+
+
+@pytest.mark.parametrize("name", OVERFLOWS)
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        recipe("W8A8"),
+        recipe("W8A8", alpha="search"),
+        recipe("naive", scheme="O3"),
+        recipe("float", alpha=0.5),
+    ],
+    ids=["smoothed", "searched", "static", "float"],
+)
+def test_a_float_model_that_overflows_is_an_error_that_names_the_reader(
+    tiny, samples, tmp_path, name, chosen
+):
+    tensors = tiny.tensors(tiny.values())
+    tensors[f"model.layers.{name}.weight"] *= np.float32(1e38)
+    source = tiny.write(tmp_path / "source", None, tensors)
+    with pytest.raises(QuantizationError, match=f"{OVERFLOWS[name]} overflow float32"):
+        with CheckpointWriter(tmp_path / "out", source) as writer:
+            quantize_checkpoint(open_checkpoint(source), writer, chosen, samples[:2])
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_samples_are_consecutive_windows():

@@ -186,20 +186,31 @@ def test_codes_are_computed_with_the_scale_as_it_is_stored():
 
 
 @pytest.mark.parametrize("rule", INT4_RULES)
-@pytest.mark.parametrize("value", [1e7, 1e-8])
-def test_a_float16_scale_that_overflows_or_vanishes_names_tensor_row_and_group(rule, value):
-    w = np.ones((3, 64), F32)
-    w[2, 32:] = value
-    with pytest.raises(QuantizationError, match=r"^layer\.up: row 2 group 1: .* float16"):
-        int4_parameters(w, 32, rule, np.float16, "layer.up")
-    scale, _ = int4_parameters(w, 32, rule, np.float32)
-    assert np.isfinite(scale).all() and (scale != 0).all()
+@pytest.mark.parametrize("value", [1e7, 1e-8, 1e-35])
+def test_a_scale_that_float16_cannot_hold_becomes_float32_and_changes_no_other_code(rule, value):
+    w = np.random.default_rng(3).standard_normal((3, 64)).astype(F32)
+    before_codes, before, before_zero = int4(w, 32, rule)
+    w[2, 32:] *= F32(value)
+    codes, scale, zero = int4(w, 32, rule)
+    assert (before.dtype, scale.dtype) == (np.float16, F32)
+    others = np.array([[True, True], [True, True], [True, False]])
+    assert np.array_equal(scale[others], before[others].astype(F32))
+    assert np.array_equal(zero[others], before_zero[others])
+    assert np.array_equal(codes[:2], before_codes[:2])
+    assert np.array_equal(codes[2, :32], before_codes[2, :32])
+    exact = int4(w[2:, 32:], 32, rule, np.float32)
+    assert scale[2, 1] == exact[1][0, 0] and np.array_equal(codes[2, 32:], exact[0][0])
 
 
-@pytest.mark.parametrize("w", [[3.4e38, -3.4e38], [1e-45, -1e-45]])
-def test_even_a_float32_scale_must_not_overflow_or_vanish(w):
-    with pytest.raises(QuantizationError, match="row 0 group 0"):
-        int4_parameters(rows(w), -1, "minmax", np.float32)
+@pytest.mark.parametrize("rule", INT4_RULES)
+def test_weights_too_small_for_a_float32_scale_are_a_group_of_zeros(rule):
+    codes, scale, zero = int4(rows([1e-45, -1e-45]), rule=rule)
+    assert (scale.tolist(), zero.tolist(), codes.tolist()) == ([[1]], [[8]], [[8, 8]])
+
+
+def test_even_a_float32_scale_must_not_overflow():
+    with pytest.raises(QuantizationError, match=r"^layer\.up: row 1 group 0: .* overflows float32"):
+        int4_parameters(rows([1, 2], [3.4e38, -3.4e38]), -1, "minmax", np.float16, "layer.up")
 
 
 @pytest.mark.parametrize("size", [0, -2, 33, 48, 2048])

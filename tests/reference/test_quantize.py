@@ -1,7 +1,9 @@
 """Checkpoint in, quantized checkpoint out: the directory is what quantizing in memory gives."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from reference.smooth import quantize_block, smoothed
 from reference.tensorfile import ALIGNMENT
 from reference.writer import CheckpointWriter
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENS = np.random.default_rng(5).integers(0, 48, 60)
 
 
@@ -168,11 +171,56 @@ def test_smoothing_needs_text_and_a_norm_that_can_be_scaled(directories, samples
 
 def test_a_scale_that_does_not_fit_leaves_nothing_behind(tiny, samples, tmp_path):
     tensors = tiny.tensors(tiny.values())
-    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = 1e9
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5:7] = 3e38, -3e38
     source = tiny.write(tmp_path / "source", None, tensors)
     with pytest.raises(QuantizationError, match=r"layers\.1\.mlp\.up_proj: row 3 group 0"):
-        written(source, tmp_path / "out", recipe("W4A16"), samples)
+        written(source, tmp_path / "out", recipe("W4A16", rule="minmax"), samples)
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("layout", ["tiles", "canonical"])
+def test_scales_that_do_not_fit_float16_are_float32_with_a_notice(tiny, tmp_path, caplog, layout):
+    tensors = tiny.tensors(tiny.values())
+    for name in ("0.mlp.gate_proj", "1.self_attn.k_proj"):
+        tensors[f"model.layers.{name}.weight"][7] *= np.float32(1e-9)
+    source = tiny.write(tmp_path / "source", None, tensors)
+    reopened = written(source, tmp_path / "out", recipe("W4A16"), None, layout=layout)
+    names = [f"model.layers.0.mlp.{part}_proj.weight_scale" for part in ("gate", "up")]
+    assert [reopened.entries[name].dtype for name in names] == ["F32", "F16"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "scales of 2 linears do not fit float16 and are stored as float32; the first is"
+        " model.layers.0.mlp.gate_proj"
+    ]
+    plain, found = logits(open_checkpoint(source)), logits(reopened)
+    assert np.abs(found - plain).max() < 0.5 * np.ptp(plain)
+
+
+def test_experts_share_the_type_of_their_scales(tmp_path):
+    source = open_checkpoint(GOLDEN / "mixtral-two-of-four")
+    tensors = safetensors.numpy.load_file(source.path / "model.safetensors")
+    tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    tensors["model.layers.1.block_sparse_moe.experts.2.w1.weight"][3] *= np.float32(1e-9)
+    shutil.copytree(source.path, tmp_path / "source")
+    safetensors.numpy.save_file(tensors, tmp_path / "source" / "model.safetensors")
+    reopened = written(tmp_path / "source", tmp_path / "out", recipe("W4A16"), None)
+    found = [
+        reopened.entries[f"model.layers.1.block_sparse_moe.experts.{part}.weight_scale"].dtype
+        for part in ("w1", "w2")
+    ]
+    assert found == ["F32", "F16"] and np.isfinite(logits(reopened)).all()
+
+
+def test_rows_below_int8_s_floor_are_counted(tiny, tmp_path, caplog):
+    tensors = tiny.tensors(tiny.values())
+    tensors["model.layers.0.mlp.gate_proj.weight"][7:9] *= np.float32(1e-9)
+    tensors["model.layers.1.mlp.up_proj.weight"][3] *= np.float32(1e-9)
+    tensors["model.layers.1.mlp.up_proj.weight"][4] = 0  # exact
+    source = tiny.write(tmp_path / "source", None, tensors)
+    written(source, tmp_path / "out", recipe("W8A16"), None)
+    assert [record.getMessage() for record in caplog.records] == [
+        "rows of weights below INT8's floor of 1e-05 become near zeros: 3 in 2 linears, the first"
+        " in model.layers.0.mlp.gate_proj"
+    ]
 
 
 def test_a_zero_channel_is_quantized_and_smoothed(tiny, samples, tmp_path):

@@ -19,6 +19,7 @@ from reference.smooth import (
     output_error,
     quantize_block,
     require_folds,
+    require_smoothed,
     scale_inputs,
     scale_norm,
     scale_outputs,
@@ -181,7 +182,7 @@ def test_alpha_search_finds_the_alpha_with_the_least_output_error(loaded, sample
 
     def search(kind):
         searching = recipe("W8A8", alpha=kind)
-        return search_alpha(config, architecture, weights, samples, searching, alphas)
+        return search_alpha(checkpoint, weights, samples, searching, alphas)
 
     assert search("search_per_block") == [alphas[int(np.argmin(row))] for row in table]
     best = alphas[int(np.sum(table, axis=0).argmin())]
@@ -200,11 +201,31 @@ def test_output_error_is_0_for_the_same_block_and_1_for_one_that_does_nothing(lo
 
 def test_ignored_linears_stay_in_float(loaded, samples):
     checkpoint, weights = loaded["llama"]
-    chosen = recipe("naive", ignore=("*down*",))
     block = weights.blocks[0]
-    names = {part: checkpoint.prefix(part, 0) for part in checkpoint.architecture.block}
-    found = quantize_block(checkpoint.config, block, chosen, [], names)
+    found = quantize_block(checkpoint.config, block, recipe("naive"), [], ignored={"down"})
     assert found.mlp.down is block.mlp.down and isinstance(found.mlp.up.weight, QuantizedWeight)
+
+
+def test_an_error_whose_square_overflows_is_infinite(loaded):
+    checkpoint, weights = loaded["llama"]
+    x = np.full((1, 32), 1e25, F32)
+    assert output_error(checkpoint.config, weights.blocks[0], [x], [2 * x]) == np.inf
+
+
+def test_the_search_leaves_ignored_linears_in_float_too(loaded, samples, monkeypatch):
+    checkpoint, weights = loaded["llama"]
+    searching, seen = recipe("W8A8", alpha="search", ignore=("layers.1.mlp.down_proj",)), []
+
+    def keep(config, block, recipe, hidden, names, ignored):
+        seen.append((names["down"], ignored))
+        return block
+
+    monkeypatch.setattr("reference.smooth.quantize_block", keep)
+    search_alpha(checkpoint, weights, samples[:1], searching, (0.5,))
+    assert seen == [
+        ("model.layers.0.mlp.down_proj", frozenset()),
+        ("model.layers.1.mlp.down_proj", frozenset({"down"})),
+    ]
 
 
 def test_static_scales_are_calibrated_on_the_block_as_it_is_given(loaded, samples):
@@ -228,3 +249,15 @@ def test_a_weight_that_cannot_be_quantized_is_named_by_its_tensor(loaded):
     names = {**dict.fromkeys(block_linears(bad), "other"), "up": "mlp.up_proj"}
     with pytest.raises(QuantizationError, match=r"^mlp\.up_proj: cannot be quantized"):
         quantize_block(checkpoint.config, bad, recipe("naive"), [], names)
+
+
+def test_a_weight_that_smoothing_makes_overflow_is_named(loaded):
+    checkpoint, weights = loaded["llama"]
+    before, names = weights.blocks[0], {"q": "self_attn.q_proj"}
+    with np.errstate(over="ignore"):
+        parts = {"q": scale_inputs(before.q, np.full(32, 3e38, F32) * F32(1e3))}
+    with pytest.raises(
+        QuantizationError, match=r"^self_attn\.q_proj: overflows float32 when it is"
+    ):
+        require_smoothed(before, replace_parts(before, parts), names)
+    require_smoothed(before, before, names)

@@ -185,14 +185,27 @@ def test_a_config_of_more_experts_than_lie_there_is_an_error(directories, tmp_pa
         read_all(tmp_path / "more")
 
 
-def test_an_older_directory_with_a_tensor_for_each_expert_reads_the_same(directories, tmp_path):
-    def edit(tensors):
-        for name in [name for name in tensors if ".experts." in name]:
-            stack, (prefix, rest) = tensors.pop(name), name.split(".experts.")
-            for index, one in enumerate(stack):
-                tensors[f"{prefix}.experts.{index}.{rest}"] = np.ascontiguousarray(one)
+def cut_apart(tensors):
+    """The experts' tensors as older directories have them, one for each."""
+    for name in [name for name in tensors if ".experts." in name]:
+        stack, (prefix, rest) = tensors.pop(name), name.split(".experts.")
+        for index, one in enumerate(stack):
+            tensors[f"{prefix}.experts.{index}.{rest}"] = np.ascontiguousarray(one)
 
-    path = change(directories[4, "tiles"], tmp_path / "older", edit)
+
+def test_some_experts_in_floats_are_an_error_that_names_one(directories, tmp_path):
+    def edit(tensors):
+        cut_apart(tensors)
+        del tensors[f"{FIRST}.2.w2.weight_scale"]
+        tensors[f"{FIRST}.2.w2.weight"] = np.ones((32, 24), np.float32)
+
+    path = change(directories[8, "tiles"], tmp_path / "mixed", edit)
+    with pytest.raises(CheckpointError, match=f"{FIRST}.2.w2.weight: .*as other experts have"):
+        read_all(path)
+
+
+def test_an_older_directory_with_a_tensor_for_each_expert_reads_the_same(directories, tmp_path):
+    path = change(directories[4, "tiles"], tmp_path / "older", cut_apart)
     for ours, older in zip(read_all(directories[4, "tiles"]), read_all(path), strict=True):
         for one, other in zip(ours, older, strict=True):
             if not isinstance(one.weight, np.ndarray):
