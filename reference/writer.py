@@ -57,13 +57,13 @@ class CheckpointWriter:
 
     def _check(self) -> None:
         """Refuse what must not be replaced, before anything is computed."""
-        if self.target.name in ("", ".."):
-            raise OutputError("is no name of a directory to be made", path=self.target)
         if self.source is not None:
             target, source = self.target.resolve(), self.source.resolve()
             if target == source or source in target.parents or target in source.parents:
                 problem = "is the model being read"
                 raise OutputError(problem, path=self.target, expected="another directory")
+        if self.target.name in ("", ".."):
+            raise OutputError("is no name of a directory to be made", path=self.target)
         if not self.target.parent.is_dir():
             raise OutputError("no such directory", path=self.target.parent)
         check_directory(self.target, self.overwrite)
