@@ -157,13 +157,13 @@ def check_file(path: Path) -> None:
         target = _follow(path)
         if not target.parent.is_dir():
             raise OutputError("cannot be written: no such directory", path=path)
-        there, as_it_is = target.exists(), _is_taken_as_it_is(target)
-        mode = target.stat().st_mode if there or as_it_is else stat.S_IFREG
+        descriptor = _is_descriptor(target)
+        mode = target.stat().st_mode if descriptor or target.exists() else 0
         if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
             kind = "directory" if stat.S_ISDIR(mode) else "disk"
             raise OutputError(f"is a {kind}", path=path, expected="the name of a file")
-        needed = [target] * there + [target.parent] * (not as_it_is)
-        if not all(os.access(one, os.W_OK) for one in needed):
+        needed = [target] * bool(mode) + [target.parent] * (not mode or stat.S_ISREG(mode))
+        if not descriptor and not all(os.access(one, os.W_OK) for one in needed):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
@@ -177,7 +177,7 @@ def write_file(path: Path) -> Iterator[BinaryIO]:
     """
     with _said_of(path):
         target = _follow(path)
-        if _is_taken_as_it_is(target):
+        if _is_descriptor(target) or (target.exists() and not target.is_file()):
             with _open_as_it_is(target) as file:
                 yield file
             return
@@ -194,10 +194,8 @@ def write_file(path: Path) -> Iterator[BinaryIO]:
             hidden.unlink(missing_ok=True)
 
 
-def _is_taken_as_it_is(target: Path) -> bool:
-    """A descriptor, whatever is open there; a device, a pipe."""
-    descriptor = DESCRIPTORS.fullmatch(str(target.parent))
-    return descriptor is not None or (target.exists() and not target.is_file())
+def _is_descriptor(target: Path) -> bool:
+    return DESCRIPTORS.fullmatch(str(target.parent)) is not None
 
 
 def _open_as_it_is(target: Path) -> BinaryIO:
