@@ -19,12 +19,24 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+# what the environment may have set for other programs, and the engine's results or life depend on
+SETTINGS = {
+    "jax_platforms": "cpu",
+    "jax_platform_name": "cpu",
+    "jax_default_device": None,
+    "jax_default_matmul_precision": None,
+    "jax_disable_jit": False,
+    "jax_enable_x64": False,
+    "jax_no_tracing": False,
+    "jax_raise_persistent_cache_errors": False,
+    "jax_transfer_guard": "allow",
+}
+
+
 def claim_jax() -> None:
-    """Have this process's jax start its CPU alone and compile: JAX_PLATFORMS and the like are
-    for other programs. Before jax is first used."""
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_platform_name", "cpu")
-    jax.config.update("jax_disable_jit", False)
+    """Have this process's jax, before its first use, start the CPU alone and compile for it."""
+    for name, value in SETTINGS.items():
+        jax.config.update(name, value)
 
 
 def cpu() -> jax.Device:

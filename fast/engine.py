@@ -153,7 +153,7 @@ class Engine:
         for start in range(0, len(tokens), PREFILL_CHUNK):
             chunk = *place_chunk(tokens, start), cache, tables
             logits, cache = self._run(model.prefill, self.weights, *chunk, all_logits=all_logits)
-            yield np.asarray(logits[0])[: len(tokens) - start], cache
+            yield np.asarray(logits)[0, : len(tokens) - start], cache
 
     @on_cpu
     def decode_step(

@@ -30,19 +30,19 @@ def compilation_cache(flag: str | None, tell: bool = True) -> Path | None:
     if flag in ("none", ""):
         return None
     path = Path(os.path.realpath(flag)) if flag is not None else default_cache()
-    problem = "no home directory is known" if path is None else None
-    if path is not None:
-        problem = make_trusted(path)
-        usable = problem is None
-        problem = problem or why_not_writable(path)
-    if problem is None:
-        return path
-    if flag is not None:
-        raise OutputError(problem, path=path, name="compilation_cache")
+    if path is None:
+        return give_up("no home directory is known", tell)
+    unusable = make_trusted(path)
+    if problem := unusable or why_not_writable(path):
+        if flag is not None:
+            raise OutputError(problem, path=path, name="compilation_cache")
+        give_up(f"{path}: {problem}", tell)
+    return None if unusable else path
+
+
+def give_up(problem: str, tell: bool) -> None:
     if tell:
-        where = "" if path is None else f"{path}: "
-        notice(f"cache: {where}{problem}; nothing that is compiled is kept")
-    return path if path is not None and usable else None
+        notice(f"cache: {problem}; nothing that is compiled is kept")
 
 
 def default_cache() -> Path | None:
