@@ -31,7 +31,8 @@ def compilation_cache(flag: str | None, tell: bool = True) -> Path | None:
         return None
     path = Path(os.path.realpath(flag)) if flag is not None else default_cache()
     if path is None:
-        return give_up("no home directory is known", tell)
+        give_up("no home directory is known", tell)
+        return None
     unusable = make_trusted(path)
     if problem := unusable or why_not_writable(path):
         if flag is not None:

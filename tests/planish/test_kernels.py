@@ -11,7 +11,7 @@ LACKING = next(one.name for one in INSTRUCTION_SETS if one not in available())
 
 @pytest.mark.parametrize("verb", ["inspect", "generate"])
 def test_a_set_that_the_processor_lacks_is_an_error_with_those_it_has(planish, tiny_llama, verb):
-    words = ("--prompt", "Ab") if verb == "generate" else ()
+    words = ("--prompt", "Ab", "--max_new_tokens", 2) if verb == "generate" else ()
     result = planish(verb, "--model", tiny_llama, *words, "--kernels", LACKING)
     assert result.refused(LACKING, "does not run", ", ".join(one.name for one in available()))
 
