@@ -1,5 +1,6 @@
 # make demo    what planish does, on the embedded model
 # make test    the tests            make lint    ruff and mypy
+# make wheel    the wheel and the source distribution, tested outside the repository
 # make sanitize    the kernels' check under address, undefined-behaviour and thread sanitizers
 #
 # Each makes its own virtual environment first: PYTHON=python3.13 chooses the interpreter,
@@ -19,7 +20,7 @@ SANITIZE := -std=c++17 -O1 -g1 -fno-var-tracking -w -ffp-contract=off -pthread -
 FLAGS_OF := import sys; from fast.kernels.instruction_sets import BY_NAME, available; \
   one = BY_NAME.get(sys.argv[1], available()[0]); print(f"-DPLANISH_ISA={one.name}", *one.flags)
 
-.PHONY: demo test lint sanitize clean
+.PHONY: demo test lint wheel sanitize clean
 
 demo: $(STAMP)
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m planish.demo  # matrices too small to share
@@ -33,6 +34,10 @@ lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+wheel: $(STAMP)
+	@echo "make wheel: build, install, run outside the repository"
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/wheel.py
 
 sanitize:
 	@mkdir -p build

@@ -15,6 +15,7 @@ EPYC Zen 5, medians of 4 rounds in turns):
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy as np
 
 from fast import model, native
 from fast.cache import KEY_SLOTS, KVCache, can_tile, empty_cache, insert
+from fast.device import on_cpu
 from fast.weights import device_weights
 from reference.checkpoint import Checkpoint, load_weights
 from reference.errors import SamplingError
@@ -53,9 +55,25 @@ def slot_count(count: int) -> int:
     return max(KEY_SLOTS, 1 << (count - 1).bit_length())
 
 
-def use_compilation_cache(directory: Path) -> None:
-    """Keep compiled programs in a directory; it must be the user's own, for they are trusted."""
-    jax.config.update("jax_compilation_cache_dir", str(directory))
+@on_cpu
+def place_chunk(tokens: Sequence[int], start: int) -> tuple[jax.Array, jax.Array]:
+    """The chunk from `start` on, padded by repeating its last token: ids and positions [1, T]."""
+    chunk = np.asarray(tokens[start : start + PREFILL_CHUNK], np.int32)
+    positions = np.arange(start, start + len(chunk), dtype=np.int32)
+    spare = (0, chunk_size(len(chunk)) - len(chunk))
+    ids, places = (jnp.asarray(np.pad(x, spare, mode="edge")[None]) for x in (chunk, positions))
+    return ids, places
+
+
+def use_compilation_cache(directory: Path | None) -> None:
+    """Keep compiled programs in a directory, or nowhere.
+
+    It must be the user's own, for they are trusted. One that cannot be read or written costs
+    time only, and jax would say so in two lines for every program.
+    """
+    words = "Error (reading|writing) persistent compilation cache entry"
+    warnings.filterwarnings("ignore", words)
+    jax.config.update("jax_compilation_cache_dir", None if directory is None else str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -65,6 +83,7 @@ def sample_rows(logits: np.ndarray, sampling: Sampling, step: int) -> np.ndarray
     return np.array([sample(row, sampling, index, step) for index, row in enumerate(logits)])
 
 
+@on_cpu
 def draws(sampling: Sampling, rows: int, step: int, count: int, eos: Sequence[int]) -> model.Draw:
     """What the device needs to sample `count` tokens of each row from `step` on."""
     numbers = np.zeros((MOST_TOKENS, rows))
@@ -84,6 +103,7 @@ def checked(rows: np.ndarray) -> Iterator[np.ndarray]:
         yield tokens
 
 
+@on_cpu
 def on_device(tables: tuple[np.ndarray, np.ndarray]) -> tuple[jax.Array, jax.Array]:
     """cos and sin."""
     cos, sin = (jnp.asarray(table) for table in tables)
@@ -100,6 +120,7 @@ class Engine:
 
     name = "fast"
 
+    @on_cpu
     def __init__(self, checkpoint: Checkpoint, native: bool = False):
         """`native`: weights for the kernels of kernels/library.py, which must be loaded."""
         start = time.perf_counter()
@@ -130,18 +151,11 @@ class Engine:
         cache = self._empty_cache(1, slots)
         tables = self._prompt_tables(cache.slots, len(tokens))
         for start in range(0, len(tokens), PREFILL_CHUNK):
-            chunk = np.asarray(tokens[start : start + PREFILL_CHUNK], np.int32)
-            size = chunk_size(len(chunk))
-            padded = jnp.asarray(np.pad(chunk, (0, size - len(chunk)), mode="edge")[None])
-            last = start + len(chunk) - 1
-            positions = jnp.asarray(
-                np.minimum(np.arange(start, start + size), last)[None], jnp.int32
-            )
-            logits, cache = self._run(
-                model.prefill, self.weights, padded, positions, cache, tables, all_logits=all_logits
-            )
-            yield np.asarray(logits[0])[: len(chunk)], cache
+            chunk = *place_chunk(tokens, start), cache, tables
+            logits, cache = self._run(model.prefill, self.weights, *chunk, all_logits=all_logits)
+            yield np.asarray(logits)[0, : len(tokens) - start], cache
 
+    @on_cpu
     def decode_step(
         self, tokens: np.ndarray, positions: np.ndarray, cache: KVCache
     ) -> tuple[np.ndarray, KVCache]:
@@ -219,6 +233,7 @@ class Engine:
         finally:
             self._spare = cache if self.tiled_cache else None
 
+    @on_cpu
     def _decode_tokens(
         self,
         tokens: np.ndarray,
@@ -235,6 +250,7 @@ class Engine:
         )
         return np.asarray(found)[:count], cache
 
+    @on_cpu
     def prefill_batch(
         self, prompts: Sequence[Sequence[int]], stop: Stop
     ) -> tuple[np.ndarray, KVCache]:
@@ -249,6 +265,7 @@ class Engine:
             last.append(logits[0])
         return np.stack(last), batch
 
+    @on_cpu
     def _empty_cache(self, batch: int, slots: int) -> KVCache:
         """Slots to be written; the last generation's, if they fit, as the kernels read no other."""
         slots = slot_count(slots)
@@ -281,6 +298,7 @@ class Engine:
             self._tables[rope, slots] = on_device(decoding_rotations(rope, slots))
         return self._tables[rope, slots]
 
+    @on_cpu
     def _run(self, function: Any, *arguments: Any, **static: Any) -> Any:
         """Call a compiled program, compiling and timing it when its shapes are new.
 

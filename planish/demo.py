@@ -4,7 +4,8 @@
       -> every recipe -> perplexity, KL, top-1, size, speed
     the same text by both engines; compare's verdict; the picture of the outliers
 
-Everything it writes goes into the directory `demo`; what is there already is replaced.
+Everything it writes goes into the directory `demo`; what is there already is replaced. Compiled
+programs, which are trusted, go to the user's cache as those of the other commands do.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import numpy as np
 
 import pocket
 from compare import quality, report
-from fast.engine import Engine, use_compilation_cache
-from fast.kernels.library import choose_kernels
+from fast.engine import Engine
 from planish import figure
+from planish.engines import keep_programs, prepare_kernels
 from planish.progress import progress
 from pocket.outliers import write_outlier_model
 from reference.calibrate import cut_samples
@@ -73,8 +74,8 @@ def recipes() -> dict[str, Recipe]:
 def main() -> int:
     print(OPENING, flush=True)
     DIRECTORY.mkdir(exist_ok=True)
-    use_compilation_cache(DIRECTORY / "xla")
-    native = choose_kernels("auto", DIRECTORY / "kernels")
+    keep_programs(None)
+    native = prepare_kernels("auto", None)
     outliers = DIRECTORY / "pocket-outliers"
     write_outlier_model(pocket.MODEL, outliers)
     for title, source in ((PLAIN, pocket.MODEL), (OUTLIERS, outliers)):

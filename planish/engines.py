@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from fast.kernels.instruction_sets import BY_NAME, available, candidates
+from planish.cache import compilation_cache
 from reference.checkpoint import Checkpoint, open_checkpoint
-from reference.errors import KernelsError, OutputError, PlanishError, notice
+from reference.errors import KernelsError, PlanishError, notice
 from reference.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -57,9 +57,10 @@ def add_kv_cache_flag(parser: argparse.ArgumentParser) -> None:
 def add_kernels_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernels",
-        choices=("auto", "native", "xla"),
+        choices=("auto", "native", "xla", *BY_NAME),
         default="auto",
-        help="native: compiled C++ or an error; xla: the portable form; auto: what can be had",
+        help="native: compiled C++ or an error; xla: the portable form; auto: what can be had; or"
+        " the instruction set of the C++ that is to be compiled",
     )
 
 
@@ -72,60 +73,50 @@ def add_cache_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def compilation_cache(flag: str | None) -> Path | None:
-    """The directory asked for, or one in the user's cache; None where nothing is to be kept.
-
-    Programs found there are trusted, so only the user may write into it. A default that cannot
-    be made is done without; a directory that was asked for and cannot be made is an error.
-    """
-    if flag == "none":
-        return None
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    path = Path(home, "planish") if flag is None else Path(flag)
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as problem:
-        if flag is None:
-            return None
-        reason = f"cannot be written: {problem.strerror}"
-        raise OutputError(reason, path=path, name="compilation_cache") from None
-    return path
-
-
 def keep_programs(flag: str | None) -> None:
     """Have every engine from here on keep its compiled programs where the flag says."""
+    from fast.device import claim_jax
     from fast.engine import use_compilation_cache
 
+    claim_jax()
     path = compilation_cache(flag)
-    if path is not None:
-        use_compilation_cache(path / "xla")
+    use_compilation_cache(path and path / "xla")
 
 
 def native_kernels(args: argparse.Namespace) -> bool:
     """Whether the native kernels are used, after --kernels; compiled here on first use."""
+    return prepare_kernels(args.kernels, args.compilation_cache)
+
+
+def prepare_kernels(choice: str, flag: str | None) -> bool:
+    """The same after the values of --kernels and --compilation_cache."""
     from fast.kernels.library import choose_kernels
 
-    path = compilation_cache(args.compilation_cache)
-    return choose_kernels(args.kernels, path and path / "kernels")
+    path = compilation_cache(flag, tell=False)
+    return choose_kernels(choice, path and path / "kernels")
 
 
 def kernels_used(args: argparse.Namespace) -> dict[str, str]:
-    """What generate would use on this machine, and why; nothing is compiled."""
-    from fast.kernels.build import FFI, find_compiler, library_path
-    from fast.kernels.instruction_sets import available
+    """What generate would use on this machine, and why; nothing is compiled.
+
+    Raises KernelsError where --kernels insists on what cannot be had.
+    """
+    from fast.kernels.build import plan
 
     if args.kernels == "xla":
         return {"use": "xla", "why": "--kernels xla"}
-    best, path = available()[0].name, compilation_cache(args.compilation_cache)
+    path, sets = compilation_cache(args.compilation_cache, tell=False), candidates(args.kernels)
     try:
-        compiler = find_compiler()
+        name, compiler, compiled = plan(path and path / "kernels", sets)
     except KernelsError as problem:
+        if args.kernels != "auto":
+            raise
         return {"use": "xla", "why": str(problem)}
-    why = f"the best instruction set of this processor; by {compiler.version}"
-    there = path and all(
-        library_path(path / "kernels", compiler, part).exists() for part in (FFI, best)
-    )
-    return {"use": f"native {best}", "why": f"{why}, {'' if there else 'not yet '}compiled"}
+    why = "the best instruction set of this processor"
+    if name != available()[0].name:
+        why = f"--kernels {name}" if name == args.kernels else "the best one that can be compiled"
+    why += f"; by {compiler.version}, {'' if compiled else 'not yet '}compiled"
+    return {"use": f"native {name}", "why": why}
 
 
 def with_kv_cache(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:

@@ -6,6 +6,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from reference.errors import KernelsError
+
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -77,3 +79,19 @@ def available(
         for one in INSTRUCTION_SETS
         if (not one.machines or machine in one.machines) and one.needs <= features
     )
+
+
+def check_available(name: str) -> None:
+    """Raises KernelsError for a set that this processor does not run."""
+    names = [one.name for one in available()]
+    if name not in names:
+        raise KernelsError("this processor does not run", name=name, expected=", ".join(names))
+
+
+def candidates(choice: str) -> list[str]:
+    """The sets that --kernels allows, the best first: the one that it names, or all of this
+    processor. Raises KernelsError for one that this processor does not run."""
+    if choice not in BY_NAME:
+        return [one.name for one in available()]
+    check_available(choice)
+    return [choice]

@@ -1,0 +1,118 @@
+"""Where compiled programs are kept between runs.
+
+What lies there is run without a question, so a directory counts only where nobody but the user
+(and root) can put a program: it and everything above it belongs to them, and others can write in
+none of it. A directory above may be one like /tmp, where others write but cannot replace what is
+not theirs.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from reference.errors import OutputError, notice
+
+PARTS = ("kernels", "xla")  # who writes there: fast/kernels and jax
+UNMAPPED = 65534  # how a container shows an owner whom it does not know, as of its own root
+
+
+def compilation_cache(flag: str | None, tell: bool = True) -> Path | None:
+    """The directory asked for, or one in the user's cache; None where nothing is to be kept.
+
+    A default that cannot be made or trusted is done without, and one that cannot be written is
+    read only; a notice says so, if `tell`. A directory that was asked for must be made, trusted
+    and written, or OutputError is raised.
+    """
+    if flag in ("none", ""):
+        return None
+    path = Path(os.path.realpath(flag)) if flag is not None else default_cache()
+    if path is None:
+        give_up("no home directory is known", tell)
+        return None
+    unusable = make_trusted(path)
+    if problem := unusable or why_not_writable(path):
+        if flag is not None:
+            raise OutputError(problem, path=path, name="compilation_cache")
+        give_up(f"{path}: {problem}", tell)
+    return None if unusable else path
+
+
+def give_up(problem: str, tell: bool) -> None:
+    if tell:
+        notice(f"cache: {problem}; nothing that is compiled is kept")
+
+
+def default_cache() -> Path | None:
+    """`planish` in the user's cache directory; None where the environment names none.
+
+    The XDG specification has relative paths ignored: they would be another place in every
+    directory where the user stands, and anybody's.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(caches):
+        home = os.environ["HOME"] if "HOME" in os.environ else os.path.expanduser("~")
+        caches = os.path.join(home, ".cache")
+    if not os.path.isabs(caches):
+        return None
+    return Path(os.path.realpath(os.path.join(caches, "planish")))
+
+
+def make_trusted(path: Path) -> str | None:
+    """Make a directory and its parts that only the user can write; or say why that is not so."""
+    if problem := distrust(path):
+        return problem
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        return f"cannot be written: {error.strerror}"
+    return next(filter(None, map(distrust, (path, *(path / part for part in PARTS)))), None)
+
+
+def why_not_writable(path: Path) -> str | None:
+    """Why nothing new can be kept in a trusted directory, or None."""
+    try:
+        for part in PARTS:
+            (path / part).mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        return f"cannot be written: {error.strerror}"
+    return None if os.access(path, os.W_OK) else "cannot be written"
+
+
+def distrust(path: Path) -> str | None:
+    """Why somebody else could put a program into a directory (resolved), or None.
+
+    What does not exist yet is made by us.
+    """
+    for place in (path, *path.parents):
+        try:
+            status = place.stat()
+        except OSError:
+            continue
+        above = place != path
+        owners = {os.geteuid(), 0} | ({UNMAPPED} if above else set())
+        where = f"{place} above it" if above else "it"
+        if status.st_uid not in owners:
+            return f"cannot be trusted: {where} belongs to another user ({status.st_uid})"
+        if others_write(status) and not (above and status.st_mode & stat.S_ISVTX):
+            return f"cannot be trusted: others can write into {where} (chmod go-w)"
+    return None
+
+
+def others_write(status: os.stat_result) -> bool:
+    """Whether users other than its owner and root may change a directory."""
+    if status.st_mode & stat.S_IWOTH:
+        return True
+    return bool(status.st_mode & stat.S_IWGRP) and not is_private_group(status.st_gid)
+
+
+def is_private_group(gid: int) -> bool:
+    """Whether a group is the user's (or root's) alone: it has that name and no other members."""
+    try:
+        group, user = grp.getgrgid(gid), pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return False
+    return group.gr_name in (user, "root") and set(group.gr_mem) <= {user, "root"}

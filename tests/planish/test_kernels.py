@@ -1,0 +1,38 @@
+"""--kernels, and what inspect says of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from fast.kernels.instruction_sets import INSTRUCTION_SETS, available
+
+LACKING = next(one.name for one in INSTRUCTION_SETS if one not in available())
+
+
+@pytest.mark.parametrize("verb", ["inspect", "generate"])
+def test_a_set_that_the_processor_lacks_is_an_error_with_those_it_has(planish, tiny_llama, verb):
+    words = ("--prompt", "Ab", "--max_new_tokens", 2) if verb == "generate" else ()
+    result = planish(verb, "--model", tiny_llama, *words, "--kernels", LACKING)
+    assert result.refused(LACKING, "does not run", ", ".join(one.name for one in available()))
+
+
+def test_inspect_says_which_set_was_asked_for(planish, tiny_llama):
+    text = planish("inspect", "--model", tiny_llama, "--kernels", "plain").out
+    assert "kernels: native plain (" in text
+
+
+def test_inspect_does_not_say_native_without_the_kernels_sources(
+    planish, tiny_llama, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("fast.kernels.build.SOURCES", tmp_path)
+    text = planish("inspect", "--model", tiny_llama).out
+    assert "kernels: xla (" in text and "ffi.cc: the installation lacks this source" in text
+    result = planish("inspect", "--model", tiny_llama, "--kernels", "native")
+    assert result.refused("ffi.cc", "lacks this source")
+
+
+def test_inspect_names_the_next_set_where_the_compiler_is_too_old(planish, tiny_llama, monkeypatch):
+    monkeypatch.setattr("fast.kernels.build.is_whole", lambda path: False)
+    monkeypatch.setattr("fast.kernels.build.understands", lambda _, name: name == "plain")
+    text = planish("inspect", "--model", tiny_llama).out
+    assert "kernels: native plain (" in text and "not yet compiled" in text

@@ -1,0 +1,104 @@
+"""The wheel and the source distribution as users install them: make wheel, not pytest, runs this.
+
+Both are built from a copy of the checkout, and a wheel again from the unpacked source
+distribution; each holds every file of the packages. The wheel is installed into a fresh
+environment, which sees the packages of this one but not the checkout. There, outside the
+repository, planish must compile its native kernels, inspect and generate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("reference", "fast", "compare", "planish", "pocket")
+NOT_SOURCE = (".*", "build", "dist", "demo", "work", "*.egg-info", "__pycache__")
+BUILD = "import sys, setuptools.build_meta as b; getattr(b, 'build_' + sys.argv[1])(sys.argv[2])"
+WHERE = "import fast.kernels, pocket; print(fast.kernels.__file__, pocket.MODEL, sep='\\n')"
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="planish-wheel-") as name:
+        place = Path(name).resolve()
+        source = place / "source"
+        shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+        expected = files_of(source)
+        wheel = build("wheel", source, place / "wheel")
+        sdist = build("sdist", source, place / "sdist")
+        shutil.unpack_archive(sdist, place / "unpacked")
+        (unpacked,) = (place / "unpacked").iterdir()
+        again = build("wheel", unpacked, place / "again")
+        for built in (wheel, again):
+            missing = sorted(expected - set(zipfile.ZipFile(built).namelist()))
+            assert not missing, f"{built.parent.name}: without {missing}"
+        check_installed(install(wheel, place / "environment"), place)
+    print("wheel: holds every file, and runs native kernels outside the repository")
+    return 0
+
+
+def files_of(source: Path) -> set[str]:
+    """Every file of the packages; those of the kernels are C++."""
+    found = {path for package in PACKAGES for path in (source / package).rglob("*")}
+    names = {str(path.relative_to(source)) for path in found if path.is_file()}
+    assert {"fast/kernels/ffi.cc", "fast/kernels/kernels.h"} <= names
+    return names
+
+
+def run(*words: object, cwd: Path, **more: str) -> str:
+    """What a command prints; its errors are shown where it fails."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [str(word) for word in words]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment | more, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def build(kind: str, source: Path, target: Path) -> Path:
+    """A `wheel` or an `sdist`, by the backend that pyproject.toml names."""
+    target.mkdir()
+    run(sys.executable, "-c", BUILD, kind, target, cwd=source)
+    (built,) = target.iterdir()
+    return built
+
+
+def install(wheel: Path, target: Path) -> Path:
+    """The python of a fresh environment: the wheel, and behind it the packages of this one."""
+    venv.create(target)
+    python = target / "bin" / "python"
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(run(python, "-c", ask, cwd=target).strip())
+    flags = ("--no-deps", "--disable-pip-version-check", "--target", site)
+    run(sys.executable, "-m", "pip", "install", *flags, wheel, cwd=target)
+    packages = [path for path in sys.path if path.endswith("-packages")]
+    (site / "behind.pth").write_text("\n".join(packages))
+    return python
+
+
+def check_installed(python: Path, place: Path) -> None:
+    """Whose code runs; that its kernels are native and compute what XLA does."""
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir()
+    more = {"cwd": elsewhere, "XDG_CACHE_HOME": str(place / "cache")}
+    kernels, model = run(python, "-c", WHERE, **more).split()
+    assert kernels.startswith(str(python.parents[1])), kernels
+    planish = (python, "-m", "planish")
+    words = ("--model", model, "--prompt", "def ", "--max_new_tokens", 8)
+    text = run(*planish, "generate", *words, "--kernels", "native", **more)
+    assert text == run(*planish, "generate", *words, "--kernels", "xla", **more)
+    facts = json.loads(run(*planish, "inspect", "--model", model, "--json", **more))["kernels"]
+    assert facts["use"].startswith("native ") and "not yet" not in facts["why"], facts
+    assert not list(elsewhere.iterdir()), "something was written where the user stands"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
