@@ -18,7 +18,6 @@ from reference.errors import PlanishError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
 # what the environment may have set for other programs, and the engine's results or life depend on
 SETTINGS = {
     "jax_platforms": "cpu",
@@ -36,7 +35,8 @@ SETTINGS = {
 def claim_jax() -> None:
     """Have this process's jax, before its first use, start the CPU alone and compile for it."""
     for name, value in SETTINGS.items():
-        jax.config.update(name, value)
+        if hasattr(jax.config, name):  # jax retires settings now and then
+            jax.config.update(name, value)
 
 
 def cpu() -> jax.Device:
