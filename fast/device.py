@@ -6,6 +6,7 @@ the engine's functions ask for the CPU only while they run.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -35,7 +36,7 @@ SETTINGS = {
 def claim_jax() -> None:
     """Have this process's jax, before its first use, start the CPU alone and compile for it."""
     for name, value in SETTINGS.items():
-        if hasattr(jax.config, name):  # jax retires settings now and then
+        with contextlib.suppress(AttributeError):  # jax retires settings now and then
             jax.config.update(name, value)
 
 
