@@ -6,6 +6,7 @@ the engine's functions ask for the CPU only while they run.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from reference.errors import PlanishError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
 
 # what the environment may have set for other programs, and the engine's results or life depend on
 SETTINGS = {
@@ -36,7 +36,8 @@ SETTINGS = {
 def claim_jax() -> None:
     """Have this process's jax, before its first use, start the CPU alone and compile for it."""
     for name, value in SETTINGS.items():
-        jax.config.update(name, value)
+        with contextlib.suppress(AttributeError):  # jax retires settings now and then
+            jax.config.update(name, value)
 
 
 def cpu() -> jax.Device:
