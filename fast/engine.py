@@ -25,11 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fast import model, native
-from fast.cache import KEY_SLOTS, KVCache, can_tile, empty_cache, insert
+from fast.cache import KEY_SLOTS, KVCache, cache_bytes, can_tile, empty_cache, insert
 from fast.weights import device_weights
 from reference.checkpoint import Checkpoint, load_weights
 from reference.errors import SamplingError
-from reference.generate import Stop, check_fits
+from reference.generate import Stop, check_fits, reserve
+from reference.memory import ENGINE, FORWARD, GENERATE, LOSSES, memory_errors
 from reference.model import PREFILL_CHUNK
 from reference.rope import Rope, decoding_rotations, rotations
 from reference.sampling import Sampling, sample, uniform
@@ -51,6 +52,15 @@ def slot_count(count: int) -> int:
     if count > PREFILL_CHUNK:
         return -(-count // PREFILL_CHUNK) * PREFILL_CHUNK
     return max(KEY_SLOTS, 1 << (count - 1).bit_length())
+
+
+def place_chunk(tokens: Sequence[int], start: int) -> tuple[jax.Array, jax.Array]:
+    """The chunk from `start` on, padded by repeating its last token: ids and positions [1, T]."""
+    chunk = np.asarray(tokens[start : start + PREFILL_CHUNK], np.int32)
+    positions = np.arange(start, start + len(chunk), dtype=np.int32)
+    spare = (0, chunk_size(len(chunk)) - len(chunk))
+    ids, places = (jnp.asarray(np.pad(x, spare, mode="edge")[None]) for x in (chunk, positions))
+    return ids, places
 
 
 def use_compilation_cache(directory: Path) -> None:
@@ -100,6 +110,7 @@ class Engine:
 
     name = "fast"
 
+    @memory_errors(ENGINE)
     def __init__(self, checkpoint: Checkpoint, native: bool = False):
         """`native`: weights for the kernels of kernels/library.py, which must be loaded."""
         start = time.perf_counter()
@@ -114,11 +125,26 @@ class Engine:
         self._tables: dict[tuple[Rope, int], tuple[jax.Array, jax.Array]] = {}
         self._insert = jax.jit(insert, donate_argnums=(0,))
 
+    @memory_errors(FORWARD)
     def forward(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits float32 [T, V] of every token of one sequence."""
         check_fits(self.config, [tokens], Stop(0), self.config.max_positions)
         logits = [chunk for chunk, _ in self.prefill(tokens, len(tokens), all_logits=True)]
         return np.concatenate(logits)
+
+    @memory_errors(LOSSES)
+    def losses(self, tokens: Sequence[int]) -> np.ndarray:
+        """-log p of tokens 1..T-1 of one sequence, each given those before it, float32 [T - 1]."""
+        check_fits(self.config, [tokens], Stop(0), self.config.max_positions)
+        cache, found = self._empty_cache(1, len(tokens)), []
+        tables = self._prompt_tables(cache.slots, len(tokens))
+        targets = [*tokens[1:], tokens[-1]]  # the last token has none
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            chunk = *place_chunk(tokens, start), cache, tables, place_chunk(targets, start)[0]
+            part, cache = self._run(model.losses, self.weights, *chunk)
+            found.append(part[0])
+        self._spare = cache if self.tiled_cache else None
+        return np.concatenate(found)[: len(tokens) - 1]
 
     def prefill(
         self, tokens: Sequence[int], slots: int, all_logits: bool = False
@@ -130,17 +156,9 @@ class Engine:
         cache = self._empty_cache(1, slots)
         tables = self._prompt_tables(cache.slots, len(tokens))
         for start in range(0, len(tokens), PREFILL_CHUNK):
-            chunk = np.asarray(tokens[start : start + PREFILL_CHUNK], np.int32)
-            size = chunk_size(len(chunk))
-            padded = jnp.asarray(np.pad(chunk, (0, size - len(chunk)), mode="edge")[None])
-            last = start + len(chunk) - 1
-            positions = jnp.asarray(
-                np.minimum(np.arange(start, start + size), last)[None], jnp.int32
-            )
-            logits, cache = self._run(
-                model.prefill, self.weights, padded, positions, cache, tables, all_logits=all_logits
-            )
-            yield np.asarray(logits[0])[: len(chunk)], cache
+            chunk = *place_chunk(tokens, start), cache, tables
+            logits, cache = self._run(model.prefill, self.weights, *chunk, all_logits=all_logits)
+            yield np.asarray(logits[0])[: len(tokens) - start], cache
 
     def decode_step(
         self, tokens: np.ndarray, positions: np.ndarray, cache: KVCache
@@ -161,6 +179,13 @@ class Engine:
         check_fits(self.config, prompts, stop, self.config.max_positions)
         if stop.max_new_tokens == 0:
             return
+        with memory_errors(f"{GENERATE}, or an int8 cache"):
+            yield from self._tokens(prompts, stop, sampling)
+
+    def _tokens(
+        self, prompts: Sequence[Sequence[int]], stop: Stop, sampling: Sampling
+    ) -> Iterator[tuple[int, int]]:
+        """`generate` where at least one token is asked for."""
         eos = () if stop.ignore_eos else self.config.eos_token_ids
         active = set(range(len(prompts)))
         for tokens in self._token_rows(prompts, stop, sampling, eos):
@@ -255,6 +280,7 @@ class Engine:
         spare, self._spare = self._spare, None
         if spare is not None and spare.shape == (batch, slots):
             return spare
+        reserve(cache_bytes(self.config, batch, slots, self.tiled_cache))
         return empty_cache(self.config, batch, slots, self.tiled_cache)
 
     @staticmethod

@@ -23,6 +23,7 @@ from absl import logging as absl_logging
 from absl.flags import argparse_flags
 
 from reference.errors import LOGGER, PlanishError
+from reference.memory import memory_errors
 
 VERBS = {
     "generate": "continue a prompt",
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with notices_printed():
+        with notices_printed(), memory_errors("a smaller model, or less input at a time"):
             code = args.run(args)
         sys.stdout.flush()
         return code

@@ -14,17 +14,20 @@ from typing import Any
 
 from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
 from reference.checkpoint import Checkpoint
-from reference.errors import PromptError
+from reference.config import ModelConfig
+from reference.errors import PromptError, notice
 from reference.generate import Stop, StopStrings, check_fits, text_stream
 from reference.sampling import Sampling
 from reference.tokenizer import Tokenizer, read_text
+
+NEW_TOKENS = 128  # where --max_new_tokens is not given
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
     parser.add_argument("--prompt", action="append", help="may be given several times: a batch")
     parser.add_argument("--prompt_file", metavar="FILE", help="a prompt from a UTF-8 file")
-    parser.add_argument("--max_new_tokens", type=int, default=128)
+    parser.add_argument("--max_new_tokens", type=int, help="default: 128, or what fits")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top_k", type=int, default=0, help="0 keeps every token (default)")
     parser.add_argument("--top_p", type=float, default=1.0)
@@ -37,10 +40,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     checkpoint, tokenizer = open_model(args.model)
     prompts = prompt_tokens(args, checkpoint, tokenizer)
-    stop = Stop(args.max_new_tokens, tuple(args.stop), args.ignore_eos)
+    most = args.max_new_tokens
+    most = default_new_tokens(checkpoint.config, prompts) if most is None else most
+    stop = Stop(most, tuple(args.stop), args.ignore_eos)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     sampling.check(checkpoint.config.vocab_size)
     check_fits(checkpoint.config, prompts, stop, checkpoint.config.max_positions)
+    if args.max_new_tokens is None and most < NEW_TOKENS:
+        limits = f"the model's {checkpoint.config.max_positions} positions"
+        notice(f"max_new_tokens: {most} instead of {NEW_TOKENS}, as {limits} leave no more")
     engine = open_engine(checkpoint, args)
     streams = [text_stream(tokenizer, prompt, stop) for prompt in prompts]
     start, times, texts = time.perf_counter(), [], [""] * len(prompts)
@@ -55,6 +63,12 @@ def run(args: argparse.Namespace) -> int:
     print("\n\n".join(texts) if len(texts) > 1 else "", flush=True)
     report(engine, sum(map(len, prompts)), start, times)
     return 0
+
+
+def default_new_tokens(config: ModelConfig, prompts: Sequence[Sequence[int]]) -> int:
+    """128, or as many as the model's positions leave to the longest prompt, if any (check_fits)."""
+    room = config.max_positions - max(map(len, prompts)) + 1  # the last new token takes none
+    return NEW_TOKENS if room < 1 else min(room, NEW_TOKENS)
 
 
 def show(streams: Sequence[StopStrings], row: int, piece: str, texts: list[str]) -> None:
