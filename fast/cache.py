@@ -58,6 +58,12 @@ def empty_cache(config: ModelConfig, batch: int, slots: int, tiled: bool = False
     )
 
 
+def cache_bytes(config: ModelConfig, batch: int, slots: int, tiled: bool) -> int:
+    """Bytes of empty_cache's arrays, none of which is made."""
+    layer = jax.eval_shape(lambda: empty_layer(config, batch, slots, tiled))
+    return config.num_layers * sum(array.size * array.dtype.itemsize for array in layer)
+
+
 def empty_layer(config: ModelConfig, batch: int, slots: int, tiled: bool = False) -> LayerCache:
     """One layer's slots; `tiled` for the native kernels, both sizes in multiples of 16."""
     heads, width = config.num_kv_heads, config.head_dim

@@ -26,12 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fast import model, native
-from fast.cache import KEY_SLOTS, KVCache, can_tile, empty_cache, insert
+from fast.cache import KEY_SLOTS, KVCache, cache_bytes, can_tile, empty_cache, insert
 from fast.device import on_cpu
 from fast.weights import device_weights
 from reference.checkpoint import Checkpoint, load_weights
 from reference.errors import SamplingError
-from reference.generate import Stop, check_fits
+from reference.generate import Stop, check_fits, reserve
+from reference.memory import ENGINE, FORWARD, GENERATE, LOSSES, memory_errors
 from reference.model import PREFILL_CHUNK
 from reference.rope import Rope, decoding_rotations, rotations
 from reference.sampling import Sampling, sample, uniform
@@ -121,6 +122,7 @@ class Engine:
     name = "fast"
 
     @on_cpu
+    @memory_errors(ENGINE)
     def __init__(self, checkpoint: Checkpoint, native: bool = False):
         """`native`: weights for the kernels of kernels/library.py, which must be loaded."""
         start = time.perf_counter()
@@ -135,11 +137,26 @@ class Engine:
         self._tables: dict[tuple[Rope, int], tuple[jax.Array, jax.Array]] = {}
         self._insert = jax.jit(insert, donate_argnums=(0,))
 
+    @memory_errors(FORWARD)
     def forward(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits float32 [T, V] of every token of one sequence."""
         check_fits(self.config, [tokens], Stop(0), self.config.max_positions)
         logits = [chunk for chunk, _ in self.prefill(tokens, len(tokens), all_logits=True)]
         return np.concatenate(logits)
+
+    @memory_errors(LOSSES)
+    def losses(self, tokens: Sequence[int]) -> np.ndarray:
+        """-log p of tokens 1..T-1 of one sequence, each given those before it, float32 [T - 1]."""
+        check_fits(self.config, [tokens], Stop(0), self.config.max_positions)
+        cache, found = self._empty_cache(1, len(tokens)), []
+        tables = self._prompt_tables(cache.slots, len(tokens))
+        targets = [*tokens[1:], tokens[-1]]  # the last token has none
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            chunk = *place_chunk(tokens, start), cache, tables, place_chunk(targets, start)[0]
+            part, cache = self._run(model.losses, self.weights, *chunk)
+            found.append(np.asarray(part)[0])
+        self._spare = cache if self.tiled_cache else None
+        return np.concatenate(found)[: len(tokens) - 1]
 
     def prefill(
         self, tokens: Sequence[int], slots: int, all_logits: bool = False
@@ -175,6 +192,13 @@ class Engine:
         check_fits(self.config, prompts, stop, self.config.max_positions)
         if stop.max_new_tokens == 0:
             return
+        with memory_errors(f"{GENERATE}, or an int8 cache"):
+            yield from self._tokens(prompts, stop, sampling)
+
+    def _tokens(
+        self, prompts: Sequence[Sequence[int]], stop: Stop, sampling: Sampling
+    ) -> Iterator[tuple[int, int]]:
+        """`generate` where at least one token is asked for."""
         eos = () if stop.ignore_eos else self.config.eos_token_ids
         active = set(range(len(prompts)))
         for tokens in self._token_rows(prompts, stop, sampling, eos):
@@ -272,6 +296,7 @@ class Engine:
         spare, self._spare = self._spare, None
         if spare is not None and spare.shape == (batch, slots):
             return spare
+        reserve(cache_bytes(self.config, batch, slots, self.tiled_cache))
         return empty_cache(self.config, batch, slots, self.tiled_cache)
 
     @staticmethod

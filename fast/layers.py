@@ -6,6 +6,7 @@ width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -111,19 +112,25 @@ def attention(
     positions [B, T] say what each token may read. As many tokens are taken at a time as make
     SCORES scores, so that memory does not grow with the context.
     """
-    batch, tokens, heads, _ = q.shape
+    batch, _, heads, _ = q.shape
     some = partial(attend_some, k=k, v=v, divisor=divisor, window=window, alibi=alibi, cap=cap)
-    count = max(1, SCORES // (batch * heads * k.shape[2]))
+    return by_parts(some, max(1, SCORES // (batch * heads * k.shape[2])), q, positions)
+
+
+def by_parts(function: Callable[..., jax.Array], count: int, *arrays: jax.Array) -> jax.Array:
+    """function(*arrays) for arrays [B, T, ...] -> [B, T, ...], of `count` tokens at a time."""
+    batch, tokens = arrays[0].shape[:2]
     if tokens <= count:
-        return some(q, positions)
+        return function(*arrays)
     parts = -(-tokens // count)
     spare = parts * count - tokens
-    q = jnp.pad(q, ((0, 0), (0, spare), (0, 0), (0, 0)))
-    positions = jnp.pad(positions, ((0, 0), (0, spare)))
-    q = q.reshape(batch, parts, count, *q.shape[2:]).swapaxes(0, 1)
-    positions = positions.reshape(batch, parts, count).swapaxes(0, 1)
-    mixed = lax.map(lambda part: some(*part), (q, positions))  # [parts, B, count, H * Hd]
-    return mixed.swapaxes(0, 1).reshape(batch, parts * count, -1)[:, :tokens]
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, spare), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(batch, parts, count, *x.shape[2:]).swapaxes(0, 1)
+
+    y = lax.map(lambda part: function(*part), tuple(map(split, arrays)))  # [parts, B, count, ...]
+    return y.swapaxes(0, 1).reshape(batch, parts * count, *y.shape[3:])[:, :tokens]
 
 
 def attend_some(

@@ -18,11 +18,12 @@ from jax import lax
 
 from fast import experts, native
 from fast.cache import KVCache, LayerCache, append, empty_layer, is_tiled, read
-from fast.layers import ACTIVATIONS, attention, capped, normalize, rotate
+from fast.layers import ACTIVATIONS, attention, by_parts, capped, normalize, rotate
 from fast.linear import linear, project
 from fast.weights import PlacedExperts
 from reference.block import Block, Weights
 from reference.config import ModelConfig
+from reference.evaluate import LOGITS
 from reference.layers import Norm
 
 Tables = tuple[tuple[jax.Array, jax.Array], ...]  # of each rope: cos and sin [slots, dim / 2]
@@ -230,6 +231,34 @@ def prefill(
     """
     x, cache = extend(config, weights, tokens, positions, cache, tables)
     return unembed(config, weights, x if all_logits else x[:, -1:]), cache
+
+
+@partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
+def losses(
+    config: ModelConfig,
+    weights: Weights,
+    tokens: jax.Array,
+    positions: jax.Array,
+    cache: KVCache,
+    tables: Tables,
+    targets: jax.Array,
+) -> tuple[jax.Array, KVCache]:
+    """A chunk as in `prefill`: -log p of the token after each, targets [1, T], float32 [1, T]."""
+    x, cache = extend(config, weights, tokens, positions, cache, tables)
+    parts = -(-x.shape[1] * config.vocab_size // LOGITS)
+    some = partial(target_losses, config, weights)
+    return by_parts(some, -(-x.shape[1] // parts), x, targets), cache
+
+
+def target_losses(
+    config: ModelConfig, weights: Weights, x: jax.Array, targets: jax.Array
+) -> jax.Array:
+    """log(sum of exp(logits)) - logit of the target: hidden states [B, T, D] -> [B, T]."""
+    logits = unembed(config, weights, x)
+    best = jnp.max(logits, axis=-1, keepdims=True)
+    total = jnp.sum(jnp.exp(logits - best), axis=-1)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    return jnp.log(total) + (best - chosen)[..., 0]  # the difference first: it is nearly exact
 
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))

@@ -25,6 +25,7 @@ from absl.flags import argparse_flags
 
 from planish.streams import flush_output, open_streams
 from reference.errors import LOGGER, PlanishError, one_line
+from reference.memory import memory_errors
 
 VERBS = {
     "generate": "continue a prompt",
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with notices_printed():
+        with notices_printed(), memory_errors("a smaller model, or less input at a time"):
             return args.run(args)
     except PlanishError as error:
         return complain(str(error))

@@ -15,10 +15,13 @@ from typing import Any
 from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
 from planish.given import Rule, engine_rule, notice_idle
 from reference.checkpoint import Checkpoint
-from reference.errors import PromptError
+from reference.config import ModelConfig
+from reference.errors import PromptError, notice
 from reference.generate import Stop, StopStrings, check_fits, text_stream
 from reference.sampling import Sampling
 from reference.tokenizer import Tokenizer, read_text
+
+NEW_TOKENS = 128  # where --max_new_tokens is not given
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt_file", action="append", metavar="FILE", help=f"a prompt in UTF-8; {several}"
     )
-    parser.add_argument("--max_new_tokens", type=int, default=128)
+    parser.add_argument("--max_new_tokens", type=int, help="default: 128, or what fits")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top_k", type=int, default=0, help="0 keeps every token (default)")
     parser.add_argument("--top_p", type=float, default=1.0)
@@ -43,11 +46,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     checkpoint, tokenizer = open_model(args)
     prompts = prompt_tokens(args, checkpoint, tokenizer)
-    stop = Stop(args.max_new_tokens, tuple(args.stop), args.ignore_eos)
+    most = args.max_new_tokens
+    most = default_new_tokens(checkpoint.config, prompts) if most is None else most
+    stop = Stop(most, tuple(args.stop), args.ignore_eos)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     sampling.check(checkpoint.config.vocab_size)
     check_fits(checkpoint.config, prompts, stop, checkpoint.config.max_positions)
-    notice_idle(args, *idle_rules(args, checkpoint))
+    notice_idle(args, *idle_rules(args, stop, checkpoint))
+    if args.max_new_tokens is None and most < NEW_TOKENS:
+        limits = f"the model's {checkpoint.config.max_positions} positions"
+        notice(f"max_new_tokens: {most} instead of {NEW_TOKENS}, as {limits} leave no more")
     engine = open_engine(checkpoint, args)
     streams = [text_stream(tokenizer, prompt, stop) for prompt in prompts]
     start, times, texts = time.perf_counter(), [], [""] * len(prompts)
@@ -64,15 +72,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def idle_rules(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Rule]:
+def default_new_tokens(config: ModelConfig, prompts: Sequence[Sequence[int]]) -> int:
+    """128, or as many as the model's positions leave to the longest prompt, if any (check_fits)."""
+    room = config.max_positions - max(map(len, prompts)) + 1  # the last new token takes none
+    return NEW_TOKENS if room < 1 else min(room, NEW_TOKENS)
+
+
+def idle_rules(args: argparse.Namespace, stop: Stop, checkpoint: Checkpoint) -> list[Rule]:
     """When which flags change nothing."""
     draws = ("--top_k", "--top_p", "--seed")
     nothing = ("--temperature", *draws, "--stop", "--ignore_eos")
     endless = not checkpoint.config.eos_token_ids
     return [
-        (args.max_new_tokens == 0, "without new tokens", nothing),
-        (args.temperature == 0 < args.max_new_tokens, "at temperature 0", draws),
-        (endless and args.max_new_tokens > 0, "on a model without eos token", ("--ignore_eos",)),
+        (stop.max_new_tokens == 0, "without new tokens", nothing),
+        (args.temperature == 0 < stop.max_new_tokens, "at temperature 0", draws),
+        (endless and stop.max_new_tokens > 0, "on a model without eos token", ("--ignore_eos",)),
         engine_rule(args),
     ]
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
 from planish.given import engine_rule, notice_idle
 from planish.output import print_json
 from planish.progress import progress
-from reference.errors import PromptError
+from reference.errors import PromptError, notice
 from reference.evaluate import LONGEST_WINDOW, cut_windows, perplexity
 from reference.tokenizer import read_text
+
+WINDOW_HELP = "tokens (default: 2048, the model's length or the text's, the least of them)"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
     parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8")
-    parser.add_argument("--window", type=int, help="tokens (default: 2048 or the model's length)")
+    parser.add_argument("--window", type=int, help=WINDOW_HELP)
     parser.add_argument("--json", action="store_true")
     add_engine_flags(parser)
 
@@ -26,14 +29,14 @@ def run(args: argparse.Namespace) -> int:
     idle = engine_rule(args)
     checkpoint, tokenizer = open_model(args)
     longest = checkpoint.config.max_positions
-    window = min(LONGEST_WINDOW, longest) if args.window is None else args.window
-    if window > longest:
+    if args.window is not None and args.window > longest:
         expected = f"at most {longest}, the model's length"
-        raise PromptError("bad value", name="window", expected=expected, found=window)
+        raise PromptError("bad value", name="window", expected=expected, found=args.window)
     tokens = tokenizer.encode(read_text(args.text))
+    window = default_window(tokens, longest) if args.window is None else args.window
     cut_windows(tokens, window)  # refuses before the model is loaded
     notice_idle(args, idle)
-    result = perplexity(open_engine(checkpoint, args).forward, tokens, window, progress)
+    result = perplexity(open_engine(checkpoint, args).losses, tokens, window, progress)
     if args.json:
         print_json(asdict(result))
     else:
@@ -42,3 +45,12 @@ def run(args: argparse.Namespace) -> int:
             f" ({result.tokens} tokens, {result.windows} windows of {result.window})"
         )
     return 0
+
+
+def default_window(tokens: Sequence[int], longest: int) -> int:
+    """As long as the protocol and the model allow; a shorter text is one window."""
+    window = min(LONGEST_WINDOW, longest)
+    if not 2 <= len(tokens) < window:
+        return window
+    notice(f"window: {len(tokens)} tokens instead of {window}, as the text has no more")
+    return len(tokens)

@@ -10,6 +10,7 @@
     calibrate   absmax at every linear's input         smooth    SmoothQuant and its alpha
     recipes     the schemes by name                    quantize  checkpoint in, quantized one out
     sampling    logits to a token                      evaluate  perplexity, KL, top-1 agreement
+    errors      the one family of errors               memory    memory that is not there, as one
 
 Nothing here imports jax.
 """

@@ -10,6 +10,8 @@ import numpy as np
 from reference import generate as loop
 from reference import model
 from reference.checkpoint import Checkpoint, load_weights
+from reference.evaluate import token_losses
+from reference.memory import ENGINE, FORWARD, GENERATE, LOSSES, memory_errors
 from reference.sampling import Sampling
 
 
@@ -18,18 +20,34 @@ class Engine:
 
     name = "reference"
 
+    @memory_errors(ENGINE)
     def __init__(self, checkpoint: Checkpoint):
         weights = load_weights(checkpoint)
         self.config = checkpoint.config
         self.weights = replace(weights, blocks=list(weights.blocks))
 
+    @memory_errors(FORWARD)
     def forward(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits float32 [T, V] of every token of one sequence."""
         loop.check_fits(self.config, [tokens], loop.Stop(0), self.config.max_positions)
         return model.prefill(self.config, self.weights, tokens)[0]
 
+    @memory_errors(LOSSES)
+    def losses(self, tokens: Sequence[int]) -> np.ndarray:
+        """-log p of tokens 1..T-1 of one sequence, each given those before it, float64 [T - 1]."""
+        loop.check_fits(self.config, [tokens], loop.Stop(0), self.config.max_positions)
+        return token_losses(self.config, self.weights, tokens)
+
     def generate(
         self, prompts: Sequence[Sequence[int]], stop: loop.Stop, sampling: Sampling
     ) -> Iterator[tuple[int, int]]:
         """(row, token) as tokens come."""
-        return loop.generate(self.config, self.weights, prompts, stop, sampling)
+        loop.check_fits(self.config, prompts, stop, self.config.max_positions)
+        with memory_errors(GENERATE):
+            loop.reserve(self._cache_bytes(max(map(len, prompts), default=0) + stop.max_new_tokens))
+            yield from loop.generate(self.config, self.weights, prompts, stop, sampling)
+
+    def _cache_bytes(self, slots: int) -> int:
+        """Of one sequence's keys and values in float32; they grow, but must fit at the end."""
+        each = self.config.num_kv_heads * self.config.head_dim * 4
+        return 2 * self.config.num_layers * each * slots

@@ -96,5 +96,9 @@ class OutputError(PlanishError):
     """A result cannot be written where it was asked to go."""
 
 
+class OutOfMemoryError(PlanishError):
+    """The machine, or a limit on the process, has less memory than the work takes."""
+
+
 class KernelsError(PlanishError):
     """The native kernels cannot be compiled or loaded, or do not run on this processor."""

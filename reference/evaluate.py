@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reference.block import Weights
 from reference.calibrate import Progress, no_progress
+from reference.config import ModelConfig
 from reference.errors import PromptError
+from reference.model import hidden_states, unembed
 
 LONGEST_WINDOW = 2048
+LOGITS = 2**24  # that an engine makes at a time: 64 MiB, or those of one token
 
-Forward = Callable[[Sequence[int]], np.ndarray]  # tokens [T] -> logits [T, V]
+Losses = Callable[[Sequence[int]], np.ndarray]  # tokens [T] -> -log p of tokens 1.. [T - 1]
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,27 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
+def target_losses(logits: np.ndarray, targets: Sequence[int]) -> np.ndarray:
+    """-log p of each row's target, float64 [T], from logits [T, V]; row by row, to save memory."""
+    rows = zip(logits, targets, strict=True)
+    return np.array([-log_softmax(row)[target] for row, target in rows], np.float64)
+
+
 def window_nll(logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
     """-log p of tokens 1..T-1, each given what lies before it, float64 [T - 1]."""
-    return -log_softmax(logits[:-1])[np.arange(len(tokens) - 1), np.asarray(tokens[1:])]
+    return target_losses(logits[:-1], tokens[1:])
+
+
+def token_losses(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> np.ndarray:
+    """window_nll of a model's logits, of which at most LOGITS are made at a time."""
+    rows, found = max(1, LOGITS // config.vocab_size), [np.zeros(0)]
+    for x, cache in hidden_states(config, weights, tokens):
+        targets = tokens[cache.length - len(x) + 1 : cache.length + 1]
+        for start in range(0, len(targets), rows):
+            some = targets[start : start + rows]
+            logits = unembed(config, weights, x[start : start + len(some)])  # [rows, V]
+            found.append(target_losses(logits, some))
+    return np.concatenate(found)
 
 
 def cut_windows(tokens: Sequence[int], window: int) -> list[list[int]]:
@@ -56,11 +78,12 @@ def cut_windows(tokens: Sequence[int], window: int) -> list[list[int]]:
 
 
 def perplexity(
-    forward: Forward, tokens: Sequence[int], window: int, progress: Progress = no_progress
+    losses: Losses, tokens: Sequence[int], window: int, progress: Progress = no_progress
 ) -> Perplexity:
     """Perplexity of a text tokenised once. Protocol: SmoothQuant's ppl_eval.py, GPTQ's, AWQ's."""
     windows = cut_windows(tokens, window)
-    nll = np.concatenate([window_nll(forward(w), w) for w in progress(windows, "perplexity")])
+    parts = [np.asarray(losses(w), np.float64) for w in progress(windows, "perplexity")]
+    nll = np.concatenate(parts)
     if not np.isfinite(nll).all():
         raise PromptError("the model gives NaN or Inf", name="perplexity")
     return summarize(nll, len(tokens), len(windows), window)

@@ -6,12 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
+import numpy as np
+
 from reference.block import Weights
 from reference.config import ModelConfig
 from reference.errors import PromptError, SamplingError
 from reference.model import decode_step, prefill
 from reference.sampling import Sampling, sample
 from reference.tokenizer import TextStream, Tokenizer
+
+MOST_BYTES = 2**62  # more than any machine has, and still a size that NumPy takes
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,14 @@ def check_fits(
                 expected=f"at most {slots} positions",
                 found=needed,
             )
+
+
+def reserve(size: int) -> None:
+    """Raise MemoryError now, not after minutes of work, where a cache of `size` bytes has no room.
+
+    Nothing is written, so this takes no time; the system refuses what it can never give.
+    """
+    np.empty(min(size, MOST_BYTES), np.uint8)
 
 
 def check_tokens(config: ModelConfig, tokens: Sequence[int]) -> None:

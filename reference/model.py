@@ -10,7 +10,7 @@ between them. T tokens, D model width, E embedding width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -230,11 +230,21 @@ def prefill(
 ) -> tuple[np.ndarray, KVCache]:
     """Logits [T, V] of a prompt computed `chunk` tokens at a time, and the cache it leaves."""
     cache, logits = empty_cache(config), []
+    for x, longer in hidden_states(config, weights, tokens, chunk):
+        cache = longer
+        logits.append(unembed(config, weights, x))
+    return np.concatenate(logits), cache
+
+
+def hidden_states(
+    config: ModelConfig, weights: Weights, tokens: Sequence[int], chunk: int = PREFILL_CHUNK
+) -> Iterator[tuple[np.ndarray, KVCache]]:
+    """Chunk by chunk of a prompt: what the head reads [T, D], and the cache so far."""
+    cache = empty_cache(config)
     for start in range(0, len(tokens), chunk):
         part = np.asarray(tokens[start : start + chunk])
         x, cache = extend(config, weights, part, cache, len(tokens))
-        logits.append(unembed(config, weights, x))
-    return np.concatenate(logits), cache
+        yield x, cache
 
 
 def decode_step(

@@ -1,6 +1,7 @@
 """The engine as a whole: equal to the reference and to transformers, in place, compiled once."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -9,11 +10,12 @@ import pytest
 
 import reference.model
 from fast import engine as fast_engine
+from fast import model as fast_model
 from fast.engine import Engine, chunk_size, slot_count
 from fast.weights import place_linear
 from reference.checkpoint import Checkpoint, load_block, load_weights, open_checkpoint
 from reference.engine import Engine as ReferenceEngine
-from reference.errors import PromptError, SamplingError
+from reference.errors import OutOfMemoryError, PromptError, SamplingError
 from reference.generate import Stop
 from reference.quantize import quantize_checkpoint
 from reference.recipes import recipe
@@ -257,3 +259,36 @@ def test_compile_time_is_counted_apart(llama):
     assert spent > 0
     llama.forward(tokens(21))
     assert llama.compile_seconds == spent
+
+
+@pytest.mark.parametrize(("length", "rows"), [(71, 1000), (599, 100)])
+def test_losses_are_the_references(make_engine, make_llama, monkeypatch, length, rows):
+    checkpoint = open_checkpoint(make_llama(max_position_embeddings=600))
+    monkeypatch.setattr(fast_model, "LOGITS", rows * checkpoint.config.vocab_size)
+    text = tokens(length)
+    found = make_engine(checkpoint).losses(text)
+    assert found.shape == (length - 1,)
+    assert found == pytest.approx(ReferenceEngine(checkpoint).losses(text), abs=3e-5)
+    assert len(make_engine(checkpoint).losses(text[:1])) == 0
+
+
+def test_losses_never_hold_the_logits_of_a_chunk(make_llama, monkeypatch):
+    checkpoint = open_checkpoint(make_llama(max_position_embeddings=600))
+    monkeypatch.setattr(fast_model, "LOGITS", 4 * checkpoint.config.vocab_size)
+    config, shape = checkpoint.config, (1, 512)
+    ids = jax.ShapeDtypeStruct(shape, np.int32)
+    engine = Engine(checkpoint)
+    cache, tables = engine._empty_cache(1, 512), engine._prompt_tables(512, 512)
+    program = jax.make_jaxpr(fast_model.losses, static_argnums=0)(
+        config, engine.weights, ids, ids, cache, tables, ids
+    )
+    assert f"f32[1,4,{config.vocab_size}]" in str(program)
+    assert f"[1,512,{config.vocab_size}]" not in str(program)
+
+
+def test_a_cache_without_room_fails_before_the_first_token(make_engine):
+    checkpoint = open_checkpoint(LLAMA)
+    endless = replace(checkpoint, config=replace(checkpoint.config, max_positions=2**60))
+    engine = make_engine(endless)
+    with pytest.raises(OutOfMemoryError, match="fewer max_new_tokens"):
+        next(engine.generate([[1]], Stop(2**55), Sampling()))

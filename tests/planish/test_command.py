@@ -145,3 +145,11 @@ def test_text_that_the_terminal_cannot_show_is_escaped(make_llama):
     done = subprocess.run(command, capture_output=True, env=environment, timeout=60)
     assert done.returncode == 0, done.stderr
     assert rb"mod\xe8le" in done.stdout
+
+
+def test_memory_that_is_not_there_is_one_line(planish, tiny_llama, monkeypatch):
+    def load(*_):
+        raise MemoryError("Unable to allocate 4.00 GiB for an array")
+
+    monkeypatch.setattr("planish.generate.open_model", load)
+    assert planish("generate", "--model", tiny_llama).refused("memory", "4 GiB", "smaller model")

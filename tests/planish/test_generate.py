@@ -181,3 +181,17 @@ def test_a_compilation_cache_that_cannot_be_made_is_refused(generate, tiny_llama
     where = tiny_llama / "config.json" / "cache"
     result = generate("--compilation_cache", where, engine="fast")
     assert result.refused("compilation_cache", "config.json")
+
+
+@pytest.mark.parametrize(("length", "room"), [(128, 1), (28, 101)])
+def test_without_a_number_as_many_tokens_come_as_fit(generate, length, room):
+    result = generate("--prompt", "x" * length, "--ignore_eos")
+    limits = "the model's 128 positions leave no more"
+    assert result.code == 0
+    assert f"max_new_tokens: {room} instead of 128, as {limits}\n" in result.err
+
+
+def test_without_a_number_a_prompt_with_room_gets_128_and_one_without_is_refused(generate):
+    assert "128 new tokens" in (result := generate("--prompt", "x", "--ignore_eos")).err
+    assert "instead" not in result.err
+    assert generate("--prompt", "x" * 129).refused("do not fit", "128", "129")

@@ -66,8 +66,19 @@ def test_perplexity_refuses(planish, tiny_llama, text, words, expected):
 def test_perplexity_refuses_a_text_shorter_than_a_window(planish, tiny_llama, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("x" * 127)
-    result = planish("perplexity", "--model", tiny_llama, "--text", short)
+    result = planish("perplexity", "--model", tiny_llama, "--text", short, "--window", 128)
     assert result.refused("too short", "128", "127")
+
+
+def test_without_a_window_a_short_text_is_one(planish, tiny_llama, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("x" * 127)
+    words = ("perplexity", "--model", tiny_llama, "--text", short, "--engine", "reference")
+    result = planish(*words)
+    assert "1 windows of 127" in result.out
+    assert result.err == "window: 127 tokens instead of 128, as the text has no more\n"
+    short.write_text("x")
+    assert planish(*words).refused("text", "too short", "at least 128", "found 1")
 
 
 @pytest.mark.parametrize("engine", ["fast", "reference"])

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 
+import reference.evaluate
+from reference.checkpoint import load_weights, open_checkpoint
 from reference.errors import PromptError
 from reference.evaluate import (
     agreement,
@@ -12,12 +14,19 @@ from reference.evaluate import (
     log_softmax,
     perplexity,
     summarize,
+    token_losses,
     window_nll,
 )
+from reference.model import prefill
+
+
+def losses(forward):
+    """What perplexity asks for, of a model that is a function to logits."""
+    return lambda tokens: window_nll(forward(tokens), tokens)
 
 
 def test_uniform_logits_give_the_size_of_the_vocabulary():
-    found = perplexity(lambda t: np.zeros((len(t), 50), np.float32), list(range(40)), 10)
+    found = perplexity(losses(lambda t: np.zeros((len(t), 50), np.float32)), list(range(40)), 10)
     assert found.perplexity == pytest.approx(50) and found.standard_error == pytest.approx(0)
     assert found.mean_nll == pytest.approx(math.log(50))
 
@@ -26,7 +35,7 @@ def test_a_certain_model_has_perplexity_1():
     def successor(tokens):
         return np.where(np.arange(9) == np.array(tokens)[:, None] + 1, 0, -1e4)
 
-    assert perplexity(successor, list(range(9)), 9).perplexity == pytest.approx(1)
+    assert perplexity(losses(successor), list(range(9)), 9).perplexity == pytest.approx(1)
 
 
 def test_the_tail_is_dropped_and_windows_do_not_see_each_other():
@@ -36,7 +45,7 @@ def test_the_tail_is_dropped_and_windows_do_not_see_each_other():
         seen.append(list(tokens))
         return np.zeros((len(tokens), 50), np.float32)
 
-    found = perplexity(forward, list(range(23)), 10)
+    found = perplexity(losses(forward), list(range(23)), 10)
     assert seen == [list(range(10)), list(range(10, 20))]
     assert (found.tokens, found.windows, found.window) == (23, 2, 10)
 
@@ -45,6 +54,27 @@ def test_cross_entropy_is_that_of_the_next_token():
     p = np.array([[0.2, 0.8], [0.6, 0.4], [0.5, 0.5]])
     found = window_nll(np.log(p), [0, 1, 0])
     assert found == pytest.approx([-math.log(0.8), -math.log(0.6)])
+
+
+@pytest.mark.parametrize("count", [1, 2, 600])
+def test_losses_are_those_of_all_logits_though_few_are_made_at_a_time(
+    tiny_llama, monkeypatch, count
+):
+    config = (checkpoint := open_checkpoint(tiny_llama)).config
+    weights, tokens = load_weights(checkpoint), (np.arange(count) * 7 % 300).tolist()
+    expected, made = window_nll(prefill(config, weights, tokens)[0], tokens), []
+
+    def unembed(config, weights, x):
+        made.append(len(x))
+        return original(config, weights, x)
+
+    original = reference.evaluate.unembed
+    monkeypatch.setattr(reference.evaluate, "unembed", unembed)
+    monkeypatch.setattr(reference.evaluate, "LOGITS", 100 * config.vocab_size)
+    found = token_losses(config, weights, tokens)
+    assert found.dtype == np.float64 and found.shape == (count - 1,)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert made == {1: [], 2: [1], 600: [100] * 5 + [12, 87]}[count]
 
 
 def test_standard_error_is_perplexity_times_deviation_over_root_n():
@@ -76,7 +106,7 @@ def test_a_window_must_hold_two_tokens(window):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_model_that_gives_nan_is_an_error_and_no_perplexity(bad):
     with np.errstate(invalid="ignore"), pytest.raises(PromptError, match="NaN or Inf"):
-        perplexity(lambda t: np.full((len(t), 5), bad, np.float32), [1, 2, 3, 4], 4)
+        perplexity(losses(lambda t: np.full((len(t), 5), bad, np.float32)), [1, 2, 3, 4], 4)
 
 
 def test_log_softmax_does_not_overflow():

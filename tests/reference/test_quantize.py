@@ -14,7 +14,7 @@ from reference.block import Weights
 from reference.calibrate import embed_samples, observe_block
 from reference.checkpoint import load_weights, open_checkpoint
 from reference.errors import OutputError, QuantizationError, RecipeError
-from reference.evaluate import perplexity
+from reference.evaluate import perplexity, window_nll
 from reference.grids import int8_scale
 from reference.linear import Linear, QuantizedWeight, dequantize
 from reference.model import forward
@@ -260,7 +260,7 @@ def test_fake_quantization_gives_the_perplexity_of_the_integer_path(
     text = np.random.default_rng(9).integers(0, 48, 200).tolist()
 
     def run(tokens):
-        return forward(checkpoint.config, weights, tokens)
+        return window_nll(forward(checkpoint.config, weights, tokens), tokens)
 
     integer = perplexity(run, text, 40).perplexity
     plain_linear, faked = transformer.linear, []
@@ -276,5 +276,6 @@ def test_fake_quantization_gives_the_perplexity_of_the_integer_path(
     assert len(faked) == 5 * 2 * (7 if model == "llama" else 6)
     assert fake == pytest.approx(integer, rel=1e-4)
     plain = load_weights(open_checkpoint(directories[model]))
-    exact = perplexity(lambda t: forward(checkpoint.config, plain, t), text, 40).perplexity
+    weights = plain
+    exact = perplexity(run, text, 40).perplexity
     assert exact != pytest.approx(integer, rel=1e-5)
