@@ -21,6 +21,7 @@ from planish.engines import (
     with_kv_cache,
 )
 from planish.given import notice_idle, refuse_given
+from planish.interrupts import interrupts_kill
 from planish.output import print_json
 from planish.progress import progress
 from reference.errors import OutputError, PlanishError, one_line
@@ -64,9 +65,10 @@ def run(args: argparse.Namespace) -> int:
         of_a_model = ("--max_positions", "--allow_links")
         refuse_given(args, of_a_model, "is for --model, not for --shape")
     checkpoint = open_subject(args) if args.model else None
-    from compare import contenders, speed
-    from compare.peers import peer
-    from compare.shapes import SHAPES
+    with interrupts_kill():
+        from compare import contenders, speed
+        from compare.peers import peer
+        from compare.shapes import SHAPES
 
     tests = [speed.Test.parse(name) for name in names(args.tests)]
     peers, recipes = names(args.peers), names(args.recipes or RECIPES.get(args.shape))

@@ -94,11 +94,10 @@ def distrust(path: Path) -> str | None:
             continue
         above = place != path
         owners = {os.geteuid(), 0} | ({UNMAPPED} if above else set())
-        where = f"{place} above it" if above else "it"
         if status.st_uid not in owners:
-            return f"cannot be trusted: {where} belongs to another user ({status.st_uid})"
+            return f"cannot be trusted: {place} belongs to another user ({status.st_uid})"
         if others_write(status) and not (above and status.st_mode & stat.S_ISVTX):
-            return f"cannot be trusted: others can write into {where} (chmod go-w)"
+            return f"cannot be trusted: others can write into {place} (chmod go-w)"
     return None
 
 

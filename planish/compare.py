@@ -16,6 +16,7 @@ from planish.engines import (
     with_kv_cache,
 )
 from planish.given import notice_idle
+from planish.interrupts import interrupts_kill
 from planish.output import print_json
 from planish.progress import progress
 from reference.tokenizer import read_text
@@ -38,9 +39,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from compare import report
-
     keep_programs(args.compilation_cache)
+    with interrupts_kill():
+        from compare import report
+
     tokens = None
     if args.prompt_file is None:
         checkpoint = open_subject(args)

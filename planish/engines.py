@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from fast.kernels.instruction_sets import BY_NAME, available, candidates
 from planish.cache import compilation_cache
+from planish.interrupts import interrupts_kill
 from reference.checkpoint import Checkpoint, open_checkpoint
-from reference.errors import KernelsError, PlanishError, notice
+from reference.errors import KernelsError, OutOfMemoryError, PlanishError, notice
 from reference.tokenizer import Tokenizer, load_tokenizer
+
+LEAST_ADDRESSES = 2 * 2**30  # bytes; 1.5 GiB did on 2 cores, and each core takes more
 
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
@@ -75,12 +81,32 @@ def add_cache_flag(parser: argparse.ArgumentParser) -> None:
 
 def keep_programs(flag: str | None) -> None:
     """Have every engine from here on keep its compiled programs where the flag says."""
-    from fast.device import claim_jax
-    from fast.engine import use_compilation_cache
+    check_address_space()
+    with interrupts_kill(), jax_errors():
+        from fast.device import claim_jax
+        from fast.engine import use_compilation_cache
 
     claim_jax()
     path = compilation_cache(flag)
     use_compilation_cache(path and path / "xla")
+
+
+def check_address_space() -> None:
+    """Refuse a limit (ulimit -v) under which XLA's threads abort the process where they begin."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESSES:
+        problem = f"is limited to {limit / 2**30:.2f} GiB of addresses (ulimit -v)"
+        expected = f"{LEAST_ADDRESSES / 2**30:.0f} GiB or more, or --engine reference"
+        raise OutOfMemoryError(problem, name="memory", expected=expected)
+
+
+@contextmanager
+def jax_errors() -> Iterator[None]:
+    """What jax makes of its variables, or of an installation that does not fit, is one line."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError, ValueError) as problem:
+        raise PlanishError(f"jax cannot be imported: {problem}", name="--engine fast") from problem
 
 
 def native_kernels(args: argparse.Namespace) -> bool:
@@ -161,10 +187,10 @@ def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
         from reference.engine import Engine as ReferenceEngine
 
         return ReferenceEngine(checkpoint)
-    from fast.engine import Engine
-
     keep_programs(args.compilation_cache)
     native = native_kernels(args)
+    from fast.engine import Engine
+
     if native and checkpoint.layout == "canonical":
         notice("weights: in canonical order, put into tiles while loading (quantize writes tiles)")
     return Engine(checkpoint, native)

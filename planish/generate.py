@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
         notice(f"max_new_tokens: {most} instead of {NEW_TOKENS}, as {limits} leave no more")
     engine = open_engine(checkpoint, args)
     streams = [text_stream(tokenizer, prompt, stop) for prompt in prompts]
-    start, times, texts = time.perf_counter(), [], [""] * len(prompts)
+    times: list[float] = []
+    texts = [""] * len(prompts)
     tokens = engine.generate(prompts, stop, sampling)
     for row, token in tokens:
         times.append(time.perf_counter())
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     for row, stream in enumerate(streams):
         show(streams, row, stream.finish(), texts)
     print("\n\n".join(texts) if len(texts) > 1 else "", flush=True)
-    report(engine, sum(map(len, prompts)), start, times)
+    report(engine, prompts, times)
     return 0
 
 
@@ -113,14 +114,15 @@ def prompt_tokens(
     return [[checkpoint.config.bos_token_id]]
 
 
-def report(engine: Any, prompt: int, start: float, times: list[float]) -> None:
-    """Speed on stderr: loading and compiling apart from running."""
+def report(engine: Any, prompts: Sequence[Sequence[int]], times: list[float]) -> None:
+    """Speed on stderr: loading and compiling apart from running, which begins with each row's
+    second token."""
     compiled = getattr(engine, "compile_seconds", 0.0)
     loaded = getattr(engine, "load_seconds", 0.0)
     line = f"{engine.name}: load {loaded:.2f} s, compile {compiled:.2f} s"
-    if times:
-        line += f"; prompt {prompt} tokens"
-    if len(times) > 2:
-        rate = (len(times) - 2) / max(times[-1] - times[1], 1e-9)
-        line += f"; {len(times)} new tokens, {rate:.1f} tokens/s"
+    line += f"; prompt {sum(map(len, prompts))} tokens; {len(times)} new tokens"
+    first = 2 * len(prompts)
+    if len(times) > first:
+        rate = (len(times) - first) / max(times[-1] - times[first - 1], 1e-9)
+        line += f", {rate:.1f} tokens/s"
     print(line, file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.lib import format as npy
 
 from planish.engines import add_engine_flags, add_model_flag, open_engine, open_subject
 from planish.given import engine_rule, notice_idle
-from reference.errors import PromptError, SamplingError
+from reference.errors import PromptError, SamplingError, one_line
 from reference.generate import Stop, check_fits
 from reference.placing import check_file, write_file
 
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     logits = open_engine(checkpoint, args).forward(tokens)
     check_numbers(logits)
     write_array(out, logits)
+    print(f"{one_line(args.out)}: float32 {list(logits.shape)}", file=sys.stderr)
     return 0
 
 

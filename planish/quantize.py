@@ -140,7 +140,7 @@ def samples_of(
         notice("calibrating on the embedded text; --calibration FILE takes your own")
     length = min(args.sample_length, checkpoint.config.max_positions)
     if length < args.sample_length and "--sample_length" in args.given:
-        notice(f"--sample_length: the model has {length} positions")
+        notice(f"--sample_length: {length}, as the model has no more positions")
     if tokens and "--sample_length" not in args.given:
         length = min(length, len(tokens))
     return cut_samples(tokens, args.samples, length)

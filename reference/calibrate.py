@@ -46,8 +46,8 @@ def cut_samples(
             "is too short", name="calibration", expected=f"at least {length} tokens", found=len(ids)
         )
     if windows < count:
-        samples = f"{windows} sample{'s' * (windows > 1)} of {length} tokens, not {count}"
-        notice(f"calibrating on {samples}: the text has {len(ids)} tokens")
+        samples = f"{windows} sample{'s' * (windows > 1)} of {length} tokens"
+        notice(f"calibrating on {samples}: the text has no more")
     return [np.asarray(ids[i * length : (i + 1) * length]) for i in range(windows)]
 
 
@@ -99,6 +99,8 @@ def observe_block(
         for x in hidden:
             outputs.append(run_block(config, block, x, tap))
             _require_finite(outputs[-1], f"{where}: the hidden states that leave it")
+            squares = np.square(outputs[-1])  # of which a norm takes the mean
+            _require_finite(squares, f"{where}: the squared hidden states that leave it")
     return absmax, outputs
 
 

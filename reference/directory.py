@@ -24,6 +24,10 @@ from reference.shapes import block_kinds, outer_kinds
 from reference.shards import check_file, find_entries
 from reference.tensorfile import TensorEntry
 
+FILES = (  # that are read, besides weights and their index, or go along with what is quantized
+    *("config.json", "generation_config.json", "chat_template.jinja"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
 NAMED_UNUSED = 3  # tensors that a notice names of those that it counts
 
 
@@ -118,8 +122,8 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError("is not a directory with a model", path=path)
-    for file in (*path.glob("*.json"), *path.glob("*.jinja")):
-        check_file(file, allow_links)
+    for name in FILES:
+        check_file(path / name, allow_links)
     values = read_json(path / "config.json")
     _check_quantization(values, path)
     config = _with_generation(model_config(values, path / "config.json"), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,13 @@ from reference.checkpoint import Checkpoint, load_weights
 from reference.evaluate import token_losses
 from reference.memory import ENGINE, FORWARD, GENERATE, LOSSES, memory_errors
 from reference.sampling import Sampling
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """A model that overflows ends in NaN, which whoever reads the result refuses by name."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        yield
 
 
 class Engine:
@@ -26,12 +34,14 @@ class Engine:
         self.config = checkpoint.config
         self.weights = replace(weights, blocks=list(weights.blocks))
 
+    @unwarned()
     @memory_errors(FORWARD)
     def forward(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits float32 [T, V] of every token of one sequence."""
         loop.check_fits(self.config, [tokens], loop.Stop(0), self.config.max_positions)
         return model.prefill(self.config, self.weights, tokens)[0]
 
+    @unwarned()
     @memory_errors(LOSSES)
     def losses(self, tokens: Sequence[int]) -> np.ndarray:
         """-log p of tokens 1..T-1 of one sequence, each given those before it, float64 [T - 1]."""
@@ -43,7 +53,7 @@ class Engine:
     ) -> Iterator[tuple[int, int]]:
         """(row, token) as tokens come."""
         loop.check_fits(self.config, prompts, stop, self.config.max_positions)
-        with memory_errors(GENERATE):
+        with memory_errors(GENERATE), unwarned():
             loop.reserve(self._cache_bytes(max(map(len, prompts), default=0) + stop.max_new_tokens))
             yield from loop.generate(self.config, self.weights, prompts, stop, sampling)
 

@@ -52,7 +52,7 @@ def check_fits(
             raise PromptError(
                 f"{len(prompt)} prompt tokens and {stop.max_new_tokens} new ones do not fit",
                 name="prompt",
-                expected=f"at most {slots} positions",
+                expected=f"at most {slots} positions (the last new token needs none)",
                 found=needed,
             )
 

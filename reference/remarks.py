@@ -17,9 +17,11 @@ class Remarks:
         self.scale_dtype = np.dtype(recipe.scale_dtype)
         self.wide: list[str] = []  # linears
         self.floored: dict[str, int] = {}  # linear -> rows
+        self.nothing = recipe.bits is not None  # is quantized
 
     def see(self, name: str, w: np.ndarray, quantized: QuantizedWeight) -> None:
         """Look at one linear's weight [N, K] and what became of it."""
+        self.nothing = False
         if quantized.bits == 4:
             self.wide += [name] if quantized.scale.dtype != self.scale_dtype else []
             return
@@ -29,6 +31,8 @@ class Remarks:
 
     def tell(self) -> None:
         """One notice for each kind of remark."""
+        if self.nothing:
+            notice("nothing is quantized: every linear is to be ignored")
         if self.wide:
             problem = f"do not fit {self.scale_dtype.name} and are stored as float32"
             notice(f"scales of {_counted(self.wide)} {problem}; the first is {self.wide[0]}")

@@ -11,7 +11,7 @@ Links that end in the directory are its own affair, however many there are on th
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from reference.errors import CheckpointError, ConfigError, notice
 from reference.keys import read_json
@@ -31,7 +31,7 @@ def find_entries(
     index, single = path / INDEX, path / SINGLE
     if single.exists():
         if index.exists():
-            _weight_map(index)  # it must not name other places, even where nobody goes there
+            _refuse_climbing(index)
             notice(f"{index}: not read, as {SINGLE} is there")
         return read_entries(_inside(path, SINGLE, allow_links)), {}
     if index.exists():
@@ -52,6 +52,7 @@ def _indexed_entries(
 
     Raises CheckpointError where the index says another place than the shards.
     """
+    check_file(index, allow_links)
     weight_map = _weight_map(index)
     entries: dict[str, TensorEntry] = {}
     for shard in sorted(set(weight_map.values())):
@@ -63,6 +64,19 @@ def _indexed_entries(
                 raise CheckpointError(problem, path=index, name=name, expected=shard, found=found)
             entries[name] = entry
     return entries, {name: shard for name, shard in weight_map.items() if name not in entries}
+
+
+def _refuse_climbing(index: Path) -> None:
+    """An index that is not read may say anything but names that lead out of the directory."""
+    try:
+        values = read_json(index).get("weight_map")
+    except ConfigError:
+        return
+    for name in values.values() if isinstance(values, dict) else ():
+        path = PurePath(str(name))
+        if path.is_absolute() or ".." in path.parts:
+            problem = "leads out of the model's directory"
+            raise CheckpointError(problem, path=index, expected="the name of a file", found=name)
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -95,6 +109,9 @@ def check_file(file: Path, allow_links: bool = False) -> None:
     Without being asked, only Hugging Face's own cache may link out, from snapshots to its blobs.
     """
     require_file(file)
+    if file.is_symlink() and not file.exists():
+        found = f"a link to {file.readlink()}"
+        raise CheckpointError("is not there", path=file, expected="a file", found=found)
     here = file.parent.resolve()
     try:
         target = file.resolve()

@@ -60,11 +60,13 @@ class CheckpointWriter:
         """Refuse what must not be replaced, before anything is computed."""
         if self.source is not None:
             target, source = self.target.resolve(), self.source.resolve()
-            if target == source or source in target.parents or target in source.parents:
-                problem = "is the model being read"
-                raise OutputError(problem, path=self.target, expected="another directory")
+            inside, around = source in target.parents, target in source.parents
+            if target == source or inside or around:
+                place = "is inside" if inside else "holds" if around else "is"
+                problem, expected = f"{place} the model being read", "another directory"
+                raise OutputError(problem, path=self.target, expected=expected)
         if self.target.name in ("", ".."):
-            raise OutputError("is no name of a directory to be made", path=self.target)
+            raise OutputError("is not the name of a new directory", path=self.target)
         if not self.target.parent.is_dir():
             raise OutputError("no such directory", path=self.target.parent)
         check_directory(self.target, self.overwrite)

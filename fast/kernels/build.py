@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ FLAGS = ("-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-w")
 FFI = "ffi"
 TIMEOUT = 300  # seconds for one part
 ANSWER_TIMEOUT = 20  # seconds for a compiler to say what it is
+SYMBOLS = b"planish_"  # what the name of every function begins with that a part exports
 SEAL = hashlib.sha256().digest_size
 
 
@@ -216,6 +218,8 @@ def compile_part(compiler: Compiler, part: str, target: Path) -> None:
             if run.returncode != 0 or not made.exists():
                 raise _failed(compiler, part, run.stderr)
             library = made.read_bytes()
+            if SYMBOLS not in library:
+                raise _failed(compiler, part, "it reports no error and makes no library")
     except subprocess.TimeoutExpired:
         raise _failed(compiler, part, f"not done after {TIMEOUT} s") from None
     except OSError as problem:
@@ -245,10 +249,16 @@ def keep(library: bytes, target: Path) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a library is there and ends in the hash of the rest; a notice where it does not."""
+    """Whether a library is there, is the user's, and ends in the hash of the rest.
+
+    A notice says what is there and not used.
+    """
     try:
-        content = path.read_bytes()
+        content, status = path.read_bytes(), path.stat()
     except OSError:
+        return False
+    if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        notice(f"kernels: {path} belongs to others, or they can write it, and is not used")
         return False
     whole = hashlib.sha256(content[:-SEAL]).digest() == content[-SEAL:]
     if not whole:

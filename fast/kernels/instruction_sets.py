@@ -85,7 +85,7 @@ def check_available(name: str) -> None:
     """Raises KernelsError for a set that this processor does not run."""
     names = [one.name for one in available()]
     if name not in names:
-        raise KernelsError("this processor does not run", name=name, expected=", ".join(names))
+        raise KernelsError("this processor cannot run it", name=name, expected=", ".join(names))
 
 
 def candidates(choice: str) -> list[str]:

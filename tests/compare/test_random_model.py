@@ -14,7 +14,7 @@ from compare.contenders import (
 from compare.random_model import HEADS, write_random
 from compare.shapes import Shape
 from fast.engine import Engine
-from planish.__main__ import main
+from planish.command import main
 from reference.block import block_linears
 from reference.checkpoint import load_weights, open_checkpoint
 from reference.engine import Engine as ReferenceEngine

@@ -114,7 +114,7 @@ for word in "$@"; do
   [ "$last" = -o ] && out=$word
   last=$word
 done
-[ -n "$out" ] && echo library >"$out"
+[ -n "$out" ] && echo planish_library >"$out"
 exit 0
 """
 
@@ -250,5 +250,21 @@ def test_a_named_set_becomes_the_default_and_auto_the_best_again(kernels, privat
 
 
 def test_an_instruction_set_that_the_processor_lacks_is_refused(tmp_path):
-    with pytest.raises(KernelsError, match="this processor does not run"):
+    with pytest.raises(KernelsError, match="this processor cannot run it"):
         library.load_library(tmp_path, ["sse9"])
+
+
+def test_a_compiler_that_reports_success_and_writes_nothing_is_a_failure(tmp_path, fake):
+    fake("g++", COMPILER.replace("echo planish_library", ":"))
+    with pytest.raises(KernelsError, match="reports no error and makes no library"):
+        build.build_best(tmp_path / "cache", ["plain"], need_ffi=True)
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_a_library_that_others_can_write_is_compiled_anew(tmp_path, fake, caplog):
+    fake("g++", COMPILER)
+    paths, _ = build.build(tmp_path / "cache", ["plain"])
+    paths["plain"].chmod(0o666)
+    assert build.build(tmp_path / "cache", ["plain"]) == (paths, ["plain"])
+    assert "others, or they can write it" in caplog.messages[0]
+    assert paths["plain"].stat().st_mode & 0o022 == 0

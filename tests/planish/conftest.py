@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from planish.__main__ import main
+from planish.command import main
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from planish.__main__ import VERBS
+from planish.command import VERBS
 
 
 def imported(*words: object) -> set[str]:
     """Top-level modules in memory after a command has run in a process of its own."""
     code = (
-        "import sys; from planish.__main__ import main\n"
+        "import sys; from planish.command import main\n"
         "try: main(['planish', *sys.argv[1:]])\n"
         "except SystemExit: pass\n"
         "print('\\n' + ' '.join({name.partition('.')[0] for name in sys.modules}))"
@@ -60,7 +61,7 @@ def test_console_script_and_module_are_the_same_command(tiny_llama, shell):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], ["VERB"]),
+        ([], ["a verb is missing", "generate"]),
         (["generat"], ["'generat'", "did you mean generate?"]),
         (["quantise", "--model", "x"], ["did you mean quantize?"]),
         (["generate"], ["--model"]),
@@ -123,7 +124,7 @@ def test_ctrl_c_exits_with_130(planish, tiny_llama, monkeypatch):
 
 def test_a_bug_is_a_traceback_and_not_exit_code_2(planish, tiny_llama, monkeypatch):
     monkeypatch.setattr("planish.inspect.describe", lambda checkpoint: 1 // 0)
-    from planish.__main__ import main
+    from planish.command import main
 
     with pytest.raises(ZeroDivisionError):
         main(["planish", "inspect", "--model", str(tiny_llama)])
@@ -153,3 +154,22 @@ def test_memory_that_is_not_there_is_one_line(planish, tiny_llama, monkeypatch):
 
     monkeypatch.setattr("planish.generate.open_model", load)
     assert planish("generate", "--model", tiny_llama).refused("memory", "4 GiB", "smaller model")
+
+
+def test_too_few_addresses_for_the_fast_engine_are_refused_before_it_starts(tiny_llama, shell):
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n"
+    words = ["planish", "generate", "--model", str(tiny_llama), "--max_new_tokens", "1"]
+    program = f"{limited}from planish.command import main; main({words})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: memory: is limited to 1.00 GiB of addresses")
+
+
+def test_what_jax_cannot_read_from_the_environment_is_one_line(tiny_llama, monkeypatch, shell):
+    monkeypatch.setenv("JAX_DISABLE_JIT", "banana")
+    words = ("generate", "--model", tiny_llama, "--max_new_tokens", 1)
+    assert shell(*words).refused("jax cannot be imported", "JAX_DISABLE_JIT")
+
+
+def test_the_version(shell):
+    assert re.fullmatch(r"planish \d+\.\d+\.\d+\n", shell("--version").out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from planish.__main__ import parse
+from planish.command import parse
 
 GENERATE = ("generate", "--engine", "reference", "--prompt", "ab", "--max_new_tokens", 1)
 

@@ -19,7 +19,7 @@ STOPPED_HALF_WAY = """
 import signal, sys
 from pathlib import Path
 import reference.writer
-from planish.__main__ import main
+from planish.command import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 whole = reference.writer.write_tensors
@@ -37,7 +37,7 @@ main(["planish", *sys.argv[1:]])
 
 LIMITED = """
 import resource, sys
-from planish.__main__ import main
+from planish.command import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 main(["planish", *sys.argv[1:]])
 """

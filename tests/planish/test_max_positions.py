@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planish.__main__ import parse
+from planish.command import parse
 from planish.engines import with_max_positions
 from planish.quantize import samples_of
 from reference.checkpoint import open_checkpoint

@@ -125,14 +125,17 @@ def test_flags_without_effect_are_said_in_one_line(quantize, words, line):
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
-        ((), ["calibrating on 1 sample of 40 tokens, not 512: the text has 40 tokens"]),
+        ((), ["calibrating on 1 sample of 40 tokens: the text has no more"]),
         (
             ("--samples", 3, "--sample_length", 16),
-            ["calibrating on 2 samples of 16 tokens, not 3: the text has 40 tokens"],
+            ["calibrating on 2 samples of 16 tokens: the text has no more"],
         ),
         (
             ("--samples", 1, "--sample_length", 129),
-            ["--sample_length: the model has 128 positions", "error: calibration: is too short"],
+            [
+                "--sample_length: 128, as the model has no more positions",
+                "error: calibration: is too short",
+            ],
         ),
     ],
 )
@@ -267,3 +270,9 @@ def test_tokenizer_files_come_along(quantize, make_llama, tmp_path):
     checkpoint = open_checkpoint(tmp_path / "q")
     assert checkpoint.config.eos_token_ids == (257, 5)
     assert (tmp_path / "q" / "tokenizer.json").exists()
+
+
+def test_a_pattern_that_leaves_nothing_to_quantize_is_said(planish, tiny_llama, tmp_path):
+    words = ("--model", tiny_llama, "--out", tmp_path / "q", "--recipe", "W8A16", "--ignore", "*")
+    result = planish("quantize", *words)
+    assert result.code == 0 and "nothing is quantized" in result.err

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import compare.shapes
 from compare.shapes import Shape
@@ -122,7 +123,7 @@ def test_logits_go_to_a_pipe_by_the_name_of_its_descriptor(tiny_llama):
     command = [sys.executable, "-m", "planish", "logits", "--model", tiny_llama]
     command += ["--tokens", "1,2", "--engine", "reference", "--out", "/dev/stdout"]
     done = subprocess.run(command, capture_output=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (0, b"/dev/stdout: float32 [2, 300]\n")
     assert np.load(io.BytesIO(done.stdout)).shape == (2, 300)
 
 
@@ -338,3 +339,13 @@ def test_both_engines_agree_whatever_the_cache(planish, tiny_llama, tmp_path, ke
     planish("logits", *words[1:5], "--out", tmp_path / "other.npy", "--kv_cache", "float32")
     same = bool((np.load(tmp_path / "other.npy") == found).all())
     assert same == (cache == "float32" and kernels == "auto")
+
+
+@pytest.mark.parametrize("engine", ["reference", "fast"])
+def test_a_model_that_overflows_is_one_line_without_warnings(make_llama, shell, tmp_path, engine):
+    model = make_llama()
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.weight"][0] = 3e38
+    save_file(tensors, model / "model.safetensors")
+    words = ("logits", "--model", model, "--tokens", "1,5", "--out", tmp_path / "l.npy")
+    assert shell(*words, "--engine", engine).refused("logits", "NaN")

@@ -104,3 +104,12 @@ def test_fingerprint_depends_on_the_tokens_alone(samples):
     assert (found["samples"], found["length"]) == (4, 24) and len(found["sha256"]) == 64
     assert found == fingerprint([s.astype(np.int32) for s in samples])
     assert found != fingerprint([*samples[:3], samples[0]])
+
+
+def test_hidden_states_whose_squares_overflow_are_an_error(tiny, samples, tmp_path):
+    tensors = tiny.tensors(tiny.values())
+    tensors["model.layers.0.mlp.down_proj.weight"] *= np.float32(1e25)  # the next norm gives zeros
+    source = tiny.write(tmp_path / "source", None, tensors)
+    with pytest.raises(QuantizationError, match="layers.0: the squared hidden states"):
+        with CheckpointWriter(tmp_path / "out", source) as writer:
+            quantize_checkpoint(open_checkpoint(source), writer, recipe("W8A8"), samples[:2])

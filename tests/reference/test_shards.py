@@ -277,3 +277,25 @@ def test_a_shard_that_links_to_itself_is_missing(sharded):
     (sharded / A).symlink_to(A)
     with pytest.raises(PlanishError, match="shard is missing"):
         open_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"weight_map": {"a": "pytorch_model.bin"}}'])
+def test_an_index_that_is_not_read_may_say_anything(tiny, tmp_path, content):
+    model = tiny.write(tmp_path / "model")
+    (model / INDEX).write_text(content)
+    open_checkpoint(model)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "added_tokens.json"])
+def test_a_link_to_nothing_is_not_taken_for_a_missing_file(tiny, tmp_path, name):
+    model = tiny.write(tmp_path / "model")
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(".git/annex/objects/x")
+    with pytest.raises(CheckpointError, match=f"{name}: is not there.*found a link to .git/annex"):
+        open_checkpoint(model)
+
+
+def test_a_file_that_nobody_reads_may_link_anywhere(tiny, tmp_path):
+    model = tiny.write(tmp_path / "model")
+    (model / "notes.json").symlink_to("/etc/hostname")
+    open_checkpoint(model)

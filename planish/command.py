@@ -1,0 +1,176 @@
+"""planish VERB ...  (also python -m planish VERB)
+
+Exit codes: 0 done, 2 bad input (one line on stderr), 3 compare found a difference, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import importlib
+import io
+import itertools
+import logging
+import re
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from planish import __version__
+from planish.interrupts import interrupts_raised
+from planish.streams import flush_output, open_streams
+from reference.errors import LOGGER, PlanishError, one_line
+from reference.memory import memory_errors
+
+VERBS = {
+    "generate": "continue a prompt",
+    "quantize": "write a model in 8 or 4 bits",
+    "perplexity": "measure a model on a text",
+    "logits": "write the logits of given tokens",
+    "compare": "judge the fast engine by the reference",
+    "inspect": "say what a model directory holds",
+    "bench": "measure speed beside the machine's limits",
+}
+FREE_TEXT = "TEXT"  # the metavar of a flag whose value may be any word, another flag's name too
+BAD_INPUT, INTERRUPTED = 2, 130
+INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a wrong command line, with the nearest right word, and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        if found := INVALID_CHOICE.search(message):
+            message += nearest(found[1], re.findall(r"\w+", found[2]))
+        sys.stderr.write(f"error: {one_line(message)}; see {self.prog} --help\n")
+        sys.exit(BAD_INPUT)
+
+    def join_values(self, words: Sequence[str]) -> list[str]:
+        """The same words, each value joined to its flag by =, as it may begin with dashes.
+
+        Refuses an unknown flag before argparse misses the one that it was meant to be. A known
+        flag is no value of another, unless that one takes free text.
+        """
+        known, joined, rest = self._option_string_actions, [], deque(words)
+        while rest and rest[0] != "--":
+            word = rest.popleft()
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and flag not in known:
+                self.error(f"unknown flag {flag}{nearest(flag, known)}")
+            if rest and word in known and known[word].nargs is None:
+                free = known[word].metavar == FREE_TEXT
+                if free or rest[0].partition("=")[0] not in (*known, "--"):
+                    word += f"={rest.popleft()}"
+            joined.append(word)
+        return [*joined, *rest]
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Keep a value of two dashes, `--prompt=--`, which older Pythons drop."""
+        if action.nargs is None and action.option_strings and arg_strings == ["--"]:
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
+
+
+def given_flags(words: Iterable[str]) -> dict[str, list[str]]:
+    """Each flag among joined words, with its values as typed."""
+    given: dict[str, list[str]] = {}
+    for word in itertools.takewhile(lambda word: word != "--", words):
+        flag, _, value = word.partition("=")
+        if flag.startswith("--"):
+            given.setdefault(flag, []).append(value)
+    return given
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What a misspelt word was probably meant to be."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of one verb. Only its own module is imported."""
+    words = list(argv[1:])
+    wanted = next((word for word in words if word in VERBS), None)
+    first = words.index(wanted) + 1 if wanted else 0
+    parser = Parser(
+        prog="planish", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"planish {__version__}")
+    if not words:
+        parser.error(f"a verb is missing: one of {', '.join(VERBS)}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
+    for verb, summary in VERBS.items():
+        sub = verbs.add_parser(verb, help=summary, allow_abbrev=False)
+        if verb == wanted:
+            module = importlib.import_module(f"planish.{verb}")
+            sub.description = module.__doc__
+            sub.formatter_class = argparse.RawDescriptionHelpFormatter
+            module.add_flags(sub)
+            words[first:] = sub.join_values(words[first:])
+            sub.set_defaults(run=module.run, given=given_flags(words[first:]))
+    return parser.parse_args(words)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a verb; what is the input's fault becomes one line and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        remedy = "a smaller model, or less input at a time"
+        with interrupts_raised(), notices_printed(), memory_errors(remedy):
+            return args.run(args)
+    except PlanishError as error:
+        return complain(str(error))
+    except BrokenPipeError:  # the reader of our output went away
+        return 0
+    except OSError as error:
+        return complain(described(error))
+
+
+class NoticePrinter(logging.Handler):
+    """Notices as plain lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def notices_printed() -> Iterator[None]:
+    """While a verb runs, what the rooms have to say goes to stderr, and nowhere else."""
+    printer = NoticePrinter()
+    LOGGER.addHandler(printer)
+    LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        LOGGER.propagate = True
+        LOGGER.removeHandler(printer)
+
+
+def described(error: OSError) -> str:
+    """Where, and what the system says."""
+    return f"{error.filename or 'input or output'}: {error.strerror or error}"
+
+
+def complain(message: str) -> int:
+    """One line on stderr, whatever the message holds."""
+    print(f"error: {one_line(message)}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script."""
+    open_streams()
+    try:
+        code: Any = run(parse(sys.argv if argv is None else argv))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    except SystemExit as end:
+        code = end.code
+    problem = flush_output()
+    sys.exit(complain(described(problem)) if problem and not code else code)
