@@ -348,4 +348,4 @@ def test_a_model_that_overflows_is_one_line_without_warnings(make_llama, shell, 
     tensors["model.layers.0.self_attn.q_proj.weight"][0] = 3e38
     save_file(tensors, model / "model.safetensors")
     words = ("logits", "--model", model, "--tokens", "1,5", "--out", tmp_path / "l.npy")
-    assert shell(*words, "--engine", engine).refused("logits", "NaN")
+    assert shell(*words, "--engine", engine).refused("logits", "found nan")
