@@ -32,7 +32,7 @@ from compare.shapes import Shape
 from reference.calibrate import Progress, no_progress
 from reference.checkpoint import Checkpoint
 from reference.config import ModelConfig
-from reference.errors import PlanishError
+from reference.errors import PlanishError, notice
 
 RUNS = 5
 TESTS = ("pp512", "tg128")
@@ -110,7 +110,7 @@ def run(
     missing: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything: {rows, limits, machine, engines, missing}, ready for JSON."""
-    tests, limits = [test.fitting(config.max_positions) for test in tests], Limits(native)
+    tests, limits = fitted(tests, config.max_positions), Limits(native)
     rates: dict[tuple[int, str], list[float]] = {}
     for number in progress(range(runs + 1), title):
         limits.sample()
@@ -179,6 +179,15 @@ def row_of(
         None if rival is None else engines[rival].format,
         engine.version,
     )
+
+
+def fitted(tests: Sequence[Test], longest: int) -> list[Test]:
+    """The tests within a model's positions; a notice names those that had to be shortened."""
+    fitting = [test.fitting(longest) for test in tests]
+    for test, shorter in zip(tests, fitting, strict=True):
+        if shorter != test:
+            notice(f"{test.name}: {shorter.name} instead, as the model has {longest} positions")
+    return fitting
 
 
 def limit_of(

@@ -32,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="UTF-8; several are joined (default: drawn at random)",
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_kv_cache_flag(parser)
     add_kernels_flag(parser)
     add_cache_flag(parser)

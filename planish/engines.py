@@ -45,7 +45,12 @@ def add_max_positions_flag(parser: argparse.ArgumentParser) -> None:
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """--engine, and the fast engine's own."""
-    parser.add_argument("--engine", choices=("fast", "reference"), default="fast")
+    parser.add_argument(
+        "--engine",
+        choices=("fast", "reference"),
+        default="fast",
+        help="fast (default): JAX and native kernels; reference: the definition, in NumPy",
+    )
     add_kv_cache_flag(parser)
     add_kernels_flag(parser)
     add_cache_flag(parser)

@@ -31,15 +31,38 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt_file", action="append", metavar="FILE", help=f"a prompt in UTF-8; {several}"
     )
-    parser.add_argument("--max_new_tokens", type=int, help="default: 128, or what fits")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--top_k", type=int, default=0, help="0 keeps every token (default)")
-    parser.add_argument("--top_p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--max_new_tokens",
+        type=int,
+        metavar="N",
+        help="at most so many (default: 128, or what fits)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)"
+    )
+    parser.add_argument(
+        "--top_k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="draw among the K likeliest tokens (default: 0, all)",
+    )
+    parser.add_argument(
+        "--top_p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw among the fewest tokens whose probabilities sum to P (default: 1, all)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of the draws (default: 0)"
+    )
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="a string that ends the text"
     )
-    parser.add_argument("--ignore_eos", action="store_true")
+    parser.add_argument(
+        "--ignore_eos", action="store_true", help="go on after the model's end-of-text token"
+    )
     add_engine_flags(parser)
 
 

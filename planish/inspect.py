@@ -31,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", metavar="DIR", help="a Hugging Face directory")
     what.add_argument("--architectures", action="store_true", help="list what can be read")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_links_flag(parser)
     add_kernels_flag(parser)
     add_cache_flag(parser)

@@ -19,7 +19,7 @@ from reference.placing import check_file, write_file
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
     parser.add_argument("--tokens", required=True, help="ids, as 1,2,3")
-    parser.add_argument("--out", required=True, metavar="FILE.npy")
+    parser.add_argument("--out", required=True, metavar="FILE.npy", help="replaced if it is there")
     add_engine_flags(parser)
 
 

@@ -19,9 +19,9 @@ WINDOW_HELP = "tokens (default: 2048, the model's length or the text's, the leas
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
-    parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8")
+    parser.add_argument("--text", required=True, metavar="FILE", help="a text in UTF-8")
     parser.add_argument("--window", type=int, help=WINDOW_HELP)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_engine_flags(parser)
 
 

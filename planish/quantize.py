@@ -25,7 +25,7 @@ from reference.writer import CheckpointWriter
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
-    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the directory to be made")
     parser.add_argument(
         "--recipe",
         required=True,
@@ -52,9 +52,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--layout", default="tiles", help="of codes: tiles (default), as kernels read, or canonical"
     )
     parser.add_argument("--calibration", metavar="FILE", help="UTF-8 text (default: the pocket's)")
-    parser.add_argument("--samples", type=int, default=NUM_SAMPLES)
-    parser.add_argument("--sample_length", type=int, default=SAMPLE_LENGTH)
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=NUM_SAMPLES,
+        metavar="N",
+        help=f"how many samples of the text to calibrate on (default: {NUM_SAMPLES})",
+    )
+    parser.add_argument(
+        "--sample_length",
+        type=int,
+        default=SAMPLE_LENGTH,
+        metavar="N",
+        help=f"tokens of a sample (default: {SAMPLE_LENGTH})",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the model that --out holds"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

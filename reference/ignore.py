@@ -51,9 +51,10 @@ def check_ignore(checkpoint: Checkpoint, recipe: Recipe) -> None:
     names = all_names(checkpoint)
     for pattern in recipe.ignore:
         if not any(matches(pattern, name) for name in names):
-            expected = f"the name of a linear, or a part of one, as {_nearest(pattern, names)}"
+            linears = all_names(checkpoint, linears_only=True)
+            expected = f"the name of a linear, or a part of one, as {_nearest(pattern, linears)}"
             raise RecipeError(
-                "matches nothing in this model", name="ignore", expected=expected, found=pattern
+                "matches nothing in this model", name="ignore", expected=expected, found=repr(pattern)
             )
     if recipe.head != "float" and recipe.ignores(*names_of(checkpoint, "head")):
         raise RecipeError(f"contradicts lm_head {recipe.head}", name="ignore", found="lm_head")
@@ -74,12 +75,13 @@ def _check_experts(checkpoint: Checkpoint, recipe: Recipe, layer: int) -> None:
         raise RecipeError(problem, name="ignore", expected=expected, found=found)
 
 
-def all_names(checkpoint: Checkpoint) -> dict[str, None]:
-    """Every name of every part of the model, in its order."""
-    config = checkpoint.config
-    parts: list[tuple[str, int | None]] = [(part, None) for part in outer_kinds(config)]
+def all_names(checkpoint: Checkpoint, linears_only: bool = False) -> dict[str, None]:
+    """Every name of every part of the model, in its order; or of those that can be quantized."""
+    config, of_block = checkpoint.config, block_shapes if linears_only else block_kinds
+    outer = ["head"] if linears_only else [*outer_kinds(config)]
+    parts: list[tuple[str, int | None]] = [(part, None) for part in outer]
     for layer in range(config.num_layers):
-        parts += [(part, layer) for part in block_kinds(config, layer)]
+        parts += [(part, layer) for part in of_block(config, layer)]
     return {name: None for part, layer in parts for name in names_of(checkpoint, part, layer)}
 
 

@@ -89,12 +89,12 @@ RECIPES = {
 }
 
 
-def _choose(name: str, value: Any, choices: Any) -> None:
+def _choose(name: str, value: Any, choices: Any, besides: str = "") -> None:
     if value not in choices:
         near = difflib.get_close_matches(str(value).lower(), [str(c).lower() for c in choices], n=1)
         nearest = [c for c in choices if near and str(c).lower() == near[0]]
         hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-        listed = ", ".join(str(c) for c in choices)
+        listed = besides + ", ".join(str(c) for c in choices)
         raise RecipeError(
             "unknown", name=name, expected=f"one of {listed}{hint}", found=repr(value)
         )
@@ -130,7 +130,7 @@ def check(recipe: Recipe, given: dict[str, Any]) -> None:
     for pattern in recipe.ignore:
         _check_pattern(pattern)
     if isinstance(recipe.alpha, str):
-        _choose("alpha", recipe.alpha, SEARCHES)
+        _choose("alpha", recipe.alpha, SEARCHES, besides="0..1, ")
     elif recipe.alpha is not None and not (math.isfinite(recipe.alpha) and 0 <= recipe.alpha <= 1):
         raise RecipeError("bad value", name="alpha", expected="0..1", found=recipe.alpha)
     if isinstance(recipe.alpha, str) and recipe.bits is None:
