@@ -138,9 +138,9 @@ def store_scale(scale: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """Round scales [N, G], none of them 0, to their storage type (SPEC 4).
 
     Where one overflows or vanishes in it, all come out as float32: those lost as they are, the
-    others with the value that they have in the type, so that their codes stay what they were. (SPEC
-    4 calls this an error; but a single dead row must not stop a model's quantization.) Raises
-    QuantizationError for a scale that overflows even float32.
+    others with the value that they have in the type, so that their codes stay what they were: a
+    single dead row must not stop a model's quantization. Raises QuantizationError for a scale that
+    overflows even float32.
     """
     with np.errstate(over="ignore"):
         stored = scale.astype(dtype)

@@ -54,7 +54,10 @@ def check_ignore(checkpoint: Checkpoint, recipe: Recipe) -> None:
             linears = all_names(checkpoint, linears_only=True)
             expected = f"the name of a linear, or a part of one, as {_nearest(pattern, linears)}"
             raise RecipeError(
-                "matches nothing in this model", name="ignore", expected=expected, found=repr(pattern)
+                "matches nothing in this model",
+                name="ignore",
+                expected=expected,
+                found=repr(pattern),
             )
     if recipe.head != "float" and recipe.ignores(*names_of(checkpoint, "head")):
         raise RecipeError(f"contradicts lm_head {recipe.head}", name="ignore", found="lm_head")
