@@ -1,4 +1,4 @@
-"""Every linear against the formulas of SPEC 2 and 4 as a loop of float32 operations, bit for bit."""
+"""Every linear against the formulas of SPEC 2 and 4 as float32 loops, bit for bit."""
 
 import numpy as np
 import pytest
