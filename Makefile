@@ -13,11 +13,14 @@ STAMP := $(VENV)/planish-installed
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 WORKERS := $(shell [ $(CORES) -lt 4 ] && echo $(CORES) || echo 4)
 
+# the rooms as they are installed, for mypy, which knows no mapping
+TYPED := build/typed
+
 CXX ?= g++
 # without what makes sanitized plain C++ minutes to compile: full debugging information
 SANITIZE := -std=c++17 -O1 -g1 -fno-var-tracking -w -ffp-contract=off -pthread -Ifast/kernels
 # the flags of an instruction set, or of the best one of this processor
-FLAGS_OF := import sys; from fast.kernels.instruction_sets import BY_NAME, available; \
+FLAGS_OF := import sys; from planish.fast.kernels.instruction_sets import BY_NAME, available; \
   one = BY_NAME.get(sys.argv[1], available()[0]); print(f"-DPLANISH_ISA={one.name}", *one.flags)
 
 .PHONY: demo test lint wheel sanitize clean
@@ -33,18 +36,20 @@ lint: $(STAMP)
 	@echo "make lint: ruff check, ruff format --check, mypy"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)/planish && ln -s $(CURDIR)/planish/* \
+	  $(foreach room,reference fast compare pocket,$(CURDIR)/$(room)) $(TYPED)/planish
+	@cd $(TYPED) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml
 
 wheel: $(STAMP)
 	@echo "make wheel: build, install, run outside the repository"
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/wheel.py
 
-sanitize:
+sanitize: $(STAMP)
 	@mkdir -p build
 	@for kind in address,undefined thread; do \
 	  for isa in best plain; do \
 	    echo "make sanitize: $$kind"; \
-	    flags=$$($(PYTHON) -c '$(FLAGS_OF)' $$isa) && \
+	    flags=$$($(BIN)/python -c '$(FLAGS_OF)' $$isa) && \
 	    $(CXX) $$flags $(SANITIZE) -fsanitize=$$kind -fno-sanitize-recover=all \
 	      fast/kernels/kernels.cc tests/fast/kernels_check.cc -o build/check && \
 	    build/check 20 || exit 1; \

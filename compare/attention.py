@@ -22,18 +22,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-
-import fast.native
-import reference.layers
-from compare.cached import as_floats, check_flips, untiled
-from compare.check import Check, check
-from compare.parts import SOFTMAX_TOLERANCE
-from compare.placed import Sets, computed
-from fast.cache import KEY_SLOTS
-from reference.config import Alibi
-from reference.grids import INT8_MAX, int8_scale
-from reference.layers import causal_mask
-from reference.rope import Rope, rotate
+import planish.fast.native
+import planish.reference.layers
+from planish.compare.cached import as_floats, check_flips, untiled
+from planish.compare.check import Check, check
+from planish.compare.parts import SOFTMAX_TOLERANCE
+from planish.compare.placed import Sets, computed
+from planish.fast.cache import KEY_SLOTS
+from planish.reference.config import Alibi
+from planish.reference.grids import INT8_MAX, int8_scale
+from planish.reference.layers import causal_mask
+from planish.reference.rope import Rope, rotate
 
 ROTATED = 1e-6  # two products and a sum
 STALE = 1e3
@@ -112,7 +111,7 @@ def check_case(case: Case, inputs: Inputs, isa: str) -> Iterator[Check]:
     """One call of the kernel."""
     values = inputs.q, inputs.k, inputs.v, inputs.positions, inputs.tables, inputs.past
     sizes = case.kv_heads, case.head_dim, isa
-    kernel = partial(fast.native.attention, **case.options())
+    kernel = partial(planish.fast.native.attention, **case.options())
     mixed, past = computed(kernel, *values, *sizes, static=(6, 7, 8))
     name = f"{case}, {'INT8' if len(past) == 4 else 'floats'}, {isa}"
     before, after = (untiled(layer, case.head_dim) for layer in (inputs.past, past))
@@ -127,7 +126,7 @@ def check_case(case: Case, inputs: Inputs, isa: str) -> Iterator[Check]:
         keys, slots = (array[row].swapaxes(0, 1)[: new.stop] for array in floats)
         mask = causal_mask(inputs.positions[row], new.stop, case.window)
         scores = case.divisor, case.alibi, case.cap
-        output = reference.layers.attention(q, keys, slots, mask, *scores)
+        output = planish.reference.layers.attention(q, keys, slots, mask, *scores)
         yield check(1, None, part, output, mixed[row], SOFTMAX_TOLERANCE * np.abs(output).max())
 
 

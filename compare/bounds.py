@@ -18,10 +18,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-
-import reference.linear
-from reference.grids import expand_groups
-from reference.linear import Linear, QuantizedWeight
+import planish.reference.linear
+from planish.reference.grids import expand_groups
+from planish.reference.linear import Linear, QuantizedWeight
 
 EPS = float(np.finfo(np.float32).eps)
 SUMMATION = 16 * EPS
@@ -33,24 +32,24 @@ def tolerance(x: np.ndarray, linear: Linear, native: bool = False) -> np.ndarray
     weight = linear.weight
     bias = 0.0 if linear.bias is None else np.abs(linear.bias)
     if not isinstance(weight, QuantizedWeight):
-        dense = np.abs(reference.linear.float_weight(linear))
+        dense = np.abs(planish.reference.linear.float_weight(linear))
         return SUMMATION * (np.abs(x) @ dense.T + bias) + NOTHING
     if linear.activation == "float":
-        dense = np.abs(reference.linear.dequantize(weight))
+        dense = np.abs(planish.reference.linear.dequantize(weight))
         return SUMMATION * (np.abs(x) @ dense.T + bias) + NOTHING
     if native:
         return np.zeros((len(x), weight.shape[0]))
     if weight.bits == 8:
-        terms = np.abs(reference.linear.linear(x, replace(linear, bias=None)))
+        terms = np.abs(planish.reference.linear.linear(x, replace(linear, bias=None)))
         return 2 * EPS * (3 * terms + bias) + NOTHING
     return 2 * EPS * ((3 + weight.scale.shape[1]) * absolute_terms(x, linear) + bias) + NOTHING
 
 
 def absolute_terms(x: np.ndarray, linear: Linear) -> np.ndarray:
     """sum over groups of |f32(sum xq (q - z)) * w_scale * a_scale|, [T, N]."""
-    weight = reference.linear.quantized_weight(linear)
+    weight = planish.reference.linear.quantized_weight(linear)
     codes, a_scale = reference_codes(x, linear)
-    sums = reference.linear.group_products(codes, weight)
+    sums = planish.reference.linear.group_products(codes, weight)
     scales = np.broadcast_to(a_scale, (len(x), len(sums)))
     terms = np.zeros((len(x), weight.shape[0]), np.float32)
     for g, total in enumerate(sums):
@@ -61,8 +60,8 @@ def absolute_terms(x: np.ndarray, linear: Linear) -> np.ndarray:
 def reference_codes(x: np.ndarray, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
     """Codes [T, K] and scale [T or 1, 1 or G] by the definition."""
     if linear.activation == "per_group":
-        return reference.linear.quantize_int8_groups(x, group_size_of(linear))
-    return reference.linear.quantize_activations(x, linear)
+        return planish.reference.linear.quantize_int8_groups(x, group_size_of(linear))
+    return planish.reference.linear.quantize_activations(x, linear)
 
 
 def group_size_of(linear: Linear) -> int:

@@ -14,16 +14,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-
-import reference.layers
-import reference.model
-from compare.check import Check, check
-from fast.cache import is_tiled
-from reference.block import Block
-from reference.config import ModelConfig
-from reference.grids import int8_codes, int8_scale
-from reference.layers import causal_mask
-from reference.rope import rotate, rotations
+import planish.reference.layers
+import planish.reference.model
+from planish.compare.check import Check, check
+from planish.fast.cache import is_tiled
+from planish.reference.block import Block
+from planish.reference.config import ModelConfig
+from planish.reference.grids import int8_codes, int8_scale
+from planish.reference.layers import causal_mask
+from planish.reference.rope import rotate, rotations
 
 TIE = 1e-3
 SCALE_TOLERANCE = 1e-5  # relative
@@ -88,7 +87,7 @@ def check_flips(
 
 def projections(config: ModelConfig, block: Block, x: np.ndarray) -> list[np.ndarray]:
     """The reference's q, k and v of x [T, D], rotated, in floats: [T, heads, Hd] each."""
-    q, k, v = reference.model.heads(config, block, x)
+    q, k, v = planish.reference.model.heads(config, block, x)
     if block.kind.rope is not None:
         rope = config.ropes[block.kind.rope]
         cos, sin = rotations(rope, np.arange(len(x)), len(x))
@@ -105,4 +104,4 @@ def attention_over(
     mask = causal_mask(np.arange(len(x)), len(x), kind.window)
     scores = kind.score_divisor, config.alibi, config.score_cap
     q = projections(config, block, x)[0]
-    return reference.layers.attention(q, keys, values, mask, *scores)
+    return planish.reference.layers.attention(q, keys, values, mask, *scores)

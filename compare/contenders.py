@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-
-from compare.limits import cores
-from compare.peers import PEERS, installed, peer
-from compare.peers.process import PeerProcess
-from compare.random_model import write_random
-from compare.shapes import Shape
-from fast.engine import Engine
-from reference.block import split_expert
-from reference.checkpoint import Checkpoint, open_checkpoint
-from reference.config import ModelConfig
-from reference.errors import RecipeError
-from reference.generate import Stop
-from reference.recipes import RECIPES
-from reference.sampling import Sampling
-from reference.shapes import block_shapes, outer_shapes
+from planish.compare.limits import cores
+from planish.compare.peers import PEERS, installed, peer
+from planish.compare.peers.process import PeerProcess
+from planish.compare.random_model import write_random
+from planish.compare.shapes import Shape
+from planish.fast.engine import Engine
+from planish.reference.block import split_expert
+from planish.reference.checkpoint import Checkpoint, open_checkpoint
+from planish.reference.config import ModelConfig
+from planish.reference.errors import RecipeError
+from planish.reference.generate import Stop
+from planish.reference.recipes import RECIPES
+from planish.reference.sampling import Sampling
+from planish.reference.shapes import block_shapes, outer_shapes
 
 PEER_BITS = {"Q4_0": 4, "int4": 4, "Q8_0": 8, "int8": 8, "bf16": 16}
 

@@ -11,16 +11,15 @@ gives on these rows, bit for bit, and no tolerance is left in which a wrong oper
 from __future__ import annotations
 
 import numpy as np
-
-import fast.model
-import fast.native
-import reference.linear
-from compare.bounds import EPS, tolerance
-from compare.check import Check, check
-from compare.placed import computed, place
-from reference.config import ModelConfig
-from reference.layers import Norm
-from reference.linear import Linear, QuantizedWeight
+import planish.fast.model
+import planish.fast.native
+import planish.reference.linear
+from planish.compare.bounds import EPS, tolerance
+from planish.compare.check import Check, check
+from planish.compare.placed import computed, place
+from planish.reference.config import ModelConfig
+from planish.reference.layers import Norm
+from planish.reference.linear import Linear, QuantizedWeight
 
 
 def identity(size: int, native: bool = False) -> Linear:
@@ -39,12 +38,14 @@ def norm_part(
 ) -> np.ndarray:
     """The rows that the placed linears behind a norm read, for x [T, D]."""
     hand_on = identity(x.shape[1], fused(readers))
-    return computed(fast.model.project, config, x[None], norm, (hand_on,), static=(0,))[0][0]
+    return computed(planish.fast.model.project, config, x[None], norm, (hand_on,), static=(0,))[0][
+        0
+    ]
 
 
 def fused(readers: dict[str, Linear]) -> bool:
     """Whether one native call computes all these placed linears and what stands before them."""
-    return fast.native.alike(list(readers.values()))
+    return planish.fast.native.alike(list(readers.values()))
 
 
 def check_outputs(
@@ -59,7 +60,10 @@ def check_outputs(
 
     Where the linear is weight-only, within its bound.
     """
-    expected, allowed = reference.linear.linear(rows, linear), tolerance(rows, linear, native=True)
+    expected, allowed = (
+        planish.reference.linear.linear(rows, linear),
+        tolerance(rows, linear, native=True),
+    )
     if residual is not None:
         expected = residual + expected
         allowed = allowed + (linear.activation == "float") * EPS * np.abs(expected)

@@ -30,16 +30,15 @@ from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
-
-import fast.native
-import reference.linear
-from compare.bounds import EPS, NOTHING
-from compare.check import Check, check
-from compare.ops import hard_rows
-from compare.placed import Sets, computed, place
-from reference.grids import INT4_MAX, INT8_MAX, expand_groups, num_groups
-from reference.linear import Linear, QuantizedWeight
-from reference.packing import pack_nibbles
+import planish.fast.native
+import planish.reference.linear
+from planish.compare.bounds import EPS, NOTHING
+from planish.compare.check import Check, check
+from planish.compare.ops import hard_rows
+from planish.compare.placed import Sets, computed, place
+from planish.reference.grids import INT4_MAX, INT8_MAX, expand_groups, num_groups
+from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.packing import pack_nibbles
 
 CASES = 18  # of each kind; 56 kinds
 SHAPES_OF_A_KIND = 2
@@ -133,7 +132,7 @@ def outputs(
     """What x [B, T, K] should give, and how far off that may be: [B, T, N] each."""
     if linear.activation == "float":
         return float_outputs(x.astype(np.float64), linear, residual)
-    expected = np.stack([reference.linear.linear(rows, linear) for rows in x])
+    expected = np.stack([planish.reference.linear.linear(rows, linear) for rows in x])
     expected = expected if residual is None else residual + expected
     return expected, np.zeros(expected.shape)
 
@@ -142,9 +141,9 @@ def float_outputs(
     x: np.ndarray, linear: Linear, residual: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same in float64, and the bound of float32."""
-    weight = reference.linear.quantized_weight(linear)
+    weight = planish.reference.linear.quantized_weight(linear)
     scale = expand_groups(weight.scale.astype(np.float64), weight.in_features, weight.group_size)
-    dense = reference.linear.centred_codes(weight) * scale
+    dense = planish.reference.linear.centred_codes(weight) * scale
     expected, magnitude = x @ dense.T, np.abs(x) @ np.abs(dense).T
     for added in (linear.bias, residual):
         if added is not None:
@@ -154,7 +153,7 @@ def float_outputs(
 
 def run(x: jax.Array, layer: Linear, residual: jax.Array | None, isa: str) -> jax.Array:
     """The kernel: x [B, T, K] -> [B, T, N]."""
-    return fast.native.linears(x, (layer,), residual=residual, isa=isa)[0]
+    return planish.fast.native.linears(x, (layer,), residual=residual, isa=isa)[0]
 
 
 def random_shape(rng: np.random.Generator) -> Shape:

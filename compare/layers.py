@@ -35,23 +35,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-
-import fast.model
-import reference.linear
-import reference.model
-from compare.cached import attention_over, check_codes
-from compare.check import Check, check
-from compare.fused import check_outputs, fused, identity, norm_part
-from compare.mixtures import check_mixture
-from compare.ops import check_output
-from compare.parts import check_part, limit
-from compare.placed import computed, is_native, place
-from compare.trace import NormPlace, Seen, activations, norm_places
-from fast.cache import can_tile, empty_layer
-from reference.block import Block, Experts, Weights
-from reference.config import ModelConfig
-from reference.linear import Linear
-from reference.rope import rotations
+import planish.fast.model
+import planish.reference.linear
+import planish.reference.model
+from planish.compare.cached import attention_over, check_codes
+from planish.compare.check import Check, check
+from planish.compare.fused import check_outputs, fused, identity, norm_part
+from planish.compare.mixtures import check_mixture
+from planish.compare.ops import check_output
+from planish.compare.parts import check_part, limit
+from planish.compare.placed import computed, is_native, place
+from planish.compare.trace import NormPlace, Seen, activations, norm_places
+from planish.fast.cache import can_tile, empty_layer
+from planish.reference.block import Block, Experts, Weights
+from planish.reference.config import ModelConfig
+from planish.reference.linear import Linear
+from planish.reference.rope import rotations
 
 BLOCK_TOLERANCE = 4e-5  # for a whole block in floats: its parts one behind the other
 QUANTIZED_BLOCK_TOLERANCE = 0.1  # where codes may flip inside the block
@@ -119,14 +118,16 @@ def check_norm(case: Case, place: NormPlace) -> Iterator[Check]:
     norm, linears = getattr(case.placed, part), case.linears(place.readers)
     readers = {name: part_of(case.placed, name) for name in linears}
     if not readers or case.config.norm_placement == "post":
-        found = computed(fast.model.normalize, given[None], norm, case.config, static=(2,))[0]
+        found = computed(planish.fast.model.normalize, given[None], norm, case.config, static=(2,))[
+            0
+        ]
         yield from check_part(case.layer, part, expected, found, linears, case.native)
         return
     found = norm_part(case.config, norm, readers, given)
     yield from check_part(case.layer, part, expected, found, linears, case.native)
     if fused(readers) and np.isfinite(found).all():
         arguments = given[None], norm, tuple(readers.values())
-        outputs = computed(fast.model.project, case.config, *arguments, static=(0,))
+        outputs = computed(planish.fast.model.project, case.config, *arguments, static=(0,))
         for (name, linear), y in zip(linears.items(), outputs, strict=True):
             yield check_outputs(case.layer, f"{name} behind its norm", linear, found, y[0])
 
@@ -135,10 +136,10 @@ def check_rows(case: Case, part: str, seen: Seen) -> Check:
     """One linear on every row that the reference gives it, as the model calls it."""
     linear, placed, x = part_of(case.block, part), part_of(case.placed, part), seen[part]
     if part in ("o", "down"):
-        found = computed(fast.model.linear, x[None], placed)[0]
+        found = computed(planish.fast.model.linear, x[None], placed)[0]
     else:
         arguments = case.config, x[None], None, (placed,)
-        found = computed(fast.model.project, *arguments, static=(0,))[0][0]
+        found = computed(planish.fast.model.project, *arguments, static=(0,))[0][0]
     return check_output(case.layer, part, linear, x, found, is_native(placed), level=2)
 
 
@@ -163,7 +164,7 @@ def attend(case: Case, block: Block, x: np.ndarray, residual: np.ndarray | None 
     positions = np.arange(len(x), dtype=np.int32)[None]
     past = empty_layer(case.config, 1, len(x), case.tiled)
     arguments = x[None], positions, past, tables(case.config, len(x)), None, residual
-    return computed(fast.model.attend, case.config, block, *arguments, static=(0,))
+    return computed(planish.fast.model.attend, case.config, block, *arguments, static=(0,))
 
 
 def check_mlp(case: Case, seen: Seen) -> Iterator[Check]:
@@ -174,11 +175,11 @@ def check_mlp(case: Case, seen: Seen) -> Iterator[Check]:
     placed: Any = case.placed.mlp
     layer, down, x, native = case.layer, mlp.down, seen["n"], is_native(placed.down)
     through = replace(placed, down=identity(down.weight.shape[1], native))
-    inner = computed(fast.model.mlp, case.config, through, x[None], static=(0,))[0]
+    inner = computed(planish.fast.model.mlp, case.config, through, x[None], static=(0,))[0]
     yield from check_part(layer, "mlp", seen["down"], inner, {"down": down}, case.native)
     if native and np.isfinite(inner).all():
         arguments = x[None], None, seen["x"][None]
-        found = computed(fast.model.mlp, case.config, placed, *arguments, static=(0,))
+        found = computed(planish.fast.model.mlp, case.config, placed, *arguments, static=(0,))
         part = "down and the residual behind the mlp"
         yield check_outputs(layer, part, down, inner, found[0], seen["x"])
     yield check_rows(case, "down", seen)
@@ -193,7 +194,9 @@ def check_whole(case: Case, seen: Seen) -> Iterator[Check]:
     """The block as the model runs it: that its parts are put together as they should be."""
     expected, layer = seen["out"], case.layer
     given = seen["x"][None], tables(case.config, len(expected)), case.tiled
-    found = computed(fast.model.run_block, case.config, case.placed, *given, static=(0, 4))[0]
+    found = computed(planish.fast.model.run_block, case.config, case.placed, *given, static=(0, 4))[
+        0
+    ]
     if case.in_floats:
         yield check(2, layer, "block", expected, found, limit(expected, BLOCK_TOLERANCE))
         return
@@ -214,9 +217,9 @@ def check_ends(
     """Embeddings of tokens [T], and logits of the last hidden states [T, D]."""
     outer = place(replace(weights, blocks=()), native)
     positions = np.arange(len(tokens), dtype=np.int32)
-    expected = reference.model.embed(config, weights, tokens, positions)
+    expected = planish.reference.model.embed(config, weights, tokens, positions)
     given = tokens.astype(np.int32)[None], positions[None]
-    found = computed(fast.model.embed, config, outer, *given, static=(0,))[0]
+    found = computed(planish.fast.model.embed, config, outer, *given, static=(0,))[0]
     yield check(2, None, "embed", expected, found, limit(expected))
-    found = computed(fast.model.unembed, config, outer, last[None], static=(0,))[0]
+    found = computed(planish.fast.model.unembed, config, outer, last[None], static=(0,))[0]
     yield check(2, None, "unembed", logits, found, limit(logits))

@@ -24,8 +24,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 from jax import lax
-
-from fast import native
+from planish.fast import native
 
 READ_BYTES = 2**29  # larger than any cache
 ROUNDS = 200_000  # of 2048 operations, for each of 64 units

@@ -18,22 +18,21 @@ from typing import Any
 
 import jax
 import numpy as np
-
-import fast.experts
-import fast.linear
-import reference.linear
-import reference.model
-from compare.check import Check, check
-from compare.fused import check_outputs, identity
-from compare.ops import check_output
-from compare.parts import check_part, limit
-from compare.placed import computed, is_native
-from compare.trace import Seen, judged_experts
-from fast.weights import PlacedExperts
-from reference.block import Experts, Mlp
-from reference.config import ModelConfig, Moe
-from reference.layers import softmax
-from reference.linear import Linear
+import planish.fast.experts
+import planish.fast.linear
+import planish.reference.linear
+import planish.reference.model
+from planish.compare.check import Check, check
+from planish.compare.fused import check_outputs, identity
+from planish.compare.ops import check_output
+from planish.compare.parts import check_part, limit
+from planish.compare.placed import computed, is_native
+from planish.compare.trace import Seen, judged_experts
+from planish.fast.weights import PlacedExperts
+from planish.reference.block import Experts, Mlp
+from planish.reference.config import ModelConfig, Moe
+from planish.reference.layers import softmax
+from planish.reference.linear import Linear
 
 SHARE_TOLERANCE = 1e-5
 FEW = 8  # rows, of which the kernels route by themselves
@@ -65,15 +64,15 @@ def check_routing(
     config: ModelConfig, layer: int, router: Linear, placed: PlacedExperts, n: np.ndarray
 ) -> Iterator[Check]:
     """The router's scores of rows n [T, D]; experts and shares, of many rows and of a few."""
-    scores = reference.linear.linear(n, router)
-    found = computed(fast.linear.linear, n[None], placed.router)[0]
+    scores = planish.reference.linear.linear(n, router)
+    found = computed(planish.fast.linear.linear, n[None], placed.router)[0]
     yield check_output(layer, "router", router, n, found, level=2)
     native = is_native(placed.up)
     for rows in (len(n), min(FEW, len(n))):
-        route = fast.experts.native_route if native else fast.experts.portable_route
+        route = planish.fast.experts.native_route if native else planish.fast.experts.portable_route
         given = config, placed, n[None, :rows], None
         _, shares, chosen = computed(route, *given, static=(0,))
-        expected = dense(config, *reference.model.route(config, scores[:rows]))
+        expected = dense(config, *planish.reference.model.route(config, scores[:rows]))
         sure = decided_rows(config, scores[:rows])
         part = f"shares of {rows} rows"
         found = dense(config, shares, chosen)
@@ -113,15 +112,19 @@ def check_expert(
 def through_one(config: ModelConfig, placed: PlacedExperts, rows: np.ndarray) -> np.ndarray:
     """Rows [T, D] through the only expert of a mixture."""
     if is_native(placed.up):
-        return computed(fast.experts.mixture, alone(config), placed, rows[None], static=(0,))[0]
+        return computed(
+            planish.fast.experts.mixture, alone(config), placed, rows[None], static=(0,)
+        )[0]
     here = np.ones(len(rows), bool)
-    return computed(fast.experts.one_expert, config, placed, np.int32(0), rows, here, static=(0,))
+    return computed(
+        planish.fast.experts.one_expert, config, placed, np.int32(0), rows, here, static=(0,)
+    )
 
 
 def hidden(config: ModelConfig, stored: Mlp, rows: np.ndarray) -> np.ndarray:
     """What an expert's `down` reads of rows [T, D], by the reference."""
     seen: Seen = {}
-    reference.model.mlp(config, stored, rows, seen.__setitem__)
+    planish.reference.model.mlp(config, stored, rows, seen.__setitem__)
     return seen["down"]
 
 
@@ -140,6 +143,6 @@ def check_mixture(
         name = f"experts.{index}"
         rows, one = seen[f"{name}.up"], one_expert(placed, index)
         yield from check_expert(config, layer, name, stored.experts[index], one, rows)
-    sure = decided_rows(config, reference.linear.linear(n, stored.router))
-    found = computed(fast.experts.mixture, config, placed, n[None], static=(0,))[0]
+    sure = decided_rows(config, planish.reference.linear.linear(n, stored.router))
+    found = computed(planish.fast.experts.mixture, config, placed, n[None], static=(0,))[0]
     yield check(2, layer, "mixture", mixed[sure], found[sure], limit(mixed, share))

@@ -28,19 +28,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-import fast.cache
-import reference.model
-from compare.cached import as_floats
-from compare.check import Check, check
-from compare.noise import Tolerances, Trace, slot_errors
-from fast.engine import Engine
-from reference.block import Weights
-from reference.config import ModelConfig
-from reference.evaluate import agreement
-from reference.generate import Stop
-from reference.model import PREFILL_CHUNK, KVCache
-from reference.sampling import Sampling
+import planish.fast.cache
+import planish.reference.model
+from planish.compare.cached import as_floats
+from planish.compare.check import Check, check
+from planish.compare.noise import Tolerances, Trace, slot_errors
+from planish.fast.engine import Engine
+from planish.reference.block import Weights
+from planish.reference.config import ModelConfig
+from planish.reference.evaluate import agreement
+from planish.reference.generate import Stop
+from planish.reference.model import PREFILL_CHUNK, KVCache
+from planish.reference.sampling import Sampling
 
 STEPS = 6  # single steps at the end of the cache
 FEW_TOKENS = 100  # a mean over fewer is judged as a row's
@@ -119,7 +118,9 @@ def check_boundary(case: Case, trace: Trace) -> Iterator[Check]:
     if len(trace.tokens) <= PREFILL_CHUNK:
         return
     tokens = list(trace.tokens[: PREFILL_CHUNK + 1])
-    expected, _ = reference.model.decode_step(case.config, case.weights, tokens[-1], trace.cache)
+    expected, _ = planish.reference.model.decode_step(
+        case.config, case.weights, tokens[-1], trace.cache
+    )
     *_, (found, _) = case.engine.prefill(tokens, len(tokens), all_logits=True)
     yield from check_logits(case, f"prefill of {len(tokens)}", expected[None], found)
 
@@ -133,7 +134,7 @@ def check_steps(case: Case, trace: Trace, prefilled: np.ndarray) -> Iterator[Che
     *_, (_, fast_cache) = case.engine.prefill(list(tokens[:split]), slots, all_logits=True)
     for position in range(split, slots):
         token = int(tokens[position])
-        row, cache = reference.model.decode_step(case.config, case.weights, token, cache)
+        row, cache = planish.reference.model.decode_step(case.config, case.weights, token, cache)
         step = np.array([token]), np.array([position])
         found, fast_cache = case.engine.decode_step(*step, fast_cache)
         name = f"decode at slot {position} of {fast_cache.slots}"
@@ -144,7 +145,9 @@ def check_steps(case: Case, trace: Trace, prefilled: np.ndarray) -> Iterator[Che
     yield from check_cache(case, cache, fast_cache)
 
 
-def check_cache(case: Case, expected: KVCache, found: fast.cache.KVCache) -> Iterator[Check]:
+def check_cache(
+    case: Case, expected: KVCache, found: planish.fast.cache.KVCache
+) -> Iterator[Check]:
     """|found - expected| / |expected| of the keys (values) in each slot; the index is the slot."""
     layers = [
         as_floats(layer, case.config.head_dim) for layer in found.layers
@@ -162,7 +165,7 @@ def cache_after(case: Case, trace: Trace, tokens: np.ndarray) -> KVCache:
     """The reference's cache after some tokens: cut from the trace's where that is the same."""
     count = len(tokens)
     if case.together or trace.cache.length < count:
-        return reference.model.prefill(case.config, case.weights, tokens.tolist())[1]
+        return planish.reference.model.prefill(case.config, case.weights, tokens.tolist())[1]
     keys = tuple(k[:count] for k in trace.cache.keys)
     return KVCache(keys, tuple(v[:count] for v in trace.cache.values))
 
@@ -184,11 +187,11 @@ def check_batch(case: Case, tokens: Sequence[int]) -> Iterator[Check]:
 
 def greedy_alone(case: Case, prompt: Sequence[int], new: int) -> np.ndarray:
     """The reference's logits [new, V] as it continues one prompt greedily."""
-    logits, cache = reference.model.prefill(case.config, case.weights, prompt)
+    logits, cache = planish.reference.model.prefill(case.config, case.weights, prompt)
     rows = [logits[-1]]
     while len(rows) < new:
         token = int(rows[-1].argmax())
-        row, cache = reference.model.decode_step(case.config, case.weights, token, cache)
+        row, cache = planish.reference.model.decode_step(case.config, case.weights, token, cache)
         rows.append(row)
     return np.stack(rows)
 

@@ -21,12 +21,11 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 
 import numpy as np
-
-import reference.model
-from reference.block import Weights
-from reference.config import ModelConfig
-from reference.evaluate import agreement
-from reference.model import KVCache
+import planish.reference.model
+from planish.reference.block import Weights
+from planish.reference.config import ModelConfig
+from planish.reference.evaluate import agreement
+from planish.reference.model import KVCache
 
 DISTURBANCE = np.float32(2e-6)
 FACTOR = 3.0
@@ -82,15 +81,15 @@ def disturbed(
 ) -> tuple[np.ndarray, KVCache]:
     """Logits and cache of tokens when each block reads x (1 + 2e-6 n), n normally distributed."""
     rng, positions = np.random.default_rng(seed), np.arange(len(tokens))
-    nothing = reference.model.empty_cache(config)
-    x, pasts = reference.model.embed(config, weights, np.asarray(tokens), positions), []
+    nothing = planish.reference.model.empty_cache(config)
+    x, pasts = planish.reference.model.embed(config, weights, np.asarray(tokens), positions), []
     for layer, block in enumerate(weights.blocks):
         x = x * (1 + DISTURBANCE * rng.standard_normal(x.shape, np.float32))
         past = nothing.keys[layer], nothing.values[layer]
-        x, longer = reference.model.block_forward(config, block, x, positions, past)
+        x, longer = planish.reference.model.block_forward(config, block, x, positions, past)
         pasts.append(longer)
     keys, values = zip(*pasts, strict=True)
-    return reference.model.unembed(config, weights, x), KVCache(keys, values)
+    return planish.reference.model.unembed(config, weights, x), KVCache(keys, values)
 
 
 def slot_errors(expected: np.ndarray, found: np.ndarray) -> np.ndarray:

@@ -22,13 +22,12 @@ from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
-
-import fast.linear
-import fast.weights
-import reference.linear
-from compare.bounds import activation_scales, group_size_of, reference_codes, tolerance
-from compare.check import Check, check
-from compare.placed import (
+import planish.fast.linear
+import planish.fast.weights
+import planish.reference.linear
+from planish.compare.bounds import activation_scales, group_size_of, reference_codes, tolerance
+from planish.compare.check import Check, check
+from planish.compare.placed import (
     Sets,
     computed,
     is_native,
@@ -37,9 +36,9 @@ from compare.placed import (
     placed_weight,
     portable_output,
 )
-from reference.grids import SYMMETRIC_ZERO, grouped, int8_scale, num_groups
-from reference.linear import Linear, QuantizedWeight
-from reference.packing import pack_nibbles
+from planish.reference.grids import SYMMETRIC_ZERO, grouped, int8_scale, num_groups
+from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.packing import pack_nibbles
 
 SMALLEST_GROUP = 32  # a largest entry at every 32nd place gives every group the same scale
 EXACT = 2**24  # float32 holds every integer up to here
@@ -139,7 +138,7 @@ def check_output(
     level: int = 1,
 ) -> Check:
     """The linear's outputs for rows x [T, K], within the bound of the operations behind them."""
-    expected = reference.linear.linear(x, linear)
+    expected = planish.reference.linear.linear(x, linear)
     return check(level, layer, part, expected, found, tolerance(x, linear, native))
 
 
@@ -167,10 +166,12 @@ def fast_codes(x: np.ndarray, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
     """Codes [T, K] and scale [T, 1 or G] by the engine's functions."""
     if not (isinstance(linear.weight, QuantizedWeight) and linear.weight.bits == 4):
         bare = replace(linear, weight=np.zeros(0), bias=None)  # one program for every weight
-        codes, scale = computed(fast.linear.quantize_activations, x[None], bare)
+        codes, scale = computed(planish.fast.linear.quantize_activations, x[None], bare)
         return codes[0], scale
     groups = grouped(x, group_size_of(linear))
-    codes, scale = computed(fast.linear.quantize_groups, groups, linear.activation, static=(1,))
+    codes, scale = computed(
+        planish.fast.linear.quantize_groups, groups, linear.activation, static=(1,)
+    )
     return codes.reshape(len(x), -1)[:, : x.shape[1]], scale[:, :, 0]
 
 
@@ -191,7 +192,7 @@ def observer(linear: Linear, columns: np.ndarray) -> Linear:
     Row n of its weight is 1 at columns[n] and 0 elsewhere, every scale 1: f32(code * 1) * scale
     is all that is rounded.
     """
-    weight = reference.linear.quantized_weight(linear)
+    weight = planish.reference.linear.quantized_weight(linear)
     k, bits, size = weight.in_features, weight.bits, weight.group_size
     ones = (np.arange(k) == columns[:, None]).astype(np.uint8)
     scale = np.ones((len(columns), num_groups(k, size)), np.float32)
@@ -208,15 +209,15 @@ def check_sums(
     layer: int | None, part: str, linear: Linear, placed: Linear, x: np.ndarray
 ) -> Check:
     """Integer sums over K (INT4: over the groups that float32 holds exactly): equal."""
-    weight, form = reference.linear.quantized_weight(linear), cast(Any, placed.weight)
+    weight, form = planish.reference.linear.quantized_weight(linear), cast(Any, placed.weight)
     codes = reference_codes(x, linear)[0]
     if weight.bits == 8:
-        expected = reference.linear.integer_product(codes, weight.codes)
-        found = computed(fast.linear.integer_product, codes, form.codes)
+        expected = planish.reference.linear.integer_product(codes, weight.codes)
+        found = computed(planish.fast.linear.integer_product, codes, form.codes)
     else:
         groups, _, size = form.codes.shape
         groups = min(groups, max(1, EXACT // (127 * 15 * size)))
-        expected = np.sum(reference.linear.group_products(codes, weight)[:groups], axis=0)
+        expected = np.sum(planish.reference.linear.group_products(codes, weight)[:groups], axis=0)
         found = grouped_sums(codes, np.asarray(form.codes)[:groups])
     return check(1, layer, f"{part}, integer sums", expected, found, 0.0)
 
@@ -225,9 +226,9 @@ def grouped_sums(codes: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """The engine's grouped product with every scale 1: codes [T, K], weight [G, N, g] -> [T, N]."""
     groups, outputs, size = weight.shape
     split = grouped(codes[:, : groups * size], size)
-    placed = fast.weights.GroupedWeight(weight, np.ones((groups, outputs), np.float32))
+    placed = planish.fast.weights.GroupedWeight(weight, np.ones((groups, outputs), np.float32))
     ones = np.ones((len(codes), groups, 1), np.float32)
-    return computed(fast.linear.int4_rows, split, ones, placed)
+    return computed(planish.fast.linear.int4_rows, split, ones, placed)
 
 
 def check_integer_products(seed: int = 0) -> Iterator[Check]:
@@ -237,8 +238,8 @@ def check_integer_products(seed: int = 0) -> Iterator[Check]:
         x = rng.integers(-127, 128, (rows, cols)).astype(np.int8)
         w = rng.integers(-127, 128, (outputs, cols)).astype(np.int8)
         x[0], w[0] = 127, -127
-        expected = reference.linear.integer_product(x, w)
-        found = computed(fast.linear.integer_product, x, w)
+        expected = planish.reference.linear.integer_product(x, w)
+        found = computed(planish.fast.linear.integer_product, x, w)
         part = f"integer product {rows} x {cols} x {outputs}"
         yield check(1, None, part, expected, found, 0.0)
 
@@ -246,5 +247,5 @@ def check_integer_products(seed: int = 0) -> Iterator[Check]:
 def check_scales() -> Check:
     """int8 scales over twelve orders of magnitude: equal, so divided and not multiplied."""
     absmax = np.logspace(-7, 5, 4001).astype(np.float32)
-    found = computed(fast.linear.int8_scale, absmax)
+    found = computed(planish.fast.linear.int8_scale, absmax)
     return check(1, None, "int8 scale", int8_scale(absmax), found, 0.0)

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-
-from compare.bounds import NOTHING, activation_scales, reference_codes
-from compare.check import Check, check
-from compare.ops import fast_codes
-from reference.grids import int8_scale
-from reference.linear import Linear
+from planish.compare.bounds import NOTHING, activation_scales, reference_codes
+from planish.compare.check import Check, check
+from planish.compare.ops import fast_codes
+from planish.reference.grids import int8_scale
+from planish.reference.linear import Linear
 
 FLOAT_TOLERANCE = 1e-5  # of the largest magnitude, for one part
 SOFTMAX_TOLERANCE = 4e-5

@@ -11,21 +11,20 @@ from typing import Any
 
 import jax
 import numpy as np
-
-import fast.linear
-import fast.native
-import fast.weights
-import reference.linear
-from reference.block import Experts
-from reference.linear import Linear, QuantizedWeight
-from reference.tiles import TiledWeight, tile, untile
+import planish.fast.linear
+import planish.fast.native
+import planish.fast.weights
+import planish.reference.linear
+from planish.reference.block import Experts
+from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.tiles import TiledWeight, tile, untile
 
 Sets = tuple[str, ...]  # instruction sets whose kernels are judged, the default first; () is XLA
 
 
 def place(tree: Any, native: bool = False) -> Any:
     """A linear, a norm or a block as the engine places it on its device; `native`: in tiles."""
-    return jax.device_put(fast.weights.place_block(in_tiles(tree) if native else tree))
+    return jax.device_put(planish.fast.weights.place_block(in_tiles(tree) if native else tree))
 
 
 def in_tiles(tree: Any) -> Any:
@@ -59,28 +58,28 @@ def kernel_output(x: np.ndarray, placed: Linear, isa: str) -> np.ndarray:
 
 def native_linear(x: jax.Array, layer: Linear, isa: str) -> jax.Array:
     """A kernel by name, as one function, so that equal shapes are compiled once."""
-    return fast.native.linears(x, (layer,), isa=isa)[0]
+    return planish.fast.native.linears(x, (layer,), isa=isa)[0]
 
 
 def portable_output(x: np.ndarray, placed: Linear) -> np.ndarray:
     """One linear of x [T, K] as the model calls it -> [T, N]."""
-    return computed(fast.linear.linear, x[None], placed)[0]
+    return computed(planish.fast.linear.linear, x[None], placed)[0]
 
 
 def placed_weight(weight: Any, placed: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What each array of a placed weight should hold, and what it holds."""
     if not isinstance(weight, QuantizedWeight):
         return {"values": (weight, np.asarray(placed))}
-    codes, scale = reference.linear.centred_codes(weight), weight.scale.astype(np.float32)
+    codes, scale = planish.reference.linear.centred_codes(weight), weight.scale.astype(np.float32)
     if isinstance(placed, TiledWeight):
         back = untile(jax.tree.map(np.asarray, placed))
-        centred = reference.linear.centred_codes(back)
+        centred = planish.reference.linear.centred_codes(back)
         return {"codes": (codes, centred), "scale": (scale, back.scale.astype(np.float32))}
     found, found_scale = np.asarray(placed.codes), np.asarray(placed.scale)
-    if isinstance(placed, fast.weights.GroupedWeight):  # [G, N, g] and [G, N]
+    if isinstance(placed, planish.fast.weights.GroupedWeight):  # [G, N, g] and [G, N]
         rows, k = weight.shape
         found, found_scale = found.transpose(1, 0, 2).reshape(rows, -1), found_scale.T
         codes = np.pad(codes, ((0, 0), (0, found.shape[1] - k)))
-    if isinstance(placed, fast.weights.ScaledWeight):
+    if isinstance(placed, planish.fast.weights.ScaledWeight):
         scale = np.broadcast_to(scale, found_scale.shape)
     return {"codes": (codes, found), "scale": (scale, found_scale)}

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-from compare.contenders import decode_seconds
-from fast.engine import Engine
-from reference.evaluate import Agreement, agreement, summarize, window_nll
+from planish.compare.contenders import decode_seconds
+from planish.fast.engine import Engine
+from planish.reference.evaluate import Agreement, agreement, summarize, window_nll
 
 
 @dataclass(frozen=True)

@@ -15,22 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from planish.compare.shapes import Shape
+from planish.reference.architectures import Architecture, architecture_of, model_config
+from planish.reference.block import split_expert
+from planish.reference.config import ModelConfig
+from planish.reference.grids import SYMMETRIC_ZERO, num_groups
+from planish.reference.linear import Linear, TiledWeight
+from planish.reference.packing import TILE_OUTPUTS, tile_shape
+from planish.reference.quantization_config import quantization_config
+from planish.reference.quantize import add_quantized
+from planish.reference.recipes import Recipe, recipe
+from planish.reference.shapes import block_norms, block_shapes, outer_norms, outer_shapes
+from planish.reference.stack import stacked
+from planish.reference.tiles import tile, untile
+from planish.reference.writer import CheckpointWriter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-from compare.shapes import Shape
-from reference.architectures import Architecture, architecture_of, model_config
-from reference.block import split_expert
-from reference.config import ModelConfig
-from reference.grids import SYMMETRIC_ZERO, num_groups
-from reference.linear import Linear, TiledWeight
-from reference.packing import TILE_OUTPUTS, tile_shape
-from reference.quantization_config import quantization_config
-from reference.quantize import add_quantized
-from reference.recipes import Recipe, recipe
-from reference.shapes import block_norms, block_shapes, outer_norms, outer_shapes
-from reference.stack import stacked
-from reference.tiles import tile, untile
-from reference.writer import CheckpointWriter
 
 STD = 0.02  # of the weights
 STD_INT8 = math.sqrt(np.mean(np.maximum(np.arange(-128.0, 128), -127) ** 2))  # of random codes

@@ -7,26 +7,25 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-
-import reference.linear
-import reference.model
-from compare.attention import check_attention
-from compare.check import Check
-from compare.kernels import check_kernels
-from compare.layers import check_block, check_ends
-from compare.model import Case, ModelFigures, check_model
-from compare.noise import IN_FLOATS, LEAST, LEAST_CACHED, Trace, tolerances
-from compare.ops import check_integer_products, check_linear, check_scales
-from compare.placed import Sets
-from compare.trace import Past, activations, judged_linears, trace_block
-from fast.engine import Engine
-from fast.kernels.library import load_library
-from reference.block import Weights
-from reference.calibrate import Progress, no_progress
-from reference.checkpoint import Checkpoint, load_weights
-from reference.config import ModelConfig
-from reference.generate import Stop, check_fits
-from reference.model import PREFILL_CHUNK, KVCache
+import planish.reference.linear
+import planish.reference.model
+from planish.compare.attention import check_attention
+from planish.compare.check import Check
+from planish.compare.kernels import check_kernels
+from planish.compare.layers import check_block, check_ends
+from planish.compare.model import Case, ModelFigures, check_model
+from planish.compare.noise import IN_FLOATS, LEAST, LEAST_CACHED, Trace, tolerances
+from planish.compare.ops import check_integer_products, check_linear, check_scales
+from planish.compare.placed import Sets
+from planish.compare.trace import Past, activations, judged_linears, trace_block
+from planish.fast.engine import Engine
+from planish.fast.kernels.library import load_library
+from planish.reference.block import Weights
+from planish.reference.calibrate import Progress, no_progress
+from planish.reference.checkpoint import Checkpoint, load_weights
+from planish.reference.config import ModelConfig
+from planish.reference.generate import Stop, check_fits
+from planish.reference.model import PREFILL_CHUNK, KVCache
 
 PROMPT_LENGTH = 600
 
@@ -201,7 +200,7 @@ def check_blocks(
     """
     checks = [*check_first(sets)] if 1 in levels else []
     first, pasts = np.asarray(tokens[:PREFILL_CHUNK]), list[Past]()
-    x = reference.model.embed(config, weights, first, np.arange(len(first)))
+    x = planish.reference.model.embed(config, weights, first, np.arange(len(first)))
     for layer, block in enumerate(progress(weights.blocks, "compare blocks")):
         seen, past = trace_block(config, block, x)
         for part, linear in judged_linears(block, seen).items() if 1 in levels else ():
@@ -211,7 +210,7 @@ def check_blocks(
         pasts.append(past)
         x = seen["out"]
     checks += check_outer(config, weights, x, sets) if 1 in levels else ()
-    logits = reference.model.unembed(config, weights, x)
+    logits = planish.reference.model.unembed(config, weights, x)
     if 2 in levels:
         checks += check_ends(config, weights, first, x, logits, bool(sets))
     keys, values = zip(*pasts, strict=True)
@@ -236,7 +235,7 @@ def check_outer(
     """Level 1 for the linears outside the blocks; x [T, D] serves as rows for the head too."""
     if weights.project_out is not None:
         yield from check_linear(None, "project_out", weights.project_out, x, sets)
-        x = reference.linear.linear(x, weights.project_out)
+        x = planish.reference.linear.linear(x, weights.project_out)
     if weights.project_in is not None:
         yield from check_linear(None, "project_in", weights.project_in, x, sets)
     yield from check_linear(None, "head", weights.head, x, sets)
@@ -252,6 +251,6 @@ def finish_trace(
     """The prompt's remaining tokens, if it is longer than a chunk."""
     if len(tokens) > PREFILL_CHUNK:
         rest = np.asarray(tokens[PREFILL_CHUNK:])
-        x, _ = reference.model.extend(config, weights, rest, cache)
-        logits = np.concatenate([logits, reference.model.unembed(config, weights, x)])
+        x, _ = planish.reference.model.extend(config, weights, rest, cache)
+        logits = np.concatenate([logits, planish.reference.model.unembed(config, weights, x)])
     return Trace(tokens, logits, cache)

@@ -25,14 +25,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compare import contenders
-from compare.contenders import Contender, active_share, cache_bytes, weights_per_token
-from compare.limits import Limits, cores, machine
-from compare.shapes import Shape
-from reference.calibrate import Progress, no_progress
-from reference.checkpoint import Checkpoint
-from reference.config import ModelConfig
-from reference.errors import PlanishError, notice
+from planish.compare import contenders
+from planish.compare.contenders import Contender, active_share, cache_bytes, weights_per_token
+from planish.compare.limits import Limits, cores, machine
+from planish.compare.shapes import Shape
+from planish.reference.calibrate import Progress, no_progress
+from planish.reference.checkpoint import Checkpoint
+from planish.reference.config import ModelConfig
+from planish.reference.errors import PlanishError, notice
 
 RUNS = 5
 TESTS = ("pp512", "tg128")

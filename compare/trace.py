@@ -12,13 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
-import reference.linear
-import reference.model
-from reference.block import Block, Experts, Mlp, block_linears
-from reference.config import ModelConfig
-from reference.layers import normalize
-from reference.linear import Linear
+import planish.reference.linear
+import planish.reference.model
+from planish.reference.block import Block, Experts, Mlp, block_linears
+from planish.reference.config import ModelConfig
+from planish.reference.layers import normalize
+from planish.reference.linear import Linear
 
 MOST_EXPERTS = 4  # of a block are judged one by one: those that most tokens chose
 Past = tuple[np.ndarray, np.ndarray]
@@ -38,13 +37,15 @@ def trace_block(config: ModelConfig, block: Block, x: np.ndarray) -> tuple[Seen,
         seen.setdefault(name, value)
 
     positions = np.arange(len(x))
-    out, past = reference.model.block_forward(config, block, x, positions, (nothing, nothing), tap)
+    out, past = planish.reference.model.block_forward(
+        config, block, x, positions, (nothing, nothing), tap
+    )
     seen["n"] = seen["router" if isinstance(block.mlp, Experts) else "up"]
-    seen["attended"] = reference.linear.linear(seen["o"], block.o)
+    seen["attended"] = planish.reference.linear.linear(seen["o"], block.o)
     if isinstance(block.mlp, Mlp):
-        seen["mixed"] = reference.linear.linear(seen["down"], block.mlp.down)
+        seen["mixed"] = planish.reference.linear.linear(seen["down"], block.mlp.down)
     else:
-        seen["mixed"] = reference.model.mlp(config, block.mlp, seen["n"])
+        seen["mixed"] = planish.reference.model.mlp(config, block.mlp, seen["n"])
     return {**seen, "out": out}, past
 
 

@@ -25,9 +25,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from fast.grids import int8_codes, int8_scale
-from reference.config import ModelConfig
+from planish.fast.grids import int8_codes, int8_scale
+from planish.reference.config import ModelConfig
 
 KEY_SLOTS = 16  # slots of one tile of keys
 WIDEST_HEAD = 256  # that the native kernels take

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import jax
-
-from reference.errors import PlanishError
+from planish.reference.errors import PlanishError
 
 P = ParamSpec("P")
 R = TypeVar("R")

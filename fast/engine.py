@@ -24,18 +24,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from fast import model, native
-from fast.cache import KEY_SLOTS, KVCache, cache_bytes, can_tile, empty_cache, insert
-from fast.device import on_cpu
-from fast.weights import device_weights
-from reference.checkpoint import Checkpoint, load_weights
-from reference.errors import SamplingError
-from reference.generate import Stop, check_fits, reserve
-from reference.memory import ENGINE, FORWARD, GENERATE, LOSSES, memory_errors
-from reference.model import PREFILL_CHUNK
-from reference.rope import Rope, decoding_rotations, rotations
-from reference.sampling import Sampling, sample, uniform
+from planish.fast import model, native
+from planish.fast.cache import KEY_SLOTS, KVCache, cache_bytes, can_tile, empty_cache, insert
+from planish.fast.device import on_cpu
+from planish.fast.weights import device_weights
+from planish.reference.checkpoint import Checkpoint, load_weights
+from planish.reference.errors import SamplingError
+from planish.reference.generate import Stop, check_fits, reserve
+from planish.reference.memory import ENGINE, FORWARD, GENERATE, LOSSES, memory_errors
+from planish.reference.model import PREFILL_CHUNK
+from planish.reference.rope import Rope, decoding_rotations, rotations
+from planish.reference.sampling import Sampling, sample, uniform
 
 SMALLEST_CHUNK = 8
 MOST_TOKENS = 16  # of one dispatch

@@ -17,15 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from fast import native, native_experts
-from fast.layers import ACTIVATIONS, normalize
-from fast.linear import FEW_ROWS, linear
-from fast.weights import PlacedExperts
-from reference.config import ModelConfig
-from reference.layers import Norm
-from reference.linear import Linear, float_weight
-from reference.tiles import TiledWeight
+from planish.fast import native, native_experts
+from planish.fast.layers import ACTIVATIONS, normalize
+from planish.fast.linear import FEW_ROWS, linear
+from planish.fast.weights import PlacedExperts
+from planish.reference.config import ModelConfig
+from planish.reference.layers import Norm
+from planish.reference.linear import Linear, float_weight
+from planish.reference.tiles import TiledWeight
 
 MOST_ROWS = 64  # of a tile
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-
-from reference.grids import INT8_MAX, SMALLEST_ABSMAX
+from planish.reference.grids import INT8_MAX, SMALLEST_ABSMAX
 
 
 def divide(x: jax.Array, by: jax.Array | float) -> jax.Array:

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-
-from reference.config import Alibi, ModelConfig
-from reference.layers import Norm
-from reference.rope import Rope
+from planish.reference.config import Alibi, ModelConfig
+from planish.reference.layers import Norm
+from planish.reference.rope import Rope
 
 SCORES = 2**24  # scores that attention makes at a time: 64 MiB, or those of one token
 

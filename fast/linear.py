@@ -18,15 +18,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from fast import native
-from fast.grids import int8_codes, int8_scale
-from fast.layers import normalize
-from fast.weights import GroupedWeight, ScaledWeight
-from reference.config import ModelConfig
-from reference.layers import Norm
-from reference.linear import Linear, QuantizedWeight
-from reference.tiles import TiledWeight
+from planish.fast import native
+from planish.fast.grids import int8_codes, int8_scale
+from planish.fast.layers import normalize
+from planish.fast.weights import GroupedWeight, ScaledWeight
+from planish.reference.config import ModelConfig
+from planish.reference.layers import Norm
+from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.tiles import TiledWeight
 
 FEW_ROWS = 16  # up to here the weights go on the left
 GROUP_ROWS = 64  # rows of a grouped dot done together: bounds the int32 [G, rows, N] between

@@ -15,16 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from fast import experts, native
-from fast.cache import KVCache, LayerCache, append, empty_layer, is_tiled, read
-from fast.layers import ACTIVATIONS, attention, by_parts, capped, normalize, rotate
-from fast.linear import linear, project
-from fast.weights import PlacedExperts
-from reference.block import Block, Weights
-from reference.config import ModelConfig
-from reference.evaluate import LOGITS
-from reference.layers import Norm
+from planish.fast import experts, native
+from planish.fast.cache import KVCache, LayerCache, append, empty_layer, is_tiled, read
+from planish.fast.layers import ACTIVATIONS, attention, by_parts, capped, normalize, rotate
+from planish.fast.linear import linear, project
+from planish.fast.weights import PlacedExperts
+from planish.reference.block import Block, Weights
+from planish.reference.config import ModelConfig
+from planish.reference.evaluate import LOGITS
+from planish.reference.layers import Norm
 
 Tables = tuple[tuple[jax.Array, jax.Array], ...]  # of each rope: cos and sin [slots, dim / 2]
 DecodeState = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, KVCache]

@@ -17,12 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from reference.config import Alibi
-from reference.layers import Norm
-from reference.linear import Linear
-from reference.sampling import Sampling
-from reference.tiles import TiledWeight
+from planish.reference.config import Alibi
+from planish.reference.layers import Norm
+from planish.reference.linear import Linear
+from planish.reference.sampling import Sampling
+from planish.reference.tiles import TiledWeight
 
 
 def linears(

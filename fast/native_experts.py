@@ -15,10 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from fast.native import fields, tiled, weight_arguments
-from reference.layers import Norm
-from reference.linear import Linear
+from planish.fast.native import fields, tiled, weight_arguments
+from planish.reference.layers import Norm
+from planish.reference.linear import Linear
 
 
 def route(

@@ -18,13 +18,12 @@ from typing import Any
 
 import jax
 import numpy as np
-
-from reference.block import NORMS, Block, Experts, Mlp, Weights
-from reference.grids import grouped
-from reference.layers import Norm
-from reference.linear import Linear, QuantizedWeight, centred_codes
-from reference.stack import linear_of, together
-from reference.tiles import TiledWeight
+from planish.reference.block import NORMS, Block, Experts, Mlp, Weights
+from planish.reference.grids import grouped
+from planish.reference.layers import Norm
+from planish.reference.linear import Linear, QuantizedWeight, centred_codes
+from planish.reference.stack import linear_of, together
+from planish.reference.tiles import TiledWeight
 
 Array = np.ndarray | jax.Array  # on the host while it is converted, on the device afterwards
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference.architectures import ENTRIES
-from reference.architectures.features import golden_features
+from planish.reference.architectures import ENTRIES
+from planish.reference.architectures.features import golden_features
 
 
 def architectures() -> list[dict[str, Any]]:

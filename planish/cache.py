@@ -14,7 +14,7 @@ import pwd
 import stat
 from pathlib import Path
 
-from reference.errors import OutputError, notice
+from planish.reference.errors import OutputError, notice
 
 PARTS = ("kernels", "xla")  # who writes there: fast/kernels and jax
 UNMAPPED = 65534  # how a container shows an owner whom it does not know, as of its own root

@@ -20,9 +20,9 @@ from typing import Any, NoReturn
 
 from planish import __version__
 from planish.interrupts import interrupts_raised
+from planish.reference.errors import LOGGER, PlanishError, one_line
+from planish.reference.memory import memory_errors
 from planish.streams import flush_output, open_streams
-from reference.errors import LOGGER, PlanishError, one_line
-from reference.memory import memory_errors
 
 VERBS = {
     "generate": "continue a prompt",
@@ -106,7 +106,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for verb, summary in VERBS.items():
         sub = verbs.add_parser(verb, help=summary, allow_abbrev=False)
         if verb == wanted:
-            module = importlib.import_module(f"planish.{verb}")
+            module = importlib.import_module(f"planish.verbs.{verb}")
             sub.description = module.__doc__
             sub.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_flags(sub)

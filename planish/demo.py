@@ -15,23 +15,22 @@ from pathlib import Path
 
 import numpy as np
 
-import pocket
-from compare import quality, report
-from fast.engine import Engine
-from planish import figure
+from planish import figure, pocket
+from planish.compare import quality, report
 from planish.engines import keep_programs, prepare_kernels
+from planish.fast.engine import Engine
+from planish.pocket.outliers import write_outlier_model
 from planish.progress import progress
-from pocket.outliers import write_outlier_model
-from reference.calibrate import cut_samples
-from reference.checkpoint import Checkpoint, open_checkpoint
-from reference.engine import Engine as ReferenceEngine
-from reference.evaluate import cut_windows
-from reference.generate import Stop, text_stream
-from reference.quantize import quantize_checkpoint
-from reference.recipes import Recipe, recipe
-from reference.sampling import Sampling
-from reference.tokenizer import load_tokenizer, read_text
-from reference.writer import CheckpointWriter
+from planish.reference.calibrate import cut_samples
+from planish.reference.checkpoint import Checkpoint, open_checkpoint
+from planish.reference.engine import Engine as ReferenceEngine
+from planish.reference.evaluate import cut_windows
+from planish.reference.generate import Stop, text_stream
+from planish.reference.quantize import quantize_checkpoint
+from planish.reference.recipes import Recipe, recipe
+from planish.reference.sampling import Sampling
+from planish.reference.tokenizer import load_tokenizer, read_text
+from planish.reference.writer import CheckpointWriter
 
 DIRECTORY = Path("demo")
 PROMPT = "def read_config(path):"

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from reference.block import Block, block_linears
-from reference.calibrate import embed_samples, observe_block, run_block
-from reference.checkpoint import Checkpoint, load_weights
-from reference.smooth import smooth_block
+from planish.reference.block import Block, block_linears
+from planish.reference.calibrate import embed_samples, observe_block, run_block
+from planish.reference.checkpoint import Checkpoint, load_weights
+from planish.reference.smooth import smooth_block
 
 
 def collect(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from reference.errors import PlanishError, notice
+from planish.reference.errors import PlanishError, notice
 
 Rule = tuple[bool, str, Sequence[str]]  # whether it holds, why, the flags without effect then
 

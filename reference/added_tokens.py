@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-
-from reference.errors import TokenizerError, notice
-from reference.keys import LARGEST, read_json
+from planish.reference.errors import TokenizerError, notice
+from planish.reference.keys import LARGEST, read_json
 
 CONFIG = "tokenizer_config.json"
 OLD_TOKENS, OLD_ROLES = "added_tokens.json", "special_tokens_map.json"

@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-
-from reference.config import LayerKind
-from reference.layers import Norm
-from reference.linear import Linear
+from planish.reference.config import LayerKind
+from planish.reference.layers import Norm
+from planish.reference.linear import Linear
 
 NORMS = (
     "attention_norm",

@@ -13,11 +13,10 @@ from os.path import commonprefix
 from typing import Any
 
 import numpy as np
-
-from reference.block import Block, Weights
-from reference.config import ModelConfig
-from reference.errors import PromptError, QuantizationError, notice
-from reference.model import block_forward, embed, no_tap
+from planish.reference.block import Block, Weights
+from planish.reference.config import ModelConfig
+from planish.reference.errors import PromptError, QuantizationError, notice
+from planish.reference.model import block_forward, embed, no_tap
 
 NUM_SAMPLES, SAMPLE_LENGTH = 512, 512
 

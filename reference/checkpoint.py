@@ -29,10 +29,9 @@ from dataclasses import replace
 from typing import overload
 
 import numpy as np
-
-from reference.architectures import Tensor
-from reference.block import Block, Mlp, Weights, put_together, split_expert
-from reference.directory import (
+from planish.reference.architectures import Tensor
+from planish.reference.block import Block, Mlp, Weights, put_together, split_expert
+from planish.reference.directory import (
     Checkpoint,
     activation_of,
     bad_value,
@@ -40,12 +39,12 @@ from reference.directory import (
     head_names,
     open_checkpoint,
 )
-from reference.errors import TokenizerError, notice
-from reference.floats import FLOATS, all_finite, load_float, read_float, require_finite
-from reference.layers import Norm
-from reference.linear import Linear
-from reference.quantized import load_as_it_lies, load_quantized, require_positive
-from reference.shapes import (
+from planish.reference.errors import TokenizerError, notice
+from planish.reference.floats import FLOATS, all_finite, load_float, read_float, require_finite
+from planish.reference.layers import Norm
+from planish.reference.linear import Linear
+from planish.reference.quantized import load_as_it_lies, load_quantized, require_positive
+from planish.reference.shapes import (
     Shape,
     block_norms,
     block_shapes,
@@ -53,8 +52,8 @@ from reference.shapes import (
     outer_norms,
     outer_shapes,
 )
-from reference.stack import Stack
-from reference.tokenizer import load_tokenizer
+from planish.reference.stack import Stack
+from planish.reference.tokenizer import load_tokenizer
 
 __all__ = ["Checkpoint", "load_block", "load_float", "load_weights", "open_checkpoint"]
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from reference.rope import Rope
+from planish.reference.rope import Rope
 
 
 @dataclass(frozen=True, kw_only=True)

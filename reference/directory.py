@@ -12,17 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from reference.architectures import Architecture, Tensor, architecture_of, model_config
-from reference.block import split_expert
-from reference.config import ModelConfig
-from reference.errors import CheckpointError, ConfigError, notice
-from reference.grids import SYMMETRIC_RULES
-from reference.keys import Keys, read_json
-from reference.names import base_names, is_unused, is_zero_bias, plain_names
-from reference.quantization_config import check_quantization_config, weight_bits
-from reference.shapes import block_kinds, outer_kinds
-from reference.shards import check_file, find_entries
-from reference.tensorfile import TensorEntry
+from planish.reference.architectures import Architecture, Tensor, architecture_of, model_config
+from planish.reference.block import split_expert
+from planish.reference.config import ModelConfig
+from planish.reference.errors import CheckpointError, ConfigError, notice
+from planish.reference.grids import SYMMETRIC_RULES
+from planish.reference.keys import Keys, read_json
+from planish.reference.names import base_names, is_unused, is_zero_bias, plain_names
+from planish.reference.quantization_config import check_quantization_config, weight_bits
+from planish.reference.shapes import block_kinds, outer_kinds
+from planish.reference.shards import check_file, find_entries
+from planish.reference.tensorfile import TensorEntry
 
 FILES = (  # that are read, besides weights and their index, or go along with what is quantized
     *("config.json", "generation_config.json", "chat_template.jinja"),

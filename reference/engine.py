@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
-
-from reference import generate as loop
-from reference import model
-from reference.checkpoint import Checkpoint, load_weights
-from reference.evaluate import token_losses
-from reference.memory import ENGINE, FORWARD, GENERATE, LOSSES, memory_errors
-from reference.sampling import Sampling
+from planish.reference import generate as loop
+from planish.reference import model
+from planish.reference.checkpoint import Checkpoint, load_weights
+from planish.reference.evaluate import token_losses
+from planish.reference.memory import ENGINE, FORWARD, GENERATE, LOSSES, memory_errors
+from planish.reference.sampling import Sampling
 
 
 @contextmanager

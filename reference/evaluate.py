@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from reference.block import Weights
-from reference.calibrate import Progress, no_progress
-from reference.config import ModelConfig
-from reference.errors import PromptError
-from reference.model import hidden_states, unembed
+from planish.reference.block import Weights
+from planish.reference.calibrate import Progress, no_progress
+from planish.reference.config import ModelConfig
+from planish.reference.errors import PromptError
+from planish.reference.model import hidden_states, unembed
 
 LONGEST_WINDOW = 2048
 LOGITS = 2**24  # that an engine makes at a time: 64 MiB, or those of one token

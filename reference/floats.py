@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-
-from reference.directory import Checkpoint, bad_value, checked_entry
-from reference.shapes import Shape
+from planish.reference.directory import Checkpoint, bad_value, checked_entry
+from planish.reference.shapes import Shape
 
 FLOATS = ("F32", "F16", "BF16")
 CHECKED_TOGETHER = 2**18  # numbers: 1 MiB, which a second look finds in the cache

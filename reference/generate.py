@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
-
-from reference.block import Weights
-from reference.config import ModelConfig
-from reference.errors import PromptError, SamplingError
-from reference.model import decode_step, prefill
-from reference.sampling import Sampling, sample
-from reference.tokenizer import TextStream, Tokenizer
+from planish.reference.block import Weights
+from planish.reference.config import ModelConfig
+from planish.reference.errors import PromptError, SamplingError
+from planish.reference.model import decode_step, prefill
+from planish.reference.sampling import Sampling, sample
+from planish.reference.tokenizer import TextStream, Tokenizer
 
 MOST_BYTES = 2**62  # more than any machine has, and still a size that NumPy takes
 

@@ -20,8 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-
-from reference.errors import QuantizationError, RecipeError
+from planish.reference.errors import QuantizationError, RecipeError
 
 INT8_MAX = 127
 INT4_MAX = 15

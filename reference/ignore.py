@@ -14,11 +14,11 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from reference.block import split_expert
-from reference.directory import Checkpoint
-from reference.errors import RecipeError
-from reference.recipes import Recipe, matches
-from reference.shapes import block_kinds, block_shapes, outer_kinds
+from planish.reference.block import split_expert
+from planish.reference.directory import Checkpoint
+from planish.reference.errors import RecipeError
+from planish.reference.recipes import Recipe, matches
+from planish.reference.shapes import block_kinds, block_shapes, outer_kinds
 
 
 def names_of(checkpoint: Checkpoint, part: str, layer: int | None = None) -> set[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reference.errors import ConfigError
+from planish.reference.errors import ConfigError
 
 LARGEST = 2**24  # no real model has a larger vocabulary, width or depth; beyond it lies nonsense
 LARGEST_FILE = 2**26  # a JSON file of more than 64 MiB is not a config

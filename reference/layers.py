@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from ml_dtypes import bfloat16
-
-from reference.config import Alibi, ModelConfig
+from planish.reference.config import Alibi, ModelConfig
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
-from reference.grids import (
+from planish.reference.grids import (
     SYMMETRIC_ZERO,
     expand_groups,
     grouped,
@@ -31,7 +30,7 @@ from reference.grids import (
     quantize_int8,
     require_finite,
 )
-from reference.packing import unpack_nibbles
+from planish.reference.packing import unpack_nibbles
 
 ACTIVATIONS = ("float", "per_token", "per_tensor", "static", "per_group")
 

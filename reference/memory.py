@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from reference.errors import OutOfMemoryError
+from planish.reference.errors import OutOfMemoryError
 
 SIGNS = re.compile(r"RESOURCE_EXHAUSTED|out of memory|bad_alloc|cannot allocate memory", re.I)
 AMOUNT = re.compile(r"allocat\D*(\d+\.?\d*) *([KMGTPE]iB|B|bytes)\b")

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from reference.block import Block, Experts, Mlp, Weights
-from reference.config import ModelConfig
-from reference.grids import int8_codes, int8_scale
-from reference.layers import ACTIVATIONS, attention, capped, causal_mask, normalize, softmax
-from reference.linear import linear
-from reference.rope import rotate, rotations
+from planish.reference.block import Block, Experts, Mlp, Weights
+from planish.reference.config import ModelConfig
+from planish.reference.grids import int8_codes, int8_scale
+from planish.reference.layers import ACTIVATIONS, attention, capped, causal_mask, normalize, softmax
+from planish.reference.linear import linear
+from planish.reference.rope import rotate, rotations
 
 PREFILL_CHUNK = 512  # tokens computed together; matters only to per_tensor activations
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from reference.architectures import Architecture
-from reference.tensorfile import DTYPES, TensorEntry
+from planish.reference.architectures import Architecture
+from planish.reference.tensorfile import DTYPES, TensorEntry
 
 WRAPPERS = re.compile(
     r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."

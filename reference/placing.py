@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from reference.errors import OutputError
+from planish.reference.errors import OutputError
 
 AT_FDCWD, RENAME_NOREPLACE, RENAME_EXCHANGE = -100, 1, 2
 MOST_LINKS = 40  # as Linux

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reference.errors import ConfigError
-from reference.grids import GROUP_SIZES, INT4_RULES
-from reference.recipes import ACTIVATIONS_BY_BITS, HEADS, Recipe
+from planish.reference.errors import ConfigError
+from planish.reference.grids import GROUP_SIZES, INT4_RULES
+from planish.reference.recipes import ACTIVATIONS_BY_BITS, HEADS, Recipe
 
 VERSION = 1
 LAYOUTS = ("tiles", "canonical")  # of quantized weights in the files (checkpoint.py)

@@ -14,29 +14,34 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-
-from reference.block import Block, Weights, block_linears, block_norms, split_expert
-from reference.calibrate import (
+from planish.reference.block import Block, Weights, block_linears, block_norms, split_expert
+from planish.reference.calibrate import (
     Progress,
     embed_samples,
     fingerprint,
     no_progress,
     observe_block,
 )
-from reference.checkpoint import Checkpoint, load_weights
-from reference.errors import RecipeError
-from reference.ignore import check_ignore, ignored_parts, linear_names
-from reference.layers import Norm
-from reference.linear import Linear, QuantizedWeight, float_weight, quantized_weight
-from reference.quantization_config import LAYOUTS, quantization_config
-from reference.recipes import Recipe, needs_calibration
-from reference.remarks import Remarks
-from reference.rtn import quantize_weight
-from reference.shapes import outer_kinds
-from reference.smooth import quantize_block, require_folds, require_smoothed, search_alpha, smoothed
-from reference.stack import stacked
-from reference.tiles import TiledWeight, tile
-from reference.writer import CheckpointWriter
+from planish.reference.checkpoint import Checkpoint, load_weights
+from planish.reference.errors import RecipeError
+from planish.reference.ignore import check_ignore, ignored_parts, linear_names
+from planish.reference.layers import Norm
+from planish.reference.linear import Linear, QuantizedWeight, float_weight, quantized_weight
+from planish.reference.quantization_config import LAYOUTS, quantization_config
+from planish.reference.recipes import Recipe, needs_calibration
+from planish.reference.remarks import Remarks
+from planish.reference.rtn import quantize_weight
+from planish.reference.shapes import outer_kinds
+from planish.reference.smooth import (
+    quantize_block,
+    require_folds,
+    require_smoothed,
+    search_alpha,
+    smoothed,
+)
+from planish.reference.stack import stacked
+from planish.reference.tiles import TiledWeight, tile
+from planish.reference.writer import CheckpointWriter
 
 
 def quantize_checkpoint(

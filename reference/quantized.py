@@ -15,13 +15,12 @@ The experts of a layer lie in one tensor for each of their parts, an axis of exp
 from __future__ import annotations
 
 import numpy as np
-
-from reference.directory import Checkpoint, bad_value, checked_entry, named_entry
-from reference.grids import INT4_MAX, num_groups
-from reference.linear import QuantizedWeight, TiledWeight
-from reference.packing import TILE_OUTPUTS, tile_shape, untile_int8
-from reference.quantization_config import weight_bits
-from reference.tiles import tile, untile
+from planish.reference.directory import Checkpoint, bad_value, checked_entry, named_entry
+from planish.reference.grids import INT4_MAX, num_groups
+from planish.reference.linear import QuantizedWeight, TiledWeight
+from planish.reference.packing import TILE_OUTPUTS, tile_shape, untile_int8
+from planish.reference.quantization_config import weight_bits
+from planish.reference.tiles import tile, untile
 
 Shape = tuple[int, ...]
 Quantized = QuantizedWeight | TiledWeight

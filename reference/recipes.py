@@ -9,8 +9,8 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from reference.errors import RecipeError
-from reference.grids import GROUP_SIZES, INT4_RULES
+from planish.reference.errors import RecipeError
+from planish.reference.grids import GROUP_SIZES, INT4_RULES
 
 METHODS = ("rtn",)
 SCALE_DTYPES = ("float16", "float32")

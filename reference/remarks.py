@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-
-from reference.errors import notice
-from reference.grids import int8_scale
-from reference.linear import QuantizedWeight
-from reference.recipes import Recipe
+from planish.reference.errors import notice
+from planish.reference.grids import int8_scale
+from planish.reference.linear import QuantizedWeight
+from planish.reference.recipes import Recipe
 
 
 class Remarks:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-
-from reference.errors import QuantizationError
-from reference.grids import (
+from planish.reference.errors import QuantizationError
+from planish.reference.grids import (
     SYMMETRIC_RULES,
     int4_codes,
     int4_parameters,
     int8_scale,
     quantize_int8,
 )
-from reference.linear import Linear, QuantizedWeight, float_weight
-from reference.packing import pack_nibbles
-from reference.recipes import Recipe
+from planish.reference.linear import Linear, QuantizedWeight, float_weight
+from planish.reference.packing import pack_nibbles
+from planish.reference.recipes import Recipe
 
 
 def quantize_weight(w: np.ndarray, recipe: Recipe, name: str = "w") -> QuantizedWeight:

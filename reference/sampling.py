@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-
-from reference.errors import SamplingError
+from planish.reference.errors import SamplingError
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reference.config import LayerKind, ModelConfig
+from planish.reference.config import LayerKind, ModelConfig
 
 Shape = tuple[int, ...]
 Linears = dict[str, tuple[Shape, bool]]  # part -> shape [N, K] and whether it has a bias

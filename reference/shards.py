@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePath
 
-from reference.errors import CheckpointError, ConfigError, notice
-from reference.keys import read_json
-from reference.tensorfile import TensorEntry, read_entries, require_file
+from planish.reference.errors import CheckpointError, ConfigError, notice
+from planish.reference.keys import read_json
+from planish.reference.tensorfile import TensorEntry, read_entries, require_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")

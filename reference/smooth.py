@@ -16,10 +16,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-
-from reference.architectures import Architecture, Fold
-from reference.block import Block, Weights, block_linears, block_norms, replace_parts, split_expert
-from reference.calibrate import (
+from planish.reference.architectures import Architecture, Fold
+from planish.reference.block import (
+    Block,
+    Weights,
+    block_linears,
+    block_norms,
+    replace_parts,
+    split_expert,
+)
+from planish.reference.calibrate import (
     ChannelAbsmax,
     Progress,
     embed_samples,
@@ -27,14 +33,14 @@ from reference.calibrate import (
     observe_block,
     run_block,
 )
-from reference.config import ModelConfig
-from reference.directory import Checkpoint
-from reference.errors import QuantizationError, RecipeError
-from reference.ignore import ignored_parts, linear_names
-from reference.layers import Norm
-from reference.linear import Linear, float_weight
-from reference.recipes import Recipe
-from reference.rtn import quantize_linear
+from planish.reference.config import ModelConfig
+from planish.reference.directory import Checkpoint
+from planish.reference.errors import QuantizationError, RecipeError
+from planish.reference.ignore import ignored_parts, linear_names
+from planish.reference.layers import Norm
+from planish.reference.linear import Linear, float_weight
+from planish.reference.recipes import Recipe
+from planish.reference.rtn import quantize_linear
 
 FLOOR = np.float32(1e-5)
 ALPHAS = tuple(round(0.3 + 0.05 * i, 2) for i in range(14))  # 0.3 .. 0.95

@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
-
-from reference.block import Mlp
-from reference.linear import Linear, QuantizedWeight, TiledWeight
-from reference.quantized import in_form
+from planish.reference.block import Mlp
+from planish.reference.linear import Linear, QuantizedWeight, TiledWeight
+from planish.reference.quantized import in_form
 
 ARRAYS = ("codes", "scale", "zero_point")  # of a quantized weight
 

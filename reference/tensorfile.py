@@ -22,8 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
-
-from reference.errors import CheckpointError
+from planish.reference.errors import CheckpointError
 
 ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register, and what XLA wants for zero copies
 LARGEST_HEADER = 100_000_000  # as the safetensors library has it

@@ -6,8 +6,8 @@ the only bridge, and they are inverses of each other.
 
 from __future__ import annotations
 
-from reference.linear import QuantizedWeight, TiledWeight
-from reference.packing import (
+from planish.reference.linear import QuantizedWeight, TiledWeight
+from planish.reference.packing import (
     tile_groups,
     tile_int4,
     tile_int8,

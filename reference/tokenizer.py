@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
-
-from reference.added_tokens import add_missing_tokens
-from reference.config import ModelConfig
-from reference.errors import PromptError, TokenizerError, notice
-from reference.tokenizer_file import library_errors, panics_unprinted, read_tokenizer_file
+from planish.reference.added_tokens import add_missing_tokens
+from planish.reference.config import ModelConfig
+from planish.reference.errors import PromptError, TokenizerError, notice
+from planish.reference.tokenizer_file import library_errors, panics_unprinted, read_tokenizer_file
 
 CONTEXT = 8  # settled pieces that are decoded again with each new one
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decodes to

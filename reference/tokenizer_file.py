@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from reference.errors import PlanishError, TokenizerError
+from planish.reference.errors import PlanishError, TokenizerError
 
 BOM = b"\xef\xbb\xbf"  # some editors put it at the head of a UTF-8 file
 SLOW = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")  # of slow tokenizers

@@ -17,10 +17,9 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-
-from reference.errors import OutputError
-from reference.placing import check_directory, hidden_beside, put_directory
-from reference.tensorfile import write_tensors
+from planish.reference.errors import OutputError
+from planish.reference.placing import check_directory, hidden_beside, put_directory
+from planish.reference.tensorfile import write_tensors
 
 SHARD_BYTES = 2 * 2**30
 COPIED = (

@@ -55,10 +55,10 @@ def private_cache(run_directory: Path) -> Path:
 @pytest.fixture(scope="session")
 def kernels(private_cache: Path) -> list[str]:
     """The native kernels of every instruction set that this processor runs; their names."""
-    from fast.kernels.build import find_compiler
-    from fast.kernels.instruction_sets import available
-    from fast.kernels.library import load_library
-    from reference.errors import KernelsError
+    from planish.fast.kernels.build import find_compiler
+    from planish.fast.kernels.instruction_sets import available
+    from planish.fast.kernels.library import load_library
+    from planish.reference.errors import KernelsError
 
     try:
         find_compiler()

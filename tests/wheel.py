@@ -22,7 +22,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("reference", "fast", "compare", "planish", "pocket")
 NOT_SOURCE = (".*", "build", "dist", "demo", "work", "*.egg-info", "__pycache__")
 BUILD = "import sys, setuptools.build_meta as b; getattr(b, 'build_' + sys.argv[1])(sys.argv[2])"
-WHERE = "import fast.kernels, pocket; print(fast.kernels.__file__, pocket.MODEL, sep='\\n')"
+WHERE = (
+    "from planish import fast, pocket; import planish.fast.kernels;"
+    " print(fast.kernels.__file__, pocket.MODEL, sep='\\n')"
+)
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from reference.errors import PlanishError
+from planish.reference.errors import PlanishError
 
 
 class PeerError(PlanishError):

@@ -24,8 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 import numpy as np
-
-from compare.shapes import Shape
+from planish.compare.shapes import Shape
 
 
 @dataclass(frozen=True)

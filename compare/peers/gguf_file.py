@@ -18,9 +18,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType
-
-from compare.peers import weights
-from compare.shapes import Shape
+from planish.compare.peers import weights
+from planish.compare.shapes import Shape
 
 BLOCK = 32
 BLOCK_BYTES = {"Q4_0": 18, "Q8_0": 34}

@@ -13,10 +13,9 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-
-from compare.peers import gguf_file
-from compare.peers.child import Job, serve
-from compare.peers.weights import linear_bytes
+from planish.compare.peers import gguf_file
+from planish.compare.peers.child import Job, serve
+from planish.compare.peers.weights import linear_bytes
 
 BATCH = 512  # tokens that are computed together
 PAD = 256  # llama.cpp rounds a sequence's cache up to it

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
-
-from compare.peers import openvino_graph
-from compare.peers.child import Job, serve
-from compare.peers.weights import linear_bytes
+from planish.compare.peers import openvino_graph
+from planish.compare.peers.child import Job, serve
+from planish.compare.peers.weights import linear_bytes
 
 
 class OpenVino:

@@ -21,9 +21,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 from openvino.op.util import Variable, VariableInfo
-
-from compare.peers import weights
-from compare.shapes import Shape
+from planish.compare.peers import weights
+from planish.compare.shapes import Shape
 
 GROUP = 128  # inputs with one scale, INT4
 BITS = {"int4": 4, "int8": 8}

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from compare.peers import Peer, PeerError, installed
-from compare.shapes import Shape
+from planish.compare.peers import Peer, PeerError, installed
+from planish.compare.shapes import Shape
 
 ROOT = Path(__file__).parents[2]  # where `compare` lies: the child starts there
 LAST = 4096  # bytes at the end of stderr among which the reason is sought

@@ -16,8 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-
-from compare.shapes import Shape
+from planish.compare.shapes import Shape
 
 ZERO4 = 8  # of the unsigned 4-bit codes
 EPS = 1e-5  # of every RMSNorm; their weights are ones

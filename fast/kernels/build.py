@@ -23,9 +23,8 @@ from pathlib import Path
 
 import jax.ffi
 import jaxlib
-
-from fast.kernels.instruction_sets import BY_NAME
-from reference.errors import KernelsError, notice
+from planish.fast.kernels.instruction_sets import BY_NAME
+from planish.reference.errors import KernelsError, notice
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("g++", "c++", "clang++")

@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from reference.errors import KernelsError
+from planish.reference.errors import KernelsError
 
 CPUINFO = Path("/proc/cpuinfo")
 

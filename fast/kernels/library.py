@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax.ffi
-
-from fast.kernels.build import FFI, CacheError, build, build_best
-from fast.kernels.instruction_sets import BY_NAME, available, check_available
-from reference.errors import KernelsError, notice
+from planish.fast.kernels.build import FFI, CacheError, build, build_best
+from planish.fast.kernels.instruction_sets import BY_NAME, available, check_available
+from planish.reference.errors import KernelsError, notice
 
 TARGETS = (
     "planish_linears",

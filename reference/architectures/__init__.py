@@ -29,7 +29,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from reference.architectures import (
+from planish.reference.architectures import (
     bloom,
     chatglm,
     falcon,
@@ -55,11 +55,11 @@ from reference.architectures import (
     stablelm,
     starcoder2,
 )
-from reference.architectures.entry import Architecture, Fold, Tensor
-from reference.architectures.rope_keys import with_reach
-from reference.config import ModelConfig
-from reference.errors import ConfigError
-from reference.keys import Keys
+from planish.reference.architectures.entry import Architecture, Fold, Tensor
+from planish.reference.architectures.rope_keys import with_reach
+from planish.reference.config import ModelConfig
+from planish.reference.errors import ConfigError
+from planish.reference.keys import Keys
 
 __all__ = ["ENTRIES", "Architecture", "Fold", "Tensor", "architecture_of", "model_config"]
 

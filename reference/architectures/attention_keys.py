@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from reference.config import LayerKind
-from reference.keys import Keys, check_heads, divided
+from planish.reference.config import LayerKind
+from planish.reference.keys import Keys, check_heads, divided
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 

@@ -5,10 +5,10 @@ Source: transformers' modeling_bloom; Le Scao et al. 2022.
 
 from __future__ import annotations
 
-from reference.architectures.entry import Architecture, Fold, Tensor
-from reference.architectures.slopes import alibi_slopes
-from reference.config import Alibi, ModelConfig, same_layers
-from reference.keys import Keys, divided
+from planish.reference.architectures.entry import Architecture, Fold, Tensor
+from planish.reference.architectures.slopes import alibi_slopes
+from planish.reference.config import Alibi, ModelConfig, same_layers
+from planish.reference.keys import Keys, divided
 
 
 def config(keys: Keys) -> ModelConfig:

@@ -7,11 +7,11 @@ it, and nothing in its config tells the two apart: that one model is computed wr
 
 from __future__ import annotations
 
-from reference.architectures import glm
-from reference.architectures.entry import Architecture, Tensor
-from reference.config import ModelConfig, same_layers
-from reference.keys import Keys, check_heads
-from reference.rope import Rope
+from planish.reference.architectures import glm
+from planish.reference.architectures.entry import Architecture, Tensor
+from planish.reference.config import ModelConfig, same_layers
+from planish.reference.keys import Keys, check_heads
+from planish.reference.rope import Rope
 
 
 def config(keys: Keys) -> ModelConfig:

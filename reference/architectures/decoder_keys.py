@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference.architectures.entry import Fold, Tensor
-from reference.config import ModelConfig
-from reference.keys import ACTIVATION_NAMES, Keys
+from planish.reference.architectures.entry import Fold, Tensor
+from planish.reference.config import ModelConfig
+from planish.reference.keys import ACTIVATION_NAMES, Keys
 
 
 def decoder(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from reference.config import Moe
-from reference.keys import Keys
+from planish.reference.config import Moe
+from planish.reference.keys import Keys
 
 
 def mixture(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from reference.architectures.entry import Architecture
-from reference.config import ModelConfig
+from planish.reference.architectures.entry import Architecture
+from planish.reference.config import ModelConfig
 
 GOLDENS = Path(__file__).with_name("goldens.json")
 

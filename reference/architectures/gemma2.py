@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from reference.architectures.attention_keys import (
+from planish.reference.architectures.attention_keys import (
     attention_heads,
     sliding_types,
     sliding_window,
     windows_of_types,
 )
-from reference.architectures.decoder_keys import (
+from planish.reference.architectures.decoder_keys import (
     ATTENTION,
     GATED_MLP,
     LAYER,
@@ -24,10 +24,10 @@ from reference.architectures.decoder_keys import (
     gated_folds,
     one_bias,
 )
-from reference.architectures.entry import Architecture, Tensor
-from reference.architectures.rope_keys import rope_from
-from reference.config import LayerKind, ModelConfig
-from reference.keys import Keys
+from planish.reference.architectures.entry import Architecture, Tensor
+from planish.reference.architectures.rope_keys import rope_from
+from planish.reference.config import LayerKind, ModelConfig
+from planish.reference.keys import Keys
 
 
 def config(keys: Keys) -> ModelConfig:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference.architectures.entry import Architecture, Fold, Tensor
-from reference.architectures.rope_keys import rope_from
-from reference.config import ModelConfig, same_layers
-from reference.keys import ACTIVATION_NAMES, Keys, check_heads
+from planish.reference.architectures.entry import Architecture, Fold, Tensor
+from planish.reference.architectures.rope_keys import rope_from
+from planish.reference.config import ModelConfig, same_layers
+from planish.reference.keys import ACTIVATION_NAMES, Keys, check_heads
 
 END_IDS = (151329, 151336, 151338)
 

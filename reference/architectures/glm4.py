@@ -5,10 +5,10 @@ Source: transformers' modeling_glm4.
 
 from __future__ import annotations
 
-from reference.architectures import glm
-from reference.architectures.entry import Architecture
-from reference.config import ModelConfig
-from reference.keys import Keys
+from planish.reference.architectures import glm
+from planish.reference.architectures.entry import Architecture
+from planish.reference.config import ModelConfig
+from planish.reference.keys import Keys
 
 
 def config(keys: Keys) -> ModelConfig:

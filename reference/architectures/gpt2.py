@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-from reference.architectures.entry import Architecture, Fold, Tensor
-from reference.config import LayerKind, ModelConfig
-from reference.keys import ACTIVATION_NAMES, Keys, divided
+from planish.reference.architectures.entry import Architecture, Fold, Tensor
+from planish.reference.config import LayerKind, ModelConfig
+from planish.reference.keys import ACTIVATION_NAMES, Keys, divided
 
 
 def config(keys: Keys) -> ModelConfig:

@@ -5,11 +5,11 @@ Source: transformers' modeling_gptj; Wang and Komatsuzaki 2021.
 
 from __future__ import annotations
 
-from reference.architectures.entry import Architecture, Fold
-from reference.architectures.rope_keys import check_pairs
-from reference.config import ModelConfig, same_layers
-from reference.keys import ACTIVATION_NAMES, Keys, divided
-from reference.rope import Rope
+from planish.reference.architectures.entry import Architecture, Fold
+from planish.reference.architectures.rope_keys import check_pairs
+from planish.reference.config import ModelConfig, same_layers
+from planish.reference.keys import ACTIVATION_NAMES, Keys, divided
+from planish.reference.rope import Rope
 
 
 def config(keys: Keys) -> ModelConfig:

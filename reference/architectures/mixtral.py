@@ -5,8 +5,8 @@ Source: transformers' modeling_mixtral; Jiang et al. 2024.
 
 from __future__ import annotations
 
-from reference.architectures.attention_keys import attention_heads, sliding_window
-from reference.architectures.decoder_keys import (
+from planish.reference.architectures.attention_keys import attention_heads, sliding_window
+from planish.reference.architectures.decoder_keys import (
     ATTENTION,
     LAYER,
     OLD_BUFFERS,
@@ -14,11 +14,11 @@ from reference.architectures.decoder_keys import (
     decoder,
     expert_folds,
 )
-from reference.architectures.entry import Architecture, Tensor
-from reference.architectures.expert_keys import mixture
-from reference.architectures.rope_keys import rope_from
-from reference.config import ModelConfig, same_layers
-from reference.keys import Keys
+from planish.reference.architectures.entry import Architecture, Tensor
+from planish.reference.architectures.expert_keys import mixture
+from planish.reference.architectures.rope_keys import rope_from
+from planish.reference.config import ModelConfig, same_layers
+from planish.reference.keys import Keys
 
 
 def config(keys: Keys) -> ModelConfig:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 
-from reference.architectures.entry import Architecture, Fold, Tensor
-from reference.architectures.slopes import mpt_slopes
-from reference.config import Alibi, LayerKind, ModelConfig
-from reference.keys import Keys, divided
+from planish.reference.architectures.entry import Architecture, Fold, Tensor
+from planish.reference.architectures.slopes import mpt_slopes
+from planish.reference.config import Alibi, LayerKind, ModelConfig
+from planish.reference.keys import Keys, divided
 
 
 def config(keys: Keys) -> ModelConfig:

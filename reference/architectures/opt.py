@@ -6,9 +6,9 @@ Source: transformers' modeling_opt; Zhang et al. 2022.
 
 from __future__ import annotations
 
-from reference.architectures.entry import Architecture, Fold
-from reference.config import ModelConfig, same_layers
-from reference.keys import ACTIVATION_NAMES, Keys, divided
+from planish.reference.architectures.entry import Architecture, Fold
+from planish.reference.config import ModelConfig, same_layers
+from planish.reference.keys import ACTIVATION_NAMES, Keys, divided
 
 
 def config(keys: Keys) -> ModelConfig:

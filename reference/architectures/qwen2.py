@@ -14,14 +14,14 @@ rope_keys.py. Source: transformers' modeling_qwen2; Yang et al. 2024.
 
 from __future__ import annotations
 
-from reference.architectures.attention_keys import (
+from planish.reference.architectures.attention_keys import (
     attention_heads,
     layers_with,
     sliding_types,
     switched_window,
     windows_of_types,
 )
-from reference.architectures.decoder_keys import (
+from planish.reference.architectures.decoder_keys import (
     ATTENTION,
     GATED_MLP,
     OLD_BUFFERS,
@@ -29,10 +29,10 @@ from reference.architectures.decoder_keys import (
     decoder,
     gated_folds,
 )
-from reference.architectures.entry import Architecture
-from reference.architectures.rope_keys import rope_from
-from reference.config import ModelConfig
-from reference.keys import Keys
+from planish.reference.architectures.entry import Architecture
+from planish.reference.architectures.rope_keys import rope_from
+from planish.reference.config import ModelConfig
+from planish.reference.keys import Keys
 
 
 def config(keys: Keys) -> ModelConfig:

@@ -5,8 +5,8 @@ Source: transformers' modeling_qwen3; Yang et al. 2025.
 
 from __future__ import annotations
 
-from reference.architectures.attention_keys import attention_heads, layers_with
-from reference.architectures.decoder_keys import (
+from planish.reference.architectures.attention_keys import attention_heads, layers_with
+from planish.reference.architectures.decoder_keys import (
     ATTENTION,
     GATED_MLP,
     QK_NORMS,
@@ -15,11 +15,11 @@ from reference.architectures.decoder_keys import (
     gated_folds,
     one_bias,
 )
-from reference.architectures.entry import Architecture
-from reference.architectures.qwen2 import windows
-from reference.architectures.rope_keys import rope_from
-from reference.config import ModelConfig
-from reference.keys import Keys
+from planish.reference.architectures.entry import Architecture
+from planish.reference.architectures.qwen2 import windows
+from planish.reference.architectures.rope_keys import rope_from
+from planish.reference.config import ModelConfig
+from planish.reference.keys import Keys
 
 
 def config(keys: Keys) -> ModelConfig:

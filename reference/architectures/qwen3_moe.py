@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from reference.architectures.attention_keys import attention_heads, switched_window
-from reference.architectures.decoder_keys import (
+from planish.reference.architectures.attention_keys import attention_heads, switched_window
+from planish.reference.architectures.decoder_keys import (
     ATTENTION,
     GATED_MLP,
     LAYER,
@@ -18,11 +18,11 @@ from reference.architectures.decoder_keys import (
     expert_folds,
     one_bias,
 )
-from reference.architectures.entry import Architecture
-from reference.architectures.expert_keys import mixture
-from reference.architectures.rope_keys import rope_from
-from reference.config import LayerKind, ModelConfig
-from reference.keys import Keys
+from planish.reference.architectures.entry import Architecture
+from planish.reference.architectures.expert_keys import mixture
+from planish.reference.architectures.rope_keys import rope_from
+from planish.reference.config import LayerKind, ModelConfig
+from planish.reference.keys import Keys
 
 
 def config(keys: Keys) -> ModelConfig:

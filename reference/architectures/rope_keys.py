@@ -21,10 +21,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from reference.config import ModelConfig
-from reference.errors import notice
-from reference.keys import Keys
-from reference.rope import Dynamic, Interpolation, Llama3, LongRope, Rope, Stretch, Yarn
+from planish.reference.config import ModelConfig
+from planish.reference.errors import notice
+from planish.reference.keys import Keys
+from planish.reference.rope import Dynamic, Interpolation, Llama3, LongRope, Rope, Stretch, Yarn
 
 THETA = 10000.0
 ORIGINAL = "original_max_position_embeddings"

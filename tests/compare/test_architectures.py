@@ -9,8 +9,7 @@ steps, batches) does not depend on a linear's codes.
 from __future__ import annotations
 
 import pytest
-
-from reference.architectures import ENTRIES
+from planish.reference.architectures import ENTRIES
 
 GOLDENS = (
     "bloom-tied",

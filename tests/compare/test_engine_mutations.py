@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+import planish.fast.engine
+import planish.fast.model
+import planish.fast.native
 import pytest
 
-import fast.engine
-import fast.model
-import fast.native
 from tests.compare.conftest import Mutation, wrap
 
 
@@ -46,7 +46,7 @@ def always_row_zero(insert, cache, single, row):
     return insert(cache, single, row * 0)
 
 
-ENGINE = fast.engine.Engine
+ENGINE = planish.fast.engine.Engine
 LEVEL_3: dict[str, tuple[str, Mutation, str]] = {
     "steps one position late": (
         "W8A8",
@@ -71,13 +71,15 @@ LEVEL_3: dict[str, tuple[str, Mutation, str]] = {
     ),
     "every prompt in the same row": (
         "W8A8",
-        wrap(fast.engine, "insert", always_row_zero),
+        wrap(planish.fast.engine, "insert", always_row_zero),
         "row 0 of a batch of 3",
     ),
     "NaN in one logit": ("W8A8", wrap(ENGINE, "forward", nan_in_forward), "logits"),
     "a token that is not the likeliest": (
         "float",
-        wrap(fast.engine, "sample", lambda sample, logits, *rest: int(np.argsort(logits)[-2])),
+        wrap(
+            planish.fast.engine, "sample", lambda sample, logits, *rest: int(np.argsort(logits)[-2])
+        ),
         "greedy tokens of row 0",
     ),
 }
@@ -112,7 +114,7 @@ def last_in_the_order(sample, logits, *rest):
 
 
 def test_level_3_names_a_kernel_that_samples_another_token(judge, mutate):
-    wrap(fast.native, "sample", last_in_the_order)(mutate)
+    wrap(planish.fast.native, "sample", last_in_the_order)(mutate)
     result = judge("llama", "W8A8", [3], native=True)
     assert {check.part for check in result.checks if not check.agrees} == {
         f"greedy tokens of row {row}" for row in range(3)
@@ -127,7 +129,7 @@ def slots_moved_on(attention, *arguments, **options):
 @pytest.mark.parametrize("recipe", ["float", "W8A8"])
 def test_only_level_3_sees_slots_moved_within_their_tile(judge, mutate, recipe):
     """Attention over a whole prompt is right; who reads its keys later finds others."""
-    wrap(fast.native, "attention", slots_moved_on)(mutate)
+    wrap(planish.fast.native, "attention", slots_moved_on)(mutate)
     failed = [item for item in judge("llama", recipe, [2, 3], True).checks if not item.agrees]
     assert {item.level for item in failed} == {3}
     assert (3, "keys in the cache") in {(item.level, item.part) for item in failed}
@@ -137,7 +139,7 @@ def test_only_level_3_sees_slots_moved_within_their_tile(judge, mutate, recipe):
 @pytest.mark.parametrize("recipe", ["float", "W8A8"])
 def test_only_level_3_sees_a_cache_slot_off_by_one(judge, mutate, recipe):
     """A whole prompt fills its cache: the late slot is clamped, and only steps and rests differ."""
-    wrap(fast.model, "append", one_slot_late)(mutate)
+    wrap(planish.fast.model, "append", one_slot_late)(mutate)
     result = judge("llama", recipe, [2, 3])
     assert result.first_mismatch is not None
     assert result.first_mismatch.level == 3

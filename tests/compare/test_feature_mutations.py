@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import jax.numpy as jnp
+import planish.fast.experts
+import planish.fast.layers
+import planish.fast.model
+import planish.fast.native
+import planish.fast.native_experts
+import planish.fast.weights
 import pytest
 
-import fast.experts
-import fast.layers
-import fast.model
-import fast.native
-import fast.native_experts
-import fast.weights
 from tests.compare.conftest import Mutation, wrap
 
 RECIPES = ("float", "naive-W8A8")  # by form; the kernels' linears are those of codes
@@ -28,7 +28,7 @@ def option(name, change):
     def call(attention, *arguments, **options):
         return attention(*arguments, **{**options, name: change(options[name])})
 
-    return wrap(fast.native, "attention", call)
+    return wrap(planish.fast.native, "attention", call)
 
 
 def longer(window):
@@ -58,7 +58,7 @@ def not_divided(alibi):
 def biased(change):
     """XLA's biases of another Alibi."""
     return wrap(
-        fast.layers,
+        planish.fast.layers,
         "biased",
         lambda biased, scores, divisor, alibi, *rest: biased(scores, divisor, change(alibi), *rest),
     )
@@ -67,24 +67,24 @@ def biased(change):
 OPTIONS: dict[str, tuple[str, Mutation, Mutation]] = {
     "window a token too long": (
         "mistral-window",
-        wrap(fast.layers, "causal_mask", windowed),
+        wrap(planish.fast.layers, "causal_mask", windowed),
         option("window", longer),
     ),
     "slopes reversed": ("bloom-tied", biased(reversed_slopes), option("alibi", reversed_slopes)),
     "biases not divided": ("falcon-rw-form", biased(not_divided), option("alibi", not_divided)),
     "halves turned for neighbours": (
         "gptj-partial-rotary",
-        wrap(fast.model, "rotate", other_pairs),
+        wrap(planish.fast.model, "rotate", other_pairs),
         option("interleaved", lambda interleaved: not interleaved),
     ),
     "neighbours turned for halves": (
         "llama-3-rope",
-        wrap(fast.model, "rotate", other_pairs),
+        wrap(planish.fast.model, "rotate", other_pairs),
         option("interleaved", lambda interleaved: not interleaved),
     ),
     "cap of scores dropped": (
         "gemma2-small-caps",
-        wrap(fast.layers, "capped", lambda capped, x, cap: x),
+        wrap(planish.fast.layers, "capped", lambda capped, x, cap: x),
         option("cap", lambda cap: None),
     ),
 }
@@ -115,7 +115,7 @@ def of_config(name, **changes):
     def call(function, config, *arguments, **options):
         return function(replace(config, **changes), *arguments, **options)
 
-    return wrap(fast.model, name, call)
+    return wrap(planish.fast.model, name, call)
 
 
 def of_block(name, **changes):
@@ -124,7 +124,7 @@ def of_block(name, **changes):
     def call(function, config, block, *arguments, **options):
         return function(config, replace(block, **changes), *arguments, **options)
 
-    return wrap(fast.model, name, call)
+    return wrap(planish.fast.model, name, call)
 
 
 def of_kind(**changes):
@@ -133,7 +133,7 @@ def of_kind(**changes):
     def call(mix, config, block, *arguments):
         return mix(config, replace(block, kind=replace(block.kind, **changes)), *arguments)
 
-    return wrap(fast.model, "mix", call)
+    return wrap(planish.fast.model, "mix", call)
 
 
 def other_tables(mix, *arguments):
@@ -148,7 +148,7 @@ def head_without_bias(unembed, config, weights, x):
 MODEL: dict[str, tuple[str, Mutation, int | None, str]] = {
     "table of the other layers": (
         "gemma3_text-old-spelling",
-        wrap(fast.model, "mix", other_tables),
+        wrap(planish.fast.model, "mix", other_tables),
         0,
         "attention",
     ),
@@ -216,7 +216,7 @@ MODEL: dict[str, tuple[str, Mutation, int | None, str]] = {
     "embeddings not normalized": (
         "bloom-tied",
         wrap(
-            fast.model,
+            planish.fast.model,
             "embed",
             lambda embed, c, w, *rest: embed(c, replace(w, embed_norm=None), *rest),
         ),
@@ -231,7 +231,7 @@ MODEL: dict[str, tuple[str, Mutation, int | None, str]] = {
     ),
     "bias of the head dropped": (
         "gptj-partial-rotary",
-        wrap(fast.model, "unembed", head_without_bias),
+        wrap(planish.fast.model, "unembed", head_without_bias),
         None,
         "unembed",
     ),
@@ -267,18 +267,18 @@ def shares_exchanged(mixture, config, experts, x, shares, *rest):
 
 EXPERTS: dict[str, tuple[Mutation, Mutation, tuple[str, str]]] = {
     "the second expert is another": (
-        wrap(fast.experts, "route", another_expert),
-        wrap(fast.native_experts, "route", another_expert),
+        wrap(planish.fast.experts, "route", another_expert),
+        wrap(planish.fast.native_experts, "route", another_expert),
         ("shares of 40 rows", "shares of 8 rows"),
     ),
     "shares not normalized": (
-        wrap(fast.experts, "route", not_normalized),
-        wrap(fast.native_experts, "route", not_normalized_natively),
+        wrap(planish.fast.experts, "route", not_normalized),
+        wrap(planish.fast.native_experts, "route", not_normalized_natively),
         ("shares of 40 rows", "shares of 8 rows"),
     ),
     "shares exchanged": (
-        wrap(fast.experts, "portable_mixture", shares_exchanged),
-        wrap(fast.experts, "native_mixture", shares_exchanged),
+        wrap(planish.fast.experts, "portable_mixture", shares_exchanged),
+        wrap(planish.fast.experts, "native_mixture", shares_exchanged),
         ("mixture", "mixture"),
     ),
 }
@@ -300,7 +300,7 @@ def gates_for_ups(place, stored):
 
 
 def test_level_2_names_an_expert_whose_gate_is_its_up(judge, mutate, native):
-    wrap(fast.weights, "place_experts", gates_for_ups)(mutate)
+    wrap(planish.fast.weights, "place_experts", gates_for_ups)(mutate)
     first = judge("mixtral-window-untied", "W8A8", [2], native).first_mismatch
     assert first is not None
     assert (first.level, first.layer, first.part) == (2, 0, "experts.0")
@@ -315,7 +315,9 @@ def step_without_window(attention, q, *arguments, **options):
 
 
 def test_only_level_3_sees_steps_that_forget_the_window(judge, mutate, native):
-    wrap(fast.native if native else fast.model, "attention", step_without_window)(mutate)
+    wrap(planish.fast.native if native else planish.fast.model, "attention", step_without_window)(
+        mutate
+    )
     failed = [
         item for item in judge("mistral-window", "W8A8", [2, 3], native).checks if not item.agrees
     ]

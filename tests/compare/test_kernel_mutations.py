@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import jax.numpy as jnp
+import planish.fast.native
+import planish.fast.weights
 import pytest
+from planish.reference.tiles import TiledWeight
 
-import fast.native
-import fast.weights
-from reference.tiles import TiledWeight
 from tests.compare.conftest import Mutation, wrap
 
 
@@ -67,14 +67,14 @@ LEVEL_1: dict[str, tuple[str, str, Mutation, str]] = {
     "tiles transposed": (
         "llama",
         "W4A8",
-        wrap(fast.weights, "place_linear", tiles_transposed),
+        wrap(planish.fast.weights, "place_linear", tiles_transposed),
         "q, weight codes",
     ),
     "zero points one too high": (
         "llama",
         "W4A8-minmax",
         wrap(
-            fast.native,
+            planish.fast.native,
             ARGUMENTS,
             handed(lambda c, s, z=None: (c, s, z + jnp.uint8(1)) if z is not None else (c, s)),
         ),
@@ -84,7 +84,7 @@ LEVEL_1: dict[str, tuple[str, str, Mutation, str]] = {
         "llama",
         "W4A8-minmax",
         wrap(
-            fast.native,
+            planish.fast.native,
             ARGUMENTS,
             handed(lambda c, s, z=None: (c, s, jnp.roll(z, 1, 1)) if z is not None else (c, s)),
         ),
@@ -93,37 +93,51 @@ LEVEL_1: dict[str, tuple[str, str, Mutation, str]] = {
     "scales of the next group": (
         "llama",
         "W4A8",
-        wrap(fast.native, ARGUMENTS, handed(lambda c, s: (c, jnp.roll(s, 1, 1)))),
+        wrap(planish.fast.native, ARGUMENTS, handed(lambda c, s: (c, jnp.roll(s, 1, 1)))),
         "q, 1 rows, {isa}",
     ),
     "scales an ulp too large": (
         "llama",
         "W8A8",
-        wrap(fast.native, ARGUMENTS, handed(lambda c, s: (c, jnp.nextafter(s, jnp.float32(9))))),
+        wrap(
+            planish.fast.native,
+            ARGUMENTS,
+            handed(lambda c, s: (c, jnp.nextafter(s, jnp.float32(9)))),
+        ),
         SEEN,
     ),
     "nibbles swapped": (
         "llama",
         "W4A8",
         wrap(
-            fast.native,
+            planish.fast.native,
             ARGUMENTS,
             handed(lambda c, s: ((c << jnp.uint8(4)) | (c >> jnp.uint8(4)), s)),
         ),
         SEEN,
     ),
-    "inputs an ulp too large": ("llama", "W8A8", wrap(fast.native, "linears", next_input), SEEN),
-    "static scale ignored": ("llama", "O3", wrap(fast.native, "linears", one_tensor_scale), SEEN),
+    "inputs an ulp too large": (
+        "llama",
+        "W8A8",
+        wrap(planish.fast.native, "linears", next_input),
+        SEEN,
+    ),
+    "static scale ignored": (
+        "llama",
+        "O3",
+        wrap(planish.fast.native, "linears", one_tensor_scale),
+        SEEN,
+    ),
     "bias left out": (
         "opt",
         "W4A8",
-        wrap(fast.native, "linears", without_bias),
+        wrap(planish.fast.native, "linears", without_bias),
         "q, 1 rows, {isa}",
     ),
     "bias left out, weight-only": (
         "opt",
         "W8A16",
-        wrap(fast.native, "linears", without_bias),
+        wrap(planish.fast.native, "linears", without_bias),
         "q, 1 rows, {isa}",
     ),
 }
@@ -142,7 +156,7 @@ def test_level_1_names_the_instruction_set_that_is_wrong(judge, mutate, kernels)
     """Nobody runs the last one where there are better ones, and still it is judged."""
     if kernels[-1] != "plain" or len(kernels) == 1:
         pytest.skip("the portable kernels are not the last of several")
-    wrap(fast.native, "linears", wrong_on_the_last_set)(mutate)
+    wrap(planish.fast.native, "linears", wrong_on_the_last_set)(mutate)
     failed = [item for item in judge("llama", "W8A8", [1], True).checks if not item.agrees]
     assert failed and all(item.part.endswith(", plain") for item in failed)
 
@@ -188,14 +202,14 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "norm left out": (
         "W8A8",
         "float32",
-        wrap(fast.native, LINEARS, with_options(norm=lambda norm: None)),
+        wrap(planish.fast.native, LINEARS, with_options(norm=lambda norm: None)),
         "attention_norm",
     ),
     "norm without its weight": (
         "W4A16",
         "float32",
         wrap(
-            fast.native,
+            planish.fast.native,
             LINEARS,
             with_options(norm=lambda norm: norm and replace(norm, weight=None)),
         ),
@@ -204,27 +218,27 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "epsilon of the norm a hundred times too large": (
         "W4A8",
         "float32",
-        wrap(fast.native, LINEARS, with_options(eps=lambda eps: 100 * eps)),
+        wrap(planish.fast.native, LINEARS, with_options(eps=lambda eps: 100 * eps)),
         "attention_norm",
     ),
     "keys for values": (
         "W8A8",
         "float32",
-        wrap(fast.native, LINEARS, order_of_outputs),
+        wrap(planish.fast.native, LINEARS, order_of_outputs),
         "k behind its norm",
     ),
-    "gate for up": ("W8A8", "float32", wrap(fast.native, LINEARS, gate_for_up), "mlp"),
+    "gate for up": ("W8A8", "float32", wrap(planish.fast.native, LINEARS, gate_for_up), "mlp"),
     "residual left out": (
         "W8A8",
         "float32",
-        wrap(fast.native, LINEARS, with_options(residual=lambda residual: None)),
+        wrap(planish.fast.native, LINEARS, with_options(residual=lambda residual: None)),
         "o and the residual behind attention",
     ),
     "residual an ulp too large": (
         "W4A8",
         "float32",
         wrap(
-            fast.native,
+            planish.fast.native,
             LINEARS,
             with_options(residual=lambda r: r if r is None else jnp.nextafter(r, 2 * r)),
         ),
@@ -233,38 +247,47 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "a position too early": (
         "W8A8",
         "float32",
-        wrap(fast.native, ATTENTION, one_token_early),
+        wrap(planish.fast.native, ATTENTION, one_token_early),
         "attention",
     ),
-    "not rotated": ("float", "float32", wrap(fast.native, ATTENTION, unrotated), "attention"),
+    "not rotated": (
+        "float",
+        "float32",
+        wrap(planish.fast.native, ATTENTION, unrotated),
+        "attention",
+    ),
     "attention a little too sharp": (
         "W8A8",
         "float32",
-        wrap(fast.native, ATTENTION, a_little_sharper),
+        wrap(planish.fast.native, ATTENTION, a_little_sharper),
         "attention",
     ),
     "attention a little too sharp over INT8": (
         "float",
         "int8",
-        wrap(fast.native, ATTENTION, a_little_sharper),
+        wrap(planish.fast.native, ATTENTION, a_little_sharper),
         "attention",
     ),
     "scales of keys for those of values": (
         "W8A8",
         "int8",
-        wrap(fast.native, ATTENTION, written(lambda k, v, s, t: (k, v, t, s))),
+        wrap(planish.fast.native, ATTENTION, written(lambda k, v, s, t: (k, v, t, s))),
         "keys in the cache, scale",
     ),
     "slots moved within their tile": (
         "W8A8",
         "int8",
-        wrap(fast.native, ATTENTION, written(lambda k, *rest: (jnp.roll(k, 1, axis=-1), *rest))),
+        wrap(
+            planish.fast.native,
+            ATTENTION,
+            written(lambda k, *rest: (jnp.roll(k, 1, axis=-1), *rest)),
+        ),
         "keys in the cache, codes",
     ),
     "last slot lost": (
         "float",
         "int8",
-        wrap(fast.native, ATTENTION, written(last_slot_lost)),
+        wrap(planish.fast.native, ATTENTION, written(last_slot_lost)),
         "values in the cache, codes",
     ),
 }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+import planish.fast.native
+from planish.compare.attention import CASES as ATTENTION
+from planish.compare.attention import check_attention
+from planish.compare.kernels import CASES, Kind, check_case, check_kernels, kinds, random_shape
 
-import fast.native
-from compare.attention import CASES as ATTENTION
-from compare.attention import check_attention
-from compare.kernels import CASES, Kind, check_case, check_kernels, kinds, random_shape
 from tests.compare.conftest import wrap
 
 
@@ -54,7 +54,7 @@ def next_zero_point(arguments, layer):
 
 
 def test_a_wrong_zero_point_is_found_wherever_there_is_one(kernels, mutate):
-    wrap(fast.native, "weight_arguments", next_zero_point)(mutate)
+    wrap(planish.fast.native, "weight_arguments", next_zero_point)(mutate)
     checks = list(check_kernels((kernels[0],), cases=4))
     assert {check.agrees for check in checks if "zero points" in check.part} == {False}
     assert {check.agrees for check in checks if "zero points" not in check.part} == {True}
@@ -66,13 +66,13 @@ def one_bit(arguments, layer):
 
 
 def test_a_single_bit_of_a_single_code_is_found_in_every_kind(kernels, mutate):
-    wrap(fast.native, "weight_arguments", one_bit)(mutate)
+    wrap(planish.fast.native, "weight_arguments", one_bit)(mutate)
     checks = check_kernels((kernels[0],), cases=6)
     assert [check.part for check in checks if check.agrees] == []
 
 
 def test_a_mismatch_says_how_to_draw_it_again(kernels, mutate):
-    wrap(fast.native, "weight_arguments", one_bit)(mutate)
+    wrap(planish.fast.native, "weight_arguments", one_bit)(mutate)
     kind = Kind(4, "per_group", 32, "float16")
     number = kinds().index(kind)
     first = next(iter(check_kernels((kernels[0],), cases=1)))
@@ -96,7 +96,7 @@ def rows_exchanged(attention, q, *rest, **options):
 
 
 def test_rows_of_a_batch_that_are_exchanged_are_found(kernels, mutate):
-    wrap(fast.native, "attention", rows_exchanged)(mutate)
+    wrap(planish.fast.native, "attention", rows_exchanged)(mutate)
     failed = {check.part for check in check_attention((kernels[0],)) if not check.agrees}
     assert failed and all(part.endswith(("row 0", "row 1")) for part in failed)
     assert all(" and " in part for part in failed)
@@ -108,7 +108,7 @@ def a_slot_cleared(attention, *arguments, **options):
 
 
 def test_a_slot_that_should_have_stayed_is_found(kernels, mutate):
-    wrap(fast.native, "attention", a_slot_cleared)(mutate)
+    wrap(planish.fast.native, "attention", a_slot_cleared)(mutate)
     failed = {check.part for check in check_attention((kernels[0],)) if not check.agrees}
     touched = {part for part in failed if part.endswith("row 0, other slots, values")}
     assert len(touched) == 2 * sum(case.starts[0] > 0 for case in ATTENTION)

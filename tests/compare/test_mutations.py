@@ -12,17 +12,17 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
+import planish.fast.cache
+import planish.fast.layers
+import planish.fast.linear
+import planish.fast.model
+import planish.fast.weights
 import pytest
+from planish.fast.grids import divide
+from planish.fast.weights import GroupedWeight
+from planish.reference.linear import Linear
+from planish.reference.packing import pack_nibbles, unpack_nibbles
 
-import fast.cache
-import fast.layers
-import fast.linear
-import fast.model
-import fast.weights
-from fast.grids import divide
-from fast.weights import GroupedWeight
-from reference.linear import Linear
-from reference.packing import pack_nibbles, unpack_nibbles
 from tests.compare.conftest import Mutation, wrap
 
 
@@ -68,31 +68,31 @@ def groups_added_in_16_bits(rows, codes, a_scale, weight):
     return rows(codes, a_scale, weight).astype(jnp.bfloat16).astype(jnp.float32)
 
 
-CODES = fast.linear
+CODES = planish.fast.linear
 LEVEL_1: dict[str, tuple[str, Mutation, str]] = {
     "nibbles swapped, W4A8": (
         "W4A8",
-        wrap(fast.weights, "centred_codes", swapped_nibbles),
+        wrap(planish.fast.weights, "centred_codes", swapped_nibbles),
         "q, weight codes",
     ),
     "nibbles swapped, W4A16": (
         "W4A16",
-        wrap(fast.weights, "centred_codes", swapped_nibbles),
+        wrap(planish.fast.weights, "centred_codes", swapped_nibbles),
         "q, weight codes",
     ),
     "zero point off by one": (
         "W4A8-minmax",
-        wrap(fast.weights, "centred_codes", lambda centred, w: centred(w) - np.int8(1)),
+        wrap(planish.fast.weights, "centred_codes", lambda centred, w: centred(w) - np.int8(1)),
         "q, weight codes",
     ),
     "group scales shifted by a group": (
         "W4A8",
-        wrap(fast.weights, "place_linear", shifted_groups),
+        wrap(planish.fast.weights, "place_linear", shifted_groups),
         "q, weight scale",
     ),
     "a square weight transposed": (
         "float",
-        wrap(fast.weights, "place_linear", transposed),
+        wrap(planish.fast.weights, "place_linear", transposed),
         "q, weight values",
     ),
     "128 instead of 127": (
@@ -164,16 +164,16 @@ def test_level_1_names_codes_made_with_reciprocal_scales(judge, mutate, recipe):
 
 @pytest.mark.parametrize("recipe", ["float", "W8A8"])
 def test_level_1_names_a_missing_bias(judge, mutate, recipe):
-    wrap(fast.linear, "linear", without_bias)(mutate)
+    wrap(planish.fast.linear, "linear", without_bias)(mutate)
     first = judge("opt", recipe, [1]).first_mismatch
     assert first is not None
     assert (first.level, first.part) == (1, "q, 1 rows")
 
 
 def test_level_1_names_a_bias_lost_while_loading(judge, mutate):
-    wrap(fast.weights, "place_linear", lambda place, layer: replace(place(layer), bias=None))(
-        mutate
-    )
+    wrap(
+        planish.fast.weights, "place_linear", lambda place, layer: replace(place(layer), bias=None)
+    )(mutate)
     first = judge("opt", "float", [1]).first_mismatch
     assert first is not None
     assert (first.level, first.part) == (1, "q, bias")
@@ -196,58 +196,63 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "rope pairs neighbours": (
         "llama",
         "float",
-        wrap(fast.model, "rotate", neighbours_paired),
+        wrap(planish.fast.model, "rotate", neighbours_paired),
         "attention",
     ),
     "rope pairs neighbours, W8A8": (
         "llama",
         "W8A8",
-        wrap(fast.model, "rotate", neighbours_paired),
+        wrap(planish.fast.model, "rotate", neighbours_paired),
         "attention",
     ),
     "mask hides the token itself": (
         "llama",
         "float",
-        wrap(fast.layers, "causal_mask", lambda mask, p, *rest: mask(p - 1, *rest)),
+        wrap(planish.fast.layers, "causal_mask", lambda mask, p, *rest: mask(p - 1, *rest)),
         "attention",
     ),
     "mask shows the next token": (
         "opt",
         "W8A8",
-        wrap(fast.layers, "causal_mask", lambda mask, p, *rest: mask(p + 1, *rest)),
+        wrap(planish.fast.layers, "causal_mask", lambda mask, p, *rest: mask(p + 1, *rest)),
         "attention",
     ),
     "attention a little too sharp": (
         "llama",
         "W8A8",
-        wrap(fast.model, "attention", sharper_attention),
+        wrap(planish.fast.model, "attention", sharper_attention),
         "attention",
     ),
     "NaN from a norm": (
         "llama",
         "W8A8",
-        wrap(fast.linear, "normalize", with_nan),
+        wrap(planish.fast.linear, "normalize", with_nan),
         "attention_norm",
     ),
     "bias forgotten by the model": (
         "opt",
         "W8A8",
-        wrap(fast.model, "project", project_without_bias),
+        wrap(planish.fast.model, "project", project_without_bias),
         "q",
     ),
     "residual left out": (
         "opt",
         "W8A8",
-        wrap(fast.model, "block_forward", no_residual),
+        wrap(planish.fast.model, "block_forward", no_residual),
         "block",
     ),
     "positions without their offset": (
         "opt",
         "float",
-        wrap(fast.model, "embed", lambda embed, c, w, t, p: embed(c, w, t, p - 1)),
+        wrap(planish.fast.model, "embed", lambda embed, c, w, t, p: embed(c, w, t, p - 1)),
         "embed",
     ),
-    "NaN from the head": ("llama", "float", wrap(fast.model, "unembed", with_nan), "unembed"),
+    "NaN from the head": (
+        "llama",
+        "float",
+        wrap(planish.fast.model, "unembed", with_nan),
+        "unembed",
+    ),
 }
 
 
@@ -263,16 +268,18 @@ def test_level_2_names_a_wrong_part(judge, mutate, name):
 CACHE: dict[str, tuple[Mutation, str]] = {
     "codes cut off, not rounded": (
         wrap(
-            fast.cache, "int8_codes", lambda codes, x, s: jnp.trunc(divide(x, s)).astype(jnp.int8)
+            planish.fast.cache,
+            "int8_codes",
+            lambda codes, x, s: jnp.trunc(divide(x, s)).astype(jnp.int8),
         ),
         "keys in the cache, codes",
     ),
     "128 instead of 127": (
-        wrap(fast.cache, "int8_scale", lambda scale, m: divide(m, jnp.float32(128))),
+        wrap(planish.fast.cache, "int8_scale", lambda scale, m: divide(m, jnp.float32(128))),
         "keys in the cache, scale",
     ),
     "read without its scale": (
-        wrap(fast.model, "read", lambda read, past: read((*past[:2], past[2], past[2]))),
+        wrap(planish.fast.model, "read", lambda read, past: read((*past[:2], past[2], past[2]))),
         "attention",
     ),
 }
@@ -290,6 +297,8 @@ def test_level_2_names_a_wrong_int8_cache(judge, mutate, name, recipe):
 
 def test_linear_is_the_same_function_everywhere():
     """The mutations above rely on it: the model calls the linear that level 1 judges."""
-    assert fast.model.linear is fast.linear.linear
-    assert fast.model.project is fast.linear.project
-    assert isinstance(fast.weights.place_linear(Linear(np.eye(2, dtype=np.float32))), Linear)
+    assert planish.fast.model.linear is planish.fast.linear.linear
+    assert planish.fast.model.project is planish.fast.linear.project
+    assert isinstance(
+        planish.fast.weights.place_linear(Linear(np.eye(2, dtype=np.float32))), Linear
+    )

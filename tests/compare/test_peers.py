@@ -11,16 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from compare.peers import PEERS, Peer, PeerError, installed, peer, weights
-from compare.peers.process import ROOT, PeerProcess
-from compare.shapes import Shape
-from reference.block import Weights, put_together
-from reference.config import ModelConfig, same_layers
-from reference.layers import Norm
-from reference.linear import Linear
-from reference.model import forward
-from reference.rope import Rope
+from planish.compare.peers import PEERS, Peer, PeerError, installed, peer, weights
+from planish.compare.peers.process import ROOT, PeerProcess
+from planish.compare.shapes import Shape
+from planish.reference.block import Weights, put_together
+from planish.reference.config import ModelConfig, same_layers
+from planish.reference.layers import Norm
+from planish.reference.linear import Linear
+from planish.reference.model import forward
+from planish.reference.rope import Rope
 
 TINY = Shape("tiny", hidden=256, layers=2, heads=4, kv_heads=2, ffn=512, vocab=320)
 BITS = {"Q4_0": 4, "Q8_0": 8, "int4": 4, "int8": 8, "bf16": 8}  # of the codes
@@ -186,10 +185,10 @@ def test_what_a_child_may_write_is_removed(fake: Peer, tmp_path: Path) -> None:
 
 
 def test_no_peer_is_imported_by_the_process_that_measures() -> None:
-    code = "import sys, compare.peers.process; print(*sys.modules)"
+    code = "import sys, planish.compare.peers.process; print(*sys.modules)"
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "compare.peers.process" in loaded.split()
+    assert "planish.compare.peers.process" in loaded.split()
     assert not {subject.module for subject in PEERS.values()} & set(loaded.split())
 
 

@@ -4,23 +4,23 @@ import math
 
 import numpy as np
 import pytest
-
-from compare.contenders import (
+from planish.compare.contenders import (
     active_share,
     bytes_per_token,
     expert_bytes,
     weights_per_token,
 )
-from compare.random_model import HEADS, write_random
-from compare.shapes import Shape
-from fast.engine import Engine
+from planish.compare.random_model import HEADS, write_random
+from planish.compare.shapes import Shape
+from planish.fast.engine import Engine
+from planish.reference.block import block_linears
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.engine import Engine as ReferenceEngine
+from planish.reference.errors import OutputError, RecipeError
+from planish.reference.linear import TiledWeight, dequantize, quantized_weight
+from planish.reference.tiles import tile, untile
+
 from planish.command import main
-from reference.block import block_linears
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.engine import Engine as ReferenceEngine
-from reference.errors import OutputError, RecipeError
-from reference.linear import TiledWeight, dequantize, quantized_weight
-from reference.tiles import tile, untile
 
 TINY = Shape("tiny", 64, 2, 4, 2, 104, 300)
 ODD = Shape("odd", 36, 1, 2, 1, 77, 260)  # no multiple of 16 outputs or of 8 inputs anywhere

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from fast.engine import Engine
-from reference.checkpoint import open_checkpoint
-from reference.engine import Engine as ReferenceEngine
-from reference.quantize import quantize_checkpoint
-from reference.recipes import recipe
-from reference.writer import CheckpointWriter
+from planish.fast.engine import Engine
+from planish.reference.checkpoint import open_checkpoint
+from planish.reference.engine import Engine as ReferenceEngine
+from planish.reference.quantize import quantize_checkpoint
+from planish.reference.recipes import recipe
+from planish.reference.writer import CheckpointWriter
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDENS = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))

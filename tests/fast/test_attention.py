@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from fast import layers, native
-from fast.cache import KEY_SLOTS, append, read, whole_tiles
-from reference.config import Alibi
-from reference.grids import int8_codes, int8_scale
-from reference.layers import attention, causal_mask
-from reference.model import on_int8_grid
-from reference.rope import Rope, rotate, rotations
+from planish.fast import layers, native
+from planish.fast.cache import KEY_SLOTS, append, read, whole_tiles
+from planish.reference.config import Alibi
+from planish.reference.grids import int8_codes, int8_scale
+from planish.reference.layers import attention, causal_mask
+from planish.reference.model import on_int8_grid
+from planish.reference.rope import Rope, rotate, rotations
 
 SLOPES = (0.5, 0.7071, 0.25, 0.0884, 0.0442, 0.1768)  # of 6 heads, as many as any case has
 TOLERANCE = 2e-5  # of the largest magnitude

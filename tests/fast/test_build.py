@@ -8,17 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from fast.kernels import build, library
-from fast.kernels.build import FFI, CacheError, Compiler, find_compiler, library_path
-from fast.kernels.instruction_sets import available, cpu_features
-from reference.errors import KernelsError
+from planish.fast.kernels import build, library
+from planish.fast.kernels.build import FFI, CacheError, Compiler, find_compiler, library_path
+from planish.fast.kernels.instruction_sets import available, cpu_features
+from planish.reference.errors import KernelsError
 
 ROOT = Path(__file__).parents[2]
 LOAD = """
 import sys
 from pathlib import Path
-from fast.kernels.library import load_library
+from planish.fast.kernels.library import load_library
 print(load_library(Path(sys.argv[1]), ["plain"]).sets)
 """
 

@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from fast.cache import KVCache, insert, write
+from planish.fast.cache import KVCache, insert, write
 
 
 def test_write_puts_each_row_at_its_own_position():

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import jax
 import pytest
-
-from fast import device
-from fast.engine import Engine, use_compilation_cache
-from reference.checkpoint import open_checkpoint
-from reference.errors import PlanishError
-from reference.generate import Stop
-from reference.sampling import Sampling
+from planish.fast import device
+from planish.fast.engine import Engine, use_compilation_cache
+from planish.reference.checkpoint import open_checkpoint
+from planish.reference.errors import PlanishError
+from planish.reference.generate import Stop
+from planish.reference.sampling import Sampling
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {

@@ -6,21 +6,20 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import planish.reference.model
 import pytest
-
-import reference.model
-from fast import engine as fast_engine
-from fast import model as fast_model
-from fast.engine import Engine, chunk_size, slot_count
-from fast.weights import place_linear
-from reference.checkpoint import Checkpoint, load_block, load_weights, open_checkpoint
-from reference.engine import Engine as ReferenceEngine
-from reference.errors import OutOfMemoryError, PromptError, SamplingError
-from reference.generate import Stop
-from reference.quantize import quantize_checkpoint
-from reference.recipes import recipe
-from reference.sampling import Sampling
-from reference.writer import CheckpointWriter
+from planish.fast import engine as fast_engine
+from planish.fast import model as fast_model
+from planish.fast.engine import Engine, chunk_size, slot_count
+from planish.fast.weights import place_linear
+from planish.reference.checkpoint import Checkpoint, load_block, load_weights, open_checkpoint
+from planish.reference.engine import Engine as ReferenceEngine
+from planish.reference.errors import OutOfMemoryError, PromptError, SamplingError
+from planish.reference.generate import Stop
+from planish.reference.quantize import quantize_checkpoint
+from planish.reference.recipes import recipe
+from planish.reference.sampling import Sampling
+from planish.reference.writer import CheckpointWriter
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDENS = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
@@ -87,13 +86,13 @@ def test_a_batch_equals_transformers_and_goes_on_as_the_reference(name, make_eng
     prompts = [golden[key].tolist() for key in ("tokens_short", "batch_tokens_1", "batch_tokens_2")]
     ends = golden["logits_short"][-1], golden["batch_logits_1"], golden["batch_logits_2"]
     logits, cache = engine.prefill_batch(prompts, Stop(3))
-    pasts = [reference.model.prefill(config, weights, prompt)[1] for prompt in prompts]
+    pasts = [planish.reference.model.prefill(config, weights, prompt)[1] for prompt in prompts]
     assert all(map(near, logits, ends))
     for step, token in enumerate(golden["tokens_short"][:2]):
         positions = np.array([len(prompt) + step for prompt in prompts])
         logits, cache = engine.decode_step(np.full(3, token), positions, cache)
         for row, past in enumerate(pasts):
-            expected, pasts[row] = reference.model.decode_step(config, weights, token, past)
+            expected, pasts[row] = planish.reference.model.decode_step(config, weights, token, past)
             assert near(logits[row], expected)
 
 

@@ -13,19 +13,18 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import planish.reference.model
 import pytest
-
-import reference.model
-from fast import experts as fast_experts
-from fast import native_experts
-from fast.weights import place_block
-from reference.block import Experts, Mlp
-from reference.config import Moe
-from reference.linear import Linear, QuantizedWeight, TiledWeight, linear
-from reference.recipes import recipe
-from reference.rtn import quantize_linear
-from reference.stack import Stack, linear_of, together
-from reference.tiles import tile
+from planish.fast import experts as fast_experts
+from planish.fast import native_experts
+from planish.fast.weights import place_block
+from planish.reference.block import Experts, Mlp
+from planish.reference.config import Moe
+from planish.reference.linear import Linear, QuantizedWeight, TiledWeight, linear
+from planish.reference.recipes import recipe
+from planish.reference.rtn import quantize_linear
+from planish.reference.stack import Stack, linear_of, together
+from planish.reference.tiles import tile
 
 WIDTH, INNER, COUNT, PLACES = 75, 50, 6, 2  # no size divides another, nor 16
 RECIPES = {
@@ -121,7 +120,7 @@ def in_tiles(mlp: Mlp) -> Mlp:
 
 
 def expected(config, experts: Experts, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
-    mixed = [reference.model.mixture(config, experts, rows) for rows in x]
+    mixed = [planish.reference.model.mixture(config, experts, rows) for rows in x]
     return residual + np.stack(mixed)
 
 
@@ -150,7 +149,7 @@ def test_the_kernels_linears_of_experts_are_the_references_bit_for_bit(kernels, 
     rng = np.random.default_rng(1)
     experts, x = random_experts(name, rng), random_rows(case, rng).reshape(-1, WIDTH)
     rows, tokens = len(x), case.tokens
-    shares, chosen = reference.model.route(config_of(), linear(x, experts.router))
+    shares, chosen = planish.reference.model.route(config_of(), linear(x, experts.router))
     whole = placed(experts, native=True)
     residual = rng.standard_normal(x.shape).astype(np.float32)
     pairs = grouped_pairs(chosen)

@@ -14,20 +14,20 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import planish.fast.engine
 import pytest
+from planish.fast import native
+from planish.fast.engine import Engine
+from planish.reference.checkpoint import open_checkpoint
+from planish.reference.generate import Stop
+from planish.reference.linear import Linear
+from planish.reference.quantize import quantize_checkpoint
+from planish.reference.recipes import recipe
+from planish.reference.rtn import quantize_weight
+from planish.reference.sampling import Sampling
+from planish.reference.tiles import tile
+from planish.reference.writer import CheckpointWriter
 
-import fast.engine
-from fast import native
-from fast.engine import Engine
-from reference.checkpoint import open_checkpoint
-from reference.generate import Stop
-from reference.linear import Linear
-from reference.quantize import quantize_checkpoint
-from reference.recipes import recipe
-from reference.rtn import quantize_weight
-from reference.sampling import Sampling
-from reference.tiles import tile
-from reference.writer import CheckpointWriter
 from tests.models import make_llama
 
 RECIPES = ("float", "W8A8", "O1", "W8A16", "W4A16", "W4A8")
@@ -108,13 +108,13 @@ def test_logits_do_not_depend_on_the_batch(engine):
 @pytest.mark.parametrize("chunk", [16, 48, 100])
 def test_logits_do_not_depend_on_the_prefills_chunks(engine, monkeypatch, chunk):
     expected = engine.forward(prompt(200))
-    monkeypatch.setattr(fast.engine, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(planish.fast.engine, "PREFILL_CHUNK", chunk)
     assert close(engine.forward(prompt(200)), expected)
 
 
 def test_logits_do_not_depend_on_padding(engine, monkeypatch):
     expected = engine.forward(prompt(65))  # padded to a larger bucket
-    monkeypatch.setattr(fast.engine, "chunk_size", lambda count: -(-count // 16) * 16)
+    monkeypatch.setattr(planish.fast.engine, "chunk_size", lambda count: -(-count // 16) * 16)
     assert close(engine.forward(prompt(65)), expected)
 
 
@@ -133,9 +133,9 @@ import os, sys
 os.sched_setaffinity(0, set(map(int, sys.argv[4].split(","))))
 import numpy as np
 from pathlib import Path
-from fast.engine import Engine
-from fast.kernels.library import load_library
-from reference.checkpoint import open_checkpoint
+from planish.fast.engine import Engine
+from planish.fast.kernels.library import load_library
+from planish.reference.checkpoint import open_checkpoint
 load_library(Path(sys.argv[2]))
 logits = Engine(open_checkpoint(sys.argv[1]), native=True).forward(list(range(100)))
 np.save(sys.argv[3], logits)

@@ -12,9 +12,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from fast.kernels.build import SOURCES, build, find_compiler
-from fast.kernels.instruction_sets import BY_NAME, available
+from planish.fast.kernels.build import SOURCES, build, find_compiler
+from planish.fast.kernels.instruction_sets import BY_NAME, available
 
 CHECK = Path(__file__).with_name("kernels_check.cc")
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"

@@ -6,15 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from compare.ops import tolerance
-from fast import linear as fast_linear
-from fast.weights import place_linear
-from reference import linear as reference_linear
-from reference.grids import INT4_RULES, int8_codes, int8_scale
-from reference.linear import Linear
-from reference.recipes import recipe
-from reference.rtn import quantize_linear
+from planish.compare.ops import tolerance
+from planish.fast import linear as fast_linear
+from planish.fast.weights import place_linear
+from planish.reference import linear as reference_linear
+from planish.reference.grids import INT4_RULES, int8_codes, int8_scale
+from planish.reference.linear import Linear
+from planish.reference.recipes import recipe
+from planish.reference.rtn import quantize_linear
 
 ROWS = (1, 2, 7, 16, 17, 65, 130)
 

@@ -8,19 +8,18 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import planish.reference.model
 import pytest
-
-import reference.model
-from fast import native_experts
-from fast.engine import Engine
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.config import Moe
-from reference.generate import Stop
-from reference.layers import Norm, normalize
-from reference.linear import Linear, linear
-from reference.quantize import quantize_checkpoint
-from reference.recipes import recipe
-from reference.writer import CheckpointWriter
+from planish.fast import native_experts
+from planish.fast.engine import Engine
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.config import Moe
+from planish.reference.generate import Stop
+from planish.reference.layers import Norm, normalize
+from planish.reference.linear import Linear, linear
+from planish.reference.quantize import quantize_checkpoint
+from planish.reference.recipes import recipe
+from planish.reference.writer import CheckpointWriter
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCES = {  # of the logits' range; a code on a tie moves everything behind it
@@ -46,7 +45,7 @@ def test_the_kernel_routes_as_the_reference(kernels, rows, width, count, places,
     scale, bias = rng.uniform(0.5, 1.5, (2, width)).astype(np.float32)
     weights = Norm(scale, bias if norm == "layer_norm" else None) if norm else None
     wanted = normalize(x, weights, config)
-    shares, chosen = reference.model.route(config, linear(wanted, Linear(router)))
+    shares, chosen = planish.reference.model.route(config, linear(wanted, Linear(router)))
     for isa in kernels:
         found = native_experts.route(x, router, places, normalized, weights, norm or "", 1e-5, isa)
         for array, expected in zip(found, (wanted, shares, chosen), strict=True):
@@ -95,7 +94,7 @@ def quantized_model(request, tmp_path_factory):
 def test_a_quantized_model_decodes_what_it_computes_at_once(kernels, quantized_model, native):
     tokens = np.random.default_rng(9).integers(0, 200, 40).tolist()
     weights = load_weights(quantized_model)
-    expected = reference.model.forward(quantized_model.config, weights, tokens)
+    expected = planish.reference.model.forward(quantized_model.config, weights, tokens)
     engine = Engine(quantized_model, native)
     at_once = engine.forward(tokens)
     logits, cache = engine.prefill_batch([tokens[:30], tokens[:33]], Stop(8))

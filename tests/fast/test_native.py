@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from fast import native
-from reference.layers import Norm
-from reference.linear import Linear
-from reference.recipes import recipe
-from reference.rtn import quantize_weight
-from reference.sampling import Sampling
-from reference.tiles import TiledWeight, tile
+from planish.fast import native
+from planish.reference.layers import Norm
+from planish.reference.linear import Linear
+from planish.reference.recipes import recipe
+from planish.reference.rtn import quantize_weight
+from planish.reference.sampling import Sampling
+from planish.reference.tiles import TiledWeight, tile
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

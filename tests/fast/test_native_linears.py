@@ -14,15 +14,20 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import planish.fast.weights  # noqa: F401 (makes pytrees of the reference's types)
 import pytest
-
-import fast.weights  # noqa: F401 (makes pytrees of the reference's types)
-from fast import native
-from reference.grids import expand_groups
-from reference.linear import Linear, QuantizedWeight, centred_codes, linear, quantized_weight
-from reference.recipes import recipe
-from reference.rtn import quantize_weight
-from reference.tiles import tile
+from planish.fast import native
+from planish.reference.grids import expand_groups
+from planish.reference.linear import (
+    Linear,
+    QuantizedWeight,
+    centred_codes,
+    linear,
+    quantized_weight,
+)
+from planish.reference.recipes import recipe
+from planish.reference.rtn import quantize_weight
+from planish.reference.tiles import tile
 
 CASES = 1000  # in all, over the kinds and the instruction sets
 EPS = float(np.finfo(np.float32).eps)

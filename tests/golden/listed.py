@@ -12,8 +12,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from reference.architectures import architecture_of, model_config  # noqa: E402
-from reference.architectures.features import GOLDENS, features  # noqa: E402
+from planish.reference.architectures import architecture_of, model_config  # noqa: E402
+from planish.reference.architectures.features import GOLDENS, features  # noqa: E402
 
 
 def listed() -> dict[str, dict[str, list[str]]]:

@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from reference.architectures import ENTRIES
-from reference.architectures.features import golden_features
+from planish.reference.architectures import ENTRIES
+from planish.reference.architectures.features import golden_features
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -62,8 +61,8 @@ def test_the_readme_shows_the_table(planish):
 
 
 def test_it_needs_no_tests_directory(tmp_path):
-    for package in ("reference", "planish"):
-        shutil.copytree(ROOT / package, tmp_path / package)
+    shutil.copytree(ROOT / "planish", tmp_path / "planish")
+    shutil.copytree(ROOT / "reference", tmp_path / "planish" / "reference")  # as installed
     command = [sys.executable, "-m", "planish", "inspect", "--architectures"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")

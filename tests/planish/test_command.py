@@ -117,13 +117,13 @@ def test_ctrl_c_exits_with_130(planish, tiny_llama, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("planish.inspect.open_checkpoint", interrupt)
+    monkeypatch.setattr("planish.verbs.inspect.open_checkpoint", interrupt)
     result = planish("inspect", "--model", tiny_llama)
     assert (result.code, result.out, result.err) == (130, "", "interrupted\n")
 
 
 def test_a_bug_is_a_traceback_and_not_exit_code_2(planish, tiny_llama, monkeypatch):
-    monkeypatch.setattr("planish.inspect.describe", lambda checkpoint: 1 // 0)
+    monkeypatch.setattr("planish.verbs.inspect.describe", lambda checkpoint: 1 // 0)
     from planish.command import main
 
     with pytest.raises(ZeroDivisionError):
@@ -152,7 +152,7 @@ def test_memory_that_is_not_there_is_one_line(planish, tiny_llama, monkeypatch):
     def load(*_):
         raise MemoryError("Unable to allocate 4.00 GiB for an array")
 
-    monkeypatch.setattr("planish.generate.open_model", load)
+    monkeypatch.setattr("planish.verbs.generate.open_model", load)
     assert planish("generate", "--model", tiny_llama).refused("memory", "4 GiB", "smaller model")
 
 

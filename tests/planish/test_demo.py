@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pocket
-from planish import demo
-from reference.checkpoint import open_checkpoint
-from reference.engine import Engine
+from planish.reference.checkpoint import open_checkpoint
+from planish.reference.engine import Engine
+
+from planish import demo, pocket
 
 
 def test_the_prompt_ends_where_the_tokenizer_cuts_words():

@@ -101,9 +101,9 @@ def test_eos_ends_the_text_unless_ignored(generate, make_llama):
 
 def first_token(text: str, model) -> int:
     """The greedy token behind a text."""
-    from reference.checkpoint import open_checkpoint
-    from reference.engine import Engine
-    from reference.tokenizer import load_tokenizer
+    from planish.reference.checkpoint import open_checkpoint
+    from planish.reference.engine import Engine
+    from planish.reference.tokenizer import load_tokenizer
 
     checkpoint = open_checkpoint(model)
     tokens = load_tokenizer(model, checkpoint.config).encode(text)

@@ -117,7 +117,7 @@ def test_compare_joins_its_prompt_files(planish, tiny_llama, tmp_path, monkeypat
         return Report()
 
     taken: list[int] = []
-    monkeypatch.setattr("compare.report.run", keep)
+    monkeypatch.setattr("planish.compare.report.run", keep)
     files = [tmp_path / name for name in ("a", "b")]
     for file in files:
         file.write_text(file.name)

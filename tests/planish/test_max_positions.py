@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planish.reference.checkpoint import open_checkpoint
 
 from planish.command import parse
 from planish.engines import with_max_positions
-from planish.quantize import samples_of
-from reference.checkpoint import open_checkpoint
+from planish.verbs.quantize import samples_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LEARNED = GOLDEN / "opt-pre-norm"  # of 512 positions

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from reference.checkpoint import open_checkpoint
-from reference.engine import Engine
+from planish.reference.checkpoint import open_checkpoint
+from planish.reference.engine import Engine
 
 SHORT = ("--samples", 2, "--sample_length", 32)  # of calibration: enough here
 

@@ -11,12 +11,10 @@ import sys
 
 import numpy as np
 import pytest
+from planish.compare.shapes import Shape
+from planish.reference.checkpoint import open_checkpoint
+from planish.reference.engine import Engine
 from safetensors.numpy import load_file, save_file
-
-import compare.shapes
-from compare.shapes import Shape
-from reference.checkpoint import open_checkpoint
-from reference.engine import Engine
 
 
 @pytest.fixture
@@ -135,7 +133,7 @@ def test_logits_that_are_no_numbers_are_refused(
         def forward(self, tokens):
             return np.array([[0, 1, 2], [0, 1, value]], np.float32)
 
-    monkeypatch.setattr("planish.logits.open_engine", lambda *_: Broken())
+    monkeypatch.setattr("planish.verbs.logits.open_engine", lambda *_: Broken())
     out = tmp_path / "x.npy"
     out.write_text("old")
     result = planish("logits", "--model", tiny_llama, "--tokens", "1,2", "--out", out)
@@ -228,7 +226,7 @@ def test_compare_exits_with_3_where_engines_differ(planish, tiny_llama, monkeypa
         def table(self) -> str:
             return "DIFFER"
 
-    monkeypatch.setattr("compare.report.run", lambda *arguments, **options: Report())
+    monkeypatch.setattr("planish.compare.report.run", lambda *arguments, **options: Report())
     result = planish("compare", "--model", tiny_llama)
     assert (result.code, result.out) == (3, "DIFFER\n")
 
@@ -242,8 +240,8 @@ def test_compare_refuses_a_bad_prompt_file(planish, tiny_llama, tmp_path):
 
 @pytest.fixture
 def quick_limits(monkeypatch):
-    monkeypatch.setattr("compare.limits.READ_BYTES", 2**21)
-    monkeypatch.setattr("compare.limits.ROUNDS", 100)
+    monkeypatch.setattr("planish.compare.limits.READ_BYTES", 2**21)
+    monkeypatch.setattr("planish.compare.limits.ROUNDS", 100)
 
 
 @pytest.mark.parametrize("kernels", ["xla", "auto"])
@@ -263,8 +261,8 @@ def test_bench_makes_random_models_and_names_missing_peers(
     planish, tmp_path, quick_limits, monkeypatch
 ):
     tiny = Shape("110M", 64, 2, 4, 2, 96, 300)
-    monkeypatch.setitem(compare.shapes.SHAPES, "110M", tiny)
-    monkeypatch.setattr("compare.contenders.installed", lambda peer: False)
+    monkeypatch.setitem(planish.compare.shapes.SHAPES, "110M", tiny)
+    monkeypatch.setattr("planish.compare.contenders.installed", lambda peer: False)
     words = (
         "bench",
         "--shape",
@@ -318,8 +316,8 @@ def test_without_a_compiler_one_line_says_so_and_the_result_is_the_same(
 ):
     words = ("generate", "--model", tiny_llama, "--prompt", "Ab", "--max_new_tokens", 6)
     expected = planish(*words, "--kernels", "xla").out
-    monkeypatch.setattr("fast.kernels.library._loaded", [])
-    monkeypatch.setattr("fast.kernels.build.shutil.which", lambda name: None)
+    monkeypatch.setattr("planish.fast.kernels.library._loaded", [])
+    monkeypatch.setattr("planish.fast.kernels.build.shutil.which", lambda name: None)
     result = planish(*words)
     assert (result.code, result.out) == (0, expected)
     assert result.err.count("no C++ compiler was found") == 1

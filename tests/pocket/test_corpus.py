@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pocket.corpus import LEFT_OUT, Document, fingerprint, sample_text
+from planish.pocket.corpus import LEFT_OUT, Document, fingerprint, sample_text
 
 
 def test_the_split_depends_on_the_name_alone() -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from planish.pocket.outliers import READERS, add_outliers, outlier_factors, write_outlier_model
+from planish.reference.errors import OutputError
 from safetensors.numpy import load_file, save_file
-
-from pocket.outliers import READERS, add_outliers, outlier_factors, write_outlier_model
-from reference.errors import OutputError
 
 LAYERS, WIDTH, INNER, CHANNELS = 3, 64, 96, 4
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -151,7 +150,7 @@ def test_what_appears_while_it_is_written_is_not_replaced(
         (target / "letter.txt").write_text("keep me", encoding="utf-8")
         return tensors
 
-    monkeypatch.setattr("pocket.outliers.add_outliers", appear)
+    monkeypatch.setattr("planish.pocket.outliers.add_outliers", appear)
     with pytest.raises(OutputError, match="letters: exists and holds no model"):
         write_outlier_model(source, target)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["letters", "plain"]

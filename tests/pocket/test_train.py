@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from pocket.train import (
+from planish.pocket.train import (
     PEAK_RATE,
     TOKENS_PER_STEP,
     WARMUP,

@@ -11,13 +11,10 @@ import numpy as np
 import pytest
 import tokenizers
 from hypothesis import settings
-from safetensors.numpy import save_file
-from tokenizers import decoders, models, pre_tokenizers
-
-from reference.architectures import architecture_of, model_config
-from reference.block import split_expert
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.shapes import (
+from planish.reference.architectures import architecture_of, model_config
+from planish.reference.block import split_expert
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.shapes import (
     block_kinds,
     block_norms,
     block_shapes,
@@ -25,6 +22,8 @@ from reference.shapes import (
     outer_norms,
     outer_shapes,
 )
+from safetensors.numpy import save_file
+from tokenizers import decoders, models, pre_tokenizers
 
 settings.register_profile("planish", deadline=None, database=None, derandomize=True)
 settings.load_profile("planish")

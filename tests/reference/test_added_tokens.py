@@ -4,10 +4,9 @@ import json
 
 import pytest
 import tokenizers
-
-from reference.checkpoint import open_checkpoint
-from reference.errors import PlanishError
-from reference.tokenizer import load_tokenizer
+from planish.reference.checkpoint import open_checkpoint
+from planish.reference.errors import PlanishError
+from planish.reference.tokenizer import load_tokenizer
 
 DECODER = "added_tokens_decoder"
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}

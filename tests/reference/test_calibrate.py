@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-from reference.calibrate import (
+from planish.reference.calibrate import (
     calibrate,
     cut_samples,
     embed_samples,
@@ -11,12 +10,12 @@ from reference.calibrate import (
     observe_block,
     run_block,
 )
-from reference.checkpoint import open_checkpoint
-from reference.errors import PromptError, QuantizationError
-from reference.model import block_forward, empty_cache, forward, unembed
-from reference.quantize import quantize_checkpoint
-from reference.recipes import recipe
-from reference.writer import CheckpointWriter
+from planish.reference.checkpoint import open_checkpoint
+from planish.reference.errors import PromptError, QuantizationError
+from planish.reference.model import block_forward, empty_cache, forward, unembed
+from planish.reference.quantize import quantize_checkpoint
+from planish.reference.recipes import recipe
+from planish.reference.writer import CheckpointWriter
 
 
 def test_absmax_is_the_largest_magnitude_over_tokens_and_samples(loaded, samples):

@@ -4,10 +4,9 @@ import json
 import time
 
 import pytest
-
-from reference.checkpoint import open_checkpoint
-from reference.config import Rope
-from reference.errors import ConfigError, PlanishError
+from planish.reference.checkpoint import open_checkpoint
+from planish.reference.config import Rope
+from planish.reference.errors import ConfigError, PlanishError
 
 
 @pytest.fixture

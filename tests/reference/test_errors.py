@@ -3,8 +3,8 @@
 import inspect
 import os
 
-import reference.errors
-from reference.errors import CheckpointError, PlanishError
+import planish.reference.errors
+from planish.reference.errors import CheckpointError, PlanishError
 
 
 def test_a_message_says_path_name_problem_expected_and_found():
@@ -35,6 +35,6 @@ def test_a_long_value_is_cut():
 
 
 def test_every_error_is_of_the_family():
-    classes = [c for _, c in inspect.getmembers(reference.errors, inspect.isclass)]
+    classes = [c for _, c in inspect.getmembers(planish.reference.errors, inspect.isclass)]
     family = [c for c in classes if c.__module__ == "reference.errors"]
     assert len(family) > 7 and all(issubclass(c, PlanishError) and c.__doc__ for c in family)

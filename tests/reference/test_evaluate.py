@@ -3,12 +3,11 @@
 import math
 
 import numpy as np
+import planish.reference.evaluate
 import pytest
-
-import reference.evaluate
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.errors import PromptError
-from reference.evaluate import (
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.errors import PromptError
+from planish.reference.evaluate import (
     agreement,
     cut_windows,
     log_softmax,
@@ -17,7 +16,7 @@ from reference.evaluate import (
     token_losses,
     window_nll,
 )
-from reference.model import prefill
+from planish.reference.model import prefill
 
 
 def losses(forward):
@@ -68,9 +67,9 @@ def test_losses_are_those_of_all_logits_though_few_are_made_at_a_time(
         made.append(len(x))
         return original(config, weights, x)
 
-    original = reference.evaluate.unembed
-    monkeypatch.setattr(reference.evaluate, "unembed", unembed)
-    monkeypatch.setattr(reference.evaluate, "LOGITS", 100 * config.vocab_size)
+    original = planish.reference.evaluate.unembed
+    monkeypatch.setattr(planish.reference.evaluate, "unembed", unembed)
+    monkeypatch.setattr(planish.reference.evaluate, "LOGITS", 100 * config.vocab_size)
     found = token_losses(config, weights, tokens)
     assert found.dtype == np.float64 and found.shape == (count - 1,)
     assert found == pytest.approx(expected, rel=1e-5)

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.config import Alibi, LayerKind, ModelConfig, Moe
-from reference.model import forward
-from reference.rope import Rope
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.config import Alibi, LayerKind, ModelConfig, Moe
+from planish.reference.model import forward
+from planish.reference.rope import Rope
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 2e-5  # of the logits' range

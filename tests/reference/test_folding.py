@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from reference.block import block_norms
-from reference.calibrate import calibrate
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.errors import RecipeError
-from reference.model import forward
-from reference.recipes import recipe
-from reference.smooth import require_folds, smoothed
+from planish.reference.block import block_norms
+from planish.reference.calibrate import calibrate
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.errors import RecipeError
+from planish.reference.model import forward
+from planish.reference.recipes import recipe
+from planish.reference.smooth import require_folds, smoothed
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DIRECTORIES = sorted(path.parent for path in GOLDEN.glob("*/golden.npz"))

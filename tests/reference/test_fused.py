@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planish.reference.checkpoint import load_block, load_weights, open_checkpoint
+from planish.reference.model import forward
 from safetensors.numpy import load_file
-
-from reference.checkpoint import load_block, load_weights, open_checkpoint
-from reference.model import forward
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

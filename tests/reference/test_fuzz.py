@@ -4,14 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
-
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.errors import PlanishError
-from reference.model import forward
-from reference.quantize import quantize_checkpoint
-from reference.recipes import recipe
-from reference.tokenizer import load_tokenizer
-from reference.writer import CheckpointWriter
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.errors import PlanishError
+from planish.reference.model import forward
+from planish.reference.quantize import quantize_checkpoint
+from planish.reference.recipes import recipe
+from planish.reference.tokenizer import load_tokenizer
+from planish.reference.writer import CheckpointWriter
 
 SEEDS = 200
 

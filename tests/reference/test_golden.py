@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from reference.architectures import ENTRIES
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.model import decode_step, forward, prefill
+from planish.reference.architectures import ENTRIES
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.model import decode_step, forward, prefill
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DIRECTORIES = sorted(path.parent for path in GOLDEN.glob("*/golden.npz"))

@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-
-from reference.errors import QuantizationError, RecipeError
-from reference.grids import (
+from planish.reference.errors import QuantizationError, RecipeError
+from planish.reference.grids import (
     GROUP_SIZES,
     INT4_RULES,
     expand_groups,

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
-
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.errors import RecipeError
-from reference.ignore import check_ignore, ignored_parts
-from reference.model import forward
-from reference.quantize import quantize_checkpoint
-from reference.recipes import recipe
-from reference.writer import CheckpointWriter
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.errors import RecipeError
+from planish.reference.ignore import check_ignore, ignored_parts
+from planish.reference.model import forward
+from planish.reference.quantize import quantize_checkpoint
+from planish.reference.recipes import recipe
+from planish.reference.writer import CheckpointWriter
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GPT2, PHI3, MIXTRAL = "gpt2-hub-prefix", "phi3-window", "mixtral-two-of-four"

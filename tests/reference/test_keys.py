@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-
-from reference.architectures import ENTRIES, model_config
-from reference.checkpoint import open_checkpoint
-from reference.errors import ConfigError
-from reference.keys import read_json
+from planish.reference.architectures import ENTRIES, model_config
+from planish.reference.checkpoint import open_checkpoint
+from planish.reference.errors import ConfigError
+from planish.reference.keys import read_json
 
 GOLDEN, PATH = Path(__file__).parents[1] / "golden", Path("config.json")
 CONFIGS = {}  # the first golden of each model_type

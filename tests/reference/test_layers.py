@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 import pytest
-
-from reference.layers import (
+from planish.reference.layers import (
     ACTIVATIONS,
     Norm,
     attention,

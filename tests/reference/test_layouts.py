@@ -5,18 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from planish.reference.block import block_linears
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.errors import CheckpointError, ConfigError, PlanishError, RecipeError
+from planish.reference.linear import QuantizedWeight, TiledWeight, float_weight, linear
+from planish.reference.model import forward
+from planish.reference.quantize import quantize_checkpoint
+from planish.reference.quantized import unusable_scales
+from planish.reference.recipes import needs_calibration, recipe
+from planish.reference.tiles import tile, untile
+from planish.reference.writer import CheckpointWriter
 from safetensors.numpy import load_file, save_file
-
-from reference.block import block_linears
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.errors import CheckpointError, ConfigError, PlanishError, RecipeError
-from reference.linear import QuantizedWeight, TiledWeight, float_weight, linear
-from reference.model import forward
-from reference.quantize import quantize_checkpoint
-from reference.quantized import unusable_scales
-from reference.recipes import needs_calibration, recipe
-from reference.tiles import tile, untile
-from reference.writer import CheckpointWriter
 
 TOKENS = np.random.default_rng(5).integers(0, 48, 40)
 DOWN = "model.layers.1.mlp.down_proj"

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from reference.errors import QuantizationError
-from reference.grids import int4_codes, int4_parameters, quantize_int8
-from reference.linear import (
+from planish.reference.errors import QuantizationError
+from planish.reference.grids import int4_codes, int4_parameters, quantize_int8
+from planish.reference.linear import (
     Linear,
     QuantizedWeight,
     centred_codes,
@@ -17,7 +16,7 @@ from reference.linear import (
     linear,
     quantize_int8_groups,
 )
-from reference.packing import pack_nibbles
+from planish.reference.packing import pack_nibbles
 
 F32 = np.float32
 RNG = np.random.default_rng(3)

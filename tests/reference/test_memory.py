@@ -4,13 +4,12 @@ import errno
 from dataclasses import replace
 
 import pytest
-
-from reference.checkpoint import open_checkpoint
-from reference.engine import Engine
-from reference.errors import OutOfMemoryError
-from reference.generate import Stop, reserve
-from reference.memory import memory_errors
-from reference.sampling import Sampling
+from planish.reference.checkpoint import open_checkpoint
+from planish.reference.engine import Engine
+from planish.reference.errors import OutOfMemoryError
+from planish.reference.generate import Stop, reserve
+from planish.reference.memory import memory_errors
+from planish.reference.sampling import Sampling
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-from reference.block import Experts, Mlp, block_linears, block_norms
-from reference.calibrate import observe_block
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.config import Moe
-from reference.linear import Linear
-from reference.model import forward, mixture, route
-from reference.quantize import quantize_checkpoint
-from reference.recipes import recipe
-from reference.smooth import quantize_block, smooth_block, with_unseen_experts
-from reference.writer import CheckpointWriter
+from planish.reference.block import Experts, Mlp, block_linears, block_norms
+from planish.reference.calibrate import observe_block
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.config import Moe
+from planish.reference.linear import Linear
+from planish.reference.model import forward, mixture, route
+from planish.reference.quantize import quantize_checkpoint
+from planish.reference.recipes import recipe
+from planish.reference.smooth import quantize_block, smooth_block, with_unseen_experts
+from planish.reference.writer import CheckpointWriter
 
 F32 = np.float32
 SMALL = {

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-
-from reference.block import block_linears
-from reference.engine import Engine
-from reference.errors import PromptError
-from reference.generate import Stop
-from reference.model import (
+from planish.reference.block import block_linears
+from planish.reference.engine import Engine
+from planish.reference.errors import PromptError
+from planish.reference.generate import Stop
+from planish.reference.model import (
     block_forward,
     decode_step,
     embed,
@@ -15,7 +14,7 @@ from reference.model import (
     forward,
     prefill,
 )
-from reference.sampling import Sampling
+from planish.reference.sampling import Sampling
 
 MODELS = ["llama", "llama-tied", "opt", "opt-350m-form", "opt-gelu"]
 TOKENS = np.random.default_rng(0).integers(0, 48, 30).tolist()

@@ -5,11 +5,10 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.errors import CheckpointError
+from planish.reference.shards import INDEX, SINGLE
 from safetensors.numpy import save_file
-
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.errors import CheckpointError
-from reference.shards import INDEX, SINGLE
 
 LAYER = "model.layers.0."
 Q = LAYER + "self_attn.q_proj"

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.errors import CheckpointError
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.errors import CheckpointError
 
 
 def test_rows_of_no_token_may_be_nan_in_an_embedding_that_is_no_head(tiny, tmp_path, caplog):

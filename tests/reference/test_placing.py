@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from reference import placing
-from reference.errors import OutputError
-from reference.placing import check_file, write_file
-from reference.writer import CheckpointWriter
+from planish.reference import placing
+from planish.reference.errors import OutputError
+from planish.reference.placing import check_file, write_file
+from planish.reference.writer import CheckpointWriter
 
 
 def write_model(target, mark, overwrite=False):

@@ -10,11 +10,10 @@ import math
 from pathlib import Path
 
 import pytest
-
-from reference.architectures import ENTRIES, model_config
-from reference.errors import ConfigError
-from reference.rope import Interpolation, Llama3, LongRope
-from reference.shapes import (
+from planish.reference.architectures import ENTRIES, model_config
+from planish.reference.errors import ConfigError
+from planish.reference.rope import Interpolation, Llama3, LongRope
+from planish.reference.shapes import (
     block_kinds,
     block_norms,
     block_shapes,

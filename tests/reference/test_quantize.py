@@ -6,23 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import planish.reference.model as transformer
 import pytest
 import safetensors.numpy
-
-import reference.model as transformer
-from reference.block import Weights
-from reference.calibrate import embed_samples, observe_block
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.errors import OutputError, QuantizationError, RecipeError
-from reference.evaluate import perplexity, window_nll
-from reference.grids import int8_scale
-from reference.linear import Linear, QuantizedWeight, dequantize
-from reference.model import forward
-from reference.quantize import choose_alphas, quantize_checkpoint, quantize_head
-from reference.recipes import RECIPES, needs_calibration, recipe
-from reference.smooth import quantize_block, smoothed
-from reference.tensorfile import ALIGNMENT
-from reference.writer import CheckpointWriter
+from planish.reference.block import Weights
+from planish.reference.calibrate import embed_samples, observe_block
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.errors import OutputError, QuantizationError, RecipeError
+from planish.reference.evaluate import perplexity, window_nll
+from planish.reference.grids import int8_scale
+from planish.reference.linear import Linear, QuantizedWeight, dequantize
+from planish.reference.model import forward
+from planish.reference.quantize import choose_alphas, quantize_checkpoint, quantize_head
+from planish.reference.recipes import RECIPES, needs_calibration, recipe
+from planish.reference.smooth import quantize_block, smoothed
+from planish.reference.tensorfile import ALIGNMENT
+from planish.reference.writer import CheckpointWriter
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENS = np.random.default_rng(5).integers(0, 48, 60)

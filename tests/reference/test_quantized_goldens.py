@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from reference.calibrate import embed_samples, observe_block
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.model import forward
-from reference.quantize import quantize_checkpoint, quantize_head
-from reference.recipes import recipe
-from reference.smooth import quantize_block, smoothed
-from reference.writer import CheckpointWriter
+from planish.reference.calibrate import embed_samples, observe_block
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.model import forward
+from planish.reference.quantize import quantize_checkpoint, quantize_head
+from planish.reference.recipes import recipe
+from planish.reference.smooth import quantize_block, smoothed
+from planish.reference.writer import CheckpointWriter
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DIRECTORIES = sorted(path.parent for path in GOLDEN.glob("*/golden.npz"))

@@ -1,9 +1,8 @@
 """The recipes by name: what each one means, what is refused, what is written down."""
 
 import pytest
-
-from reference.errors import RecipeError
-from reference.recipes import RECIPES, Recipe, needs_calibration, recipe
+from planish.reference.errors import RecipeError
+from planish.reference.recipes import RECIPES, Recipe, needs_calibration, recipe
 
 
 @pytest.mark.parametrize(

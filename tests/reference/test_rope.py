@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 import pytest
-
-from reference.rope import Rope, rotate, rotations
+from planish.reference.rope import Rope, rotate, rotations
 
 F32 = np.float32
 

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from reference.architectures.rope_keys import rope_from
-from reference.errors import ConfigError
-from reference.keys import Keys
-from reference.rope import LongRope, Rope, Yarn, frequencies, magnitude
+from planish.reference.architectures.rope_keys import rope_from
+from planish.reference.errors import ConfigError
+from planish.reference.keys import Keys
+from planish.reference.rope import LongRope, Rope, Yarn, frequencies, magnitude
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LONG = {"short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.0, 2.0, 4.0, 8.0]}

@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 import pytest
-
-from reference.errors import SamplingError
-from reference.sampling import Sampling, greedy, sample, uniform
+from planish.reference.errors import SamplingError
+from planish.reference.sampling import Sampling, greedy, sample, uniform
 
 
 def logits_of(*shares):

@@ -6,11 +6,10 @@ import socket
 
 import numpy as np
 import pytest
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.errors import CheckpointError, ConfigError, PlanishError
+from planish.reference.shards import INDEX, SINGLE
 from safetensors.numpy import save_file
-
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.errors import CheckpointError, ConfigError, PlanishError
-from reference.shards import INDEX, SINGLE
 
 A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from reference.architectures import opt
-from reference.block import block_linears, replace_parts
-from reference.calibrate import calibrate, embed_samples, observe_block
-from reference.errors import QuantizationError, RecipeError
-from reference.layers import Norm
-from reference.linear import Linear, QuantizedWeight, linear
-from reference.model import forward
-from reference.recipes import recipe
-from reference.smooth import (
+from planish.reference.architectures import opt
+from planish.reference.block import block_linears, replace_parts
+from planish.reference.calibrate import calibrate, embed_samples, observe_block
+from planish.reference.errors import QuantizationError, RecipeError
+from planish.reference.layers import Norm
+from planish.reference.linear import Linear, QuantizedWeight, linear
+from planish.reference.model import forward
+from planish.reference.recipes import recipe
+from planish.reference.smooth import (
     output_error,
     quantize_block,
     require_folds,
@@ -220,7 +219,7 @@ def test_the_search_leaves_ignored_linears_in_float_too(loaded, samples, monkeyp
         seen.append((names["down"], ignored))
         return block
 
-    monkeypatch.setattr("reference.smooth.quantize_block", keep)
+    monkeypatch.setattr("planish.reference.smooth.quantize_block", keep)
     search_alpha(checkpoint, weights, samples[:1], searching, (0.5,))
     assert seen == [
         ("model.layers.0.mlp.down_proj", frozenset()),

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planish.reference.block import block_linears
+from planish.reference.checkpoint import load_block, load_weights, open_checkpoint
+from planish.reference.errors import CheckpointError, RecipeError
+from planish.reference.linear import Linear
+from planish.reference.model import forward
+from planish.reference.quantize import quantize_checkpoint
+from planish.reference.quantized import in_form
+from planish.reference.recipes import recipe
+from planish.reference.rtn import quantize_linear
+from planish.reference.smooth import with_unseen_experts
+from planish.reference.stack import Stack, linear_of
+from planish.reference.writer import CheckpointWriter
 from safetensors.numpy import load_file, save_file
 
-from reference.block import block_linears
-from reference.checkpoint import load_block, load_weights, open_checkpoint
-from reference.errors import CheckpointError, RecipeError
-from reference.linear import Linear
-from reference.model import forward
-from reference.quantize import quantize_checkpoint
-from reference.quantized import in_form
-from reference.recipes import recipe
-from reference.rtn import quantize_linear
-from reference.smooth import with_unseen_experts
-from reference.stack import Stack, linear_of
-from reference.writer import CheckpointWriter
 from tests.reference.conftest import tensors_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -6,9 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-
-from reference.errors import CheckpointError
-from reference.tensorfile import ALIGNMENT, read_entries, write_tensors
+from planish.reference.errors import CheckpointError
+from planish.reference.tensorfile import ALIGNMENT, read_entries, write_tensors
 
 VALID = {
     "a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},

@@ -7,11 +7,10 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planish.reference.checkpoint import open_checkpoint
+from planish.reference.errors import PromptError, TokenizerError
+from planish.reference.tokenizer import TextStream, load_tokenizer, read_text
 from tokenizers import decoders, models, pre_tokenizers, processors
-
-from reference.checkpoint import open_checkpoint
-from reference.errors import PromptError, TokenizerError
-from reference.tokenizer import TextStream, load_tokenizer, read_text
 
 
 def byte_level():

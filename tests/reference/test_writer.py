@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-
-from reference import placing
-from reference import writer as writing
-from reference.checkpoint import load_weights, open_checkpoint
-from reference.errors import CheckpointError, OutputError, PlanishError
-from reference.writer import CheckpointWriter
+from planish.reference import placing
+from planish.reference import writer as writing
+from planish.reference.checkpoint import load_weights, open_checkpoint
+from planish.reference.errors import CheckpointError, OutputError, PlanishError
+from planish.reference.writer import CheckpointWriter
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,8 +164,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from reference import writer as w
-from reference.checkpoint import open_checkpoint
+from planish.reference import writer as w
+from planish.reference.checkpoint import open_checkpoint
 step, source, target = sys.argv[1:]
 kind = w.CheckpointWriter if hasattr(w.CheckpointWriter, step) else w
 

@@ -10,9 +10,9 @@ from planish.engines import add_engine_flags, add_model_flag, open_engine, open_
 from planish.given import engine_rule, notice_idle
 from planish.output import print_json
 from planish.progress import progress
-from reference.errors import PromptError, notice
-from reference.evaluate import LONGEST_WINDOW, cut_windows, perplexity
-from reference.tokenizer import read_text
+from planish.reference.errors import PromptError, notice
+from planish.reference.evaluate import LONGEST_WINDOW, cut_windows, perplexity
+from planish.reference.tokenizer import read_text
 
 WINDOW_HELP = "tokens (default: 2048, the model's length or the text's, the least of them)"
 

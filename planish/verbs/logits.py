@@ -11,9 +11,9 @@ from numpy.lib import format as npy
 
 from planish.engines import add_engine_flags, add_model_flag, open_engine, open_subject
 from planish.given import engine_rule, notice_idle
-from reference.errors import PromptError, SamplingError, one_line
-from reference.generate import Stop, check_fits
-from reference.placing import check_file, write_file
+from planish.reference.errors import PromptError, SamplingError, one_line
+from planish.reference.generate import Stop, check_fits
+from planish.reference.placing import check_file, write_file
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

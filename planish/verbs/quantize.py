@@ -8,19 +8,19 @@ import time
 
 import numpy as np
 
-import pocket
+from planish import pocket
 from planish.engines import add_model_flag, open_subject
 from planish.given import Rule, notice_idle
 from planish.progress import progress
-from reference.calibrate import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
-from reference.checkpoint import Checkpoint
-from reference.config import ModelConfig
-from reference.errors import RecipeError, notice
-from reference.quantize import check_request, quantize_checkpoint
-from reference.recipes import Recipe, needs_calibration, recipe
-from reference.smooth import output_folds
-from reference.tokenizer import load_tokenizer, read_text
-from reference.writer import CheckpointWriter
+from planish.reference.calibrate import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
+from planish.reference.checkpoint import Checkpoint
+from planish.reference.config import ModelConfig
+from planish.reference.errors import RecipeError, notice
+from planish.reference.quantize import check_request, quantize_checkpoint
+from planish.reference.recipes import Recipe, needs_calibration, recipe
+from planish.reference.smooth import output_folds
+from planish.reference.tokenizer import load_tokenizer, read_text
+from planish.reference.writer import CheckpointWriter
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from planish.given import notice_idle, refuse_given
 from planish.interrupts import interrupts_kill
 from planish.output import print_json
 from planish.progress import progress
-from reference.errors import OutputError, PlanishError, one_line
+from planish.reference.errors import OutputError, PlanishError, one_line
 
 RECIPES = {
     "110M": "W4A8,W8A8",
@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
         refuse_given(args, of_a_model, "is for --model, not for --shape")
     checkpoint = open_subject(args) if args.model else None
     with interrupts_kill():
-        from compare import contenders, speed
-        from compare.peers import peer
-        from compare.shapes import SHAPES
+        from planish.compare import contenders, speed
+        from planish.compare.peers import peer
+        from planish.compare.shapes import SHAPES
 
     tests = [speed.Test.parse(name) for name in names(args.tests)]
     peers, recipes = names(args.peers), names(args.recipes or RECIPES.get(args.shape))

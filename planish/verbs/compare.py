@@ -19,7 +19,7 @@ from planish.given import notice_idle
 from planish.interrupts import interrupts_kill
 from planish.output import print_json
 from planish.progress import progress
-from reference.tokenizer import read_text
+from planish.reference.tokenizer import read_text
 
 AGREE, DIFFER = 0, 3
 
@@ -41,7 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     keep_programs(args.compilation_cache)
     with interrupts_kill():
-        from compare import report
+        from planish.compare import report
 
     tokens = None
     if args.prompt_file is None:

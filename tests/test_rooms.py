@@ -1,0 +1,43 @@
+"""Who may import whom: reference <- fast <- compare <- planish, and no room by another's name."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("reference", "fast", "compare", "pocket")
+BELOW = {
+    "reference": set(),
+    "fast": {"reference"},
+    "compare": {"reference", "fast"},
+    "pocket": {"reference"},
+    "planish": {"reference", "fast", "compare", "pocket"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it, as a.b.c."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_no_arrow_leads_back(room):
+    for file in (ROOT / room).rglob("*.py"):
+        rooms = {name.split(".")[1] for name in imported(file) if name.startswith("planish.")}
+        assert rooms & set(ROOMS) <= BELOW[room] | {room}, file
+
+
+def test_no_room_is_imported_from_the_top():
+    files = [file for room in (*BELOW, "tests") for file in (ROOT / room).rglob("*.py")]
+    assert len(files) > 200
+    for file in files:
+        assert not {name.partition(".")[0] for name in imported(file)} & set(ROOMS), file
