@@ -1,8 +1,31 @@
-"""The command: one file per verb, and the only room where flags are read."""
+"""SmoothQuant W8A8 and INT4 language models on CPUs: defined, run fast, compared.
+
+load, quantize, PlanishError    the Python interface (api.py)
+reference/  fast/  compare/     the definition, the engine, the judge
+command, verbs/                 the command `planish`: the only room where flags are read
+"""
+
+from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planish.api import Model, load, quantize
+    from planish.reference.errors import PlanishError
+
+__all__ = ["Model", "PlanishError", "__version__", "load", "quantize"]
 
 try:
     __version__ = version("planish")
 except PackageNotFoundError:  # a checkout that was not installed
     __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    """The interface, imported when it is asked for: `planish --help` needs no NumPy."""
+    if name not in __all__:
+        raise AttributeError(f"module 'planish' has no attribute {name!r}")
+    from planish import api
+
+    return getattr(api, name)

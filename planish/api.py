@@ -1,0 +1,156 @@
+"""planish from Python: load a model and let it write, or quantize one.
+
+    import planish
+
+    planish.quantize("pocket/model", "pocket-w4a8", recipe="W4A8", group_size=32)
+    model = planish.load("pocket-w4a8")
+    for piece in model.generate("def add(a, b):", max_new_tokens=32, stream=True):
+        print(piece, end="", flush=True)
+
+Errors are of the one family planish.PlanishError, each one line. Notices (what was tolerated, that
+kernels were compiled) go to the logger "planish". jax's configuration is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from planish import pocket
+from planish.cache import compilation_cache
+from planish.reference.calibrate import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
+from planish.reference.checkpoint import Checkpoint, open_checkpoint
+from planish.reference.engine import Engine as ReferenceEngine
+from planish.reference.errors import PlanishError, notice
+from planish.reference.generate import Stop, text_stream
+from planish.reference.quantize import check_request, quantize_checkpoint
+from planish.reference.recipes import needs_calibration
+from planish.reference.recipes import recipe as recipe_named
+from planish.reference.sampling import Sampling
+from planish.reference.tokenizer import Tokenizer, load_tokenizer, read_text
+from planish.reference.writer import CheckpointWriter
+
+Place = str | Path  # a file or a directory
+KV_CACHES = ("float32", "int8")
+
+
+class Model:
+    """A model that is ready to run; `engine` has forward, losses and generate on token ids."""
+
+    def __init__(self, engine: Any, tokenizer: Tokenizer):
+        self.engine, self.tokenizer = engine, tokenizer
+
+    @overload
+    def generate(self, prompt: str, *, stream: Literal[False] = False, **options: Any) -> str: ...
+
+    @overload
+    def generate(self, prompt: str, *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
+
+    def generate(self, prompt: str, *, stream: bool = False, **options: Any) -> Any:
+        """The text that follows a prompt; with `stream`, piece by piece as it comes.
+
+        options: max_new_tokens (128), temperature (0, greedy), top_k (0, all), top_p (1, all),
+        seed (0), stop (strings that end the text), ignore_eos (False). Raises PromptError for a
+        prompt that is empty or does not fit, SamplingError for an option out of its range.
+        """
+        pieces = self._pieces(self.tokenizer.encode(prompt), *_options(options))
+        return pieces if stream else "".join(pieces)
+
+    def _pieces(self, prompt: list[int], stop: Stop, sampling: Sampling) -> Iterator[str]:
+        text = text_stream(self.tokenizer, prompt, stop)
+        for _, token in self.engine.generate([prompt], stop, sampling):
+            yield text.push(token)
+            if text.stopped:
+                return
+        yield text.finish()
+
+
+def _options(given: dict[str, Any]) -> tuple[Stop, Sampling]:
+    """The options of `generate` by what they are for; TypeError for one that does not exist."""
+    most, stop = given.pop("max_new_tokens", 128), given.pop("stop", ())
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    return Stop(most, strings, given.pop("ignore_eos", False)), Sampling(**given)
+
+
+def load(
+    model: Place,
+    *,
+    engine: str = "fast",
+    kernels: str = "auto",
+    kv_cache: str = "float32",
+    allow_links: bool = False,
+) -> Model:
+    """Open a Hugging Face directory, float or quantized by planish.
+
+    engine: "fast" (JAX and native kernels) or "reference" (NumPy). kernels: "auto", "native",
+    "xla" or an instruction set, of the fast engine. kv_cache: "float32" or "int8". allow_links:
+    whether files may be links out of the directory. Raises PlanishError.
+    """
+    _require("engine", engine, ("fast", "reference"))
+    _require("kv_cache", kv_cache, KV_CACHES)
+    checkpoint = open_checkpoint(model, allow_links)
+    checkpoint = replace(checkpoint, config=replace(checkpoint.config, kv_cache=kv_cache))
+    tokenizer = load_tokenizer(model, checkpoint.config)
+    opened = ReferenceEngine(checkpoint) if engine == "reference" else _fast(checkpoint, kernels)
+    return Model(opened, tokenizer)
+
+
+def _fast(checkpoint: Checkpoint, kernels: str) -> Any:
+    from planish.fast.engine import Engine
+    from planish.fast.kernels.instruction_sets import BY_NAME
+    from planish.fast.kernels.library import choose_kernels
+
+    _require("kernels", kernels, ("auto", "native", "xla", *BY_NAME))
+    cache = compilation_cache(None)
+    return Engine(checkpoint, choose_kernels(kernels, cache and cache / "kernels"))
+
+
+def quantize(
+    model: Place,
+    out: Place,
+    *,
+    recipe: str,
+    calibration: Place | None = None,
+    samples: int = NUM_SAMPLES,
+    sample_length: int = SAMPLE_LENGTH,
+    layout: str = "tiles",
+    overwrite: bool = False,
+    **changes: Any,
+) -> None:
+    """Write a float model in 8 or 4 bits, whole or not at all.
+
+    recipe: float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8. changes: scheme, method,
+    group_size, rule, scale_dtype, activation, alpha, smooth_outputs, lm_head, ignore, as the flags
+    of `planish quantize`. calibration: a UTF-8 text, for recipes that need one (default: the
+    embedded one). Raises PlanishError; nothing that exists is replaced without `overwrite`.
+    """
+    chosen = recipe_named(recipe, **_named(changes))
+    checkpoint = open_checkpoint(model)
+    check_request(checkpoint, chosen, layout)
+    writer, cut = CheckpointWriter(out, model, overwrite), None
+    if needs_calibration(chosen):
+        if calibration is None:
+            notice("calibrating on the embedded text; calibration=FILE takes your own")
+        text = read_text(pocket.CALIBRATION if calibration is None else calibration)
+        tokens = load_tokenizer(model, checkpoint.config).encode(text)
+        length = min(sample_length, checkpoint.config.max_positions, len(tokens))
+        cut = cut_samples(tokens, samples, length)
+    with writer:
+        quantize_checkpoint(checkpoint, writer, chosen, cut, layout=layout)
+
+
+def _named(changes: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's own names for what the command calls otherwise; one pattern may stand alone."""
+    named = {{"lm_head": "head"}.get(key, key): value for key, value in changes.items()}
+    ignore: str | Sequence[str] | None = named.get("ignore")
+    if ignore is not None:
+        named["ignore"] = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    return named
+
+
+def _require(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        expected = f"one of {', '.join(choices)}"
+        raise PlanishError("unknown", name=name, expected=expected, found=repr(value))
