@@ -33,6 +33,13 @@ def test_every_command_of_the_readme_works(command: str, elsewhere: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+def test_the_python_of_the_readme_works(elsewhere: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    command = [sys.executable, "-c", program.replace("/tmp/", f"{elsewhere}/")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, len(done.stdout) > 20) == (0, True), done.stderr
+
+
 def test_the_readme_shows_every_verb() -> None:
     verbs = {command.split()[1] for command in commands()}
     assert verbs == set("quantize generate perplexity compare inspect logits bench".split())
