@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+
 import planish.fast.native
 import planish.reference.layers
 from planish.compare.cached import as_floats, check_flips, untiled

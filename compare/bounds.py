@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+
 import planish.reference.linear
 from planish.reference.grids import expand_groups
 from planish.reference.linear import Linear, QuantizedWeight

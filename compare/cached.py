@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
 import planish.reference.layers
 import planish.reference.model
 from planish.compare.check import Check, check

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
 from planish.compare.limits import cores
 from planish.compare.peers import PEERS, installed, peer
 from planish.compare.peers.process import PeerProcess

@@ -11,6 +11,7 @@ gives on these rows, bit for bit, and no tolerance is left in which a wrong oper
 from __future__ import annotations
 
 import numpy as np
+
 import planish.fast.model
 import planish.fast.native
 import planish.reference.linear

@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
+
 import planish.fast.native
 import planish.reference.linear
 from planish.compare.bounds import EPS, NOTHING

@@ -35,6 +35,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
 import planish.fast.model
 import planish.reference.linear
 import planish.reference.model

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 from jax import lax
+
 from planish.fast import native
 
 READ_BYTES = 2**29  # larger than any cache

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+
 import planish.fast.experts
 import planish.fast.linear
 import planish.reference.linear

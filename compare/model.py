@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 import planish.fast.cache
 import planish.reference.model
 from planish.compare.cached import as_floats

@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 
 import numpy as np
+
 import planish.reference.model
 from planish.reference.block import Weights
 from planish.reference.config import ModelConfig

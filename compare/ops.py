@@ -22,6 +22,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
+
 import planish.fast.linear
 import planish.fast.weights
 import planish.reference.linear

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+
 from planish.compare.bounds import NOTHING, activation_scales, reference_codes
 from planish.compare.check import Check, check
 from planish.compare.ops import fast_codes

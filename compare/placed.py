@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+
 import planish.fast.linear
 import planish.fast.native
 import planish.fast.weights

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from planish.compare.contenders import decode_seconds
 from planish.fast.engine import Engine
 from planish.reference.evaluate import Agreement, agreement, summarize, window_nll

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
 from planish.compare.shapes import Shape
 from planish.reference.architectures import Architecture, architecture_of, model_config
 from planish.reference.block import split_expert
@@ -29,7 +31,6 @@ from planish.reference.shapes import block_norms, block_shapes, outer_norms, out
 from planish.reference.stack import stacked
 from planish.reference.tiles import tile, untile
 from planish.reference.writer import CheckpointWriter
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 STD = 0.02  # of the weights
 STD_INT8 = math.sqrt(np.mean(np.maximum(np.arange(-128.0, 128), -127) ** 2))  # of random codes

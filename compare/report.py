@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+
 import planish.reference.linear
 import planish.reference.model
 from planish.compare.attention import check_attention

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 import planish.reference.linear
 import planish.reference.model
 from planish.reference.block import Block, Experts, Mlp, block_linears

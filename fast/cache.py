@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import lax
+
 from planish.fast.grids import int8_codes, int8_scale
 from planish.reference.config import ModelConfig
 

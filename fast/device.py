@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import jax
+
 from planish.reference.errors import PlanishError
 
 P = ParamSpec("P")

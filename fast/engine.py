@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from planish.fast import model, native
 from planish.fast.cache import KEY_SLOTS, KVCache, cache_bytes, can_tile, empty_cache, insert
 from planish.fast.device import on_cpu

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
 from planish.fast import native, native_experts
 from planish.fast.layers import ACTIVATIONS, normalize
 from planish.fast.linear import FEW_ROWS, linear

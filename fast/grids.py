@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+
 from planish.reference.grids import INT8_MAX, SMALLEST_ABSMAX
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
 from planish.reference.config import Alibi, ModelConfig
 from planish.reference.layers import Norm
 from planish.reference.rope import Rope

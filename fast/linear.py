@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
 from planish.fast import native
 from planish.fast.grids import int8_codes, int8_scale
 from planish.fast.layers import normalize

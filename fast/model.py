@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
 from planish.fast import experts, native
 from planish.fast.cache import KVCache, LayerCache, append, empty_layer, is_tiled, read
 from planish.fast.layers import ACTIVATIONS, attention, by_parts, capped, normalize, rotate

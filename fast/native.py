@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from planish.reference.config import Alibi
 from planish.reference.layers import Norm
 from planish.reference.linear import Linear

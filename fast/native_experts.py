@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from planish.fast.native import fields, tiled, weight_arguments
 from planish.reference.layers import Norm
 from planish.reference.linear import Linear

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+
 from planish.reference.block import NORMS, Block, Experts, Mlp, Weights
 from planish.reference.grids import grouped
 from planish.reference.layers import Norm

@@ -10,10 +10,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict
-from planish.pocket.bpe import END
-from planish.pocket.llama import SHAPE, VOCABULARY
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
+
+from planish.pocket.bpe import END
+from planish.pocket.llama import SHAPE, VOCABULARY
 
 END_IDS = {"bos_token_id": 0, "eos_token_id": 0}
 CONFIG = {

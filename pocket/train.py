@@ -26,12 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags
+from tokenizers import Tokenizer
+
 from planish.pocket import CALIBRATION, HELDOUT, MODEL
 from planish.pocket.bpe import encode_shuffled, train_tokenizer
 from planish.pocket.corpus import Document, corpus, fingerprint, sample_text
 from planish.pocket.export import export
 from planish.pocket.llama import VOCABULARY, initial_params, loss_of
-from tokenizers import Tokenizer
 
 TOKENS_PER_STEP = 4096
 SHORT, LONG, LONG_SHARE = 256, 1024, 0.15  # sequence lengths, and the share of time at the long one

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+
 from planish.reference.errors import TokenizerError, notice
 from planish.reference.keys import LARGEST, read_json
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
 from planish.reference.config import LayerKind
 from planish.reference.layers import Norm
 from planish.reference.linear import Linear

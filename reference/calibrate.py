@@ -13,6 +13,7 @@ from os.path import commonprefix
 from typing import Any
 
 import numpy as np
+
 from planish.reference.block import Block, Weights
 from planish.reference.config import ModelConfig
 from planish.reference.errors import PromptError, QuantizationError, notice

@@ -29,6 +29,7 @@ from dataclasses import replace
 from typing import overload
 
 import numpy as np
+
 from planish.reference.architectures import Tensor
 from planish.reference.block import Block, Mlp, Weights, put_together, split_expert
 from planish.reference.directory import (

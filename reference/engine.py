@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+
 from planish.reference import generate as loop
 from planish.reference import model
 from planish.reference.checkpoint import Checkpoint, load_weights

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from planish.reference.block import Weights
 from planish.reference.calibrate import Progress, no_progress
 from planish.reference.config import ModelConfig

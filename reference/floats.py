@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+
 from planish.reference.directory import Checkpoint, bad_value, checked_entry
 from planish.reference.shapes import Shape
 

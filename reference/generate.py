@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
+
 from planish.reference.block import Weights
 from planish.reference.config import ModelConfig
 from planish.reference.errors import PromptError, SamplingError

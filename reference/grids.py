@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+
 from planish.reference.errors import QuantizationError, RecipeError
 
 INT8_MAX = 127

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from ml_dtypes import bfloat16
+
 from planish.reference.config import Alibi, ModelConfig
 
 

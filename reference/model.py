@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from planish.reference.block import Block, Experts, Mlp, Weights
 from planish.reference.config import ModelConfig
 from planish.reference.grids import int8_codes, int8_scale

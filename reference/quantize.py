@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+
 from planish.reference.block import Block, Weights, block_linears, block_norms, split_expert
 from planish.reference.calibrate import (
     Progress,

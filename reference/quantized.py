@@ -15,6 +15,7 @@ The experts of a layer lie in one tensor for each of their parts, an axis of exp
 from __future__ import annotations
 
 import numpy as np
+
 from planish.reference.directory import Checkpoint, bad_value, checked_entry, named_entry
 from planish.reference.grids import INT4_MAX, num_groups
 from planish.reference.linear import QuantizedWeight, TiledWeight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from planish.reference.errors import notice
 from planish.reference.grids import int8_scale
 from planish.reference.linear import QuantizedWeight

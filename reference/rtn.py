@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+
 from planish.reference.errors import QuantizationError
 from planish.reference.grids import (
     SYMMETRIC_RULES,

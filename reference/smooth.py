@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+
 from planish.reference.architectures import Architecture, Fold
 from planish.reference.block import (
     Block,

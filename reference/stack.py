@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
+
 from planish.reference.block import Mlp
 from planish.reference.linear import Linear, QuantizedWeight, TiledWeight
 from planish.reference.quantized import in_form

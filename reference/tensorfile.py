@@ -22,6 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
+
 from planish.reference.errors import CheckpointError
 
 ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register, and what XLA wants for zero copies

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
+
 from planish.reference.added_tokens import add_missing_tokens
 from planish.reference.config import ModelConfig
 from planish.reference.errors import PromptError, TokenizerError, notice

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+
 from planish.reference.errors import OutputError
 from planish.reference.placing import check_directory, hidden_beside, put_directory
 from planish.reference.tensorfile import write_tensors

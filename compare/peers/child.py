@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 import numpy as np
+
 from planish.compare.shapes import Shape
 
 

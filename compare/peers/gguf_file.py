@@ -18,6 +18,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType
+
 from planish.compare.peers import weights
 from planish.compare.shapes import Shape
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+
 from planish.compare.peers import gguf_file
 from planish.compare.peers.child import Job, serve
 from planish.compare.peers.weights import linear_bytes

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+
 from planish.compare.peers import openvino_graph
 from planish.compare.peers.child import Job, serve
 from planish.compare.peers.weights import linear_bytes

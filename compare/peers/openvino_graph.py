@@ -21,6 +21,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 from openvino.op.util import Variable, VariableInfo
+
 from planish.compare.peers import weights
 from planish.compare.shapes import Shape
 

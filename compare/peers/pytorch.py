@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+
 from planish.compare.peers import weights
 from planish.compare.peers.child import Job, serve
 from planish.compare.shapes import Shape
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
 GROUP = 128  # inputs with one scale, INT4
 TILES = 1  # an argument of the packing, without meaning on a CPU

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
+
 from planish.compare.shapes import Shape
 
 ZERO4 = 8  # of the unsigned 4-bit codes

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import jax.ffi
 import jaxlib
+
 from planish.fast.kernels.instruction_sets import BY_NAME
 from planish.reference.errors import KernelsError, notice
 

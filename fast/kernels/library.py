@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax.ffi
+
 from planish.fast.kernels.build import FFI, CacheError, build, build_best
 from planish.fast.kernels.instruction_sets import BY_NAME, available, check_available
 from planish.reference.errors import KernelsError, notice

@@ -16,13 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from planish.compare import report
 from planish.reference.checkpoint import Checkpoint, open_checkpoint
 from planish.reference.quantize import quantize_checkpoint
 from planish.reference.recipes import recipe
 from planish.reference.writer import CheckpointWriter
-from safetensors.numpy import load_file, save_file
-
 from tests.models import make_llama
 
 FAMILIES = ("llama", "opt")

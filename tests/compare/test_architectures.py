@@ -9,6 +9,7 @@ steps, batches) does not depend on a linear's codes.
 from __future__ import annotations
 
 import pytest
+
 from planish.reference.architectures import ENTRIES
 
 GOLDENS = (

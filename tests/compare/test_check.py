@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+
 from planish.compare.check import check, cosine, ulp_distance
 
 ONES = np.ones(3, np.float32)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
+
 import planish.fast.engine
 import planish.fast.model
 import planish.fast.native
-import pytest
-
 from tests.compare.conftest import Mutation, wrap
 
 

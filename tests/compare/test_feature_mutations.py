@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import jax.numpy as jnp
+import pytest
+
 import planish.fast.experts
 import planish.fast.layers
 import planish.fast.model
 import planish.fast.native
 import planish.fast.native_experts
 import planish.fast.weights
-import pytest
-
 from tests.compare.conftest import Mutation, wrap
 
 RECIPES = ("float", "naive-W8A8")  # by form; the kernels' linears are those of codes

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import jax.numpy as jnp
+import pytest
+
 import planish.fast.native
 import planish.fast.weights
-import pytest
 from planish.reference.tiles import TiledWeight
-
 from tests.compare.conftest import Mutation, wrap
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+
 import planish.fast.native
 from planish.compare.attention import CASES as ATTENTION
 from planish.compare.attention import check_attention
 from planish.compare.kernels import CASES, Kind, check_case, check_kernels, kinds, random_shape
-
 from tests.compare.conftest import wrap
 
 

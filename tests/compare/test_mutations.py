@@ -12,17 +12,17 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
+
 import planish.fast.cache
 import planish.fast.layers
 import planish.fast.linear
 import planish.fast.model
 import planish.fast.weights
-import pytest
 from planish.fast.grids import divide
 from planish.fast.weights import GroupedWeight
 from planish.reference.linear import Linear
 from planish.reference.packing import pack_nibbles, unpack_nibbles
-
 from tests.compare.conftest import Mutation, wrap
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from planish.compare.peers import PEERS, Peer, PeerError, installed, peer, weights
 from planish.compare.peers.process import ROOT, PeerProcess
 from planish.compare.shapes import Shape

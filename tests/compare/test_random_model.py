@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+
+from planish.command import main
 from planish.compare.contenders import (
     active_share,
     bytes_per_token,
@@ -19,8 +21,6 @@ from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import OutputError, RecipeError
 from planish.reference.linear import TiledWeight, dequantize, quantized_weight
 from planish.reference.tiles import tile, untile
-
-from planish.command import main
 
 TINY = Shape("tiny", 64, 2, 4, 2, 104, 300)
 ODD = Shape("odd", 36, 1, 2, 1, 77, 260)  # no multiple of 16 outputs or of 8 inputs anywhere

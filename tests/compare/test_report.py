@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+
 from planish.compare import report
 from planish.compare.noise import IN_FLOATS, LEAST
 from planish.reference.checkpoint import open_checkpoint
 from planish.reference.errors import PromptError
-
 from tests.compare.conftest import RECIPES, quantized
 from tests.models import make_llama
 

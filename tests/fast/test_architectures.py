@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from planish.fast.engine import Engine
 from planish.reference.checkpoint import open_checkpoint
 from planish.reference.engine import Engine as ReferenceEngine

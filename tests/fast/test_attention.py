@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from planish.fast import layers, native
 from planish.fast.cache import KEY_SLOTS, append, read, whole_tiles
 from planish.reference.config import Alibi

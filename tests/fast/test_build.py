@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from planish.fast.kernels import build, library
 from planish.fast.kernels.build import FFI, CacheError, Compiler, find_compiler, library_path
 from planish.fast.kernels.instruction_sets import available, cpu_features

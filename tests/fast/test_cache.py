@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from planish.fast.cache import KVCache, insert, write
 
 

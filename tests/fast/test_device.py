@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
+
 from planish.fast import device
 from planish.fast.engine import Engine, use_compilation_cache
 from planish.reference.checkpoint import open_checkpoint

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import planish.reference.model
 import pytest
+
+import planish.reference.model
 from planish.fast import engine as fast_engine
 from planish.fast import model as fast_model
 from planish.fast.engine import Engine, chunk_size, slot_count

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import planish.reference.model
 import pytest
+
+import planish.reference.model
 from planish.fast import experts as fast_experts
 from planish.fast import native_experts
 from planish.fast.weights import place_block

@@ -14,8 +14,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import planish.fast.engine
 import pytest
+
+import planish.fast.engine
 from planish.fast import native
 from planish.fast.engine import Engine
 from planish.reference.checkpoint import open_checkpoint
@@ -27,7 +28,6 @@ from planish.reference.rtn import quantize_weight
 from planish.reference.sampling import Sampling
 from planish.reference.tiles import tile
 from planish.reference.writer import CheckpointWriter
-
 from tests.models import make_llama
 
 RECIPES = ("float", "W8A8", "O1", "W8A16", "W4A16", "W4A8")

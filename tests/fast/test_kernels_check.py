@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from planish.fast.kernels.build import SOURCES, build, find_compiler
 from planish.fast.kernels.instruction_sets import BY_NAME, available
 

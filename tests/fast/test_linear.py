@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from planish.compare.ops import tolerance
 from planish.fast import linear as fast_linear
 from planish.fast.weights import place_linear

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import planish.reference.model
 import pytest
+
+import planish.reference.model
 from planish.fast import native_experts
 from planish.fast.engine import Engine
 from planish.reference.checkpoint import load_weights, open_checkpoint

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from planish.fast import native
 from planish.reference.layers import Norm
 from planish.reference.linear import Linear

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import planish.fast.weights  # noqa: F401 (makes pytrees of the reference's types)
 import pytest
+
+import planish.fast.weights  # noqa: F401 (makes pytrees of the reference's types)
 from planish.fast import native
 from planish.reference.grids import expand_groups
 from planish.reference.linear import (

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from planish.reference.architectures import ENTRIES
 from planish.reference.architectures.features import golden_features
 

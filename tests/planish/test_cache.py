@@ -7,9 +7,9 @@ import pwd
 from pathlib import Path
 
 import pytest
-from planish.reference.errors import OutputError
 
 from planish.cache import compilation_cache, distrust
+from planish.reference.errors import OutputError
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from planish import demo, pocket
 from planish.reference.checkpoint import open_checkpoint
 from planish.reference.engine import Engine
-
-from planish import demo, pocket
 
 
 def test_the_prompt_ends_where_the_tokenizer_cuts_words():

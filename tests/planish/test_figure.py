@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from planish.reference.checkpoint import open_checkpoint
 
 from planish.figure import collect
+from planish.reference.checkpoint import open_checkpoint
 
 
 @pytest.mark.parametrize("linear", ["q", "up"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from planish.fast.kernels.instruction_sets import INSTRUCTION_SETS, available
 
 LACKING = next(one.name for one in INSTRUCTION_SETS if one not in available())

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planish.reference.checkpoint import open_checkpoint
 
 from planish.command import parse
 from planish.engines import with_max_positions
+from planish.reference.checkpoint import open_checkpoint
 from planish.verbs.quantize import samples_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from planish.reference.checkpoint import open_checkpoint
 from planish.reference.engine import Engine
 

@@ -11,10 +11,11 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from planish.compare.shapes import Shape
 from planish.reference.checkpoint import open_checkpoint
 from planish.reference.engine import Engine
-from safetensors.numpy import load_file, save_file
 
 
 @pytest.fixture

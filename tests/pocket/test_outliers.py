@@ -8,9 +8,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from planish.pocket.outliers import READERS, add_outliers, outlier_factors, write_outlier_model
 from planish.reference.errors import OutputError
-from safetensors.numpy import load_file, save_file
 
 LAYERS, WIDTH, INNER, CHANNELS = 3, 64, 96, 4
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

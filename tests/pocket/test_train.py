@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from planish.pocket.train import (
     PEAK_RATE,
     TOKENS_PER_STEP,

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import tokenizers
 from hypothesis import settings
+from safetensors.numpy import save_file
+from tokenizers import decoders, models, pre_tokenizers
+
 from planish.reference.architectures import architecture_of, model_config
 from planish.reference.block import split_expert
 from planish.reference.checkpoint import load_weights, open_checkpoint
@@ -22,8 +25,6 @@ from planish.reference.shapes import (
     outer_norms,
     outer_shapes,
 )
-from safetensors.numpy import save_file
-from tokenizers import decoders, models, pre_tokenizers
 
 settings.register_profile("planish", deadline=None, database=None, derandomize=True)
 settings.load_profile("planish")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tokenizers
+
 from planish.reference.checkpoint import open_checkpoint
 from planish.reference.errors import PlanishError
 from planish.reference.tokenizer import load_tokenizer

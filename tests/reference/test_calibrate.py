@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from planish.reference.calibrate import (
     calibrate,
     cut_samples,

@@ -6,6 +6,8 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from planish.reference.checkpoint import load_block, load_float, load_weights, open_checkpoint
 from planish.reference.errors import CheckpointError, ConfigError, PlanishError
 from planish.reference.linear import QuantizedWeight
@@ -13,7 +15,6 @@ from planish.reference.model import forward
 from planish.reference.quantize import quantize_checkpoint
 from planish.reference.recipes import recipe
 from planish.reference.writer import CheckpointWriter
-from safetensors.numpy import load_file, save_file
 
 Q = "model.layers.0.self_attn.q_proj"
 DOWN = "model.layers.1.mlp.down_proj"

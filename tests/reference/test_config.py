@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+
 from planish.reference.checkpoint import open_checkpoint
 from planish.reference.config import Rope
 from planish.reference.errors import ConfigError, PlanishError

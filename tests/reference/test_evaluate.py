@@ -3,8 +3,9 @@
 import math
 
 import numpy as np
-import planish.reference.evaluate
 import pytest
+
+import planish.reference.evaluate
 from planish.reference.checkpoint import load_weights, open_checkpoint
 from planish.reference.errors import PromptError
 from planish.reference.evaluate import (

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from planish.reference.checkpoint import load_weights, open_checkpoint
 from planish.reference.config import Alibi, LayerKind, ModelConfig, Moe
 from planish.reference.model import forward

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from planish.reference.block import block_norms
 from planish.reference.calibrate import calibrate
 from planish.reference.checkpoint import load_weights, open_checkpoint

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
 from planish.reference.checkpoint import load_block, load_weights, open_checkpoint
 from planish.reference.model import forward
-from safetensors.numpy import load_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

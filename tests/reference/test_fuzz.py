@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+
 from planish.reference.checkpoint import load_weights, open_checkpoint
 from planish.reference.errors import PlanishError
 from planish.reference.model import forward

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from planish.reference.engine import Engine
 from planish.reference.errors import PromptError, SamplingError
 from planish.reference.generate import Stop, StopStrings, check_fits, text_stream
 from planish.reference.sampling import Sampling
 from planish.reference.tokenizer import Tokenizer, load_tokenizer
-
 from tests.models import byte_tokenizer
 
 

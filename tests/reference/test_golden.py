@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from planish.reference.architectures import ENTRIES
 from planish.reference.checkpoint import load_weights, open_checkpoint
 from planish.reference.model import decode_step, forward, prefill

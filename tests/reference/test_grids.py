@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from planish.reference.errors import QuantizationError, RecipeError
 from planish.reference.grids import (
     GROUP_SIZES,

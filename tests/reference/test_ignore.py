@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from planish.reference.checkpoint import load_weights, open_checkpoint
 from planish.reference.errors import RecipeError
 from planish.reference.ignore import check_ignore, ignored_parts

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from planish.reference.architectures import ENTRIES, model_config
 from planish.reference.checkpoint import open_checkpoint
 from planish.reference.errors import ConfigError

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from planish.reference.block import block_linears
 from planish.reference.checkpoint import load_weights, open_checkpoint
 from planish.reference.errors import CheckpointError, ConfigError, PlanishError, RecipeError
@@ -15,7 +17,6 @@ from planish.reference.quantized import unusable_scales
 from planish.reference.recipes import needs_calibration, recipe
 from planish.reference.tiles import tile, untile
 from planish.reference.writer import CheckpointWriter
-from safetensors.numpy import load_file, save_file
 
 TOKENS = np.random.default_rng(5).integers(0, 48, 40)
 DOWN = "model.layers.1.mlp.down_proj"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from planish.reference.errors import QuantizationError
 from planish.reference.grids import int4_codes, int4_parameters, quantize_int8
 from planish.reference.linear import (

@@ -4,6 +4,7 @@ import errno
 from dataclasses import replace
 
 import pytest
+
 from planish.reference.checkpoint import open_checkpoint
 from planish.reference.engine import Engine
 from planish.reference.errors import OutOfMemoryError

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from planish.reference.block import Experts, Mlp, block_linears, block_norms
 from planish.reference.calibrate import observe_block
 from planish.reference.checkpoint import load_weights, open_checkpoint

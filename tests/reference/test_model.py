@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from planish.reference.block import block_linears
 from planish.reference.engine import Engine
 from planish.reference.errors import PromptError

@@ -5,10 +5,11 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
 from planish.reference.checkpoint import load_weights, open_checkpoint
 from planish.reference.errors import CheckpointError
 from planish.reference.shards import INDEX, SINGLE
-from safetensors.numpy import save_file
 
 LAYER = "model.layers.0."
 Q = LAYER + "self_attn.q_proj"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from planish.reference.checkpoint import load_weights, open_checkpoint
 from planish.reference.errors import CheckpointError
 

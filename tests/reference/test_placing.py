@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from planish.reference import placing
 from planish.reference.errors import OutputError
 from planish.reference.placing import check_file, write_file

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 
 import pytest
+
 from planish.reference.architectures import ENTRIES, model_config
 from planish.reference.errors import ConfigError
 from planish.reference.rope import Interpolation, Llama3, LongRope

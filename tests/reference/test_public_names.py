@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from planish.reference.block import block_linears, block_norms
 from planish.reference.checkpoint import load_weights, open_checkpoint
 from planish.reference.errors import CheckpointError
 from planish.reference.model import forward
-from safetensors.numpy import load_file, save_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENS = np.random.default_rng(11).integers(0, 256, 12)

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import planish.reference.model as transformer
 import pytest
 import safetensors.numpy
+
+import planish.reference.model as transformer
 from planish.reference.block import Weights
 from planish.reference.calibrate import embed_samples, observe_block
 from planish.reference.checkpoint import load_weights, open_checkpoint

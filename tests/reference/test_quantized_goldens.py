@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from planish.reference.calibrate import embed_samples, observe_block
 from planish.reference.checkpoint import load_weights, open_checkpoint
 from planish.reference.model import forward

@@ -1,6 +1,7 @@
 """The recipes by name: what each one means, what is refused, what is written down."""
 
 import pytest
+
 from planish.reference.errors import RecipeError
 from planish.reference.recipes import RECIPES, Recipe, needs_calibration, recipe
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from planish.reference.architectures import model_config
 from planish.reference.checkpoint import load_block, open_checkpoint
 from planish.reference.errors import CheckpointError, ConfigError
-from safetensors.numpy import load_file, save_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

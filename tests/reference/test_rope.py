@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from planish.reference.rope import Rope, rotate, rotations
 
 F32 = np.float32

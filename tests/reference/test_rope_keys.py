@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from planish.reference.architectures.rope_keys import rope_from
 from planish.reference.errors import ConfigError
 from planish.reference.keys import Keys

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from planish.reference.errors import SamplingError
 from planish.reference.sampling import Sampling, greedy, sample, uniform
 

@@ -6,10 +6,11 @@ import socket
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
 from planish.reference.checkpoint import load_weights, open_checkpoint
 from planish.reference.errors import CheckpointError, ConfigError, PlanishError
 from planish.reference.shards import INDEX, SINGLE
-from safetensors.numpy import save_file
 
 A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

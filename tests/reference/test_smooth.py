@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from planish.reference.architectures import opt
 from planish.reference.block import block_linears, replace_parts
 from planish.reference.calibrate import calibrate, embed_samples, observe_block

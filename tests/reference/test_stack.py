@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from planish.reference.block import block_linears
 from planish.reference.checkpoint import load_block, load_weights, open_checkpoint
 from planish.reference.errors import CheckpointError, RecipeError
@@ -22,8 +24,6 @@ from planish.reference.rtn import quantize_linear
 from planish.reference.smooth import with_unseen_experts
 from planish.reference.stack import Stack, linear_of
 from planish.reference.writer import CheckpointWriter
-from safetensors.numpy import load_file, save_file
-
 from tests.reference.conftest import tensors_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+
 from planish.reference.errors import CheckpointError
 from planish.reference.tensorfile import ALIGNMENT, read_entries, write_tensors
 

@@ -7,10 +7,11 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, processors
+
 from planish.reference.checkpoint import open_checkpoint
 from planish.reference.errors import PromptError, TokenizerError
 from planish.reference.tokenizer import TextStream, load_tokenizer, read_text
-from tokenizers import decoders, models, pre_tokenizers, processors
 
 
 def byte_level():

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+
 from planish.reference import placing
 from planish.reference import writer as writing
 from planish.reference.checkpoint import load_weights, open_checkpoint
