@@ -51,12 +51,13 @@ held-out text:
   size        of the weights' files; the embedding, which is the head too, stays in float
   decode      new tokens per second, for orientation only: a model this small measures overhead
 naive is INT8 without smoothing, with one scale for a tensor of activations (as in O2) or one for
-each token ("naive, W8A8"). W8A16, W4A16 and W4A8 are not smoothed; g inputs share an INT4 scale."""
+each token ("naive, W8A8"). g inputs share an INT4 scale. W8A16, W4A16 and W4A8 are smoothed only
+where it is said (--alpha 0.5)."""
 PLAIN = "The model as it was trained"
 OUTLIERS = """The same function with outlier channels
 
 24 of 256 channels are 46 to 137 times the median, as in models of billions of parameters: naive
-INT8 collapses, SmoothQuant (O1, O2, O3, W8A8) does not."""
+INT8 collapses, SmoothQuant (O1, O2, O3, W8A8) does not, and smoothing mends 4 bits too."""
 
 
 def recipes() -> dict[str, Recipe]:
@@ -67,6 +68,8 @@ def recipes() -> dict[str, Recipe]:
     for group in (32, 128):
         for name in ("W4A16", "W4A8"):
             rows[f"{name} g={group}"] = recipe(name, group_size=group)
+    for name in ("W4A16", "W4A8"):
+        rows[f"{name} g=32, smoothed"] = recipe(name, group_size=32, alpha=0.5)
     return rows
 
 
