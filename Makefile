@@ -1,5 +1,6 @@
 # make demo    what planish does, on the embedded model
-# make test    the tests            make lint    ruff and mypy
+# make test    the tests, a sample of each matrix of cases; make test-all    every case
+# make lint    ruff and mypy
 # make wheel    the wheel and the source distribution, tested outside the repository
 # make sanitize    the kernels' check under address, undefined-behaviour and thread sanitizers
 #
@@ -16,6 +17,8 @@ WORKERS := $(shell [ $(CORES) -lt 4 ] && echo $(CORES) || echo 4)
 # the rooms as they are installed, for mypy, which knows no mapping
 TYPED := build/typed
 
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=10
+
 CXX ?= g++
 # without what makes sanitized plain C++ minutes to compile: full debugging information
 SANITIZE := -std=c++17 -O1 -g1 -fno-var-tracking -w -ffp-contract=off -pthread -Ifast/kernels
@@ -23,14 +26,22 @@ SANITIZE := -std=c++17 -O1 -g1 -fno-var-tracking -w -ffp-contract=off -pthread -
 FLAGS_OF := import sys; from planish.fast.kernels.instruction_sets import BY_NAME, available; \
   one = BY_NAME.get(sys.argv[1], available()[0]); print(f"-DPLANISH_ISA={one.name}", *one.flags)
 
-.PHONY: demo test lint wheel sanitize clean
+.PHONY: demo test test-all test-rest lint wheel sanitize clean
 
 demo: $(STAMP)
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m planish.demo  # matrices too small to share
 
 test: $(STAMP)
 	@echo "make test: pytest in $(WORKERS) processes"
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	@$(PYTEST)
+
+test-all: $(STAMP)
+	@echo "make test-all: every case, in $(WORKERS) processes"
+	@$(PYTEST) --whole
+
+test-rest: $(STAMP)
+	@echo "make test-rest: the cases that make test leaves out, in $(WORKERS) processes"
+	@$(PYTEST) --rest
 
 lint: $(STAMP)
 	@echo "make lint: ruff check, ruff format --check, mypy"

@@ -154,7 +154,7 @@ class Engine:
         for start in range(0, len(tokens), PREFILL_CHUNK):
             chunk = *place_chunk(tokens, start), cache, tables, place_chunk(targets, start)[0]
             part, cache = self._run(model.losses, self.weights, *chunk)
-            found.append(np.asarray(part)[0])
+            found.append(np.asarray(part)[0, : min(PREFILL_CHUNK, len(tokens) - start)])
         self._spare = cache if self.tiled_cache else None
         return np.concatenate(found)[: len(tokens) - 1]
 
@@ -170,7 +170,7 @@ class Engine:
         for start in range(0, len(tokens), PREFILL_CHUNK):
             chunk = *place_chunk(tokens, start), cache, tables
             logits, cache = self._run(model.prefill, self.weights, *chunk, all_logits=all_logits)
-            yield np.asarray(logits)[0, : len(tokens) - start], cache
+            yield np.asarray(logits)[0, : min(PREFILL_CHUNK, len(tokens) - start)], cache
 
     @on_cpu
     def decode_step(

@@ -15,6 +15,7 @@ from planish.reference.model import decode_step, prefill
 from planish.reference.sampling import Sampling, sample
 from planish.reference.tokenizer import TextStream, Tokenizer
 
+NEEDS_NONE = ", of which the last new token needs none"
 MOST_BYTES = 2**62  # more than any machine has, and still a size that NumPy takes
 
 
@@ -52,7 +53,7 @@ def check_fits(
             raise PromptError(
                 f"{len(prompt)} prompt tokens and {stop.max_new_tokens} new ones do not fit",
                 name="prompt",
-                expected=f"at most {slots} positions (the last new token needs none)",
+                expected=f"at most {slots} positions{NEEDS_NONE * (stop.max_new_tokens > 0)}",
                 found=needed,
             )
 

@@ -6,9 +6,11 @@ because commands run as subprocesses inherit it. Warnings are errors (pyproject.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +24,35 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 from tests.models import make_llama as write_llama  # noqa: E402 (imports NumPy)
 
 MOST_RESIDENT = 1.5e9  # bytes of one test process
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    what = "of tests marked matrix or whole, "
+    for flag, cases in (
+        ("--whole", "every case"),
+        ("--rest", "what a run without flags leaves out"),
+    ):
+        parser.addoption(flag, action="store_true", help=what + cases)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a test marked matrix(n) the first case and every n-th after it, and none that is marked
+    whole, unless --whole; with --rest all that this leaves out, and nothing else."""
+    if config.getoption("--whole"):
+        return
+    seen: Counter[str] = Counter()
+    left_out = []
+    for item in items:
+        marker, test = item.get_closest_marker("matrix"), item.nodeid.partition("[")[0]
+        if item.get_closest_marker("whole") is not None:
+            left_out.append(item)
+        elif marker is not None:
+            if seen[test] % marker.args[0]:
+                left_out.append(item)
+            seen[test] += 1
+    dropped = set(items) - set(left_out) if config.getoption("--rest") else set(left_out)
+    config.hook.pytest_deselected(items=[item for item in items if item in dropped])
+    items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +96,10 @@ def kernels(private_cache: Path) -> list[str]:
     except KernelsError as problem:
         pytest.skip(str(problem))
     sets = [one.name for one in available()]
-    return load_library(private_cache / "planish" / "kernels", sets).sets
+    private_cache.mkdir(exist_ok=True)
+    with open(private_cache / "compiling", "w") as lock:  # one process compiles, others load
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return load_library(private_cache / "planish" / "kernels", sets).sets
 
 
 @pytest.fixture(scope="session")

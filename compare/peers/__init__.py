@@ -38,7 +38,7 @@ class Peer:
     also: tuple[str, ...] = ()  # other modules that it needs
 
 
-RUNNERS = "compare.peers"
+RUNNERS = "planish.compare.peers"
 BUILD = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python gguf"
 PEERS = {
     peer.name: peer

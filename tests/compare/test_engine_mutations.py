@@ -85,6 +85,7 @@ LEVEL_3: dict[str, tuple[str, Mutation, str]] = {
 }
 
 
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("name", LEVEL_3)
 def test_level_3_names_what_only_the_whole_shows(judge, mutate, name):
     recipe, mutation, part = LEVEL_3[name]
@@ -101,6 +102,7 @@ def test_level_3_names_what_only_the_whole_shows(judge, mutate, name):
 NATIVELY = ("steps one position early", "last slot never used", "every prompt in the same row")
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("name", NATIVELY)
 def test_level_3_names_it_natively(judge, mutate, name):
     recipe, mutation, part = LEVEL_3[name]
@@ -126,6 +128,7 @@ def slots_moved_on(attention, *arguments, **options):
     return mixed, (jnp.roll(keys, 1, axis=-1), *rest)
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("recipe", ["float", "W8A8"])
 def test_only_level_3_sees_slots_moved_within_their_tile(judge, mutate, recipe):
     """Attention over a whole prompt is right; who reads its keys later finds others."""
@@ -136,6 +139,7 @@ def test_only_level_3_sees_slots_moved_within_their_tile(judge, mutate, recipe):
     assert (3, "values in the cache") not in {(item.level, item.part) for item in failed}
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("recipe", ["float", "W8A8"])
 def test_only_level_3_sees_a_cache_slot_off_by_one(judge, mutate, recipe):
     """A whole prompt fills its cache: the late slot is clamped, and only steps and rests differ."""
@@ -149,6 +153,7 @@ def test_only_level_3_sees_a_cache_slot_off_by_one(judge, mutate, recipe):
     }
 
 
+@pytest.mark.whole
 def test_the_cache_slot_that_was_left_out_is_named(judge, mutate):
     wrap(ENGINE, "decode_step", last_slot_unused)(mutate)
     failed = [check for check in judge("llama", "O2", [3]).checks if not check.agrees]

@@ -90,6 +90,7 @@ OPTIONS: dict[str, tuple[str, Mutation, Mutation]] = {
 }
 
 
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_level_2_names_a_wrong_option_of_attention(judge, mutate, name, native):
     golden, *mutations = OPTIONS[name]
@@ -99,6 +100,7 @@ def test_level_2_names_a_wrong_option_of_attention(judge, mutate, name, native):
     assert (first.level, first.part) == (2, "attention")
 
 
+@pytest.mark.whole
 def test_biases_that_are_not_rounded_are_found_behind_256_slots(judge, mutate, native):
     """Up to there bfloat16 holds every slot, and slopes that are powers of two round nothing."""
     mutation = option("alibi", not_rounded) if native else biased(not_rounded)
@@ -238,6 +240,7 @@ MODEL: dict[str, tuple[str, Mutation, int | None, str]] = {
 }
 
 
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("name", MODEL)
 def test_level_2_names_a_feature_left_out(judge, mutate, name, native):
     golden, mutation, layer, part = MODEL[name]
@@ -284,6 +287,7 @@ EXPERTS: dict[str, tuple[Mutation, Mutation, tuple[str, str]]] = {
 }
 
 
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("recipe", ["W8A8", "W4A8"])
 @pytest.mark.parametrize("name", EXPERTS)
 def test_level_2_names_what_is_wrong_with_experts(judge, mutate, name, recipe, native):
@@ -314,6 +318,7 @@ def step_without_window(attention, q, *arguments, **options):
     return attention(q, *arguments, **without_window(options, q.shape[1]))
 
 
+@pytest.mark.matrix(2)
 def test_only_level_3_sees_steps_that_forget_the_window(judge, mutate, native):
     wrap(planish.fast.native if native else planish.fast.model, "attention", step_without_window)(
         mutate

@@ -12,6 +12,7 @@ from planish.compare.kernels import CASES, Kind, check_case, check_kernels, kind
 from tests.compare.conftest import wrap
 
 
+@pytest.mark.whole
 def test_a_thousand_random_linears_are_bit_identical_on_every_instruction_set(kernels):
     assert len(kinds()) * CASES >= 1000
     checks = list(check_kernels(tuple(kernels)))
@@ -65,6 +66,7 @@ def one_bit(arguments, layer):
     return [codes.at[0, 0, 0, 0].set(codes[0, 0, 0, 0] ^ jnp.ones((), codes.dtype)), *rest]
 
 
+@pytest.mark.whole
 def test_a_single_bit_of_a_single_code_is_found_in_every_kind(kernels, mutate):
     wrap(planish.fast.native, "weight_arguments", one_bit)(mutate)
     checks = check_kernels((kernels[0],), cases=6)

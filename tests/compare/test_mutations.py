@@ -141,6 +141,7 @@ LEVEL_1: dict[str, tuple[str, Mutation, str]] = {
 }
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("name", LEVEL_1)
 def test_level_1_names_a_wrong_op(judge, mutate, name):
     recipe, mutation, part = LEVEL_1[name]
@@ -154,6 +155,7 @@ def times_reciprocal(codes, x, scale):
     return codes(x * divide(jnp.ones_like(scale), scale), jnp.float32(1))
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("recipe", ["W8A8", "O2", "O3", "W4A8", "W4A8-per_token"])
 def test_level_1_names_codes_made_with_reciprocal_scales(judge, mutate, recipe):
     wrap(CODES, "int8_codes", times_reciprocal)(mutate)
@@ -256,6 +258,7 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
 }
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("name", LEVEL_2)
 def test_level_2_names_a_wrong_part(judge, mutate, name):
     family, recipe, mutation, part = LEVEL_2[name]
@@ -285,6 +288,7 @@ CACHE: dict[str, tuple[Mutation, str]] = {
 }
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("recipe", ["float", "W8A8"])
 @pytest.mark.parametrize("name", CACHE)
 def test_level_2_names_a_wrong_int8_cache(judge, mutate, name, recipe):

@@ -42,6 +42,7 @@ def files(path):
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize(("name", "group_size"), RECIPES)
 def test_both_engines_compute_the_same_on_a_random_model(tmp_path, name, group_size):
     path = write_random(TINY, tmp_path / "random", name, group_size)
@@ -116,6 +117,7 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("recipe", ["float", "W8A16", "W4A8"])
 @pytest.mark.parametrize("shape", MIXTURES, ids=lambda shape: shape.name)
 def test_both_engines_compute_the_same_on_a_random_mixture_of_experts(tmp_path, shape, recipe):

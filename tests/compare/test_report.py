@@ -31,6 +31,7 @@ def test_no_recipe_is_left_out():
     assert sorted(name for group in SAME_PROGRAMS for name in group) == sorted(RECIPES)
 
 
+@pytest.mark.matrix(9)
 @pytest.mark.parametrize("names", SAME_PROGRAMS, ids=lambda names: names[0])
 def test_every_recipe_of_a_llama_agrees(judge, names, native):
     for name in names:
@@ -41,6 +42,7 @@ def test_every_recipe_of_a_llama_agrees(judge, names, native):
         assert {check.level for check in result.checks} == set(levels)
 
 
+@pytest.mark.matrix(9)
 @pytest.mark.parametrize("names", SAME_PROGRAMS, ids=lambda names: names[0])
 def test_every_recipe_of_an_opt_agrees(judge, names, native):
     for name in names:
@@ -49,6 +51,7 @@ def test_every_recipe_of_an_opt_agrees(judge, names, native):
         assert result.agree, f"{name}: {result.first_mismatch}"
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("name", ["float", "W8A8", "O2"])
 def test_an_int8_cache_agrees(judge, name, native):
     result = judge("llama", name, (2, 3), native, "int8")
@@ -58,11 +61,13 @@ def test_an_int8_cache_agrees(judge, name, native):
     assert {(3, "keys in the cache"), (3, "values in the cache")} <= parts
 
 
+@pytest.mark.matrix(3)
 def test_an_int8_cache_of_a_model_with_biases_agrees(judge, native):
     result = judge("opt", "float", (2, 3), native, "int8")
     assert result.agree, str(result.first_mismatch)
 
 
+@pytest.mark.whole
 def test_an_int8_cache_is_judged_more_sharply_where_only_it_is_on_a_grid(judge):
     def allowed(*arguments: str) -> float:
         checks = judge("llama", arguments[0], [3], False, arguments[1]).checks
@@ -74,6 +79,7 @@ def test_an_int8_cache_is_judged_more_sharply_where_only_it_is_on_a_grid(judge):
     assert floats == IN_FLOATS.slot < cached < LEAST.slot <= codes
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("name", ["float", "W8A8"])
 def test_a_prompt_longer_than_a_chunk_agrees(tmp_path: Path, kernels, name, native):
     path = make_llama(tmp_path, num_hidden_layers=1, max_position_embeddings=640)
@@ -148,6 +154,7 @@ def test_fewer_levels_are_fewer_checks(judge):
     assert "on 1 level" in result.table()
 
 
+@pytest.mark.whole
 def test_one_token_is_a_prompt(subjects):
     assert report.run(subjects("llama", "float"), [7]).agree
 

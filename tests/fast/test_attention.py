@@ -196,12 +196,14 @@ def check(case: Case, rows: list[Row], found: np.ndarray) -> None:
         assert np.abs(mixed - wanted).max() < TOLERANCE * np.abs(wanted).max()
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("name", EVERY)
 def test_the_portable_form_is_the_reference(name):
     rows = rows_of(EVERY[name], np.random.default_rng(0))
     check(EVERY[name], rows, portable(EVERY[name], rows))
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("name", EVERY)
 def test_the_kernels_are_the_reference(kernels, name):
     rows = rows_of(EVERY[name], np.random.default_rng(0))

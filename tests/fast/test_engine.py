@@ -68,6 +68,7 @@ def near(found: np.ndarray, expected: np.ndarray) -> bool:
     return bool(np.abs(found - expected).max() < 2e-5 * np.ptp(expected))
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_logits_equal_those_of_transformers(name, make_engine):
     golden = np.load(GOLDEN / name / "golden.npz")
@@ -80,6 +81,7 @@ def test_there_are_goldens():
     assert len(GOLDENS) >= 60
 
 
+@pytest.mark.matrix(15)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_a_batch_equals_transformers_and_goes_on_as_the_reference(name, make_engine):
     golden, checkpoint = np.load(GOLDEN / name / "golden.npz"), open_checkpoint(GOLDEN / name)
@@ -100,6 +102,7 @@ def test_a_batch_equals_transformers_and_goes_on_as_the_reference(name, make_eng
 BY_LENGTH = {"llama-dynamic-rope": 128, "phi3-longrope-partial": 64}  # where other angles begin
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("name", BY_LENGTH)
 def test_positions_that_depend_on_the_length_change_while_tokens_come(name, make_engine):
     checkpoint, prompts = open_checkpoint(GOLDEN / name), [tokens(BY_LENGTH[name] - 5), tokens(9)]
@@ -134,6 +137,7 @@ def test_prefill_and_decode_equal_forward(llama):
         np.testing.assert_allclose(logits[0], expected[position], atol=2e-4)
 
 
+@pytest.mark.matrix(4)
 def test_greedy_tokens_equal_the_reference(quantized, make_engine):
     checkpoint, prompts = open_checkpoint(quantized), [tokens(5), tokens(19), tokens(1)]
     found = generated(make_engine(checkpoint), prompts, Stop(12))
@@ -184,6 +188,7 @@ def test_prompts_of_every_length_compile_a_bounded_number_of_programs():
     assert (slot_count(3), slot_count(17), slot_count(512), slot_count(513)) == (16, 32, 512, 1024)
 
 
+@pytest.mark.matrix(3)
 def test_a_padded_chunk_changes_no_logit(quantized, make_engine):
     """Padding repeats the last token: per_tensor scales must not see it as new."""
     checkpoint, prompt = open_checkpoint(quantized), tokens(9)

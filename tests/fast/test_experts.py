@@ -130,6 +130,7 @@ def found(config, experts, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
     return np.asarray(run(experts, jnp.asarray(x), jnp.asarray(residual)))
 
 
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", RECIPES)
@@ -144,6 +145,7 @@ def test_a_mixture_is_the_references(kernels, name, case, native):
     assert np.median(np.abs(y - wanted)) < 1e-6
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", INTEGER)
 def test_the_kernels_linears_of_experts_are_the_references_bit_for_bit(kernels, name, case):
@@ -188,6 +190,7 @@ def by_groups(experts, part, pairs, x, tokens) -> np.ndarray:
     return np.concatenate(found)
 
 
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 @pytest.mark.parametrize(
     ("activation", "gated", "normalized"),

@@ -91,6 +91,7 @@ def test_a_rows_linear_is_the_same_in_every_batch(kernels, name, options):
         np.testing.assert_array_equal(together, np.stack(alone))
 
 
+@pytest.mark.matrix(3)
 def test_tokens_do_not_depend_on_the_batch(engine):
     prompts = [prompt(5), prompt(19, 1), prompt(33, 2), prompt(1, 3), prompt(8, 4)]
     alone = [greedy(engine, [one])[0] for one in prompts]
@@ -142,6 +143,7 @@ np.save(sys.argv[3], logits)
 """
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux's affinity")
 def test_logits_do_not_depend_on_the_number_of_threads(
     checkpoint, kernels, private_cache, tmp_path

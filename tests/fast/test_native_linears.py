@@ -120,6 +120,7 @@ def call(x: jax.Array, layers: tuple[Linear, ...], isa: str) -> tuple[jax.Array,
     return native.linears(x, layers, isa=isa)
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_random_linears_are_the_references_bit_for_bit(kernels, kind):
     rng = np.random.default_rng(KINDS.index(kind))
@@ -171,6 +172,7 @@ SPLIT = WEIGHT_ONLY + [  # per_tensor depends on the other rows by its definitio
 ]
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("kind", {str(kind): kind for kind in SPLIT}.values(), ids=str)
 def test_a_rows_result_does_not_depend_on_how_rows_are_split_into_calls(kernels, kind):
     kind = replace(kind, shape=(1, 29, *kind.shape[2:]))

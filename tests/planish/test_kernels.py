@@ -13,7 +13,7 @@ LACKING = next(one.name for one in INSTRUCTION_SETS if one not in available())
 def test_a_set_that_the_processor_lacks_is_an_error_with_those_it_has(planish, tiny_llama, verb):
     words = ("--prompt", "Ab", "--max_new_tokens", 2) if verb == "generate" else ()
     result = planish(verb, "--model", tiny_llama, *words, "--kernels", LACKING)
-    assert result.refused(LACKING, "does not run", ", ".join(one.name for one in available()))
+    assert result.refused(LACKING, "cannot run it", ", ".join(one.name for one in available()))
 
 
 def test_inspect_says_which_set_was_asked_for(planish, tiny_llama):

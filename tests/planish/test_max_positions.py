@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ def logits(planish, tmp_path):
         tokens = ",".join(str(3 + i % 40) for i in range(count))
         words = ("--model", model, "--tokens", tokens, "--out", out, *REFERENCE, *words)
         result = planish("logits", *words)
-        return result, np.load(out) if result.code == 0 else None
+        said = "".join(line for line in result.err.splitlines(True) if ".npy: float32" not in line)
+        return replace(result, err=said), np.load(out) if result.code == 0 else None
 
     return call
 

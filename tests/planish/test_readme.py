@@ -23,6 +23,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("readme")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("command", commands())
 def test_every_command_of_the_readme_works(command: str, elsewhere: Path) -> None:
     words = shlex.split(command.replace("/tmp/", f"{elsewhere}/"))
@@ -33,6 +34,7 @@ def test_every_command_of_the_readme_works(command: str, elsewhere: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.whole
 def test_the_python_of_the_readme_works(elsewhere: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     command = [sys.executable, "-c", program.replace("/tmp/", f"{elsewhere}/")]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from planish.compare import shapes
 from planish.compare.shapes import Shape
 from planish.reference.checkpoint import open_checkpoint
 from planish.reference.engine import Engine
@@ -262,7 +263,7 @@ def test_bench_makes_random_models_and_names_missing_peers(
     planish, tmp_path, quick_limits, monkeypatch
 ):
     tiny = Shape("110M", 64, 2, 4, 2, 96, 300)
-    monkeypatch.setitem(planish.compare.shapes.SHAPES, "110M", tiny)
+    monkeypatch.setitem(shapes.SHAPES, "110M", tiny)
     monkeypatch.setattr("planish.compare.contenders.installed", lambda peer: False)
     words = (
         "bench",

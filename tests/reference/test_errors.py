@@ -36,5 +36,5 @@ def test_a_long_value_is_cut():
 
 def test_every_error_is_of_the_family():
     classes = [c for _, c in inspect.getmembers(planish.reference.errors, inspect.isclass)]
-    family = [c for c in classes if c.__module__ == "reference.errors"]
+    family = [c for c in classes if c.__module__ == "planish.reference.errors"]
     assert len(family) > 7 and all(issubclass(c, PlanishError) and c.__doc__ for c in family)

@@ -176,7 +176,7 @@ def test_a_link_is_neither_followed_nor_replaced(tmp_path, overwrite):
 @pytest.mark.parametrize("place", ["", ".", "x/.."])
 def test_a_target_without_a_name_is_refused(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OutputError, match="is no name of a directory"):
+    with pytest.raises(OutputError, match="is not the name of a new directory"):
         CheckpointWriter(place, None, overwrite=True)
 
 
