@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import planish.fast.native
 from planish.compare.attention import CASES as ATTENTION
