@@ -84,8 +84,11 @@ def private_cache(run_directory: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def kernels(private_cache: Path) -> list[str]:
-    """The native kernels of every instruction set that this processor runs; their names."""
+def kernels(private_cache: Path, request: pytest.FixtureRequest) -> list[str]:
+    """The native kernels of every instruction set that this processor runs; their names.
+
+    Without --whole or --rest not those in plain C++, which take half a minute to compile.
+    """
     from planish.fast.kernels.build import find_compiler
     from planish.fast.kernels.instruction_sets import available
     from planish.fast.kernels.library import load_library
@@ -95,7 +98,9 @@ def kernels(private_cache: Path) -> list[str]:
         find_compiler()
     except KernelsError as problem:
         pytest.skip(str(problem))
-    sets = [one.name for one in available()]
+    asked = request.config.getoption
+    every = asked("--whole") or asked("--rest") or len(available()) == 1
+    sets = [one.name for one in available() if every or one.name != "plain"]
     private_cache.mkdir(exist_ok=True)
     with open(private_cache / "compiling", "w") as lock:  # one process compiles, others load
         fcntl.flock(lock, fcntl.LOCK_EX)

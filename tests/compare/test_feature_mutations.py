@@ -318,7 +318,7 @@ def step_without_window(attention, q, *arguments, **options):
     return attention(q, *arguments, **without_window(options, q.shape[1]))
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.whole
 def test_only_level_3_sees_steps_that_forget_the_window(judge, mutate, native):
     wrap(planish.fast.native if native else planish.fast.model, "attention", step_without_window)(
         mutate

@@ -139,6 +139,7 @@ def test_the_report_is_a_table_and_json(judge):
     assert {"max_error", "ulps", "off_by_one", "cosine"} <= set(values["layers"][0])
 
 
+@pytest.mark.whole
 def test_the_report_names_the_kernels(subjects, kernels):
     result = report.run(subjects("llama", "W8A8"), [1, 2, 3], levels=[1], native=True)
     assert result.agree, str(result.first_mismatch)
