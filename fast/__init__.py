@@ -1,9 +1,12 @@
-"""The engine: the same functions as reference/, jitted by JAX, as fast as the machine allows.
+"""The engine: what reference/ defines, jitted by JAX, as fast as the machine allows.
 
-    linear  one linear over any weight                     layers  norms, rotary, attention, MLP
-    native  the C++ kernels as JAX functions (kernels/)    grids   INT8 codes, truly divided
-    model   prefill and decode_step over a donated cache   cache   keys and values, fixed slots
-    weights the reference's types as pytrees, on a device  engine  a checkpoint ready to run
+    grids            INT8 codes, truly divided          linear   one linear over any weight
+    layers           norms, rotary, attention           experts  a mixture of experts
+    cache            keys and values, fixed slots       model    prefill, decode, losses
+    native, native_experts    the C++ kernels as JAX functions (kernels/)
+    weights          the reference's types as pytrees, on the device
+    device           on the CPU, whatever else jax could find
+    engine           a checkpoint ready to run
 
-Names and argument order are the reference's, so that the two read side by side.
+A function that the reference has too goes by its name and computes the same numbers.
 """

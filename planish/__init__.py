@@ -1,8 +1,19 @@
 """SmoothQuant W8A8 and INT4 language models on CPUs: defined, run fast, compared.
 
-load, quantize, PlanishError    the Python interface (api.py)
-reference/  fast/  compare/     the definition, the engine, the judge
-command, verbs/                 the command `planish`: the only room where flags are read
+From Python (api):
+
+    planish.load, planish.quantize, planish.PlanishError, planish.__version__
+
+The rooms: reference/ defines, fast/ runs, compare/ judges, pocket/ is the embedded model. The
+command `planish`, the only room where flags are read:
+
+    command          words to a verb, errors to one line and an exit code
+    verbs/           one file for each verb
+    given            which flags were given: without effect, or contradicting each other
+    engines          which engine runs a model          cache         where programs are kept
+    output, progress JSON, and the bar                  streams       closed, full, without reader
+    interrupts       Ctrl-C and SIGTERM                 architectures the table of inspect
+    demo, figure     make demo, and its picture
 """
 
 from __future__ import annotations

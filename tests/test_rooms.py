@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,13 @@ def test_no_room_is_imported_from_the_top():
     assert len(files) > 200
     for file in files:
         assert not {name.partition(".")[0] for name in imported(file)} & set(ROOMS), file
+
+
+@pytest.mark.parametrize("room", ["reference", "fast", "compare", "planish"])
+def test_a_room_names_every_module_where_its_reader_begins(room):
+    guide = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text("utf-8")))
+    assert guide is not None
+    words = set(re.findall(r"\w+", guide))
+    modules = {path.stem for path in (ROOT / room).iterdir() if path.suffix == ".py"}
+    packages = {path.parent.name for path in (ROOT / room).glob("*/__init__.py")}
+    assert modules | packages <= words | {"__init__", "__main__", "kernels"}
