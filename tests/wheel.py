@@ -19,7 +19,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("reference", "fast", "compare", "planish", "pocket")
+ROOMS = ("reference", "fast", "compare", "pocket")  # installed as planish.reference, ...
 NOT_SOURCE = (".*", "build", "dist", "demo", "work", "*.egg-info", "__pycache__")
 BUILD = "import sys, setuptools.build_meta as b; getattr(b, 'build_' + sys.argv[1])(sys.argv[2])"
 WHERE = (
@@ -40,19 +40,22 @@ def main() -> int:
         (unpacked,) = (place / "unpacked").iterdir()
         again = build("wheel", unpacked, place / "again")
         for built in (wheel, again):
-            missing = sorted(expected - set(zipfile.ZipFile(built).namelist()))
+            names = set(zipfile.ZipFile(built).namelist())
+            missing = sorted(expected - names)
             assert not missing, f"{built.parent.name}: without {missing}"
+            tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
+            assert tops == {"planish"}, f"{built.parent.name}: owns {sorted(tops)}"
         check_installed(install(wheel, place / "environment"), place)
     print("wheel: holds every file, and runs native kernels outside the repository")
     return 0
 
 
 def files_of(source: Path) -> set[str]:
-    """Every file of the packages; those of the kernels are C++."""
-    found = {path for package in PACKAGES for path in (source / package).rglob("*")}
-    names = {str(path.relative_to(source)) for path in found if path.is_file()}
+    """Every file of the package by its installed name; those of the kernels are C++."""
+    found = {path for room in (*ROOMS, "planish") for path in (source / room).rglob("*")}
+    names = {path.relative_to(source).as_posix() for path in found if path.is_file()}
     assert {"fast/kernels/ffi.cc", "fast/kernels/kernels.h"} <= names
-    return names
+    return {name if name.startswith("planish/") else f"planish/{name}" for name in names}
 
 
 def run(*words: object, cwd: Path, **more: str) -> str:
