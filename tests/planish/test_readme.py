@@ -23,13 +23,20 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("readme")
 
 
+def run(command: str, elsewhere: Path) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(command.replace("/tmp/", f"{elsewhere}/"))
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
 @pytest.mark.whole
 @pytest.mark.parametrize("command", commands())
 def test_every_command_of_the_readme_works(command: str, elsewhere: Path) -> None:
-    words = shlex.split(command.replace("/tmp/", f"{elsewhere}/"))
-    done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    first = commands()[0]
+    if command != first and not (elsewhere / "pocket-w8a8").exists():
+        run(first, elsewhere)  # the others read what it writes, and another process may run it
+    done = run(command, elsewhere)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 
