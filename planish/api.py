@@ -20,6 +20,7 @@ from typing import Any, Literal, overload
 
 from planish import pocket
 from planish.cache import compilation_cache
+from planish.engines import ENGINES, KERNELS, KV_CACHES
 from planish.reference.calibrate import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
 from planish.reference.checkpoint import Checkpoint, open_checkpoint
 from planish.reference.engine import Engine as ReferenceEngine
@@ -33,7 +34,6 @@ from planish.reference.tokenizer import Tokenizer, load_tokenizer, read_text
 from planish.reference.writer import CheckpointWriter
 
 Place = str | Path  # a file or a directory
-KV_CACHES = ("float32", "int8")
 
 
 class Model:
@@ -88,7 +88,7 @@ def load(
     "xla" or an instruction set, of the fast engine. kv_cache: "float32" or "int8". allow_links:
     whether files may be links out of the directory. Raises PlanishError.
     """
-    _require("engine", engine, ("fast", "reference"))
+    _require("engine", engine, ENGINES)
     _require("kv_cache", kv_cache, KV_CACHES)
     checkpoint = open_checkpoint(model, allow_links)
     checkpoint = replace(checkpoint, config=replace(checkpoint.config, kv_cache=kv_cache))
@@ -99,10 +99,9 @@ def load(
 
 def _fast(checkpoint: Checkpoint, kernels: str) -> Any:
     from planish.fast.engine import Engine
-    from planish.fast.kernels.instruction_sets import BY_NAME
     from planish.fast.kernels.library import choose_kernels
 
-    _require("kernels", kernels, ("auto", "native", "xla", *BY_NAME))
+    _require("kernels", kernels, KERNELS)
     cache = compilation_cache(None)
     return Engine(checkpoint, choose_kernels(kernels, cache and cache / "kernels"))
 

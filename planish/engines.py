@@ -16,6 +16,8 @@ from planish.reference.checkpoint import Checkpoint, open_checkpoint
 from planish.reference.errors import KernelsError, OutOfMemoryError, PlanishError, notice
 from planish.reference.tokenizer import Tokenizer, load_tokenizer
 
+ENGINES, KV_CACHES = ("fast", "reference"), ("float32", "int8")
+KERNELS = ("auto", "native", "xla", *BY_NAME)
 LEAST_ADDRESSES = 2 * 2**30  # bytes; 1.5 GiB did on 2 cores, and each core takes more
 
 
@@ -47,7 +49,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """--engine, and the fast engine's own."""
     parser.add_argument(
         "--engine",
-        choices=("fast", "reference"),
+        choices=ENGINES,
         default="fast",
         help="fast (default): JAX and native kernels; reference: the definition, in NumPy",
     )
@@ -59,7 +61,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
 def add_kv_cache_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv_cache",
-        choices=("float32", "int8"),
+        choices=KV_CACHES,
         default="float32",
         help="int8: a quarter of the bytes, one scale per token and head",
     )
@@ -68,7 +70,7 @@ def add_kv_cache_flag(parser: argparse.ArgumentParser) -> None:
 def add_kernels_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernels",
-        choices=("auto", "native", "xla", *BY_NAME),
+        choices=KERNELS,
         default="auto",
         help="native: compiled C++ or an error; xla: the portable form; auto: what can be had; or"
         " the instruction set of the C++ that is to be compiled",

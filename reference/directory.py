@@ -23,11 +23,9 @@ from planish.reference.quantization_config import check_quantization_config, wei
 from planish.reference.shapes import block_kinds, outer_kinds
 from planish.reference.shards import check_file, find_entries
 from planish.reference.tensorfile import TensorEntry
+from planish.reference.writer import COPIED
 
-FILES = (  # that are read, besides weights and their index, or go along with what is quantized
-    *("config.json", "generation_config.json", "chat_template.jinja"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-)
+FILES = ("config.json", *COPIED)  # that are read, besides weights and their index, or copied
 NAMED_UNUSED = 3  # tensors that a notice names of those that it counts
 
 

@@ -23,7 +23,7 @@ from planish.reference.placing import check_directory, hidden_beside, put_direct
 from planish.reference.tensorfile import write_tensors
 
 SHARD_BYTES = 2 * 2**30
-COPIED = (
+COPIED = (  # what goes along with the tensors; open_checkpoint refuses links out of these
     "tokenizer.json",
     "tokenizer_config.json",
     "generation_config.json",
