@@ -9,10 +9,10 @@ command `planish`, the only room where flags are read:
 
     command          words to a verb, errors to one line and an exit code
     verbs/           one file for each verb
-    given            which flags were given: without effect, or contradicting each other
-    engines          which engine runs a model          cache         where programs are kept
-    output, progress JSON, and the bar                  streams       closed, full, without reader
-    interrupts       Ctrl-C and SIGTERM                 architectures the table of inspect
+    terminal/        flags given, streams, the bar, JSON, Ctrl-C
+    engines          which engine runs a model
+    cache            where programs are kept
+    architectures    the table of inspect
     demo, figure     make demo, and its picture
 """
 

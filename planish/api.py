@@ -21,17 +21,17 @@ from typing import Any, Literal, overload
 from planish import pocket
 from planish.cache import compilation_cache
 from planish.engines import ENGINES, KERNELS, KV_CACHES
-from planish.reference.calibrate import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
-from planish.reference.checkpoint import Checkpoint, open_checkpoint
-from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import PlanishError, notice
-from planish.reference.generate import Stop, text_stream
-from planish.reference.quantize import check_request, quantize_checkpoint
-from planish.reference.recipes import needs_calibration
-from planish.reference.recipes import recipe as recipe_named
-from planish.reference.sampling import Sampling
-from planish.reference.tokenizer import Tokenizer, load_tokenizer, read_text
-from planish.reference.writer import CheckpointWriter
+from planish.reference.files.load import Checkpoint, open_checkpoint
+from planish.reference.files.writer import CheckpointWriter
+from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
+from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
+from planish.reference.quantize.recipe import needs_calibration
+from planish.reference.quantize.recipe import recipe as recipe_named
+from planish.reference.text.engine import Engine as ReferenceEngine
+from planish.reference.text.generate import Stop, text_stream
+from planish.reference.text.sampling import Sampling
+from planish.reference.text.tokenizer import Tokenizer, load_tokenizer, read_text
 
 Place = str | Path  # a file or a directory
 
@@ -98,8 +98,8 @@ def load(
 
 
 def _fast(checkpoint: Checkpoint, kernels: str) -> Any:
-    from planish.fast.engine import Engine
-    from planish.fast.kernels.library import choose_kernels
+    from planish.fast.native.library import choose_kernels
+    from planish.fast.session.engine import Engine
 
     _require("kernels", kernels, KERNELS)
     cache = compilation_cache(None)

@@ -19,10 +19,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from planish import __version__
-from planish.interrupts import interrupts_raised
 from planish.reference.errors import LOGGER, PlanishError, one_line
 from planish.reference.memory import memory_errors
-from planish.streams import flush_output, open_streams
+from planish.terminal.interrupts import interrupts_raised
+from planish.terminal.streams import flush_output, open_streams
 
 VERBS = {
     "generate": "continue a prompt",

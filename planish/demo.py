@@ -16,21 +16,22 @@ from pathlib import Path
 import numpy as np
 
 from planish import figure, pocket
-from planish.compare import quality, report
+from planish.compare.conformance import report
+from planish.compare.quality import recipes as quality
 from planish.engines import keep_programs, prepare_kernels
-from planish.fast.engine import Engine
+from planish.fast.session.engine import Engine
 from planish.pocket.outliers import write_outlier_model
-from planish.progress import progress
-from planish.reference.calibrate import cut_samples
-from planish.reference.checkpoint import Checkpoint, open_checkpoint
-from planish.reference.engine import Engine as ReferenceEngine
-from planish.reference.evaluate import cut_windows
-from planish.reference.generate import Stop, text_stream
-from planish.reference.quantize import quantize_checkpoint
-from planish.reference.recipes import Recipe, recipe
-from planish.reference.sampling import Sampling
-from planish.reference.tokenizer import load_tokenizer, read_text
-from planish.reference.writer import CheckpointWriter
+from planish.reference.files.load import Checkpoint, open_checkpoint
+from planish.reference.files.writer import CheckpointWriter
+from planish.reference.quantize.checkpoint import quantize_checkpoint
+from planish.reference.quantize.observe import cut_samples
+from planish.reference.quantize.recipe import Recipe, recipe
+from planish.reference.text.engine import Engine as ReferenceEngine
+from planish.reference.text.evaluate import cut_windows
+from planish.reference.text.generate import Stop, text_stream
+from planish.reference.text.sampling import Sampling
+from planish.reference.text.tokenizer import load_tokenizer, read_text
+from planish.terminal.progress import progress
 
 DIRECTORY = Path("demo")
 PROMPT = "def read_config(path):"

@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from planish.cache import compilation_cache
-from planish.fast.kernels.instruction_sets import BY_NAME, available, candidates
-from planish.interrupts import interrupts_kill
-from planish.reference.checkpoint import Checkpoint, open_checkpoint
+from planish.fast.native.instruction_sets import BY_NAME, available, candidates
 from planish.reference.errors import KernelsError, OutOfMemoryError, PlanishError, notice
-from planish.reference.tokenizer import Tokenizer, load_tokenizer
+from planish.reference.files.load import Checkpoint, open_checkpoint
+from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
+from planish.terminal.interrupts import interrupts_kill
 
 ENGINES, KV_CACHES = ("fast", "reference"), ("float32", "int8")
 KERNELS = ("auto", "native", "xla", *BY_NAME)
@@ -90,8 +90,8 @@ def keep_programs(flag: str | None) -> None:
     """Have every engine from here on keep its compiled programs where the flag says."""
     check_address_space()
     with interrupts_kill(), jax_errors():
-        from planish.fast.device import claim_jax
-        from planish.fast.engine import use_compilation_cache
+        from planish.fast.placement import claim_jax
+        from planish.fast.session.engine import use_compilation_cache
 
     claim_jax()
     path = compilation_cache(flag)
@@ -123,7 +123,7 @@ def native_kernels(args: argparse.Namespace) -> bool:
 
 def prepare_kernels(choice: str, flag: str | None) -> bool:
     """The same after the values of --kernels and --compilation_cache."""
-    from planish.fast.kernels.library import choose_kernels
+    from planish.fast.native.library import choose_kernels
 
     path = compilation_cache(flag, tell=False)
     return choose_kernels(choice, path and path / "kernels")
@@ -134,7 +134,7 @@ def kernels_used(args: argparse.Namespace) -> dict[str, str]:
 
     Raises KernelsError where --kernels insists on what cannot be had.
     """
-    from planish.fast.kernels.build import plan
+    from planish.fast.native.build import plan
 
     if args.kernels == "xla":
         return {"use": "xla", "why": "--kernels xla"}
@@ -191,12 +191,12 @@ def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
     """The engine asked for; jax is imported only for the fast one."""
     checkpoint = with_kv_cache(checkpoint, args)
     if args.engine == "reference":
-        from planish.reference.engine import Engine as ReferenceEngine
+        from planish.reference.text.engine import Engine as ReferenceEngine
 
         return ReferenceEngine(checkpoint)
     keep_programs(args.compilation_cache)
     native = native_kernels(args)
-    from planish.fast.engine import Engine
+    from planish.fast.session.engine import Engine
 
     if native and checkpoint.layout == "canonical":
         notice("weights: in canonical order, put into tiles while loading (quantize writes tiles)")

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from planish.reference.block import Block, block_linears
-from planish.reference.calibrate import embed_samples, observe_block, run_block
-from planish.reference.checkpoint import Checkpoint, load_weights
-from planish.reference.smooth import smooth_block
+from planish.reference.files.load import Checkpoint, load_weights
+from planish.reference.model.weights import Block, block_linears
+from planish.reference.quantize.observe import embed_samples, observe_block, run_block
+from planish.reference.quantize.smooth import smooth_block
 
 
 def collect(

@@ -28,7 +28,7 @@ import ml_dtypes  # noqa: F401  (lets safetensors hand out bfloat16)
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from planish.reference.placing import hidden_beside, put_directory
+from planish.reference.files.placing import hidden_beside, put_directory
 
 READERS = {  # norm of a block -> the linears that read what it gives out
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

@@ -87,11 +87,12 @@ def private_cache(run_directory: Path) -> Path:
 def kernels(private_cache: Path, request: pytest.FixtureRequest) -> list[str]:
     """The native kernels of every instruction set that this processor runs; their names.
 
-    Without --whole or --rest not those in plain C++, which take half a minute to compile.
+    Without --whole or --rest not those in plain C++, which take half a minute to compile. They
+    are kept between runs where PLANISH_TEST_KERNELS names a directory.
     """
-    from planish.fast.kernels.build import find_compiler
-    from planish.fast.kernels.instruction_sets import available
-    from planish.fast.kernels.library import load_library
+    from planish.fast.native.build import find_compiler
+    from planish.fast.native.instruction_sets import available
+    from planish.fast.native.library import load_library
     from planish.reference.errors import KernelsError
 
     try:
@@ -101,10 +102,11 @@ def kernels(private_cache: Path, request: pytest.FixtureRequest) -> list[str]:
     asked = request.config.getoption
     every = asked("--whole") or asked("--rest") or len(available()) == 1
     sets = [one.name for one in available() if every or one.name != "plain"]
-    private_cache.mkdir(exist_ok=True)
-    with open(private_cache / "compiling", "w") as lock:  # one process compiles, others load
+    kept = Path(os.environ.get("PLANISH_TEST_KERNELS", private_cache / "planish" / "kernels"))
+    kept.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(kept.with_suffix(".lock"), "w") as lock:  # one process compiles, others load
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return load_library(private_cache / "planish" / "kernels", sets).sets
+        return load_library(kept, sets).sets
 
 
 @pytest.fixture(scope="session")

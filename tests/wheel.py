@@ -23,8 +23,8 @@ ROOMS = ("reference", "fast", "compare", "pocket")  # installed as planish.refer
 NOT_SOURCE = (".*", "build", "dist", "demo", "work", "*.egg-info", "__pycache__")
 BUILD = "import sys, setuptools.build_meta as b; getattr(b, 'build_' + sys.argv[1])(sys.argv[2])"
 WHERE = (
-    "from planish import fast, pocket; import planish.fast.kernels;"
-    " print(fast.kernels.__file__, pocket.MODEL, sep='\\n')"
+    "from planish import fast, pocket; import planish.fast.native.build;"
+    " print(fast.native.build.SOURCES, pocket.MODEL, sep='\\n')"
 )
 
 
@@ -54,7 +54,7 @@ def files_of(source: Path) -> set[str]:
     """Every file of the package by its installed name; those of the kernels are C++."""
     found = {path for room in (*ROOMS, "planish") for path in (source / room).rglob("*")}
     names = {path.relative_to(source).as_posix() for path in found if path.is_file()}
-    assert {"fast/kernels/ffi.cc", "fast/kernels/kernels.h"} <= names
+    assert {"fast/native/kernels/ffi.cc", "fast/native/kernels/kernels.h"} <= names
     return {name if name.startswith("planish/") else f"planish/{name}" for name in names}
 
 

@@ -1,1 +1,10 @@
-"""One file for each verb of the command: add_flags says what it takes, run does it."""
+"""The verbs of the command: add_flags says what one takes, run does it.
+
+generate      text from a prompt
+quantize      a float checkpoint into a quantized one
+perplexity    how well a model predicts a text
+logits        of every position, as an array
+compare       do both engines agree?
+inspect       what a model and this machine are
+bench         tokens per second
+"""

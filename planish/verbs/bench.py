@@ -20,11 +20,11 @@ from planish.engines import (
     open_subject,
     with_kv_cache,
 )
-from planish.given import notice_idle, refuse_given
-from planish.interrupts import interrupts_kill
-from planish.output import print_json
-from planish.progress import progress
 from planish.reference.errors import OutputError, PlanishError, one_line
+from planish.terminal.given import notice_idle, refuse_given
+from planish.terminal.interrupts import interrupts_kill
+from planish.terminal.output import print_json
+from planish.terminal.progress import progress
 
 RECIPES = {
     "110M": "W4A8,W8A8",
@@ -66,9 +66,10 @@ def run(args: argparse.Namespace) -> int:
         refuse_given(args, of_a_model, "is for --model, not for --shape")
     checkpoint = open_subject(args) if args.model else None
     with interrupts_kill():
-        from planish.compare import contenders, speed
-        from planish.compare.peers import peer
-        from planish.compare.shapes import SHAPES
+        from planish.compare.bench import engines as contenders
+        from planish.compare.bench import speed
+        from planish.compare.bench.peers import peer
+        from planish.compare.bench.sizes import SHAPES
 
     tests = [speed.Test.parse(name) for name in names(args.tests)]
     peers, recipes = names(args.peers), names(args.recipes or RECIPES.get(args.shape))

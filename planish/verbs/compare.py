@@ -15,11 +15,11 @@ from planish.engines import (
     open_subject,
     with_kv_cache,
 )
-from planish.given import notice_idle
-from planish.interrupts import interrupts_kill
-from planish.output import print_json
-from planish.progress import progress
-from planish.reference.tokenizer import read_text
+from planish.reference.text.tokenizer import read_text
+from planish.terminal.given import notice_idle
+from planish.terminal.interrupts import interrupts_kill
+from planish.terminal.output import print_json
+from planish.terminal.progress import progress
 
 AGREE, DIFFER = 0, 3
 
@@ -41,7 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     keep_programs(args.compilation_cache)
     with interrupts_kill():
-        from planish.compare import report
+        from planish.compare.conformance import report
 
     tokens = None
     if args.prompt_file is None:

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
-from planish.given import Rule, engine_rule, notice_idle
-from planish.reference.checkpoint import Checkpoint
-from planish.reference.config import ModelConfig
 from planish.reference.errors import PromptError, notice
-from planish.reference.generate import Stop, StopStrings, check_fits, text_stream
-from planish.reference.sampling import Sampling
-from planish.reference.tokenizer import Tokenizer, read_text
+from planish.reference.files.load import Checkpoint
+from planish.reference.model.config import ModelConfig
+from planish.reference.text.generate import Stop, StopStrings, check_fits, text_stream
+from planish.reference.text.sampling import Sampling
+from planish.reference.text.tokenizer import Tokenizer, read_text
+from planish.terminal.given import Rule, engine_rule, notice_idle
 
 NEW_TOKENS = 128  # where --max_new_tokens is not given
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from planish.architectures import architectures, as_table
 from planish.engines import add_cache_flag, add_kernels_flag, add_links_flag, kernels_used
-from planish.given import notice_idle, refuse_given
-from planish.output import print_json
-from planish.reference.checkpoint import Checkpoint, open_checkpoint
 from planish.reference.errors import one_line
-from planish.reference.shapes import block_shapes, outer_shapes
+from planish.reference.files.load import Checkpoint, open_checkpoint
+from planish.reference.model.shapes import block_shapes, outer_shapes
+from planish.terminal.given import notice_idle, refuse_given
+from planish.terminal.output import print_json
 
 KINDS = {
     "weight_scale": "scales",

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.lib import format as npy
 
 from planish.engines import add_engine_flags, add_model_flag, open_engine, open_subject
-from planish.given import engine_rule, notice_idle
 from planish.reference.errors import PromptError, SamplingError, one_line
-from planish.reference.generate import Stop, check_fits
-from planish.reference.placing import check_file, write_file
+from planish.reference.files.placing import check_file, write_file
+from planish.reference.text.generate import Stop, check_fits
+from planish.terminal.given import engine_rule, notice_idle
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
-from planish.given import engine_rule, notice_idle
-from planish.output import print_json
-from planish.progress import progress
 from planish.reference.errors import PromptError, notice
-from planish.reference.evaluate import LONGEST_WINDOW, cut_windows, perplexity
-from planish.reference.tokenizer import read_text
+from planish.reference.text.evaluate import LONGEST_WINDOW, cut_windows, perplexity
+from planish.reference.text.tokenizer import read_text
+from planish.terminal.given import engine_rule, notice_idle
+from planish.terminal.output import print_json
+from planish.terminal.progress import progress
 
 WINDOW_HELP = "tokens (default: 2048, the model's length or the text's, the least of them)"
 

@@ -10,17 +10,17 @@ import numpy as np
 
 from planish import pocket
 from planish.engines import add_model_flag, open_subject
-from planish.given import Rule, notice_idle
-from planish.progress import progress
-from planish.reference.calibrate import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
-from planish.reference.checkpoint import Checkpoint
-from planish.reference.config import ModelConfig
 from planish.reference.errors import RecipeError, notice
-from planish.reference.quantize import check_request, quantize_checkpoint
-from planish.reference.recipes import Recipe, needs_calibration, recipe
-from planish.reference.smooth import output_folds
-from planish.reference.tokenizer import load_tokenizer, read_text
-from planish.reference.writer import CheckpointWriter
+from planish.reference.files.load import Checkpoint
+from planish.reference.files.writer import CheckpointWriter
+from planish.reference.model.config import ModelConfig
+from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
+from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
+from planish.reference.quantize.recipe import Recipe, needs_calibration, recipe
+from planish.reference.quantize.smooth import output_folds
+from planish.reference.text.tokenizer import load_tokenizer, read_text
+from planish.terminal.given import Rule, notice_idle
+from planish.terminal.progress import progress
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -10,17 +10,21 @@ To add one, with qwen2.py as the example:
        read with its default there, or refused with keys.only where the transformer lacks the
        graph that another value asks for: a key that is silently ignored computes another model
     2. list it in _LISTED below
-    3. add rows for every flag that real checkpoints use to tests/golden/today.py and run
+    3. add rows for every flag that real checkpoints use to tests/golden/modern.py and run
        `python tests/golden/make.py NAME-...`, which lists them in goldens.json, too; tests/ finds
        the new directories by itself, and README.md shows `planish inspect --architectures`
-    4. add the config.json of a public checkpoint to tests/reference/public_configs.json: its number
-       of parameters, computed from shapes alone, must be the published one
+    4. add the config.json of a public checkpoint to public_configs.json in
+       tests/reference/architectures: its number of parameters, computed from shapes alone, must
+       be the published one
 
 Parts of a fused tensor name the same Tensor, in the order of its rows; `grouped` where the rows
 of one key-value head lie together, `transposed` where weights are [inputs, outputs].
 
+read/ has the readers of keys that entries share, `features` says in words what a config has.
+
 If it needs an `if` on its own name anywhere else, the transformer lacks a feature: add that
-feature to ModelConfig under its own name, in reference/model.py and in fast/model.py.
+feature to ModelConfig under its own name, in reference/model/transformer.py
+and in fast/model/transformer.py.
 """
 
 from __future__ import annotations
@@ -56,10 +60,10 @@ from planish.reference.architectures import (
     starcoder2,
 )
 from planish.reference.architectures.entry import Architecture, Fold, Tensor
-from planish.reference.architectures.rope_keys import with_reach
-from planish.reference.config import ModelConfig
+from planish.reference.architectures.read.keys import Keys
+from planish.reference.architectures.read.rope import with_reach
 from planish.reference.errors import ConfigError
-from planish.reference.keys import Keys
+from planish.reference.model.config import ModelConfig
 
 __all__ = ["ENTRIES", "Architecture", "Fold", "Tensor", "architecture_of", "model_config"]
 

@@ -6,9 +6,9 @@ Source: transformers' modeling_bloom; Le Scao et al. 2022.
 from __future__ import annotations
 
 from planish.reference.architectures.entry import Architecture, Fold, Tensor
-from planish.reference.architectures.slopes import alibi_slopes
-from planish.reference.config import Alibi, ModelConfig, same_layers
-from planish.reference.keys import Keys, divided
+from planish.reference.architectures.read.alibi import alibi_slopes
+from planish.reference.architectures.read.keys import Keys, divided
+from planish.reference.model.config import Alibi, ModelConfig, same_layers
 
 
 def config(keys: Keys) -> ModelConfig:

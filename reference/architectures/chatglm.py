@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from planish.reference.architectures import glm
 from planish.reference.architectures.entry import Architecture, Tensor
-from planish.reference.config import ModelConfig, same_layers
-from planish.reference.keys import Keys, check_heads
-from planish.reference.rope import Rope
+from planish.reference.architectures.read.keys import Keys, check_heads
+from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.rope import Rope
 
 
 def config(keys: Keys) -> ModelConfig:

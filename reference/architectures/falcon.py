@@ -11,10 +11,10 @@ Source: transformers' modeling_falcon; Almazrouei et al. 2023, Penedo et al. 202
 from __future__ import annotations
 
 from planish.reference.architectures.entry import Architecture, Fold, Tensor
-from planish.reference.architectures.rope_keys import rope_from
-from planish.reference.architectures.slopes import alibi_slopes
-from planish.reference.config import Alibi, ModelConfig, same_layers
-from planish.reference.keys import ACTIVATION_NAMES, Keys, check_heads, divided
+from planish.reference.architectures.read.alibi import alibi_slopes
+from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, check_heads, divided
+from planish.reference.architectures.read.rope import rope_from
+from planish.reference.model.config import Alibi, ModelConfig, same_layers
 
 
 def config(keys: Keys) -> ModelConfig:

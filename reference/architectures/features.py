@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from planish.reference.architectures.entry import Architecture
-from planish.reference.config import ModelConfig
+from planish.reference.model.config import ModelConfig
 
 GOLDENS = Path(__file__).with_name("goldens.json")
 

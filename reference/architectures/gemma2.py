@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from planish.reference.architectures.attention_keys import (
+from planish.reference.architectures.entry import Architecture, Tensor
+from planish.reference.architectures.read.attention import (
     attention_heads,
     sliding_types,
     sliding_window,
     windows_of_types,
 )
-from planish.reference.architectures.decoder_keys import (
+from planish.reference.architectures.read.decoder import (
     ATTENTION,
     GATED_MLP,
     LAYER,
@@ -24,10 +25,9 @@ from planish.reference.architectures.decoder_keys import (
     gated_folds,
     one_bias,
 )
-from planish.reference.architectures.entry import Architecture, Tensor
-from planish.reference.architectures.rope_keys import rope_from
-from planish.reference.config import LayerKind, ModelConfig
-from planish.reference.keys import Keys
+from planish.reference.architectures.read.keys import Keys
+from planish.reference.architectures.read.rope import rope_from
+from planish.reference.model.config import LayerKind, ModelConfig
 
 
 def config(keys: Keys) -> ModelConfig:

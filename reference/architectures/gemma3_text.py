@@ -8,25 +8,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from planish.reference.architectures.attention_keys import (
+from planish.reference.architectures.entry import Architecture
+from planish.reference.architectures.gemma2 import SANDWICH, gemma, score_divisor, soft_cap
+from planish.reference.architectures.read.attention import (
     LAYER_TYPES,
     sliding_types,
     sliding_window,
     windows_of_types,
 )
-from planish.reference.architectures.decoder_keys import (
+from planish.reference.architectures.read.decoder import (
     ATTENTION,
     GATED_MLP,
     QK_NORMS,
     TENSORS,
     gated_folds,
 )
-from planish.reference.architectures.entry import Architecture
-from planish.reference.architectures.gemma2 import SANDWICH, gemma, score_divisor, soft_cap
-from planish.reference.architectures.rope_keys import rope_of, rope_values
-from planish.reference.config import LayerKind, ModelConfig
-from planish.reference.keys import Keys
-from planish.reference.rope import Rope
+from planish.reference.architectures.read.keys import Keys
+from planish.reference.architectures.read.rope import rope_of, rope_values
+from planish.reference.model.config import LayerKind, ModelConfig
+from planish.reference.model.rope import Rope
 
 FULL, SLIDING = LAYER_TYPES
 THETA = {FULL: 1e6, SLIDING: 1e4}

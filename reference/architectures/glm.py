@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from planish.reference.architectures.entry import Architecture, Fold, Tensor
-from planish.reference.architectures.rope_keys import rope_from
-from planish.reference.config import ModelConfig, same_layers
-from planish.reference.keys import ACTIVATION_NAMES, Keys, check_heads
+from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, check_heads
+from planish.reference.architectures.read.rope import rope_from
+from planish.reference.model.config import ModelConfig, same_layers
 
 END_IDS = (151329, 151336, 151338)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from planish.reference.architectures import glm
 from planish.reference.architectures.entry import Architecture
-from planish.reference.config import ModelConfig
-from planish.reference.keys import Keys
+from planish.reference.architectures.read.keys import Keys
+from planish.reference.model.config import ModelConfig
 
 
 def config(keys: Keys) -> ModelConfig:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 
 from planish.reference.architectures.entry import Architecture, Fold, Tensor
-from planish.reference.config import LayerKind, ModelConfig
-from planish.reference.keys import ACTIVATION_NAMES, Keys, divided
+from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divided
+from planish.reference.model.config import LayerKind, ModelConfig
 
 
 def config(keys: Keys) -> ModelConfig:

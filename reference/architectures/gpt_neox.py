@@ -6,9 +6,9 @@ Source: transformers' modeling_gpt_neox; Black et al. 2022.
 from __future__ import annotations
 
 from planish.reference.architectures.entry import Architecture, Fold, Tensor
-from planish.reference.architectures.rope_keys import rope_from
-from planish.reference.config import ModelConfig, same_layers
-from planish.reference.keys import ACTIVATION_NAMES, Keys, divided
+from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divided
+from planish.reference.architectures.read.rope import rope_from
+from planish.reference.model.config import ModelConfig, same_layers
 
 
 def config(keys: Keys) -> ModelConfig:

@@ -6,10 +6,10 @@ Source: transformers' modeling_gptj; Wang and Komatsuzaki 2021.
 from __future__ import annotations
 
 from planish.reference.architectures.entry import Architecture, Fold
-from planish.reference.architectures.rope_keys import check_pairs
-from planish.reference.config import ModelConfig, same_layers
-from planish.reference.keys import ACTIVATION_NAMES, Keys, divided
-from planish.reference.rope import Rope
+from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divided
+from planish.reference.architectures.read.rope import check_pairs
+from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.rope import Rope
 
 
 def config(keys: Keys) -> ModelConfig:

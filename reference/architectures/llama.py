@@ -6,8 +6,9 @@ Source: transformers' modeling_llama; Touvron et al. 2023, Dubey et al. 2024.
 
 from __future__ import annotations
 
-from planish.reference.architectures.attention_keys import attention_heads
-from planish.reference.architectures.decoder_keys import (
+from planish.reference.architectures.entry import Architecture
+from planish.reference.architectures.read.attention import attention_heads
+from planish.reference.architectures.read.decoder import (
     ATTENTION,
     GATED_MLP,
     OLD_BUFFERS,
@@ -16,10 +17,9 @@ from planish.reference.architectures.decoder_keys import (
     gated_folds,
     one_bias,
 )
-from planish.reference.architectures.entry import Architecture
-from planish.reference.architectures.rope_keys import rope_from
-from planish.reference.config import ModelConfig, same_layers
-from planish.reference.keys import Keys
+from planish.reference.architectures.read.keys import Keys
+from planish.reference.architectures.read.rope import rope_from
+from planish.reference.model.config import ModelConfig, same_layers
 
 
 def config(keys: Keys) -> ModelConfig:

@@ -5,8 +5,9 @@ Source: transformers' modeling_mixtral; Jiang et al. 2024.
 
 from __future__ import annotations
 
-from planish.reference.architectures.attention_keys import attention_heads, sliding_window
-from planish.reference.architectures.decoder_keys import (
+from planish.reference.architectures.entry import Architecture, Tensor
+from planish.reference.architectures.read.attention import attention_heads, sliding_window
+from planish.reference.architectures.read.decoder import (
     ATTENTION,
     LAYER,
     OLD_BUFFERS,
@@ -14,11 +15,10 @@ from planish.reference.architectures.decoder_keys import (
     decoder,
     expert_folds,
 )
-from planish.reference.architectures.entry import Architecture, Tensor
-from planish.reference.architectures.expert_keys import mixture
-from planish.reference.architectures.rope_keys import rope_from
-from planish.reference.config import ModelConfig, same_layers
-from planish.reference.keys import Keys
+from planish.reference.architectures.read.experts import mixture
+from planish.reference.architectures.read.keys import Keys
+from planish.reference.architectures.read.rope import rope_from
+from planish.reference.model.config import ModelConfig, same_layers
 
 
 def config(keys: Keys) -> ModelConfig:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 from planish.reference.architectures.entry import Architecture, Fold, Tensor
-from planish.reference.architectures.slopes import mpt_slopes
-from planish.reference.config import Alibi, LayerKind, ModelConfig
-from planish.reference.keys import Keys, divided
+from planish.reference.architectures.read.alibi import mpt_slopes
+from planish.reference.architectures.read.keys import Keys, divided
+from planish.reference.model.config import Alibi, LayerKind, ModelConfig
 
 
 def config(keys: Keys) -> ModelConfig:

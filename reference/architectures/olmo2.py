@@ -6,8 +6,9 @@ Source: transformers' modeling_olmo2; OLMo team 2024.
 
 from __future__ import annotations
 
-from planish.reference.architectures.attention_keys import attention_heads
-from planish.reference.architectures.decoder_keys import (
+from planish.reference.architectures.entry import Architecture, Fold
+from planish.reference.architectures.read.attention import attention_heads
+from planish.reference.architectures.read.decoder import (
     ATTENTION,
     GATED_MLP,
     LAYER,
@@ -16,10 +17,9 @@ from planish.reference.architectures.decoder_keys import (
     decoder,
     one_bias,
 )
-from planish.reference.architectures.entry import Architecture, Fold
-from planish.reference.architectures.rope_keys import rope_from
-from planish.reference.config import ModelConfig, same_layers
-from planish.reference.keys import Keys
+from planish.reference.architectures.read.keys import Keys
+from planish.reference.architectures.read.rope import rope_from
+from planish.reference.model.config import ModelConfig, same_layers
 
 
 def config(keys: Keys) -> ModelConfig:

@@ -7,8 +7,8 @@ Source: transformers' modeling_opt; Zhang et al. 2022.
 from __future__ import annotations
 
 from planish.reference.architectures.entry import Architecture, Fold
-from planish.reference.config import ModelConfig, same_layers
-from planish.reference.keys import ACTIVATION_NAMES, Keys, divided
+from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divided
+from planish.reference.model.config import ModelConfig, same_layers
 
 
 def config(keys: Keys) -> ModelConfig:

@@ -6,8 +6,9 @@ Source: transformers' modeling_phi3; Abdin et al. 2024.
 
 from __future__ import annotations
 
-from planish.reference.architectures.attention_keys import attention_heads, sliding_window
-from planish.reference.architectures.decoder_keys import (
+from planish.reference.architectures.entry import Architecture, Tensor
+from planish.reference.architectures.read.attention import attention_heads, sliding_window
+from planish.reference.architectures.read.decoder import (
     ATTENTION,
     LAYER,
     OLD_BUFFERS,
@@ -15,11 +16,10 @@ from planish.reference.architectures.decoder_keys import (
     decoder,
     gated_folds,
 )
-from planish.reference.architectures.entry import Architecture, Tensor
-from planish.reference.architectures.rope_keys import rope_from
-from planish.reference.config import ModelConfig, same_layers
-from planish.reference.keys import Keys
-from planish.reference.rope import LongRope, Rope
+from planish.reference.architectures.read.keys import Keys
+from planish.reference.architectures.read.rope import rope_from
+from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.rope import LongRope, Rope
 
 
 def config(keys: Keys) -> ModelConfig:

@@ -14,14 +14,15 @@ rope_keys.py. Source: transformers' modeling_qwen2; Yang et al. 2024.
 
 from __future__ import annotations
 
-from planish.reference.architectures.attention_keys import (
+from planish.reference.architectures.entry import Architecture
+from planish.reference.architectures.read.attention import (
     attention_heads,
     layers_with,
     sliding_types,
     switched_window,
     windows_of_types,
 )
-from planish.reference.architectures.decoder_keys import (
+from planish.reference.architectures.read.decoder import (
     ATTENTION,
     GATED_MLP,
     OLD_BUFFERS,
@@ -29,10 +30,9 @@ from planish.reference.architectures.decoder_keys import (
     decoder,
     gated_folds,
 )
-from planish.reference.architectures.entry import Architecture
-from planish.reference.architectures.rope_keys import rope_from
-from planish.reference.config import ModelConfig
-from planish.reference.keys import Keys
+from planish.reference.architectures.read.keys import Keys
+from planish.reference.architectures.read.rope import rope_from
+from planish.reference.model.config import ModelConfig
 
 
 def config(keys: Keys) -> ModelConfig:

@@ -5,8 +5,10 @@ Source: transformers' modeling_qwen3; Yang et al. 2025.
 
 from __future__ import annotations
 
-from planish.reference.architectures.attention_keys import attention_heads, layers_with
-from planish.reference.architectures.decoder_keys import (
+from planish.reference.architectures.entry import Architecture
+from planish.reference.architectures.qwen2 import windows
+from planish.reference.architectures.read.attention import attention_heads, layers_with
+from planish.reference.architectures.read.decoder import (
     ATTENTION,
     GATED_MLP,
     QK_NORMS,
@@ -15,11 +17,9 @@ from planish.reference.architectures.decoder_keys import (
     gated_folds,
     one_bias,
 )
-from planish.reference.architectures.entry import Architecture
-from planish.reference.architectures.qwen2 import windows
-from planish.reference.architectures.rope_keys import rope_from
-from planish.reference.config import ModelConfig
-from planish.reference.keys import Keys
+from planish.reference.architectures.read.keys import Keys
+from planish.reference.architectures.read.rope import rope_from
+from planish.reference.model.config import ModelConfig
 
 
 def config(keys: Keys) -> ModelConfig:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 
-from planish.reference.architectures.attention_keys import attention_heads, switched_window
-from planish.reference.architectures.decoder_keys import (
+from planish.reference.architectures.entry import Architecture
+from planish.reference.architectures.read.attention import attention_heads, switched_window
+from planish.reference.architectures.read.decoder import (
     ATTENTION,
     GATED_MLP,
     LAYER,
@@ -18,11 +19,10 @@ from planish.reference.architectures.decoder_keys import (
     expert_folds,
     one_bias,
 )
-from planish.reference.architectures.entry import Architecture
-from planish.reference.architectures.expert_keys import mixture
-from planish.reference.architectures.rope_keys import rope_from
-from planish.reference.config import LayerKind, ModelConfig
-from planish.reference.keys import Keys
+from planish.reference.architectures.read.experts import mixture
+from planish.reference.architectures.read.keys import Keys
+from planish.reference.architectures.read.rope import rope_from
+from planish.reference.model.config import LayerKind, ModelConfig
 
 
 def config(keys: Keys) -> ModelConfig:

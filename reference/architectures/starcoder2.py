@@ -5,8 +5,9 @@ Source: transformers' modeling_starcoder2; Lozhkov et al. 2024.
 
 from __future__ import annotations
 
-from planish.reference.architectures.attention_keys import attention_heads, sliding_window
-from planish.reference.architectures.decoder_keys import (
+from planish.reference.architectures.entry import Architecture, Fold
+from planish.reference.architectures.read.attention import attention_heads, sliding_window
+from planish.reference.architectures.read.decoder import (
     ATTENTION,
     LAYER,
     OLD_BUFFERS,
@@ -14,10 +15,9 @@ from planish.reference.architectures.decoder_keys import (
     decoder,
     one_bias,
 )
-from planish.reference.architectures.entry import Architecture, Fold
-from planish.reference.architectures.rope_keys import rope_from
-from planish.reference.config import ModelConfig, same_layers
-from planish.reference.keys import Keys
+from planish.reference.architectures.read.keys import Keys
+from planish.reference.architectures.read.rope import rope_from
+from planish.reference.model.config import ModelConfig, same_layers
 
 
 def config(keys: Keys) -> ModelConfig:

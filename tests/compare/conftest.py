@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from planish.compare import report
-from planish.reference.checkpoint import Checkpoint, open_checkpoint
-from planish.reference.quantize import quantize_checkpoint
-from planish.reference.recipes import recipe
-from planish.reference.writer import CheckpointWriter
+from planish.compare.conformance import report
+from planish.reference.files.load import Checkpoint, open_checkpoint
+from planish.reference.files.writer import CheckpointWriter
+from planish.reference.quantize.checkpoint import quantize_checkpoint
+from planish.reference.quantize.recipe import recipe
 from tests.models import make_llama
 
 FAMILIES = ("llama", "opt")

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planish.fast.engine import Engine
-from planish.reference.checkpoint import open_checkpoint
-from planish.reference.engine import Engine as ReferenceEngine
-from planish.reference.quantize import quantize_checkpoint
-from planish.reference.recipes import recipe
-from planish.reference.writer import CheckpointWriter
+from planish.fast.session.engine import Engine
+from planish.reference.files.load import open_checkpoint
+from planish.reference.files.writer import CheckpointWriter
+from planish.reference.quantize.checkpoint import quantize_checkpoint
+from planish.reference.quantize.recipe import recipe
+from planish.reference.text.engine import Engine as ReferenceEngine
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDENS = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))

@@ -2,7 +2,7 @@
 
 Each is a tiny model with random weights, saved by transformers, and the logits that transformers
 computes from what was saved, in float32. The tests compare both engines with them and need
-neither torch nor transformers. To add an architecture, add a row to SEEDS or TODAY.
+neither torch nor transformers. To add an architecture, add a row to CLASSIC or MODERN.
 
 Variants of one shape share their weights, because all draw from the same SEED: two directories
 that differ only in spelling must give equal logits.
@@ -19,14 +19,14 @@ import listed
 import numpy as np
 import torch
 import transformers
+from classic import CLASSIC
+from modern import MODERN
 from safetensors.torch import load_file, save_file
-from seeds import SEEDS
-from today import TODAY
 from transformers.pytorch_utils import Conv1D
 from variant import SEED, VOCABULARY, Variant
 
 HERE = Path(__file__).parent
-VARIANTS = SEEDS | TODAY
+VARIANTS = CLASSIC | MODERN
 LONG_POSITIONS = [0, 1, 2, 249, 498, 499]
 BATCH_LENGTHS = (3, 17, 9)
 DECODED_FROM = 490  # tokens of the long prompt; the rest comes one by one

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from planish import demo, pocket
-from planish.reference.checkpoint import open_checkpoint
-from planish.reference.engine import Engine
+from planish.reference.files.load import open_checkpoint
+from planish.reference.text.engine import Engine
 
 
 def test_the_prompt_ends_where_the_tokenizer_cuts_words():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from planish.figure import collect
-from planish.reference.checkpoint import open_checkpoint
+from planish.reference.files.load import open_checkpoint
 
 
 @pytest.mark.parametrize("linear", ["q", "up"])

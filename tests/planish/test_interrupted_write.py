@@ -18,11 +18,11 @@ import pytest
 STOPPED_HALF_WAY = """
 import signal, sys
 from pathlib import Path
-import planish.reference.writer
+from planish.reference.files import writer as reference_writer
 from planish.command import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
-whole = planish.reference.writer.write_tensors
+whole = reference_writer.write_tensors
 
 def half(path, tensors):
     whole(path, tensors)
@@ -31,7 +31,7 @@ def half(path, tensors):
     print("half", flush=True)
     signal.pause()
 
-planish.reference.writer.write_tensors = half
+reference_writer.write_tensors = half
 main(["planish", *sys.argv[1:]])
 """
 

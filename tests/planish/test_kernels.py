@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from planish.fast.kernels.instruction_sets import INSTRUCTION_SETS, available
+from planish.fast.native.instruction_sets import INSTRUCTION_SETS, available
 
 LACKING = next(one.name for one in INSTRUCTION_SETS if one not in available())
 
@@ -24,7 +24,7 @@ def test_inspect_says_which_set_was_asked_for(planish, tiny_llama):
 def test_inspect_does_not_say_native_without_the_kernels_sources(
     planish, tiny_llama, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("planish.fast.kernels.build.SOURCES", tmp_path)
+    monkeypatch.setattr("planish.fast.native.build.SOURCES", tmp_path)
     text = planish("inspect", "--model", tiny_llama).out
     assert "kernels: xla (" in text and "ffi.cc: the installation lacks this source" in text
     result = planish("inspect", "--model", tiny_llama, "--kernels", "native")
@@ -32,7 +32,7 @@ def test_inspect_does_not_say_native_without_the_kernels_sources(
 
 
 def test_inspect_names_the_next_set_where_the_compiler_is_too_old(planish, tiny_llama, monkeypatch):
-    monkeypatch.setattr("planish.fast.kernels.build.is_whole", lambda path: False)
-    monkeypatch.setattr("planish.fast.kernels.build.understands", lambda _, name: name == "plain")
+    monkeypatch.setattr("planish.fast.native.build.is_whole", lambda path: False)
+    monkeypatch.setattr("planish.fast.native.build.understands", lambda _, name: name == "plain")
     text = planish("inspect", "--model", tiny_llama).out
     assert "kernels: native plain (" in text and "not yet compiled" in text

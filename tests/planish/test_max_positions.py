@@ -11,7 +11,7 @@ import pytest
 
 from planish.command import parse
 from planish.engines import with_max_positions
-from planish.reference.checkpoint import open_checkpoint
+from planish.reference.files.load import open_checkpoint
 from planish.verbs.quantize import samples_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from planish.compare import shapes
-from planish.compare.shapes import Shape
-from planish.reference.checkpoint import open_checkpoint
-from planish.reference.engine import Engine
+from planish.compare.bench import sizes as shapes
+from planish.compare.bench.sizes import Shape
+from planish.reference.files.load import open_checkpoint
+from planish.reference.text.engine import Engine
 
 
 @pytest.fixture
@@ -228,7 +228,9 @@ def test_compare_exits_with_3_where_engines_differ(planish, tiny_llama, monkeypa
         def table(self) -> str:
             return "DIFFER"
 
-    monkeypatch.setattr("planish.compare.report.run", lambda *arguments, **options: Report())
+    monkeypatch.setattr(
+        "planish.compare.conformance.report.run", lambda *arguments, **options: Report()
+    )
     result = planish("compare", "--model", tiny_llama)
     assert (result.code, result.out) == (3, "DIFFER\n")
 
@@ -242,8 +244,8 @@ def test_compare_refuses_a_bad_prompt_file(planish, tiny_llama, tmp_path):
 
 @pytest.fixture
 def quick_limits(monkeypatch):
-    monkeypatch.setattr("planish.compare.limits.READ_BYTES", 2**21)
-    monkeypatch.setattr("planish.compare.limits.ROUNDS", 100)
+    monkeypatch.setattr("planish.compare.bench.roofline.READ_BYTES", 2**21)
+    monkeypatch.setattr("planish.compare.bench.roofline.ROUNDS", 100)
 
 
 @pytest.mark.parametrize("kernels", ["xla", "auto"])
@@ -264,7 +266,7 @@ def test_bench_makes_random_models_and_names_missing_peers(
 ):
     tiny = Shape("110M", 64, 2, 4, 2, 96, 300)
     monkeypatch.setitem(shapes.SHAPES, "110M", tiny)
-    monkeypatch.setattr("planish.compare.contenders.installed", lambda peer: False)
+    monkeypatch.setattr("planish.compare.bench.engines.installed", lambda peer: False)
     words = (
         "bench",
         "--shape",
@@ -318,8 +320,8 @@ def test_without_a_compiler_one_line_says_so_and_the_result_is_the_same(
 ):
     words = ("generate", "--model", tiny_llama, "--prompt", "Ab", "--max_new_tokens", 6)
     expected = planish(*words, "--kernels", "xla").out
-    monkeypatch.setattr("planish.fast.kernels.library._loaded", [])
-    monkeypatch.setattr("planish.fast.kernels.build.shutil.which", lambda name: None)
+    monkeypatch.setattr("planish.fast.native.library._loaded", [])
+    monkeypatch.setattr("planish.fast.native.build.shutil.which", lambda name: None)
     result = planish(*words)
     assert (result.code, result.out) == (0, expected)
     assert result.err.count("no C++ compiler was found") == 1

@@ -15,9 +15,8 @@ from safetensors.numpy import save_file
 from tokenizers import decoders, models, pre_tokenizers
 
 from planish.reference.architectures import architecture_of, model_config
-from planish.reference.block import split_expert
-from planish.reference.checkpoint import load_weights, open_checkpoint
-from planish.reference.shapes import (
+from planish.reference.files.load import load_weights, open_checkpoint
+from planish.reference.model.shapes import (
     block_kinds,
     block_norms,
     block_shapes,
@@ -25,6 +24,7 @@ from planish.reference.shapes import (
     outer_norms,
     outer_shapes,
 )
+from planish.reference.model.weights import split_expert
 
 settings.register_profile("planish", deadline=None, database=None, derandomize=True)
 settings.load_profile("planish")

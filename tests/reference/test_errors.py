@@ -3,7 +3,7 @@
 import inspect
 import os
 
-import planish.reference.errors
+from planish.reference import errors as reference_errors
 from planish.reference.errors import CheckpointError, PlanishError
 
 
@@ -35,6 +35,6 @@ def test_a_long_value_is_cut():
 
 
 def test_every_error_is_of_the_family():
-    classes = [c for _, c in inspect.getmembers(planish.reference.errors, inspect.isclass)]
+    classes = [c for _, c in inspect.getmembers(reference_errors, inspect.isclass)]
     family = [c for c in classes if c.__module__ == "planish.reference.errors"]
     assert len(family) > 7 and all(issubclass(c, PlanishError) and c.__doc__ for c in family)

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from planish.reference.checkpoint import open_checkpoint
-from planish.reference.engine import Engine
 from planish.reference.errors import OutOfMemoryError
-from planish.reference.generate import Stop, reserve
+from planish.reference.files.load import open_checkpoint
 from planish.reference.memory import memory_errors
-from planish.reference.sampling import Sampling
+from planish.reference.text.engine import Engine
+from planish.reference.text.generate import Stop, reserve
+from planish.reference.text.sampling import Sampling
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,163 @@
+"""The parent's side: a peer in a child process, which is asked for seconds.
+
+    with PeerProcess(peer("llama.cpp"), SHAPES["1.1B"], "Q4_0", threads=4) as llama:
+        llama.prefill(512), llama.decode(128)
+
+The child loads its engine once and sleeps between questions. It is killed at the end of the
+`with`, together with whatever it started, and what it wrote to disk is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from planish.compare.bench.peers import Peer, PeerError, installed
+from planish.compare.bench.sizes import Shape
+
+ROOT = Path(__file__).parents[3]  # where `compare` lies: the child starts there
+LAST = 4096  # bytes at the end of stderr among which the reason is sought
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a child says when it is ready."""
+
+    version: str
+    bytes: int  # of weights that one token reads
+    load_seconds: float
+
+
+class PeerProcess:
+    """One peer, one shape, one format. Raises PeerError when the child dies, fails or stalls.
+
+    timeout: seconds for any one answer, loading too. directory: where a peer that needs files
+    may put them, several gigabytes at 7B; the system's temporary directory by default.
+    """
+
+    facts: Facts
+
+    def __init__(
+        self,
+        peer: Peer,
+        shape: Shape,
+        format: str,
+        threads: int,
+        timeout: float = 1800.0,
+        directory: str | Path | None = None,
+    ):
+        check(peer, format)
+        self.peer, self.timeout, self.directory = peer, timeout, directory
+        self.job = {"shape": asdict(shape), "format": format, "threads": threads}
+
+    def __enter__(self) -> PeerProcess:
+        with ExitStack() as stack:
+            directory = stack.enter_context(scratch(self.directory))
+            self.stderr = stack.enter_context(tempfile.TemporaryFile())
+            self.child = start(self.peer, self.stderr)
+            stack.callback(stop, self.child)
+            ready = self.ask(self.job | {"directory": directory})
+            self.facts = Facts(ready["version"], ready["bytes"], ready["load_seconds"])
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stack.close()
+
+    def prefill(self, tokens: int) -> float:
+        """Seconds from a prompt to the logits after its last token; the cache is empty before."""
+        return self.ask({"op": "prefill", "tokens": tokens})["seconds"]
+
+    def decode(self, tokens: int, batch: int = 1, context: int = 1) -> float:
+        """Seconds of `tokens` greedy steps of `batch` sequences, after `context` tokens each."""
+        question = {"op": "decode", "tokens": tokens, "batch": batch, "context": context}
+        return self.ask(question)["seconds"]
+
+    def logits(self, pieces: list[list[list[int]]]) -> list[list[float]]:
+        """Logits [batch][vocab] after pieces of tokens [batch][T], given one after the other."""
+        return self.ask({"op": "logits", "pieces": pieces})["logits"]
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Write one line, read one line."""
+        assert self.child.stdin is not None and self.child.stdout is not None
+        with suppress(BrokenPipeError):  # a dead child is noticed when it does not answer
+            self.child.stdin.write(json.dumps(question).encode() + b"\n")
+            self.child.stdin.flush()
+        with selectors.DefaultSelector() as waiting:  # select() knows 1024 descriptors only
+            waiting.register(self.child.stdout, selectors.EVENT_READ)
+            answered = waiting.select(self.timeout)
+        if not answered:
+            raise PeerError("no answer", name=self.peer.name, expected=f"one in {self.timeout} s")
+        line = self.child.stdout.readline()
+        if not line:
+            raise PeerError("its process has died", name=self.peer.name, found=self.reason())
+        answer = json.loads(line)
+        if "error" in answer:
+            raise PeerError("failed", name=self.peer.name, found=answer["error"])
+        return answer
+
+    def reason(self) -> str:
+        """The last line that a dead child wrote to stderr, or how it ended."""
+        code = self.child.wait(self.timeout)
+        self.stderr.seek(-min(LAST, self.stderr.seek(0, os.SEEK_END)), os.SEEK_END)
+        lines = self.stderr.read().decode(errors="replace").split("\n")
+        written = [line for line in lines if line.strip()]
+        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return f"{ended}: {written[-1]}" if written else ended
+
+
+def check(peer: Peer, format: str) -> None:
+    """Refuse a format that the peer lacks, and a peer that is not installed."""
+    if format not in peer.formats:
+        formats = f"one of {', '.join(peer.formats)}"
+        raise PeerError("unknown format", name=peer.name, expected=formats, found=repr(format))
+    if not installed(peer):
+        raise PeerError("not installed", name=peer.name, expected=peer.install)
+
+
+def scratch(parent: str | Path | None) -> tempfile.TemporaryDirectory[str]:
+    """A directory for the child's files, removed at the end; the child looks from elsewhere."""
+    try:
+        where = None if parent is None else Path(parent).absolute()
+        return tempfile.TemporaryDirectory(prefix="planish-", dir=where)
+    except OSError as problem:
+        path = parent or tempfile.gettempdir()
+        raise PeerError("cannot be written to", path=path, found=problem.strerror) from None
+
+
+def start(peer: Peer, stderr: Any) -> subprocess.Popen[bytes]:
+    """The child, leader of a process group of its own, so that its children end with it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", peer.runner],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+
+
+def stop(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child's group; it has nothing to save."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        assert pipe is not None
+        with suppress(BrokenPipeError):
+            pipe.close()

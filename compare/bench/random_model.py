@@ -1,0 +1,202 @@
+"""Models of random weights, to measure speed at sizes for which no weights are at hand.
+
+Speed does not depend on the values, so the codes are random bytes, written as the kernels read
+them; the float form of a linear never exists, and 7 billion weights of 4 bits take seconds. The
+scales are such that weights have a standard deviation of 0.02, as trained ones have: logits are
+finite and engines can be compared on them. The text that such a model writes means nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from planish.compare.bench.sizes import Shape
+from planish.reference.architectures import Architecture, architecture_of, model_config
+from planish.reference.files.formats.quantization_config import quantization_config
+from planish.reference.files.writer import CheckpointWriter
+from planish.reference.grids import SYMMETRIC_ZERO, num_groups
+from planish.reference.linear import Linear, TiledWeight
+from planish.reference.model.config import ModelConfig
+from planish.reference.model.experts import stacked
+from planish.reference.model.shapes import block_norms, block_shapes, outer_norms, outer_shapes
+from planish.reference.model.weights import split_expert
+from planish.reference.packing import TILE_OUTPUTS, tile_shape
+from planish.reference.quantize.checkpoint import add_quantized
+from planish.reference.quantize.recipe import Recipe, recipe
+from planish.reference.tiles import tile, untile
+
+STD = 0.02  # of the weights
+STD_INT8 = math.sqrt(np.mean(np.maximum(np.arange(-128.0, 128), -127) ** 2))  # of random codes
+STD_INT4 = math.sqrt(np.mean((np.arange(16.0) - SYMMETRIC_ZERO) ** 2))
+HEADS = {None: "float", 8: "int8", 4: "int4"}  # the head is as wide as the other linears
+
+
+def write_random(
+    shape: Shape,
+    directory: str | Path,
+    recipe_name: str = "W4A8",
+    group_size: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Path:
+    """Write a model of this shape; returns its directory. The same seed gives the same bytes.
+
+    recipe_name: float, W8A8, W8A16, W4A8 or W4A16; group_size (default 128) is for INT4.
+    Without smoothing, whose work is done before there are codes. Raises RecipeError for a
+    recipe that does not exist, OutputError where the directory cannot be written.
+    """
+    chosen = random_recipe(recipe_name, group_size)
+    rng, values = np.random.Generator(np.random.SFC64(seed)), config_values(shape)
+    with CheckpointWriter(directory, overwrite=overwrite) as writer:
+        for prefix, linear in random_linears(values, chosen, rng):
+            if isinstance(linear.weight, TiledWeight):
+                add_quantized(writer, prefix, linear)
+            else:
+                writer.add(f"{prefix}.weight", np.asarray(linear.weight))
+        writer.add_text("tokenizer.json", byte_tokenizer().to_str())
+        if chosen.bits is not None:
+            values["quantization_config"] = quantization_config(chosen, "tiles")
+        writer.finish(values)
+    return Path(directory)
+
+
+def random_recipe(name: str, group_size: int | None = None) -> Recipe:
+    """The named recipe without smoothing, its head as wide as its other linears."""
+    bits = recipe(name).bits
+    return replace(recipe(name, group_size=group_size), head=HEADS[bits], alpha=None)
+
+
+def config_values(shape: Shape) -> dict[str, Any]:
+    """The config.json of a model of this shape, which never ends a text."""
+    values = {
+        "architectures": [shape.model_class],
+        "model_type": shape.model_type,
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "max_position_embeddings": 8192,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "dtype": "float32",
+    }
+    own = {"head_dim": shape.head_width} if shape.head_width else {}
+    return values | own | expert_values(shape)
+
+
+def expert_values(shape: Shape) -> dict[str, Any]:
+    """The keys of a mixture of experts, in the spellings of all that have one."""
+    if shape.experts == 0:
+        return {}
+    return {
+        "num_experts": shape.experts,
+        "num_local_experts": shape.experts,
+        "num_experts_per_tok": shape.top_k,
+        "moe_intermediate_size": shape.ffn,
+        "norm_topk_prob": True,
+    }
+
+
+def random_linears(
+    values: dict[str, Any], recipe: Recipe, rng: np.random.Generator
+) -> Iterator[tuple[str, Linear]]:
+    """Every tensor of the model, one at a time in the file's order: its prefix and a Linear.
+
+    Embedding and norms are in it too, as float weights that no recipe touches.
+    """
+    config, path = model_config(values, Path("config.json")), Path("config.json")
+    entry, outer = architecture_of(values, path), outer_shapes(config)
+    yield entry.tensor("embed").name, Linear(random_floats(outer["embed"], rng))
+    for layer in range(config.num_layers):
+        for part, norm in block_norms(config).items():
+            yield entry.tensor(part).name.format(i=layer), Linear(random_norm(norm, rng))
+        for part, (shape, _) in block_shapes(config, layer).items():
+            yield from random_part(entry, config, part, layer, shape, recipe, rng)
+    for part, norm in outer_norms(config).items():
+        yield entry.tensor(part).name, Linear(random_norm(norm, rng))
+    yield entry.tensor("head").name, Linear(random_weight(outer["head"], recipe, rng))
+
+
+def random_part(
+    entry: Architecture,
+    config: ModelConfig,
+    part: str,
+    layer: int,
+    shape: tuple[int, ...],
+    recipe: Recipe,
+    rng: np.random.Generator,
+) -> Iterator[tuple[str, Linear]]:
+    """One linear of a block; the first expert brings all of them where they lie together."""
+    general, expert = split_expert(part)
+    name = entry.tensor(general).name
+    if part == "router":
+        yield name.format(i=layer), Linear(random_floats(shape, rng))
+    elif expert is None or recipe.bits is None:
+        weight = random_weight(shape, recipe, rng)
+        yield name.format(i=layer, e=expert), Linear(weight, None, recipe.activation)
+    elif expert == 0 and config.moe is not None:
+        weights = [random_weight(shape, recipe, rng) for _ in range(config.moe.num_experts)]
+        linears = [Linear(weight, None, recipe.activation) for weight in weights]
+        yield name.replace(".{e}", "").format(i=layer), stacked(linears)
+
+
+def random_weight(
+    shape: tuple[int, ...], recipe: Recipe, rng: np.random.Generator
+) -> np.ndarray | TiledWeight:
+    """A weight [N, K] on the recipe's grid, in tiles whose padding is zero; or float32."""
+    if recipe.bits is None:
+        return random_floats(shape, rng)
+    rows, cols = shape
+    weight = (random_int8 if recipe.bits == 8 else random_int4)(rows, cols, recipe, rng)
+    padded = math.prod(tile_shape(rows, cols, recipe.bits)) * 8 // recipe.bits > rows * cols
+    return tile(untile(weight)) if padded else weight
+
+
+def random_int8(rows: int, cols: int, recipe: Recipe, rng: np.random.Generator) -> TiledWeight:
+    """Codes -127..127, every one as likely but for -127, which comes twice."""
+    codes = np.maximum(random_bytes(tile_shape(rows, cols, 8), rng).view(np.int8), -127)
+    scale = (STD / STD_INT8 * rng.uniform(0.5, 1.5, (rows, 1))).astype(np.float32)
+    return TiledWeight(codes, scale, None, 8, rows, cols)
+
+
+def random_int4(rows: int, cols: int, recipe: Recipe, rng: np.random.Generator) -> TiledWeight:
+    """Codes 0..15; scales of both signs, as the rule `signed` has them, and no zero points."""
+    codes = random_bytes(tile_shape(rows, cols, 4), rng)
+    groups = (codes.shape[0], num_groups(cols, recipe.group_size), TILE_OUTPUTS)
+    size = STD / STD_INT4 * rng.uniform(0.5, 1.5, groups) * rng.choice([-1, 1], groups)
+    scale = size.astype(recipe.scale_dtype)
+    return TiledWeight(codes, scale, None, 4, rows, cols, recipe.group_size)
+
+
+def random_bytes(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    return np.frombuffer(rng.bytes(math.prod(shape)), np.uint8).reshape(shape)
+
+
+def random_floats(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal(shape, np.float32) * np.float32(STD)
+
+
+def random_norm(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token per byte, ids 0..255."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer

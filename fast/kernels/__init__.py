@@ -1,1 +1,0 @@
-"""The native kernels: C++ sources, their build, and the library that XLA calls."""

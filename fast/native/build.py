@@ -1,0 +1,272 @@
+"""The kernels compiled by the system's C++ compiler on first use, and kept.
+
+Each part is a shared library of its own: `ffi`, which XLA calls and which depends on the headers
+of the installed jaxlib, and one for each instruction set. A file's name holds a hash of all that
+it was made from (sources, flags, compiler, jaxlib), so a stale one is never found; it is
+written under another name and renamed into place, so two processes that start at once both end
+with a whole file. It ends in the SHA-256 of what comes before, which no loader reads: loading a
+library that a full disk cut short would kill the process, so a damaged one is compiled anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.ffi
+import jaxlib
+
+from planish.fast.native.instruction_sets import BY_NAME
+from planish.reference.errors import KernelsError, notice
+
+SOURCES = Path(__file__).with_name("kernels")
+COMPILERS = ("g++", "c++", "clang++")
+FLAGS = ("-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-w")
+FFI = "ffi"
+TIMEOUT = 300  # seconds for one part
+ANSWER_TIMEOUT = 20  # seconds for a compiler to say what it is
+SYMBOLS = b"planish_"  # what the name of every function begins with that a part exports
+SEAL = hashlib.sha256().digest_size
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler and what it says of itself."""
+
+    path: str
+    version: str
+
+
+class CacheError(KernelsError):
+    """The directory of compiled kernels cannot keep them; they can be compiled all the same."""
+
+
+def find_compiler(names: Sequence[str] = COMPILERS) -> Compiler:
+    """The first C++ compiler that answers; raises KernelsError where there is none."""
+    for compiler in compilers(names):
+        return compiler
+    raise KernelsError(
+        "no C++ compiler was found", expected=f"one of {', '.join(names)} (Debian: apt install g++)"
+    )
+
+
+def compilers(names: Sequence[str] = COMPILERS) -> Iterator[Compiler]:
+    """The C++ compilers that answer, one after the other; two names of one program are one."""
+    seen = set()
+    for name in names:
+        path = shutil.which(name)
+        if path is None or os.path.realpath(path) in seen:
+            continue
+        seen.add(os.path.realpath(path))
+        try:
+            answer = run_tool([path, "--version"], ANSWER_TIMEOUT)
+        except (OSError, subprocess.TimeoutExpired):  # no program, or one that waits for ever
+            continue
+        version = answer.stdout.strip().splitlines()
+        if answer.returncode == 0 and version:  # libraries are named after the version
+            yield Compiler(path, version[0])
+
+
+def run_tool(arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """Run a compiler in English; bytes that are not UTF-8 are replaced."""
+    return subprocess.run(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+        timeout=timeout,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+
+
+def understands(compiler: Compiler, name: str) -> bool:
+    """Whether a compiler knows an instruction set's flags, asked with an empty source."""
+    *flags, _ = command(compiler, name)
+    arguments = [*flags, "-fsyntax-only", "-x", "c++", os.devnull]
+    try:
+        return run_tool(arguments, ANSWER_TIMEOUT).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def source_of(part: str) -> Path:
+    """The C++ source that a part is compiled from."""
+    return SOURCES / ("ffi.cc" if part == FFI else "kernels.cc")
+
+
+def check_sources(parts: Sequence[str]) -> None:
+    """Raises KernelsError where the installation left the parts' C++ sources out."""
+    for path in map(source_of, parts):
+        if not path.is_file():
+            raise KernelsError("the installation lacks this source of the kernels", path=path)
+
+
+def command(compiler: Compiler, part: str, extra: Sequence[str] = ()) -> list[str]:
+    """How one part is compiled, but for its output. `part`: `ffi` or an instruction set."""
+    source = str(source_of(part))
+    if part == FFI:
+        headers = ["-isystem", jax.ffi.include_dir()]
+        return [compiler.path, *FLAGS, "-O2", *headers, *extra, source, "-pthread"]
+    flags = BY_NAME[part].flags
+    return [compiler.path, *FLAGS, f"-DPLANISH_ISA={part}", *flags, *extra, source]
+
+
+def library_path(cache: Path, compiler: Compiler, part: str) -> Path:
+    """Where a part lies: named after everything that it is made from."""
+    digest = hashlib.sha256()
+    for path in sorted((*SOURCES.glob("*.h"), *SOURCES.glob("*.cc"))):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    of = [*command(compiler, part), compiler.version]
+    of += [jaxlib.__version__] if part == FFI else []
+    of += ["sealed"]
+    digest.update("\0".join(of).encode())
+    return cache / f"{part}-{digest.hexdigest()[:16]}.so"
+
+
+def build(
+    cache: Path, parts: Sequence[str], compiler: Compiler | None = None
+) -> tuple[dict[str, Path], list[str]]:
+    """The parts' libraries, compiled where they are not there whole, and which had to be.
+
+    Raises KernelsError when there is no compiler or it fails, CacheError when the directory
+    cannot keep libraries. The parts that could be compiled are kept even then.
+    """
+    check_sources(parts)
+    compiler = compiler or find_compiler()
+    paths = {part: library_path(cache, compiler, part) for part in parts}
+    missing = [part for part in parts if not is_whole(paths[part])]
+    if missing:
+        check_writable(cache)
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            list(pool.map(lambda part: compile_part(compiler, part, paths[part]), missing))
+    return paths, missing
+
+
+def build_best(
+    cache: Path, names: Sequence[str], need_ffi: bool
+) -> tuple[str, dict[str, Path], list[str]]:
+    """The first of some instruction sets that a compiler here can compile, with its libraries.
+
+    An old compiler does not know the newest sets; where it cannot compile `ffi`, which needs no
+    set, the next compiler is asked. Raises KernelsError, the first, where none can compile any.
+    """
+    first: KernelsError | None = None
+    for compiler in compilers():
+        for name in names:
+            parts = [FFI, name] if need_ffi else [name]
+            try:
+                found = name, *build(cache, parts, compiler)
+            except CacheError:
+                raise
+            except KernelsError as problem:
+                first = first or problem
+                if need_ffi and not is_whole(library_path(cache, compiler, FFI)):
+                    break
+            else:
+                if first is not None:
+                    notice(f"kernels: {first}; {name} is used, compiled by {compiler.version}")
+                return found
+    find_compiler()  # raises where there is none
+    raise first or KernelsError("the C++ compiler was there and is gone")
+
+
+def plan(cache: Path | None, names: Sequence[str]) -> tuple[str, Compiler, bool]:
+    """What build_best would use, without compiling: set, compiler, whether it is compiled yet.
+
+    A compiler that knows a set's flags may fail all the same. Raises KernelsError.
+    """
+    check_sources([FFI, *names])
+    for compiler in compilers():
+        for name in names:
+            parts = (library_path(cache or Path(), compiler, part) for part in (FFI, name))
+            there = cache is not None and all(map(is_whole, parts))
+            if there or understands(compiler, name):
+                return name, compiler, there
+    version = find_compiler().version
+    raise KernelsError(f"{version} cannot compile for", name=", ".join(names))
+
+
+def check_writable(cache: Path) -> None:
+    """Make the directory where it is missing; raises CacheError where it cannot keep programs."""
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+        runs = not os.statvfs(cache).f_flag & getattr(os, "ST_NOEXEC", 0)
+    except OSError as problem:
+        raise CacheError(f"cannot be written: {problem.strerror}", path=cache) from None
+    if not runs:
+        raise CacheError("no program there may run (it is mounted noexec)", path=cache)
+
+
+def compile_part(compiler: Compiler, part: str, target: Path) -> None:
+    """Compile in a temporary directory, then keep the library."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="planish-kernels-") as directory:
+            made = Path(directory, target.name)
+            run = run_tool([*command(compiler, part), "-o", str(made)], TIMEOUT)
+            if run.returncode != 0 or not made.exists():
+                raise _failed(compiler, part, run.stderr)
+            library = made.read_bytes()
+            if SYMBOLS not in library:
+                raise _failed(compiler, part, "it reports no error and makes no library")
+    except subprocess.TimeoutExpired:
+        raise _failed(compiler, part, f"not done after {TIMEOUT} s") from None
+    except OSError as problem:
+        raise _failed(compiler, part, str(problem)) from None
+    keep(library, target)
+
+
+def keep(library: bytes, target: Path) -> None:
+    """Write a sealed library beside the target, sync, rename, read back; raises CacheError."""
+    made: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=target.parent, prefix=".building-", delete=False
+        ) as file:
+            made = Path(file.name)
+            file.write(library + hashlib.sha256(library).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(made, target)
+    except OSError as problem:
+        raise CacheError(f"cannot be written: {problem.strerror}", path=target) from None
+    finally:
+        if made is not None:
+            made.unlink(missing_ok=True)
+    if not is_whole(target):
+        raise CacheError("was written and does not read back", path=target)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a library is there, is the user's, and ends in the hash of the rest.
+
+    A notice says what is there and not used.
+    """
+    try:
+        content, status = path.read_bytes(), path.stat()
+    except OSError:
+        return False
+    if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        notice(f"kernels: {path} belongs to others, or they can write it, and is not used")
+        return False
+    whole = hashlib.sha256(content[:-SEAL]).digest() == content[-SEAL:]
+    if not whole:
+        notice(f"kernels: {path} is damaged and not used")
+    return whole
+
+
+def _failed(compiler: Compiler, part: str, text: str) -> KernelsError:
+    lines = [line for line in text.splitlines() if "error" in line] or text.splitlines() or [""]
+    problem = f"{compiler.version} could not compile the {part} kernels"
+    return KernelsError(problem, found=lines[0].strip() or "no output")

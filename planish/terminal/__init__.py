@@ -1,0 +1,8 @@
+"""The command's side of the terminal.
+
+given         which flags were given: without effect, or contradicting each other
+output        JSON
+progress      the bar
+streams       closed, full, without reader
+interrupts    Ctrl-C and SIGTERM
+"""

@@ -1,0 +1,298 @@
+"""A model directory, opened: its config read, its tensors found and named, none of them read yet.
+
+A config with a `quantization_config` must be ours, and every tensor that the model needs must be
+there. Others may be, if they change nothing (names.py). checkpoint.py reads what was found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from planish.reference.architectures import Architecture, Tensor, architecture_of, model_config
+from planish.reference.architectures.read.keys import Keys, read_json
+from planish.reference.errors import CheckpointError, ConfigError, notice
+from planish.reference.files.formats.quantization_config import (
+    check_quantization_config,
+    weight_bits,
+)
+from planish.reference.files.names import base_names, is_unused, is_zero_bias, plain_names
+from planish.reference.files.safetensors import TensorEntry
+from planish.reference.files.shards import check_file, find_entries
+from planish.reference.files.writer import COPIED
+from planish.reference.grids import SYMMETRIC_RULES
+from planish.reference.model.config import ModelConfig
+from planish.reference.model.shapes import block_kinds, outer_kinds
+from planish.reference.model.weights import split_expert
+
+FILES = ("config.json", *COPIED)  # that are read, besides weights and their index, or copied
+NAMED_UNUSED = 3  # tensors that a notice names of those that it counts
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened directory: headers read and checked, tensors not yet.
+
+    Tensors go by the architecture's names, without a wrapper's prefix.
+    """
+
+    path: Path
+    values: dict[str, Any]  # config.json as it stands
+    config: ModelConfig
+    architecture: Architecture
+    entries: dict[str, TensorEntry]
+    unused: dict[str, TensorEntry] = field(default_factory=dict)  # that no part of the model reads
+    learned_positions: int | None = None  # of the table, where config.max_positions is less
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        return self.values.get("quantization_config")
+
+    @property
+    def layout(self) -> str | None:
+        """How quantized weights lie in the files: tiles or canonical; None in a float model."""
+        values = self.quantization
+        return None if values is None else values.get("layout", "canonical")
+
+    def is_head(self, prefix: str) -> bool:
+        return prefix == self.prefix("head")
+
+    def source(self, part: str, layer: int | None = None) -> Tensor:
+        """Where one of our parts lies in the source, by the name that this directory uses.
+
+        `experts.gate` is that of all experts together: the name without the expert's number.
+        """
+        general, expert = split_expert(part)
+        tensor = self.architecture.tensor(general)
+        names = [tensor.name, *tensor.also]
+        names = names if expert is not None else [name.replace(".{e}", "") for name in names]
+        names = [name.format(i=layer, e=expert, h="{h}") for name in names]
+        names = [name.removeprefix(self.left_off) for name in names]
+        there = (name for name in names if f"{name}.weight".format(h=0) in self.entries)
+        return replace(tensor, name=next(there, names[0]))
+
+    def prefix(self, part: str, layer: int | None = None) -> str:
+        """The tensor-name prefix of a part by itself: where planish writes and looks for it.
+
+        A part that a source has fused, transposed or reduced by one gets a name of its own, and so
+        does the weight that smoothing gives to a norm without one.
+        """
+        source, config = self.source(part, layer), self.config
+        as_is = config.norm_affine and not config.norm_plus_one
+        plain = source.plain and (as_is or not part.endswith("norm"))
+        name = source.name.replace(".{h}", "")
+        return name if plain else f"{name}.{part}"
+
+    def stacked(self, layer: int) -> bool:
+        """Whether a layer's experts lie in one tensor for each of their parts."""
+        if self.quantization is None or not self.config.layers[layer].experts:
+            return False
+        return f"{self.prefix('experts.up', layer)}.weight_scale" in self.entries
+
+    def stored(self, part: str, layer: int | None = None) -> str:
+        """The tensor-name prefix under which this directory has a linear, perhaps with others."""
+        general, expert = split_expert(part)
+        if expert is not None and layer is not None and self.stacked(layer):
+            return self.prefix(general, layer)
+        own = self.prefix(part, layer)
+        return own if f"{own}.weight" in self.entries else self.source(part, layer).name
+
+    @cached_property
+    def left_off(self) -> str:
+        """The start of the architecture's names that this directory leaves off."""
+        embed, base = base_names(self.architecture)
+        left_off = embed not in self.entries and embed.removeprefix(base) in self.entries
+        return base if left_off else ""
+
+
+def head_names(checkpoint: Checkpoint, source: str, part: str) -> list[str]:
+    """The names of a norm that has a tensor for each head."""
+    config = checkpoint.config
+    heads = config.num_heads if part == "q_norm" else config.num_kv_heads
+    return [source.format(h=head) for head in range(heads)]
+
+
+def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
+    """Open a model directory; raises ConfigError or CheckpointError with path, name and values.
+
+    allow_links: whether its files may be links out of the directory (shards.py).
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError("is not a directory with a model", path=path)
+    for name in FILES:
+        check_file(path / name, allow_links)
+    values = read_json(path / "config.json")
+    _check_quantization(values, path)
+    config = _with_generation(model_config(values, path / "config.json"), path)
+    architecture = architecture_of(values, path)
+    entries, absent = find_entries(path, allow_links)
+    plain = plain_names([*entries, *absent], architecture)
+    checkpoint = Checkpoint(path, values, config, architecture, _renamed(path, entries, plain))
+    return _sort_out(checkpoint, {plain[name]: shard for name, shard in absent.items()})
+
+
+def bad_value(
+    checkpoint: Checkpoint, name: str, expected: object, found: object
+) -> CheckpointError:
+    path = checkpoint.path
+    return CheckpointError("bad value", path=path, name=name, expected=expected, found=found)
+
+
+def named_entry(checkpoint: Checkpoint, name: str) -> TensorEntry:
+    if name not in checkpoint.entries:
+        raise CheckpointError("is missing", path=checkpoint.path, name=name)
+    return checkpoint.entries[name]
+
+
+def checked_entry(
+    checkpoint: Checkpoint, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...]
+) -> TensorEntry:
+    """A tensor's place, after its type and shape were found to be right."""
+    entry, types = named_entry(checkpoint, name), " or ".join(dtypes)
+    pairs = {
+        "wrong type": (types, entry.dtype, entry.dtype in dtypes),
+        "wrong shape": (list(shape), list(entry.shape), entry.shape == tuple(shape)),
+    }
+    for problem, (expected, found, good) in pairs.items():
+        if not good:
+            file = entry.file
+            raise CheckpointError(problem, path=file, name=name, expected=expected, found=found)
+    return entry
+
+
+def activation_of(checkpoint: Checkpoint, prefix: str) -> str:
+    """How a quantized linear treats its input; the head always reads floats."""
+    quantization = checkpoint.quantization or {}
+    return "float" if checkpoint.is_head(prefix) else quantization["activation"]
+
+
+def _with_generation(config: ModelConfig, path: Path) -> ModelConfig:
+    """generation_config.json, where there is one, has the last word on the end-of-text ids."""
+    file = path / "generation_config.json"
+    if not file.exists():
+        return config
+    ids = Keys(read_json(file), file).token_ids("eos_token_id")
+    return replace(config, eos_token_ids=ids) if ids else config
+
+
+def _check_quantization(values: dict[str, Any], path: Path) -> None:
+    """A quantization_config must be ours: another's codes would be read as if they were."""
+    found = values.get("quantization_config")
+    if found is None:
+        return
+    file, name = path / "config.json", "quantization_config"
+    if not isinstance(found, dict):
+        found = type(found).__name__
+        raise ConfigError("wrong form", path=file, name=name, expected="an object", found=found)
+    method, name = found.get("quant_method"), f"{name}.quant_method"
+    if method != "planish":
+        problem = "cannot be read"
+        raise ConfigError(problem, path=file, name=name, expected="planish", found=repr(method))
+    check_quantization_config(found, file)
+
+
+def _renamed(
+    path: Path, entries: dict[str, TensorEntry], plain: dict[str, str]
+) -> dict[str, TensorEntry]:
+    """The tensors by their plain names; raises CheckpointError where two have the same."""
+    renamed: dict[str, TensorEntry] = {}
+    for name, entry in entries.items():
+        if plain[name] in renamed:
+            problem = "is there twice, with a prefix and without it or another"
+            raise CheckpointError(problem, path=path, name=plain[name])
+        renamed[plain[name]] = entry
+    return renamed
+
+
+def _sort_out(checkpoint: Checkpoint, absent: Mapping[str, str]) -> Checkpoint:
+    """The checkpoint with what no part loads set aside; what would change a number is refused.
+
+    absent: the tensors that only the index names, and the shard that it gives for each.
+    """
+    known, path = _known_names(checkpoint), checkpoint.path
+    entries, architecture = checkpoint.entries, checkpoint.architecture
+    unused = {name: entry for name, entry in entries.items() if name not in known}
+    for name, entry in unused.items():
+        if not (is_unused(name, architecture, entry) or is_zero_bias(name, entry, known)):
+            raise _stranger(path, name)
+    for name, shard in absent.items():
+        if name not in known and not is_unused(name, architecture):
+            raise CheckpointError("is missing", path=path / shard, name=name)
+    if unused:
+        names = ", ".join(list(unused)[:NAMED_UNUSED])
+        names += ", ..." if len(unused) > NAMED_UNUSED else ""
+        notice(f"{path}: tensors that the model does not use, not read: {len(unused)} ({names})")
+    used = {name: entry for name, entry in entries.items() if name in known}
+    return replace(checkpoint, entries=used, unused=unused)
+
+
+def _stranger(path: Path, name: str) -> CheckpointError:
+    """The error for a tensor that would change the numbers if the model had a place for it."""
+    problem, expected = "is not a tensor of this model", None
+    if "lora_" in name:
+        expected = "weights with the adapter merged into them"
+    elif name.endswith(".bias"):
+        expected = "no bias here, or zeros"
+    return CheckpointError(problem, path=path, name=name, expected=expected)
+
+
+def _known_names(checkpoint: Checkpoint) -> set[str]:
+    """The tensors that some part loads, after all that must be there were found."""
+    config, known = checkpoint.config, set[str]()
+    for part, kinds in outer_kinds(config).items():
+        tied = part == "head" and config.tie_embeddings
+        known |= _require(checkpoint, part, None, kinds, optional=tied)
+    for layer in range(config.num_layers):  # stops at the first missing one, however many
+        for part, kinds in block_kinds(config, layer).items():
+            part = split_expert(part)[0] if checkpoint.stacked(layer) else part
+            known |= _require(checkpoint, part, layer, kinds)
+    return known
+
+
+def _require(
+    checkpoint: Checkpoint,
+    part: str,
+    layer: int | None,
+    kinds: tuple[str, ...],
+    optional: bool = False,
+) -> set[str]:
+    """The names that one part may have, after all that it must have were found."""
+    prefix, source = checkpoint.prefix(part, layer), checkpoint.source(part, layer).name
+    must, may = _quantized_kinds(checkpoint, prefix)
+    may = may if kinds else ("weight",)  # of a norm that had none before it was smoothed
+    names = {f"{prefix}.{kind}" for kind in (*must, *may)}
+    for kind in kinds:
+        own, origins = f"{prefix}.{kind}", [f"{source}.{kind}"]
+        if "{h}" in source:
+            origins = [f"{name}.{kind}" for name in head_names(checkpoint, source, part)]
+        names |= {own} if own in checkpoint.entries else set(origins)
+        for name in () if optional or own in checkpoint.entries else origins:
+            named_entry(checkpoint, name)
+    for kind in must:
+        named_entry(checkpoint, f"{prefix}.{kind}")
+    return names
+
+
+def _quantized_kinds(
+    checkpoint: Checkpoint, prefix: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What must and what may lie beside the codes of a quantized linear, one with a scale.
+
+    Zero points that are 8 everywhere need not be there, but older directories have them.
+    """
+    quantization = checkpoint.quantization
+    if quantization is None or f"{prefix}.weight_scale" not in checkpoint.entries:
+        return (), ()
+    bits = weight_bits(quantization, checkpoint.is_head(prefix))
+    if bits is None:
+        return (), ()
+    if bits == 8:
+        static = activation_of(checkpoint, prefix) == "static"
+        return ("weight_scale", "input_scale") if static else ("weight_scale",), ()
+    if quantization["rule"] in SYMMETRIC_RULES:
+        return ("weight_scale",), ("weight_zero_point",)
+    return ("weight_scale", "weight_zero_point"), ()

@@ -1,0 +1,155 @@
+"""Writing a model directory: whole, or not at all.
+
+Everything goes into a hidden directory beside the target, each file is flushed to the disk,
+config.json comes last, and one rename puts it in place (placing.py). A kill at any moment leaves
+the old state or the new one; what a kill leaves behind is a hidden directory, which has a
+config.json only when everything else in it is whole and on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from planish.reference.errors import OutputError
+from planish.reference.files.placing import check_directory, hidden_beside, put_directory
+from planish.reference.files.safetensors import write_tensors
+
+SHARD_BYTES = 2 * 2**30
+COPIED = (  # what goes along with the tensors; open_checkpoint refuses links out of these
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+class CheckpointWriter:
+    """Collects tensors and writes a directory like any Hugging Face model.
+
+        with CheckpointWriter(target, source) as writer:
+            writer.add(name, tensor)
+            writer.finish(config_values)
+
+    The tokenizer's files come along from `source`, the model that was read; a model made from
+    nothing has no source and brings its own with `add_text`.
+    Leaving the block without `finish`, by an error or Ctrl-C, removes what was written.
+    """
+
+    def __init__(
+        self, target: str | Path, source: str | Path | None = None, overwrite: bool = False
+    ):
+        self.target, self.source = Path(target), None if source is None else Path(source)
+        self.overwrite = overwrite
+        self._check()
+        self.hidden = hidden_beside(self.target)
+        self.pending: dict[str, np.ndarray] = {}
+        self.shards: list[list[str]] = []
+        self.total_bytes = 0
+
+    def _check(self) -> None:
+        """Refuse what must not be replaced, before anything is computed."""
+        if self.source is not None:
+            target, source = self.target.resolve(), self.source.resolve()
+            inside, around = source in target.parents, target in source.parents
+            if target == source or inside or around:
+                place = "is inside" if inside else "holds" if around else "is"
+                problem, expected = f"{place} the model being read", "another directory"
+                raise OutputError(problem, path=self.target, expected=expected)
+        if self.target.name in ("", ".."):
+            raise OutputError("is not the name of a new directory", path=self.target)
+        if not self.target.parent.is_dir():
+            raise OutputError("no such directory", path=self.target.parent)
+        check_directory(self.target, self.overwrite)
+
+    def __enter__(self) -> CheckpointWriter:
+        try:
+            self.hidden.mkdir()
+        except OSError as problem:
+            raise OutputError(f"cannot be written: {problem.strerror}", path=self.target) from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _remove(self.hidden)
+        if isinstance(value, OSError):
+            raise OutputError(
+                f"cannot be written: {value.strerror or value}", path=self.target
+            ) from None
+
+    def add(self, name: str, tensor: np.ndarray) -> None:
+        """Take one tensor; full shards go to the disk at once, so memory stays bounded."""
+        waiting = sum(other.nbytes for other in self.pending.values())
+        if self.pending and waiting + tensor.nbytes > SHARD_BYTES:
+            self._flush()
+        self.pending[name] = tensor
+        self.total_bytes += tensor.nbytes
+
+    def add_text(self, name: str, text: str) -> None:
+        """A file beside the tensors, as tokenizer.json."""
+        (self.hidden / name).write_text(text, encoding="utf-8")
+
+    def _flush(self) -> None:
+        write_tensors(self.hidden / f"shard-{len(self.shards)}", self.pending)
+        self.shards.append(list(self.pending))
+        self.pending = {}
+
+    def finish(self, values: dict[str, Any]) -> None:
+        """Write index and config.json, sync everything, and rename into place."""
+        self._flush()
+        self._name_shards()
+        files = [] if self.source is None else [self.source / name for name in COPIED]
+        for file in files:
+            if file.is_file():
+                shutil.copyfile(file, self.hidden / file.name)
+        for path in self.hidden.iterdir():
+            _sync(path)
+        self._write_json("config.json", values)
+        _sync(self.hidden / "config.json")
+        _sync(self.hidden)
+        put_directory(self.hidden, self.target, self.overwrite)
+        _sync(self.target.parent)
+
+    def _name_shards(self) -> None:
+        count = len(self.shards)
+        if count == 1:
+            (self.hidden / "shard-0").rename(self.hidden / "model.safetensors")
+            return
+        weight_map: dict[str, str] = {}
+        for index, names in enumerate(self.shards):
+            file = f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+            (self.hidden / f"shard-{index}").rename(self.hidden / file)
+            weight_map |= dict.fromkeys(names, file)
+        index_values = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
+        self._write_json("model.safetensors.index.json", index_values)
+
+    def _write_json(self, name: str, values: dict[str, Any]) -> None:
+        self.add_text(name, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory, config.json first: half removed it must not look like a model."""
+    with contextlib.suppress(OSError):
+        (path / "config.json").unlink()
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,10 @@
+"""The transformer: one forward pass, driven by a ModelConfig; nothing here knows files or recipes.
+
+config         the shape of a model, and of its rotary positions
+shapes         the shape of every tensor
+weights        the weights of a block and of a model
+experts        experts stacked along one axis
+rope           rotary positions and their scaling
+layers         norms, attention, activation functions
+transformer    forward, prefill, decode_step
+"""

@@ -1,0 +1,10 @@
+"""Quantization: a float checkpoint in, a quantized one out.
+
+recipe        what is done, by name
+ignore        which linears stay in float
+observe       absmax at every linear's input
+smooth        SmoothQuant and its search for alpha
+methods/      how a weight is put on its grid
+remarks       what a grid could not hold
+checkpoint    block by block: read, observe, smooth, quantize, write
+"""

@@ -1,0 +1,180 @@
+"""Tokens that tokenizer.json lacks, from the files beside it, added as transformers 5 adds them.
+
+tokenizer_config.json lists tokens under `added_tokens_decoder`, id -> token. A checkpoint from
+before that key has added_tokens.json, text -> id, and special_tokens_map.json instead. Both name
+tokens by their role (bos_token, pad_token ...) as well; those are special, and have no id there.
+
+The library gives a new token the next free id and takes no other. Where a file states a different
+id, the token is left out with a notice: a model must not read an id that it was not trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from planish.reference.architectures.read.keys import LARGEST, read_json
+from planish.reference.errors import TokenizerError, notice
+
+CONFIG = "tokenizer_config.json"
+OLD_TOKENS, OLD_ROLES = "added_tokens.json", "special_tokens_map.json"
+# in the order in which transformers adds them
+ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+LISTS = ("additional_special_tokens", "extra_special_tokens")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """A token as a file beside tokenizer.json states it; without an id where it has a role only."""
+
+    text: str
+    id: int | None
+    flags: dict[str, bool]
+    file: Path
+
+
+def add_missing_tokens(inner: tokenizers.Tokenizer, directory: Path) -> None:
+    """Add what the files beside tokenizer.json state; TokenizerError for what is no token.
+
+    A token that tokenizer.json has keeps the id it has there, and takes the flags stated here.
+    """
+    known = inner.get_added_tokens_decoder()
+    flags = {token.content: _flags_of(token) for token in known.values()}
+    free = max(inner.get_vocab_size(with_added_tokens=False), max(known, default=-1) + 1)
+    chosen, others = [], []
+    for token in _stated_tokens(directory, flags).values():
+        if not token.text:  # transformers passes over it as well
+            continue
+        there = inner.token_to_id(token.text)
+        given = free if there is None else there
+        taken = there is None and inner.id_to_token(free) is not None  # ids with gaps
+        if taken or token.id not in (None, given):
+            others.append((token, given))
+            continue
+        free += there is None
+        if flags.get(token.text) != token.flags:
+            chosen.append(tokenizers.AddedToken(token.text, **token.flags))
+    if chosen:
+        inner.add_tokens(chosen)
+    _say_others(others)
+
+
+def _say_others(others: list[tuple[Stated, int]]) -> None:
+    """One line on the tokens whose id would be another than the one stated."""
+    if not others:
+        return
+    token, given = others[0]
+    stated = "no id" if token.id is None else f"id {token.id}"
+    notice(
+        f"{token.file}: tokens that are not taken from there, as tokenizer.json gives them another"
+        f" id: {len(others)}, the first {token.text!r} with {stated}, not {given}"
+    )
+
+
+def _stated_tokens(directory: Path, known: dict[str, dict[str, bool]]) -> dict[str, Stated]:
+    """Text -> token: those with an id by their ids, then those with a role.
+
+    `known`: the flags of the added tokens of tokenizer.json, which a role changes only in making
+    the token special.
+    """
+    file, old = directory / CONFIG, directory / OLD_ROLES
+    config = _read(file)
+    listed = config.get("added_tokens_decoder") is not None
+    sources = [(file, config)] if listed else [(old, _read(old)), (file, config)]
+    special = {token.text: token for token in _role_tokens(sources)}
+    numbered = _numbered(config, file) if listed else _old_tokens(directory, set(special))
+    tokens: dict[str, Stated] = {}
+    for token in sorted(numbered, key=lambda token: token.id or 0):
+        tokens.setdefault(token.text, token)
+    for text, token in special.items():
+        token = tokens.get(text) or replace(token, flags=known.get(text, token.flags))
+        tokens[text] = replace(token, flags={**token.flags, "special": True})
+    return tokens
+
+
+def _numbered(config: dict[str, Any], file: Path) -> Iterator[Stated]:
+    """The tokens of added_tokens_decoder."""
+    listed, expected = config["added_tokens_decoder"], "an object, id -> token"
+    if not isinstance(listed, dict):
+        raise _bad(file, "added_tokens_decoder", expected, listed)
+    for key, value in listed.items():
+        name = f"added_tokens_decoder.{key}"
+        if not isinstance(value, dict):
+            raise _bad(file, name, "an object with content and flags", value)
+        text, flags = _token(value, file, name)
+        plain = key.isascii() and key.isdigit() and len(key) < 10
+        number = _checked_id(int(key) if plain else key, file, name)
+        yield Stated(text=text, id=number, flags=flags, file=file)
+
+
+def _old_tokens(directory: Path, special: set[str]) -> Iterator[Stated]:
+    """The tokens of added_tokens.json: normalized like other text unless they are special."""
+    file = directory / OLD_TOKENS
+    for text, value in _read(file).items():
+        _token(text, file, text)
+        flags = _flags(special=text in special, normalized=text not in special)
+        yield Stated(text=text, id=_checked_id(value, file, text), flags=flags, file=file)
+
+
+def _role_tokens(sources: list[tuple[Path, dict[str, Any]]]) -> Iterator[Stated]:
+    """Each token with a role; the first source that has the role decides, for lists the last."""
+    for role in ROLES:
+        having = ((file, values[role]) for file, values in sources if role in values)
+        file, value = next(having, (None, None))
+        if file is not None and value not in (None, ""):
+            text, flags = _token(value, file, role)
+            yield Stated(text=text, id=None, flags=flags, file=file)
+    for name in LISTS:
+        for file, values in reversed(sources):
+            listed = values.get(name) or []
+            if not isinstance(listed, list | dict):
+                raise _bad(file, name, "a list of tokens", listed)
+            for value in listed.values() if isinstance(listed, dict) else listed:
+                text, flags = _token(value, file, name)
+                yield Stated(text=text, id=None, flags=flags, file=file)
+            if listed:
+                break
+
+
+def _token(value: Any, file: Path, name: str) -> tuple[str, dict[str, bool]]:
+    """Text and flags of a token: a string, or an object with its flags."""
+    values = value if isinstance(value, dict) else {"content": value, "special": True}
+    text, special = values.get("content"), values.get("special", False)
+    flags = _flags(special=special, normalized=not special)
+    flags |= {flag: values[flag] for flag in FLAGS if flag in values}
+    if not isinstance(text, str):
+        raise _bad(file, name, "a token's text", text)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise _bad(file, name, "a token's text, Unicode", text)
+    for flag, found in flags.items():
+        if not isinstance(found, bool):
+            raise _bad(file, f"{name}.{flag}", "true or false", found)
+    return text, flags
+
+
+def _flags(*, special: bool, normalized: bool) -> dict[str, bool]:
+    return {**dict.fromkeys(FLAGS, False), "special": special, "normalized": normalized}
+
+
+def _flags_of(token: tokenizers.AddedToken) -> dict[str, bool]:
+    return {flag: getattr(token, flag) for flag in FLAGS}
+
+
+def _checked_id(value: Any, file: Path, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST:
+        raise _bad(file, name, f"an id in 0..{LARGEST}", value)
+    return value
+
+
+def _bad(file: Path, name: str, expected: str, found: object) -> TokenizerError:
+    return TokenizerError("bad value", path=file, name=name, expected=expected, found=repr(found))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A file that need not be there."""
+    return read_json(file) if file.exists() else {}

@@ -1,0 +1,114 @@
+"""What quantization costs: perplexity and its standard error, KL, top-1 agreement (SPEC 8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planish.reference.errors import PromptError
+from planish.reference.model.config import ModelConfig
+from planish.reference.model.transformer import hidden_states, unembed
+from planish.reference.model.weights import Weights
+from planish.reference.quantize.observe import Progress, no_progress
+
+LONGEST_WINDOW = 2048
+LOGITS = 2**24  # that an engine makes at a time: 64 MiB, or those of one token
+
+Losses = Callable[[Sequence[int]], np.ndarray]  # tokens [T] -> -log p of tokens 1.. [T - 1]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean cross entropy (nats) of the predicted tokens, and how sure it is.
+
+    standard_error = perplexity * std(nll) / sqrt(n), to first order, over the n predicted tokens.
+    `tokens` counts the whole text; the tail behind the last whole window is dropped.
+    """
+
+    perplexity: float
+    standard_error: float
+    mean_nll: float
+    tokens: int
+    windows: int
+    window: int
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """log p, float64, over the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def target_losses(logits: np.ndarray, targets: Sequence[int]) -> np.ndarray:
+    """-log p of each row's target, float64 [T], from logits [T, V]; row by row, to save memory."""
+    rows = zip(logits, targets, strict=True)
+    return np.array([-log_softmax(row)[target] for row, target in rows], np.float64)
+
+
+def window_nll(logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+    """-log p of tokens 1..T-1, each given what lies before it, float64 [T - 1]."""
+    return target_losses(logits[:-1], tokens[1:])
+
+
+def token_losses(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> np.ndarray:
+    """window_nll of a model's logits, of which at most LOGITS are made at a time."""
+    rows, found = max(1, LOGITS // config.vocab_size), [np.zeros(0)]
+    for x, cache in hidden_states(config, weights, tokens):
+        targets = tokens[cache.length - len(x) + 1 : cache.length + 1]
+        for start in range(0, len(targets), rows):
+            some = targets[start : start + rows]
+            logits = unembed(config, weights, x[start : start + len(some)])  # [rows, V]
+            found.append(target_losses(logits, some))
+    return np.concatenate(found)
+
+
+def cut_windows(tokens: Sequence[int], window: int) -> list[list[int]]:
+    """Consecutive windows, the tail dropped; raises PromptError where not even one is full."""
+    if window < 2:
+        raise PromptError("bad value", name="window", expected="at least 2 tokens", found=window)
+    count = len(tokens) // window
+    if count == 0:
+        raise PromptError(
+            "is too short", name="text", expected=f"at least {window} tokens", found=len(tokens)
+        )
+    return [list(tokens[i * window : (i + 1) * window]) for i in range(count)]
+
+
+def perplexity(
+    losses: Losses, tokens: Sequence[int], window: int, progress: Progress = no_progress
+) -> Perplexity:
+    """Perplexity of a text tokenised once. Protocol: SmoothQuant's ppl_eval.py, GPTQ's, AWQ's."""
+    windows = cut_windows(tokens, window)
+    parts = [np.asarray(losses(w), np.float64) for w in progress(windows, "perplexity")]
+    nll = np.concatenate(parts)
+    if not np.isfinite(nll).all():
+        raise PromptError("the model gives NaN or Inf", name="perplexity")
+    return summarize(nll, len(tokens), len(windows), window)
+
+
+def summarize(nll: np.ndarray, tokens: int, windows: int, window: int) -> Perplexity:
+    """Mean and standard error from the cross entropy of every predicted token."""
+    mean = float(nll.mean())
+    value = math.exp(min(mean, 700.0))
+    error = value * float(nll.std()) / math.sqrt(len(nll))
+    return Perplexity(value, error, mean, tokens, windows, window)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How one model's next-token distributions follow another's."""
+
+    mean_kl: float  # nats per token, KL(expected || found)
+    max_kl: float
+    top1: float  # share of tokens whose most likely successor is the same
+
+
+def agreement(expected: np.ndarray, found: np.ndarray) -> Agreement:
+    """Compare logits [T, V] of the float32 model with another's."""
+    p, q = log_softmax(expected), log_softmax(found)
+    kl = (np.exp(p) * (p - q)).sum(axis=-1)
+    top1 = float(np.mean(expected.argmax(axis=-1) == found.argmax(axis=-1)))
+    return Agreement(float(kl.mean()), float(kl.max()), top1)

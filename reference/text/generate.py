@@ -1,0 +1,173 @@
+"""The loop: prompt, then one token after another until something says stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+import numpy as np
+
+from planish.reference.errors import PromptError, SamplingError
+from planish.reference.model.config import ModelConfig
+from planish.reference.model.transformer import decode_step, prefill
+from planish.reference.model.weights import Weights
+from planish.reference.text.sampling import Sampling, sample
+from planish.reference.text.tokenizer import TextStream, Tokenizer
+
+NEEDS_NONE = ", of which the last new token needs none"
+MOST_BYTES = 2**62  # more than any machine has, and still a size that NumPy takes
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When to end: at the model's end-of-text ids, at any of some strings, or after a number.
+
+    A string may be or contain the text of a special token, as "<|im_end|>" or "<|im_end|>\\n":
+    the token's id then counts as its text, though it is not shown. This holds with ignore_eos too.
+    """
+
+    max_new_tokens: int
+    strings: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+def check_fits(
+    config: ModelConfig, prompts: Sequence[Sequence[int]], stop: Stop, slots: int
+) -> None:
+    """Refuse before anything is computed: token ids out of range, and what the cache cannot hold.
+
+    The last new token is never fed back, so a prompt of P and N new tokens take P + N - 1 slots.
+    """
+    if stop.max_new_tokens < 0:
+        expected = "0 or more"
+        raise SamplingError(
+            "bad value", name="max_new_tokens", expected=expected, found=stop.max_new_tokens
+        )
+    if any(not string for string in stop.strings):
+        raise SamplingError("is empty", name="stop")
+    for prompt in prompts:
+        check_tokens(config, prompt)
+        needed = len(prompt) + max(stop.max_new_tokens - 1, 0)
+        if needed > slots:
+            raise PromptError(
+                f"{len(prompt)} prompt tokens and {stop.max_new_tokens} new ones do not fit",
+                name="prompt",
+                expected=f"at most {slots} positions{NEEDS_NONE * (stop.max_new_tokens > 0)}",
+                found=needed,
+            )
+
+
+def reserve(size: int) -> None:
+    """Raise MemoryError now, not after minutes of work, where a cache of `size` bytes has no room.
+
+    Nothing is written, so this takes no time; the system refuses what it can never give.
+    """
+    np.empty(min(size, MOST_BYTES), np.uint8)
+
+
+def check_tokens(config: ModelConfig, tokens: Sequence[int]) -> None:
+    """Raise PromptError for no tokens, or one outside the vocabulary."""
+    if len(tokens) == 0:
+        raise PromptError("is empty", name="prompt", expected="at least one token")
+    for token in tokens:
+        if not 0 <= token < config.vocab_size:
+            raise PromptError(
+                "bad token id", name="tokens", expected=f"0..{config.vocab_size - 1}", found=token
+            )
+
+
+def generate(
+    config: ModelConfig,
+    weights: Weights,
+    prompts: Sequence[Sequence[int]],
+    stop: Stop,
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+) -> Iterator[tuple[int, int]]:
+    """Yield (row, token) as tokens come, prompt after prompt; an eos id ends a row unyielded."""
+    sampling.check(config.vocab_size)
+    check_fits(config, prompts, stop, config.max_positions)
+    eos = () if stop.ignore_eos else config.eos_token_ids
+    for row, prompt in enumerate(prompts):
+        if stop.max_new_tokens == 0:
+            continue
+        logits, cache = prefill(config, weights, prompt)
+        last = logits[-1]
+        for step in range(stop.max_new_tokens):
+            token = sample(last, sampling, row, step)
+            if token in eos:
+                break
+            yield row, token
+            if step + 1 < stop.max_new_tokens:
+                last, cache = decode_step(config, weights, token, cache)
+
+
+class StopStrings:
+    """Streams text up to the first stop string, holding back what might be the start of one.
+
+    `added`: id -> text of special and other added tokens. Special ones are left out of the text;
+    one whose text is in a stop string is searched for like text, and still not shown. The others
+    are passed over, so a stop string is found across them.
+    """
+
+    def __init__(
+        self, stream: TextStream, strings: Sequence[str], added: Mapping[int, str] | None = None
+    ):
+        self.stream, self.strings = stream, tuple(strings)
+        named = (added or {}).items()
+        self.named = {i: text for i, text in named if any(text in each for each in self.strings)}
+        self.held, self.stopped = "", False
+        self.shown: list[str] = []  # what each character held back puts out: itself or nothing
+
+    def push(self, token: int) -> str:
+        """Text that is safe to show; after a stop string was seen `stopped` is true."""
+        if self.stopped:
+            return ""
+        if token not in self.named:
+            piece = self.stream.push(token)
+            return self._release(piece, piece)
+        return self._push_named(token)
+
+    def _push_named(self, token: int) -> str:
+        """A token that counts as its text, whatever the decoder makes of it."""
+        text, before = self.named[token], self.stream.settle()
+        shown = self._release(before, before)
+        if self.stopped:
+            return shown
+        piece = self.stream.push(token)
+        if text in piece:
+            return shown + self._release(piece, piece)
+        return shown + self._release(text, [piece, *repeat("", len(text) - 1)])
+
+    def finish(self) -> str:
+        """What is left at the end."""
+        if self.stopped:
+            return ""
+        piece = self.stream.finish()
+        text = self._release(piece, piece) + "".join(self.shown)
+        self.held, self.shown = "", []
+        return text
+
+    def _release(self, piece: str, shown: Sequence[str]) -> str:
+        """Take text to search, and what to show for each of its characters."""
+        text, self.shown = self.held + piece, [*self.shown, *shown]
+        found = [text.index(string) for string in self.strings if string in text]
+        if found:
+            released = self.shown[: min(found)]
+            self.stopped, self.held, self.shown = True, "", []
+            return "".join(released)
+        end = len(text) - max((_overlap(text, string) for string in self.strings), default=0)
+        released, self.held, self.shown = self.shown[:end], text[end:], self.shown[end:]
+        return "".join(released)
+
+
+def _overlap(text: str, string: str) -> int:
+    """How many characters at the end of text begin the string."""
+    sizes = range(min(len(text), len(string) - 1), 0, -1)
+    return next((n for n in sizes if text.endswith(string[:n])), 0)
+
+
+def text_stream(tokenizer: Tokenizer, prompt: Sequence[int], stop: Stop) -> StopStrings:
+    """The text of a row as its tokens come."""
+    added = tokenizer.added_tokens() if stop.strings else {}
+    return StopStrings(tokenizer.stream(prompt), stop.strings, added)

@@ -1,0 +1,261 @@
+"""Attention in both forms against the reference's, with every option, over slots left from before.
+
+The slots that no token of the sequence has reached hold large numbers, left from another text.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from planish.fast.model.cache import KEY_SLOTS, append, read, whole_tiles
+from planish.fast.native import linear as native
+from planish.fast.xla import layers
+from planish.reference.grids import int8_codes, int8_scale
+from planish.reference.model.config import Alibi
+from planish.reference.model.layers import attention, causal_mask
+from planish.reference.model.rope import Rope, rotate, rotations
+from planish.reference.model.transformer import on_int8_grid
+
+SLOPES = (0.5, 0.7071, 0.25, 0.0884, 0.0442, 0.1768)  # of 6 heads, as many as any case has
+TOLERANCE = 2e-5  # of the largest magnitude
+STALE = 1e3
+
+
+@dataclass(frozen=True)
+class Case:
+    """Row b has starts[b] tokens in the cache and gets `tokens` more."""
+
+    starts: tuple[int, ...] = (40, 3)
+    tokens: int = 9
+    slots: int = 64
+    heads: int = 6
+    kv_heads: int = 2
+    head_dim: int = 16
+    rope: Rope | None = None
+    divisor: float = 4.0
+    window: int | None = None
+    alibi: Alibi | None = None
+    cap: float | None = None
+    int8: bool = False
+
+    @property
+    def options(self) -> dict[str, object]:
+        return {"window": self.window, "alibi": self.alibi, "cap": self.cap}
+
+
+CASES = {
+    "plain": Case(),
+    "a divisor": Case(divisor=11.5),
+    "one token": Case(tokens=1, starts=(40, 63)),
+    "a prompt": Case(starts=(0,), tokens=50),
+    "a window": Case(window=5),
+    "a window of one": Case(window=1, tokens=1),
+    "a window beyond the slots": Case(window=1000),
+    "a window inside a part": Case(window=130, starts=(700, 140), tokens=1, slots=1024),
+    "a window over many steps": Case(window=300, starts=(5,), tokens=500, slots=512),
+    "a long past": Case(starts=(900, 300), tokens=1, slots=1024),
+    "linear biases": Case(alibi=Alibi(slopes=SLOPES)),
+    "biases far away": Case(alibi=Alibi(slopes=SLOPES), starts=(900,), tokens=1, slots=1024),
+    "divided biases": Case(alibi=Alibi(slopes=SLOPES, divided=True)),
+    "rounded biases": Case(
+        alibi=Alibi(slopes=SLOPES, divided=True, bfloat16=True), starts=(900,), slots=1024
+    ),
+    "rounded biases, not divided": Case(alibi=Alibi(slopes=SLOPES, bfloat16=True), tokens=1),
+    "a cap": Case(cap=2.0),
+    "a cap, biases and a window": Case(cap=3.0, alibi=Alibi(slopes=SLOPES), window=17),
+    "halves": Case(rope=Rope(theta=1e4, dim=16)),
+    "partial halves": Case(rope=Rope(theta=1e4, dim=10), head_dim=48),
+    "neighbours": Case(rope=Rope(theta=1e4, dim=16, interleaved=True), head_dim=32),
+    "all neighbours": Case(rope=Rope(theta=1e4, dim=64, interleaved=True), head_dim=64),
+    "narrow heads": Case(head_dim=8, rope=Rope(theta=1e4, dim=8)),
+    "odd heads": Case(head_dim=72, heads=5, kv_heads=1, rope=Rope(theta=1e4, dim=36)),
+}
+EVERY = {name: case for name, case in CASES.items()} | {
+    f"{name}, int8": replace(case, int8=True) for name, case in CASES.items()
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence: q [T, H, Hd], k and v [S, K, Hd] of the past and the new tokens, by floats."""
+
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+
+
+def rows_of(case: Case, rng: np.random.Generator) -> list[Row]:
+    found = []
+    for start in case.starts:
+        shapes = (
+            (case.tokens, case.heads),
+            (start + case.tokens, case.kv_heads),
+            (start + case.tokens, case.kv_heads),
+        )
+        found.append(Row(*(rng.standard_normal((*s, case.head_dim), np.float32) for s in shapes)))
+    return found
+
+
+def turned(case: Case, x: np.ndarray, first: int) -> np.ndarray:
+    if case.rope is None:
+        return x
+    positions = np.arange(first, first + len(x))
+    return rotate(x, *rotations(case.rope, positions, case.slots), case.rope)
+
+
+def expected(case: Case, row: Row, start: int) -> np.ndarray:
+    """The reference's attention of the new tokens, [T, H * Hd]."""
+    k, v = turned(case, row.k, 0), row.v
+    if case.int8:
+        k, v = on_int8_grid(k), on_int8_grid(v)
+    positions = np.arange(start, start + case.tokens)
+    mask = causal_mask(positions, len(k), case.window)
+    alibi = case.alibi and replace(case.alibi, slopes=case.alibi.slopes[: case.heads])
+    return attention(turned(case, row.q, start), k, v, mask, case.divisor, alibi, case.cap)
+
+
+def cache_of(case: Case, rows: list[Row]) -> tuple[jax.Array, ...]:
+    """Keys and values [B, K, S, Hd] of what each row has in the cache, stale behind it."""
+    shape = len(rows), case.kv_heads, case.slots, case.head_dim
+    past = [np.full(shape, 99 if case.int8 else STALE, np.int8 if case.int8 else np.float32)] * 2
+    past += [np.full(shape[:3], STALE, np.float32)] * 2 if case.int8 else []
+    past = [array.copy() for array in past]
+    for index, (row, start) in enumerate(zip(rows, case.starts, strict=True)):
+        for array, part in zip(past, written(case, row, start), strict=True):
+            array[index, :, :start] = part.swapaxes(0, 1)
+    return tuple(map(jnp.asarray, past))
+
+
+def written(case: Case, row: Row, count: int) -> list[np.ndarray]:
+    """The first tokens' keys and values [T, K, Hd], and their scales [T, K]."""
+    floats = [turned(case, row.k, 0)[:count], row.v[:count]]
+    if not case.int8:
+        return floats
+    scales = [int8_scale(np.abs(x).max(axis=-1, keepdims=True)) for x in floats]
+    codes = [int8_codes(x, scale) for x, scale in zip(floats, scales, strict=True)]
+    return [*codes, *(scale[..., 0] for scale in scales)]
+
+
+def in_tiles(past: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """The kernels' form: heads of whole tiles, keys in tiles of 16 slots."""
+    batch, heads, slots, width = past[0].shape
+    spare = ((0, 0), (0, 0), (0, 0), (0, whole_tiles(width) - width))
+    keys, values = (jnp.pad(array, spare) for array in past[:2])
+    keys = keys.reshape(batch, heads, slots // KEY_SLOTS, KEY_SLOTS, -1).swapaxes(3, 4)
+    return keys, values, *past[2:]
+
+
+def inputs(case: Case, rows: list[Row]) -> tuple[jax.Array, ...]:
+    """q, k, v [B, T, heads * Hd] of the new tokens, and their positions [B, T]."""
+    q = np.stack([row.q.reshape(case.tokens, -1) for row in rows])
+    k, v = (
+        np.stack([x[-case.tokens :].reshape(case.tokens, -1) for x in xs])
+        for xs in ([row.k for row in rows], [row.v for row in rows])
+    )
+    positions = np.array(case.starts)[:, None] + np.arange(case.tokens)
+    return tuple(map(jnp.asarray, (q, k, v, positions.astype(np.int32))))
+
+
+def portable(case: Case, rows: list[Row]) -> np.ndarray:
+    """As fast/model.py does it."""
+
+    def attend(q, k, v, positions, past):
+        q, k, v = (x.reshape(*x.shape[:2], -1, case.head_dim) for x in (q, k, v))
+        if case.rope is not None:
+            cos, sin = (jnp.asarray(x)[positions] for x in tables(case))
+            q, k = (layers.rotate(x, cos, sin, case.rope) for x in (q, k))
+        past = append(past, k, v, positions)
+        return layers.attention(q, *read(past), positions, case.divisor, **case.options)
+
+    return np.asarray(jax.jit(attend)(*inputs(case, rows), cache_of(case, rows)))
+
+
+def natively(case: Case, rows: list[Row], isa: str) -> np.ndarray:
+    past, given = in_tiles(cache_of(case, rows)), inputs(case, rows)
+    turns = None if case.rope is None else tuple(map(jnp.asarray, tables(case)))
+    options = {"divisor": case.divisor, **case.options}
+    options["interleaved"] = case.rope is not None and case.rope.interleaved
+    sizes = case.kv_heads, case.head_dim, isa
+    mixed, _ = native.attention(*given, turns, past, *sizes, **options)
+    return np.asarray(mixed)
+
+
+def tables(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    assert case.rope is not None
+    return rotations(case.rope, np.arange(case.slots), case.slots)
+
+
+def check(case: Case, rows: list[Row], found: np.ndarray) -> None:
+    for row, start, mixed in zip(rows, case.starts, found, strict=True):
+        wanted = expected(case, row, start)
+        assert np.abs(mixed - wanted).max() < TOLERANCE * np.abs(wanted).max()
+
+
+@pytest.mark.matrix(4)
+@pytest.mark.parametrize("name", EVERY)
+def test_the_portable_form_is_the_reference(name):
+    rows = rows_of(EVERY[name], np.random.default_rng(0))
+    check(EVERY[name], rows, portable(EVERY[name], rows))
+
+
+@pytest.mark.matrix(2)
+@pytest.mark.parametrize("name", EVERY)
+def test_the_kernels_are_the_reference(kernels, name):
+    rows = rows_of(EVERY[name], np.random.default_rng(0))
+    for isa in kernels:
+        check(EVERY[name], rows, natively(EVERY[name], rows, isa))
+
+
+@pytest.mark.parametrize("name", ["plain", "a window", "rounded biases", "linear biases"])
+def test_a_prompt_that_is_taken_in_parts_is_the_same(monkeypatch, name):
+    case = CASES[name]
+    rows = rows_of(case, np.random.default_rng(1))
+    whole = portable(case, rows)
+    monkeypatch.setattr(layers, "SCORES", 4 * len(rows) * case.heads * case.slots)  # 4 + 4 + 1
+    np.testing.assert_allclose(portable(case, rows), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_context():
+    """All scores of this prompt's last chunk at once would be 4 GiB."""
+    q = jax.ShapeDtypeStruct((1, 512, 32, 64), jnp.float32)
+    slots = jax.ShapeDtypeStruct((1, 8, 65536, 64), jnp.float32)
+    positions = jax.ShapeDtypeStruct((1, 512), jnp.int32)
+    compute = jax.jit(lambda q, k, v, positions: layers.attention(q, k, v, positions, 8.0))
+    compiled = compute.lower(q, slots, slots, positions).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**29
+
+
+def test_options_change_the_result():
+    """Each case would fail if its option were ignored."""
+    rng = np.random.default_rng(2)
+    rows = rows_of(Case(), rng)
+    plain = portable(Case(), rows)
+    for name in ("a divisor", "a window", "linear biases", "a cap", "halves"):
+        assert np.abs(portable(CASES[name], rows) - plain).max() > 1e-2
+
+
+def test_slopes_of_other_heads_are_refused(kernels):
+    case = Case(alibi=Alibi(slopes=SLOPES[:4]))
+    with pytest.raises(Exception, match="slopes are 4, expected one for each head"):
+        natively(case, rows_of(case, np.random.default_rng(0)), "")
+
+
+@pytest.mark.parametrize("options", [{"divisor": -1.0}, {"cap": -1.0}, {"window": -1}])
+def test_negative_options_are_refused(kernels, options):
+    case = replace(Case(), **options)
+    with pytest.raises(Exception, match="divisor, cap or window negative"):
+        natively(case, rows_of(case, np.random.default_rng(0)), "")
+
+
+def test_the_divisor_is_the_root_of_the_heads_width_if_none_is_given(kernels):
+    case = Case(head_dim=8, divisor=math.sqrt(8))
+    rows = rows_of(case, np.random.default_rng(0))
+    past, given = in_tiles(cache_of(case, rows)), inputs(case, rows)
+    mixed, _ = native.attention(*given, None, past, case.kv_heads, case.head_dim)
+    check(case, rows, np.asarray(mixed))

@@ -1,0 +1,54 @@
+"""Every instruction set against a naive program in C++ (kernels_check.cc), without JAX.
+
+The program is linked with the very libraries that the engine loads. NEON runs here too where
+Debian's g++-aarch64-linux-gnu and qemu-user are installed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from planish.fast.native.build import SOURCES, build, find_compiler
+from planish.fast.native.instruction_sets import BY_NAME, available
+
+CHECK = Path(__file__).with_name("kernels_check.cc")
+CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-w", "-pthread", f"-I{SOURCES}")
+
+
+def compiled(compiler: str, target: Path, *arguments: str) -> str:
+    subprocess.run([compiler, *FLAGS, *arguments, "-o", str(target)], check=True)
+    return str(target)
+
+
+def check(command: list[str], name: str) -> None:
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    assert re.fullmatch(rf"{name}: \d+ checks passed\n", run.stdout)
+
+
+def test_every_instruction_set_computes_what_a_naive_program_does(kernels, private_cache, tmp_path):
+    libraries, _ = build(private_cache / "planish" / "kernels", kernels)
+    compiler = find_compiler().path
+    naive = compiled(compiler, tmp_path / "check.o", "-c", str(CHECK))
+    for name in kernels:
+        program = compiled(compiler, tmp_path / name, naive, str(libraries[name]))
+        check([program, "200"], name)
+
+
+@pytest.mark.skipif(
+    "neon" in [one.name for one in available()], reason="NEON is here, not emulated"
+)
+def test_neon_computes_what_a_naive_program_does(tmp_path):
+    for tool in (CROSS, EMULATOR):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed (Debian: g++-aarch64-linux-gnu, qemu-user)")
+    source = str(SOURCES / "kernels.cc")
+    flags = ["-static", "-DPLANISH_ISA=neon", *BY_NAME["neon"].flags]
+    program = compiled(CROSS, tmp_path / "check", *flags, str(CHECK), source)
+    check([EMULATOR, program, "20"], "neon")

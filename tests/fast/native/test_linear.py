@@ -1,0 +1,145 @@
+"""What the kernels refuse, before memory is touched: shapes, types, positions that do not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from planish.fast.native import linear as native
+from planish.reference.linear import Linear
+from planish.reference.model.layers import Norm
+from planish.reference.quantize.methods.rtn import quantize_weight
+from planish.reference.quantize.recipe import recipe
+from planish.reference.text.sampling import Sampling
+from planish.reference.tiles import TiledWeight, tile
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+
+def layer(name: str = "W4A8", n: int = 20, k: int = 96) -> Linear:
+    chosen = recipe(name, group_size=32 if name.startswith("W4") else None)
+    weight = quantize_weight(np.linspace(-1, 1, n * k, dtype=np.float32).reshape(n, k), chosen)
+    return Linear(tile(weight), np.zeros(n, np.float32), chosen.activation)
+
+
+def changed(linear: Linear, **fields) -> Linear:
+    assert isinstance(linear.weight, TiledWeight)
+    return replace(linear, weight=replace(linear.weight, **fields))
+
+
+def refusal(run) -> str:
+    with pytest.raises(Exception) as caught:  # noqa: B017 (jax's own type has no public name)
+        jax.block_until_ready(run())
+    return str(caught.value)
+
+
+def of(linear: Linear, x=None, **options) -> str:
+    x = jnp.ones((1, 3, 96)) if x is None else x
+    return refusal(lambda: native.linears(x, (linear,), **options))
+
+
+BAD_LINEARS = {
+    "codes of fewer tiles": (
+        lambda: changed(layer(), codes=np.zeros((1, 12, 16, 4), np.uint8)),
+        "codes is [1, 12, 16, 4], expected 1536 entries",
+    ),
+    "codes of another type": (
+        lambda: changed(layer(), codes=np.zeros((2, 12, 16, 4), np.int8)),
+        "codes has a type",
+    ),
+    "scales of fewer groups": (
+        lambda: changed(layer(), scale=np.ones((2, 2, 16), np.float16)),
+        "scale is [2, 2, 16], expected 96 entries",
+    ),
+    "INT8 scales of other outputs": (
+        lambda: changed(layer("W8A8"), scale=np.ones((7, 1), np.float32)),
+        "scale is [7, 1], expected 1 or 20",
+    ),
+    "a short bias": (
+        lambda: replace(layer(), bias=np.zeros(19, np.float32)),
+        "bias is [19], expected 20 entries",
+    ),
+    "a group of 24": (lambda: changed(layer(), group_size=24), "multiple of 32"),
+    "3 bits": (lambda: changed(layer(), bits=3), "8 or 4 bits"),
+    "an activation that is none": (
+        lambda: replace(layer(), activation="per_chance"),
+        "unknown activation per_chance",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINEARS)
+def test_a_weight_that_does_not_fit_is_named_with_both_sizes(name):
+    make, expected = BAD_LINEARS[name]
+    assert expected in of(make())
+
+
+def test_an_input_of_another_width_is_refused():
+    assert "codes is" in of(layer(), jnp.ones((1, 3, 80)))
+
+
+def test_a_norm_of_another_width_is_refused():
+    norm = Norm(np.ones(95, np.float32))
+    found = of(layer(), norm=norm, norm_kind="rms_norm")
+    assert "norm weight is [95], expected 96 entries" in found
+
+
+def test_a_residual_of_another_shape_is_refused():
+    assert "residual is" in of(layer(), residual=jnp.ones((1, 2, 20)))
+
+
+def test_gate_and_up_must_match():
+    x = jnp.ones((1, 3, 96))
+    found = refusal(lambda: native.linears(x, (layer(), layer(n=21)), gated=True))
+    assert "as many outputs" in found
+
+
+def test_unknown_kernels_are_refused():
+    assert "no kernels for sse9" in of(layer(), isa="sse9")
+
+
+def test_linears_with_other_groups_cannot_share_a_call():
+    other = Linear(tile(quantize_weight(np.ones((4, 96), np.float32), recipe("W8A8"))), None)
+    found = refusal(lambda: native.linears(jnp.ones((1, 1, 96)), (layer(), other)))
+    assert "the same groups" in found
+
+
+def past(slots: int = 32, width: int = 16) -> tuple[jax.Array, ...]:
+    return jnp.zeros((1, 2, slots // 16, width, 16)), jnp.zeros((1, 2, slots, width))
+
+
+def attend(positions, cache=None, width: int = 16, **changes):
+    shape = {"q": (1, 2, 4 * width), "k": (1, 2, 2 * width), "v": (1, 2, 2 * width)} | changes
+    q, k, v = (jnp.ones(shape[name]) for name in "qkv")
+    slots = jnp.asarray([positions], jnp.int32)
+    return native.attention(q, k, v, slots, None, cache or past(width=width), 2, width)
+
+
+def test_a_position_outside_of_the_slots_is_refused():
+    assert "position 32 lies outside of 32 slots" in refusal(lambda: attend([31, 32]))
+    assert "position -1" in refusal(lambda: attend([-1, 0]))
+
+
+def test_attention_refuses_shapes_that_do_not_fit():
+    assert "k is [1, 2, 16], expected 64" in refusal(lambda: attend([0, 1], k=(1, 2, 16)))
+    assert "head_dim of 16" in refusal(lambda: attend([0, 1], width=24, cache=past(width=24)))
+    values = past()[0], jnp.zeros((1, 2, 31, 16))
+    assert "values is [1, 2, 31, 16], expected 1024" in refusal(lambda: attend([0, 1], values))
+
+
+def test_sampling_refuses_shapes_that_do_not_fit():
+    settings = jnp.asarray(native.sampling_settings(Sampling()))
+    uniform = jnp.zeros((3, 2), jnp.int32)
+    found = refusal(lambda: native.sample(jnp.ones((2, 5)), settings, uniform))
+    assert "uniform is [3, 2], expected 4 entries" in found
+
+
+def test_sampling_marks_what_is_no_number():
+    logits = jnp.asarray([[1.0, 2.0, jnp.nan], [0.0, jnp.inf, 1.0], [-jnp.inf, 3.0, 3.0]])
+    settings = jnp.asarray(native.sampling_settings(Sampling()))
+    found = native.sample(logits, settings, jnp.zeros((3, 2), jnp.int32))
+    assert np.asarray(found).tolist() == [-1, -1, 1]

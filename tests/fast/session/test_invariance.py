@@ -1,0 +1,164 @@
+"""A row's result is its own: not its batch's, its chunk's, its padding's or its threads'.
+
+Quantized linears are compared bit for bit, generated tokens as equal, logits within 1e-5 of their
+range. Activations with one scale for all tokens of a chunk (per_tensor) are the stated exception.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from planish.fast.native import linear as native
+from planish.fast.session import engine as fast_engine
+from planish.fast.session.engine import Engine
+from planish.reference.files.load import open_checkpoint
+from planish.reference.files.writer import CheckpointWriter
+from planish.reference.linear import Linear
+from planish.reference.quantize.checkpoint import quantize_checkpoint
+from planish.reference.quantize.methods.rtn import quantize_weight
+from planish.reference.quantize.recipe import recipe
+from planish.reference.text.generate import Stop
+from planish.reference.text.sampling import Sampling
+from planish.reference.tiles import tile
+from tests.models import make_llama
+
+RECIPES = ("float", "W8A8", "O1", "W8A16", "W4A16", "W4A8")
+LOGITS = 1e-5  # of their range
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def checkpoint(request, tmp_path_factory):
+    """A random Llama with heads of 16, which the kernels' cache takes, by a recipe."""
+    root = tmp_path_factory.mktemp("invariance")
+    source = make_llama(root, max_position_embeddings=256)
+    if request.param == "float":
+        return open_checkpoint(source)
+    samples = [np.arange(64) % 256]
+    group = 32 if request.param.startswith("W4") else None
+    with CheckpointWriter(root / "quantized", source) as writer:
+        chosen = recipe(request.param, group_size=group)
+        quantize_checkpoint(open_checkpoint(source), writer, chosen, samples)
+    return open_checkpoint(root / "quantized")
+
+
+@pytest.fixture
+def engine(checkpoint, kernels) -> Engine:
+    return Engine(checkpoint, native=True)
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 256, length).tolist()
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(np.abs(found - expected).max() <= LOGITS * np.ptp(expected))
+
+
+def greedy(engine: Engine, prompts: list[list[int]], new: int = 12) -> list[list[int]]:
+    rows: list[list[int]] = [[] for _ in prompts]
+    for row, token in engine.generate(prompts, Stop(new, ignore_eos=True), Sampling()):
+        rows[row].append(token)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("W8A8", {}),
+        ("W4A8", {"group_size": 32}),
+        ("W4A8", {"group_size": 32, "activation": "per_token", "rule": "minmax"}),
+        ("W8A16", {}),
+        ("W4A16", {"group_size": 64}),
+    ],
+)
+def test_a_rows_linear_is_the_same_in_every_batch(kernels, name, options):
+    chosen, rng = recipe(name, **options), np.random.default_rng(0)
+    weight = quantize_weight(rng.normal(size=(50, 200)).astype(np.float32), chosen)
+    layer = Linear(tile(weight), None, chosen.activation)
+    x = rng.normal(size=(1, 23, 200)).astype(np.float32)
+    run = jax.jit(lambda x, isa: native.linears(x, (layer,), isa=isa)[0], static_argnums=1)
+    for isa in kernels:
+        together = np.asarray(run(jnp.asarray(x), isa))[0]
+        alone = [np.asarray(run(jnp.asarray(x[:, i : i + 1]), isa))[0, 0] for i in range(23)]
+        np.testing.assert_array_equal(together, np.stack(alone))
+
+
+@pytest.mark.matrix(3)
+def test_tokens_do_not_depend_on_the_batch(engine):
+    prompts = [prompt(5), prompt(19, 1), prompt(33, 2), prompt(1, 3), prompt(8, 4)]
+    alone = [greedy(engine, [one])[0] for one in prompts]
+    assert greedy(engine, prompts) == alone
+    assert greedy(engine, prompts[::-1]) == alone[::-1]
+
+
+def test_logits_do_not_depend_on_the_batch(engine):
+    prompts = [prompt(9), prompt(30, 1), prompt(17, 2)]
+    together, _ = engine.prefill_batch(prompts, Stop(4))
+    for row, one in enumerate(prompts):
+        assert close(together[row], engine.prefill_batch([one], Stop(4))[0][0])
+
+
+@pytest.mark.parametrize("chunk", [16, 48, 100])
+def test_logits_do_not_depend_on_the_prefills_chunks(engine, monkeypatch, chunk):
+    expected = engine.forward(prompt(200))
+    monkeypatch.setattr(fast_engine, "PREFILL_CHUNK", chunk)
+    assert close(engine.forward(prompt(200)), expected)
+
+
+def test_logits_do_not_depend_on_padding(engine, monkeypatch):
+    expected = engine.forward(prompt(65))  # padded to a larger bucket
+    monkeypatch.setattr(fast_engine, "chunk_size", lambda count: -(-count // 16) * 16)
+    assert close(engine.forward(prompt(65)), expected)
+
+
+def test_decoding_continues_what_prefill_would_compute(engine):
+    tokens = prompt(80)
+    expected = engine.forward(tokens)
+    *_, (_, cache) = engine.prefill(tokens[:70], 80)
+    for position in range(70, 80):
+        step = np.array([tokens[position]]), np.array([position])
+        logits, cache = engine.decode_step(*step, cache)
+        assert close(logits[0], expected[position])
+
+
+SCRIPT = """
+import os, sys
+os.sched_setaffinity(0, set(map(int, sys.argv[4].split(","))))
+import numpy as np
+from pathlib import Path
+from planish.fast.session.engine import Engine
+from planish.fast.native.library import load_library
+from planish.reference.files.load import open_checkpoint
+load_library(Path(sys.argv[2]))
+logits = Engine(open_checkpoint(sys.argv[1]), native=True).forward(list(range(100)))
+np.save(sys.argv[3], logits)
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux's affinity")
+def test_logits_do_not_depend_on_the_number_of_threads(
+    checkpoint, kernels, private_cache, tmp_path
+):
+    """XLA's pool has as many threads as the process may use processors."""
+    if checkpoint.quantization and checkpoint.quantization["recipe"] not in ("W8A8", "W4A8"):
+        pytest.skip("each form of kernel once is enough")
+    found, processors = [], sorted(os.sched_getaffinity(0))
+    for count in sorted({1, len(processors)}):
+        out, chosen = tmp_path / f"{count}.npy", ",".join(map(str, processors[:count]))
+        cache = private_cache / "planish" / "kernels"
+        arguments = [sys.executable, "-c", SCRIPT, checkpoint.path, cache, out, chosen]
+        subprocess.run(arguments, check=True, cwd=Path(__file__).parents[3])
+        found.append(np.load(out))
+    for other in found[1:]:
+        assert close(other, found[0])
+        if checkpoint.quantization is not None:
+            np.testing.assert_array_equal(other, found[0])

@@ -1,0 +1,197 @@
+"""planish generate: what it prints, and every prompt and number it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+REFERENCE = ("--engine", "reference")
+
+
+@pytest.fixture
+def generate(planish, tiny_llama):
+    """generate(...) on the tiny model, by the reference unless another engine is asked for."""
+
+    def call(*words, model=tiny_llama, engine="reference"):
+        return planish("generate", "--model", model, "--engine", engine, *words)
+
+    return call
+
+
+def test_text_goes_to_stdout_and_figures_to_stderr(generate):
+    result = generate("--prompt", "abc", "--max_new_tokens", 8)
+    assert result.code == 0 and result.out.endswith("\n") and len(result.out) > 1
+    assert "prompt 3 tokens" in result.err and "tokens/s" in result.err
+
+
+@pytest.mark.parametrize("more", [(), ("--temperature", 0.8, "--top_k", 40, "--seed", 3)])
+def test_both_engines_write_the_same_text(generate, more):
+    words = ("--prompt", "Hello", "--max_new_tokens", 12, *more)
+    exact, fast = generate(*words), generate(*words, engine="fast")
+    assert exact.code == fast.code == 0
+    assert exact.out == fast.out
+    assert "compile" in fast.err
+
+
+def test_a_prompt_file_is_the_same_as_its_text(generate, tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_text("Grüße", encoding="utf-8")
+    from_file = generate("--prompt_file", file, "--max_new_tokens", 8)
+    assert from_file.code == 0
+    assert from_file.out == generate("--prompt", "Grüße", "--max_new_tokens", 8).out
+
+
+def test_without_a_prompt_it_begins_from_bos(generate):
+    result = generate("--max_new_tokens", 4)
+    assert result.code == 0 and "prompt 1 tokens" in result.err
+
+
+def test_without_a_prompt_and_without_bos_it_says_so(generate, make_llama):
+    assert generate(model=make_llama(bos_token_id=None)).refused("prompt", "bos")
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_several_prompts_give_each_its_own_completion(generate, engine):
+    texts = ["a", "some words", "xyz"]
+    alone = [generate("--prompt", text, "--max_new_tokens", 6, engine=engine).out for text in texts]
+    words = [word for text in texts for word in ("--prompt", text)]
+    together = generate(*words, "--max_new_tokens", 6, engine=engine)
+    assert together.out == "\n\n".join(text.removesuffix("\n") for text in alone) + "\n"
+
+
+def test_text_ends_before_a_stop_string(generate):
+    whole = generate("--prompt", "abc", "--max_new_tokens", 40).out.removesuffix("\n")
+    stop = whole[7:9]
+    cut = generate("--prompt", "abc", "--max_new_tokens", 40, "--stop", stop)
+    assert cut.out == whole[: whole.index(stop)] + "\n"
+
+
+def test_a_stopped_row_stays_stopped_while_others_go_on(generate):
+    whole = generate("--prompt", "abc", "--max_new_tokens", 40).out.removesuffix("\n")
+    stop = whole[7:9]
+    words = ("--prompt", "abc", "--prompt", "other", "--max_new_tokens", 40, "--stop", stop)
+    first = generate(*words, engine="fast").out.split("\n\n")[0]
+    assert first == whole[: whole.index(stop)]
+
+
+def test_a_stop_string_that_is_a_special_token_ends_the_text(generate, make_llama):
+    model = make_llama(eos_token_id=first_token("abc", make_llama(name="plain")))
+    file = model / "tokenizer.json"
+    inner = Tokenizer.from_file(str(file))
+    values = json.loads((model / "config.json").read_text())
+    stop = inner.id_to_token(values["eos_token_id"])
+    inner.add_special_tokens([stop])
+    inner.save(str(file))
+    words = ("--prompt", "abc", "--prompt", "ab", "--max_new_tokens", 4, "--ignore_eos")
+    whole = generate(*words, model=model).out.split("\n\n")
+    ended = generate(*words, "--stop", stop, model=model).out.split("\n\n")
+    assert len(whole[0]) > 0 and ended[0] == ""
+
+
+def test_eos_ends_the_text_unless_ignored(generate, make_llama):
+    eos = first_token("abc", make_llama(name="plain"))
+    model = make_llama(eos_token_id=eos)
+    assert generate("--prompt", "abc", "--max_new_tokens", 4, model=model).out == "\n"
+    longer = generate("--prompt", "abc", "--ignore_eos", "--max_new_tokens", 4, model=model)
+    assert len(longer.out) > 1
+
+
+def first_token(text: str, model) -> int:
+    """The greedy token behind a text."""
+    from planish.reference.files.load import open_checkpoint
+    from planish.reference.text.engine import Engine
+    from planish.reference.text.tokenizer import load_tokenizer
+
+    checkpoint = open_checkpoint(model)
+    tokens = load_tokenizer(model, checkpoint.config).encode(text)
+    return int(np.argmax(Engine(checkpoint).forward(tokens)[-1]))
+
+
+def test_no_new_tokens_is_an_empty_line(generate):
+    result = generate("--prompt", "abc", "--max_new_tokens", 0)
+    assert (result.code, result.out) == (0, "\n")
+
+
+# 128 positions; the last new token is never fed back and needs none
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+@pytest.mark.parametrize(("length", "new"), [(128, 1), (127, 2), (127, 1), (64, 65), (128, 0)])
+def test_what_fits_the_cache_to_the_last_slot_is_computed(generate, engine, length, new):
+    words = ("--prompt", "x" * length, "--max_new_tokens", new, "--ignore_eos")
+    result = generate(*words, engine=engine)
+    assert result.code == 0
+    assert f"prompt {length} tokens" in result.err or new == 0
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+@pytest.mark.parametrize(("length", "new"), [(129, 0), (129, 1), (128, 2), (127, 3), (64, 66)])
+def test_what_does_not_fit_the_cache_is_refused(generate, engine, length, new):
+    words = ("--prompt", "x" * length, "--max_new_tokens", new)
+    assert generate(*words, engine=engine).refused("prompt", "do not fit", "128")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--prompt", ""], ["prompt", "is empty"]),
+        (["--prompt", "a", "--prompt", ""], ["prompt", "is empty"]),
+        (["--prompt", "a\udcffb"], ["prompt", "surrogate"]),
+        (["--prompt_file", "/no/such/file"], ["/no/such/file", "No such file"]),
+        (["--prompt_file", "/"], ["/", "directory"]),
+        (["--max_new_tokens", "-1"], ["max_new_tokens", "-1"]),
+        (["--max_new_tokens", 10**30], ["do not fit"]),
+        (["--temperature", "nan"], ["temperature", "nan"]),
+        (["--temperature", "-1"], ["temperature", "-1"]),
+        (["--temperature", "inf"], ["temperature", "inf"]),
+        (["--top_p", "0"], ["top_p", "0.0"]),
+        (["--top_p", "1.5"], ["top_p", "1.5"]),
+        (["--top_p", "nan"], ["top_p", "nan"]),
+        (["--top_k", "99999999"], ["top_k", "0..300", "99999999"]),
+        (["--top_k", "-2"], ["top_k", "-2"]),
+        (["--seed", "-1"], ["seed", "-1"]),
+        (["--seed", 2**64], ["seed"]),
+        (["--stop", ""], ["stop", "is empty"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)).encode("ascii", "replace").decode()[:30],
+)
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_bad_input_is_refused_before_anything_is_computed(generate, engine, words, expected):
+    more = () if words[0].startswith("--prompt") else ("--prompt", "abc")
+    assert generate(*words, *more, engine=engine).refused(*expected)
+
+
+def test_a_prompt_file_must_be_utf8_and_not_empty(generate, tmp_path):
+    latin, empty = tmp_path / "latin.txt", tmp_path / "empty.txt"
+    latin.write_bytes("Grüße".encode("latin-1"))
+    empty.write_bytes(b"")
+    assert generate("--prompt_file", latin).refused("latin.txt", "UTF-8", "byte 2")
+    assert generate("--prompt_file", empty).refused("is empty")
+
+
+def test_a_prompt_that_is_no_text_is_refused_in_a_shell(shell, tiny_llama):
+    result = shell(
+        "generate", "--model", tiny_llama, "--prompt", b"a\xff".decode(errors="surrogateescape")
+    )
+    assert result.refused("prompt", "surrogate")
+
+
+def test_a_compilation_cache_that_cannot_be_made_is_refused(generate, tiny_llama):
+    where = tiny_llama / "config.json" / "cache"
+    result = generate("--compilation_cache", where, engine="fast")
+    assert result.refused("compilation_cache", "config.json")
+
+
+@pytest.mark.parametrize(("length", "room"), [(128, 1), (28, 101)])
+def test_without_a_number_as_many_tokens_come_as_fit(generate, length, room):
+    result = generate("--prompt", "x" * length, "--ignore_eos")
+    limits = "the model's 128 positions leave no more"
+    assert result.code == 0
+    assert f"max_new_tokens: {room} instead of 128, as {limits}\n" in result.err
+
+
+def test_without_a_number_a_prompt_with_room_gets_128_and_one_without_is_refused(generate):
+    assert "128 new tokens" in (result := generate("--prompt", "x", "--ignore_eos")).err
+    assert "instead" not in result.err
+    assert generate("--prompt", "x" * 129).refused("do not fit", "128", "129")
