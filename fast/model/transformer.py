@@ -19,7 +19,9 @@ from jax import lax
 from planish.fast.model import moe as experts
 from planish.fast.model.cache import KVCache, LayerCache, append, empty_layer, is_tiled, read
 from planish.fast.model.weights import PlacedExperts
+from planish.fast.native import attention as native_attention
 from planish.fast.native import linear as native
+from planish.fast.native import sampling as native_sampling
 from planish.fast.xla.layers import ACTIVATIONS, attention, by_parts, capped, normalize, rotate
 from planish.fast.xla.linear import linear, project
 from planish.reference.model.config import ModelConfig
@@ -34,7 +36,7 @@ DecodeState = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, KVCac
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Draw:
-    """How decode_tokens samples: native.sampling_settings, random numbers, ids that end a row."""
+    """How decode_tokens samples: sampling_settings(), random numbers, ids that end a row."""
 
     settings: jax.Array  # int32 [5]
     uniform: jax.Array  # int32 [steps, B, 2]
@@ -134,7 +136,7 @@ def mix(
     if is_tiled(past):
         options["interleaved"] = rope is not None and rope.interleaved
         sizes = config.num_kv_heads, config.head_dim
-        return native.attention(q, k, v, positions, table, past, *sizes, **options)
+        return native_attention.attention(q, k, v, positions, table, past, *sizes, **options)
     q, k, v = (by_head(config, y) for y in (q, k, v))
     if rope is not None and table is not None:
         cos, sin = (angles[positions] for angles in table)  # [B, T, dim / 2]
@@ -303,7 +305,7 @@ def decode_tokens(
         step, tokens, positions, ended, found, cache = state
         x, cache = extend(config, weights, tokens[:, None], positions[:, None], cache, tables)
         logits = unembed(config, weights, x)[:, 0]
-        tokens = native.sample(logits, draw.settings, draw.uniform[step])
+        tokens = native_sampling.sample(logits, draw.settings, draw.uniform[step])
         ended = ended | jnp.any(tokens[:, None] == draw.ends[None, :], axis=1)
         found = lax.dynamic_update_slice(found, tokens[None], (step, jnp.int32(0)))
         return step + 1, tokens, jnp.minimum(positions + 1, last), ended, found, cache

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from planish.fast.model import weights as fast_weights
+from planish.fast.native import attention as native_attention
 from planish.fast.native import linear as native_linear
 from planish.reference.tiles import TiledWeight
 from tests.compare.conftest import Mutation, wrap
@@ -253,31 +254,31 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "a position too early": (
         "W8A8",
         "float32",
-        wrap(native_linear, ATTENTION, one_token_early),
+        wrap(native_attention, ATTENTION, one_token_early),
         "attention",
     ),
     "not rotated": (
         "float",
         "float32",
-        wrap(native_linear, ATTENTION, unrotated),
+        wrap(native_attention, ATTENTION, unrotated),
         "attention",
     ),
     "attention a little too sharp": (
         "W8A8",
         "float32",
-        wrap(native_linear, ATTENTION, a_little_sharper),
+        wrap(native_attention, ATTENTION, a_little_sharper),
         "attention",
     ),
     "attention a little too sharp over INT8": (
         "float",
         "int8",
-        wrap(native_linear, ATTENTION, a_little_sharper),
+        wrap(native_attention, ATTENTION, a_little_sharper),
         "attention",
     ),
     "scales of keys for those of values": (
         "W8A8",
         "int8",
-        wrap(native_linear, ATTENTION, written(lambda k, v, s, t: (k, v, t, s))),
+        wrap(native_attention, ATTENTION, written(lambda k, v, s, t: (k, v, t, s))),
         "keys in the cache, scale",
     ),
     "slots moved within their tile": (
@@ -293,7 +294,7 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "last slot lost": (
         "float",
         "int8",
-        wrap(native_linear, ATTENTION, written(last_slot_lost)),
+        wrap(native_attention, ATTENTION, written(last_slot_lost)),
         "values in the cache, codes",
     ),
 }
