@@ -52,7 +52,7 @@ def embed(
         x = linear(x, weights.project_in)
     if weights.positions is not None:
         x = x + weights.positions[positions + (config.position_offset or 0)]
-    return normalize(x, weights.embed_norm, config)
+    return normalize(x, weights.embed_norm)
 
 
 def block_forward(
@@ -69,15 +69,15 @@ def block_forward(
     before, after = block.attention_norm, block.attention_output_norm
     if config.norm_placement == "post":
         x, past = attend(config, block, x, positions, past, tables, residual=x)
-        x = normalize(x, before, config)
-        return normalize(mlp(config, block.mlp, x, residual=x), block.mlp_norm, config), past
+        x = normalize(x, before)
+        return normalize(mlp(config, block.mlp, x, residual=x), block.mlp_norm), past
     if not config.norms_output:
         x, past = attend(config, block, x, positions, past, tables, before, residual=x)
         return mlp(config, block.mlp, x, block.mlp_norm, residual=x), past
     attended, past = attend(config, block, x, positions, past, tables, before)
-    x = x + normalize(attended, after, config)
+    x = x + normalize(attended, after)
     mixed = mlp(config, block.mlp, x, block.mlp_norm)
-    return x + normalize(mixed, block.mlp_output_norm, config), past
+    return x + normalize(mixed, block.mlp_output_norm), past
 
 
 def parallel_forward(
@@ -94,7 +94,7 @@ def parallel_forward(
     if not config.shared_norm or isinstance(weights, PlacedExperts) or weights.gate is not None:
         y, past = attend(config, block, x, positions, past, tables, block.attention_norm, x)
         return mlp(config, weights, x, norm, residual=y), past
-    q, k, v, inner = project(config, x, norm, (block.q, block.k, block.v, weights.up))
+    q, k, v, inner = project(x, norm, (block.q, block.k, block.v, weights.up))
     mixed, past = mix(config, block, q, k, v, positions, past, tables)
     inner = ACTIVATIONS[config.activation](inner)
     return linear(inner, weights.down, linear(mixed, block.o, x)), past
@@ -111,7 +111,7 @@ def attend(
     residual: jax.Array | None = None,
 ) -> tuple[jax.Array, LayerCache]:
     """Attention of norm(x) over the slots + residual -> [B, T, D], and the slots written."""
-    q, k, v = project(config, x, norm, (block.q, block.k, block.v))
+    q, k, v = project(x, norm, (block.q, block.k, block.v))
     mixed, past = mix(config, block, q, k, v, positions, past, tables)
     return linear(mixed, block.o, residual), past
 
@@ -152,11 +152,11 @@ def heads(
     if config.qkv_clip is not None:
         q, k, v = (jnp.clip(y, -config.qkv_clip, config.qkv_clip) for y in (q, k, v))
     if config.qk_norm == "width":
-        return normalize(q, block.q_norm, config), normalize(k, block.k_norm, config), v
+        return normalize(q, block.q_norm), normalize(k, block.k_norm), v
     if config.qk_norm is None:
         return q, k, v
     pairs = (q, block.q_norm), (k, block.k_norm)
-    q, k = (normalize(by_head(config, y), norm, config).reshape(y.shape) for y, norm in pairs)
+    q, k = (normalize(by_head(config, y), norm).reshape(y.shape) for y, norm in pairs)
     return q, k, v
 
 
@@ -180,13 +180,13 @@ def mlp(
         return experts.mixture(config, weights, x, norm, residual)
     act = ACTIVATIONS[config.activation]
     if weights.gate is None:
-        inner = act(project(config, x, norm, (weights.up,))[0])
+        inner = act(project(x, norm, (weights.up,))[0])
         return linear(inner, weights.down, residual)
     both = weights.gate, weights.up
     if config.activation == "silu" and native.alike(both):
-        inner = native.linears(x, both, norm, config.norm, config.norm_eps, gated=True)[0]
+        inner = native.linears(x, both, norm, gated=True)[0]
     else:
-        gate, up = project(config, x, norm, both)
+        gate, up = project(x, norm, both)
         inner = act(gate) * up
     return linear(inner, weights.down, residual)
 
@@ -194,9 +194,9 @@ def mlp(
 def unembed(config: ModelConfig, weights: Weights, x: jax.Array) -> jax.Array:
     """Final norm and head: [B, T, D] -> logits [B, T, V]."""
     if weights.project_out is None:
-        logits = project(config, x, weights.final_norm, (weights.head,))[0]
+        logits = project(x, weights.final_norm, (weights.head,))[0]
     else:
-        x = project(config, x, weights.final_norm, (weights.project_out,))[0]
+        x = project(x, weights.final_norm, (weights.project_out,))[0]
         logits = linear(x, weights.head)
     return capped(logits, config.logit_cap)
 

@@ -54,8 +54,8 @@ def next_input(linears, x, *arguments, **options):
 def with_options(**changes):
     """A call of native.linears with some of its operands replaced."""
 
-    def call(linears, x, layers, norm=None, norm_kind="", eps=0.0, **options):
-        values = {"norm": norm, "norm_kind": norm_kind, "eps": eps, **options}
+    def call(linears, x, layers, norm=None, **options):
+        values = {"norm": norm, **options}
         values |= {key: change(values[key]) for key, change in changes.items() if key in values}
         return linears(x, layers, **values)
 
@@ -220,7 +220,11 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "epsilon of the norm a hundred times too large": (
         "W4A8",
         "float32",
-        wrap(native_linear, LINEARS, with_options(eps=lambda eps: 100 * eps)),
+        wrap(
+            native_linear,
+            LINEARS,
+            with_options(norm=lambda norm: norm and replace(norm, eps=100 * norm.eps)),
+        ),
         "attention_norm",
     ),
     "keys for values": (
@@ -285,7 +289,7 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
         "W8A8",
         "int8",
         wrap(
-            native_linear,
+            native_attention,
             ATTENTION,
             written(lambda k, *rest: (jnp.roll(k, 1, axis=-1), *rest)),
         ),

@@ -85,8 +85,8 @@ def test_an_input_of_another_width_is_refused():
 
 
 def test_a_norm_of_another_width_is_refused():
-    norm = Norm(np.ones(95, np.float32))
-    found = of(layer(), norm=norm, norm_kind="rms_norm")
+    norm = Norm(weight=np.ones(95, np.float32), kind="rms_norm", eps=1e-5)
+    found = of(layer(), norm=norm)
     assert "norm weight is [95], expected 96 entries" in found
 
 
