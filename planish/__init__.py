@@ -12,6 +12,7 @@ command `planish`, the only room where flags are read:
     terminal/        flags given, streams, the bar, JSON, Ctrl-C
     engines          which engine runs a model
     cache            where programs are kept
+    process          what the command claims of jax
     architectures    the table of inspect
     demo, figure     make demo, and its picture
 """

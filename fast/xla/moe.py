@@ -1,7 +1,7 @@
-"""A mixture of experts, as reference/model.py defines it: a token reads its own experts alone.
+"""A mixture of experts by XLA, as reference/model/transformer.py defines it.
 
-Rows are grouped by expert. The kernels do it in two calls (native_experts.py); the portable form
-takes the groups in tiles of as many rows as an expert has on average, one after another:
+A token reads the experts that it chooses. Rows are grouped by expert, and the groups are taken in
+tiles of as many rows as an expert has on average, one after another:
 
     token   0     1     2    3        experts    0        1     3
     chosen  0 3   0 1   3 0  0 1      tiles      0 1 | 2 3 | 1 3 | 0 2
@@ -18,57 +18,31 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from planish.fast.model.backend import Normed
+from planish.fast.model.layers import ACTIVATIONS, normalize
 from planish.fast.model.weights import PlacedExperts
-from planish.fast.native import linear as native
-from planish.fast.native import moe as native_experts
-from planish.fast.xla.layers import ACTIVATIONS, normalize
-from planish.fast.xla.linear import FEW_ROWS, linear
-from planish.reference.linear import Linear, float_weight
+from planish.fast.xla.linear import linear
+from planish.reference.linear import Linear
 from planish.reference.model.config import ModelConfig
-from planish.reference.model.layers import Norm
-from planish.reference.tiles import TiledWeight
 
 MOST_ROWS = 64  # of a tile
 
 
 def mixture(
-    config: ModelConfig,
-    experts: PlacedExperts,
-    x: jax.Array,
-    norm: Norm | None = None,
-    residual: jax.Array | None = None,
+    config: ModelConfig, weights: PlacedExperts, x: Normed, residual: jax.Array | None = None
 ) -> jax.Array:
-    """Each token of norm(x) through its top experts, weighted by the router, + residual.
-
-    x [B, T, D] -> [B, T, D].
-    """
-    if isinstance(experts.up.weight, TiledWeight):
-        n, shares, chosen = native_route(config, experts, x, norm)
-        return native_mixture(config, experts, n, shares, chosen, residual)
-    n, shares, chosen = portable_route(config, experts, x, norm)
-    y = portable_mixture(config, experts, n, shares, chosen)
+    """Each token of x [B, T, D] through its top experts, weighted by the router, + residual."""
+    n, shares, chosen = route_normed(config, weights, x)
+    y = mix_experts(config, weights, n, shares, chosen)
     return y if residual is None else residual + y
 
 
-def portable_route(
-    config: ModelConfig, experts: PlacedExperts, x: jax.Array, norm: Norm | None
+def route_normed(
+    config: ModelConfig, weights: PlacedExperts, x: Normed
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """norm(x) [B, T, D], and the shares and the experts of each row [R, P]."""
-    n = x if norm is None else normalize(x, norm)
-    return n, *route(config, linear(n, experts.router))
-
-
-def native_route(
-    config: ModelConfig, experts: PlacedExperts, x: jax.Array, norm: Norm | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The same in one call, for few rows; of many XLA's product is faster."""
-    rows, router = x.reshape(-1, x.shape[-1]), experts.router
-    if config.moe is None or router.bias is not None or len(rows) > FEW_ROWS:
-        return portable_route(config, experts, x, norm)
-    how = config.moe.top_k, config.moe.normalized, norm
-    weight = jnp.asarray(float_weight(router))
-    n, shares, chosen = native_experts.route(rows, weight, *how)
-    return n.reshape(x.shape), shares, chosen
+    """x, normalized [B, T, D], and the shares and the experts of each row [R, P]."""
+    n = normalize(x.raw, x.norm)
+    return n, *route(config, linear(n, weights.router))
 
 
 def route(config: ModelConfig, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -80,34 +54,6 @@ def route(config: ModelConfig, scores: jax.Array) -> tuple[jax.Array, jax.Array]
     if config.moe.normalized:
         shares = shares / jnp.sum(shares, axis=-1, keepdims=True)
     return shares, chosen
-
-
-def native_mixture(
-    config: ModelConfig,
-    experts: PlacedExperts,
-    x: jax.Array,
-    shares: jax.Array,
-    chosen: jax.Array,
-    residual: jax.Array | None = None,
-    isa: str = "",
-) -> jax.Array:
-    """The kernels' form: x [B, T, D], shares and chosen [R, P] -> [B, T, D]."""
-    rows, sequences = x.reshape(-1, x.shape[-1]), x.shape[0]
-
-    def through(*layers: Linear) -> jax.Array:  # [R * P, F]
-        return native_experts.expert_linears(rows, chosen, layers, sequences, isa)
-
-    act, gate = ACTIVATIONS[config.activation], experts.gate
-    if gate is None:
-        inner = act(through(experts.up))
-    elif config.activation == "silu" and native.alike((gate, experts.up)):
-        inner = through(gate, experts.up)
-    else:
-        inner = act(through(gate)) * through(experts.up)
-    added = None if residual is None else residual.reshape(rows.shape)
-    down = experts.down
-    y = native_experts.expert_sums(inner, chosen, shares, down, added, sequences, isa)
-    return y.reshape(*x.shape[:-1], -1)
 
 
 @jax.tree_util.register_dataclass
@@ -137,21 +83,21 @@ def tile_rows(pairs: int, experts: int) -> int:
     return min(MOST_ROWS, 1 << (-(-pairs // experts) - 1).bit_length())
 
 
-def portable_mixture(
+def mix_experts(
     config: ModelConfig,
-    experts: PlacedExperts,
+    weights: PlacedExperts,
     x: jax.Array,
     shares: jax.Array,
     chosen: jax.Array,
 ) -> jax.Array:
-    """XLA's form: x [B, T, D], shares and chosen [R, P] -> [B, T, D].
+    """sum over each row's experts of share * expert(x): x [B, T, D], shares and chosen [R, P].
 
-    per_tensor activations have a scale for an expert's rows of one sequence (SPEC 2), which must
-    then lie in one tile.
+    per_tensor activations have a scale for an expert's rows of one sequence (docs/spec.md,
+    section 2), so these rows are then one tile.
     """
     rows, places = x.reshape(-1, x.shape[-1]), chosen.shape[1]
-    together = "per_tensor" in (experts.up.activation, experts.down.activation)
-    count = experts.router.weight.shape[0]
+    together = "per_tensor" in (weights.up.activation, weights.down.activation)
+    count = weights.router.weight.shape[0]
     size = x.shape[1] if together else tile_rows(chosen.size, count)
     groups = group_rows(chosen, count, size, x.shape[1] if together else None)
     ends, starts = jnp.cumsum(groups.tiles), jnp.cumsum(groups.counts) - groups.counts
@@ -165,7 +111,7 @@ def portable_mixture(
         pair = groups.order[jnp.where(here, starts[group] + place, 0)]
         row = pair // places
         inputs = jnp.where(here[:, None], rows[row], jnp.float32(0))
-        mixed = one_expert(config, experts, group % count, inputs, here)
+        mixed = one_expert(config, weights, group % count, inputs, here)
         share = shares.reshape(-1)[pair]
         row = jnp.where(here, row, rows.shape[0])  # out of range: dropped
         return tile + 1, y.at[row].add(share[:, None] * mixed, mode="drop")
@@ -178,7 +124,7 @@ def portable_mixture(
 
 
 def one_expert(
-    config: ModelConfig, experts: PlacedExperts, index: jax.Array, x: jax.Array, here: jax.Array
+    config: ModelConfig, weights: PlacedExperts, index: jax.Array, x: jax.Array, here: jax.Array
 ) -> jax.Array:
     """Rows x [S, D] through one expert -> [S, D]; rows that are not `here` are kept at zero."""
 
@@ -186,8 +132,8 @@ def one_expert(
         return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, keepdims=False), stack)
 
     act: Any = ACTIVATIONS[config.activation]
-    inner = linear(x[None], take(experts.up))
-    gate = experts.gate
+    inner = linear(x[None], take(weights.up))
+    gate = weights.gate
     inner = act(inner) if gate is None else act(linear(x[None], take(gate))) * inner
     inner = jnp.where(here[None, :, None], inner, jnp.float32(0))
-    return linear(inner, take(experts.down))[0]
+    return linear(inner, take(weights.down))[0]
