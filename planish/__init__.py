@@ -11,6 +11,7 @@ command `planish`, the only room where flags are read:
     verbs/           one file for each verb
     terminal/        flags given, streams, the bar, JSON, Ctrl-C
     engines          which engine runs a model
+    calibration      which text quantize calibrates on, and how long that takes
     cache            where programs are kept
     architectures    the table of inspect
     demo, figure     make demo, and its picture

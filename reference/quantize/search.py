@@ -28,10 +28,11 @@ SEARCH_SAMPLES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Smoothing:
-    """The alpha of each block, and the absmax of each where a search has observed it already."""
+    """The alpha of each block; and where it was searched for, what was found on the way."""
 
     alphas: list[float]
-    observed: list[ChannelAbsmax] | None = None
+    errors: np.ndarray | None = None  # [blocks, alphas tried]
+    observed: list[ChannelAbsmax] | None = None  # of each block, on all samples
 
 
 def search_alpha(
@@ -59,8 +60,9 @@ def search_alpha(
         errors.append([output_error(few, outcome, expected) for outcome in found])
         observed.append(absmax)
         hidden = outputs
-    best = best_alphas(np.array(errors), alphas, per_block=recipe.alpha == "search_per_block")
-    return Smoothing(alphas=best, observed=observed)
+    table = np.array(errors)
+    best = best_alphas(table, alphas, per_block=recipe.alpha == "search_per_block")
+    return Smoothing(alphas=best, errors=table, observed=observed)
 
 
 @dataclass(frozen=True, kw_only=True)
