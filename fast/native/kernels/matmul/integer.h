@@ -1,12 +1,12 @@
 // INT8 x INT8 and INT4 x INT8 products of quantized rows with tiles of weights.
 #pragma once
 
-#include "kernels.h"
-#include "unroll.h"
+#include "../table.h"
+#include "../vector/unroll.h"
+#include "pack.h"
 
 namespace planish::PLANISH_ISA {
 
-constexpr int64_t kAhead = 2048;  // bytes that a stream of weights is fetched ahead
 constexpr int64_t kScalesAhead = 1024;  // and the scales beside it
 
 // Adds the products of blocks first..last of C tiles with R rows, of P packed together, to
@@ -173,6 +173,23 @@ void integer_tiles(const Weight& w, const Rows& rows, const Output& out, int64_t
     }
   }
   for (; tile < end; ++tile) all_rows<V, 1, true>(w, rows, out, tile);
+}
+
+// `rounds` times 16 independent products of 64 bytes with 4: 2048 operations a round.
+template <class V>
+int32_t multiply_registers(int64_t rounds) {
+  typename V::Ints sum[16];
+  unroll<16>([&](auto i) PLANISH_INLINE { sum[i] = V::ints(i); });
+  const uint8_t weights[kTileBytes] = {1, 2, 3};
+  const int8_t inputs[4] = {1, -1, 1, -1};
+  const auto w = V::int8_weights(weights);
+  const auto four = V::four(inputs);
+  for (int64_t round = 0; round < rounds; ++round) {
+    unroll<16>([&](auto i) PLANISH_INLINE { V::dot_int8(sum[i], w, four); });
+  }
+  typename V::Ints total = V::ints(0);
+  unroll<16>([&](auto i) PLANISH_INLINE { total = V::add(total, sum[i]); });
+  return V::sum(total);
 }
 
 }  // namespace planish::PLANISH_ISA

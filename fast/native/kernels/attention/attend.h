@@ -1,151 +1,13 @@
-// Attention of new tokens over the cache, in float32: rotary positions, cache write, softmax.
-//
-// Keys lie in tiles of 16 slots, [S / 16, D, 16], so that one vector holds 16 scores; values lie
-// as [S, D]. Slots are taken 128 at a time with a running maximum and sum (Milakov and Gimelshein
-// 2018; FlashAttention), so memory does not grow with the context. Eight query rows that share
-// their keys are computed together.
+// Attention of query rows over the cache, in float32. Eight rows that share their keys are computed
+// together, over 128 slots at a time.
 #pragma once
 
-#include "elementwise.h"
-#include "float_products.h"
-#include "rows.h"
+#include "../matmul/products.h"
+#include "cache.h"
 #include "scores.h"
+#include "softmax.h"
 
 namespace planish::PLANISH_ISA {
-
-constexpr int64_t kSlots = 128;  // slots of one step of the running softmax
-
-// Pairs (i, i + rotary / 2) of one head, or neighbours (2i, 2i + 1), as reference/rope.py.
-template <class V>
-void rotate(const Attention& a, const float* x, int32_t position, float* out) {
-  const int64_t half = a.rotary / 2;
-  const float* cos = a.cos + position * half;
-  const float* sin = a.sin + position * half;
-  int64_t i = a.interleaved ? half : 0;
-  for (int64_t pair = 0; pair < i; ++pair) {
-    const float first = x[2 * pair], second = x[2 * pair + 1];
-    out[2 * pair] = first * cos[pair] - second * sin[pair];
-    out[2 * pair + 1] = second * cos[pair] + first * sin[pair];
-  }
-  for (; i + kTile <= half; i += kTile) {
-    const auto c = V::load(cos + i), s = V::load(sin + i);
-    const auto first = V::load(x + i), second = V::load(x + half + i);
-    V::store(out + i, V::subtract(V::multiply(first, c), V::multiply(second, s)));
-    V::store(out + half + i, V::add(V::multiply(second, c), V::multiply(first, s)));
-  }
-  for (; i < half; ++i) {
-    out[i] = x[i] * cos[i] - x[half + i] * sin[i];
-    out[half + i] = x[half + i] * cos[i] + x[i] * sin[i];
-  }
-  for (i = a.rotary; i < a.head_dim; ++i) out[i] = x[i];
-}
-
-// One head's new keys and values into their slot. scratch: D + 16 floats.
-template <class V>
-void write_head(const Attention& a, int64_t token, int64_t head, float* scratch) {
-  const int64_t d = a.head_dim, slot = a.positions[token];
-  const int64_t place = token / a.tokens * a.kv_heads + head;
-  const int64_t key_at = (place * a.slots + (slot & ~15)) * d + (slot & 15);
-  const int64_t value_at = (place * a.slots + slot) * d;
-  const float* k = a.k + (token * a.kv_heads + head) * d;
-  const float* v = a.v + (token * a.kv_heads + head) * d;
-  if (a.rotary) {
-    rotate<V>(a, k, slot, scratch);
-    k = scratch;
-  }
-  if (!a.int8) {
-    float* keys = static_cast<float*>(a.keys) + key_at;
-    for (int64_t i = 0; i < d; ++i) keys[i * 16] = k[i];
-    __builtin_memcpy(static_cast<float*>(a.values) + value_at, v, sizeof(float) * d);
-    return;
-  }
-  int8_t* keys = static_cast<int8_t*>(a.keys) + key_at;
-  int8_t* values = static_cast<int8_t*>(a.values) + value_at;
-  int8_t codes[16];
-  const float key_scale = int8_scale(absmax<V>(k, d)), value_scale = int8_scale(absmax<V>(v, d));
-  for (int64_t i = 0; i < d; i += 16) {
-    quantize<V>(k + i, 16, key_scale, codes, 4);
-    for (int64_t j = 0; j < 16; ++j) keys[(i + j) * 16] = codes[j];
-    quantize<V>(v + i, 16, value_scale, values + i, 4);
-  }
-  a.key_scales[place * a.slots + slot] = key_scale;
-  a.value_scales[place * a.slots + slot] = value_scale;
-}
-
-// Tokens first..last of the batch. What pads a chunk repeats its last token at the same position
-// and is written once.
-template <class V>
-void write_slots(const Attention& a, int64_t first, int64_t last, float* scratch) {
-  for (int64_t head = 0; head < a.kv_heads; ++head) {
-    for (int64_t token = first; token < last; ++token) {
-      const bool again = token % a.tokens > 0 && a.positions[token] == a.positions[token - 1];
-      if (!again) write_head<V>(a, token, head, scratch);
-    }
-  }
-}
-
-// scores[r][s] *= scales[s]: of keys behind their products, of values before.
-template <class V>
-void scale_slots(float* scores, int64_t rows, const float* scales, int64_t slots) {
-  for (int64_t s = 0; s < slots; s += kTile) {
-    const auto scale = V::load(scales + s);
-    for (int64_t r = 0; r < rows; ++r) {
-      float* place = scores + r * kSlots + s;
-      V::store(place, V::multiply(V::load(place), scale));
-    }
-  }
-}
-
-// The largest score of each row so far, and by what the sums until now shrink: exp(old - new).
-template <class V, int R>
-void raise_largest(const QueryTile& t, const float* scores, int64_t slots, float* fade) {
-  alignas(64) float change[kTile] = {};
-  for (int64_t r = 0; r < t.count; ++r) {
-    const float* row = scores + r * kSlots;
-    auto most = V::load(row);
-    for (int64_t s = kTile; s < slots; s += kTile) most = V::max(most, V::load(row + s));
-    const float largest = V::largest(most);
-    if (largest > t.largest[r]) {
-      change[r] = t.largest[r] - largest;
-      t.largest[r] = largest;
-    }
-  }
-  V::store(fade, exp<V>(V::load(change)));
-}
-
-// The slots of a step that one row may read, begin <= s < end; none if begin == end.
-struct Reach {
-  int64_t begin, end;
-};
-
-inline Reach reach(const Attention& a, int64_t position, int64_t slot, int64_t slots) {
-  int64_t end = position + 1 - slot, begin = end - a.window;
-  end = end < 0 ? 0 : end < slots ? end : slots;
-  begin = begin < 0 ? 0 : begin < end ? begin : end;
-  return {begin, end};
-}
-
-inline void fill_outside(const Reach& in, int64_t slots, float value, float* row) {
-  for (int64_t s = 0; s < in.begin; ++s) row[s] = value;
-  for (int64_t s = in.end; s < slots; ++s) row[s] = value;
-}
-
-// exp(score - largest) of one row, zero out of reach; returns their sum.
-template <class V>
-float weigh(float* row, float largest, int64_t slots, const Reach& in) {
-  const auto shift = V::floats(largest);
-  auto total = V::floats(0.0f);
-  for (int64_t s = 0; s < slots; s += kTile) {
-    const auto e = exp<V>(V::subtract(V::load(row + s), shift));
-    V::store(row + s, e);
-    total = V::add(total, e);
-  }
-  if (in.end - in.begin == slots) return V::sum(total);
-  fill_outside(in, slots, 0.0f, row);
-  total = V::floats(0.0f);
-  for (int64_t s = 0; s < slots; s += kTile) total = V::add(total, V::load(row + s));
-  return V::sum(total);
-}
 
 // One step: scores of R rows with `slots` slots (a multiple of 16), softmax so far, mixed values.
 // Keys and values are floats, or codes whose scales (of this step's slots) are multiplied in here.
@@ -234,7 +96,7 @@ void attend(const Attention& a, const QueryTile& t, float* scratch) {
 }
 
 inline int64_t attention_scratch(const Attention&) {
-  return kRowTile * (kMostHead + kSlots);
+  return kQueryRows * (kMostHead + kSlots);
 }
 
 // Parts of the same rows over successive slots into one, and divided: the output.

@@ -35,15 +35,15 @@
 
 namespace planish {
 
-constexpr int64_t kTile = 16;      // outputs of a tile
+constexpr int64_t kTile = 16;  // outputs of a tile
 constexpr int64_t kTileBytes = 64;
-constexpr int64_t kRowTile = 8;    // rows that are multiplied together at most
-constexpr int64_t kMostHead = 256; // the widest head of attention
+constexpr int64_t kQueryRows = 8;   // query rows of attention that are computed together
+constexpr int64_t kMostHead = 256;  // the widest head of attention
 
-// Rows are taken in blocks of 8, and what is left in blocks of 4, 2 and 1.
-inline int64_t row_tile(int64_t left) {
-  return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-}
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// scale = max(absmax, 1e-5) / 127 of INT8 activations (docs/spec.md 2); NaN stays NaN.
+inline float int8_scale(float absmax) { return (absmax < 1e-5f ? 1e-5f : absmax) / 127.0f; }
 
 // One linear's weights. groups == 1 for INT8 and for whole-row INT4.
 struct Weight {
@@ -73,19 +73,15 @@ struct Source {
   int64_t inputs;       // K
 };
 
-// Quantized rows, or float rows, in row tiles: a tile of R rows from row r on begins at
-// r * steps * 4 codes (r * groups sums, r * scale_groups scales) and holds [steps, R, 4] codes.
-struct Rows {
-  int8_t* codes;
-  float* scales;     // [groups or 1, R] in each tile
-  int32_t* sums;     // [groups, R]: sums of codes, for the zero points
-  float* floats;     // float rows instead: [steps * 4, R] in each tile
+// Rows made ready for a linear: quantized, or in floats. What the memory holds is known only to the
+// instruction set that packs them; it may depend on every other field.
+struct PackedRows {
+  uint8_t* memory;  // packed_bytes() of them, aligned to 64
   Granularity granularity;
   int64_t rows;
-  int64_t steps;     // of 4 inputs, an even number
-  int64_t groups;    // of the weights
-  int64_t group_inputs;
-  int64_t scale_groups;
+  int64_t inputs;        // K
+  int64_t groups;        // of the weights
+  int64_t group_inputs;  // inputs of one group
 };
 
 struct Output {
@@ -119,8 +115,8 @@ struct Attention {
   bool bfloat16;           // biases are rounded
 };
 
-// Up to 8 query rows of one key-value head over some slots. Row i is the query of token
-// i / (H / K) and head i % (H / K) of those that share the keys. `mixed` has room for 8 rows.
+// Up to kQueryRows query rows of one key-value head over some slots. Row i is the query of token
+// i / (H / K) and head i % (H / K) of those that share the keys. `mixed` has room for all 8.
 struct QueryTile {
   int64_t batch, head;    // head: of keys and values
   int64_t first, count;   // rows
@@ -130,17 +126,41 @@ struct QueryTile {
   float* mixed;           // [8, D] sum of exp(score - largest) * value
 };
 
-// One instruction set.
+// What a processor can do at most, measured as the kernels would do it; for benchmarks.
+struct Limits {
+  int32_t (*read_blocks)(const uint8_t* p, int64_t blocks);  // of 64 bytes, a multiple of 4
+  int32_t (*multiply_registers)(int64_t rounds);             // of 2048 operations
+};
+
+// One instruction set. docs/kernels.md shows how to add one.
 struct Kernels {
   const char* name;
-  // Row `row` of the source into place; `scratch` holds K + 16 floats. With kGiven, `scale` is used.
-  void (*prepare_row)(const Source&, const Rows&, int64_t row, float scale, float* scratch);
-  float (*row_absmax)(const Source&, int64_t row, float* scratch);
-  // Outputs of `count` tiles from `tile` on, for all rows.
-  void (*integer_tiles)(const Weight&, const Rows&, const Output&, int64_t tile, int64_t count);
-  void (*float_tiles)(const Weight&, const Rows&, const Output&, int64_t tile, int64_t count,
-                      float* scratch);
-  int64_t (*float_scratch)(const Rows&);  // floats that float_tiles wants
+
+  // How its linears want their work: rows in packs of `row_tile`, each filled by one thread; up to
+  // `few_rows` rows wait for memory and take long streams of weights; more of them multiply, and
+  // take so many tiles of weights at a time.
+  int64_t row_tile;
+  int64_t few_rows;
+  int64_t integer_step;
+  int64_t float_step;
+
+  // Row `row` of the source in floats: y has room for K, rounded up to a multiple of 16.
+  void (*normalize_row)(const Source&, int64_t row, float* y);
+  float (*row_absmax)(const Source&, int64_t row, float* scratch);  // scratch: K + 16 floats
+
+  // Row `row` of the source into its place. `scale` is used with kGiven; scratch: K + 16 floats.
+  int64_t (*packed_bytes)(const PackedRows&);
+  void (*pack_row)(const Source&, const PackedRows&, int64_t row, float scale, float* scratch);
+
+  // Outputs of `count` tiles from `tile` on, for all rows; scratch: as many floats as it wants.
+  // A thread calls begin_unit before it multiplies some tiles and end_unit after, where they are
+  // not null: matrix tiles are configured and released there.
+  void (*begin_unit)();
+  void (*multiply)(const Weight&, const PackedRows&, const Output&, int64_t tile, int64_t count,
+                   float* scratch);
+  void (*end_unit)();
+  int64_t (*multiply_scratch)(const PackedRows&);
+
   // y = silu(gate) * up of `count` columns, gate and up [rows, stride], y [rows, y_stride].
   void (*gate)(const float* gate, const float* up, int64_t stride, float* y, int64_t y_stride,
                int64_t rows, int64_t count);
@@ -150,13 +170,14 @@ struct Kernels {
   // y = residual (or nothing) + the sum of shares[e] * parts[e], `count` columns, in their order.
   void (*weigh)(const float* const* parts, const float* shares, int64_t experts,
                 const float* residual, float* y, int64_t count);
+
   void (*write_slots)(const Attention&, int64_t first, int64_t last, float* scratch);  // tokens
   void (*attend)(const Attention&, const QueryTile&, float* scratch);
   void (*combine)(const Attention&, const QueryTile* parts, int64_t count);
   int64_t (*attention_scratch)(const Attention&);
+
   int32_t (*argmax)(const float* x, int64_t count);  // the first of the largest, or -1 for NaN
-  int32_t (*read_blocks)(const uint8_t* p, int64_t blocks);  // of 64 bytes, a multiple of 4
-  int32_t (*multiply_registers)(int64_t rounds);             // of 2048 operations
+  Limits limits;
 };
 
 }  // namespace planish

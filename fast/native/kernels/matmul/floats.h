@@ -6,9 +6,10 @@
 // does not depend on its batch.
 #pragma once
 
-#include "float_products.h"
-#include "integer_linear.h"
-#include "kernels.h"
+#include "../table.h"
+#include "integer.h"
+#include "pack.h"
+#include "products.h"
 
 namespace planish::PLANISH_ISA {
 
@@ -85,8 +86,8 @@ void panel_products(const Rows& rows, int64_t inputs, int64_t first, int64_t cou
   }
 }
 
-inline int64_t float_scratch(const Rows& rows) {
-  return kPanelTiles * kTile * (kPanelInputs + 2 * rows.rows);
+inline int64_t float_scratch(int64_t rows) {
+  return kPanelTiles * kTile * (kPanelInputs + 2 * rows);
 }
 
 // sum over groups of (sum of x (q - z)) * w_scale, for up to four tiles

@@ -1,9 +1,8 @@
 // A row's scores by the router, and the outputs of its experts added up by their shares.
 #pragma once
 
-#include "integer_linear.h"
-#include "kernels.h"
-#include "unroll.h"
+#include "../table.h"
+#include "../vector/unroll.h"
 
 namespace planish::PLANISH_ISA {
 

@@ -1,8 +1,8 @@
 // What becomes of scores before the softmax: linear biases, a soft cap, slots out of reach.
 #pragma once
 
-#include "elementwise.h"
-#include "kernels.h"
+#include "../table.h"
+#include "../vector/functions.h"
 
 namespace planish::PLANISH_ISA {
 

@@ -101,4 +101,17 @@ inline Team& team() {
   return one;
 }
 
+constexpr int64_t kSerialFloats = 16384;  // that one thread handles in a few us by itself
+
+// Calls body(unit) for every unit: on all threads, or on this one where the work is so small that
+// calling the others would take longer.
+template <class Pool, class Body>
+void run_units(Pool& pool, int64_t units, int64_t floats, Body&& body) {
+  if (floats > kSerialFloats) {
+    team().run(pool, units, body);
+  } else {
+    for (int64_t unit = 0; unit < units; ++unit) body(unit);
+  }
+}
+
 }  // namespace planish

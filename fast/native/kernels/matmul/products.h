@@ -1,8 +1,8 @@
 // Products of float rows with tiles of float columns: what weight-only linears and attention share.
 #pragma once
 
-#include "kernels.h"
-#include "unroll.h"
+#include "../table.h"
+#include "../vector/unroll.h"
 
 namespace planish::PLANISH_ISA {
 

@@ -1,52 +1,21 @@
-// What every FFI handler begins with: checked buffers, kept scratch memory, an instruction set.
+// What every FFI handler begins with: an instruction set, and buffers that are checked before
+// anything is read. What does not fit comes back as an error that names both sides.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <cstdlib>
 #include <initializer_list>
 #include <memory>
-#include <new>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
-#include "kernels.h"
+#include "registry.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace planish {
 
 namespace ffi = xla::ffi;
-
-constexpr int kMostSets = 8;
-
-// The instruction sets at hand, the best first: libraries of their own, added when they are loaded.
-inline std::atomic<const Kernels*>* instruction_sets() {
-  static std::atomic<const Kernels*> sets[kMostSets];
-  return sets;
-}
-
-// Memory of a thread that grows and is kept: no page faults from one call to the next.
-template <class T>
-T* scratch(int slot, int64_t count) {
-  struct Buffer {
-    void* data = nullptr;
-    size_t size = 0;
-    ~Buffer() { std::free(data); }
-  };
-  static thread_local Buffer buffers[8];
-  Buffer& buffer = buffers[slot];
-  const size_t size = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
-  if (buffer.size < size) {
-    std::free(buffer.data);
-    buffer.size = 0;
-    buffer.data = std::aligned_alloc(64, size);
-    if (!buffer.data) throw std::bad_alloc();
-    buffer.size = size;
-  }
-  return static_cast<T*>(buffer.data);
-}
 
 inline std::string shape_text(ffi::AnyBuffer b) {
   std::string text = "[";
@@ -121,16 +90,11 @@ class Reader {
   std::string message_;
 };
 
-inline const Kernels* choose(std::string_view name) {
-  for (int i = 0; i < kMostSets; ++i) {
-    const Kernels* kernels = instruction_sets()[i].load();
-    if (kernels && (name.empty() || name == kernels->name)) return kernels;
-  }
-  return nullptr;
+// The kernels of an instruction set, "" meaning the best; a failure where they are not loaded.
+inline const Kernels* read_kernels(Reader& in, std::string_view isa) {
+  const Kernels* kernels = choose(isa);
+  if (!kernels) in.fail("no kernels for " + std::string(isa));
+  return kernels;
 }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-constexpr int64_t kSerialInputs = 16384;  // floats that one thread prepares in a few us by itself
 
 }  // namespace planish
