@@ -1,6 +1,6 @@
 # make demo    what planish does, on the embedded model
 # make test    the tests, a sample of each matrix of cases; make test-all    every case
-# make lint    ruff and mypy
+# make lint    ruff, mypy, clang-format, and the C++ compiler's warnings
 # make wheel    the wheel and the source distribution, tested outside the repository
 # make sanitize    the kernels' check under address, undefined-behaviour and thread sanitizers
 #
@@ -44,9 +44,10 @@ test-rest: $(STAMP)
 	@$(PYTEST) --rest
 
 lint: $(STAMP)
-	@echo "make lint: ruff check, ruff format --check, mypy"
+	@echo "make lint: ruff check, ruff format --check, the kernels in C++, mypy"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/python tests/fast/native/lint.py
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/planish && ln -s $(CURDIR)/planish/* \
 	  $(foreach room,reference fast compare pocket,$(CURDIR)/$(room)) $(TYPED)/planish
 	@cd $(TYPED) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml

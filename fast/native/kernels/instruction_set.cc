@@ -1,6 +1,6 @@
-// Compiled once for each instruction set of instruction_sets.py, whose row gives the compiler's flags
-// and three names: PLANISH_ISA, its own; PLANISH_VECTOR, the header of its sixteen lanes (struct
-// Vector); and PLANISH_MATMUL, the header of its products (struct Matmul).
+// Compiled once for each instruction set of instruction_sets.py. A row there gives the compiler's
+// flags and three names: PLANISH_ISA, its own; PLANISH_VECTOR, the header of its sixteen lanes
+// (struct Vector); and PLANISH_MATMUL, the header of its products (struct Matmul).
 #include "table.h"
 #include PLANISH_VECTOR
 #include PLANISH_MATMUL

@@ -48,16 +48,16 @@ inline float int8_scale(float absmax) { return (absmax < 1e-5f ? 1e-5f : absmax)
 // One linear's weights. groups == 1 for INT8 and for whole-row INT4.
 struct Weight {
   int bits;
-  const uint8_t* codes;   // [tiles, blocks, 16, 4]
-  const void* scale;      // INT8: float [N] or [1]; INT4: half or float [tiles, groups, 16]
-  const uint8_t* zero;    // INT4: [tiles, groups, 16], or null where it is 8 everywhere
-  const float* bias;      // [N] or null
-  bool half_scale;        // scale is float16
-  bool one_scale;         // INT8 with a single scale
-  int64_t outputs;        // N
-  int64_t blocks;         // of 64 bytes along K
+  const uint8_t* codes;  // [tiles, blocks, 16, 4]
+  const void* scale;     // INT8: float [N] or [1]; INT4: half or float [tiles, groups, 16]
+  const uint8_t* zero;   // INT4: [tiles, groups, 16], or null where it is 8 everywhere
+  const float* bias;     // [N] or null
+  bool half_scale;       // scale is float16
+  bool one_scale;        // INT8 with a single scale
+  int64_t outputs;       // N
+  int64_t blocks;        // of 64 bytes along K
   int64_t groups;
-  int64_t group_blocks;   // blocks of one group
+  int64_t group_blocks;  // blocks of one group
 };
 
 enum class Norm { kNone, kRms, kLayer };
@@ -65,12 +65,12 @@ enum class Granularity { kFloat, kRow, kGroup, kGiven };
 
 // How the rows that a linear multiplies come about: x, or its norm.
 struct Source {
-  const float* x;       // [rows, K]
+  const float* x;  // [rows, K]
   Norm norm;
   const float* norm_weight;  // [K] or null
   const float* norm_bias;    // [K] or null
   float eps;
-  int64_t inputs;       // K
+  int64_t inputs;  // K
 };
 
 // Rows made ready for a linear: quantized, or in floats. What the memory holds is known only to the
@@ -85,45 +85,45 @@ struct PackedRows {
 };
 
 struct Output {
-  float* y;                // [rows, N]
-  const float* residual;   // [rows, N] or null: added last
-  int64_t stride;          // N, or less where y holds some outputs only:
-  int64_t first;           // the output that the first column holds
+  float* y;               // [rows, N]
+  const float* residual;  // [rows, N] or null: added last
+  int64_t stride;         // N, or less where y holds some outputs only:
+  int64_t first;          // the output that the first column holds
 };
 
 // Attention over a cache whose keys lie in tiles of 16 slots. H query heads share K of keys.
 struct Attention {
-  const float* q;          // [B, T, H * D]
-  const float* k;          // [B, T, K * D]
-  const float* v;          // [B, T, K * D]
-  const float* cos;        // [P, rotary / 2] or null
+  const float* q;    // [B, T, H * D]
+  const float* k;    // [B, T, K * D]
+  const float* v;    // [B, T, K * D]
+  const float* cos;  // [P, rotary / 2] or null
   const float* sin;
   const int32_t* positions;  // [B, T]
-  void* keys;              // float or int8 [B, K, S / 16, D, 16]
-  void* values;            // float or int8 [B, K, S, D]
-  float* key_scales;       // [B, K, S], INT8 only
-  float* value_scales;     // [B, K, S]
-  float* out;              // [B, T, H * D]
-  const float* slopes;     // [H] of linear biases, or null
+  void* keys;                // float or int8 [B, K, S / 16, D, 16]
+  void* values;              // float or int8 [B, K, S, D]
+  float* key_scales;         // [B, K, S], INT8 only
+  float* value_scales;       // [B, K, S]
+  float* out;                // [B, T, H * D]
+  const float* slopes;       // [H] of linear biases, or null
   int64_t batch, tokens, heads, kv_heads, head_dim, rotary, slots;
-  int64_t window;          // slots that a token reads, its own the last
-  float divisor;           // of scores
-  float cap;               // scores become cap * tanh(scores / cap); 0 caps nothing
+  int64_t window;  // slots that a token reads, its own the last
+  float divisor;   // of scores
+  float cap;       // scores become cap * tanh(scores / cap); 0 caps nothing
   bool int8;
-  bool interleaved;        // rotary pairs are neighbours, not halves
-  bool divided;            // biases are added before the division
-  bool bfloat16;           // biases are rounded
+  bool interleaved;  // rotary pairs are neighbours, not halves
+  bool divided;      // biases are added before the division
+  bool bfloat16;     // biases are rounded
 };
 
 // Up to kQueryRows query rows of one key-value head over some slots. Row i is the query of token
 // i / (H / K) and head i % (H / K) of those that share the keys. `mixed` has room for all 8.
 struct QueryTile {
-  int64_t batch, head;    // head: of keys and values
-  int64_t first, count;   // rows
-  int64_t begin, end;     // slots; begin is a multiple of 128
-  float* largest;         // [8] largest score so far
-  float* sum;             // [8] sum of exp(score - largest)
-  float* mixed;           // [8, D] sum of exp(score - largest) * value
+  int64_t batch, head;   // head: of keys and values
+  int64_t first, count;  // rows
+  int64_t begin, end;    // slots; begin is a multiple of 128
+  float* largest;        // [8] largest score so far
+  float* sum;            // [8] sum of exp(score - largest)
+  float* mixed;          // [8, D] sum of exp(score - largest) * value
 };
 
 // What a processor can do at most, measured as the kernels would do it; for benchmarks.

@@ -184,7 +184,8 @@ inline std::vector<float> random_rows(Random& r, int64_t rows, int64_t k, float 
 inline void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
   const Case c = random_case(r, draw(r, 0, 1) ? 8 : 4);
   const Granularity granularity = random_granularity(r, c.bits);
-  const int64_t rows = draw(r, 1, 23), many = draw(r, 1, 6);  // tiles at a time
+  const int64_t rows = draw(r, 1, 23);
+  const int64_t tiles_at_once = draw(r, 1, 6);
   const float given = granularity == Granularity::kGiven ? 0.0131f : 0.0f;  // clips at 1.66
   const std::vector<float> x = random_rows(r, rows, c.k, given), added = floats(r, rows * c.n);
   const bool residual = draw(r, 0, 1) == 1;
@@ -194,8 +195,9 @@ inline void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
   const Weight w = c.weight();
   const int64_t tiles = ceil_div(c.n, 16);
   const Output out = {y.data(), residual ? added.data() : nullptr, c.n, 0};
-  team().run(pool, ceil_div(tiles, many), [&](int64_t unit) {
-    const int64_t tile = unit * many, count = std::min(many, tiles - tile);
+  team().run(pool, ceil_div(tiles, tiles_at_once), [&](int64_t unit) {
+    const int64_t tile = unit * tiles_at_once;
+    const int64_t count = std::min(tiles_at_once, tiles - tile);
     multiply(kernels, w, prepared.rows, out, tile, count);
   });
   for (int64_t at = 0; at < rows * c.n; ++at) {
@@ -273,8 +275,8 @@ inline void check_norm(const Kernels& kernels, Random& r) {
   const std::vector<float> x = floats(r, rows * k), weight = floats(r, k), bias = floats(r, k);
   const bool weighed = draw(r, 0, 1) == 1, biased = draw(r, 0, 1) == 1;
   const Norm norm = draw(r, 0, 1) ? Norm::kRms : Norm::kLayer;
-  const Source source = {x.data(), norm, weighed ? weight.data() : nullptr,
-                         biased ? bias.data() : nullptr, 1e-5f, k};
+  const Source source = {
+      x.data(), norm, weighed ? weight.data() : nullptr, biased ? bias.data() : nullptr, 1e-5f, k};
   const auto wide = given_back(kernels, source, rows, group, Granularity::kFloat);
   const auto narrow = given_back(kernels, source, rows, group, Granularity::kGroup);
   for (int64_t row = 0; row < rows; ++row) {

@@ -35,13 +35,19 @@ class Pool {
     for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { loop(); });
   }
   ~Pool() {
-    { std::lock_guard<std::mutex> lock(mutex_); ended_ = true; }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      ended_ = true;
+    }
     changed_.notify_all();
     for (auto& thread : threads_) thread.join();
   }
   int64_t num_threads() const { return static_cast<int64_t>(threads_.size()) + 1; }
   void Schedule(std::function<void()> task) {
-    { std::lock_guard<std::mutex> lock(mutex_); tasks_.push(std::move(task)); }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      tasks_.push(std::move(task));
+    }
     changed_.notify_one();
   }
 

@@ -13,8 +13,8 @@ namespace planish::PLANISH_ISA {
 // Keys and values are floats, or codes whose scales (of this step's slots) are multiplied in here.
 template <class V, int R, class W>
 void attend_slots(const Attention& a, const QueryTile& t, const float* q, const W* keys,
-                  const W* values, const float* key_scales, const float* value_scales,
-                  int64_t slot, int64_t slots, float* scores) {
+                  const W* values, const float* key_scales, const float* value_scales, int64_t slot,
+                  int64_t slots, float* scores) {
   const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
   __builtin_memset(scores, 0, sizeof(float) * R * kSlots);
   float_products<V, R, 1, kMostHead>(q, keys, 16, 16 * d, slots / 16, 64 * d, d, scores, kSlots);
@@ -53,8 +53,8 @@ template <class V, int R>
 void attend_tile(const Attention& a, const QueryTile& t, float* scratch) {
   const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
   const int64_t place = t.batch * a.kv_heads + t.head;
-  float* q = scratch;                      // [R, 256]
-  float* scores = q + R * kMostHead;       // [R, 128]
+  float* q = scratch;                 // [R, 256]
+  float* scores = q + R * kMostHead;  // [R, 128]
   const auto divisor = V::floats(a.divisor);
   for (int64_t r = 0; r < t.count; ++r) {
     const int64_t token = t.batch * a.tokens + (t.first + r) / shared;
@@ -95,9 +95,7 @@ void attend(const Attention& a, const QueryTile& t, float* scratch) {
   else attend_tile<V, 1>(a, t, scratch);
 }
 
-inline int64_t attention_scratch(const Attention&) {
-  return kQueryRows * (kMostHead + kSlots);
-}
+inline int64_t attention_scratch(const Attention&) { return kQueryRows * (kMostHead + kSlots); }
 
 // Parts of the same rows over successive slots into one, and divided: the output.
 template <class V>

@@ -110,12 +110,14 @@ ffi::Error experts(ffi::ThreadPool pool, const ExpertsCall& call, ffi::Remaining
   work.stacks = read_stacks(in, call, chosen.inputs);
   const int64_t n = in.good() ? work.stacks[0].outputs : 0;
   const float* shares = call.last ? in.data<float>("shares", ffi::DataType::F32, pairs) : nullptr;
-  if (call.residual) work.residual = in.data<float>("residual", ffi::DataType::F32, chosen.rows * n);
+  if (call.residual) {
+    work.residual = in.data<float>("residual", ffi::DataType::F32, chosen.rows * n);
+  }
   work.y = in.result<float>("y", ffi::DataType::F32, (call.last ? chosen.rows : pairs) * n);
   in.end();
   if (!in.good()) return in.error();
-  const Choice choice = group_rows(chosen.chosen, shares, chosen.rows, chosen.places,
-                                   call.sequences, call.experts);
+  const Choice choice =
+      group_rows(chosen.chosen, shares, chosen.rows, chosen.places, call.sequences, call.experts);
   run_experts(*kernels, pool, choice, {chosen.x, chosen.inputs, call.last}, work);
   return ffi::Error::Success();
 }

@@ -55,9 +55,8 @@ void read_outputs(Reader& in, const LinearsCall& call, int64_t rows, Linears& li
   if (!in.good()) return;
   const size_t count = linears.weights.size();
   const int64_t wide = linears.weights[0].outputs;
-  const float* added = call.residual
-                           ? in.data<float>("residual", ffi::DataType::F32, rows * wide)
-                           : nullptr;
+  const float* added =
+      call.residual ? in.data<float>("residual", ffi::DataType::F32, rows * wide) : nullptr;
   if (call.residual && count != 1) in.fail("a residual belongs to one linear");
   if (call.gated && (count != 2 || linears.weights[1].outputs != wide)) {
     in.fail("gate and up are two linears of as many outputs");
@@ -80,11 +79,15 @@ ffi::Error linears(ffi::ThreadPool pool, const LinearsCall& call, ffi::Remaining
   if (!in.good()) return in.error();
   const int64_t k = x->dimensions().back();
   const int64_t rows = static_cast<int64_t>(x->element_count()) / k;
-  if (call.sequences < 1 || rows % call.sequences != 0) in.fail("rows do not divide into sequences");
+  if (call.sequences < 1 || rows % call.sequences != 0) {
+    in.fail("rows do not divide into sequences");
+  }
   const Source source = read_source(in, *x, call.norm_fields());
   const Granularity granularity = granularity_of(call.activation, in);
   const float* given = nullptr;
-  if (call.activation == "static") given = in.data<float>("activation scale", ffi::DataType::F32, 1);
+  if (call.activation == "static") {
+    given = in.data<float>("activation scale", ffi::DataType::F32, 1);
+  }
   Linears all = {{}, {}, call.gated};
   read_weights(in, call.fields(), k, all);
   read_outputs(in, call, rows, all);

@@ -1,4 +1,5 @@
-// Logits to a token as reference/text/sampling.py: temperature, top_k, top_p, then the draw (docs/spec.md 7).
+// Logits to a token as reference/text/sampling.py: temperature, top_k, top_p, then the draw
+// (docs/spec.md 7).
 #pragma once
 
 #include <algorithm>

@@ -97,8 +97,11 @@ struct NormFields {
 // Rows x [.., K] and the norm that they go through.
 inline Source read_source(Reader& in, ffi::AnyBuffer& x, const NormFields& fields) {
   const int64_t k = x.dimensions().back();
-  Source source = {static_cast<const float*>(x.untyped_data()), norm_of(fields.norm, in),
-                   nullptr, nullptr, fields.eps, k};
+  Source source = {};
+  source.x = static_cast<const float*>(x.untyped_data());
+  source.norm = norm_of(fields.norm, in);
+  source.eps = fields.eps;
+  source.inputs = k;
   if (fields.norm_weight) source.norm_weight = in.data<float>("norm weight", ffi::DataType::F32, k);
   if (fields.norm_bias) source.norm_bias = in.data<float>("norm bias", ffi::DataType::F32, k);
   return source;

@@ -36,7 +36,8 @@ PLANISH_INLINE inline typename V::Floats zero_shift(const Weight& w, int64_t til
 
 // Codes minus zero points of the inputs of one block as floats: use(i, 16 outputs).
 template <class V, int kBits, bool kZero, class Use>
-PLANISH_INLINE inline void centred_block(const uint8_t* block, typename V::Floats shift, Use&& use) {
+PLANISH_INLINE inline void centred_block(const uint8_t* block, typename V::Floats shift,
+                                         Use&& use) {
   const auto codes = V::load_ints(block);
   if constexpr (kBits == 8) {
     unroll<4>([&](auto i) PLANISH_INLINE {
@@ -61,9 +62,8 @@ void centred_floats(const Weight& w, int64_t tile, int64_t group, int64_t first,
   const uint8_t* codes = w.codes + tile * w.blocks * kTileBytes;
   const auto shift = zero_shift<V>(w, tile, group);
   for (int64_t b = first; b < last; ++b, out += kInputs * kTile) {
-    centred_block<V, kBits, true>(codes + b * kTileBytes, shift, [&](auto i, auto code) PLANISH_INLINE {
-      V::store(out + i * kTile, code);
-    });
+    const auto store = [&](auto i, auto code) PLANISH_INLINE { V::store(out + i * kTile, code); };
+    centred_block<V, kBits, true>(codes + b * kTileBytes, shift, store);
   }
 }
 
@@ -164,9 +164,8 @@ void direct_tile(const Weight& w, const Rows& rows, const Output& out, int64_t t
       });
     });
   }
-  unroll<R * C>([&](auto i) PLANISH_INLINE {
-    finish<V>(w, out, tile + i % C, row + i / C, total[i]);
-  });
+  unroll<R * C>([&](auto i)
+                    PLANISH_INLINE { finish<V>(w, out, tile + i % C, row + i / C, total[i]); });
 }
 
 template <class V, int R, int C>
@@ -206,7 +205,8 @@ void float_tiles(const Weight& w, const Rows& rows, const Output& out, int64_t t
     return;
   }
   for (const int64_t end = tile + count; tile < end; tile += kPanelTiles) {
-    float_panel<V>(w, rows, out, tile, end - tile < kPanelTiles ? end - tile : kPanelTiles, scratch);
+    const int64_t tiles = end - tile < kPanelTiles ? end - tile : kPanelTiles;
+    float_panel<V>(w, rows, out, tile, tiles, scratch);
   }
 }
 

@@ -12,8 +12,9 @@ constexpr int64_t kScalesAhead = 1024;  // and the scales beside it
 // Adds the products of blocks first..last of C tiles with R rows, of P packed together, to
 // sum[R * C].
 template <class V, int kBits, int P, int R, int C, bool kStream>
-PLANISH_INLINE inline void add_products(typename V::Ints (&sum)[R * C], const uint8_t* const (&w)[C],
-                                        const int8_t* x, int64_t first, int64_t last) {
+PLANISH_INLINE inline void add_products(typename V::Ints (&sum)[R * C],
+                                        const uint8_t* const (&w)[C], const int8_t* x,
+                                        int64_t first, int64_t last) {
   constexpr int kSteps = kBits == 8 ? 1 : 2;
   constexpr bool kApart = kBits == 4 && R == 1;  // one chain of dot products would be too slow
   typename V::Ints second[C];
@@ -29,13 +30,18 @@ PLANISH_INLINE inline void add_products(typename V::Ints (&sum)[R * C], const ui
     unroll<kSteps * R>([&](auto i) PLANISH_INLINE {
       const auto four = V::four(x + ((b * kSteps + i / R) * P + i % R) * 4);
       unroll<C>([&](auto c) PLANISH_INLINE {
-        if constexpr (kBits == 8) V::dot_int8(sum[i * C + c], weights[c], four);
-        else if constexpr (kApart) V::dot_int4(i / R ? second[c] : sum[c], weights[i / R * C + c], four);
-        else V::dot_int4(sum[i % R * C + c], weights[i / R * C + c], four);
+        if constexpr (kBits == 8) {
+          V::dot_int8(sum[i * C + c], weights[c], four);
+        } else {
+          auto& into = kApart && i / R ? second[c] : sum[i % R * C + c];
+          V::dot_int4(into, weights[i / R * C + c], four);
+        }
       });
     });
   }
-  if constexpr (kApart) unroll<C>([&](auto c) PLANISH_INLINE { sum[c] = V::add(sum[c], second[c]); });
+  if constexpr (kApart) {
+    unroll<C>([&](auto c) PLANISH_INLINE { sum[c] = V::add(sum[c], second[c]); });
+  }
 }
 
 // What the sums start from: minus the zero point times the sum of the row's codes.
@@ -59,7 +65,8 @@ template <class V, bool kStream = false>
 PLANISH_INLINE inline typename V::Floats group_scale(const Weight& w, int64_t tile, int64_t group) {
   const int64_t at = (tile * w.groups + group) * kTile;
   if constexpr (kStream) {
-    __builtin_prefetch(static_cast<const uint8_t*>(w.scale) + at * (w.half_scale ? 2 : 4) + kScalesAhead);
+    const int64_t bytes = at * (w.half_scale ? 2 : 4);
+    __builtin_prefetch(static_cast<const uint8_t*>(w.scale) + bytes + kScalesAhead);
   }
   return w.half_scale ? V::load_half(static_cast<const uint16_t*>(w.scale) + at)
                       : V::load(static_cast<const float*>(w.scale) + at);

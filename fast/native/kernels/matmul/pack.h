@@ -14,17 +14,15 @@ namespace planish::PLANISH_ISA {
 constexpr int64_t kRowTile = 8;
 
 // How many rows are packed together of those that are left.
-inline int64_t row_tile(int64_t left) {
-  return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-}
+inline int64_t row_tile(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
 // What packed rows hold: the tile of R rows from row r on begins at r * steps * 4 codes (r * groups
 // sums, r * scale_groups scales, r * steps * 4 floats).
 struct Rows {
   int8_t* codes;
-  float* scales;   // [groups or 1, R] in each tile
-  int32_t* sums;   // [groups, R]: sums of codes, for the zero points
-  float* floats;   // float rows instead: [steps * 4, R] in each tile
+  float* scales;  // [groups or 1, R] in each tile
+  int32_t* sums;  // [groups, R]: sums of codes, for the zero points
+  float* floats;  // float rows instead: [steps * 4, R] in each tile
   Granularity granularity;
   int64_t rows;
   int64_t steps;   // of 4 inputs, an even number

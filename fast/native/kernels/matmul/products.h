@@ -7,7 +7,9 @@
 namespace planish::PLANISH_ISA {
 
 template <class V>
-PLANISH_INLINE inline typename V::Floats column(const float* p) { return V::load(p); }
+PLANISH_INLINE inline typename V::Floats column(const float* p) {
+  return V::load(p);
+}
 template <class V>
 PLANISH_INLINE inline typename V::Floats column(const int8_t* p) {
   return V::to_floats(V::widen(p));
@@ -21,9 +23,8 @@ PLANISH_INLINE inline void add_float_products(const float* x, const W* const (&w
                                               int64_t w_step, int64_t ahead, int64_t count,
                                               float* sum, int64_t sum_stride) {
   typename V::Floats total[R * C];
-  unroll<R * C>([&](auto i) PLANISH_INLINE {
-    total[i] = V::load(sum + i / C * sum_stride + i % C * kTile);
-  });
+  unroll<R * C>(
+      [&](auto i) PLANISH_INLINE { total[i] = V::load(sum + i / C * sum_stride + i % C * kTile); });
   for (int64_t k = 0; k < count; ++k) {
     typename V::Floats columns[C];
     unroll<C>([&](auto c) PLANISH_INLINE {
@@ -37,9 +38,8 @@ PLANISH_INLINE inline void add_float_products(const float* x, const W* const (&w
       });
     });
   }
-  unroll<R * C>([&](auto i) PLANISH_INLINE {
-    V::store(sum + i / C * sum_stride + i % C * kTile, total[i]);
-  });
+  unroll<R * C>(
+      [&](auto i) PLANISH_INLINE { V::store(sum + i / C * sum_stride + i % C * kTile, total[i]); });
 }
 
 // The same for any number of tiles; with 8 rows two at a time, with fewer four.

@@ -24,7 +24,8 @@ float absmax(const float* x, int64_t count) {
 // first: it is off by less than 127 * 3 * 2^-24 = 2.3e-5 where the code is not clipped anyway, and
 // rounds to the same integer unless it lies that close to a tie. There the division decides.
 template <class V>
-PLANISH_INLINE inline typename V::Floats nearest_code(typename V::Floats x, typename V::Floats scale,
+PLANISH_INLINE inline typename V::Floats nearest_code(typename V::Floats x,
+                                                      typename V::Floats scale,
                                                       typename V::Floats inverse) {
   const auto ratio = V::multiply(x, inverse), nearest = V::round(ratio);
   const auto off = V::bits_and(V::bits(V::subtract(ratio, nearest)), V::ints(0x7fffffff));

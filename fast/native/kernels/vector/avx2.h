@@ -18,8 +18,12 @@ struct Vector {
   static constexpr int kTiles = 1;
   static constexpr int kRowsAtOnce = 4;  // 4 rows x 1 tile of sums: 8 of 16 registers
 
-  struct Ints { __m256i lo, hi; };
-  struct Floats { __m256 lo, hi; };
+  struct Ints {
+    __m256i lo, hi;
+  };
+  struct Floats {
+    __m256 lo, hi;
+  };
   using Bytes = Ints;
   using Four = __m256i;
 
@@ -134,9 +138,7 @@ struct Vector {
     return {_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi)};
   }
   static Ints bits(Floats x) { return {_mm256_castps_si256(x.lo), _mm256_castps_si256(x.hi)}; }
-  static Floats from_bits(Ints x) {
-    return {_mm256_castsi256_ps(x.lo), _mm256_castsi256_ps(x.hi)};
-  }
+  static Floats from_bits(Ints x) { return {_mm256_castsi256_ps(x.lo), _mm256_castsi256_ps(x.hi)}; }
   static Floats load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
   static Floats load_half(const uint16_t* p) {
     const __m128i* halves = reinterpret_cast<const __m128i*>(p);
@@ -203,7 +205,9 @@ struct Vector {
     for (float lane : lanes) most = lane > most ? lane : most;
     return most;
   }
-  static Floats centred_nibbles(Ints x) { return to_floats(subtract(bits_and(x, ints(15)), ints(8))); }
+  static Floats centred_nibbles(Ints x) {
+    return to_floats(subtract(bits_and(x, ints(15)), ints(8)));
+  }
 };
 
 }  // namespace planish::PLANISH_ISA

@@ -37,9 +37,13 @@ struct Vector {
   }
   static Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
   template <int kBits>
-  static Ints shift_left(Ints a) { return _mm512_slli_epi32(a, kBits); }
+  static Ints shift_left(Ints a) {
+    return _mm512_slli_epi32(a, kBits);
+  }
   template <int kBits>
-  static Ints shift_right(Ints a) { return _mm512_srai_epi32(a, kBits); }  // keeps the sign
+  static Ints shift_right(Ints a) {  // keeps the sign
+    return _mm512_srai_epi32(a, kBits);
+  }
   static Ints bits_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
 
   static Bytes int8_weights(const uint8_t* p) {
@@ -84,9 +88,7 @@ struct Vector {
   static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
   static Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
-  static bool any_above(Floats a, Floats b) {
-    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
-  }
+  static bool any_above(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
   static Floats round(Floats x) { return _mm512_roundscale_ps(x, 0x08); }  // half to even
   static float sum(Floats x) { return _mm512_reduce_add_ps(x); }
   static float largest(Floats x) { return _mm512_reduce_max_ps(x); }

@@ -44,7 +44,8 @@ PLANISH_INLINE inline typename V::Floats tanh(typename V::Floats x) {
   return V::divide(less, V::add(less, V::floats(2.0f)));
 }
 
-// x * sigmoid(x), by e = exp(-|x|) so that nothing overflows: x / (1 + e), or x e / (1 + e) below 0.
+// x * sigmoid(x), by e = exp(-|x|) so that nothing overflows: x / (1 + e), or, of a negative x,
+// x e / (1 + e).
 template <class V>
 PLANISH_INLINE inline typename V::Floats silu(typename V::Floats x) {
   using F = typename V::Floats;

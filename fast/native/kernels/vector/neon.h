@@ -14,9 +14,15 @@ struct Vector {
   static constexpr int kTiles = 1;
   static constexpr int kRowsAtOnce = 4;  // 4 rows x 1 tile of sums: 16 of 32 registers
 
-  struct Ints { int32x4_t at[4]; };
-  struct Floats { float32x4_t at[4]; };
-  struct Bytes { int8x16_t at[4]; };
+  struct Ints {
+    int32x4_t at[4];
+  };
+  struct Floats {
+    float32x4_t at[4];
+  };
+  struct Bytes {
+    int8x16_t at[4];
+  };
   using Four = int8x16_t;
 
   template <class T, class F>
@@ -24,7 +30,9 @@ struct Vector {
     return {{f(0), f(1), f(2), f(3)}};
   }
 
-  static Ints ints(int32_t x) { return make<Ints>([&](int) { return vdupq_n_s32(x); }); }
+  static Ints ints(int32_t x) {
+    return make<Ints>([&](int) { return vdupq_n_s32(x); });
+  }
   static Ints subtract(Ints a, Ints b) {
     return make<Ints>([&](int i) { return vsubq_s32(a.at[i], b.at[i]); });
   }
@@ -98,7 +106,9 @@ struct Vector {
   }
   static void dot_int4(Ints& sum, const Bytes& w, Four x) { dot_int8(sum, w, x); }
 
-  static Floats floats(float x) { return make<Floats>([&](int) { return vdupq_n_f32(x); }); }
+  static Floats floats(float x) {
+    return make<Floats>([&](int) { return vdupq_n_f32(x); });
+  }
   static Floats to_floats(Ints x) {
     return make<Floats>([&](int i) { return vcvtq_f32_s32(x.at[i]); });
   }
@@ -166,7 +176,9 @@ struct Vector {
   static float largest(Floats x) {
     return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.at[0], x.at[1]), vmaxq_f32(x.at[2], x.at[3])));
   }
-  static Floats centred_nibbles(Ints x) { return to_floats(subtract(bits_and(x, ints(15)), ints(8))); }
+  static Floats centred_nibbles(Ints x) {
+    return to_floats(subtract(bits_and(x, ints(15)), ints(8)));
+  }
 };
 
 }  // namespace planish::PLANISH_ISA

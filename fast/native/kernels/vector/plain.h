@@ -13,10 +13,18 @@ struct Vector {
   static constexpr int kTiles = 1;
   static constexpr int kRowsAtOnce = 8;
 
-  struct Ints { int32_t at[16]; };
-  struct Floats { float at[16]; };
-  struct Bytes { int8_t at[64]; };
-  struct Four { int8_t at[4]; };
+  struct Ints {
+    int32_t at[16];
+  };
+  struct Floats {
+    float at[16];
+  };
+  struct Bytes {
+    int8_t at[64];
+  };
+  struct Four {
+    int8_t at[4];
+  };
 
   template <class T, class F>
   static T make(F&& f) {
@@ -25,7 +33,9 @@ struct Vector {
     return result;
   }
 
-  static Ints ints(int32_t x) { return make<Ints>([&](int) { return x; }); }
+  static Ints ints(int32_t x) {
+    return make<Ints>([&](int) { return x; });
+  }
   static int32_t wrap(uint32_t x) { return static_cast<int32_t>(x); }
   static Ints subtract(Ints a, Ints b) {
     return make<Ints>([&](int i) { return wrap(uint32_t(a.at[i]) - uint32_t(b.at[i])); });
@@ -49,8 +59,12 @@ struct Vector {
     for (int32_t x : a.at) most = x > most ? x : most;
     return most;
   }
-  static Ints widen(const uint8_t* p) { return make<Ints>([&](int i) { return p[i]; }); }
-  static Ints widen(const int8_t* p) { return make<Ints>([&](int i) { return p[i]; }); }
+  static Ints widen(const uint8_t* p) {
+    return make<Ints>([&](int i) { return p[i]; });
+  }
+  static Ints widen(const int8_t* p) {
+    return make<Ints>([&](int i) { return p[i]; });
+  }
   static void narrow(int8_t* p, Ints x) {
     for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(x.at[i]);
   }
@@ -64,7 +78,9 @@ struct Vector {
     return make<Ints>([&](int i) { return wrap(uint32_t(a.at[i]) << kBits); });
   }
   template <int kBits>
-  static Ints shift_right(Ints a) { return make<Ints>([&](int i) { return a.at[i] >> kBits; }); }
+  static Ints shift_right(Ints a) {
+    return make<Ints>([&](int i) { return a.at[i] >> kBits; });
+  }
   static Ints bits_and(Ints a, Ints b) {
     return make<Ints>([&](int i) { return a.at[i] & b.at[i]; });
   }
@@ -88,7 +104,9 @@ struct Vector {
   }
   static void dot_int4(Ints& sum, const Bytes& w, Four x) { dot_int8(sum, w, x); }
 
-  static Floats floats(float x) { return make<Floats>([&](int) { return x; }); }
+  static Floats floats(float x) {
+    return make<Floats>([&](int) { return x; });
+  }
   static Floats to_floats(Ints x) {
     return make<Floats>([&](int i) { return static_cast<float>(x.at[i]); });
   }

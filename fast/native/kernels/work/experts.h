@@ -130,10 +130,10 @@ inline std::vector<Group> packs_of(const GroupedRows& rows, int64_t row_tile) {
   return packs;
 }
 
-// Every grouped row into its place among its expert's. `given`: each expert's static scale, or null.
+// Every grouped row into its place among its expert's. given: static scales [experts], or null.
 template <class Pool>
-void pack_groups(const Kernels& kernels, Pool& pool, const Choice& choice, const GroupSource& source,
-                 const GroupedRows& rows, const float* given) {
+void pack_groups(const Kernels& kernels, Pool& pool, const Choice& choice,
+                 const GroupSource& source, const GroupedRows& rows, const float* given) {
   const int64_t k = source.inputs;
   const int64_t count = rows.shared ? 1 : choice.rows * choice.places;
   std::vector<float> scales;

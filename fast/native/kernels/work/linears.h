@@ -33,9 +33,8 @@ std::vector<float> tensor_scales(const Kernels& kernels, Pool& pool, const Sourc
                                  int64_t rows, int64_t sequences) {
   const int64_t k = source.inputs, each = rows / sequences;
   std::vector<float> scales(rows);
-  run_units(pool, rows, rows * k, [&](int64_t row) {
-    scales[row] = kernels.row_absmax(source, row, row_scratch(k));
-  });
+  run_units(pool, rows, rows * k,
+            [&](int64_t row) { scales[row] = kernels.row_absmax(source, row, row_scratch(k)); });
   for (int64_t s = 0; s < sequences; ++s) {
     float largest = 0.0f;
     for (int64_t r = s * each; r < (s + 1) * each; ++r) largest = larger(largest, scales[r]);
@@ -145,9 +144,8 @@ void multiply_rows(const Kernels& kernels, Pool& pool, const Linears& linears,
   const UnitSize size = unit_size(kernels, rows.granularity, rows.rows, pool.num_threads());
   const size_t count = linears.gated ? 1 : linears.weights.size();
   const std::vector<Unit> units = units_of(linears.weights, count, size);
-  team().run(pool, static_cast<int64_t>(units.size()), [&](int64_t i) {
-    multiply_unit(kernels, linears, rows, units[i]);
-  });
+  team().run(pool, static_cast<int64_t>(units.size()),
+             [&](int64_t i) { multiply_unit(kernels, linears, rows, units[i]); });
 }
 
 // All linears of the rows of a source. given: the static scale, or null; without one, kGiven means
