@@ -1,5 +1,6 @@
 """The command's side of the terminal.
 
+flags         those that several verbs share
 given         which flags were given: without effect, or contradicting each other
 output        JSON
 progress      the bar

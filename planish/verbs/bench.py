@@ -9,18 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from planish.engines import (
+from planish.opening import keep_programs, native_kernels, open_subject, with_kv_cache
+from planish.reference.errors import OutputError, PlanishError, one_line
+from planish.terminal.flags import (
     add_cache_flag,
     add_kernels_flag,
     add_kv_cache_flag,
     add_links_flag,
     add_max_positions_flag,
-    keep_programs,
-    native_kernels,
-    open_subject,
-    with_kv_cache,
 )
-from planish.reference.errors import OutputError, PlanishError, one_line
 from planish.terminal.given import notice_idle, refuse_given
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import print_json

@@ -12,13 +12,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
+from planish.opening import open_engine, open_model
 from planish.reference.errors import PromptError, notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.model.config import ModelConfig
 from planish.reference.text.generate import Stop, StopStrings, check_fits, text_stream
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer, read_text
+from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import Rule, engine_rule, notice_idle
 
 NEW_TOKENS = 128  # where --max_new_tokens is not given

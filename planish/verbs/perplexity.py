@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
+from planish.opening import open_engine, open_model
 from planish.reference.errors import PromptError, notice
 from planish.reference.text.evaluate import LONGEST_WINDOW, cut_windows, perplexity
 from planish.reference.text.tokenizer import read_text
+from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import engine_rule, notice_idle
 from planish.terminal.output import print_json
 from planish.terminal.progress import progress
