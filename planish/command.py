@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import difflib
 import importlib
-import io
 import itertools
 import logging
 import re
@@ -23,6 +22,7 @@ from planish.reference.errors import LOGGER, PlanishError, one_line
 from planish.reference.memory import memory_errors
 from planish.terminal.interrupts import interrupts_raised
 from planish.terminal.streams import flush_output, open_streams
+from planish.terminal.threads import add_threads_flag, limit_threads
 
 VERBS = {
     "generate": "continue a prompt",
@@ -33,6 +33,7 @@ VERBS = {
     "inspect": "say what a model directory holds",
     "bench": "measure speed beside the machine's limits",
 }
+COMPUTES_NOTHING = ("inspect",)
 FREE_TEXT = "TEXT"  # the metavar of a flag whose value may be any word, another flag's name too
 BAD_INPUT, INTERRUPTED = 2, 130
 INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
@@ -106,10 +107,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for verb, summary in VERBS.items():
         sub = verbs.add_parser(verb, help=summary, allow_abbrev=False)
         if verb == wanted:
+            limit_threads(words[first:])
             module = importlib.import_module(f"planish.verbs.{verb}")
             sub.description = module.__doc__
             sub.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_flags(sub)
+            if verb not in COMPUTES_NOTHING:
+                add_threads_flag(sub)
             words[first:] = sub.join_values(words[first:])
             sub.set_defaults(run=module.run, given=given_flags(words[first:]))
     return parser.parse_args(words)
@@ -117,8 +121,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Run a verb; what is the input's fault becomes one line and exit code 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         remedy = "a smaller model, or less input at a time"
         with interrupts_raised(), notices_printed(), memory_errors(remedy):
