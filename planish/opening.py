@@ -20,9 +20,11 @@ from planish.reference.errors import KernelsError, OutOfMemoryError, PlanishErro
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 from planish.terminal.interrupts import interrupts_kill
+from planish.terminal.progress import said_when_slow
 
 ENGINES, KV_CACHES = ("fast", "reference"), ("float32", "int8")
 KERNELS = ("auto", "native", "xla", *BY_NAME)
+COMPILING = "kernels: compiling them for this processor, which takes 10 to 60 s the first time"
 LEAST_ADDRESSES = 2 * 2**30  # bytes; 1.5 GiB did on 2 cores, and each core takes more
 
 
@@ -66,7 +68,8 @@ def prepare_kernels(choice: str, flag: str | None) -> bool:
     from planish.fast.native.library import choose_kernels
 
     path = compilation_cache(flag, tell=False)
-    return choose_kernels(choice, path and path / "kernels")
+    with said_when_slow(COMPILING):
+        return choose_kernels(choice, path and path / "kernels")
 
 
 def kernels_used(args: argparse.Namespace) -> dict[str, str]:
