@@ -91,7 +91,7 @@ def kernels_used(args: argparse.Namespace) -> dict[str, str]:
     why = "the best instruction set of this processor"
     if name != available()[0].name:
         why = f"--kernels {name}" if name == args.kernels else "the best one that can be compiled"
-    why += f"; by {compiler.version}, {'' if compiled else 'not yet '}compiled"
+    why += f"; {'' if compiled else 'not yet '}compiled by {compiler.version}"
     return {"use": f"native {name}", "why": why}
 
 

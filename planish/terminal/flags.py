@@ -6,15 +6,18 @@ import argparse
 
 from planish.opening import ENGINES, KERNELS, KV_CACHES
 
+Flags = argparse.ArgumentParser | argparse._ArgumentGroup  # what flags can be added to
+
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
     """--model, and how much of it is used."""
     parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face directory")
-    add_links_flag(parser)
-    add_max_positions_flag(parser)
+    more = parser.add_argument_group("the model")
+    add_links_flag(more)
+    add_max_positions_flag(more)
 
 
-def add_links_flag(parser: argparse.ArgumentParser) -> None:
+def add_links_flag(parser: Flags) -> None:
     parser.add_argument(
         "--allow_links",
         action="store_true",
@@ -22,7 +25,7 @@ def add_links_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_max_positions_flag(parser: argparse.ArgumentParser) -> None:
+def add_max_positions_flag(parser: Flags) -> None:
     parser.add_argument(
         "--max_positions",
         type=int,
@@ -33,40 +36,41 @@ def add_max_positions_flag(parser: argparse.ArgumentParser) -> None:
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """--engine, and the fast engine's own."""
-    parser.add_argument(
+    engine = parser.add_argument_group("the engine")
+    engine.add_argument(
         "--engine",
         choices=ENGINES,
         default="fast",
-        help="fast (default): JAX and native kernels; reference: the definition, in NumPy",
+        help="fast (default): JAX and native kernels; reference: NumPy, which defines the numbers",
     )
-    add_kv_cache_flag(parser)
-    add_kernels_flag(parser)
-    add_cache_flag(parser)
+    add_kv_cache_flag(engine)
+    add_kernels_flag(engine)
+    add_cache_flag(engine)
 
 
-def add_kv_cache_flag(parser: argparse.ArgumentParser) -> None:
+def add_kv_cache_flag(parser: Flags) -> None:
     parser.add_argument(
         "--kv_cache",
         choices=KV_CACHES,
         default="float32",
-        help="int8: a quarter of the bytes, one scale per token and head",
+        help="float32 (default); int8: a quarter of the bytes, one scale per token and head",
     )
 
 
-def add_kernels_flag(parser: argparse.ArgumentParser) -> None:
+def add_kernels_flag(parser: Flags) -> None:
     parser.add_argument(
         "--kernels",
         choices=KERNELS,
         default="auto",
-        help="native: compiled C++ or an error; xla: the portable form; auto: what can be had; or"
-        " the instruction set of the C++ that is to be compiled",
+        help="auto (default): native where they can be had, otherwise xla; native: C++, compiled"
+        " on first use, or an error; xla: the portable form; or the C++ of one instruction set",
     )
 
 
-def add_cache_flag(parser: argparse.ArgumentParser) -> None:
+def add_cache_flag(parser: Flags) -> None:
     parser.add_argument(
         "--compilation_cache",
         metavar="DIR",
         default=None,
-        help="where compiled programs are kept (default: the user's cache); 'none' keeps nothing",
+        help="where compiled programs are kept (default: the user's cache); none: nowhere",
     )

@@ -33,7 +33,7 @@ def thread_count(text: str) -> int:
 
 
 def add_threads_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    parser.add_argument_group("the machine").add_argument(
         FLAG,
         type=thread_count,
         metavar="N",

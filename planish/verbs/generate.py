@@ -23,7 +23,7 @@ from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer
 from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import Rule, engine_rule, notice_idle
-from planish.terminal.output import print_json
+from planish.terminal.output import counted, print_json
 from planish.terminal.prompts import read_prompts
 
 NEW_TOKENS = 128  # where --max_new_tokens is not given
@@ -224,7 +224,8 @@ def report(engine: Any, prompts: Sequence[Sequence[int]], times: list[float]) ->
     """Speed on stderr: loading, compiling, and decoding from each row's second token on."""
     line = f"{engine.name}: load {engine.load_seconds:.2f} s"
     line += f", compile {engine.compile_seconds:.2f} s"
-    line += f"; prompt {sum(map(len, prompts))} tokens; {len(times)} new tokens"
+    line += f"; prompt {counted(sum(map(len, prompts)), 'token')}"
+    line += f"; {counted(len(times), 'new token')}"
     first = 2 * len(prompts)
     if len(times) > first:
         rate = (len(times) - first) / max(times[-1] - times[first - 1], 1e-9)

@@ -19,8 +19,10 @@ from planish.terminal.given import engine_rule, notice_idle
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
-    parser.add_argument("--tokens", required=True, help="ids, as 1,2,3")
-    parser.add_argument("--out", required=True, metavar="FILE.npy", help="replaced if it is there")
+    parser.add_argument("--tokens", required=True, metavar="IDS", help="with commas, as 1,2,3")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE.npy", help="written; one that is there is replaced"
+    )
     add_engine_flags(parser)
 
 

@@ -46,7 +46,7 @@ def test_a_prompt_file_is_the_same_as_its_text(generate, tmp_path):
 
 def test_without_a_prompt_it_begins_from_bos(generate):
     result = generate("--max_new_tokens", 4)
-    assert result.code == 0 and "prompt 1 tokens" in result.err
+    assert result.code == 0 and "prompt 1 token;" in result.err
 
 
 def test_without_a_prompt_and_without_bos_it_says_so(generate, make_llama):
