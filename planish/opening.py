@@ -1,4 +1,9 @@
-"""Which engine runs a model, and where its compiled programs are kept."""
+"""From flags to what runs: a checkpoint, its tokenizer, the native kernels, an engine.
+
+open_model     checkpoint and tokenizer
+open_engine    the engine that --engine asks for, with its programs and kernels
+kernels_used   what inspect says of this machine
+"""
 
 from __future__ import annotations
 
@@ -9,81 +14,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from planish.cache import compilation_cache
 from planish.fast.native.instruction_sets import BY_NAME, available, candidates
+from planish.program_cache import compilation_cache
 from planish.reference.errors import KernelsError, OutOfMemoryError, PlanishError, notice
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 from planish.terminal.interrupts import interrupts_kill
+from planish.terminal.progress import said_when_slow
 
 ENGINES, KV_CACHES = ("fast", "reference"), ("float32", "int8")
 KERNELS = ("auto", "native", "xla", *BY_NAME)
+COMPILING = "kernels: compiling them for this processor, which takes 10 to 60 s the first time"
 LEAST_ADDRESSES = 2 * 2**30  # bytes; 1.5 GiB did on 2 cores, and each core takes more
-
-
-def add_model_flag(parser: argparse.ArgumentParser) -> None:
-    """--model, and how much of it is used."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face directory")
-    add_links_flag(parser)
-    add_max_positions_flag(parser)
-
-
-def add_links_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--allow_links",
-        action="store_true",
-        help="follow links out of the model's directory, as of DVC, git-annex or Nix",
-    )
-
-
-def add_max_positions_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max_positions",
-        type=int,
-        metavar="N",
-        help="the longest sequence, prompt and new tokens together (default: as config.json says)",
-    )
-
-
-def add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    """--engine, and the fast engine's own."""
-    parser.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default="fast",
-        help="fast (default): JAX and native kernels; reference: the definition, in NumPy",
-    )
-    add_kv_cache_flag(parser)
-    add_kernels_flag(parser)
-    add_cache_flag(parser)
-
-
-def add_kv_cache_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--kv_cache",
-        choices=KV_CACHES,
-        default="float32",
-        help="int8: a quarter of the bytes, one scale per token and head",
-    )
-
-
-def add_kernels_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--kernels",
-        choices=KERNELS,
-        default="auto",
-        help="native: compiled C++ or an error; xla: the portable form; auto: what can be had; or"
-        " the instruction set of the C++ that is to be compiled",
-    )
-
-
-def add_cache_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--compilation_cache",
-        metavar="DIR",
-        default=None,
-        help="where compiled programs are kept (default: the user's cache); 'none' keeps nothing",
-    )
 
 
 def keep_programs(flag: str | None) -> None:
@@ -126,7 +68,8 @@ def prepare_kernels(choice: str, flag: str | None) -> bool:
     from planish.fast.native.library import choose_kernels
 
     path = compilation_cache(flag, tell=False)
-    return choose_kernels(choice, path and path / "kernels")
+    with said_when_slow(COMPILING):
+        return choose_kernels(choice, path and path / "kernels")
 
 
 def kernels_used(args: argparse.Namespace) -> dict[str, str]:
@@ -148,7 +91,7 @@ def kernels_used(args: argparse.Namespace) -> dict[str, str]:
     why = "the best instruction set of this processor"
     if name != available()[0].name:
         why = f"--kernels {name}" if name == args.kernels else "the best one that can be compiled"
-    why += f"; by {compiler.version}, {'' if compiled else 'not yet '}compiled"
+    why += f"; {'' if compiled else 'not yet '}compiled by {compiler.version}"
     return {"use": f"native {name}", "why": why}
 
 

@@ -1,18 +1,49 @@
-"""A config's features in plain words, and which of them the goldens of each model_type have.
+"""Write reference/architectures/table.json, which `planish inspect --architectures` prints:
 
-goldens.json beside this file is written by tests/golden/listed.py from what tests/golden holds,
-so that an installed package can say what was checked.
+    python tests/golden/table.py        (make.py does it, too)
+
+Each row says what the goldens of one model_type have, so that an installed package can say what
+was checked although it has no goldens.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
-from planish.reference.architectures.entry import Architecture
-from planish.reference.model.config import ModelConfig
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
 
-GOLDENS = Path(__file__).with_name("goldens.json")
+from planish.reference.architectures import ENTRIES, architecture_of, model_config  # noqa: E402
+from planish.reference.architectures.entry import Architecture  # noqa: E402
+from planish.reference.model.config import ModelConfig  # noqa: E402
+
+TABLE = ROOT / "reference" / "architectures" / "table.json"
+
+
+def rows() -> list[dict[str, Any]]:
+    """For each model_type: features of all its goldens, those of some, examples, goldens."""
+    found: dict[str, list[tuple[str, ...]]] = {name: [] for name in ENTRIES}
+    for file in sorted(HERE.glob("*/config.json")):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        entry, config = architecture_of(values, file), model_config(values, file)
+        found[entry.model_type].append(features(config, entry))
+    return [row(name, goldens) for name, goldens in found.items()]
+
+
+def row(name: str, goldens: list[tuple[str, ...]]) -> dict[str, Any]:
+    words = list(dict.fromkeys(word for has in goldens for word in has))
+    always = [word for word in words if all(word in has for has in goldens)]
+    return {
+        "model_type": name,
+        "features": always,
+        "in_some": [word for word in words if word not in always],
+        "examples": list(ENTRIES[name].examples),
+        "goldens": len(goldens),
+    }
 
 
 def features(config: ModelConfig, entry: Architecture) -> tuple[str, ...]:
@@ -25,7 +56,7 @@ def features(config: ModelConfig, entry: Architecture) -> tuple[str, ...]:
 
 
 def norm_facts(config: ModelConfig) -> dict[str, bool]:
-    """Which norms, and where they stand."""
+    """Which norms, and where they sit."""
     return {
         config.norm.replace("_", " "): True,
         "1 + w norms": config.norm_plus_one,
@@ -72,7 +103,7 @@ def layer_facts(config: ModelConfig) -> dict[str, bool]:
 
 
 def other_facts(config: ModelConfig) -> dict[str, bool]:
-    """The MLP, biases, caps, and what stands around the blocks."""
+    """The MLP, biases, caps, and what is around the blocks."""
     biases = config.qkv_bias, config.o_bias, config.mlp_bias
     return {
         "gated MLP": config.gated_mlp,
@@ -89,6 +120,10 @@ def other_facts(config: ModelConfig) -> dict[str, bool]:
     }
 
 
-def golden_features() -> dict[str, dict[str, list[str]]]:
-    """model_type -> name of a golden -> its features, as goldens.json has them."""
-    return json.loads(GOLDENS.read_text(encoding="utf-8"))
+def write() -> None:
+    lines = ",\n".join(json.dumps(one) for one in rows())
+    TABLE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from planish.cache import compilation_cache, distrust
+from planish.program_cache import compilation_cache, distrust
 from planish.reference.errors import OutputError
 
 
@@ -75,7 +75,7 @@ def test_a_directory_that_others_can_write_is_refused(tmp_path, monkeypatch, cap
     path = tmp_path / "above" / "planish"
     for name in ("kernels", "xla"):
         (path / name).mkdir(parents=True)
-    monkeypatch.setattr("planish.cache.is_private_group", lambda gid: False)
+    monkeypatch.setattr("planish.program_cache.is_private_group", lambda gid: False)
     (path / part).resolve().chmod(mode)
     check_refused(monkeypatch, caplog, path, "cannot be trusted", "others can write", "chmod go-w")
 
@@ -95,7 +95,7 @@ def test_a_group_of_the_user_alone_may_write(tmp_path, monkeypatch):
     path.chmod(0o775)
     user = pwd.getpwuid(os.geteuid()).pw_name
     group = type("Group", (), {"gr_name": user, "gr_mem": [user]})
-    monkeypatch.setattr("planish.cache.grp.getgrgid", lambda gid: group)
+    monkeypatch.setattr("planish.program_cache.grp.getgrgid", lambda gid: group)
     assert distrust(path) is None
     group.gr_mem = [user, "somebody"]
     assert "others can write" in str(distrust(path))
@@ -131,7 +131,7 @@ def test_a_link_to_a_directory_of_others_is_followed_before_it_is_judged(tmp_pat
 def test_a_cache_that_cannot_be_written_is_read_by_default_only(tmp_path, monkeypatch, caplog):
     path = tmp_path / "planish"
     assert compilation_cache(str(path)) == path
-    monkeypatch.setattr("planish.cache.os.access", lambda path, mode: False)
+    monkeypatch.setattr("planish.program_cache.os.access", lambda path, mode: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert compilation_cache(None) == path
     assert caplog.messages == [
