@@ -9,11 +9,10 @@ command `planish`, the only room where flags are read:
 
     command          words to a verb, errors to one line and an exit code
     verbs/           one file for each verb
-    terminal/        flags given, streams, the bar, JSON, Ctrl-C
-    engines          which engine runs a model
+    terminal/        flags, streams, progress, JSON, Ctrl-C
+    opening          from flags to a checkpoint, kernels and an engine
     calibration      which text quantize calibrates on, and how long that takes
-    cache            where programs are kept
-    architectures    the table of inspect
+    program_cache    where compiled programs are kept
     demo, figure     make demo, and its picture
 """
 

@@ -18,9 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from planish.cache import compilation_cache
 from planish.calibration import calibration_samples, tell_estimate
-from planish.engines import ENGINES, KERNELS, KV_CACHES
+from planish.opening import ENGINES, KERNELS, KV_CACHES
+from planish.program_cache import compilation_cache
 from planish.reference.errors import PlanishError
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter

@@ -18,6 +18,7 @@ from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH, cut_s
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import Runner
 from planish.reference.text.tokenizer import load_tokenizer, read_text
+from planish.terminal.progress import duration
 
 LONG = 15  # seconds, of which a word is said beforehand
 
@@ -71,11 +72,3 @@ def words(
         what += f" and searching for alpha ({recipe.alpha})"
         shorter = "a number for alpha or fewer samples make it shorter"
     return f"{what}: about {time}, {size} of memory; {shorter}"
-
-
-def duration(seconds: float) -> str:
-    """50 s, 12 minutes, 3.5 hours."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"

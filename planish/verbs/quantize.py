@@ -9,15 +9,7 @@ import time
 import numpy as np
 
 from planish.calibration import calibration_samples, tell_estimate
-from planish.engines import (
-    ENGINES,
-    add_cache_flag,
-    add_kernels_flag,
-    add_model_flag,
-    keep_programs,
-    native_kernels,
-    open_subject,
-)
+from planish.opening import ENGINES, keep_programs, native_kernels, open_subject
 from planish.reference.errors import RecipeError
 from planish.reference.files.load import Checkpoint
 from planish.reference.files.writer import CheckpointWriter
@@ -28,10 +20,18 @@ from planish.reference.quantize.recipe import Recipe, needs_calibration, recipe
 from planish.reference.quantize.runner import NUMPY, Runner, Runtime
 from planish.reference.quantize.smooth import output_folds
 from planish.reference.text.tokenizer import read_text
-from planish.terminal.given import Rule, notice_idle
+from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_model_flag
+from planish.terminal.given import Rule, engine_rule, notice_idle
 from planish.terminal.progress import progress
 
-ENGINE_FLAGS = ("--kernels", "--compilation_cache")  # of the fast engine
+CALIBRATION_FLAGS = (
+    "--calibration",
+    "--samples",
+    "--sample_length",
+    "--engine",
+    "--kernels",
+    "--compilation_cache",
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -62,30 +62,36 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout", default="tiles", help="of codes: tiles (default), as kernels read, or canonical"
     )
-    parser.add_argument("--calibration", metavar="FILE", help="UTF-8 text (default: the pocket's)")
     parser.add_argument(
+        "--overwrite", action="store_true", help="replace the model that --out holds"
+    )
+    add_calibration_flags(parser)
+
+
+def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
+    """The text, how much of it, and who runs the model over it."""
+    group = parser.add_argument_group("the calibration")
+    group.add_argument("--calibration", metavar="FILE", help="UTF-8 text (default: the pocket's)")
+    group.add_argument(
         "--samples",
         type=int,
         metavar="N",
         help=f"how many samples of the text to calibrate on (default: {NUM_SAMPLES})",
     )
-    parser.add_argument(
+    group.add_argument(
         "--sample_length",
         type=int,
         metavar="N",
         help=f"tokens of a sample (default: {SAMPLE_LENGTH})",
     )
-    parser.add_argument(
+    group.add_argument(
         "--engine",
         choices=ENGINES,
         default="fast",
         help="of the calibration: fast (default), by JAX; reference, by the definition in NumPy",
     )
-    add_kernels_flag(parser)
-    add_cache_flag(parser)
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the model that --out holds"
-    )
+    add_kernels_flag(group)
+    add_cache_flag(group)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,9 +129,9 @@ def idle_rules(args: argparse.Namespace, chosen: Recipe, config: ModelConfig) ->
         (
             not calibrates,
             f"with --recipe {chosen.name}, which needs no calibration",
-            ("--calibration", "--samples", "--sample_length", "--engine", *ENGINE_FLAGS),
+            CALIBRATION_FLAGS,
         ),
-        (calibrates and args.engine == "reference", "with --engine reference", ENGINE_FLAGS),
+        engine_rule(args) if calibrates else (False, "", ()),
         (chosen.bits is None, "with --recipe float", ("--ignore",)),
         (not quantizes, "without quantized weights", ("--method", "--layout")),
         (not any(output_folds(config)), "on this architecture", ("--smooth_outputs",)),

@@ -47,7 +47,8 @@ def smoothing_scale(xmax: np.ndarray, weights: Sequence[np.ndarray], alpha: floa
 def scale_norm(norm: Norm, s: np.ndarray) -> Norm:
     """Divide a norm's output channels by s."""
     weight = np.ones_like(s) if norm.weight is None else norm.weight
-    return Norm(weight / s, None if norm.bias is None else norm.bias / s)
+    bias = None if norm.bias is None else norm.bias / s
+    return replace(norm, weight=weight / s, bias=bias)
 
 
 def scale_inputs(layer: Linear, s: np.ndarray) -> Linear:

@@ -73,9 +73,11 @@ def test_powers_of_two_leave_it_exactly():
 
 
 def test_a_norm_without_weight_gets_one():
-    found = scale_norm(Norm(None), array(2, 4))
+    kind = {"kind": "layer_norm", "eps": 1e-5}
+    found = scale_norm(Norm(weight=None, **kind), array(2, 4))
     assert found.weight.tolist() == [0.5, 0.25] and found.bias is None
-    found = scale_norm(Norm(array(2, 2), array(8, 8)), array(2, 4))
+    found = scale_norm(Norm(weight=array(2, 2), bias=array(8, 8), **kind), array(2, 4))
+    assert (found.kind, found.eps) == ("layer_norm", 1e-5)
     assert (found.weight.tolist(), found.bias.tolist()) == ([1, 0.5], [4, 2])
 
 
