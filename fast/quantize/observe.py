@@ -185,11 +185,11 @@ class Listener:
             self.hear(x, layer)
             return self.before[0](x, layer, residual)
 
-        def project(config, x, norm, layers):
-            n = x if norm is None else normalize(x, norm, config)
+        def project(x, norm, layers):
+            n = x if norm is None else normalize(x, norm)
             for layer in layers:
                 self.hear(n, layer)
-            return self.before[1](config, x, norm, layers)
+            return self.before[1](x, norm, layers)
 
         transformer.linear, transformer.project = linear, project
 
