@@ -1,4 +1,4 @@
-"""inspect --architectures: its table is derived from the goldens, and the README shows it."""
+"""inspect --architectures: its table is derived from the goldens, and docs/architectures.md shows it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_features_of_all_goldens_and_of_some(planish, model_type, always, in_som
 def test_the_readme_shows_the_table(planish):
     result = planish("inspect", "--architectures")
     assert result.code == 0
-    assert result.out in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert result.out in (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
 
 
 def test_it_needs_no_tests_directory(tmp_path):

@@ -18,7 +18,7 @@ WINDOWS = [[5, 9, 70, 33, 8, 120, 64, 7], [90, 4, 4, 61, 12, 99, 3, 17]]
 
 
 def test_the_difference_is_paired_token_by_token():
-    """Both models find the same tokens hard: each perplexity is uncertain, the difference is not."""
+    """What both models find hard makes each perplexity uncertain, and the difference not."""
     float_nll = np.array([1.0, 3.0])
     delta, error = measure.paired_difference(float_nll + 0.1, float_nll)
     assert delta == pytest.approx(math.exp(2.1) - math.exp(2.0))
