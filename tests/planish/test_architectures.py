@@ -1,4 +1,4 @@
-"""inspect --architectures: its table is derived from the goldens, and docs/architectures.md shows it."""
+"""inspect --architectures: its table is derived from the goldens, and docs/ shows it."""
 
 from __future__ import annotations
 
