@@ -27,8 +27,6 @@ def route(
     places: int,
     normalized: bool,
     norm: Norm | None = None,
-    norm_kind: str = "",
-    eps: float = 0.0,
     isa: str = "",
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """norm(x) [R, K], and each row's shares and experts [R, P], for a few rows x [R, K].
@@ -47,8 +45,8 @@ def route(
         *(array for array in found if array is not None),
         router,
         isa=isa,
-        norm=norm_kind if norm is not None else "",
-        eps=np.float32(eps),
+        norm="" if norm is None else norm.kind,
+        eps=np.float32(0 if norm is None else norm.eps),
         norm_weight=found[0] is not None,
         norm_bias=found[1] is not None,
         normalized=normalized,

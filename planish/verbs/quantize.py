@@ -17,6 +17,7 @@ from planish.reference.model.config import ModelConfig
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
 from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
 from planish.reference.quantize.recipe import Recipe, needs_calibration, recipe
+from planish.reference.quantize.runner import Runtime
 from planish.reference.quantize.smooth import output_folds
 from planish.reference.text.tokenizer import load_tokenizer, read_text
 from planish.terminal.given import Rule, notice_idle
@@ -81,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     with writer:
         notice_idle(args, *idle_rules(chosen, checkpoint.config))
-        quantize_checkpoint(checkpoint, writer, chosen, samples, progress, args.layout)
+        runtime = Runtime(progress=progress)
+        quantize_checkpoint(checkpoint, writer, chosen, samples, args.layout, runtime)
     seconds = time.perf_counter() - start
     print(f"{args.out}: {chosen.name}, {seconds:.1f} s", file=sys.stderr)
     return 0
