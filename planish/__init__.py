@@ -13,7 +13,7 @@ command `planish`, the only room where flags are read:
     engines          which engine runs a model
     cache            where programs are kept
     architectures    the table of inspect
-    demo, figure     make demo, and its picture
+    demo, figures/   make demo, and the pictures of README and docs
 """
 
 from __future__ import annotations

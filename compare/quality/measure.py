@@ -33,6 +33,7 @@ from planish.reference.files.writer import CheckpointWriter
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.observe import Progress, no_progress
 from planish.reference.quantize.recipe import Recipe
+from planish.reference.quantize.runner import NumpyRunner, Runner, Runtime
 from planish.reference.text.evaluate import Agreement, agreement, summarize, window_nll
 
 KEPT_BYTES = 2**30  # of the float model's logits; those of a longer text are computed again
@@ -53,6 +54,7 @@ class Study:
     directory: Path
     keep: bool  # the quantized models, replacing older ones, or remove each when it is measured
     open_engine: Callable[[Checkpoint], AnyEngine]
+    runner: Runner = NumpyRunner()  # of the calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,8 @@ def measure_recipes(
     for name, chosen in recipes.items():
         directory = study.directory / name
         with CheckpointWriter(directory, study.source.path, overwrite=study.keep) as writer:
-            quantize_checkpoint(study.source, writer, chosen, study.samples, progress)
+            runtime = Runtime(runner=study.runner, progress=progress)
+            quantize_checkpoint(study.source, writer, chosen, study.samples, runtime=runtime)
         opened = study.open_engine(open_checkpoint(directory)), directory
         yield measure(name, opened, baseline, progress)
         if not study.keep:

@@ -2,9 +2,9 @@
 
     W8A8                    W4A16-g32               W4A8-g64-minmax
     W8A8-alpha0.8           W8A8-search             W4A16-g32-alpha0.5
-    naive-O1                W4A8-per_token          W4A16-gROW-float32
+    naive-O1                W4A8-per_token          W4A16-g-1-float32
 
-The words in any order: gN (inputs that share an INT4 scale; gROW the whole row), a rule of INT4,
+The words in any order: gN (inputs that share an INT4 scale; g-1 the whole row), a rule of INT4,
 alphaN, search or search_per_block, per_group or per_token, float16 or float32 (INT4 scales), and,
 for naive, the scheme that it takes.
 """
@@ -25,7 +25,7 @@ CHOICES = {
     "scale_dtype": SCALE_DTYPES,
     "scheme": ("W8A8", "O1", "O2", "O3"),
 }
-NUMBERS = re.compile(r"(?P<name>g|alpha)(?P<value>\d+(?:\.\d+)?|ROW)")
+NUMBERS = re.compile(r"(g)(-1|\d+)|(alpha)(\d+(?:\.\d+)?)")
 
 
 def parse_recipes(text: str) -> dict[str, Recipe]:
@@ -39,7 +39,7 @@ def parse_recipes(text: str) -> dict[str, Recipe]:
 
 def parse_recipe(text: str) -> Recipe:
     """W4A8-g64-minmax -> recipe("W4A8", group_size=64, rule="minmax")."""
-    name, *words = text.split("-")
+    name, *words = re.split(r"-(?=[A-Za-z])", text)
     changes: dict[str, Any] = {}
     for word in words:
         key, value = parse_change(word, text)
@@ -60,9 +60,9 @@ def parse_change(word: str, text: str) -> tuple[str, Any]:
         if word in choices:
             return key, word
     found = NUMBERS.fullmatch(word)
-    if found and found["name"] == "alpha" and found["value"] != "ROW":
-        return "alpha", float(found["value"])
-    if found and found["name"] == "g" and "." not in found["value"]:
-        return "group_size", -1 if found["value"] == "ROW" else int(found["value"])
+    if found and found[1]:
+        return "group_size", int(found[2])
+    if found:
+        return "alpha", float(found[4])
     expected = f"one of {', '.join(RECIPES)}, then words such as -g32, -minmax, -alpha0.5"
     raise RecipeError("unknown", name=text, expected=expected, found=repr(word))

@@ -14,7 +14,7 @@ from planish.reference.quantize.recipe import recipe
     [
         ("W8A8", recipe("W8A8")),
         ("W4A16-g32", recipe("W4A16", group_size=32)),
-        ("W4A16-gROW", recipe("W4A16", group_size=-1)),
+        ("W4A16-g-1", recipe("W4A16", group_size=-1)),
         ("W4A8-g64-minmax", recipe("W4A8", group_size=64, rule="minmax")),
         ("W8A8-alpha0.8", recipe("W8A8", alpha=0.8)),
         ("O2-alpha1", recipe("O2", alpha=1.0)),
