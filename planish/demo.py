@@ -21,10 +21,10 @@ from planish.compare.conformance import report
 from planish.compare.quality.measure import Quality, Study, measure_recipes
 from planish.compare.quality.names import parse_recipes
 from planish.compare.quality.table import HEADER, describe_protocol, legend, table_row
-from planish.engines import keep_programs, prepare_kernels
 from planish.fast.session.engine import Engine
 from planish.figures import smoothing
 from planish.figures.collect import collect_panels
+from planish.opening import keep_programs, prepare_kernels
 from planish.pocket.outliers import write_outlier_model
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.quantize.observe import cut_samples

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planish.fast.native.linear import fields, tiled, weight_arguments
+from planish.fast.native.linear import linear_attributes, tiled, weight_arguments
 from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
 
@@ -103,5 +103,5 @@ def _call(
         residual=len(last) > 1,
         sequences=np.int64(sequences),
         experts=np.int64(tiled(first).codes.shape[0]),
-        linears=np.array([fields(layer) for layer in layers], np.int64).ravel(),
+        **linear_attributes(layers),
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 from planish import demo, pocket
 from planish.compare.quality.measure import measure_recipes
 from planish.compare.quality.names import parse_recipes
-from planish.engines import keep_programs, prepare_kernels
 from planish.figures import absmax, alpha, collect, flow, fold, group, size, smoothing
+from planish.opening import keep_programs, prepare_kernels
 from planish.pocket.outliers import write_outlier_model
 from planish.reference.files.load import open_checkpoint
 

@@ -16,16 +16,7 @@ import numpy as np
 
 from planish import pocket
 from planish.compare.quality.names import parse_recipes
-from planish.engines import (
-    add_cache_flag,
-    add_kernels_flag,
-    add_kv_cache_flag,
-    add_model_flag,
-    keep_programs,
-    native_kernels,
-    open_model,
-    with_kv_cache,
-)
+from planish.opening import keep_programs, native_kernels, open_model, with_kv_cache
 from planish.reference.errors import PromptError, notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.quantize.checkpoint import check_request
@@ -33,6 +24,12 @@ from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH, cut_s
 from planish.reference.quantize.recipe import needs_calibration
 from planish.reference.text.evaluate import cut_windows
 from planish.reference.text.tokenizer import Tokenizer, read_text
+from planish.terminal.flags import (
+    add_cache_flag,
+    add_kernels_flag,
+    add_kv_cache_flag,
+    add_model_flag,
+)
 from planish.terminal.given import notice_idle
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import print_json
@@ -46,19 +43,22 @@ CALIBRATION_FLAGS = ("--calibration", "--samples", "--sample_length")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
     words = f"separated by commas (default: {RECIPES})"
-    parser.add_argument("--recipes", default=RECIPES, help=words)
+    parser.add_argument("--recipes", default=RECIPES, metavar="NAMES", help=words)
     words = "UTF-8, to measure on (default: the pocket's held-out text)"
     parser.add_argument("--text", metavar="FILE", help=words)
-    parser.add_argument("--window", type=int, help=WINDOW_HELP)
-    parser.add_argument("--calibration", metavar="FILE", help="UTF-8 text (default: the pocket's)")
-    words = f"how many samples of the calibration text (default: {NUM_SAMPLES})"
-    parser.add_argument("--samples", type=int, default=NUM_SAMPLES, metavar="N", help=words)
-    words = f"tokens of a sample (default: {SAMPLE_LENGTH})"
-    parser.add_argument("--sample_length", type=int, default=SAMPLE_LENGTH, metavar="N", help=words)
+    parser.add_argument("--window", type=int, metavar="N", help=WINDOW_HELP)
+    sampling = parser.add_argument_group("the calibration")
+    words = "UTF-8 text (default: the pocket's)"
+    sampling.add_argument("--calibration", metavar="FILE", help=words)
+    words = f"how many samples of that text (default: {NUM_SAMPLES})"
+    sampling.add_argument("--samples", type=int, default=NUM_SAMPLES, metavar="N", help=words)
+    words, length = f"tokens of a sample (default: {SAMPLE_LENGTH})", SAMPLE_LENGTH
+    sampling.add_argument("--sample_length", type=int, default=length, metavar="N", help=words)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_kv_cache_flag(parser)
-    add_kernels_flag(parser)
-    add_cache_flag(parser)
+    engine = parser.add_argument_group("the engine")
+    add_kv_cache_flag(engine)
+    add_kernels_flag(engine)
+    add_cache_flag(engine)
 
 
 def run(args: argparse.Namespace) -> int:

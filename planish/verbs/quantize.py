@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from planish import pocket
-from planish.engines import add_model_flag, open_subject
+from planish.opening import open_subject
 from planish.reference.errors import RecipeError, notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.files.writer import CheckpointWriter
@@ -20,6 +20,7 @@ from planish.reference.quantize.recipe import Recipe, needs_calibration, recipe
 from planish.reference.quantize.runner import Runtime
 from planish.reference.quantize.smooth import output_folds
 from planish.reference.text.tokenizer import load_tokenizer, read_text
+from planish.terminal.flags import add_model_flag
 from planish.terminal.given import Rule, notice_idle
 from planish.terminal.progress import progress
 
