@@ -1,6 +1,6 @@
 """The pictures of README and docs/, one to a file, drawn from the embedded model.
 
-    python -m planish.figures docs/images           all of them, in about ten minutes
+    python -m planish.figures docs/images           all of them, in about three minutes
     python -m planish.figures docs/images fold      some, by name
 
 The pictures of what happens
@@ -9,9 +9,9 @@ The pictures of what happens
     fold         where s goes: into the norm and the linears that read it
     flow         from a checkpoint to text
     group        one W4A8 group, worked through
+    alpha        the error of a linear by alpha
 and of what it costs
     size         quality against size, every recipe
-    alpha        the error by alpha
 What they share
     collect      what a layer reads and multiplies, before and after smoothing
     drawing      the canvas, the colours, boxes and arrows

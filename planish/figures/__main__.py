@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from planish import demo, pocket
 from planish.compare.quality.measure import measure_recipes
 from planish.compare.quality.names import parse_recipes
@@ -17,7 +19,6 @@ from planish.pocket.outliers import write_outlier_model
 from planish.reference.files.load import open_checkpoint
 
 LAYER, LINEAR, ALPHA = 3, "q", 0.5
-WINDOWS = 8  # of 1024 tokens for each point of `alpha`
 
 
 def draw_smoothing(path: Path, work: Path) -> None:
@@ -46,13 +47,7 @@ def draw_size(path: Path, work: Path) -> None:
 
 
 def draw_alpha(path: Path, work: Path) -> None:
-    whole = study(work)
-    some, errors = replace(whole, windows=whole.windows[:WINDOWS]), {}
-    for recipe in alpha.RECIPES:
-        names = ",".join(f"{recipe}-alpha{value}" for value in alpha.ALPHAS)
-        rows = list(measure_recipes(some, parse_recipes(names)))
-        errors[recipe] = [row.mean_kl for row in rows[1:]]
-    alpha.draw(errors, path)
+    alpha.draw(path)
 
 
 PICTURES: dict[str, Callable[[Path, Path], None]] = {
@@ -66,7 +61,7 @@ PICTURES: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def panels(work: Path) -> dict[str, collect.np.ndarray]:
+def panels(work: Path) -> dict[str, np.ndarray]:
     """Input and weight of one linear of the model with outlier channels."""
     checkpoint = open_checkpoint(work)
     sample = collect.calibration_sample(checkpoint)

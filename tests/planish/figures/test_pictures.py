@@ -26,7 +26,7 @@ def test_the_group_is_worked_through_by_the_grids():
     np.testing.assert_allclose(found["y"], 157 * 0.1 * 0.02, rtol=1e-3)
 
 
-@pytest.mark.parametrize("picture", [flow, fold, group])
+@pytest.mark.parametrize("picture", [alpha, flow, fold, group])
 def test_a_diagram_is_drawn(picture, tmp_path):
     picture.draw(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
@@ -40,10 +40,17 @@ def test_a_layer_is_drawn(picture, tiny_llama, tmp_path):
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_quality_and_error_are_drawn(rows, tmp_path):
+def test_quality_is_drawn(rows, tmp_path):
     size.draw(rows, tmp_path / "size.png")
-    alpha.draw({"O2": np.linspace(1, 0.1, len(alpha.ALPHAS))}, tmp_path / "alpha.png")
-    assert {path.name for path in tmp_path.glob("*.png")} == {"size.png", "alpha.png"}
+    assert (tmp_path / "size.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("size", alpha.SIZES)
+def test_the_error_is_least_between_the_ends(size):
+    errors = alpha.errors_by_alpha(size)
+    best = int(np.argmin(errors))
+    assert 0.4 <= alpha.ALPHAS[best] <= 0.6
+    assert 2 * errors[best] < min(errors[0], errors[-1])
 
 
 @pytest.fixture
