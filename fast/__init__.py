@@ -3,6 +3,7 @@
     model/       the transformer, its weights and its cache; it asks a backend to compute
     xla/         the portable backend
     native/      the backend of C++ kernels
+    quantize/    the calibration's runner
     session/     a checkpoint ready to run
     placement    on the CPU, whatever else jax could find
 

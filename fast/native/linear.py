@@ -1,7 +1,7 @@
 """Linears by the native kernels: a norm, all the linears that read it and a residual in one call.
 
 Each call is one custom call in the compiled program. The kernels check shapes before they touch
-memory (kernels/ffi_linears.h). `isa` chooses an instruction set that has been loaded; "" is the
+memory (kernels/ffi/linears.cc). `isa` chooses an instruction set that has been loaded; "" is the
 best one.
 
 B sequences, T tokens, K inputs, N outputs.
@@ -92,7 +92,7 @@ def linears(
             norm_bias=bias is not None,
             residual=residual is not None,
             sequences=np.int64(x.shape[0]),
-            linears=np.array([fields(layer) for layer in layers], np.int64).ravel(),
+            **linear_attributes(layers),
         )
     )
 
@@ -111,11 +111,17 @@ def weight_arguments(layer: Linear) -> list[Any]:
     return [array for array in found if array is not None]
 
 
-def fields(layer: Linear) -> tuple[int, ...]:
-    """bits, outputs, group_size, has a zero point, has a bias: as the kernels read them."""
-    weight = tiled(layer)
-    zero, bias = weight.zero_point is not None, layer.bias is not None
-    return weight.bits, weight.out_features, weight.group_size, int(zero), int(bias)
+def linear_attributes(layers: Sequence[Linear]) -> dict[str, np.ndarray]:
+    """What each linear's arrays hold, as LinearFields in kernels/ffi/weights.h reads it."""
+    weights = [tiled(layer) for layer in layers]
+    found = {
+        "bits": [weight.bits for weight in weights],
+        "outputs": [weight.out_features for weight in weights],
+        "group_sizes": [weight.group_size for weight in weights],
+        "zero_points": [weight.zero_point is not None for weight in weights],
+        "biases": [layer.bias is not None for layer in layers],
+    }
+    return {name: np.array(values, np.int64) for name, values in found.items()}
 
 
 def alike(layers: Sequence[Linear]) -> bool:

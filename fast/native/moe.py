@@ -19,7 +19,7 @@ import numpy as np
 from planish.fast.model.backend import Normed
 from planish.fast.model.layers import ACTIVATIONS
 from planish.fast.model.weights import PlacedExperts
-from planish.fast.native.linear import alike, fields, is_tiled, tiled, weight_arguments
+from planish.fast.native.linear import alike, is_tiled, linear_attributes, tiled, weight_arguments
 from planish.fast.xla import moe as xla
 from planish.reference.linear import Linear, float_weight
 from planish.reference.model.config import ModelConfig
@@ -163,5 +163,5 @@ def _call(
         residual=len(last) > 1,
         sequences=np.int64(sequences),
         experts=np.int64(tiled(first).codes.shape[0]),
-        linears=np.array([fields(layer) for layer in layers], np.int64).ravel(),
+        **linear_attributes(layers),
     )

@@ -1,0 +1,231 @@
+"""Calibration by XLA: the samples through a block, and statistics of what its linears read.
+
+The block is the engine's own: a listening backend hears what the transformer hands to its linears
+while the program is traced, so nothing of a block's arithmetic is written here again.
+Statistics are reduced inside the program; an input leaves it only if the observer keeps it.
+
+One sample of 512 tokens at a time is the fastest on the CPU; shorter ones go together.
+
+B samples, T tokens, K inputs, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from planish.fast.model.backend import Backend, Normed, Positions, Tables
+from planish.fast.model.layers import normalize
+from planish.fast.model.transformer import block_forward
+from planish.fast.model.weights import place_block
+from planish.fast.native import backend as native_backend
+from planish.fast.placement import on_cpu, put
+from planish.fast.xla import backend as xla_backend
+from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.memory import memory_errors
+from planish.reference.model.config import ModelConfig
+from planish.reference.model.rope import rotations
+from planish.reference.model.weights import Block, Weights, block_linears, replace_parts
+from planish.reference.quantize.observe import (
+    ABSMAX,
+    Observer,
+    Statistics,
+    embed_samples,
+    reads_overflow,
+    require_finite_output,
+)
+from planish.reference.quantize.runner import Hidden
+from planish.reference.tiles import tile
+
+TOKENS = 512  # that are run together, if samples are shorter
+REMEDY = "fewer or shorter samples"
+
+
+class Runner:
+    """The reference's Runner, jitted; a program is compiled for each kind of block."""
+
+    def __init__(self, native: bool = False):
+        """`native`: attention, and quantized candidates' linears, by the kernels, if loaded."""
+        self.native = native
+
+    def embed(self, config: ModelConfig, weights: Weights, samples: Sequence[np.ndarray]) -> Hidden:
+        return embed_samples(config, weights, samples)
+
+    @on_cpu
+    @memory_errors(REMEDY)
+    def observe(
+        self,
+        config: ModelConfig,
+        block: Block,
+        hidden: Hidden,
+        names: Mapping[str, str] | None = None,
+        observer: Observer = ABSMAX,
+    ) -> tuple[Statistics, Hidden]:
+        return observe_block(config, block, hidden, names, observer, self.native)
+
+    @on_cpu
+    @memory_errors(REMEDY)
+    def run(self, config: ModelConfig, block: Block, hidden: Hidden) -> Hidden:
+        placed, backend = place(block, self.native), backend_of(self.native)
+        outputs: list[np.ndarray] = []
+        for x, tables in batches(config, hidden):
+            outputs += [*np.asarray(run_batch(config, placed, x, tables, backend))]
+        return outputs
+
+
+def observe_block(
+    config: ModelConfig,
+    block: Block,
+    hidden: Hidden,
+    names: Mapping[str, str] | None = None,
+    observer: Observer = ABSMAX,
+    native: bool = False,
+) -> tuple[Statistics, list[np.ndarray]]:
+    """As the reference's: statistics of the linears' inputs, and the hidden states after it."""
+    placed, backend = place(block, native), backend_of(native)
+    statistics: Statistics = {}
+    outputs: list[np.ndarray] = []
+    for x, tables in batches(config, hidden):
+        found, y, largest = observe_batch(config, placed, x, tables, backend, observer)
+        for part in block_linears(block):  # in the order of execution
+            if part in found:
+                add(statistics, part, found[part], names or {}, observer)
+        require_finite_output(np.asarray(largest)[()], names or {})
+        outputs += [*np.asarray(y)]  # views [T, D]
+    return statistics, outputs
+
+
+def add(
+    statistics: Statistics,
+    part: str,
+    found: tuple[jax.Array, jax.Array],
+    names: Mapping[str, str],
+    observer: Observer,
+) -> None:
+    """Merge what one program found at one linear's input, if that was finite."""
+    finite, value = found
+    if not finite:
+        raise reads_overflow(names.get(part, part))
+    observer.add(statistics, part, np.asarray(value))
+
+
+Found = dict[str, tuple[jax.Array, jax.Array]]  # by linear: finite or not, the statistic
+
+
+@partial(jax.jit, static_argnames=("config", "backend", "observer"))
+def observe_batch(
+    config: ModelConfig,
+    block: Block,
+    x: jax.Array,
+    tables: Tables,
+    backend: Backend,
+    observer: Observer,
+) -> tuple[Found, jax.Array, jax.Array]:
+    """A block over samples x [B, T, D]: what its linears read, its outputs, and their absmax."""
+    listener = Listener(backend, block, observer)
+    y = forward(config, block, x, tables, listener)
+    rows = y.reshape(-1, y.shape[-1])
+    largest = jnp.where(all_finite(rows), abs(rows).max(axis=0).max(), jnp.float32(jnp.nan))
+    return listener.found, y, largest
+
+
+@partial(jax.jit, static_argnames=("config", "backend"))
+def run_batch(
+    config: ModelConfig, block: Block, x: jax.Array, tables: Tables, backend: Backend
+) -> jax.Array:
+    """A block over samples x [B, T, D]."""
+    return forward(config, block, x, tables, backend)
+
+
+def forward(
+    config: ModelConfig, block: Block, x: jax.Array, tables: Tables, backend: Backend
+) -> jax.Array:
+    """The engine's block over whole samples, nothing cached."""
+    nothing = backend.empty_layer(config, *x.shape[:2])
+    index = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], x.shape[:2])
+    return block_forward(config, block, x, Positions(index, tables), nothing, backend)[0]
+
+
+def all_finite(x: jax.Array) -> jax.Array:
+    """Whether x [T, K] has neither NaN nor Inf; XLA's maximum passes over a NaN.
+
+    A sum of finite entries, made so small that it cannot overflow, is finite, and no other is:
+    a third of the time that isfinite of every entry takes.
+    """
+    return jnp.isfinite((x * jnp.float32(2.0**-30)).sum(axis=0)).all()
+
+
+class Listener:
+    """A backend that hears every input of one block's linears in a trace, and has another compute.
+
+    It lives inside one trace only: what it found are the trace's values.
+    """
+
+    def __init__(self, backend: Backend, block: Block, observer: Observer):
+        self.backend, self.observer, self.found = backend, observer, Found()
+        linears = {name: getattr(block, name) for name in "qkvo"}
+        linears |= {
+            name: getattr(block.mlp, name, None) for name in ("gate", "up", "down", "router")
+        }
+        self.parts = {id(linear): part for part, linear in linears.items() if linear is not None}
+        self.attention, self.sample = backend.attention, backend.sample
+        self.can_sample, self.empty_layer = backend.can_sample, backend.empty_layer
+
+    def hear(self, x: jax.Array, *layers: Linear) -> None:
+        """Reduce x [B, T, K], for each linear of the block that is to read it."""
+        rows = x.reshape(-1, x.shape[-1])
+        for part in filter(None, (self.parts.get(id(layer)) for layer in layers)):
+            self.found[part] = all_finite(rows), self.observer.measure(rows)
+
+    def project(self, x: Normed, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
+        self.hear(normalize(x.raw, x.norm), *layers)
+        return self.backend.project(x, layers)
+
+    def linear(self, x: jax.Array, layer: Linear, residual: jax.Array | None = None) -> jax.Array:
+        self.hear(x, layer)
+        return self.backend.linear(x, layer, residual)
+
+    def gated(self, x: Normed, gate: Linear, up: Linear, activation: str) -> jax.Array:
+        self.hear(normalize(x.raw, x.norm), gate, up)
+        return self.backend.gated(x, gate, up, activation)
+
+    def moe(
+        self, config: ModelConfig, weights: Any, x: Normed, residual: jax.Array | None = None
+    ) -> jax.Array:
+        self.hear(normalize(x.raw, x.norm), weights.router)
+        return self.backend.moe(config, weights, x, residual)
+
+
+def batches(
+    config: ModelConfig, hidden: Hidden
+) -> Iterator[tuple[np.ndarray, tuple[tuple[np.ndarray, np.ndarray], ...]]]:
+    """Samples of equal length in batches [B, T, D] of about TOKENS tokens, and rotary tables."""
+    for length, states in groupby(hidden, key=len):
+        tables = tuple(rotations(rope, np.arange(length), length) for rope in config.ropes)
+        alike, count = [*states], max(1, TOKENS // length)
+        for start in range(0, len(alike), count):
+            yield np.stack(alike[start : start + count]), tables
+
+
+def backend_of(native: bool) -> Backend:
+    return native_backend if native else xla_backend
+
+
+def place(block: Block, native: bool) -> Block:
+    """The block on the device, its weights as XLA or the kernels read them."""
+    if native:
+        block = replace_parts(block, {p: tiled(x) for p, x in block_linears(block).items()})
+    return put(place_block(block))
+
+
+def tiled(layer: Linear) -> Linear:
+    """A quantized linear's codes as the kernels read them; a float linear as it is."""
+    weight = layer.weight
+    return replace(layer, weight=tile(weight)) if isinstance(weight, QuantizedWeight) else layer
