@@ -16,13 +16,13 @@ from typing import Any
 
 from planish.reference.errors import RecipeError
 from planish.reference.grids import INT4_RULES
-from planish.reference.quantize.recipe import RECIPES, SCALE_DTYPES, SEARCHES, Recipe, recipe
+from planish.reference.quantize.recipe import RECIPES, Recipe, recipe
 
 CHOICES = {
     "rule": tuple(INT4_RULES),
-    "alpha": SEARCHES,
+    "alpha": ("search", "search_per_block"),
     "activation": ("per_group", "per_token"),
-    "scale_dtype": SCALE_DTYPES,
+    "scale_dtype": ("float16", "float32"),
     "scheme": ("W8A8", "O1", "O2", "O3"),
 }
 NUMBERS = re.compile(r"(g)(-1|\d+)|(alpha)(\d+(?:\.\d+)?)")
