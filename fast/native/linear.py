@@ -21,8 +21,8 @@ import numpy as np
 from planish.reference.linear import Linear
 from planish.reference.model.config import Alibi
 from planish.reference.model.layers import Norm
+from planish.reference.quantized import QuantizedWeight
 from planish.reference.text.sampling import Sampling
-from planish.reference.tiles import TiledWeight
 
 
 def linears(
@@ -37,7 +37,7 @@ def linears(
 ) -> tuple[jax.Array, ...]:
     """y_i = linear_i(norm(x)) + residual for x [B, T, K] -> [B, T, N_i] each.
 
-    Every layer holds a TiledWeight, and all treat their input alike: it is normalized and
+    Every weight is in tiles, and all layers treat their input alike: it is normalized and
     quantized once. `gated`: two layers, and the one result silu(linear_0(..)) * linear_1(..).
     """
     layers = tuple(layers)
@@ -51,7 +51,7 @@ def linears(
         arguments += weight_arguments(layer)
     arguments += [] if residual is None else [residual]
     shapes = [
-        jax.ShapeDtypeStruct((*x.shape[:-1], tiled(layer).out_features), jnp.float32)
+        jax.ShapeDtypeStruct((*x.shape[:-1], tiled(layer).shape[0]), jnp.float32)
         for layer in (layers[:1] if gated else layers)
     ]
     call = jax.ffi.ffi_call("planish_linears", shapes)
@@ -72,9 +72,14 @@ def linears(
     )
 
 
-def tiled(layer: Linear) -> TiledWeight:
+def is_tiled(layer: Linear) -> bool:
+    """Whether the kernels can take a linear: its weight is quantized and in tiles."""
+    return isinstance(layer.weight, QuantizedWeight) and layer.weight.layout == "tiles"
+
+
+def tiled(layer: Linear) -> QuantizedWeight:
     """The weight of a linear that the kernels can take."""
-    if not isinstance(layer.weight, TiledWeight):
+    if not isinstance(layer.weight, QuantizedWeight) or layer.weight.layout != "tiles":
         raise TypeError("the native kernels take tiled weights only")
     return layer.weight
 
@@ -90,13 +95,14 @@ def fields(layer: Linear) -> tuple[int, ...]:
     """bits, outputs, group_size, has a zero point, has a bias: as kernels/ffi.cc reads them."""
     weight = tiled(layer)
     zero, bias = weight.zero_point is not None, layer.bias is not None
-    return weight.bits, weight.out_features, weight.group_size, int(zero), int(bias)
+    scheme = weight.scheme
+    return scheme.bits, weight.shape[0], scheme.group_size, int(zero), int(bias)
 
 
 def alike(layers: Sequence[Linear]) -> bool:
     """Whether linears of one input can share a call: tiled, quantizing their input the same way."""
     first = layers[0]
-    return all(isinstance(layer.weight, TiledWeight) for layer in layers) and all(
+    return all(map(is_tiled, layers)) and all(
         layer.activation == first.activation
         and layer.activation != "static"
         and group_inputs(layer) == group_inputs(first)
@@ -108,9 +114,7 @@ def alike(layers: Sequence[Linear]) -> bool:
 def group_inputs(layer: Linear) -> int:
     """Inputs that share a weight scale; INT8 has one group a row."""
     weight = tiled(layer)
-    if weight.bits == 8 or weight.group_size == -1:
-        return weight.in_features
-    return weight.group_size
+    return weight.shape[1] if weight.scheme.group_size == -1 else weight.scheme.group_size
 
 
 def attention(

@@ -16,6 +16,7 @@ from planish.engines import add_cache_flag, add_kernels_flag, add_links_flag, ke
 from planish.reference.errors import one_line
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.model.shapes import block_shapes, outer_shapes
+from planish.reference.scheme import Scheme
 from planish.terminal.given import notice_idle, refuse_given
 from planish.terminal.output import print_json
 
@@ -69,7 +70,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     Shapes and bytes are those in the files: of tiles, with the zeros that fill the last ones.
     """
     every = sorted(checkpoint.entries | checkpoint.unused)
-    tensors = {name: scheme(checkpoint, name) for name in every}
+    schemes = checkpoint.schemes()
+    tensors = {name: tensor_facts(checkpoint, schemes, name) for name in every}
     sizes: Counter[str] = Counter()
     for facts in tensors.values():
         sizes[facts["kind"]] += facts["bytes"]
@@ -83,7 +85,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "model": str(checkpoint.path),
         "architecture": checkpoint.architecture.model_type,
         "config": asdict(checkpoint.config) | {"num_layers": checkpoint.config.num_layers},
-        "quantization": effective(checkpoint.quantization),
+        "quantization": checkpoint.quantization,
+        "schemes": dict(Counter(str(scheme or "float") for scheme in schemes.values())),
         "layout": checkpoint.layout,
         "parameters": parameters(checkpoint),
         "bytes": sum(sizes.values()),
@@ -91,16 +94,6 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "bits_per_weight": 8 * held / sum(linears.values()),
         "tensors": tensors,
     }
-
-
-def effective(quantization: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A quantization_config without the fields of codes that the model does not have."""
-    if quantization is None:
-        return None
-    bits, head = quantization.get("bits"), quantization.get("head")
-    idle = [] if bits == 8 or head == "int8" else ["granularity"]
-    idle += [] if bits == 4 or head == "int4" else ["rule", "group_size", "scale_dtype"]
-    return {key: value for key, value in quantization.items() if key not in idle}
 
 
 def linear_weights(checkpoint: Checkpoint) -> dict[str, int]:
@@ -125,19 +118,17 @@ def parameters(checkpoint: Checkpoint) -> int:
     return sum(linear_weights(checkpoint).values()) + sum(map(math.prod, outer.values())) + small
 
 
-def scheme(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+def tensor_facts(
+    checkpoint: Checkpoint, schemes: dict[str, Scheme | None], name: str
+) -> dict[str, Any]:
     """One tensor: type, shape, bytes, and what kind of thing it is."""
     entry = checkpoint.unused.get(name) or checkpoint.entries[name]
-    quantization = checkpoint.quantization or {}
-    ending = name.rpartition(".")[2]
+    prefix, _, ending = name.rpartition(".")
     kind, words = KINDS.get(ending, "float weights"), entry.dtype.lower()
     if name in checkpoint.unused:
         kind = "not used"
-    elif ending == "weight" and entry.dtype == "I8":
-        kind, words = "INT8 codes", f"int8 {quantization.get('granularity', 'per_channel')}"
-    elif ending == "weight" and entry.dtype == "U8":
-        kind = "INT4 codes"
-        words = f"int4 {quantization.get('rule')} g={quantization.get('group_size')}"
+    elif ending == "weight" and (scheme := schemes.get(prefix)):
+        kind, words = f"INT{scheme.bits} codes", str(scheme).partition(",")[0]
     return {"kind": kind, "scheme": words, "shape": list(entry.shape), "bytes": entry.size}
 
 
@@ -157,20 +148,27 @@ def as_text(facts: dict[str, Any]) -> str:
             f"  {moe['num_experts']} experts of width {moe['intermediate_size']} in a layer,"
             f" {moe['top_k']} for each token"
         )
-    quantization = facts["quantization"]
-    if quantization is None:
-        lines.append("  not quantized")
-    else:
-        apart = ("quant_method", "calibration")
-        told = {k: v for k, v in quantization.items() if k not in apart}
-        told["layout"] = facts["layout"]
-        lines.append("  " + ", ".join(f"{k} {v}" for k, v in told.items() if v not in (None, [])))
+    lines += quantized_lines(facts)
     lines.append(f"  {facts['bits_per_weight']:.3f} bits per weight of the blocks' linears")
     for kind, size in sorted(facts["bytes_by_kind"].items(), key=lambda item: -item[1]):
         lines.append(f"  {kind:14} {size:14,} bytes")
     lines.append(f"  {'in all':14} {facts['bytes']:14,} bytes")
     lines.append(f"  kernels: {facts['kernels']['use']} ({facts['kernels']['why']})\n")
     return "\n".join([*lines, *grouped_lines(facts["tensors"])])
+
+
+def quantized_lines(facts: dict[str, Any]) -> list[str]:
+    """What was done, and how many linears have each scheme; a layer's experts count as three."""
+    quantization = facts["quantization"]
+    if quantization is None:
+        return ["  not quantized"]
+    smoothing = quantization.get("smoothing") or {}
+    words = [f"recipe {quantization.get('recipe')}", f"method {quantization.get('method')}"]
+    words += [f"alpha {smoothing['alpha']}"] if "alpha" in smoothing else []
+    words += ["outputs smoothed"] if smoothing.get("outputs") else []
+    words += [f"layout {facts['layout']}"]
+    counts = [f"  {count:4} linears {scheme}" for scheme, count in facts["schemes"].items()]
+    return ["  " + one_line(", ".join(words)), *counts]
 
 
 def grouped_lines(tensors: dict[str, Any]) -> list[str]:

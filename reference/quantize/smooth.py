@@ -12,16 +12,16 @@ channel is dead (xmax_j = 0), which multiplies its norm weight by 1e5; we leave 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from planish.reference.architectures import Architecture, Fold
 from planish.reference.errors import QuantizationError, RecipeError
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.linear import Linear, float_weight
 from planish.reference.model.config import ModelConfig
+from planish.reference.model.folds import Fold, folds
 from planish.reference.model.layers import Norm
 from planish.reference.model.weights import (
     Block,
@@ -31,8 +31,7 @@ from planish.reference.model.weights import (
     replace_parts,
     split_expert,
 )
-from planish.reference.quantize.ignore import ignored_parts, linear_names
-from planish.reference.quantize.methods.rtn import quantize_linear
+from planish.reference.quantize.methods import quantize_linear
 from planish.reference.quantize.observe import (
     ChannelAbsmax,
     Progress,
@@ -42,6 +41,8 @@ from planish.reference.quantize.observe import (
     run_block,
 )
 from planish.reference.quantize.recipe import Recipe
+from planish.reference.quantize.schemes import block_schemes, linear_names
+from planish.reference.scheme import Scheme
 
 FLOOR = np.float32(1e-5)
 ALPHAS = tuple(round(0.3 + 0.05 * i, 2) for i in range(14))  # 0.3 .. 0.95
@@ -73,15 +74,9 @@ def scale_outputs(layer: Linear, s: np.ndarray) -> Linear:
     return replace(layer, weight=float_weight(layer) / s[:, None], bias=bias)
 
 
-def smooth_block(
-    config: ModelConfig,
-    architecture: Architecture,
-    block: Block,
-    absmax: ChannelAbsmax,
-    alpha: float,
-) -> Block:
-    """Fold one block by the architecture's table: the same function, smoother activations."""
-    for fold in architecture.folds(config):
+def smooth_block(config: ModelConfig, block: Block, absmax: ChannelAbsmax, alpha: float) -> Block:
+    """Fold every norm that feeds only linears: the same function, smoother activations."""
+    for fold in folds(config):
         readers = fold_readers(block, fold)
         weights = [float_weight(reader) for reader in readers.values()]
         xmax = next(absmax[name] for name in readers if name in absmax)  # all read the same
@@ -142,15 +137,15 @@ def smooth_values(config: ModelConfig, block: Block, xmax: np.ndarray, alpha: fl
 
 def smoothed(
     config: ModelConfig,
-    architecture: Architecture,
     block: Block,
     absmax: ChannelAbsmax,
     recipe: Recipe,
     alpha: float,
 ) -> Block:
     """All the folding that a recipe asks for, at one alpha."""
-    block = smooth_block(config, architecture, block, absmax, alpha)
-    return smooth_block_outputs(config, block, absmax, alpha) if recipe.smooth_outputs else block
+    block = smooth_block(config, block, absmax, alpha)
+    outputs = recipe.smoothing is not None and recipe.smoothing.outputs
+    return smooth_block_outputs(config, block, absmax, alpha) if outputs else block
 
 
 def require_smoothed(before: Block, after: Block, names: Mapping[str, str]) -> None:
@@ -164,14 +159,19 @@ def require_smoothed(before: Block, after: Block, names: Mapping[str, str]) -> N
             raise QuantizationError(problem, name=names.get(part, part), expected=expected)
 
 
-def require_folds(config: ModelConfig, architecture: Architecture) -> None:
+def require_folds(config: ModelConfig) -> None:
     """Raise RecipeError where no norm feeds only linears, as after OPT-350m's post-norms."""
-    if not architecture.folds(config):
+    if not folds(config):
         raise RecipeError(
             "cannot smooth: every norm's output is read by the residual stream too",
             name="alpha",
             expected="a recipe without smoothing (naive, W8A16, W4A16)",
         )
+
+
+def alpha_of(recipe: Recipe) -> float | str | None:
+    """The recipe's alpha; None without smoothing."""
+    return None if recipe.smoothing is None else recipe.smoothing.alpha
 
 
 def search_alpha(
@@ -185,23 +185,23 @@ def search_alpha(
     """The alpha of every block that minimises its output error, or one for all blocks.
 
     error[block, alpha] = sum |quantized(smoothed block)(x) - block(x)|^2 / sum |block(x) - x|^2
-    over the calibration's hidden states x of the float model. recipe.alpha `search_per_block`
-    takes each block's best, `search` the alpha whose errors sum to the least (SmoothQuant,
+    over the calibration's hidden states x of the float model. The alpha `search_per_block` takes
+    each block's best, `search` the alpha whose errors sum to the least (SmoothQuant,
     section 5.1, searches per model; the per-block form is ours).
     """
-    config, architecture = checkpoint.config, checkpoint.architecture
+    config = checkpoint.config
     hidden, errors = embed_samples(config, weights, samples), []
     for layer, block in enumerate(progress(weights.blocks, "search alpha")):
-        names, ignored = linear_names(checkpoint, layer), ignored_parts(checkpoint, recipe, layer)
+        names, schemes = linear_names(checkpoint, layer), block_schemes(checkpoint, recipe, layer)
         absmax, outputs = observe_block(config, block, hidden, names)
         tried = []
         for alpha in alphas:
-            candidate = smoothed(config, architecture, block, absmax, recipe, alpha)
-            candidate = quantize_block(config, candidate, recipe, hidden, names, ignored)
+            candidate = smoothed(config, block, absmax, recipe, alpha)
+            candidate = quantize_block(config, candidate, recipe, hidden, names, schemes)
             tried.append(output_error(config, candidate, hidden, outputs))
         errors.append(tried)
         hidden = outputs
-    return _best_alphas(np.array(errors), alphas, per_block=recipe.alpha == "search_per_block")
+    return _best_alphas(np.array(errors), alphas, per_block=alpha_of(recipe) == "search_per_block")
 
 
 def _best_alphas(errors: np.ndarray, alphas: Sequence[float], per_block: bool) -> list[float]:
@@ -231,22 +231,30 @@ def quantize_block(
     recipe: Recipe,
     hidden: Sequence[np.ndarray],
     names: Mapping[str, str] | None = None,
-    ignored: Collection[str] = (),
+    schemes: Mapping[str, Scheme | None] | None = None,
 ) -> Block:
-    """Every linear of a block by the recipe, but the router and the parts to be ignored.
+    """Every linear of a block by its scheme; without any, all but the router by the recipe's.
 
     Static activation scales are calibrated here, on the block as it is given: after smoothing.
     `names` says how the block's parts are called in errors.
     """
     absmax: ChannelAbsmax = {}
-    if recipe.activation == "static":
+    linears = block_linears(block)
+    if schemes is None:
+        schemes = {part: recipe.default for part in linears if part != "router"}
+    if any(scheme and scheme.activation == "static" for scheme in schemes.values()):
         absmax = with_unseen_experts(block, observe_block(config, block, hidden, names)[0])
-    linears = {part: linear for part, linear in block_linears(block).items() if part != "router"}
-    named = names or {part: part for part in linears}
     changed = {
-        part: quantize_linear(linear, recipe, named[part], absmax.get(part))
-        for part, linear in linears.items()
-        if part not in ignored
+        part: quantize_linear(
+            linears[part],
+            scheme,
+            method=recipe.method,
+            rule=recipe.rule,
+            absmax=absmax.get(part),
+            name=(names or {}).get(part, part),
+        )
+        for part, scheme in schemes.items()
+        if scheme is not None
     }
     return replace_parts(block, changed)
 

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planish.reference.architectures import opt
 from planish.reference.errors import QuantizationError, RecipeError
-from planish.reference.linear import Linear, QuantizedWeight, linear
+from planish.reference.linear import Linear, linear
 from planish.reference.model.layers import Norm
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import block_linears, replace_parts
@@ -29,6 +28,7 @@ from planish.reference.quantize.smooth import (
     smoothed,
     smoothing_scale,
 )
+from planish.reference.quantized import QuantizedWeight
 
 F32 = np.float32
 
@@ -88,10 +88,10 @@ def test_outputs_are_scaled_with_their_bias():
 
 
 def smooth_model(checkpoint, weights, samples, chosen, alpha):
-    config, architecture = checkpoint.config, checkpoint.architecture
+    config = checkpoint.config
     observed = calibrate(config, weights, samples)
     pairs = zip(weights.blocks, observed, strict=True)
-    blocks = [smoothed(config, architecture, b, o, chosen, alpha) for b, o in pairs]
+    blocks = [smoothed(config, b, o, chosen, alpha) for b, o in pairs]
     return replace(weights, blocks=blocks), observed
 
 
@@ -128,7 +128,7 @@ def test_all_readers_of_a_norm_share_one_scale(loaded, samples):
     checkpoint, weights = loaded["llama"]
     block, config = weights.blocks[0], checkpoint.config
     observed = calibrate(config, weights, samples)[0]
-    smooth = smooth_block(config, checkpoint.architecture, block, observed, 0.5)
+    smooth = smooth_block(config, block, observed, 0.5)
     ratios = [getattr(smooth, p).weight / getattr(block, p).weight for p in "qkv"]
     s = block.attention_norm.weight / smooth.attention_norm.weight
     assert all(np.allclose(r, s[None], rtol=1e-5) for r in ratios)
@@ -152,8 +152,8 @@ def test_query_heads_of_a_group_share_the_scale_of_their_value_channel(loaded, s
 def test_a_post_norm_model_cannot_be_smoothed(loaded):
     checkpoint, _ = loaded["opt-350m-form"]
     with pytest.raises(RecipeError, match="cannot smooth.*residual.*naive"):
-        require_folds(checkpoint.config, checkpoint.architecture)
-    require_folds(loaded["opt"][0].config, opt.OPT)
+        require_folds(checkpoint.config)
+    require_folds(loaded["opt"][0].config)
 
 
 def outlier_model(loaded, samples):
@@ -170,11 +170,11 @@ def outlier_model(loaded, samples):
 
 def test_alpha_search_finds_the_alpha_with_the_least_output_error(loaded, samples):
     checkpoint, weights = outlier_model(loaded, samples)
-    config, architecture, chosen = checkpoint.config, checkpoint.architecture, recipe("W8A8")
+    config, chosen = checkpoint.config, recipe("W8A8")
     alphas, hidden, table = (0.0, 0.5, 0.9), embed_samples(config, weights, samples), []
     for block in weights.blocks:
         absmax, outputs = observe_block(config, block, hidden)
-        candidates = [smoothed(config, architecture, block, absmax, chosen, a) for a in alphas]
+        candidates = [smoothed(config, block, absmax, chosen, a) for a in alphas]
         quantized = [quantize_block(config, c, chosen, hidden) for c in candidates]
         table.append([output_error(config, q, hidden, outputs) for q in quantized])
         hidden = outputs
@@ -201,8 +201,9 @@ def test_output_error_is_0_for_the_same_block_and_1_for_one_that_does_nothing(lo
 
 def test_ignored_linears_stay_in_float(loaded, samples):
     checkpoint, weights = loaded["llama"]
-    block = weights.blocks[0]
-    found = quantize_block(checkpoint.config, block, recipe("naive"), [], ignored={"down"})
+    block, o2 = weights.blocks[0], recipe("naive").default
+    schemes = {part: None if part == "down" else o2 for part in block_linears(block)}
+    found = quantize_block(checkpoint.config, block, recipe("naive"), [], schemes=schemes)
     assert found.mlp.down is block.mlp.down and isinstance(found.mlp.up.weight, QuantizedWeight)
 
 
@@ -216,15 +217,15 @@ def test_the_search_leaves_ignored_linears_in_float_too(loaded, samples, monkeyp
     checkpoint, weights = loaded["llama"]
     searching, seen = recipe("W8A8", alpha="search", ignore=("layers.1.mlp.down_proj",)), []
 
-    def keep(config, block, recipe, hidden, names, ignored):
-        seen.append((names["down"], ignored))
+    def keep(config, block, recipe, hidden, names, schemes):
+        seen.append((names["down"], {part for part, scheme in schemes.items() if scheme is None}))
         return block
 
     monkeypatch.setattr("planish.reference.quantize.smooth.quantize_block", keep)
     search_alpha(checkpoint, weights, samples[:1], searching, (0.5,))
     assert seen == [
-        ("model.layers.0.mlp.down_proj", frozenset()),
-        ("model.layers.1.mlp.down_proj", frozenset({"down"})),
+        ("model.layers.0.mlp.down_proj", set()),
+        ("model.layers.1.mlp.down_proj", {"down"}),
     ]
 
 
@@ -235,7 +236,7 @@ def test_static_scales_are_calibrated_on_the_block_as_it_is_given(loaded, sample
     absmax, _ = observe_block(config, weights.blocks[0], hidden)
     found = quantize_block(config, weights.blocks[0], recipe("naive", scheme="O3"), hidden)
     assert found.mlp.down.activation_scale == absmax["down"].max() / F32(127)
-    smooth = smoothed(config, checkpoint.architecture, weights.blocks[0], absmax, recipe("O3"), 0.5)
+    smooth = smoothed(config, weights.blocks[0], absmax, recipe("O3"), 0.5)
     after, _ = observe_block(config, smooth, hidden)
     found = quantize_block(config, smooth, recipe("O3"), hidden)
     assert found.q.activation_scale == after["q"].max() / F32(127)
