@@ -19,7 +19,6 @@ from planish.fast.model import transformer as fast_transformer
 from planish.fast.native import linear as native_linear
 from planish.reference import linear as reference_linear
 from planish.reference.linear import Linear
-from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import Norm
 from planish.reference.quantized import QuantizedWeight
 from planish.reference.scheme import int8
@@ -38,12 +37,10 @@ def identity(size: int, native: bool = False) -> Linear:
     return place(Linear(weight), True)
 
 
-def norm_part(
-    config: ModelConfig, norm: Norm, readers: dict[str, Linear], x: np.ndarray
-) -> np.ndarray:
+def norm_part(norm: Norm, readers: dict[str, Linear], x: np.ndarray) -> np.ndarray:
     """The rows that the placed linears behind a norm read, for x [T, D]."""
     hand_on = identity(x.shape[1], fused(readers))
-    return computed(fast_transformer.project, config, x[None], norm, (hand_on,), static=(0,))[0][0]
+    return computed(fast_transformer.project, x[None], norm, (hand_on,))[0][0]
 
 
 def fused(readers: dict[str, Linear]) -> bool:

@@ -105,9 +105,9 @@ def norm_places(
     added, last = attended, list[NormPlace]()
     between = list[NormPlace]()
     if config.norms_output:
-        added = normalize(attended, block.attention_output_norm, config)
+        added = normalize(attended, block.attention_output_norm)
         between.append(NormPlace("attention_output_norm", attended, added))
-        given = normalize(mixed, block.mlp_output_norm, config)
+        given = normalize(mixed, block.mlp_output_norm)
         last.append(NormPlace("mlp_output_norm", mixed, given))
     if config.norms_before:
         between.append(NormPlace("mlp_norm", x + added, seen["n"], inner))

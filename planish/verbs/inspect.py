@@ -1,25 +1,30 @@
-"""Architecture, sizes, the scheme of every tensor, bytes by kind, bits per weight.
+"""What a model directory holds: architecture, sizes, the scheme of every tensor, bytes by kind.
 
-Or, with --architectures, every model_type that can be read, with its features and examples.
+Only headers are read. With --architectures: every model_type that can be read, its features (in
+brackets those of some models only), examples, and how many goldens check it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from planish.architectures import architectures, as_table
-from planish.engines import add_cache_flag, add_kernels_flag, add_links_flag, kernels_used
+from planish.opening import kernels_used
+from planish.reference import architectures
 from planish.reference.errors import one_line
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.model.shapes import block_shapes, outer_shapes
 from planish.reference.scheme import Scheme
+from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_links_flag
 from planish.terminal.given import notice_idle, refuse_given
-from planish.terminal.output import print_json
+from planish.terminal.output import counted, print_json
 
+TABLE = Path(architectures.__file__).with_name("table.json")  # by tests/golden/table.py
 KINDS = {
     "weight_scale": "scales",
     "weight_zero_point": "zero points",
@@ -33,9 +38,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--model", metavar="DIR", help="a Hugging Face directory")
     what.add_argument("--architectures", action="store_true", help="list what can be read")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_links_flag(parser)
-    add_kernels_flag(parser)
-    add_cache_flag(parser)
+    add_links_flag(parser.add_argument_group("the model"))
+    engine = parser.add_argument_group("the engine")
+    add_kernels_flag(engine)
+    add_cache_flag(engine)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,12 +62,22 @@ def list_architectures(args: argparse.Namespace) -> int:
     of_a_model = ("--kernels", "--compilation_cache", "--allow_links")
     refuse_given(args, of_a_model, "is for --model, not for --architectures")
     notice_idle(args)
-    rows = architectures()
+    rows = json.loads(TABLE.read_text(encoding="utf-8"))
     if args.json:
         print_json({"architectures": rows})
     else:
         print(as_table(rows))
     return 0
+
+
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """The same for people; features that only some goldens have are in brackets."""
+    lines = ["| model_type | features | examples | goldens |", "| --- | --- | --- | ---: |"]
+    for row in rows:
+        words = ", ".join([*row["features"], *(f"[{word}]" for word in row["in_some"])])
+        examples = ", ".join(row["examples"])
+        lines.append(f"| {row['model_type']} | {words} | {examples} | {row['goldens']} |")
+    return "\n".join(lines)
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -158,17 +174,22 @@ def as_text(facts: dict[str, Any]) -> str:
 
 
 def quantized_lines(facts: dict[str, Any]) -> list[str]:
-    """What was done, and how many linears have each scheme; a layer's experts count as three."""
+    """The recipe in words, and how many linears have each scheme."""
     quantization = facts["quantization"]
     if quantization is None:
         return ["  not quantized"]
     smoothing = quantization.get("smoothing") or {}
-    words = [f"recipe {quantization.get('recipe')}", f"method {quantization.get('method')}"]
-    words += [f"alpha {smoothing['alpha']}"] if "alpha" in smoothing else []
-    words += ["outputs smoothed"] if smoothing.get("outputs") else []
-    words += [f"layout {facts['layout']}"]
-    counts = [f"  {count:4} linears {scheme}" for scheme, count in facts["schemes"].items()]
-    return ["  " + one_line(", ".join(words)), *counts]
+    alpha = smoothing.get("alpha", quantization.get("alpha"))
+    words = [
+        f"recipe {quantization.get('recipe')}",
+        f"method {quantization['method']}" if quantization.get("method") else "",
+        f"smoothed with alpha {alpha}" if alpha is not None else "",
+        "outputs smoothed" if smoothing.get("outputs") else "",
+        f"codes in {facts['layout']}" if facts["layout"] == "tiles" else "codes in canonical order",
+    ]
+    schemes = facts["schemes"].items()
+    counts = [f"  {counted(count, 'linear')} in {scheme}" for scheme, count in schemes]
+    return ["  " + one_line(", ".join(filter(None, words))), *counts]
 
 
 def grouped_lines(tensors: dict[str, Any]) -> list[str]:
@@ -179,6 +200,6 @@ def grouped_lines(tensors: dict[str, Any]) -> list[str]:
         groups[generic, facts["scheme"], str(facts["shape"])] += 1
     width, wide = (max(len(group[i]) for group in groups) for i in (0, 2))
     return [
-        f"  {name:{width}}  {words:24} {shape:{wide}}" + (f" x {count}" if count > 1 else "")
+        f"  {name:{width}}  {words:24} {shape:{wide}} {f'x {count}' if count > 1 else ''}".rstrip()
         for (name, words, shape), count in groups.items()
     ]

@@ -77,6 +77,16 @@ class Recipe:
         return self.schemes[-1][1]
 
     @property
+    def alpha(self) -> float | str | None:
+        """The smoothing's; None without."""
+        return None if self.smoothing is None else self.smoothing.alpha
+
+    @property
+    def static(self) -> bool:
+        """Whether any linear has static activation scales."""
+        return any(scheme and scheme.activation == "static" for _, scheme in self.schemes)
+
+    @property
     def quantizes(self) -> bool:
         """Whether any pattern has a scheme."""
         return any(scheme is not None for _, scheme in self.schemes)
@@ -216,7 +226,7 @@ def _check_alpha(alpha: Any) -> None:
 
 def _check_effect(recipe: Recipe, grid: Mapping[str, Any]) -> None:
     """Raise RecipeError for a value that the recipe would ignore, or that contradicts it."""
-    alpha = None if recipe.smoothing is None else recipe.smoothing.alpha
+    alpha = recipe.alpha
     if isinstance(alpha, str) and not recipe.quantizes_blocks:
         problem = "has no error to minimise in a float model"
         raise RecipeError(problem, name="alpha", expected="0..1", found=alpha)
@@ -229,5 +239,4 @@ def _check_effect(recipe: Recipe, grid: Mapping[str, Any]) -> None:
 
 def needs_calibration(recipe: Recipe) -> bool:
     """Whether activations must be seen before the weights can be quantized."""
-    static = any(scheme and scheme.activation == "static" for _, scheme in recipe.schemes)
-    return recipe.smoothing is not None or static
+    return recipe.smoothing is not None or recipe.static

@@ -18,34 +18,21 @@ from dataclasses import replace
 import numpy as np
 
 from planish.reference.errors import QuantizationError, RecipeError
-from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.linear import Linear, float_weight
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.folds import Fold, folds
 from planish.reference.model.layers import Norm
 from planish.reference.model.weights import (
     Block,
-    Weights,
     block_linears,
     block_norms,
     replace_parts,
     split_expert,
 )
-from planish.reference.quantize.methods import quantize_linear
-from planish.reference.quantize.observe import (
-    ChannelAbsmax,
-    Progress,
-    embed_samples,
-    no_progress,
-    observe_block,
-    run_block,
-)
+from planish.reference.quantize.observe import ChannelAbsmax
 from planish.reference.quantize.recipe import Recipe
-from planish.reference.quantize.schemes import block_schemes, linear_names
-from planish.reference.scheme import Scheme
 
 FLOOR = np.float32(1e-5)
-ALPHAS = tuple(round(0.3 + 0.05 * i, 2) for i in range(14))  # 0.3 .. 0.95
 
 
 def smoothing_scale(xmax: np.ndarray, weights: Sequence[np.ndarray], alpha: float) -> np.ndarray:
@@ -60,7 +47,8 @@ def smoothing_scale(xmax: np.ndarray, weights: Sequence[np.ndarray], alpha: floa
 def scale_norm(norm: Norm, s: np.ndarray) -> Norm:
     """Divide a norm's output channels by s."""
     weight = np.ones_like(s) if norm.weight is None else norm.weight
-    return Norm(weight / s, None if norm.bias is None else norm.bias / s)
+    bias = None if norm.bias is None else norm.bias / s
+    return replace(norm, weight=weight / s, bias=bias)
 
 
 def scale_inputs(layer: Linear, s: np.ndarray) -> Linear:
@@ -74,7 +62,12 @@ def scale_outputs(layer: Linear, s: np.ndarray) -> Linear:
     return replace(layer, weight=float_weight(layer) / s[:, None], bias=bias)
 
 
-def smooth_block(config: ModelConfig, block: Block, absmax: ChannelAbsmax, alpha: float) -> Block:
+def smooth_block(
+    config: ModelConfig,
+    block: Block,
+    absmax: ChannelAbsmax,
+    alpha: float,
+) -> Block:
     """Fold every norm that feeds only linears: the same function, smoother activations."""
     for fold in folds(config):
         readers = fold_readers(block, fold)
@@ -167,103 +160,3 @@ def require_folds(config: ModelConfig) -> None:
             name="alpha",
             expected="a recipe without smoothing (naive, W8A16, W4A16)",
         )
-
-
-def alpha_of(recipe: Recipe) -> float | str | None:
-    """The recipe's alpha; None without smoothing."""
-    return None if recipe.smoothing is None else recipe.smoothing.alpha
-
-
-def search_alpha(
-    checkpoint: Checkpoint,
-    weights: Weights,
-    samples: Sequence[np.ndarray],
-    recipe: Recipe,
-    alphas: Sequence[float] = ALPHAS,
-    progress: Progress = no_progress,
-) -> list[float]:
-    """The alpha of every block that minimises its output error, or one for all blocks.
-
-    error[block, alpha] = sum |quantized(smoothed block)(x) - block(x)|^2 / sum |block(x) - x|^2
-    over the calibration's hidden states x of the float model. The alpha `search_per_block` takes
-    each block's best, `search` the alpha whose errors sum to the least (SmoothQuant,
-    section 5.1, searches per model; the per-block form is ours).
-    """
-    config = checkpoint.config
-    hidden, errors = embed_samples(config, weights, samples), []
-    for layer, block in enumerate(progress(weights.blocks, "search alpha")):
-        names, schemes = linear_names(checkpoint, layer), block_schemes(checkpoint, recipe, layer)
-        absmax, outputs = observe_block(config, block, hidden, names)
-        tried = []
-        for alpha in alphas:
-            candidate = smoothed(config, block, absmax, recipe, alpha)
-            candidate = quantize_block(config, candidate, recipe, hidden, names, schemes)
-            tried.append(output_error(config, candidate, hidden, outputs))
-        errors.append(tried)
-        hidden = outputs
-    return _best_alphas(np.array(errors), alphas, per_block=alpha_of(recipe) == "search_per_block")
-
-
-def _best_alphas(errors: np.ndarray, alphas: Sequence[float], per_block: bool) -> list[float]:
-    """From errors [blocks, alphas]: each block's best, or the one best in sum."""
-    if per_block:
-        return [alphas[i] for i in errors.argmin(axis=1)]
-    return [alphas[int(errors.sum(axis=0).argmin())]] * len(errors)
-
-
-def output_error(
-    config: ModelConfig, block: Block, hidden: Sequence[np.ndarray], outputs: Sequence[np.ndarray]
-) -> float:
-    """How far a block's outputs are from the right ones, relative to what the block adds.
-
-    Inf where a square overflows.
-    """
-    pairs = list(zip(hidden, outputs, strict=True))
-    with np.errstate(all="ignore"):
-        wrong = sum(float(np.square(run_block(config, block, x) - y).sum()) for x, y in pairs)
-        moved = sum(float(np.square(y - x).sum()) for x, y in pairs)
-    return wrong / max(moved, 1e-30) if np.isfinite(wrong + moved) else float("inf")
-
-
-def quantize_block(
-    config: ModelConfig,
-    block: Block,
-    recipe: Recipe,
-    hidden: Sequence[np.ndarray],
-    names: Mapping[str, str] | None = None,
-    schemes: Mapping[str, Scheme | None] | None = None,
-) -> Block:
-    """Every linear of a block by its scheme; without any, all but the router by the recipe's.
-
-    Static activation scales are calibrated here, on the block as it is given: after smoothing.
-    `names` says how the block's parts are called in errors.
-    """
-    absmax: ChannelAbsmax = {}
-    linears = block_linears(block)
-    if schemes is None:
-        schemes = {part: recipe.default for part in linears if part != "router"}
-    if any(scheme and scheme.activation == "static" for scheme in schemes.values()):
-        absmax = with_unseen_experts(block, observe_block(config, block, hidden, names)[0])
-    changed = {
-        part: quantize_linear(
-            linears[part],
-            scheme,
-            method=recipe.method,
-            rule=recipe.rule,
-            absmax=absmax.get(part),
-            name=(names or {}).get(part, part),
-        )
-        for part, scheme in schemes.items()
-        if scheme is not None
-    }
-    return replace_parts(block, changed)
-
-
-def with_unseen_experts(block: Block, absmax: ChannelAbsmax) -> ChannelAbsmax:
-    """An expert that no calibration token chose expects what the others saw at most."""
-    largest: ChannelAbsmax = {}
-    for part, seen in absmax.items():
-        general, _ = split_expert(part)
-        largest[general] = np.maximum(largest[general], seen) if general in largest else seen
-    unseen = [part for part in block_linears(block) if part not in absmax]
-    return absmax | {part: largest[split_expert(part)[0]] for part in unseen}

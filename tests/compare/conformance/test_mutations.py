@@ -49,8 +49,8 @@ def without_bias(linear, x, layer, *residual):
     return linear(x, replace(layer, bias=None), *residual)
 
 
-def project_without_bias(project, config, x, norm, layers):
-    return project(config, x, norm, tuple(replace(layer, bias=None) for layer in layers))
+def project_without_bias(project, x, norm, layers):
+    return project(x, norm, tuple(replace(layer, bias=None) for layer in layers))
 
 
 def dynamic_instead_of_static(quantize, x, layer):

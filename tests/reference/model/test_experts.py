@@ -19,10 +19,10 @@ from planish.reference.linear import Linear
 from planish.reference.model.experts import Stack, linear_of
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import block_linears
+from planish.reference.quantize.block import with_unseen_experts
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.methods import quantize_linear
 from planish.reference.quantize.recipe import recipe
-from planish.reference.quantize.smooth import with_unseen_experts
 from planish.reference.quantized import to_layout
 from tests.old.version_1 import as_version_1
 from tests.reference.conftest import tensors_of

@@ -18,10 +18,11 @@ from planish.reference.grids import int8_scale
 from planish.reference.linear import Linear
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import Weights
+from planish.reference.quantize.block import method_statistics, quantize_block
 from planish.reference.quantize.checkpoint import choose_alphas, quantize_checkpoint, quantize_head
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import RECIPES, needs_calibration, recipe
-from planish.reference.quantize.smooth import quantize_block, smoothed
+from planish.reference.quantize.smooth import smoothed
 from planish.reference.quantized import QuantizedWeight, dequantize
 from planish.reference.text.evaluate import perplexity, window_nll
 
@@ -43,9 +44,11 @@ def in_memory(checkpoint, weights, chosen, samples):
     hidden = embed_samples(config, weights, samples)
     for block in weights.blocks:
         absmax, outputs = observe_block(config, block, hidden)
-        if chosen.smoothing is not None:
-            block = smoothed(config, block, absmax, chosen, chosen.smoothing.alpha)
-        blocks.append(quantize_block(config, block, chosen, hidden) if chosen.default else block)
+        if chosen.alpha is not None:
+            block = smoothed(config, block, absmax, chosen, chosen.alpha)
+        statistics = method_statistics(config, block, chosen, hidden)
+        quantizes = chosen.default is not None
+        blocks.append(quantize_block(block, chosen, statistics) if quantizes else block)
         hidden = outputs
     head = chosen.scheme_of("lm_head")
     if head is not None:
@@ -149,11 +152,8 @@ def test_a_searched_alpha_is_recorded_for_every_block(directories, samples, tmp_
     chosen = recipe("W8A8", alpha=kind)
     found = written(directories["llama"], tmp_path / "out", chosen, samples[:2]).quantization
     alphas = found["smoothing"]["alpha_per_block"]
-    assert (
-        found["smoothing"]["alpha"] == kind
-        and len(alphas) == 2
-        and all(0.3 <= a <= 0.95 for a in alphas)
-    )
+    assert found["smoothing"]["alpha"] == kind and len(alphas) == 2
+    assert all(0.3 <= a <= 0.95 for a in alphas)
     if kind == "search":
         assert alphas[0] == alphas[1]
 

@@ -14,10 +14,11 @@ from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.folds import folds
 from planish.reference.model.transformer import forward
+from planish.reference.quantize.block import method_statistics, quantize_block
 from planish.reference.quantize.checkpoint import quantize_checkpoint, quantize_head
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import recipe
-from planish.reference.quantize.smooth import quantize_block, smoothed
+from planish.reference.quantize.smooth import smoothed
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 DIRECTORIES = sorted(path.parent for path in GOLDEN.glob("*/golden.npz"))
@@ -51,9 +52,11 @@ def in_memory(checkpoint, samples, chosen):
     hidden, blocks = embed_samples(config, weights, samples), []
     for block in weights.blocks:
         absmax, outputs = observe_block(config, block, hidden)
-        if chosen.smoothing is not None:
-            block = smoothed(config, block, absmax, chosen, chosen.smoothing.alpha)
-        blocks.append(quantize_block(config, block, chosen, hidden) if chosen.default else block)
+        if chosen.alpha is not None:
+            block = smoothed(config, block, absmax, chosen, chosen.alpha)
+        statistics = method_statistics(config, block, chosen, hidden)
+        quantizes = chosen.default is not None
+        blocks.append(quantize_block(block, chosen, statistics) if quantizes else block)
         hidden = outputs
     head = chosen.scheme_of("lm_head")
     if head is not None:
