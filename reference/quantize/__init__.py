@@ -11,4 +11,5 @@ block         every linear of one block by its method
 search        SmoothQuant's alpha by the error of each block's outputs
 remarks       what a grid could not hold
 checkpoint    block by block: read, observe, smooth, quantize, write
+estimate      how long that will take, measured on the first block
 """

@@ -25,7 +25,10 @@ from planish.reference.errors import RecipeError
 from planish.reference.grids import GROUP_SIZES, INT4_RULES, SYMMETRIC_RULES
 from planish.reference.quantize.methods import METHODS
 from planish.reference.quantize.spelling import (
+    NAMES,
     SCHEMES,
+    SEARCHES,
+    SMOOTHED,
     Spelled,
     check_pattern,
     choose,
@@ -37,8 +40,6 @@ from planish.reference.scheme import ACTIVATIONS, SCALE_DTYPES, Scheme, int4, in
 
 HEAD, REST = "lm_head", "*"  # patterns: the head, and what no other pattern takes
 HEADS = ("float", "int8", "int4")
-SEARCHES = ("search", "search_per_block")
-SMOOTHED = ("W8A8", "O1", "O2", "O3")  # what naive takes without smoothing
 
 Entry = tuple[str, Scheme | None]
 
@@ -121,7 +122,6 @@ def _named(name: str) -> Recipe:
     return Recipe(name=name, schemes=((HEAD, None), (REST, scheme)), smoothing=smoothing)
 
 
-NAMES = ("float", "W8A8", "O1", "O2", "O3", "naive", "W8A16", "W4A16", "W4A8")
 RECIPES = {name: _named(name) for name in NAMES}
 GRID = ("group_size", "scale_dtype", "rule")  # of INT4 weights
 CHANGES = (

@@ -17,7 +17,7 @@ from typing import Any
 from planish.reference.errors import RecipeError
 from planish.reference.files.json import read_json
 from planish.reference.grids import GROUP_SIZES, INT4_RULES, SYMMETRIC_RULES
-from planish.reference.scheme import Scheme, int4, int8, scheme_from_values
+from planish.reference.scheme import SCALE_DTYPES, Scheme, int4, int8, scheme_from_values
 
 Spelled = str | Mapping[str, Any] | None  # a scheme by name, or as config_groups write it
 
@@ -31,6 +31,19 @@ SCHEMES: dict[str, Scheme | None] = {
     "W4A16": int4(),
     "W4A8": int4(activation="per_group"),
 }
+
+
+NAMES = ("float", "W8A8", "O1", "O2", "O3", "naive", "W8A16", "W4A16", "W4A8")  # of recipes
+SMOOTHED = ("W8A8", "O1", "O2", "O3")  # what naive takes without smoothing
+SEARCHES = ("search", "search_per_block")
+WORDS: dict[str, tuple[str, ...]] = {
+    "rule": tuple(INT4_RULES),
+    "alpha": SEARCHES,
+    "activation": ("per_group", "per_token"),
+    "scale_dtype": SCALE_DTYPES[4],
+    "scheme": SMOOTHED,
+}
+NUMBERS = re.compile(r"(g)(-1|\d+)|(alpha)(\d+(?:\.\d+)?)")
 
 
 def read_schemes(text: str) -> dict[str, Spelled]:
@@ -57,19 +70,34 @@ def read_schemes(text: str) -> dict[str, Spelled]:
 def parse_name(text: str) -> tuple[str, dict[str, Any]]:
     """W4A8-g64-minmax-alpha0.8 -> W4A8 and the changes that recipe() takes.
 
-    -gN is the group size (-g-1 a row), -alphaX the smoothing, any other word an INT4 rule.
+    Words in any order: gN (g-1 a whole row), a rule, per_group or per_token, float16 or float32,
+    alphaN, search or search_per_block, and for naive the scheme that it takes. Raises RecipeError
+    for another; the name and the numbers are for others to judge.
     """
-    name, *words = re.split(r"-(?=[a-z])", text)
+    name, *words = re.split(r"-(?=[A-Za-z])", text)
     changes: dict[str, Any] = {}
     for word in words:
-        if re.fullmatch(r"g-?\d+", word):
-            changes["group_size"] = int(word[1:])
-        elif re.fullmatch(r"alpha\d+(\.\d+)?", word):
-            changes["alpha"] = float(word.removeprefix("alpha"))
-        else:
-            choose("rule", word, INT4_RULES)
-            changes["rule"] = word
+        key, value = _parse_word(word, text)
+        if key in changes:
+            raise RecipeError(f"says {key} twice", name=text)
+        changes[key] = value
+    if "activation" in changes and name != "W4A8":
+        raise RecipeError("activation goes with the recipe W4A8 only", name=text)
     return name, changes
+
+
+def _parse_word(word: str, text: str) -> tuple[str, Any]:
+    """One word of a name -> the argument of recipe() that it changes, and its value."""
+    for key, choices in WORDS.items():
+        if word in choices:
+            return key, word
+    found = NUMBERS.fullmatch(word)
+    if found and found[1]:
+        return "group_size", int(found[2])
+    if found:
+        return "alpha", float(found[4])
+    expected = f"one of {', '.join(NAMES)}, then words such as -g32, -minmax, -alpha0.5"
+    raise RecipeError("unknown", name=text, expected=expected, found=repr(word))
 
 
 def scheme_spelled(pattern: str, value: Spelled, grid: Mapping[str, Any]) -> Scheme | None:
@@ -80,7 +108,8 @@ def scheme_spelled(pattern: str, value: Spelled, grid: Mapping[str, Any]) -> Sch
     if isinstance(value, str):
         name, changes = parse_name(value)
         choose("scheme", name, SCHEMES)
-        return with_grid(SCHEMES[name], _own_grid(value, changes, grid), None)
+        grid = _own_grid(value, changes, grid)
+        return with_grid(SCHEMES[name], grid, changes.get("activation"))
     if not isinstance(value, Mapping):
         expected, found = "the name of a scheme, null or an object", type(value).__name__
         raise RecipeError("wrong form", name=f"scheme {pattern}", expected=expected, found=found)
@@ -92,9 +121,9 @@ def scheme_spelled(pattern: str, value: Spelled, grid: Mapping[str, Any]) -> Sch
 
 def _own_grid(spelled: str, changes: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a scheme spelled out, over those of the recipe."""
-    if "alpha" in changes:
-        problem = "is the recipe's, not a scheme's; give --alpha"
-        raise RecipeError(problem, name="alpha", found=spelled)
+    if "alpha" in changes or "scheme" in changes:
+        problem = "says what is the recipe's and not a linear's"
+        raise RecipeError(problem, name="scheme", found=spelled)
     if changes and not _is_int4(spelled):
         raise RecipeError("has no effect without INT4 weights", name="scheme", found=spelled)
     rule = changes.get("rule")
