@@ -28,7 +28,7 @@ from planish.fast.model.weights import place_block
 from planish.fast.native import backend as native_backend
 from planish.fast.placement import on_cpu, put
 from planish.fast.xla import backend as xla_backend
-from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.linear import Linear
 from planish.reference.memory import memory_errors
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.rope import rotations
@@ -42,7 +42,7 @@ from planish.reference.quantize.observe import (
     require_finite_output,
 )
 from planish.reference.quantize.runner import Hidden
-from planish.reference.tiles import tile
+from planish.reference.quantized import QuantizedWeight, to_layout
 
 TOKENS = 512  # that are run together, if samples are shorter
 REMEDY = "fewer or shorter samples"
@@ -97,7 +97,7 @@ def observe_block(
         for part in block_linears(block):  # in the order of execution
             if part in found:
                 add(statistics, part, found[part], names or {}, observer)
-        require_finite_output(np.asarray(largest)[()], names or {})
+        require_finite_output(np.float32(largest), names or {})
         outputs += [*np.asarray(y)]  # views [T, D]
     return statistics, outputs
 
@@ -130,9 +130,9 @@ def observe_batch(
 ) -> tuple[Found, jax.Array, jax.Array]:
     """A block over samples x [B, T, D]: what its linears read, its outputs, and their absmax."""
     listener = Listener(backend, block, observer)
-    y = forward(config, block, x, tables, listener)
+    y = run_through(config, block, x, tables, listener)
     rows = y.reshape(-1, y.shape[-1])
-    largest = jnp.where(all_finite(rows), abs(rows).max(axis=0).max(), jnp.float32(jnp.nan))
+    largest = jnp.where(rows_finite(rows), abs(rows).max(axis=0).max(), jnp.float32(jnp.nan))
     return listener.found, y, largest
 
 
@@ -141,10 +141,10 @@ def run_batch(
     config: ModelConfig, block: Block, x: jax.Array, tables: Tables, backend: Backend
 ) -> jax.Array:
     """A block over samples x [B, T, D]."""
-    return forward(config, block, x, tables, backend)
+    return run_through(config, block, x, tables, backend)
 
 
-def forward(
+def run_through(
     config: ModelConfig, block: Block, x: jax.Array, tables: Tables, backend: Backend
 ) -> jax.Array:
     """The engine's block over whole samples, nothing cached."""
@@ -153,7 +153,7 @@ def forward(
     return block_forward(config, block, x, Positions(index, tables), nothing, backend)[0]
 
 
-def all_finite(x: jax.Array) -> jax.Array:
+def rows_finite(x: jax.Array) -> jax.Array:
     """Whether x [T, K] has neither NaN nor Inf; XLA's maximum passes over a NaN.
 
     A sum of finite entries, made so small that it cannot overflow, is finite, and no other is:
@@ -182,7 +182,7 @@ class Listener:
         """Reduce x [B, T, K], for each linear of the block that is to read it."""
         rows = x.reshape(-1, x.shape[-1])
         for part in filter(None, (self.parts.get(id(layer)) for layer in layers)):
-            self.found[part] = all_finite(rows), self.observer.measure(rows)
+            self.found[part] = rows_finite(rows), self.observer.measure(rows)
 
     def project(self, x: Normed, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
         self.hear(normalize(x.raw, x.norm), *layers)
@@ -228,4 +228,8 @@ def place(block: Block, native: bool) -> Block:
 def tiled(layer: Linear) -> Linear:
     """A quantized linear's codes as the kernels read them; a float linear as it is."""
     weight = layer.weight
-    return replace(layer, weight=tile(weight)) if isinstance(weight, QuantizedWeight) else layer
+    return (
+        replace(layer, weight=to_layout(weight, "tiles"))
+        if isinstance(weight, QuantizedWeight)
+        else layer
+    )

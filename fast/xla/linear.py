@@ -20,9 +20,9 @@ from jax import lax
 
 from planish.fast.model.backend import Normed
 from planish.fast.model.layers import ACTIVATIONS, normalize
-from planish.fast.model.weights import GroupedWeight, ScaledWeight
 from planish.fast.xla.grids import int8_codes, int8_scale
-from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.linear import Linear
+from planish.reference.quantized import QuantizedWeight
 
 FEW_ROWS = 16  # up to here the weights go on the left
 GROUP_ROWS = 64  # rows of a grouped dot done together: bounds the int32 [G, rows, N] between
@@ -45,12 +45,12 @@ def linear(x: jax.Array, layer: Linear, residual: jax.Array | None = None) -> ja
     """y = x Wt + b (+ residual) for x [B, T, K] -> [B, T, N] float32."""
     weight: Any = layer.weight
     rows = x.reshape(-1, x.shape[-1])  # [R, K]
-    if isinstance(weight, ScaledWeight):
-        y = weight_only_linear(rows, weight)
-    elif isinstance(weight, GroupedWeight):
-        y = int4_linear(rows, weight, layer.activation)
-    elif layer.activation == "float":
+    if layer.scheme is None:
         y = float_product(rows, weight)
+    elif weight.layout == "centred":
+        y = weight_only_linear(rows, weight)
+    elif weight.layout == "grouped":
+        y = int4_linear(rows, weight, layer.activation)
     else:
         codes, a_scale = quantize_activations(x, layer)
         y = int8_rows(codes.reshape(rows.shape), a_scale, weight)
@@ -107,7 +107,7 @@ def split_groups(x: jax.Array, groups: int, size: int) -> jax.Array:
     return padded.reshape(x.shape[0], groups, size)
 
 
-def int4_linear(x: jax.Array, weight: GroupedWeight, activation: str) -> jax.Array:
+def int4_linear(x: jax.Array, weight: QuantizedWeight, activation: str) -> jax.Array:
     """W4A8: quantize the rows per (row, group) or per row, then the grouped product: [R, N]."""
     groups, _, size = weight.codes.shape
     x = split_groups(x, groups, size)  # [R, G, g]
@@ -131,7 +131,7 @@ def quantize_groups(x: jax.Array, activation: str) -> tuple[jax.Array, jax.Array
     return int8_codes(x, scale), scale
 
 
-def int4_rows(codes: jax.Array, a_scale: jax.Array, weight: GroupedWeight) -> jax.Array:
+def int4_rows(codes: jax.Array, a_scale: jax.Array, weight: QuantizedWeight) -> jax.Array:
     """sum over g of (f32(xq (q - z)) * w_scale[n,g]) * a_scale[r,g]; per token a_scale comes last.
 
     codes int8 [R, G, g], a_scale [R, G, 1] or [R, 1, 1] -> [R, N].
@@ -148,7 +148,7 @@ def int4_rows(codes: jax.Array, a_scale: jax.Array, weight: GroupedWeight) -> ja
     return jnp.sum(parts * a_scale.transpose(1, 0, 2), axis=0)
 
 
-def weight_only_linear(x: jax.Array, weight: ScaledWeight) -> jax.Array:
+def weight_only_linear(x: jax.Array, weight: QuantizedWeight) -> jax.Array:
     """W8A16 and W4A16: y = x dequant(W)t in float32, [R, N].
 
     A product with one row reads the codes and converts them on the way; with more rows XLA
@@ -160,12 +160,12 @@ def weight_only_linear(x: jax.Array, weight: ScaledWeight) -> jax.Array:
     return jnp.concatenate(rows)
 
 
-def dequantize(weight: ScaledWeight) -> jax.Array:
+def dequantize(weight: QuantizedWeight) -> jax.Array:
     """w = codes * scale, float32 [N, K]."""
     rows, cols = weight.codes.shape
     groups = weight.scale.shape[1]
     codes = jnp.asarray(weight.codes).astype(jnp.float32)
     if groups == 1:
         return codes * jnp.asarray(weight.scale)
-    codes = split_groups(codes, groups, weight.group_size)
+    codes = split_groups(codes, groups, weight.scheme.group_size)
     return (codes * weight.scale[:, :, None]).reshape(rows, -1)[:, :cols]

@@ -96,7 +96,8 @@ def mix_experts(
     section 2), so these rows are then one tile.
     """
     rows, places = x.reshape(-1, x.shape[-1]), chosen.shape[1]
-    together = "per_tensor" in (weights.up.activation, weights.down.activation)
+    layers = weights.gate or weights.up, weights.up, weights.down
+    together = any(layer.activation == "per_tensor" for layer in layers)
     count = weights.router.weight.shape[0]
     size = x.shape[1] if together else tile_rows(chosen.size, count)
     groups = group_rows(chosen, count, size, x.shape[1] if together else None)

@@ -1,7 +1,8 @@
 """A function of fast/ with the reference's name takes the reference's arguments first, in order.
 
 What the reference leaves to a default may be missing in fast/ (a tap, say), and what is one token
-there may be a batch's tokens here. A function that does something else has another name.
+there may be a batch's tokens here. A function that does something else has another name. The
+reference's files/ and architectures/ compute nothing, and fast/ has nothing like them.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ ROOT = Path(__file__).parents[2]
 Functions = dict[str, list[tuple[Path, ast.FunctionDef]]]
 
 
-def functions_of(room: str) -> Functions:
+def functions_of(room: str, without: tuple[str, ...] = ()) -> Functions:
     """Every public function at the top of a module, by name."""
     found: Functions = {}
-    for path in sorted((ROOT / room).rglob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    files = [path.relative_to(ROOT) for path in sorted((ROOT / room).rglob("*.py"))]
+    for path in (path for path in files if path.parts[1] not in without):
+        for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                found.setdefault(node.name, []).append((path.relative_to(ROOT), node))
+                found.setdefault(node.name, []).append((path, node))
     return found
 
 
@@ -38,7 +40,8 @@ def begins_with(function: ast.FunctionDef, names: list[str]) -> bool:
     )
 
 
-FAST, REFERENCE = functions_of("fast"), functions_of("reference")
+FAST = functions_of("fast")
+REFERENCE = functions_of("reference", ("files", "architectures"))
 SHARED = sorted(FAST.keys() & REFERENCE.keys())
 
 
