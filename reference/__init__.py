@@ -16,5 +16,5 @@ Everywhere
     errors            one family of errors, and notices
     memory            memory that is not there, as one of them
 
-Nothing here imports jax.
+Nothing here imports jax. SmoothQuant in six of these files, for a student: docs/reading-path.md.
 """

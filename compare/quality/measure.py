@@ -84,7 +84,7 @@ class Baseline:
         self.engine, self.windows = engine, windows
         self._kept: list[np.ndarray] = []
         parts = []
-        for window in progress(windows, "float"):
+        for window in progress(windows, "measuring float"):
             logits = engine.forward(window)
             parts.append(window_nll(logits, window))
             if (len(self._kept) + 1) * logits.nbytes <= KEPT_BYTES:
@@ -124,7 +124,7 @@ def measure(
 ) -> Quality:
     """One recipe's row, beside the float model's."""
     parts, same = [], []
-    for index, window in enumerate(progress(baseline.windows, recipe)):
+    for index, window in enumerate(progress(baseline.windows, f"measuring {recipe}")):
         found = opened[0].forward(window)
         parts.append(window_nll(found, window))
         same += compare_logits(baseline.logits(index), found)

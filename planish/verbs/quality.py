@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from planish import pocket
+from planish.calibration import calibration_samples
 from planish.compare.quality.names import parse_recipes
 from planish.opening import keep_programs, native_kernels, open_model, with_kv_cache
 from planish.reference.errors import PromptError, notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.quantize.checkpoint import check_request
-from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
+from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH
 from planish.reference.quantize.recipe import needs_calibration
 from planish.reference.text.evaluate import cut_windows
 from planish.reference.text.tokenizer import Tokenizer, read_text
@@ -51,9 +52,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     words = "UTF-8 text (default: the pocket's)"
     sampling.add_argument("--calibration", metavar="FILE", help=words)
     words = f"how many samples of that text (default: {NUM_SAMPLES})"
-    sampling.add_argument("--samples", type=int, default=NUM_SAMPLES, metavar="N", help=words)
-    words, length = f"tokens of a sample (default: {SAMPLE_LENGTH})", SAMPLE_LENGTH
-    sampling.add_argument("--sample_length", type=int, default=length, metavar="N", help=words)
+    sampling.add_argument("--samples", type=int, metavar="N", help=words)
+    words = f"tokens of a sample (default: {SAMPLE_LENGTH})"
+    sampling.add_argument("--sample_length", type=int, metavar="N", help=words)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     engine = parser.add_argument_group("the engine")
     add_kv_cache_flag(engine)
@@ -69,11 +70,14 @@ def run(args: argparse.Namespace) -> int:
         check_request(checkpoint, chosen, "tiles")
     windows = text_windows(args, checkpoint, tokenizer)
     calibrated = any(map(needs_calibration, recipes.values()))
-    samples = calibration_samples(args, checkpoint, tokenizer) if calibrated else None
+    samples = samples_of(args, checkpoint) if calibrated else None
     notice_idle(args, (not calibrated, "as no recipe needs a calibration", CALIBRATION_FLAGS))
     keep_programs(args.compilation_cache)
     with interrupts_kill():
         from planish.compare.quality.measure import Study
+        from planish.fast.quantize.observe import Runner
+        from planish.fast.session.engine import Engine
+    native = native_kernels(args)
     with tempfile.TemporaryDirectory(prefix="planish-quality-") as directory:
         study = Study(
             source=checkpoint,
@@ -81,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
             samples=samples,
             directory=Path(directory),
             keep=False,
-            open_engine=opener(args),
+            open_engine=lambda opened: Engine(with_kv_cache(opened, args), native),
+            runner=Runner(native),
         )
         report(args, study, recipes)
     return 0
@@ -102,24 +107,10 @@ def text_windows(
     return cut_windows(tokens, window)
 
 
-def calibration_samples(
-    args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
-) -> list[np.ndarray]:
-    """As `planish quantize` cuts them."""
-    if args.calibration is None:
-        notice("calibrating on the embedded text; --calibration FILE takes your own")
-    path = pocket.CALIBRATION if args.calibration is None else args.calibration
-    tokens = tokenizer.encode(read_text(path))
-    length = min(args.sample_length, checkpoint.config.max_positions)
-    return cut_samples(tokens, args.samples, length)
-
-
-def opener(args: argparse.Namespace) -> Any:
-    """Opens a checkpoint in the fast engine, as the flags ask."""
-    from planish.fast.session.engine import Engine
-
-    native = native_kernels(args)
-    return lambda checkpoint: Engine(with_kv_cache(checkpoint, args), native)
+def samples_of(args: argparse.Namespace, checkpoint: Checkpoint) -> list[np.ndarray]:
+    """The calibration's, as `planish quantize` cuts them."""
+    own, length = "--calibration FILE", args.sample_length
+    return calibration_samples(checkpoint, args.calibration, args.samples, length, own)
 
 
 def report(args: argparse.Namespace, study: Any, recipes: dict[str, Any]) -> None:
