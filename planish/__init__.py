@@ -9,11 +9,11 @@ command `planish`, the only room where flags are read:
 
     command          words to a verb, errors to one line and an exit code
     verbs/           one file for each verb
-    terminal/        flags given, streams, the bar, JSON, Ctrl-C
-    engines          which engine runs a model
-    cache            where programs are kept
-    architectures    the table of inspect
-    demo, figure     make demo, and its picture
+    terminal/        flags, streams, progress, JSON, Ctrl-C
+    opening          from flags to a checkpoint, kernels and an engine
+    calibration      which text quantize calibrates on, and how long that takes
+    program_cache    where compiled programs are kept
+    demo, figures/   make demo, and the pictures of README and docs
 """
 
 from __future__ import annotations

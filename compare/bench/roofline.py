@@ -96,7 +96,9 @@ def fastest(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Threads of XLA's pool: NPROC, which --threads sets, or the processors to be used."""
+    if os.environ.get("NPROC", "").isdecimal():
+        return int(os.environ["NPROC"])
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

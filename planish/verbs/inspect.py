@@ -1,24 +1,30 @@
-"""Architecture, sizes, the scheme of every tensor, bytes by kind, bits per weight.
+"""What a model directory holds: architecture, sizes, the scheme of every tensor, bytes by kind.
 
-Or, with --architectures, every model_type that can be read, with its features and examples.
+Only headers are read. With --architectures: every model_type that can be read, its features (in
+brackets those of some models only), examples, and how many goldens check it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from planish.architectures import architectures, as_table
-from planish.engines import add_cache_flag, add_kernels_flag, add_links_flag, kernels_used
+from planish.opening import kernels_used
+from planish.reference import architectures
 from planish.reference.errors import one_line
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.model.shapes import block_shapes, outer_shapes
+from planish.reference.scheme import Scheme
+from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_links_flag
 from planish.terminal.given import notice_idle, refuse_given
-from planish.terminal.output import print_json
+from planish.terminal.output import counted, print_json
 
+TABLE = Path(architectures.__file__).with_name("table.json")  # by tests/golden/table.py
 KINDS = {
     "weight_scale": "scales",
     "weight_zero_point": "zero points",
@@ -32,9 +38,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--model", metavar="DIR", help="a Hugging Face directory")
     what.add_argument("--architectures", action="store_true", help="list what can be read")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_links_flag(parser)
-    add_kernels_flag(parser)
-    add_cache_flag(parser)
+    add_links_flag(parser.add_argument_group("the model"))
+    engine = parser.add_argument_group("the engine")
+    add_kernels_flag(engine)
+    add_cache_flag(engine)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,12 +62,22 @@ def list_architectures(args: argparse.Namespace) -> int:
     of_a_model = ("--kernels", "--compilation_cache", "--allow_links")
     refuse_given(args, of_a_model, "is for --model, not for --architectures")
     notice_idle(args)
-    rows = architectures()
+    rows = json.loads(TABLE.read_text(encoding="utf-8"))
     if args.json:
         print_json({"architectures": rows})
     else:
         print(as_table(rows))
     return 0
+
+
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """The same for people; features that only some goldens have are in brackets."""
+    lines = ["| model_type | features | examples | goldens |", "| --- | --- | --- | ---: |"]
+    for row in rows:
+        words = ", ".join([*row["features"], *(f"[{word}]" for word in row["in_some"])])
+        examples = ", ".join(row["examples"])
+        lines.append(f"| {row['model_type']} | {words} | {examples} | {row['goldens']} |")
+    return "\n".join(lines)
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -69,7 +86,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     Shapes and bytes are those in the files: of tiles, with the zeros that fill the last ones.
     """
     every = sorted(checkpoint.entries | checkpoint.unused)
-    tensors = {name: scheme(checkpoint, name) for name in every}
+    schemes = checkpoint.schemes()
+    tensors = {name: tensor_facts(checkpoint, schemes, name) for name in every}
     sizes: Counter[str] = Counter()
     for facts in tensors.values():
         sizes[facts["kind"]] += facts["bytes"]
@@ -83,7 +101,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "model": str(checkpoint.path),
         "architecture": checkpoint.architecture.model_type,
         "config": asdict(checkpoint.config) | {"num_layers": checkpoint.config.num_layers},
-        "quantization": effective(checkpoint.quantization),
+        "quantization": checkpoint.quantization,
+        "schemes": dict(Counter(str(scheme or "float") for scheme in schemes.values())),
         "layout": checkpoint.layout,
         "parameters": parameters(checkpoint),
         "bytes": sum(sizes.values()),
@@ -91,16 +110,6 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "bits_per_weight": 8 * held / sum(linears.values()),
         "tensors": tensors,
     }
-
-
-def effective(quantization: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A quantization_config without the fields of codes that the model does not have."""
-    if quantization is None:
-        return None
-    bits, head = quantization.get("bits"), quantization.get("head")
-    idle = [] if bits == 8 or head == "int8" else ["granularity"]
-    idle += [] if bits == 4 or head == "int4" else ["rule", "group_size", "scale_dtype"]
-    return {key: value for key, value in quantization.items() if key not in idle}
 
 
 def linear_weights(checkpoint: Checkpoint) -> dict[str, int]:
@@ -125,19 +134,17 @@ def parameters(checkpoint: Checkpoint) -> int:
     return sum(linear_weights(checkpoint).values()) + sum(map(math.prod, outer.values())) + small
 
 
-def scheme(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+def tensor_facts(
+    checkpoint: Checkpoint, schemes: dict[str, Scheme | None], name: str
+) -> dict[str, Any]:
     """One tensor: type, shape, bytes, and what kind of thing it is."""
     entry = checkpoint.unused.get(name) or checkpoint.entries[name]
-    quantization = checkpoint.quantization or {}
-    ending = name.rpartition(".")[2]
+    prefix, _, ending = name.rpartition(".")
     kind, words = KINDS.get(ending, "float weights"), entry.dtype.lower()
     if name in checkpoint.unused:
         kind = "not used"
-    elif ending == "weight" and entry.dtype == "I8":
-        kind, words = "INT8 codes", f"int8 {quantization.get('granularity', 'per_channel')}"
-    elif ending == "weight" and entry.dtype == "U8":
-        kind = "INT4 codes"
-        words = f"int4 {quantization.get('rule')} g={quantization.get('group_size')}"
+    elif ending == "weight" and (scheme := schemes.get(prefix)):
+        kind, words = f"INT{scheme.bits} codes", str(scheme).partition(",")[0]
     return {"kind": kind, "scheme": words, "shape": list(entry.shape), "bytes": entry.size}
 
 
@@ -157,20 +164,32 @@ def as_text(facts: dict[str, Any]) -> str:
             f"  {moe['num_experts']} experts of width {moe['intermediate_size']} in a layer,"
             f" {moe['top_k']} for each token"
         )
-    quantization = facts["quantization"]
-    if quantization is None:
-        lines.append("  not quantized")
-    else:
-        apart = ("quant_method", "calibration")
-        told = {k: v for k, v in quantization.items() if k not in apart}
-        told["layout"] = facts["layout"]
-        lines.append("  " + ", ".join(f"{k} {v}" for k, v in told.items() if v not in (None, [])))
+    lines += quantized_lines(facts)
     lines.append(f"  {facts['bits_per_weight']:.3f} bits per weight of the blocks' linears")
     for kind, size in sorted(facts["bytes_by_kind"].items(), key=lambda item: -item[1]):
         lines.append(f"  {kind:14} {size:14,} bytes")
     lines.append(f"  {'in all':14} {facts['bytes']:14,} bytes")
     lines.append(f"  kernels: {facts['kernels']['use']} ({facts['kernels']['why']})\n")
     return "\n".join([*lines, *grouped_lines(facts["tensors"])])
+
+
+def quantized_lines(facts: dict[str, Any]) -> list[str]:
+    """The recipe in words, and how many linears have each scheme."""
+    quantization = facts["quantization"]
+    if quantization is None:
+        return ["  not quantized"]
+    smoothing = quantization.get("smoothing") or {}
+    alpha = smoothing.get("alpha", quantization.get("alpha"))
+    words = [
+        f"recipe {quantization.get('recipe')}",
+        f"method {quantization['method']}" if quantization.get("method") else "",
+        f"smoothed with alpha {alpha}" if alpha is not None else "",
+        "outputs smoothed" if smoothing.get("outputs") else "",
+        f"codes in {facts['layout']}" if facts["layout"] == "tiles" else "codes in canonical order",
+    ]
+    schemes = facts["schemes"].items()
+    counts = [f"  {counted(count, 'linear')} in {scheme}" for scheme, count in schemes]
+    return ["  " + one_line(", ".join(filter(None, words))), *counts]
 
 
 def grouped_lines(tensors: dict[str, Any]) -> list[str]:
@@ -181,6 +200,6 @@ def grouped_lines(tensors: dict[str, Any]) -> list[str]:
         groups[generic, facts["scheme"], str(facts["shape"])] += 1
     width, wide = (max(len(group[i]) for group in groups) for i in (0, 2))
     return [
-        f"  {name:{width}}  {words:24} {shape:{wide}}" + (f" x {count}" if count > 1 else "")
+        f"  {name:{width}}  {words:24} {shape:{wide}} {f'x {count}' if count > 1 else ''}".rstrip()
         for (name, words, shape), count in groups.items()
     ]

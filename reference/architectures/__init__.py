@@ -1,18 +1,18 @@
 """Architectures: each Hugging Face `model_type` is one small entry, a table and not a program.
 
-An entry (entry.py) says three things: how its config.json becomes a ModelConfig, under which
-names its tensors lie, and which norm feeds which linears (the folding table of SmoothQuant).
+An entry (entry.py) says two things: how its config.json becomes a ModelConfig, and what its
+tensors are called. Which norm feeds which linears follows from the config (model/folds.py).
 
 To add one, with qwen2.py as the example:
 
-    1. write reference/architectures/NAME.py: a function config(keys), a table of tensors for the
-       parts that shapes.py lists, and folds. Every key of the model's configuration class is
+    1. write reference/architectures/NAME.py: a function config(keys) and a table of tensors for
+       the parts that shapes.py lists. Every key of the model's configuration class is
        read with its default there, or refused with keys.only where the transformer lacks the
        graph that another value asks for: a key that is silently ignored computes another model
     2. list it in _LISTED below
     3. add rows for every flag that real checkpoints use to tests/golden/modern.py and run
-       `python tests/golden/make.py NAME-...`, which lists them in goldens.json, too; tests/ finds
-       the new directories by itself, and README.md shows `planish inspect --architectures`
+       `python tests/golden/make.py NAME-...`, which writes table.json, too (what `planish
+       inspect --architectures` prints); tests/ finds the new directories by itself
     4. add the config.json of a public checkpoint to public_configs.json in
        tests/reference/architectures: its number of parameters, computed from shapes alone, must
        be the published one
@@ -20,7 +20,7 @@ To add one, with qwen2.py as the example:
 Parts of a fused tensor name the same Tensor, in the order of its rows; `grouped` where the rows
 of one key-value head lie together, `transposed` where weights are [inputs, outputs].
 
-read/ has the readers of keys that entries share, `features` says in words what a config has.
+read/ has the readers of keys that entries share.
 
 If it needs an `if` on its own name anywhere else, the transformer lacks a feature: add that
 feature to ModelConfig under its own name, in reference/model/transformer.py
@@ -59,13 +59,13 @@ from planish.reference.architectures import (
     stablelm,
     starcoder2,
 )
-from planish.reference.architectures.entry import Architecture, Fold, Tensor
+from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.architectures.read.rope import with_reach
 from planish.reference.errors import ConfigError
 from planish.reference.model.config import ModelConfig
 
-__all__ = ["ENTRIES", "Architecture", "Fold", "Tensor", "architecture_of", "model_config"]
+__all__ = ["ENTRIES", "Architecture", "Tensor", "architecture_of", "model_config"]
 
 _LISTED = (
     bloom.BLOOM,
