@@ -30,6 +30,7 @@ VERBS = {
     "perplexity": "measure a model on a text",
     "logits": "write the logits of given tokens",
     "compare": "judge the fast engine by the reference",
+    "vectors": "write conformance vectors for a kernel, or check its results",
     "inspect": "say what a model directory holds",
     "bench": "measure speed beside the machine's limits",
 }

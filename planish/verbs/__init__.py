@@ -5,6 +5,7 @@ quantize      a float checkpoint into a quantized one
 perplexity    how well a model predicts a text
 logits        of every position, as an array
 compare       do both engines agree?
+vectors       cases for a kernel of yours, and its results
 inspect       what a model and this machine are
 bench         tokens per second
 """
