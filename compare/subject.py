@@ -89,11 +89,11 @@ class Modules(Protocol):
     def unembed(self, config: ModelConfig, weights: Weights, x: np.ndarray) -> np.ndarray:
         """Final norm and lm_head: logits [T, V]."""
 
-    def normalize(self, config: ModelConfig, norm: Norm, x: np.ndarray) -> np.ndarray:
+    def normalize(self, norm: Norm, x: np.ndarray) -> np.ndarray:
         """A norm that no linear reads."""
 
     def project(
-        self, config: ModelConfig, norm: Norm | None, linears: Sequence[Linear], x: np.ndarray
+        self, norm: Norm | None, linears: Sequence[Linear], x: np.ndarray
     ) -> list[np.ndarray]:
         """All linears that read norm(x), as the model calls them: [T, N] each."""
 

@@ -10,10 +10,9 @@ command `planish`, the only room where flags are read:
 
     command          words to a verb, errors to one line and an exit code
     verbs/           one file for each verb
-    terminal/        flags given, streams, the bar, JSON, Ctrl-C
-    engines          which engine runs a model
-    cache            where programs are kept
-    architectures    the table of inspect
+    terminal/        flags, streams, progress, JSON, Ctrl-C
+    opening          from flags to a checkpoint, kernels and an engine
+    program_cache    where compiled programs are kept
     demo, figure     make demo, and its picture
 """
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from planish import pocket
-from planish.cache import compilation_cache
-from planish.engines import ENGINES, KERNELS, KV_CACHES
+from planish.opening import ENGINES, KERNELS, KV_CACHES
+from planish.program_cache import compilation_cache
 from planish.reference.errors import PlanishError, notice
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter

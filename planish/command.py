@@ -1,4 +1,6 @@
-"""planish VERB ...  (also python -m planish VERB)
+"""Quantize language models to 8 and 4 bits, and run them on CPUs.
+
+`planish VERB --help` says what a verb takes; `python -m planish VERB` is the same command.
 
 Exit codes: 0 done, 2 bad input (one line on stderr), 3 compare found a difference, 130 Ctrl-C.
 """
@@ -9,9 +11,9 @@ import argparse
 import contextlib
 import difflib
 import importlib
-import io
 import itertools
 import logging
+import os
 import re
 import sys
 from collections import deque
@@ -23,6 +25,7 @@ from planish.reference.errors import LOGGER, PlanishError, one_line
 from planish.reference.memory import memory_errors
 from planish.terminal.interrupts import interrupts_raised
 from planish.terminal.streams import flush_output, open_streams
+from planish.terminal.threads import add_threads_flag, limit_threads
 
 VERBS = {
     "generate": "continue a prompt",
@@ -34,9 +37,12 @@ VERBS = {
     "inspect": "say what a model directory holds",
     "bench": "measure speed beside the machine's limits",
 }
+THE_VERBS = f"expected one of {', '.join(VERBS)}"
+COMPUTES_NOTHING = ("inspect",)
 FREE_TEXT = "TEXT"  # the metavar of a flag whose value may be any word, another flag's name too
 BAD_INPUT, INTERRUPTED = 2, 130
 INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
+VERB = "argument VERB: "
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,15 +50,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if found := INVALID_CHOICE.search(message):
-            message += nearest(found[1], re.findall(r"\w+", found[2]))
+            message += nearest(found[1], re.findall(r"[\w.]+", found[2]))
+        if found and message.startswith(VERB):
+            message = f"unknown verb {found[1]!r}{nearest(found[1], VERBS)}; {THE_VERBS}"
         sys.stderr.write(f"error: {one_line(message)}; see {self.prog} --help\n")
         sys.exit(BAD_INPUT)
 
     def join_values(self, words: Sequence[str]) -> list[str]:
         """The same words, each value joined to its flag by =, as it may begin with dashes.
 
-        Refuses an unknown flag before argparse misses the one that it was meant to be. A known
-        flag is no value of another, unless that one takes free text.
+        Refuses an unknown flag, and a word that is no flag's value, before argparse misses the
+        flag that was meant. A known flag is no value of another, unless that takes free text.
         """
         known, joined, rest = self._option_string_actions, [], deque(words)
         while rest and rest[0] != "--":
@@ -60,12 +68,22 @@ class Parser(argparse.ArgumentParser):
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in known:
                 self.error(f"unknown flag {flag}{nearest(flag, known)}")
+            if not word.startswith("-"):
+                hint = " (did you mean --model DIR?)" if os.path.isdir(word) else ""
+                self.error(f"unexpected {word!r}{hint}: every value follows a flag")
             if rest and word in known and known[word].nargs is None:
                 free = known[word].metavar == FREE_TEXT
                 if free or rest[0].partition("=")[0] not in (*known, "--"):
                     word += f"={rest.popleft()}"
             joined.append(word)
         return [*joined, *rest]
+
+    def check_first(self, words: Sequence[str]) -> None:
+        """Refuse an unknown flag before the verb."""
+        for word in words:
+            if word.startswith("-") and word not in self._option_string_actions:
+                near = nearest(word, self._option_string_actions)
+                self.error(f"unknown flag {word}{near}; the verb comes first")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         """Keep a value of two dashes, `--prompt=--`, which older Pythons drop."""
@@ -94,32 +112,45 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of one verb. Only its own module is imported."""
-    words = list(argv[1:])
-    wanted = next((word for word in words if word in VERBS), None)
-    first = words.index(wanted) + 1 if wanted else 0
-    parser = Parser(
-        prog="planish", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    words = [*argv[2:], "--help"] if argv[1:2] == ["help"] else list(argv[1:])
+    wanted = next((word for word in words if not word.startswith("-")), None)
+    first = words.index(wanted) + 1 if wanted else len(words)
+    parser = Parser(prog="planish", description=__doc__, formatter_class=top_format)
     parser.add_argument("--version", action="version", version=f"planish {__version__}")
     if not words:
-        parser.error(f"a verb is missing: one of {', '.join(VERBS)}")
+        parser.error(f"a verb is missing: {THE_VERBS}")
+    parser.check_first(words[:first])
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for verb, summary in VERBS.items():
         sub = verbs.add_parser(verb, help=summary, allow_abbrev=False)
         if verb == wanted:
-            module = importlib.import_module(f"planish.verbs.{verb}")
-            sub.description = module.__doc__
-            sub.formatter_class = argparse.RawDescriptionHelpFormatter
-            module.add_flags(sub)
-            words[first:] = sub.join_values(words[first:])
-            sub.set_defaults(run=module.run, given=given_flags(words[first:]))
+            words[first:] = add_verb(sub, verb, words[first:])
     return parser.parse_args(words)
+
+
+def add_verb(parser: Parser, verb: str, words: list[str]) -> list[str]:
+    """Give a verb's parser its flags; returns the words with values joined to flags."""
+    limit_threads(words)
+    module = importlib.import_module(f"planish.verbs.{verb}")
+    parser.description = module.__doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    module.add_flags(parser)
+    if verb not in COMPUTES_NOTHING:
+        add_threads_flag(parser)
+    joined = parser.join_values(words)
+    parser.set_defaults(run=module.run, given=given_flags(joined))
+    return joined
+
+
+def top_format(prog: str) -> argparse.HelpFormatter:
+    """Each verb with its summary in one line; argparse forgets that verbs are indented."""
+    formatter = argparse.RawTextHelpFormatter(prog)
+    formatter._action_max_length = 4 + max(map(len, VERBS))
+    return formatter
 
 
 def run(args: argparse.Namespace) -> int:
     """Run a verb; what is the input's fault becomes one line and exit code 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         remedy = "a smaller model, or less input at a time"
         with interrupts_raised(), notices_printed(), memory_errors(remedy):

@@ -18,8 +18,8 @@ import numpy as np
 from planish import figure, pocket
 from planish.compare.conformance import report
 from planish.compare.quality import recipes as quality
-from planish.engines import keep_programs, prepare_kernels
 from planish.fast.session.engine import Engine
+from planish.opening import keep_programs, prepare_kernels
 from planish.pocket.outliers import write_outlier_model
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter

@@ -3,7 +3,8 @@
 Both are built from a copy of the checkout, and a wheel again from the unpacked source
 distribution; each holds every file of the packages. The wheel is installed into a fresh
 environment, which sees the packages of this one but not the checkout. There, outside the
-repository, planish must compile its native kernels, inspect and generate.
+repository and with nothing but its dependencies to import, planish must compile its native
+kernels, inspect, quantize and generate.
 """
 
 from __future__ import annotations
@@ -26,6 +27,31 @@ WHERE = (
     "from planish import fast, pocket; import planish.fast.native.build;"
     " print(fast.native.build.SOURCES, pocket.MODEL, sep='\\n')"
 )
+# planish as where only its dependencies and theirs are installed: other imports fail
+ALONE = """
+import re, sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+needed, queue = set(), ["planish"]
+while queue:
+    if (name := queue.pop()) not in needed:
+        try:
+            lines = requires(name) or []
+        except PackageNotFoundError:  # for another system or Python
+            continue
+        needed.add(name)
+        names = (re.match(r"[\\w.-]+", line)[0] for line in lines if "extra ==" not in line)
+        queue += map(normal, names)
+for module, owners in packages_distributions().items():
+    if not needed & set(map(normal, owners)):
+        sys.modules[module] = None
+assert sys.modules["pytest"] is None and "numpy" in needed
+from planish.command import main
+main()
+"""
 
 
 def main() -> int:
@@ -54,7 +80,7 @@ def files_of(source: Path) -> set[str]:
     """Every file of the package by its installed name; those of the kernels are C++."""
     found = {path for room in (*ROOMS, "planish") for path in (source / room).rglob("*")}
     names = {path.relative_to(source).as_posix() for path in found if path.is_file()}
-    assert {"fast/native/kernels/ffi.cc", "fast/native/kernels/kernels.h"} <= names
+    assert {"fast/native/kernels/ffi.cc", "fast/native/kernels/table.h"} <= names
     return {name if name.startswith("planish/") else f"planish/{name}" for name in names}
 
 
@@ -97,11 +123,15 @@ def check_installed(python: Path, place: Path) -> None:
     more = {"cwd": elsewhere, "XDG_CACHE_HOME": str(place / "cache")}
     kernels, model = run(python, "-c", WHERE, **more).split()
     assert kernels.startswith(str(python.parents[1])), kernels
-    planish = (python, "-m", "planish")
+    planish = (python, "-c", ALONE)
     words = ("--model", model, "--prompt", "def ", "--max_new_tokens", 8)
     text = run(*planish, "generate", *words, "--kernels", "native", **more)
     assert text == run(*planish, "generate", *words, "--kernels", "xla", **more)
     facts = json.loads(run(*planish, "inspect", "--model", model, "--json", **more))["kernels"]
+    quantized = place / "quantized"
+    run(*planish, "quantize", "--model", model, "--out", quantized, "--recipe", "W4A8", **more)
+    words = ("--model", quantized, "--prompt", "def ", "--max_new_tokens", 8)
+    assert len(run(*planish, "generate", *words, **more)) > 8
     assert facts["use"].startswith("native ") and "not yet" not in facts["why"], facts
     assert not list(elsewhere.iterdir()), "something was written where the user stands"
 

@@ -21,6 +21,7 @@ from planish.fast.model import moe as fast_moe
 from planish.fast.model import transformer as fast_transformer
 from planish.fast.model import weights as fast_weights
 from planish.fast.model.cache import KEY_SLOTS, KVCache, can_tile, empty_layer, is_tiled
+from planish.fast.native import attention as native_attention
 from planish.fast.native import linear as native_linear
 from planish.fast.native.library import load_library
 from planish.fast.session.engine import Engine
@@ -164,15 +165,14 @@ class FastModules:
         outer = self.place(replace(weights, blocks=()))
         return computed(fast_transformer.unembed, config, outer, x[None], static=(0,))[0]
 
-    def normalize(self, config: ModelConfig, norm: Norm, x: np.ndarray) -> np.ndarray:
-        given = x[None], self.place(norm), config
-        return computed(fast_transformer.normalize, *given, static=(2,))[0]
+    def normalize(self, norm: Norm, x: np.ndarray) -> np.ndarray:
+        return computed(fast_transformer.normalize, x[None], self.place(norm))[0]
 
     def project(
-        self, config: ModelConfig, norm: Norm | None, linears: Sequence[Linear], x: np.ndarray
+        self, norm: Norm | None, linears: Sequence[Linear], x: np.ndarray
     ) -> list[np.ndarray]:
         given = x[None], self.place(norm), tuple(map(self.place, linears))
-        return [y[0] for y in computed(fast_transformer.project, config, *given, static=(0,))]
+        return [y[0] for y in computed(fast_transformer.project, *given)]
 
     def linear(self, x: np.ndarray, linear: Linear) -> np.ndarray:
         return computed(fast_transformer.linear, x[None], self.place(linear))[0]
@@ -274,7 +274,9 @@ class FastOps:
 
     def attention(self, call: AttentionCall, variant: str) -> tuple[np.ndarray, Slots]:
         names = ("interleaved", "window", "alibi", "cap")
-        kernel = partial(native_linear.attention, **{name: getattr(call, name) for name in names})
+        kernel = partial(
+            native_attention.attention, **{name: getattr(call, name) for name in names}
+        )
         past = tiled(call.past[0]), *call.past[1:]
         given = call.q, call.k, call.v, call.positions, call.tables, past
         sizes = call.kv_heads, call.head_dim, variant

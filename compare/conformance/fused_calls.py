@@ -17,7 +17,6 @@ from planish.compare.conformance.tolerances import EPS, tolerance
 from planish.compare.subject import Modules
 from planish.reference import linear as reference_linear
 from planish.reference.linear import Linear, QuantizedWeight
-from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import Norm
 
 
@@ -33,11 +32,11 @@ def identity(size: int, native: bool = False) -> Linear:
 
 
 def normalized_rows(
-    modules: Modules, config: ModelConfig, norm: Norm, readers: dict[str, Linear], x: np.ndarray
+    modules: Modules, norm: Norm, readers: dict[str, Linear], x: np.ndarray
 ) -> np.ndarray:
     """The rows that the linears after a norm read, for x [T, D]."""
     hand_on = identity(x.shape[1], modules.fuses(list(readers.values())))
-    return modules.project(config, norm, [hand_on], x)[0]
+    return modules.project(norm, [hand_on], x)[0]
 
 
 def check_outputs(

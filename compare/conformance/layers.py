@@ -78,18 +78,18 @@ def check_block(case: BlockCase) -> Iterator[Check]:
 
 def check_norm(case: BlockCase, place: NormPlace) -> Iterator[Check]:
     """One norm, and the codes of the linears that read it; natively these linears too."""
-    config, modules, part, given = case.config, case.modules, place.name, place.given
+    modules, part, given = case.modules, place.name, place.given
     norm, readers = getattr(case.block, part), case.linears(place.readers)
-    alone = not readers or config.norm_placement == "post"
+    alone = not readers or case.config.norm_placement == "post"
     if alone:
-        found = modules.normalize(config, norm, given)
+        found = modules.normalize(norm, given)
     else:
-        found = normalized_rows(modules, config, norm, readers, given)
+        found = normalized_rows(modules, norm, readers, given)
     both = {"expected": place.expected, "found": found}
     yield from check_module(case.layer, part, **both, readers=readers, codes=case.codes)
     linears = list(readers.values())
     if not alone and modules.fuses(linears) and np.isfinite(found).all():
-        outputs = modules.project(config, norm, linears, given)
+        outputs = modules.project(norm, linears, given)
         for (name, linear), y in zip(readers.items(), outputs, strict=True):
             yield check_outputs(case.layer, f"{name} after its norm", linear, found, y)
 
@@ -100,7 +100,7 @@ def check_rows(case: BlockCase, part: str) -> Check:
     if part in ("o", "down"):
         found = modules.linear(x, linear)
     else:
-        found = modules.project(case.config, None, [linear], x)[0]
+        found = modules.project(None, [linear], x)[0]
     op = Op(layer=case.layer, part=part, linear=linear, level=2)
     return check_output(op, "", x, found, modules.fuses([linear]))
 

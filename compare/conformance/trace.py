@@ -105,9 +105,9 @@ def norm_places(
     added, last = attended, list[NormPlace]()
     between = list[NormPlace]()
     if config.norms_output:
-        added = normalize(attended, block.attention_output_norm, config)
+        added = normalize(attended, block.attention_output_norm)
         between.append(NormPlace("attention_output_norm", attended, added))
-        given = normalize(mixed, block.mlp_output_norm, config)
+        given = normalize(mixed, block.mlp_output_norm)
         last.append(NormPlace("mlp_output_norm", mixed, given))
     if config.norms_before:
         between.append(NormPlace("mlp_norm", x + added, seen["n"], inner))
@@ -120,8 +120,8 @@ def block_output(
     """What the block gives in some rows [R] if its MLP or mixture gives `mixed` [R, D] there."""
     x, attended = seen["x"][rows], seen["attended"][rows]
     if config.norm_placement == "post":
-        return normalize(seen["n"][rows] + mixed, block.mlp_norm, config)
+        return normalize(seen["n"][rows] + mixed, block.mlp_norm)
     if config.parallel:
         return x + attended + mixed
-    x = x + normalize(attended, block.attention_output_norm, config)
-    return x + normalize(mixed, block.mlp_output_norm, config)
+    x = x + normalize(attended, block.attention_output_norm)
+    return x + normalize(mixed, block.mlp_output_norm)

@@ -54,7 +54,7 @@ def portable_route(
     config: ModelConfig, experts: PlacedExperts, x: jax.Array, norm: Norm | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """norm(x) [B, T, D], and the shares and the experts of each row [R, P]."""
-    n = x if norm is None else normalize(x, norm, config)
+    n = x if norm is None else normalize(x, norm)
     return n, *route(config, linear(n, experts.router))
 
 
@@ -65,7 +65,7 @@ def native_route(
     rows, router = x.reshape(-1, x.shape[-1]), experts.router
     if config.moe is None or router.bias is not None or len(rows) > FEW_ROWS:
         return portable_route(config, experts, x, norm)
-    how = config.moe.top_k, config.moe.normalized, norm, config.norm, config.norm_eps
+    how = config.moe.top_k, config.moe.normalized, norm
     weight = jnp.asarray(float_weight(router))
     n, shares, chosen = native_experts.route(rows, weight, *how)
     return n.reshape(x.shape), shares, chosen

@@ -64,7 +64,7 @@ def _register(cls: type, data: tuple[str, ...], meta: tuple[str, ...] = ()) -> N
     jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=meta)
 
 
-_register(Norm, ("weight", "bias"))
+_register(Norm, ("weight", "bias"), ("kind", "eps"))
 _register(QuantizedWeight, ("codes", "scale", "zero_point"), ("bits", "in_features", "group_size"))
 _register(
     TiledWeight,

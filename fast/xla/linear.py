@@ -24,7 +24,6 @@ from planish.fast.native import linear as native
 from planish.fast.xla.grids import int8_codes, int8_scale
 from planish.fast.xla.layers import normalize
 from planish.reference.linear import Linear, QuantizedWeight
-from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import Norm
 from planish.reference.tiles import TiledWeight
 
@@ -33,13 +32,11 @@ GROUP_ROWS = 64  # rows of a grouped dot done together: bounds the int32 [G, row
 MATVEC_ROWS = 8  # up to here dequantizing is fused into one product per row
 
 
-def project(
-    config: ModelConfig, x: jax.Array, norm: Norm | None, layers: Sequence[Linear]
-) -> tuple[jax.Array, ...]:
+def project(x: jax.Array, norm: Norm | None, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
     """Every linear that reads norm(x), x [B, T, K] -> [B, T, N_i]; natively in one call."""
     if native.alike(layers):
-        return native.linears(x, layers, norm, config.norm, config.norm_eps)
-    x = x if norm is None else normalize(x, norm, config)
+        return native.linears(x, layers, norm)
+    x = x if norm is None else normalize(x, norm)
     return tuple(linear(x, layer) for layer in layers)
 
 

@@ -1,4 +1,4 @@
-"""One JSON object on stdout, and nothing else."""
+"""What verbs print: one JSON object and nothing else, or lines with counts in them."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def counted(count: int, noun: str) -> str:
+    """1 token, 2 tokens."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

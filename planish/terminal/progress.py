@@ -1,13 +1,62 @@
-"""The progress bar: on stderr, after two seconds, and only on a terminal."""
+"""How far a long stage has come, on stderr: a bar on a terminal, few whole lines in a log.
+
+A log gets a line when a stage has taken half a minute, then every two minutes, and one at the end
+of a stage that took ten seconds or more; what is quick says nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
+from planish.reference.errors import notice
+
+WORTH_A_LINE, FIRST, AGAIN = 10.0, 30.0, 120.0  # seconds
+
 
 def progress(items: Iterable[Any], description: str = "") -> Iterable[Any]:
-    """Iterate with a bar that says what, how many and how long; silent when not a terminal."""
-    return tqdm(items, desc=description, delay=2, disable=None, leave=False)
+    """Iterate, and say what, how many and how long."""
+    if sys.stderr.isatty():
+        return tqdm(items, desc=description, delay=2, leave=False)
+    return log_progress(items, description)
+
+
+def log_progress(
+    items: Iterable[Any], description: str, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Any]:
+    """Iterate with a line now and then."""
+    of = f" of {len(items)}" if isinstance(items, Collection) else ""
+    start, due, done = clock(), FIRST, 0
+    for done, item in enumerate(items):
+        if (seconds := clock() - start) >= due:
+            notice(f"{description}: {done}{of} after {duration(seconds)}")
+            due = seconds + AGAIN
+        yield item
+    if (seconds := clock() - start) >= WORTH_A_LINE:
+        notice(f"{description}: done in {duration(seconds)}")
+
+
+def duration(seconds: float) -> str:
+    """41 s, 3 min 5 s, 2 h 10 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@contextlib.contextmanager
+def said_when_slow(line: str, delay: float = 2.0) -> Iterator[None]:
+    """Say one line if what is done here takes longer than `delay` seconds."""
+    timer = threading.Timer(delay, notice, (line,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

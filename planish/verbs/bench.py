@@ -9,18 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from planish.engines import (
+from planish.opening import keep_programs, native_kernels, open_subject, with_kv_cache
+from planish.reference.errors import OutputError, PlanishError, one_line
+from planish.terminal.flags import (
     add_cache_flag,
     add_kernels_flag,
     add_kv_cache_flag,
     add_links_flag,
     add_max_positions_flag,
-    keep_programs,
-    native_kernels,
-    open_subject,
-    with_kv_cache,
 )
-from planish.reference.errors import OutputError, PlanishError, one_line
 from planish.terminal.given import notice_idle, refuse_given
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import print_json
@@ -33,6 +30,10 @@ RECIPES = {
     "mixtral": "W4A8",
     "qwen3_moe": "W4A8",
 }
+TESTS_HELP = (
+    "with commas (default: pp512,tg128). pp512: a prompt of 512 tokens; tg128: 128 new tokens;"
+    " tg128x8: of 8 sequences at once; tg32@4096: 32 new tokens after 4096"
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -40,22 +41,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     subject.add_argument("--model", metavar="DIR", help="a Hugging Face directory")
     subject.add_argument("--shape", choices=tuple(RECIPES), help="a model of random weights")
     parser.add_argument("--recipes", metavar="NAMES", help="of --shape, as W4A8,W4A8-g32,W8A8")
+    parser.add_argument("--tests", default="pp512,tg128", metavar="NAMES", help=TESTS_HELP)
     parser.add_argument(
-        "--tests",
-        default="pp512,tg128",
-        help="as pp512,tg128,tg128x8,tg32@4096 (default: first two)",
+        "--runs",
+        type=int,
+        default=5,
+        metavar="N",
+        help="rounds that are measured, after one that is not (default: 5)",
     )
-    parser.add_argument("--runs", type=int, default=5, help="rounds behind a warm-up (default: 5)")
     parser.add_argument("--peers", metavar="NAMES", help="with commas: llama.cpp, openvino, torch")
     parser.add_argument(
         "--directory", metavar="DIR", help="keeps --shape's models (default: removed at the end)"
     )
-    parser.add_argument("--json", action="store_true", help="one object: rows, limits, machine")
-    add_links_flag(parser)
-    add_max_positions_flag(parser)
-    add_kv_cache_flag(parser)
-    add_kernels_flag(parser)
-    add_cache_flag(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    more, engine = parser.add_argument_group("the model"), parser.add_argument_group("the engine")
+    add_links_flag(more)
+    add_max_positions_flag(more)
+    add_kv_cache_flag(engine)
+    add_kernels_flag(engine)
+    add_cache_flag(engine)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,10 +147,16 @@ def as_line(row: dict[str, Any]) -> str:
     ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ({row['compared_with']})"
     return (
         f"| {model} | {row['engine']} | {row['format']} | {row['size'] / 1e9:.3f} GB |"
-        f" {row['threads']} | {row['test']} | {row['median']:.1f} |"
-        f" {row['low']:.1f} - {row['high']:.1f} | {row['limit']:.1f} |"
+        f" {row['threads']} | {row['test']} | {format_rate(row['median'])} |"
+        f" {format_rate(row['low'])} - {format_rate(row['high'])} | {format_rate(row['limit'])} |"
         f" {row['percent_of_limit']:.0f} % of {row['limited_by']} | {ratio} |"
     )
+
+
+def format_rate(value: float) -> str:
+    """Three digits at least, and no more than a measurement is good for: 0.123, 12.3, 1234."""
+    digits = next((n for n, least in enumerate((100, 10, 1)) if value >= least), 3)
+    return f"{value:.{digits}f}"
 
 
 def loading(engine: dict[str, Any]) -> str:

@@ -10,19 +10,15 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from planish.engines import (
+from planish.opening import keep_programs, native_kernels, open_model, open_subject, with_kv_cache
+from planish.reference.files.load import Checkpoint
+from planish.reference.text.tokenizer import read_text
+from planish.terminal.flags import (
     add_cache_flag,
     add_kernels_flag,
     add_kv_cache_flag,
     add_model_flag,
-    keep_programs,
-    native_kernels,
-    open_model,
-    open_subject,
-    with_kv_cache,
 )
-from planish.reference.files.load import Checkpoint
-from planish.reference.text.tokenizer import read_text
 from planish.terminal.given import notice_idle
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import print_json

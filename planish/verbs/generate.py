@@ -1,7 +1,8 @@
-"""Continue a prompt: the new text to stdout as it comes, figures to stderr.
+"""Continue a prompt: the new text goes to stdout as it comes, figures go to stderr.
 
 Without a prompt the text begins from the model's bos token alone. Several prompts are computed
-as one batch; their completions are printed whole, in order, a blank line between them.
+as one batch; their completions are printed whole, in order, a blank line between them. --json
+prints one object at the end: for each prompt its text, tokens and why it ended.
 """
 
 from __future__ import annotations
@@ -9,36 +10,54 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
+from planish.opening import open_engine, open_model
 from planish.reference.errors import PromptError, notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.model.config import ModelConfig
 from planish.reference.text.generate import Stop, StopStrings, check_fits, text_stream
 from planish.reference.text.sampling import Sampling
-from planish.reference.text.tokenizer import Tokenizer, read_text
+from planish.reference.text.tokenizer import Tokenizer
+from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import Rule, engine_rule, notice_idle
+from planish.terminal.output import counted, print_json
+from planish.terminal.prompts import read_prompts
 
 NEW_TOKENS = 128  # where --max_new_tokens is not given
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
-    several = "may be given several times: a batch"
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help=several)
     parser.add_argument(
-        "--prompt_file", action="append", metavar="FILE", help=f"a prompt in UTF-8; {several}"
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what is continued; give it several times for a batch",
+    )
+    parser.add_argument(
+        "--prompt_file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help='a file that is one prompt, or FILE.jsonl with a line {"prompt": "text"} for each;'
+        " may be given several times",
     )
     parser.add_argument(
         "--max_new_tokens",
         type=int,
         metavar="N",
-        help="at most so many (default: 128, or what fits)",
+        help="the most tokens that are written (default: 128, or what fits)",
     )
     parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)"
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 takes the likeliest token (default); above 0 tokens are drawn",
     )
     parser.add_argument(
         "--top_k",
@@ -55,45 +74,120 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="draw among the fewest tokens whose probabilities sum to P (default: 1, all)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="of the draws (default: 0)"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="chooses the draws; the same seed, the same text (default: 0)",
     )
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="a string that ends the text"
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a string that ends the text and is not shown; may be given several times",
     )
     parser.add_argument(
         "--ignore_eos", action="store_true", help="go on after the model's end-of-text token"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_engine_flags(parser)
+
+
+@dataclass(kw_only=True)
+class Completion:
+    """What follows one prompt, as it comes."""
+
+    prompt: list[int]
+    stream: StopStrings
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+
+    def push(self, token: int) -> str:
+        """The text that one more token settles."""
+        if not self.stream.stopped:
+            self.tokens.append(token)
+        return self._grow(self.stream.push(token))
+
+    def finish(self) -> str:
+        """What was held back as it might have begun a stop string or a character."""
+        return self._grow(self.stream.finish())
+
+    def _grow(self, piece: str) -> str:
+        self.text += piece
+        return piece
+
+    def facts(self, stop: Stop) -> dict[str, Any]:
+        """Of --json. stop_reason: a `stop` string, the end-of-text token `eos`, or `length`."""
+        reason = "length" if len(self.tokens) == stop.max_new_tokens else "eos"
+        return {
+            "text": self.text,
+            "tokens": self.tokens,
+            "prompt_tokens": len(self.prompt),
+            "new_tokens": len(self.tokens),
+            "stop_reason": "stop" if self.stream.stopped else reason,
+        }
 
 
 def run(args: argparse.Namespace) -> int:
     checkpoint, tokenizer = open_model(args)
     prompts = prompt_tokens(args, checkpoint, tokenizer)
-    most = args.max_new_tokens
-    most = default_new_tokens(checkpoint.config, prompts) if most is None else most
-    stop = Stop(most, tuple(args.stop), args.ignore_eos)
+    stop = stop_of(args, checkpoint.config, prompts)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     sampling.check(checkpoint.config.vocab_size)
     check_fits(checkpoint.config, prompts, stop, checkpoint.config.max_positions)
     notice_idle(args, *idle_rules(args, stop, checkpoint))
-    if args.max_new_tokens is None and most < NEW_TOKENS:
-        limits = f"the model's {checkpoint.config.max_positions} positions"
-        notice(f"max_new_tokens: {most} instead of {NEW_TOKENS}, as {limits} leave no more")
+    if args.max_new_tokens is None and stop.max_new_tokens < NEW_TOKENS:
+        limits = f"as the model's {checkpoint.config.max_positions} positions leave no more"
+        notice(f"max_new_tokens: {stop.max_new_tokens} instead of {NEW_TOKENS}, {limits}")
     engine = open_engine(checkpoint, args)
-    streams = [text_stream(tokenizer, prompt, stop) for prompt in prompts]
-    times: list[float] = []
-    texts = [""] * len(prompts)
-    tokens = engine.generate(prompts, stop, sampling)
+    rows = [Completion(prompt=p, stream=text_stream(tokenizer, p, stop)) for p in prompts]
+    start = time.perf_counter()
+    times = write(rows, engine.generate(prompts, stop, sampling), not args.json)
+    if args.json:
+        facts = {"completions": [row.facts(stop) for row in rows], "seed": args.seed}
+        print_json(facts | timing(engine, time.perf_counter() - start))
+    else:
+        report(engine, prompts, times)
+    return 0
+
+
+def write(
+    rows: Sequence[Completion], tokens: Iterable[tuple[int, int]], printed: bool
+) -> list[float]:
+    """Take every token, and print: one prompt's text streams, that of several comes at the end.
+
+    Returns when each token came.
+    """
+    streams, times = printed and len(rows) == 1, []
     for row, token in tokens:
         times.append(time.perf_counter())
-        show(streams, row, streams[row].push(token), texts)
-        if all(stream.stopped for stream in streams):
+        piece = rows[row].push(token)
+        if streams:
+            print(piece, end="", flush=True)
+        if all(each.stream.stopped for each in rows):
             break
-    for row, stream in enumerate(streams):
-        show(streams, row, stream.finish(), texts)
-    print("\n\n".join(texts) if len(texts) > 1 else "", flush=True)
-    report(engine, prompts, times)
-    return 0
+    rest = [row.finish() for row in rows]
+    if printed:
+        print(rest[0] if streams else "\n\n".join(row.text for row in rows), flush=True)
+    return times
+
+
+def timing(engine: Any, seconds: float) -> dict[str, Any]:
+    """Of --json: loading, then all the rest, of which compiling is a part."""
+    return {
+        "engine": engine.name,
+        "load_seconds": engine.load_seconds,
+        "compile_seconds": engine.compile_seconds,
+        "seconds": seconds,
+    }
+
+
+def stop_of(args: argparse.Namespace, config: ModelConfig, prompts: Sequence[list[int]]) -> Stop:
+    """When the text ends, after the flags."""
+    most = args.max_new_tokens
+    most = default_new_tokens(config, prompts) if most is None else most
+    return Stop(most, tuple(args.stop), args.ignore_eos)
 
 
 def default_new_tokens(config: ModelConfig, prompts: Sequence[Sequence[int]]) -> int:
@@ -115,22 +209,11 @@ def idle_rules(args: argparse.Namespace, stop: Stop, checkpoint: Checkpoint) -> 
     ]
 
 
-def show(streams: Sequence[StopStrings], row: int, piece: str, texts: list[str]) -> None:
-    """One prompt streams; several are gathered."""
-    if len(streams) == 1:
-        print(piece, end="", flush=True)
-    else:
-        texts[row] += piece
-
-
 def prompt_tokens(
     args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
 ) -> list[list[int]]:
     """Every prompt as token ids; none given means the bos token alone."""
-    texts = [*(args.prompt or []), *map(read_text, args.prompt_file or [])]
-    if any(text == "" for text in texts):
-        raise PromptError("is empty", name="prompt", expected="text, or no --prompt at all")
-    if texts:
+    if texts := read_prompts(args.prompt, args.prompt_file):
         return [tokenizer.encode(text) for text in texts]
     if checkpoint.config.bos_token_id is None:
         raise PromptError("is missing, and the model has no bos token", name="prompt")
@@ -138,12 +221,11 @@ def prompt_tokens(
 
 
 def report(engine: Any, prompts: Sequence[Sequence[int]], times: list[float]) -> None:
-    """Speed on stderr: loading and compiling apart from running, which begins with each row's
-    second token."""
-    compiled = getattr(engine, "compile_seconds", 0.0)
-    loaded = getattr(engine, "load_seconds", 0.0)
-    line = f"{engine.name}: load {loaded:.2f} s, compile {compiled:.2f} s"
-    line += f"; prompt {sum(map(len, prompts))} tokens; {len(times)} new tokens"
+    """Speed on stderr: loading, compiling, and decoding from each row's second token on."""
+    line = f"{engine.name}: load {engine.load_seconds:.2f} s"
+    line += f", compile {engine.compile_seconds:.2f} s"
+    line += f"; prompt {counted(sum(map(len, prompts)), 'token')}"
+    line += f"; {counted(len(times), 'new token')}"
     first = 2 * len(prompts)
     if len(times) > first:
         rate = (len(times) - first) / max(times[-1] - times[first - 1], 1e-9)

@@ -1,24 +1,29 @@
-"""Architecture, sizes, the scheme of every tensor, bytes by kind, bits per weight.
+"""What a model directory holds: architecture, sizes, the scheme of every tensor, bytes by kind.
 
-Or, with --architectures, every model_type that can be read, with its features and examples.
+Only headers are read. With --architectures: every model_type that can be read, its features (in
+brackets those of some models only), examples, and how many goldens check it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from planish.architectures import architectures, as_table
-from planish.engines import add_cache_flag, add_kernels_flag, add_links_flag, kernels_used
+from planish.opening import kernels_used
+from planish.reference import architectures
 from planish.reference.errors import one_line
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.model.shapes import block_shapes, outer_shapes
+from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_links_flag
 from planish.terminal.given import notice_idle, refuse_given
-from planish.terminal.output import print_json
+from planish.terminal.output import counted, print_json
 
+TABLE = Path(architectures.__file__).with_name("table.json")  # by tests/golden/table.py
 KINDS = {
     "weight_scale": "scales",
     "weight_zero_point": "zero points",
@@ -32,9 +37,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--model", metavar="DIR", help="a Hugging Face directory")
     what.add_argument("--architectures", action="store_true", help="list what can be read")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_links_flag(parser)
-    add_kernels_flag(parser)
-    add_cache_flag(parser)
+    add_links_flag(parser.add_argument_group("the model"))
+    engine = parser.add_argument_group("the engine")
+    add_kernels_flag(engine)
+    add_cache_flag(engine)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,12 +61,22 @@ def list_architectures(args: argparse.Namespace) -> int:
     of_a_model = ("--kernels", "--compilation_cache", "--allow_links")
     refuse_given(args, of_a_model, "is for --model, not for --architectures")
     notice_idle(args)
-    rows = architectures()
+    rows = json.loads(TABLE.read_text(encoding="utf-8"))
     if args.json:
         print_json({"architectures": rows})
     else:
         print(as_table(rows))
     return 0
+
+
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """The same for people; features that only some goldens have are in brackets."""
+    lines = ["| model_type | features | examples | goldens |", "| --- | --- | --- | ---: |"]
+    for row in rows:
+        words = ", ".join([*row["features"], *(f"[{word}]" for word in row["in_some"])])
+        examples = ", ".join(row["examples"])
+        lines.append(f"| {row['model_type']} | {words} | {examples} | {row['goldens']} |")
+    return "\n".join(lines)
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -157,20 +173,39 @@ def as_text(facts: dict[str, Any]) -> str:
             f"  {moe['num_experts']} experts of width {moe['intermediate_size']} in a layer,"
             f" {moe['top_k']} for each token"
         )
-    quantization = facts["quantization"]
-    if quantization is None:
-        lines.append("  not quantized")
-    else:
-        apart = ("quant_method", "calibration")
-        told = {k: v for k, v in quantization.items() if k not in apart}
-        told["layout"] = facts["layout"]
-        lines.append("  " + ", ".join(f"{k} {v}" for k, v in told.items() if v not in (None, [])))
+    lines += quantized_lines(facts)
     lines.append(f"  {facts['bits_per_weight']:.3f} bits per weight of the blocks' linears")
     for kind, size in sorted(facts["bytes_by_kind"].items(), key=lambda item: -item[1]):
         lines.append(f"  {kind:14} {size:14,} bytes")
     lines.append(f"  {'in all':14} {facts['bytes']:14,} bytes")
     lines.append(f"  kernels: {facts['kernels']['use']} ({facts['kernels']['why']})\n")
     return "\n".join([*lines, *grouped_lines(facts["tensors"])])
+
+
+def quantized_lines(facts: dict[str, Any]) -> list[str]:
+    """The recipe in words, and how many tensors have which codes."""
+    quantization = facts["quantization"]
+    if quantization is None:
+        return ["  not quantized"]
+    head, ignored = quantization.get("head"), quantization.get("ignore") or []
+    alpha, activation = quantization.get("alpha"), quantization.get("activation")
+    words = [
+        f"recipe {quantization.get('recipe')}",
+        f"method {quantization['method']}" if quantization.get("method") else "",
+        f"activations {activation.replace('_', ' ')}" if activation else "",
+        f"smoothed with alpha {alpha}" if alpha is not None else "",
+        "outputs smoothed" if quantization.get("smooth_outputs") else "",
+        f"lm_head {head}" if head else "",
+        f"left in float: {', '.join(map(str, ignored))}" if ignored else "",
+        f"codes in {facts['layout']}" if facts["layout"] == "tiles" else "codes in canonical order",
+    ]
+    codes = Counter(each["scheme"] for each in facts["tensors"].values() if is_codes(each))
+    counts = [f"  {counted(count, 'tensor')} of {scheme}" for scheme, count in codes.items()]
+    return ["  " + one_line(", ".join(filter(None, words))), *counts]
+
+
+def is_codes(facts: dict[str, Any]) -> bool:
+    return str(facts["kind"]).endswith("codes")
 
 
 def grouped_lines(tensors: dict[str, Any]) -> list[str]:
@@ -181,6 +216,6 @@ def grouped_lines(tensors: dict[str, Any]) -> list[str]:
         groups[generic, facts["scheme"], str(facts["shape"])] += 1
     width, wide = (max(len(group[i]) for group in groups) for i in (0, 2))
     return [
-        f"  {name:{width}}  {words:24} {shape:{wide}}" + (f" x {count}" if count > 1 else "")
+        f"  {name:{width}}  {words:24} {shape:{wide}} {f'x {count}' if count > 1 else ''}".rstrip()
         for (name, words, shape), count in groups.items()
     ]

@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
-from planish.engines import add_engine_flags, add_model_flag, open_engine, open_subject
+from planish.opening import open_engine, open_subject
 from planish.reference.errors import PromptError, SamplingError, one_line
 from planish.reference.files.placing import check_file, write_file
 from planish.reference.text.generate import Stop, check_fits
+from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import engine_rule, notice_idle
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
-    parser.add_argument("--tokens", required=True, help="ids, as 1,2,3")
-    parser.add_argument("--out", required=True, metavar="FILE.npy", help="replaced if it is there")
+    parser.add_argument("--tokens", required=True, metavar="IDS", help="with commas, as 1,2,3")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE.npy", help="written; one that is there is replaced"
+    )
     add_engine_flags(parser)
 
 

@@ -1,4 +1,8 @@
-"""A model on a text, with the standard error."""
+"""How well a model predicts a text: perplexity with its standard error; lower is better.
+
+The text is cut into windows, each predicted from its own beginning; a rest that fills no window
+is left out.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,22 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from planish.engines import add_engine_flags, add_model_flag, open_engine, open_model
+from planish.opening import open_engine, open_model
 from planish.reference.errors import PromptError, notice
 from planish.reference.text.evaluate import LONGEST_WINDOW, cut_windows, perplexity
 from planish.reference.text.tokenizer import read_text
+from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import engine_rule, notice_idle
-from planish.terminal.output import print_json
+from planish.terminal.output import counted, print_json
 from planish.terminal.progress import progress
 
-WINDOW_HELP = "tokens (default: 2048, the model's length or the text's, the least of them)"
+WINDOW_HELP = "tokens of a window (default: 2048, or what the model or the text has, if less)"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
     parser.add_argument("--text", required=True, metavar="FILE", help="a text in UTF-8")
-    parser.add_argument("--window", type=int, help=WINDOW_HELP)
+    parser.add_argument("--window", type=int, metavar="N", help=WINDOW_HELP)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_engine_flags(parser)
 
@@ -42,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(
             f"perplexity {result.perplexity:.5f} ± {result.standard_error:.5f}"
-            f" ({result.tokens} tokens, {result.windows} windows of {result.window})"
+            f" ({result.tokens} tokens, {counted(result.windows, 'window')} of {result.window})"
         )
     return 0
 

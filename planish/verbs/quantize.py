@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from planish import pocket
-from planish.engines import add_model_flag, open_subject
+from planish.opening import open_subject
 from planish.reference.errors import RecipeError, notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.files.writer import CheckpointWriter
@@ -17,8 +17,10 @@ from planish.reference.model.config import ModelConfig
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
 from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
 from planish.reference.quantize.recipe import Recipe, needs_calibration, recipe
+from planish.reference.quantize.runner import Runtime
 from planish.reference.quantize.smooth import output_folds
 from planish.reference.text.tokenizer import load_tokenizer, read_text
+from planish.terminal.flags import add_model_flag
 from planish.terminal.given import Rule, notice_idle
 from planish.terminal.progress import progress
 
@@ -81,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     with writer:
         notice_idle(args, *idle_rules(chosen, checkpoint.config))
-        quantize_checkpoint(checkpoint, writer, chosen, samples, progress, args.layout)
+        runtime = Runtime(progress=progress)
+        quantize_checkpoint(checkpoint, writer, chosen, samples, args.layout, runtime)
     seconds = time.perf_counter() - start
     print(f"{args.out}: {chosen.name}, {seconds:.1f} s", file=sys.stderr)
     return 0

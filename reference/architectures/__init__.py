@@ -11,8 +11,8 @@ To add one, with qwen2.py as the example:
        graph that another value asks for: a key that is silently ignored computes another model
     2. list it in _LISTED below
     3. add rows for every flag that real checkpoints use to tests/golden/modern.py and run
-       `python tests/golden/make.py NAME-...`, which lists them in goldens.json, too; tests/ finds
-       the new directories by itself, and README.md shows `planish inspect --architectures`
+       `python tests/golden/make.py NAME-...`, which writes table.json, too (what `planish
+       inspect --architectures` prints); tests/ finds the new directories by itself
     4. add the config.json of a public checkpoint to public_configs.json in
        tests/reference/architectures: its number of parameters, computed from shapes alone, must
        be the published one
@@ -20,7 +20,7 @@ To add one, with qwen2.py as the example:
 Parts of a fused tensor name the same Tensor, in the order of its rows; `grouped` where the rows
 of one key-value head lie together, `transposed` where weights are [inputs, outputs].
 
-read/ has the readers of keys that entries share, `features` says in words what a config has.
+read/ has the readers of keys that entries share.
 
 If it needs an `if` on its own name anywhere else, the transformer lacks a feature: add that
 feature to ModelConfig under its own name, in reference/model/transformer.py

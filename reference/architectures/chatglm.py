@@ -1,8 +1,8 @@
 """ChatGLM2, ChatGLM3 and GLM-4 in the layout of their own code: the graph is GLM's.
 
 Source: modeling_chatglm.py beside those checkpoints; Zeng et al. 2022, GLM team 2024. rope_ratio
-multiplies the rotary base, as in ChatGLM3 and GLM-4. ChatGLM2-6B-32K's code divides positions by
-it, and nothing in its config tells the two apart: that one model is computed wrongly.
+multiplies the rotary base in ChatGLM3 and GLM-4, and divides positions in ChatGLM2-6B-32K
+(https://github.com/ztxz16/fastllm/issues/374). Their configs differ in nothing but _name_or_path.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from planish.reference.architectures import glm
 from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.keys import Keys, check_heads
 from planish.reference.model.config import ModelConfig, same_layers
-from planish.reference.model.rope import Rope
+from planish.reference.model.rope import Interpolation, Rope
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -23,7 +23,7 @@ def config(keys: Keys) -> ModelConfig:
     bias = keys.flag("add_bias_linear", False)
     return ModelConfig(
         model_type="chatglm",
-        vocab_size=keys.count("padded_vocab_size", 65024),
+        vocab_size=keys.count("padded_vocab_size", VOCABULARY),
         hidden_size=hidden,
         embedding_size=hidden,
         layers=same_layers(keys.count("num_layers", 28), head_dim, rope=0),
@@ -58,13 +58,31 @@ def check_graph(keys: Keys) -> None:
 
 
 def rope(keys: Keys, head_dim: int) -> Rope:
-    """Neighbours in the first half of a head; 10000 * rope_ratio, or rope_theta in its place."""
+    """Neighbours in the first half of a head are turned; rope_theta may replace the base 10000."""
     if head_dim % 4:
         raise keys.fail("kv_channels", "a multiple of 4, as half a head is turned", head_dim)
-    theta = keys.number("rope_theta", 10000.0) * keys.number("rope_ratio", 1.0)
-    return Rope(theta=theta, dim=head_dim // 2, interleaved=True)
+    theta, ratio = keys.number("rope_theta", 10000.0), keys.number("rope_ratio", 1.0)
+    if ratio != 1 and divides_positions(keys):
+        stretch = Interpolation(factor=ratio)
+        return Rope(theta=theta, dim=head_dim // 2, interleaved=True, stretch=stretch)
+    return Rope(theta=theta * ratio, dim=head_dim // 2, interleaved=True)
 
 
+def divides_positions(keys: Keys) -> bool:
+    """Whether rope_ratio divides positions, as in ChatGLM2; raises ConfigError where it is either.
+
+    GLM-4 has another vocabulary than ChatGLM2 and ChatGLM3.
+    """
+    name = str(keys.get("_name_or_path") or "").lower()
+    if "chatglm2" in name:
+        return True
+    if "chatglm3" not in name and keys.count("padded_vocab_size", VOCABULARY) == VOCABULARY:
+        expected = "a name with chatglm2 (rope_ratio divides positions) or chatglm3 (scales theta)"
+        raise keys.fail("_name_or_path", expected, repr(keys.get("_name_or_path")))
+    return False
+
+
+VOCABULARY = 65024  # of ChatGLM2 and ChatGLM3
 LAYER = "transformer.encoder.layers.{i}."
 QKV = Tensor(LAYER + "self_attention.query_key_value", fused=True)
 GATE_UP = Tensor(LAYER + "mlp.dense_h_to_4h", fused=True)

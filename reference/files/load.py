@@ -309,7 +309,8 @@ def load_norm(checkpoint: Checkpoint, part: str, shape: Shape, layer: int | None
         load_norm_part(checkpoint, part, layer, kind, shape) if kind in kinds else None
         for kind in ("weight", "bias")
     )
-    return Norm(weight, bias)
+    config = checkpoint.config
+    return Norm(weight=weight, bias=bias, kind=config.norm, eps=config.norm_eps)
 
 
 def load_norm_part(

@@ -2,9 +2,12 @@
 
 recipe        what is done, by name
 ignore        which linears stay in float
-observe       absmax at every linear's input
-smooth        SmoothQuant and its search for alpha
+observe       what linears read on real text, reduced to statistics: absmax by channel
+runner        who carries the samples through a block: NumPy, or fast/quantize
+smooth        SmoothQuant
 methods/      how a weight is put on its grid
+block         every linear of one block by its method
+search        SmoothQuant's alpha by the error of each block's outputs
 remarks       what a grid could not hold
 checkpoint    block by block: read, observe, smooth, quantize, write
 """

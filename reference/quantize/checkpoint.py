@@ -3,14 +3,15 @@
     for each block:  read -> observe -> smooth -> (observe, for static scales) -> quantize -> write
 
 The float model is never whole in memory; what is kept is one block and, where the recipe needs
-a calibration, the hidden states of the samples.
+a calibration, the hidden states of the samples before and after it. A runner (runner.py) computes
+those and the statistics; a method (methods/) makes codes of a weight and its statistics.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,24 +25,19 @@ from planish.reference.model.experts import stacked
 from planish.reference.model.layers import Norm
 from planish.reference.model.shapes import outer_kinds
 from planish.reference.model.weights import Block, Weights, block_linears, block_norms, split_expert
+from planish.reference.quantize.block import (
+    method_observer,
+    method_statistics,
+    quantize_block,
+)
 from planish.reference.quantize.ignore import check_ignore, ignored_parts, linear_names
 from planish.reference.quantize.methods.rtn import quantize_weight
-from planish.reference.quantize.observe import (
-    Progress,
-    embed_samples,
-    fingerprint,
-    no_progress,
-    observe_block,
-)
+from planish.reference.quantize.observe import ChannelAbsmax, Statistics, fingerprint
 from planish.reference.quantize.recipe import Recipe, needs_calibration
 from planish.reference.quantize.remarks import Remarks
-from planish.reference.quantize.smooth import (
-    quantize_block,
-    require_folds,
-    require_smoothed,
-    search_alpha,
-    smoothed,
-)
+from planish.reference.quantize.runner import NUMPY, Hidden, Runner, Runtime
+from planish.reference.quantize.search import Smoothing, search_alpha
+from planish.reference.quantize.smooth import require_folds, require_smoothed, smoothed
 from planish.reference.tiles import TiledWeight, tile
 
 
@@ -50,33 +46,85 @@ def quantize_checkpoint(
     writer: CheckpointWriter,
     recipe: Recipe,
     samples: Sequence[np.ndarray] | None = None,
-    progress: Progress = no_progress,
     layout: str = "tiles",
+    runtime: Runtime = NUMPY,
 ) -> None:
     """Write the model by the recipe. `samples` are calibration tokens, for recipes that need them.
 
     layout: `tiles`, as the native kernels read quantized weights, or `canonical` (checkpoint.py).
     Raises RecipeError for a model that is quantized already, a recipe that cannot be applied,
-    or missing samples; QuantizationError for a tensor that does not fit its grid.
+    or missing samples; QuantizationError for a tensor that does not fit its grid, or a float
+    model that overflows on the samples.
     """
     check_request(checkpoint, recipe, layout)
     if needs_calibration(recipe) and not samples:
         raise RecipeError("needs calibration text", name=recipe.name)
     samples = samples if needs_calibration(recipe) else None
     weights = load_weights(checkpoint)
-    alphas = choose_alphas(checkpoint, weights, recipe, samples, progress)
-    hidden = embed_samples(checkpoint.config, weights, samples) if samples else []
+    smoothing = choose_alphas(checkpoint, weights, recipe, samples, runtime)
+    job = Job(checkpoint=checkpoint, recipe=recipe, smoothing=smoothing, runner=runtime.runner)
+    hidden = job.first_hidden(weights, samples)
     remarks = Remarks(recipe)
-    for layer in progress(range(len(weights.blocks)), recipe.name):
-        block, outputs = _smooth(checkpoint, weights, layer, recipe, alphas, hidden)
-        if recipe.bits is not None:
-            block = _quantize(checkpoint, layer, block, recipe, hidden, remarks)
-        _add_block(checkpoint, writer, layer, block, layout, raw=alphas is None)
-        hidden = outputs
+    for layer in runtime.progress(range(len(weights.blocks)), recipe.name):
+        block, hidden = job.convert(weights.blocks[layer], layer, hidden, remarks)
+        _add_block(checkpoint, writer, layer, block, layout, raw=smoothing is None)
         del block  # before the next one is read
     _add_outer(checkpoint, writer, weights, recipe, layout, remarks)
     remarks.tell()
+    alphas = None if smoothing is None else smoothing.alphas
     writer.finish(_config_values(checkpoint, recipe, layout, alphas, samples))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One model under one recipe: what every block's conversion has in common."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    smoothing: Smoothing | None
+    runner: Runner
+
+    def first_hidden(self, weights: Weights, samples: Sequence[np.ndarray] | None) -> Hidden:
+        """What enters the first block; nothing where no block's inputs have to be seen."""
+        seen = self.smoothing is not None and self.smoothing.observed is not None
+        if samples is None or (seen and method_observer(self.recipe) is None):
+            return []
+        return self.runner.embed(self.checkpoint.config, weights, samples)
+
+    def convert(
+        self, block: Block, layer: int, hidden: Hidden, remarks: Remarks
+    ) -> tuple[Block, Hidden]:
+        """observe -> smooth -> quantize one float block; and the float hidden states after it."""
+        names, config = linear_names(self.checkpoint, layer), self.checkpoint.config
+        absmax, outputs = self.runner.observe(config, block, hidden, names)
+        smooth = self.smooth(block, layer, absmax)
+        if self.recipe.bits is None:
+            return smooth, outputs
+        statistics = self.statistics(smooth, hidden, names)
+        ignored = ignored_parts(self.checkpoint, self.recipe, layer)
+        quantized = quantize_block(smooth, self.recipe, statistics, names, ignored)
+        floats = block_linears(smooth)
+        for part, linear in block_linears(quantized).items():
+            if isinstance(linear.weight, QuantizedWeight):
+                remarks.see(names[part], float_weight(floats[part]), linear.weight)
+        return quantized, outputs
+
+    def smooth(self, block: Block, layer: int, absmax: ChannelAbsmax) -> Block:
+        """The block smoothed at its alpha; as it is where the recipe does not smooth."""
+        if self.smoothing is None:
+            return block
+        if self.smoothing.observed is not None:
+            absmax = self.smoothing.observed[layer]
+        config, architecture = self.checkpoint.config, self.checkpoint.architecture
+        alpha = self.smoothing.alphas[layer]
+        after = smoothed(config, architecture, block, absmax, self.recipe, alpha)
+        require_smoothed(block, after, linear_names(self.checkpoint, layer))
+        return after
+
+    def statistics(self, block: Block, hidden: Hidden, names: Mapping[str, str]) -> Statistics:
+        """What the method wants to know about the block's linears."""
+        config = self.checkpoint.config
+        return method_statistics(config, block, self.recipe, hidden, names, self.runner)
 
 
 def check_request(checkpoint: Checkpoint, recipe: Recipe, layout: str) -> None:
@@ -99,50 +147,14 @@ def choose_alphas(
     weights: Weights,
     recipe: Recipe,
     samples: Sequence[np.ndarray] | None,
-    progress: Progress = no_progress,
-) -> list[float] | None:
+    runtime: Runtime = NUMPY,
+) -> Smoothing | None:
     """The alpha of each block: as given, or searched for; None without smoothing."""
     if recipe.alpha is None or samples is None:
         return None
     if not isinstance(recipe.alpha, str):
-        return [float(recipe.alpha)] * checkpoint.config.num_layers
-    return search_alpha(checkpoint, weights, samples, recipe, progress=progress)
-
-
-def _smooth(
-    checkpoint: Checkpoint,
-    weights: Weights,
-    layer: int,
-    recipe: Recipe,
-    alphas: list[float] | None,
-    hidden: list[np.ndarray],
-) -> tuple[Block, list[np.ndarray]]:
-    """A block, read and perhaps smoothed, and the float hidden states that leave it."""
-    config, block, names = checkpoint.config, weights.blocks[layer], linear_names(checkpoint, layer)
-    absmax, outputs = observe_block(config, block, hidden, names)
-    if alphas is None:
-        return block, outputs
-    after = smoothed(config, checkpoint.architecture, block, absmax, recipe, alphas[layer])
-    require_smoothed(block, after, names)
-    return after, outputs
-
-
-def _quantize(
-    checkpoint: Checkpoint,
-    layer: int,
-    block: Block,
-    recipe: Recipe,
-    hidden: list[np.ndarray],
-    remarks: Remarks,
-) -> Block:
-    """A float block -> the recipe's."""
-    floats, names = block_linears(block), linear_names(checkpoint, layer)
-    ignored = ignored_parts(checkpoint, recipe, layer)
-    quantized = quantize_block(checkpoint.config, block, recipe, hidden, names, ignored)
-    for part, linear in block_linears(quantized).items():
-        if isinstance(linear.weight, QuantizedWeight):
-            remarks.see(names[part], float_weight(floats[part]), linear.weight)
-    return quantized
+        return Smoothing(alphas=[float(recipe.alpha)] * checkpoint.config.num_layers)
+    return search_alpha(checkpoint, weights, samples, recipe, runtime=runtime)
 
 
 def _add_block(

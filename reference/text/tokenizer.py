@@ -53,7 +53,7 @@ class Tokenizer:
             raise PromptError(
                 "is not text", name="prompt", expected="Unicode", found=found
             ) from None
-        with library_errors(self.path, "cannot encode the text"):
+        with library_errors(self.path, "cannot encode the text"), panics_unprinted():
             ids = self.inner.encode(text).ids
         if not ids:
             raise PromptError("is empty", name="prompt", expected="at least one token")

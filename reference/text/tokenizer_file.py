@@ -6,12 +6,14 @@ import contextlib
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from planish.reference.errors import PlanishError, TokenizerError
 
 BOM = b"\xef\xbb\xbf"  # some editors put it at the head of a UTF-8 file
+_descriptor = threading.Lock()  # file descriptor 2 is the process's: one thread at a time moves it
 SLOW = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")  # of slow tokenizers
 
 
@@ -66,7 +68,7 @@ def panics_unprinted() -> Iterator[None]:
     Rust prints a page about a panic before Python hears of it, and only here can that be kept from
     the user, who gets one line. What others wrote meanwhile comes out at the end.
     """
-    with contextlib.ExitStack() as stack:
+    with _descriptor, contextlib.ExitStack() as stack:
         page = None
         with contextlib.suppress(OSError):  # descriptor 2 is closed, or no disk takes the page
             saved = os.dup(2)

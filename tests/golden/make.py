@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import listed
 import numpy as np
+import table
 import torch
 import transformers
 from classic import CLASSIC
@@ -148,7 +148,7 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     for name in names or VARIANTS:
         make(name, VARIANTS[name])
-    listed.write()
+    table.write()
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,12 @@ class Result:
         missing = [word for word in words if word not in lines[0]]
         assert not missing, (missing, lines[0])
         return True
+
+    def only_json(self) -> dict[str, Any]:
+        """Stdout is one line with one JSON object, every number in it finite."""
+        assert self.code in (0, 3), self
+        assert self.out.count("\n") == 1, self
+        return json.loads(self.out, parse_constant=lambda word: pytest.fail(word))
 
 
 Command = Callable[..., Result]

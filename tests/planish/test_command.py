@@ -39,6 +39,11 @@ def test_every_verb_has_help(planish, verb):
     assert "--model DIR" in result.out
 
 
+def test_help_is_a_word_too(planish):
+    assert planish("help") == planish("--help")
+    assert planish("help", "generate") == planish("generate", "--help")
+
+
 def test_help_needs_neither_numpy_nor_jax():
     assert not imported("--help") & {"numpy", "jax", "tokenizers"}
 
@@ -62,6 +67,11 @@ def test_console_script_and_module_are_the_same_command(tiny_llama, shell):
     ("words", "expected"),
     [
         ([], ["a verb is missing", "generate"]),
+        (["--verson"], ["unknown flag --verson", "did you mean --version?"]),
+        (["-v"], ["unknown flag -v", "the verb comes first"]),
+        (["--model", "x", "generate"], ["unknown flag --model", "the verb comes first"]),
+        (["inspect", "/"], ["unexpected '/'", "did you mean --model DIR?"]),
+        (["bench", "--shape", "1.2B"], ["did you mean 1.1B?"]),
         (["generat"], ["'generat'", "did you mean generate?"]),
         (["quantise", "--model", "x"], ["did you mean quantize?"]),
         (["generate"], ["--model"]),

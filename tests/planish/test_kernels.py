@@ -36,3 +36,25 @@ def test_inspect_names_the_next_set_where_the_compiler_is_too_old(planish, tiny_
     monkeypatch.setattr("planish.fast.native.build.understands", lambda _, name: name == "plain")
     text = planish("inspect", "--model", tiny_llama).out
     assert "kernels: native plain (" in text and "not yet compiled" in text
+
+
+def test_inspect_says_which_kernels_are_used_and_why(planish, tiny_llama):
+    values = planish("inspect", "--model", tiny_llama, "--json").only_json()
+    assert values["kernels"]["use"].split()[0] in ("native", "xla")
+    text = planish("inspect", "--model", tiny_llama, "--kernels", "xla").out
+    assert "kernels: xla (--kernels xla)" in text
+
+
+def test_without_a_compiler_one_line_says_so_and_the_result_is_the_same(
+    planish, tiny_llama, monkeypatch
+):
+    words = ("generate", "--model", tiny_llama, "--prompt", "Ab", "--max_new_tokens", 6)
+    expected = planish(*words, "--kernels", "xla").out
+    monkeypatch.setattr("planish.fast.native.library._loaded", [])
+    monkeypatch.setattr("planish.fast.native.build.shutil.which", lambda name: None)
+    result = planish(*words)
+    assert (result.code, result.out) == (0, expected)
+    assert result.err.count("no C++ compiler was found") == 1
+    assert planish(*words, "--kernels", "native").refused("no C++ compiler was found")
+    inspected = planish("inspect", "--model", tiny_llama).out
+    assert "kernels: xla (no C++ compiler was found" in inspected

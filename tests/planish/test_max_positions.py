@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from planish.command import parse
-from planish.engines import with_max_positions
+from planish.opening import with_max_positions
 from planish.reference.files.load import open_checkpoint
 from planish.verbs.quantize import samples_of
 

@@ -17,7 +17,6 @@ from tests.compare.mutations import (
     changed,
     computed_as,
     masked,
-    of_config,
     of_kind,
     sharper,
     stored_as,
@@ -109,12 +108,13 @@ def test_level_1_names_the_instruction_set_that_is_wrong(judge, kernels):
     assert failed and all(item.part.endswith(f", {kernels[-1]}") for item in failed)
 
 
-def without_norm(project, config, norm, linears, x):
-    return project(config, None, linears, x)
+def of_norm(change):
+    """Projections that read another norm."""
 
+    def project(run, norm, linears, x):
+        return run(norm and change(norm), linears, x)
 
-def without_weight(project, config, norm, linears, x):
-    return project(config, norm and replace(norm, weight=None), linears, x)
+    return changed("modules", project=project)
 
 
 def keys_for_values(project, *arguments):
@@ -135,10 +135,6 @@ def residual(change):
     return changed("modules", attend=attend)
 
 
-def epsilon(config):
-    return replace(config, norm_eps=100 * config.norm_eps)
-
-
 def slots_moved(keys, values, *scales):
     return np.roll(keys, 1, axis=2), values, *scales
 
@@ -153,19 +149,19 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "norm left out": (
         "W8A8",
         "float32",
-        changed("modules", project=without_norm),
+        of_norm(lambda norm: None),
         "attention_norm",
     ),
     "norm without its weight": (
         "W4A16",
         "float32",
-        changed("modules", project=without_weight),
+        of_norm(lambda norm: replace(norm, weight=None)),
         "attention_norm",
     ),
     "epsilon of the norm a hundred times too large": (
         "W4A8",
         "float32",
-        of_config("project", epsilon),
+        of_norm(lambda norm: replace(norm, eps=100 * norm.eps)),
         "attention_norm",
     ),
     "keys for values": (

@@ -164,8 +164,8 @@ def test_level_1_names_a_bias_lost_while_loading(judge):
     assert (first.level, first.part) == (1, "q, bias")
 
 
-def without_biases(project, config, norm, linears, x):
-    return project(config, norm, list(map(without_bias, linears)), x)
+def without_biases(project, norm, linears, x):
+    return project(norm, list(map(without_bias, linears)), x)
 
 
 def without_offset(config):

@@ -68,7 +68,7 @@ CASES = [
 def config_of(activation: str = "silu", normalized: bool = True) -> SimpleNamespace:
     """The features that a mixture reads."""
     moe = Moe(num_experts=COUNT, top_k=PLACES, intermediate_size=INNER, normalized=normalized)
-    return SimpleNamespace(activation=activation, moe=moe, norm="rms_norm", norm_eps=1e-5)
+    return SimpleNamespace(activation=activation, moe=moe)
 
 
 def random_experts(name: str, rng: np.random.Generator, gated: bool = True) -> Experts:

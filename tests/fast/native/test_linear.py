@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from planish.fast.native import attention as native_attention
 from planish.fast.native import linear as native
+from planish.fast.native import sampling as native_sampling
 from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
 from planish.reference.quantize.methods.rtn import quantize_weight
@@ -83,8 +85,8 @@ def test_an_input_of_another_width_is_refused():
 
 
 def test_a_norm_of_another_width_is_refused():
-    norm = Norm(np.ones(95, np.float32))
-    found = of(layer(), norm=norm, norm_kind="rms_norm")
+    norm = Norm(weight=np.ones(95, np.float32), kind="rms_norm", eps=1e-5)
+    found = of(layer(), norm=norm)
     assert "norm weight is [95], expected 96 entries" in found
 
 
@@ -116,7 +118,7 @@ def attend(positions, cache=None, width: int = 16, **changes):
     shape = {"q": (1, 2, 4 * width), "k": (1, 2, 2 * width), "v": (1, 2, 2 * width)} | changes
     q, k, v = (jnp.ones(shape[name]) for name in "qkv")
     slots = jnp.asarray([positions], jnp.int32)
-    return native.attention(q, k, v, slots, None, cache or past(width=width), 2, width)
+    return native_attention.attention(q, k, v, slots, None, cache or past(width=width), 2, width)
 
 
 def test_a_position_outside_of_the_slots_is_refused():
@@ -132,14 +134,14 @@ def test_attention_refuses_shapes_that_do_not_fit():
 
 
 def test_sampling_refuses_shapes_that_do_not_fit():
-    settings = jnp.asarray(native.sampling_settings(Sampling()))
+    settings = jnp.asarray(native_sampling.sampling_settings(Sampling()))
     uniform = jnp.zeros((3, 2), jnp.int32)
-    found = refusal(lambda: native.sample(jnp.ones((2, 5)), settings, uniform))
+    found = refusal(lambda: native_sampling.sample(jnp.ones((2, 5)), settings, uniform))
     assert "uniform is [3, 2], expected 4 entries" in found
 
 
 def test_sampling_marks_what_is_no_number():
     logits = jnp.asarray([[1.0, 2.0, jnp.nan], [0.0, jnp.inf, 1.0], [-jnp.inf, 3.0, 3.0]])
-    settings = jnp.asarray(native.sampling_settings(Sampling()))
-    found = native.sample(logits, settings, jnp.zeros((3, 2), jnp.int32))
+    settings = jnp.asarray(native_sampling.sampling_settings(Sampling()))
+    found = native_sampling.sample(logits, settings, jnp.zeros((3, 2), jnp.int32))
     assert np.asarray(found).tolist() == [-1, -1, 1]

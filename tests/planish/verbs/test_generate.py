@@ -46,7 +46,7 @@ def test_a_prompt_file_is_the_same_as_its_text(generate, tmp_path):
 
 def test_without_a_prompt_it_begins_from_bos(generate):
     result = generate("--max_new_tokens", 4)
-    assert result.code == 0 and "prompt 1 tokens" in result.err
+    assert result.code == 0 and "prompt 1 token;" in result.err
 
 
 def test_without_a_prompt_and_without_bos_it_says_so(generate, make_llama):
@@ -195,3 +195,47 @@ def test_without_a_number_a_prompt_with_room_gets_128_and_one_without_is_refused
     assert "128 new tokens" in (result := generate("--prompt", "x", "--ignore_eos")).err
     assert "instead" not in result.err
     assert generate("--prompt", "x" * 129).refused("do not fit", "128", "129")
+
+
+def test_json_is_one_object_and_nothing_else(generate):
+    words = ("--prompt", "abc", "--prompt", "other", "--max_new_tokens", 5, "--ignore_eos")
+    plain, result = generate(*words), generate(*words, "--json", "--seed", 7)
+    values = json.loads(result.out)
+    assert result.out.count("\n") == 1 and "tokens/s" not in result.err
+    assert "\n\n".join(each["text"] for each in values["completions"]) + "\n" == plain.out
+    assert [len(each["tokens"]) for each in values["completions"]] == [5, 5]
+    counts = [(each["prompt_tokens"], each["new_tokens"]) for each in values["completions"]]
+    assert counts == [(3, 5), (5, 5)]
+    assert (values["engine"], values["seed"]) == ("reference", 7)
+    assert values["load_seconds"] > 0 and values["seconds"] > 0 == values["compile_seconds"]
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_json_says_why_each_text_ended(generate, make_llama, engine):
+    whole = generate("--prompt", "abc", "--max_new_tokens", 40).out.removesuffix("\n")
+    words = ("--prompt", "abc", "--max_new_tokens", 4, "--json")
+    stopped = json.loads(generate(*words[:2], "--stop", whole[7:9], "--json", engine=engine).out)
+    assert stopped["completions"][0]["stop_reason"] == "stop"
+    assert stopped["completions"][0]["text"] == whole[: whole.index(whole[7:9])]
+    long = json.loads(generate(*words, "--ignore_eos", engine=engine).out)["completions"][0]
+    assert (long["stop_reason"], long["new_tokens"]) == ("length", 4)
+    model = make_llama(eos_token_id=first_token("abc", make_llama(name="plain")))
+    ended = json.loads(generate(*words, model=model, engine=engine).out)["completions"][0]
+    assert ended == {
+        "text": "",
+        "tokens": [],
+        "prompt_tokens": 3,
+        "new_tokens": 0,
+        "stop_reason": "eos",
+    }
+
+
+def test_prompts_come_from_a_file_of_json_lines(generate, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "abc"}\n{"prompt": "other"}\n')
+    few = ("--max_new_tokens", 5)
+    assert generate("--prompt_file", file, *few).out == (
+        generate("--prompt", "abc", "--prompt", "other", *few).out
+    )
+    file.write_text('{"prompt": "abc"}\n{"prompt": 1}\n')
+    assert generate("--prompt_file", file).refused("prompts.jsonl", "line 2", "prompt")

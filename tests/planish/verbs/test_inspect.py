@@ -78,3 +78,86 @@ def test_a_model_whose_path_is_not_text_is_inspected(planish, make_llama):
     assert inspected(planish, odd)["parameters"] > 0
     (odd / "model.safetensors").write_bytes(b"")
     assert planish("inspect", "--model", odd).refused("caf\\xe9", "truncated")
+
+
+def test_inspect_counts_bits_and_bytes(planish, tiny_llama):
+    values = planish("inspect", "--model", tiny_llama, "--json").only_json()
+    assert values["architecture"] == "llama"
+    assert values["bits_per_weight"] == 32
+    assert values["bytes"] == 4 * values["parameters"]
+    assert values["bytes"] == sum(tensor["bytes"] for tensor in values["tensors"].values())
+    assert values["config"]["num_kv_heads"] == 2 and values["quantization"] is None
+
+
+@pytest.mark.parametrize(("rule", "zero_point"), [("signed", 0), ("minmax", 8)])
+def test_inspect_of_int4(planish, tiny_llama, tmp_path, rule, zero_point):
+    words = ("--recipe", "W4A16", "--group_size", 32, "--lm_head", "int8", "--rule", rule)
+    planish("quantize", "--model", tiny_llama, "--out", tmp_path / "q", *words)
+    values = planish("inspect", "--model", tmp_path / "q", "--json").only_json()
+    # 4 bits, and per group of 32 a float16 scale and under minmax a byte of zero point
+    assert values["bits_per_weight"] == 4 + (16 + zero_point) / 32
+    assert values["tensors"]["lm_head.weight"]["scheme"] == "int8 per_channel"
+    assert values["bytes"] == sum(values["bytes_by_kind"].values())
+    text = planish("inspect", "--model", tmp_path / "q").out
+    assert f"int4 {rule} g=32" in text
+    assert f"{values['bits_per_weight']:.3f} bits per weight" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "unsaid"),
+    [
+        ("W4A16", ["rule", "group_size"], ["granularity"]),
+        ("W4A16 --lm_head int8", ["rule", "granularity"], []),
+        ("W8A16", ["granularity"], ["rule", "group_size", "scale_dtype"]),
+        ("W8A16 --lm_head int4", ["granularity", "rule"], []),
+    ],
+)
+def test_inspect_says_only_what_holds_for_the_codes(
+    planish, tiny_llama, tmp_path, words, said, unsaid
+):
+    more = ("--out", tmp_path / "q", "--recipe", *words.split())
+    assert planish("quantize", "--model", tiny_llama, *more).code == 0
+    values = planish("inspect", "--model", tmp_path / "q", "--json").only_json()["quantization"]
+    assert all(name in values for name in said)
+    assert not any(name in values for name in unsaid)
+
+
+@pytest.mark.parametrize("layout", ["tiles", "canonical"])
+def test_inspect_tells_the_layout_and_counts_the_bytes_in_the_files(
+    planish, make_llama, tmp_path, layout
+):
+    source = make_llama(name="odd", hidden_size=72, intermediate_size=100)
+    words = ("--recipe", "W4A8", "--group_size", 32, "--layout", layout)
+    planish("quantize", "--model", source, "--out", tmp_path / "q", *words)
+    values = planish("inspect", "--model", tmp_path / "q", "--json").only_json()
+    assert values["layout"] == values["quantization"]["layout"] == layout
+    shapes = [(72, 72), (36, 72), (36, 72), (72, 72), (100, 72), (100, 72), (72, 100)]
+    row, col = (16, 8) if layout == "tiles" else (1, 2)  # to what codes are padded
+    held = sum(-(-n // row) * row * (-(-k // col) * col / 2 + 2 * -(-k // 32)) for n, k in shapes)
+    assert values["bits_per_weight"] == 8 * held / sum(n * k for n, k in shapes)
+    down = values["tensors"]["model.layers.0.mlp.down_proj.weight"]["shape"]
+    assert down == ([5, 13, 16, 4] if layout == "tiles" else [72, 50])
+    text = planish("inspect", "--model", tmp_path / "q").out
+    order = "tiles" if layout == "tiles" else "canonical order"
+    assert f"codes in {order}" in text and str(down) in text
+
+
+def test_inspect_of_a_directory_whose_name_is_no_utf8(planish, make_llama, tmp_path):
+    path = make_llama().rename(tmp_path / os.fsdecode(b"mod\xe8le"))
+    assert r"mod\xe8le: llama" in planish("inspect", "--model", path).out
+    values = planish("inspect", "--model", path, "--json").only_json()
+    assert os.fsencode(values["model"]).endswith(b"mod\xe8le")
+
+
+def test_inspect_says_the_recipe_in_words(planish, tiny_llama, tmp_path):
+    words = ("--recipe", "W4A8", "--group_size", 32, "--lm_head", "int8", "--alpha", 0.5)
+    more = ("--ignore", "*.o_proj", "--samples", 1, "--sample_length", 8)
+    planish("quantize", "--model", tiny_llama, "--out", tmp_path / "q", *words, *more)
+    lines = planish("inspect", "--model", tmp_path / "q").out.splitlines()
+    assert lines[2:5] == [
+        "  recipe W4A8, method rtn, activations per group, smoothed with alpha 0.5, lm_head int8,"
+        " left in float: *.o_proj, codes in tiles",
+        "  1 tensor of int8 per_channel",
+        "  12 tensors of int4 signed g=32",
+    ]
+    assert planish("inspect", "--model", tiny_llama).out.splitlines()[2] == "  not quantized"

@@ -20,10 +20,10 @@ from planish.reference.linear import Linear
 from planish.reference.model.experts import Stack, linear_of
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import block_linears
+from planish.reference.quantize.block import with_unseen_experts
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.methods.rtn import quantize_linear
 from planish.reference.quantize.recipe import recipe
-from planish.reference.quantize.smooth import with_unseen_experts
 from tests.reference.conftest import tensors_of
 
 GOLDEN = Path(__file__).parents[2] / "golden"

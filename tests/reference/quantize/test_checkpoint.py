@@ -18,10 +18,11 @@ from planish.reference.grids import int8_scale
 from planish.reference.linear import Linear, QuantizedWeight, dequantize
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import Weights
+from planish.reference.quantize.block import method_statistics, quantize_block
 from planish.reference.quantize.checkpoint import choose_alphas, quantize_checkpoint, quantize_head
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import RECIPES, needs_calibration, recipe
-from planish.reference.quantize.smooth import quantize_block, smoothed
+from planish.reference.quantize.smooth import smoothed
 from planish.reference.text.evaluate import perplexity, window_nll
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -44,9 +45,9 @@ def in_memory(checkpoint, weights, chosen, samples):
         absmax, outputs = observe_block(config, block, hidden)
         if chosen.alpha is not None:
             block = smoothed(config, checkpoint.architecture, block, absmax, chosen, chosen.alpha)
-        blocks.append(
-            quantize_block(config, block, chosen, hidden) if chosen.bits is not None else block
-        )
+        statistics = method_statistics(config, block, chosen, hidden)
+        quantizes = chosen.bits is not None
+        blocks.append(quantize_block(block, chosen, statistics) if quantizes else block)
         hidden = outputs
     head = weights.head if chosen.head == "float" else quantize_head(weights.head, chosen, "head")
     return replace(weights, blocks=blocks, head=head)

@@ -13,10 +13,11 @@ import pytest
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.transformer import forward
+from planish.reference.quantize.block import method_statistics, quantize_block
 from planish.reference.quantize.checkpoint import quantize_checkpoint, quantize_head
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import recipe
-from planish.reference.quantize.smooth import quantize_block, smoothed
+from planish.reference.quantize.smooth import smoothed
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 DIRECTORIES = sorted(path.parent for path in GOLDEN.glob("*/golden.npz"))
@@ -52,8 +53,9 @@ def in_memory(checkpoint, samples, chosen):
         absmax, outputs = observe_block(config, block, hidden)
         if chosen.alpha is not None:
             block = smoothed(config, checkpoint.architecture, block, absmax, chosen, chosen.alpha)
+        statistics = method_statistics(config, block, chosen, hidden)
         quantizes = chosen.bits is not None
-        blocks.append(quantize_block(config, block, chosen, hidden) if quantizes else block)
+        blocks.append(quantize_block(block, chosen, statistics) if quantizes else block)
         hidden = outputs
     head = weights.head if chosen.head == "float" else quantize_head(weights.head, chosen, "head")
     return replace(weights, blocks=blocks, head=head)

@@ -265,6 +265,20 @@ class PanicException(BaseException):
     """Of the name by which alone pyo3's class can be known."""
 
 
+def test_a_panic_while_encoding_is_one_line_and_its_page_is_not_printed(model, capfd):
+    class Broken:
+        def encode(self, text):
+            os.write(2, b"a page of Rust")
+            raise PanicException("why")
+
+    tokenizer = load_tokenizer(*model)
+    tokenizer.inner = Broken()
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: cannot encode the text: why"):
+        tokenizer.encode("a")
+    os.write(2, b"still open")
+    assert capfd.readouterr().err == "still open"
+
+
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [

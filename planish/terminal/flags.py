@@ -1,0 +1,76 @@
+"""The flags that several verbs share, each spelled once."""
+
+from __future__ import annotations
+
+import argparse
+
+from planish.opening import ENGINES, KERNELS, KV_CACHES
+
+Flags = argparse.ArgumentParser | argparse._ArgumentGroup  # what flags can be added to
+
+
+def add_model_flag(parser: argparse.ArgumentParser) -> None:
+    """--model, and how much of it is used."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face directory")
+    more = parser.add_argument_group("the model")
+    add_links_flag(more)
+    add_max_positions_flag(more)
+
+
+def add_links_flag(parser: Flags) -> None:
+    parser.add_argument(
+        "--allow_links",
+        action="store_true",
+        help="follow links out of the model's directory, as of DVC, git-annex or Nix",
+    )
+
+
+def add_max_positions_flag(parser: Flags) -> None:
+    parser.add_argument(
+        "--max_positions",
+        type=int,
+        metavar="N",
+        help="the longest sequence, prompt and new tokens together (default: as config.json says)",
+    )
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """--engine, and the fast engine's own."""
+    engine = parser.add_argument_group("the engine")
+    engine.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="fast",
+        help="fast (default): JAX and native kernels; reference: NumPy, which defines the numbers",
+    )
+    add_kv_cache_flag(engine)
+    add_kernels_flag(engine)
+    add_cache_flag(engine)
+
+
+def add_kv_cache_flag(parser: Flags) -> None:
+    parser.add_argument(
+        "--kv_cache",
+        choices=KV_CACHES,
+        default="float32",
+        help="float32 (default); int8: a quarter of the bytes, one scale per token and head",
+    )
+
+
+def add_kernels_flag(parser: Flags) -> None:
+    parser.add_argument(
+        "--kernels",
+        choices=KERNELS,
+        default="auto",
+        help="auto (default): native where they can be had, otherwise xla; native: C++, compiled"
+        " on first use, or an error; xla: the portable form; or the C++ of one instruction set",
+    )
+
+
+def add_cache_flag(parser: Flags) -> None:
+    parser.add_argument(
+        "--compilation_cache",
+        metavar="DIR",
+        default=None,
+        help="where compiled programs are kept (default: the user's cache); none: nowhere",
+    )

@@ -1,0 +1,51 @@
+"""--threads: how many threads compute, in both engines.
+
+XLA's pool, which the native kernels use too, counts the processors that the process may use, or
+takes NPROC where the environment has it; NumPy's BLAS reads a variable of its own. Both do so when
+they are imported or first used, so the variables are set before any verb is imported. Nothing is
+bound to a processor: two runs with --threads 2 share a machine of four.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+FLAG = "--threads"
+VARIABLES = ("NPROC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def thread_count(text: str) -> int:
+    """The value of --threads; raises ArgumentTypeError for one that is out of range."""
+    most = processors()
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        expected = f"1..{most}, the processors that this process may use"
+        raise argparse.ArgumentTypeError(f"bad value; expected {expected}, found {text[:40]!r}")
+    return int(text)
+
+
+def add_threads_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument_group("the machine").add_argument(
+        FLAG,
+        type=thread_count,
+        metavar="N",
+        help=f"how many threads compute (default: one for each of the {processors()} processors)",
+    )
+
+
+def limit_threads(words: Sequence[str]) -> None:
+    """Set what NumPy and XLA read, before they do; a bad value is the parser's to refuse."""
+    given = [word.partition("=") for word in words]
+    values = [value for flag, equals, value in given if flag == FLAG and equals]
+    values += [value for word, value in zip(words, words[1:], strict=False) if word == FLAG]
+    for value in values[-1:]:
+        if value.isdecimal() and 1 <= int(value) <= processors():
+            os.environ.update(dict.fromkeys(VARIABLES, value))

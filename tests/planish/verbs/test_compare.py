@@ -1,0 +1,30 @@
+"""compare: the verdict is its exit code."""
+
+from __future__ import annotations
+
+
+def test_compare_agrees_on_a_float_model(planish, tiny_llama):
+    result = planish("compare", "--model", tiny_llama, "--json")
+    assert result.code == 0
+    assert result.only_json()["agree"] is True
+
+
+def test_compare_exits_with_3_where_engines_differ(planish, tiny_llama, monkeypatch):
+    class Report:
+        agree = False
+
+        def table(self) -> str:
+            return "DIFFER"
+
+    monkeypatch.setattr(
+        "planish.compare.conformance.report.run", lambda *arguments, **options: Report()
+    )
+    result = planish("compare", "--model", tiny_llama)
+    assert (result.code, result.out) == (3, "DIFFER\n")
+
+
+def test_compare_refuses_a_bad_prompt_file(planish, tiny_llama, tmp_path):
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"\xff")
+    result = planish("compare", "--model", tiny_llama, "--prompt_file", bad)
+    assert result.refused("bad.txt", "UTF-8")
