@@ -26,17 +26,17 @@ from planish.fast.native import linear as native_linear
 from planish.fast.native.library import load_library
 from planish.fast.session.engine import Engine
 from planish.fast.xla import linear as fast_linear
-from planish.reference import linear as reference_linear
 from planish.reference.files.load import Checkpoint
 from planish.reference.grids import grouped
-from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.linear import Linear, quantized_weight
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import Norm
 from planish.reference.model.rope import rotations
 from planish.reference.model.weights import Block, Experts, Mlp, Weights
+from planish.reference.quantized import QuantizedWeight, centred_codes, to_layout
+from planish.reference.scheme import int4
 from planish.reference.text.generate import Stop
 from planish.reference.text.sampling import Sampling
-from planish.reference.tiles import TiledWeight, tile, untile
 
 MOST_KEPT = 16  # placed weights: those of a block
 
@@ -98,7 +98,7 @@ def in_tiles(tree: Any) -> Any:
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, Experts):
             return Experts(leaf.router, [in_tiles(expert) for expert in leaf.experts])
-        return tile(leaf) if isinstance(leaf, QuantizedWeight) else leaf
+        return to_layout(leaf, "tiles") if isinstance(leaf, QuantizedWeight) else leaf
 
     return jax.tree.map(convert, tree, is_leaf=is_leaf)
 
@@ -252,12 +252,14 @@ class FastOps:
         return computed(fast_linear.int8_scale, absmax)
 
     def activation_codes(self, x: np.ndarray, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
-        weight = linear.weight
-        if not (isinstance(weight, QuantizedWeight) and weight.bits == 4):
-            bare = replace(linear, weight=np.zeros(0), bias=None)  # one program for every weight
+        weight = quantized_weight(linear)
+        if weight.scheme.bits == 8:
+            nothing = np.zeros(0)  # one program for every weight
+            weight = replace(weight, codes=nothing, scale=nothing, shape=(0, 0))
+            bare = replace(linear, weight=weight, bias=None)
             codes, scale = computed(fast_linear.quantize_activations, x[None], bare)
             return codes[0], scale
-        given = grouped(x, weight.group_size), linear.activation
+        given = grouped(x, weight.scheme.group_size), linear.activation
         codes, scale = computed(fast_linear.quantize_groups, *given, static=(1,))
         return codes.reshape(len(x), -1)[:, : x.shape[1]], scale[:, :, 0]
 
@@ -268,7 +270,13 @@ class FastOps:
         weight = np.asarray(self.place(linear).weight.codes)[:groups]  # [G, N, g]
         _, outputs, size = weight.shape
         split = grouped(codes[:, : groups * size], size)
-        placed = fast_weights.GroupedWeight(weight, np.ones((groups, outputs), np.float32))
+        placed = QuantizedWeight(
+            codes=weight,
+            scale=np.ones((groups, outputs), np.float32),
+            scheme=int4(activation="per_group"),
+            shape=(outputs, groups * size),
+            layout="grouped",
+        )
         ones = np.ones((len(codes), groups, 1), np.float32)
         return computed(fast_linear.int4_rows, split, ones, placed)
 
@@ -291,21 +299,21 @@ def one_kernel(x: jax.Array, layer: Linear, residual: jax.Array | None, isa: str
 
 def is_native(placed: Linear) -> bool:
     """Whether the kernels compute this placed linear; one in floats is XLA's in both forms."""
-    return isinstance(placed.weight, TiledWeight)
+    return native_linear.is_tiled(placed)
 
 
 def stored(placed: Linear) -> dict[str, Any]:
     """The values, or the codes q - z and the scales, that a placed weight holds."""
     weight: Any = placed.weight
-    if isinstance(weight, TiledWeight):
-        back = untile(jax.tree.map(np.asarray, weight))
-        return {"codes": reference_linear.centred_codes(back), "scale": back.scale}
-    if isinstance(weight, fast_weights.GroupedWeight):  # [G, N, g] and [G, N]
+    if not isinstance(weight, QuantizedWeight):
+        return {"values": weight}
+    if weight.layout == "grouped":  # [G, N, g] and [G, N]
         codes = np.asarray(weight.codes).transpose(1, 0, 2)
         return {"codes": codes.reshape(len(codes), -1), "scale": np.asarray(weight.scale).T}
-    if isinstance(weight, QuantizedWeight | fast_weights.ScaledWeight):
-        return {"codes": weight.codes, "scale": weight.scale}
-    return {"values": weight}
+    if weight.layout == "tiles":
+        back = to_layout(jax.tree.map(np.asarray, weight), "canonical")
+        return {"codes": centred_codes(back), "scale": back.scale}
+    return {"codes": weight.codes, "scale": weight.scale}
 
 
 def tables(config: ModelConfig, length: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:

@@ -16,8 +16,10 @@ from planish.compare.conformance.check import Check, check
 from planish.compare.conformance.tolerances import EPS, tolerance
 from planish.compare.subject import Modules
 from planish.reference import linear as reference_linear
-from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
+from planish.reference.quantized import QuantizedWeight
+from planish.reference.scheme import int8
 
 
 def identity(size: int, native: bool = False) -> Linear:
@@ -27,8 +29,9 @@ def identity(size: int, native: bool = False) -> Linear:
     """
     if not native:
         return Linear(np.eye(size, dtype=np.float32))
-    one = np.ones((1, 1), np.float32)
-    return Linear(QuantizedWeight(np.eye(size, dtype=np.int8), one, None, 8, size))
+    codes, scale = np.eye(size, dtype=np.int8), np.ones((1, 1), np.float32)
+    shape, scheme = (size, size), int8("per_tensor")
+    return Linear(QuantizedWeight(codes=codes, scale=scale, scheme=scheme, shape=shape))
 
 
 def normalized_rows(

@@ -27,8 +27,9 @@ from planish.compare.conformance.tolerances import activation_scales, reference_
 from planish.compare.subject import Codes, Ops
 from planish.reference import linear as reference_linear
 from planish.reference.grids import SYMMETRIC_ZERO, int8_scale, num_groups
-from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.linear import Linear
 from planish.reference.packing import pack_nibbles
+from planish.reference.quantized import QuantizedWeight, centred_codes
 
 SMALLEST_GROUP = 32  # a largest entry at every 32nd place gives every group the same scale
 EXACT = 2**24  # float32 holds every integer up to here
@@ -144,9 +145,10 @@ def check_output(
 
 def check_weight(op: Op, ops: Ops) -> Iterator[Check]:
     """The stored weight: no nibble, zero point, group, sign or bias is lost."""
-    found, weight = ops.weight(op.linear), op.linear.weight
-    if isinstance(weight, QuantizedWeight):
-        codes = reference_linear.centred_codes(weight)
+    found = ops.weight(op.linear)
+    if isinstance(op.linear.weight, QuantizedWeight):
+        weight = reference_linear.quantized_weight(op.linear)
+        codes = centred_codes(weight)
         spare = found["codes"].shape[1] - codes.shape[1]  # zeros that fill a last group
         yield op.check("weight codes", np.pad(codes, ((0, 0), (0, max(0, spare)))), found["codes"])
         scale = weight.scale.astype(np.float32)
@@ -183,11 +185,12 @@ def observer(linear: Linear, columns: np.ndarray) -> Linear:
     is all that is rounded.
     """
     weight = reference_linear.quantized_weight(linear)
-    k, bits, size = weight.in_features, weight.bits, weight.group_size
+    k, bits, size = weight.shape[1], weight.scheme.bits, weight.scheme.group_size
     ones = (np.arange(k) == columns[:, None]).astype(np.uint8)
     scale = np.ones((len(columns), num_groups(k, size)), np.float32)
     codes = ones.astype(np.int8) if bits == 8 else pack_nibbles(ones + np.uint8(SYMMETRIC_ZERO))
-    return replace(linear, weight=QuantizedWeight(codes, scale, None, bits, k, size), bias=None)
+    seen = replace(weight, codes=codes, scale=scale, zero_point=None, shape=(len(columns), k))
+    return replace(linear, weight=seen, bias=None)
 
 
 def observed_columns(k: int) -> np.ndarray:
@@ -198,11 +201,11 @@ def observed_columns(k: int) -> np.ndarray:
 def check_sums(op: Op, x: np.ndarray, codes: Codes) -> Check:
     """Integer sums over K (INT4: over the groups that float32 holds exactly): equal."""
     weight, rows = reference_linear.quantized_weight(op.linear), reference_codes(x, op.linear)[0]
-    if weight.bits == 8:
+    if weight.scheme.bits == 8:
         expected = reference_linear.integer_product(rows, weight.codes)
         return op.check("integer sums", expected, codes.integer_product(rows, weight.codes))
     products = reference_linear.group_products(rows, weight)
-    size = weight.in_features if weight.group_size == -1 else weight.group_size
+    size = weight.shape[1] if weight.scheme.group_size == -1 else weight.scheme.group_size
     groups = min(len(products), max(1, EXACT // (127 * 15 * size)))
     expected = np.sum(products[:groups], axis=0)
     return op.check("integer sums", expected, codes.group_sums(rows, op.linear, groups))

@@ -3,7 +3,7 @@
     error[block, alpha] = sum |quantized(smoothed block)(x) - block(x)|^2 / sum |block(x) - x|^2
 
 x are the float model's hidden states, of at most SEARCH_SAMPLES samples, spread evenly over all:
-fourteen candidates on an eighth of the default samples cost less than two passes over all of them.
+fourteen candidates on a sixteenth of the default samples cost about as much as one pass over all.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ import numpy as np
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.model.weights import Block, Weights
 from planish.reference.quantize.block import method_statistics, quantize_block
-from planish.reference.quantize.ignore import ignored_parts, linear_names
 from planish.reference.quantize.observe import ChannelAbsmax
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import NUMPY, Hidden, Runner, Runtime
+from planish.reference.quantize.schemes import block_schemes, linear_names
 from planish.reference.quantize.smooth import smoothed
 
 ALPHAS = tuple(round(0.3 + 0.05 * i, 2) for i in range(14))  # 0.3 .. 0.95
-SEARCH_SAMPLES = 64
+SEARCH_SAMPLES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Smoothing:
-    """The alpha of each block, and the absmax of each where a search has observed it already."""
+class BlockAlphas:
+    """The alpha of each block; and where it was searched for, what was found on the way."""
 
     alphas: list[float]
-    observed: list[ChannelAbsmax] | None = None
+    errors: np.ndarray | None = None  # [blocks, alphas tried]
+    observed: list[ChannelAbsmax] | None = None  # of each block, on all samples
 
 
 def search_alpha(
@@ -41,7 +42,7 @@ def search_alpha(
     recipe: Recipe,
     alphas: Sequence[float] = ALPHAS,
     runtime: Runtime = NUMPY,
-) -> Smoothing:
+) -> BlockAlphas:
     """The alpha of every block that minimises its output error, or one for all blocks.
 
     recipe.alpha `search_per_block` takes each block's best, `search` the alpha whose errors sum
@@ -59,8 +60,9 @@ def search_alpha(
         errors.append([output_error(few, outcome, expected) for outcome in found])
         observed.append(absmax)
         hidden = outputs
-    best = best_alphas(np.array(errors), alphas, per_block=recipe.alpha == "search_per_block")
-    return Smoothing(alphas=best, observed=observed)
+    table = np.array(errors)
+    best = best_alphas(table, alphas, per_block=recipe.alpha == "search_per_block")
+    return BlockAlphas(alphas=best, errors=table, observed=observed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +79,10 @@ class Trial:
         """The block smoothed at one alpha and quantized."""
         checkpoint, recipe, config = self.checkpoint, self.recipe, self.checkpoint.config
         names = linear_names(checkpoint, self.layer)
-        block = smoothed(config, checkpoint.architecture, block, absmax, recipe, alpha)
+        block = smoothed(config, block, absmax, recipe, alpha)
         found = method_statistics(config, block, recipe, self.hidden, names, self.runner)
-        ignored = ignored_parts(checkpoint, recipe, self.layer)
-        return quantize_block(block, recipe, found, names, ignored)
+        schemes = block_schemes(checkpoint, recipe, self.layer)
+        return quantize_block(block, recipe, found, names, schemes)
 
 
 def spread(count: int, most: int) -> list[int]:

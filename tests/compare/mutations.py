@@ -20,9 +20,10 @@ import numpy as np
 from planish.compare.conformance.kv_cache import as_floats, projections
 from planish.compare.subject import Subject
 from planish.reference import linear as reference_linear
-from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.linear import Linear
 from planish.reference.model import layers as reference_layers
 from planish.reference.packing import pack_nibbles, unpack_nibbles
+from planish.reference.quantized import QuantizedWeight, to_layout
 
 Mutation = Callable[[Subject], Subject]
 
@@ -69,11 +70,18 @@ def with_weight(**changes: Callable[[np.ndarray], np.ndarray]) -> Callable[[Line
         weight = linear.weight
         if not isinstance(weight, QuantizedWeight):
             return linear
+        weight = to_layout(weight, "canonical")
         arrays = {name: getattr(weight, name) for name in changes}
         found = {name: changes[name](x) for name, x in arrays.items() if x is not None}
         return replace(linear, weight=replace(weight, **found))
 
     return change
+
+
+def with_activation(linear: Linear, activation: str) -> Linear:
+    """A quantized linear that quantizes its input in another way."""
+    scheme = replace(linear.weight.scheme, activation=activation)
+    return replace(linear, weight=replace(linear.weight, scheme=scheme))
 
 
 def without_bias(linear: Linear) -> Linear:

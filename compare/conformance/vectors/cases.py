@@ -208,10 +208,10 @@ def linear_parameters(linear: Linear) -> dict[str, Any]:
     """What a kernel must know besides the arrays."""
     weight = quantized_weight(linear)
     return {
-        "bits": weight.bits,
-        "in_features": weight.in_features,
+        "bits": weight.scheme.bits,
+        "in_features": weight.shape[1],
         "out_features": weight.shape[0],
-        "group_size": weight.group_size,
+        "group_size": weight.scheme.group_size,
         "activation": linear.activation,
     }
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from planish.reference.packing import tile_int4, untile_int4
+from planish.reference.quantized import to_layout
 from tests.compare.mutations import (
     Mutation,
     changed,
@@ -21,6 +22,7 @@ from tests.compare.mutations import (
     sharper,
     stored_as,
     swapped_nibbles,
+    with_activation,
     with_weight,
     without_bias,
     written,
@@ -31,8 +33,9 @@ F = np.float32
 
 def tiles_transposed(linear):
     weight = linear.weight
-    if not hasattr(weight, "bits"):
+    if isinstance(weight, np.ndarray):
         return linear
+    weight = to_layout(weight, "canonical")
     rows, cols = weight.shape
     tiles = tile_int4(weight.codes, cols)
     turned = np.ascontiguousarray(tiles.swapaxes(2, 3)).reshape(tiles.shape)
@@ -41,7 +44,7 @@ def tiles_transposed(linear):
 
 def one_tensor_scale(linear):
     kind = "per_tensor" if linear.activation == "static" else linear.activation
-    return replace(linear, activation=kind)
+    return with_activation(linear, kind)
 
 
 def next_input(run, x, *rest):

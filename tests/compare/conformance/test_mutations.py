@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from planish.compare.conformance.kv_cache import projections
-from planish.reference.linear import QuantizedWeight
+from planish.reference.quantized import QuantizedWeight
 from tests.compare.mutations import (
     Mutation,
     changed,
@@ -26,6 +26,7 @@ from tests.compare.mutations import (
     sharper,
     stored_as,
     swapped_nibbles,
+    with_activation,
     with_nan,
     with_weight,
     without_bias,
@@ -46,7 +47,7 @@ def int8_codes(recode):
         found, scale = quantize(x, linear)
         wide = np.repeat(scale, -(-x.shape[1] // scale.shape[1]), axis=1)[:, : x.shape[1]]
         if isinstance(linear.weight, QuantizedWeight) and scale.shape[1] > 1:
-            size = linear.weight.group_size
+            size = linear.weight.scheme.group_size
             wide = np.repeat(scale, size, axis=1)[:, : x.shape[1]]
         return np.clip(recode(x, wide), -127, 127).astype(np.int8), scale
 
@@ -55,7 +56,7 @@ def int8_codes(recode):
 
 def dynamic_instead_of_static(quantize, x, linear):
     kind = "per_tensor" if linear.activation == "static" else linear.activation
-    return quantize(x, replace(linear, activation=kind))
+    return quantize(x, with_activation(linear, kind))
 
 
 def last_plus_one(product, *arguments):
