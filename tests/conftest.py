@@ -20,7 +20,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # processes share the cores,
 os.environ["JAX_PLATFORMS"] = "cpu"  # also where jax would find a GPU
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # private_cache keeps programs
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+from planish.program_cache import distrust  # noqa: E402
 from tests.models import make_llama as write_llama  # noqa: E402 (imports NumPy)
 
 MOST_RESIDENT = 1.5e9  # bytes of one test process
@@ -76,10 +79,21 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def private_cache(run_directory: Path) -> Path:
-    """Compiled programs and kernels go to a directory of this run, never to the user's."""
-    cache = run_directory / "cache"
+def private_cache(request: pytest.FixtureRequest, run_directory: Path) -> Path:
+    """Where compiled programs and kernels go: never to the user's cache.
+
+    XLA's compiler takes most of the tests' time. So this is pytest's own cache directory, which
+    the processes of a run share and the next run finds, unless others can write there.
+    """
+    kept = getattr(request.config, "cache", None)
+    cache = run_directory / "cache" if kept is None else Path(kept.mkdir("planish")).resolve()
+    cache = run_directory / "cache" if distrust(cache) else cache
+    programs = cache / "planish" / "xla"
+    programs.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = str(cache)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
+    if "jax" in sys.modules:  # it has read its variables
+        sys.modules["jax"].config.update("jax_compilation_cache_dir", str(programs))
     return cache
 
 

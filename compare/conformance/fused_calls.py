@@ -18,8 +18,10 @@ from planish.compare.conformance.tolerances import EPS, tolerance
 from planish.fast.model import transformer as fast_transformer
 from planish.fast.native import linear as native_linear
 from planish.reference import linear as reference_linear
-from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
+from planish.reference.quantized import QuantizedWeight
+from planish.reference.scheme import int8
 
 
 def identity(size: int, native: bool = False) -> Linear:
@@ -29,8 +31,10 @@ def identity(size: int, native: bool = False) -> Linear:
     """
     if not native:
         return Linear(np.eye(size, dtype=np.float32))
-    one = np.ones((1, 1), np.float32)
-    return place(Linear(QuantizedWeight(np.eye(size, dtype=np.int8), one, None, 8, size)), True)
+    codes, scale = np.eye(size, dtype=np.int8), np.ones((1, 1), np.float32)
+    shape, scheme = (size, size), int8("per_tensor")
+    weight = QuantizedWeight(codes=codes, scale=scale, scheme=scheme, shape=shape)
+    return place(Linear(weight), True)
 
 
 def norm_part(norm: Norm, readers: dict[str, Linear], x: np.ndarray) -> np.ndarray:

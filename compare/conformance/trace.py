@@ -18,7 +18,7 @@ from planish.reference.linear import Linear
 from planish.reference.model import transformer as reference_transformer
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import normalize
-from planish.reference.model.weights import Block, Experts, Mlp, block_linears
+from planish.reference.model.weights import Block, Experts, Mlp, block_linears, mlp_linears
 
 MOST_EXPERTS = 4  # of a block are judged one by one: those that most tokens chose
 Past = tuple[np.ndarray, np.ndarray]
@@ -74,8 +74,8 @@ def activations(block: Block) -> set[str]:
     """How a block's linears treat their inputs."""
     if isinstance(block.mlp, Mlp):
         return {linear.activation for linear in block_linears(block).values()}
-    expert = block.mlp.experts[0]
-    return {layer.activation for layer in (block.q, block.k, block.v, block.o, expert.up)}
+    expert, found = block.mlp.experts[0], {getattr(block, name).activation for name in "qkvo"}
+    return found | {linear.activation for linear in mlp_linears(expert).values()}
 
 
 @dataclass(frozen=True)

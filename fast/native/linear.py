@@ -18,7 +18,7 @@ import numpy as np
 
 from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
-from planish.reference.tiles import TiledWeight
+from planish.reference.quantized import QuantizedWeight
 
 
 def linears(
@@ -31,7 +31,7 @@ def linears(
 ) -> tuple[jax.Array, ...]:
     """y_i = linear_i(norm(x)) + residual for x [B, T, K] -> [B, T, N_i] each.
 
-    Every layer holds a TiledWeight, and all treat their input alike: it is normalized and
+    Every weight is in tiles, and all layers treat their input alike: it is normalized and
     quantized once. `gated`: two layers, and the one result silu(linear_0(..)) * linear_1(..).
     """
     layers = tuple(layers)
@@ -45,7 +45,7 @@ def linears(
         arguments += weight_arguments(layer)
     arguments += [] if residual is None else [residual]
     shapes = [
-        jax.ShapeDtypeStruct((*x.shape[:-1], tiled(layer).out_features), jnp.float32)
+        jax.ShapeDtypeStruct((*x.shape[:-1], tiled(layer).shape[0]), jnp.float32)
         for layer in (layers[:1] if gated else layers)
     ]
     call = jax.ffi.ffi_call("planish_linears", shapes)
@@ -66,9 +66,14 @@ def linears(
     )
 
 
-def tiled(layer: Linear) -> TiledWeight:
+def is_tiled(layer: Linear) -> bool:
+    """Whether the kernels can take a linear: its weight is quantized and in tiles."""
+    return isinstance(layer.weight, QuantizedWeight) and layer.weight.layout == "tiles"
+
+
+def tiled(layer: Linear) -> QuantizedWeight:
     """The weight of a linear that the kernels can take."""
-    if not isinstance(layer.weight, TiledWeight):
+    if not isinstance(layer.weight, QuantizedWeight) or layer.weight.layout != "tiles":
         raise TypeError("the native kernels take tiled weights only")
     return layer.weight
 
@@ -84,9 +89,9 @@ def linear_attributes(layers: Sequence[Linear]) -> dict[str, np.ndarray]:
     """What each linear's arrays hold, as LinearFields in kernels/ffi/weights.h reads it."""
     weights = [tiled(layer) for layer in layers]
     found = {
-        "bits": [weight.bits for weight in weights],
-        "outputs": [weight.out_features for weight in weights],
-        "group_sizes": [weight.group_size for weight in weights],
+        "bits": [weight.scheme.bits for weight in weights],
+        "outputs": [weight.shape[0] for weight in weights],
+        "group_sizes": [weight.scheme.group_size for weight in weights],
         "zero_points": [weight.zero_point is not None for weight in weights],
         "biases": [layer.bias is not None for layer in layers],
     }
@@ -96,7 +101,7 @@ def linear_attributes(layers: Sequence[Linear]) -> dict[str, np.ndarray]:
 def alike(layers: Sequence[Linear]) -> bool:
     """Whether linears of one input can share a call: tiled, quantizing their input the same way."""
     first = layers[0]
-    return all(isinstance(layer.weight, TiledWeight) for layer in layers) and all(
+    return all(map(is_tiled, layers)) and all(
         layer.activation == first.activation
         and layer.activation != "static"
         and group_inputs(layer) == group_inputs(first)
@@ -108,6 +113,4 @@ def alike(layers: Sequence[Linear]) -> bool:
 def group_inputs(layer: Linear) -> int:
     """Inputs that share a weight scale; INT8 has one group a row."""
     weight = tiled(layer)
-    if weight.bits == 8 or weight.group_size == -1:
-        return weight.in_features
-    return weight.group_size
+    return weight.shape[1] if weight.scheme.group_size == -1 else weight.scheme.group_size

@@ -93,7 +93,7 @@ def _call(
     arguments += [first.activation_scale] if first.activation == "static" else []
     for layer in layers:
         arguments += weight_arguments(layer)
-    shape = jax.ShapeDtypeStruct((rows, tiled(first).out_features), jnp.float32)
+    shape = jax.ShapeDtypeStruct((rows, tiled(first).shape[0]), jnp.float32)
     return jax.ffi.ffi_call("planish_experts", shape)(
         *arguments,
         *last,

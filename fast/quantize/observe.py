@@ -24,7 +24,7 @@ from planish.fast.model import transformer
 from planish.fast.model.cache import can_tile, empty_layer
 from planish.fast.model.weights import place_block
 from planish.fast.placement import on_cpu
-from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.linear import Linear
 from planish.reference.memory import memory_errors
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.rope import rotations
@@ -38,7 +38,7 @@ from planish.reference.quantize.observe import (
     require_finite_output,
 )
 from planish.reference.quantize.runner import Hidden
-from planish.reference.tiles import tile
+from planish.reference.quantized import QuantizedWeight, to_layout
 
 TOKENS = 512  # that are run together, if samples are shorter
 REMEDY = "fewer or shorter samples"
@@ -218,4 +218,8 @@ def place(block: Block, native: bool) -> Block:
 def tiled(layer: Linear) -> Linear:
     """A quantized linear's codes as the kernels read them; a float linear as it is."""
     weight = layer.weight
-    return replace(layer, weight=tile(weight)) if isinstance(weight, QuantizedWeight) else layer
+    return (
+        replace(layer, weight=to_layout(weight, "tiles"))
+        if isinstance(weight, QuantizedWeight)
+        else layer
+    )

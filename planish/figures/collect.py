@@ -34,7 +34,7 @@ def collect_panels(
         hidden = [run_block(checkpoint.config, block, x) for x in hidden]
     before = weights.blocks[layer]
     absmax, _ = observe_block(checkpoint.config, before, hidden)
-    after = smooth_block(checkpoint.config, checkpoint.architecture, before, absmax, alpha)
+    after = smooth_block(checkpoint.config, before, absmax, alpha)
     panels = {}
     for title, block in (("before", before), ("after", after)):
         panels[f"activations {title}"] = np.abs(input_of(checkpoint, block, hidden[0], linear))

@@ -42,7 +42,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8",
     )
-    parser.add_argument("--scheme", help="of the recipe naive: O2 (default), O1, O3 or W8A8")
+    parser.add_argument(
+        "--scheme",
+        metavar="PATTERN=SCHEME,...",
+        help="other schemes for some linears: '*.down_proj=W8A16,lm_head=W4A16-g32,o_proj=float',"
+        " or FILE.json; of the recipe naive: O2 (default), O1, O3 or W8A8",
+    )
     parser.add_argument("--method", help="how INT4 codes are chosen: rtn")
     parser.add_argument("--group_size", type=int, help="inputs that share an INT4 scale; -1 a row")
     parser.add_argument("--rule", help="INT4: signed (default), absmax, absmax7 or minmax")
@@ -123,7 +128,6 @@ def runner_of(args: argparse.Namespace, chosen: Recipe) -> Runner:
 
 def idle_rules(args: argparse.Namespace, chosen: Recipe, config: ModelConfig) -> tuple[Rule, ...]:
     """Flags that change nothing; those that contradict the recipe are refused by recipe()."""
-    quantizes = chosen.bits is not None or chosen.head != "float"
     calibrates = needs_calibration(chosen)
     return (
         (
@@ -132,8 +136,8 @@ def idle_rules(args: argparse.Namespace, chosen: Recipe, config: ModelConfig) ->
             CALIBRATION_FLAGS,
         ),
         engine_rule(args) if calibrates else (False, "", ()),
-        (chosen.bits is None, "with --recipe float", ("--ignore",)),
-        (not quantizes, "without quantized weights", ("--method", "--layout")),
+        (not chosen.quantizes_blocks, "with --recipe float", ("--ignore",)),
+        (not chosen.quantizes, "without quantized weights", ("--method", "--layout")),
         (not any(output_folds(config)), "on this architecture", ("--smooth_outputs",)),
     )
 

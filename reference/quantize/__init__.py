@@ -1,7 +1,8 @@
 """Quantization: a float checkpoint in, a quantized one out.
 
-recipe        what is done, by name
-ignore        which linears stay in float
+recipe        what is done, by name: a method, a smoothing, schemes by pattern
+spelling      how schemes are written down by a user
+schemes       which scheme each linear of a model gets
 observe       what linears read on real text, reduced to statistics: absmax by channel
 runner        who carries the samples through a block: NumPy, or fast/quantize
 smooth        SmoothQuant

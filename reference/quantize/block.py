@@ -1,26 +1,27 @@
 """One float block in, one quantized block out: every linear by the recipe's method.
 
 observed = method_statistics(config, block, recipe, hidden, names, runner)
-quantize_block(block, recipe, observed, names, ignored)
+quantize_block(block, recipe, observed, names, schemes)
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Block, block_linears, replace_parts, split_expert
-from planish.reference.quantize.methods.rtn import quantize_linear
+from planish.reference.quantize.methods import quantize_linear
 from planish.reference.quantize.observe import ABSMAX, ChannelAbsmax, Observer, Statistics
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import NUMPY, Hidden, Runner
+from planish.reference.scheme import Scheme
 
 
 def method_observer(recipe: Recipe) -> Observer | None:
     """What a recipe's method has to know about a linear's inputs, if anything."""
-    return ABSMAX if recipe.activation == "static" else None
+    return ABSMAX if recipe.static else None
 
 
 def method_statistics(
@@ -44,18 +45,28 @@ def quantize_block(
     recipe: Recipe,
     statistics: Statistics | None = None,
     names: Mapping[str, str] | None = None,
-    ignored: Collection[str] = (),
+    schemes: Mapping[str, Scheme | None] | None = None,
 ) -> Block:
-    """Every linear of a block by the recipe, except the router and the parts to be ignored.
+    """Every linear of a block by its scheme, by the recipe's method.
 
     statistics: method_statistics of this block. names: how its parts are called in errors.
+    schemes: of each part, None for one that stays in float (schemes.block_schemes); without any,
+    all parts but the router have the recipe's default.
     """
-    linears = {part: linear for part, linear in block_linears(block).items() if part != "router"}
-    observed, named = statistics or {}, names or {part: part for part in linears}
+    linears, observed = block_linears(block), statistics or {}
+    if schemes is None:
+        schemes = {part: recipe.default for part in linears if part != "router"}
     changed = {
-        part: quantize_linear(linear, recipe, named[part], observed.get(part))
-        for part, linear in linears.items()
-        if part not in ignored
+        part: quantize_linear(
+            linears[part],
+            scheme,
+            method=recipe.method,
+            rule=recipe.rule,
+            absmax=observed.get(part),
+            name=(names or {}).get(part, part),
+        )
+        for part, scheme in schemes.items()
+        if scheme is not None
     }
     return replace_parts(block, changed)
 

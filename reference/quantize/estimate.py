@@ -22,9 +22,9 @@ from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.model.shapes import block_shapes
 from planish.reference.model.weights import Block, Weights, block_linears
 from planish.reference.quantize.block import method_observer, method_statistics, quantize_block
-from planish.reference.quantize.ignore import linear_names
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import Hidden, Runner
+from planish.reference.quantize.schemes import block_schemes, linear_names
 from planish.reference.quantize.search import ALPHAS, SEARCH_SAMPLES
 
 TOKENS = 1024  # at least, that are carried through the first block; one sample at least
@@ -60,12 +60,12 @@ def trials(recipe: Recipe) -> int:
 
 def quantizing_seconds(checkpoint: Checkpoint, block: Block, recipe: Recipe) -> float:
     """What a block's linears take on their grids: as long as q takes, by their sizes."""
-    if recipe.bits is None:
+    scheme = block_schemes(checkpoint, recipe, 0)["q"]
+    if scheme is None:
         return 0.0
     linears, shapes = block_linears(block), block_shapes(checkpoint.config, 0)
-    others = [part for part in linears if part != "q"]
     statistics = {"q": np.ones(linears["q"].weight.shape[1], np.float32)}
-    _, seconds = timed(lambda: quantize_block(block, recipe, statistics, ignored=others))
+    _, seconds = timed(lambda: quantize_block(block, recipe, statistics, schemes={"q": scheme}))
     sizes = {part: shape[0] * shape[1] for part, (shape, _) in shapes.items()}
     return seconds * sum(sizes.values()) / sizes["q"]
 

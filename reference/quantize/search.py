@@ -16,10 +16,10 @@ import numpy as np
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.model.weights import Block, Weights
 from planish.reference.quantize.block import method_statistics, quantize_block
-from planish.reference.quantize.ignore import ignored_parts, linear_names
 from planish.reference.quantize.observe import ChannelAbsmax
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import NUMPY, Hidden, Runner, Runtime
+from planish.reference.quantize.schemes import block_schemes, linear_names
 from planish.reference.quantize.smooth import smoothed
 
 ALPHAS = tuple(round(0.3 + 0.05 * i, 2) for i in range(14))  # 0.3 .. 0.95
@@ -27,7 +27,7 @@ SEARCH_SAMPLES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Smoothing:
+class BlockAlphas:
     """The alpha of each block; and where it was searched for, what was found on the way."""
 
     alphas: list[float]
@@ -42,7 +42,7 @@ def search_alpha(
     recipe: Recipe,
     alphas: Sequence[float] = ALPHAS,
     runtime: Runtime = NUMPY,
-) -> Smoothing:
+) -> BlockAlphas:
     """The alpha of every block that minimises its output error, or one for all blocks.
 
     recipe.alpha `search_per_block` takes each block's best, `search` the alpha whose errors sum
@@ -62,7 +62,7 @@ def search_alpha(
         hidden = outputs
     table = np.array(errors)
     best = best_alphas(table, alphas, per_block=recipe.alpha == "search_per_block")
-    return Smoothing(alphas=best, errors=table, observed=observed)
+    return BlockAlphas(alphas=best, errors=table, observed=observed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +79,10 @@ class Trial:
         """The block smoothed at one alpha and quantized."""
         checkpoint, recipe, config = self.checkpoint, self.recipe, self.checkpoint.config
         names = linear_names(checkpoint, self.layer)
-        block = smoothed(config, checkpoint.architecture, block, absmax, recipe, alpha)
+        block = smoothed(config, block, absmax, recipe, alpha)
         found = method_statistics(config, block, recipe, self.hidden, names, self.runner)
-        ignored = ignored_parts(checkpoint, recipe, self.layer)
-        return quantize_block(block, recipe, found, names, ignored)
+        schemes = block_schemes(checkpoint, recipe, self.layer)
+        return quantize_block(block, recipe, found, names, schemes)
 
 
 def spread(count: int, most: int) -> list[int]:

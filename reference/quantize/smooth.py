@@ -17,10 +17,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from planish.reference.architectures import Architecture, Fold
 from planish.reference.errors import QuantizationError, RecipeError
 from planish.reference.linear import Linear, float_weight
 from planish.reference.model.config import ModelConfig
+from planish.reference.model.folds import Fold, folds
 from planish.reference.model.layers import Norm
 from planish.reference.model.weights import (
     Block,
@@ -64,13 +64,12 @@ def scale_outputs(layer: Linear, s: np.ndarray) -> Linear:
 
 def smooth_block(
     config: ModelConfig,
-    architecture: Architecture,
     block: Block,
     absmax: ChannelAbsmax,
     alpha: float,
 ) -> Block:
-    """Fold one block by the architecture's table: the same function, smoother activations."""
-    for fold in architecture.folds(config):
+    """Fold every norm that feeds only linears: the same function, smoother activations."""
+    for fold in folds(config):
         readers = fold_readers(block, fold)
         weights = [float_weight(reader) for reader in readers.values()]
         xmax = next(absmax[name] for name in readers if name in absmax)  # all read the same
@@ -131,15 +130,15 @@ def smooth_values(config: ModelConfig, block: Block, xmax: np.ndarray, alpha: fl
 
 def smoothed(
     config: ModelConfig,
-    architecture: Architecture,
     block: Block,
     absmax: ChannelAbsmax,
     recipe: Recipe,
     alpha: float,
 ) -> Block:
     """All the folding that a recipe asks for, at one alpha."""
-    block = smooth_block(config, architecture, block, absmax, alpha)
-    return smooth_block_outputs(config, block, absmax, alpha) if recipe.smooth_outputs else block
+    block = smooth_block(config, block, absmax, alpha)
+    outputs = recipe.smoothing is not None and recipe.smoothing.outputs
+    return smooth_block_outputs(config, block, absmax, alpha) if outputs else block
 
 
 def require_smoothed(before: Block, after: Block, names: Mapping[str, str]) -> None:
@@ -153,9 +152,9 @@ def require_smoothed(before: Block, after: Block, names: Mapping[str, str]) -> N
             raise QuantizationError(problem, name=names.get(part, part), expected=expected)
 
 
-def require_folds(config: ModelConfig, architecture: Architecture) -> None:
+def require_folds(config: ModelConfig) -> None:
     """Raise RecipeError where no norm feeds only linears, as after OPT-350m's post-norms."""
-    if not architecture.folds(config):
+    if not folds(config):
         raise RecipeError(
             "cannot smooth: every norm's output is read by the residual stream too",
             name="alpha",

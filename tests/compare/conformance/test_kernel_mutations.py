@@ -14,8 +14,7 @@ import pytest
 from planish.fast.model import weights as fast_weights
 from planish.fast.native import attention as native_attention
 from planish.fast.native import linear as native_linear
-from planish.reference.tiles import TiledWeight
-from tests.compare.conftest import Mutation, wrap
+from tests.compare.conftest import Mutation, with_activation, wrap
 
 
 def handed(change):
@@ -25,7 +24,7 @@ def handed(change):
 
 def tiles_transposed(place, layer):
     placed = place(layer)
-    if not isinstance(placed.weight, TiledWeight):
+    if not native_linear.is_tiled(placed):
         return placed
     codes = placed.weight.codes.swapaxes(2, 3).reshape(placed.weight.codes.shape)
     return replace(placed, weight=replace(placed.weight, codes=codes))
@@ -33,7 +32,7 @@ def tiles_transposed(place, layer):
 
 def one_tensor_scale(linears, x, layers, *arguments, **options):
     kind = "per_tensor" if layers[0].activation == "static" else layers[0].activation
-    layers = [replace(layer, activation=kind) for layer in layers]
+    layers = [with_activation(layer, kind) for layer in layers]
     return linears(x, layers, *arguments, **options)
 
 

@@ -16,21 +16,26 @@ from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
 from planish.reference.quantize.methods.rtn import quantize_weight
 from planish.reference.quantize.recipe import recipe
+from planish.reference.quantized import QuantizedWeight, to_layout
 from planish.reference.text.sampling import Sampling
-from planish.reference.tiles import TiledWeight, tile
+from tests.fast.schemes import forced
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def layer(name: str = "W4A8", n: int = 20, k: int = 96) -> Linear:
-    chosen = recipe(name, group_size=32 if name.startswith("W4") else None)
+    chosen = recipe(name, group_size=32 if name.startswith("W4") else None).default
     weight = quantize_weight(np.linspace(-1, 1, n * k, dtype=np.float32).reshape(n, k), chosen)
-    return Linear(tile(weight), np.zeros(n, np.float32), chosen.activation)
+    return Linear(to_layout(weight, "tiles"), np.zeros(n, np.float32))
 
 
 def changed(linear: Linear, **fields) -> Linear:
-    assert isinstance(linear.weight, TiledWeight)
+    assert isinstance(linear.weight, QuantizedWeight)
     return replace(linear, weight=replace(linear.weight, **fields))
+
+
+def rescheme(linear: Linear, **fields) -> Linear:
+    return changed(linear, scheme=forced(linear.scheme, **fields))
 
 
 def refusal(run) -> str:
@@ -65,10 +70,10 @@ BAD_LINEARS = {
         lambda: replace(layer(), bias=np.zeros(19, np.float32)),
         "bias is [19], expected 20 entries",
     ),
-    "a group of 24": (lambda: changed(layer(), group_size=24), "multiple of 32"),
-    "3 bits": (lambda: changed(layer(), bits=3), "8 or 4 bits"),
+    "a group of 24": (lambda: rescheme(layer(), group_size=24), "multiple of 32"),
+    "3 bits": (lambda: rescheme(layer(), bits=3), "8 or 4 bits"),
     "an activation that is none": (
-        lambda: replace(layer(), activation="per_chance"),
+        lambda: rescheme(layer(), activation="per_chance"),
         "unknown activation per_chance",
     ),
 }
@@ -105,7 +110,8 @@ def test_unknown_kernels_are_refused():
 
 
 def test_linears_with_other_groups_cannot_share_a_call():
-    other = Linear(tile(quantize_weight(np.ones((4, 96), np.float32), recipe("W8A8"))), None)
+    weight = quantize_weight(np.ones((4, 96), np.float32), recipe("W8A16").default)
+    other = Linear(to_layout(weight, "tiles"))
     found = refusal(lambda: native.linears(jnp.ones((1, 1, 96)), (layer(), other)))
     assert "the same groups" in found
 

@@ -11,6 +11,7 @@ from planish.fast.quantize.observe import Runner
 from planish.reference.errors import QuantizationError
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
+from planish.reference.model.folds import folds
 from planish.reference.quantize.block import quantize_block
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.observe import Observer, observe_block
@@ -99,8 +100,7 @@ def off_by_one(found: Path, expected: Path) -> float:
 @pytest.mark.parametrize("name", ["W8A8", "O3"])
 def test_at_most_one_code_in_ten_thousand_is_off_by_one(kernels, model, tmp_path, name):
     checkpoint, _, samples = model
-    folds = checkpoint.architecture.folds(checkpoint.config)
-    chosen = recipe(name) if folds else recipe("naive", scheme="O3")
+    chosen = recipe(name) if folds(checkpoint.config) else recipe("naive", scheme="O3")
     for runner, path in ((NUMPY.runner, "numpy"), (Runner(native=True), "fast")):
         with CheckpointWriter(tmp_path / path, checkpoint.path) as writer:
             given = (samples[:3], "canonical", Runtime(runner=runner))

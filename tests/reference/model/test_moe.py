@@ -104,7 +104,7 @@ def test_smoothing_folds_the_router_and_every_expert_jointly(opened, samples, al
     config, hidden = checkpoint.config, [weights.embed[tokens] for tokens in samples]
     for block in weights.blocks:
         absmax, outputs = observe_block(config, block, hidden)
-        smooth = smooth_block(config, checkpoint.architecture, block, absmax, alpha)
+        smooth = smooth_block(config, block, absmax, alpha)
         _, found = observe_block(config, smooth, hidden)
         for y, expected in zip(found, outputs, strict=True):
             assert np.abs(y - expected).max() < 2e-5 * np.ptp(expected)

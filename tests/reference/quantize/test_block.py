@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from planish.reference.errors import QuantizationError
-from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.linear import Linear
 from planish.reference.model.weights import block_linears, replace_parts
 from planish.reference.quantize.block import method_statistics, quantize_block
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantize.smooth import smoothed
+from planish.reference.quantized import QuantizedWeight
 
 F32 = np.float32
 
@@ -29,7 +30,9 @@ def test_a_method_that_wants_nothing_runs_no_sample(loaded):
 
 def test_ignored_linears_stay_in_float(loaded, samples):
     block = loaded["llama"][1].blocks[0]
-    found = quantize_block(block, recipe("naive"), ignored={"down"})
+    scheme = recipe("naive").default
+    schemes = {part: None if part == "down" else scheme for part in block_linears(block)}
+    found = quantize_block(block, recipe("naive"), schemes=schemes)
     assert found.mlp.down is block.mlp.down and isinstance(found.mlp.up.weight, QuantizedWeight)
 
 
@@ -40,7 +43,7 @@ def test_static_scales_are_calibrated_on_the_block_as_it_is_given(loaded, sample
     absmax, _ = observe_block(config, weights.blocks[0], hidden)
     found = calibrated(config, weights.blocks[0], recipe("naive", scheme="O3"), hidden)
     assert found.mlp.down.activation_scale == absmax["down"].max() / F32(127)
-    smooth = smoothed(config, checkpoint.architecture, weights.blocks[0], absmax, recipe("O3"), 0.5)
+    smooth = smoothed(config, weights.blocks[0], absmax, recipe("O3"), 0.5)
     after, _ = observe_block(config, smooth, hidden)
     found = calibrated(config, smooth, recipe("O3"), hidden)
     assert found.q.activation_scale == after["q"].max() / F32(127)

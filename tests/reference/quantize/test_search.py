@@ -31,11 +31,11 @@ def outlier_model(loaded, samples):
 
 def test_alpha_search_finds_the_alpha_with_the_least_output_error(loaded, samples):
     checkpoint, weights = outlier_model(loaded, samples)
-    config, architecture, chosen = checkpoint.config, checkpoint.architecture, recipe("W8A8")
+    config, chosen = checkpoint.config, recipe("W8A8")
     alphas, hidden, table = (0.0, 0.5, 0.9), embed_samples(config, weights, samples), []
     for block in weights.blocks:
         absmax, outputs = observe_block(config, block, hidden)
-        candidates = [smoothed(config, architecture, block, absmax, chosen, a) for a in alphas]
+        candidates = [smoothed(config, block, absmax, chosen, a) for a in alphas]
         found = [NUMPY.runner.run(config, quantize_block(c, chosen), hidden) for c in candidates]
         table.append([output_error(hidden, y, outputs) for y in found])
         hidden = outputs
@@ -70,15 +70,15 @@ def test_the_search_leaves_ignored_linears_in_float_too(loaded, samples, monkeyp
     checkpoint, weights = loaded["llama"]
     searching, seen = recipe("W8A8", alpha="search", ignore=("layers.1.mlp.down_proj",)), []
 
-    def keep(block, recipe, statistics, names, ignored):
-        seen.append((names["down"], ignored))
+    def keep(block, recipe, statistics, names, schemes):
+        seen.append((names["down"], {part for part, scheme in schemes.items() if scheme is None}))
         return block
 
     monkeypatch.setattr("planish.reference.quantize.search.quantize_block", keep)
     search_alpha(checkpoint, weights, samples[:1], searching, (0.5,))
     assert seen == [
-        ("model.layers.0.mlp.down_proj", frozenset()),
-        ("model.layers.1.mlp.down_proj", frozenset({"down"})),
+        ("model.layers.0.mlp.down_proj", set()),
+        ("model.layers.1.mlp.down_proj", {"down"}),
     ]
 
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planish.reference.architectures import opt
 from planish.reference.errors import QuantizationError, RecipeError
 from planish.reference.linear import Linear, linear
 from planish.reference.model.layers import Norm
@@ -87,10 +86,10 @@ def test_outputs_are_scaled_with_their_bias():
 
 
 def smooth_model(checkpoint, weights, samples, chosen, alpha):
-    config, architecture = checkpoint.config, checkpoint.architecture
+    config = checkpoint.config
     observed = calibrate(config, weights, samples)
     pairs = zip(weights.blocks, observed, strict=True)
-    blocks = [smoothed(config, architecture, b, o, chosen, alpha) for b, o in pairs]
+    blocks = [smoothed(config, b, o, chosen, alpha) for b, o in pairs]
     return replace(weights, blocks=blocks), observed
 
 
@@ -127,7 +126,7 @@ def test_all_readers_of_a_norm_share_one_scale(loaded, samples):
     checkpoint, weights = loaded["llama"]
     block, config = weights.blocks[0], checkpoint.config
     observed = calibrate(config, weights, samples)[0]
-    smooth = smooth_block(config, checkpoint.architecture, block, observed, 0.5)
+    smooth = smooth_block(config, block, observed, 0.5)
     ratios = [getattr(smooth, p).weight / getattr(block, p).weight for p in "qkv"]
     s = block.attention_norm.weight / smooth.attention_norm.weight
     assert all(np.allclose(r, s[None], rtol=1e-5) for r in ratios)
@@ -151,8 +150,8 @@ def test_query_heads_of_a_group_share_the_scale_of_their_value_channel(loaded, s
 def test_a_post_norm_model_cannot_be_smoothed(loaded):
     checkpoint, _ = loaded["opt-350m-form"]
     with pytest.raises(RecipeError, match="cannot smooth.*residual.*naive"):
-        require_folds(checkpoint.config, checkpoint.architecture)
-    require_folds(loaded["opt"][0].config, opt.OPT)
+        require_folds(checkpoint.config)
+    require_folds(loaded["opt"][0].config)
 
 
 def test_a_weight_that_smoothing_makes_overflow_is_named(loaded):
