@@ -1,6 +1,6 @@
 # make demo    what planish does, on the embedded model
 # make test    the tests, a sample of each matrix of cases; make test-all    every case
-# make lint    ruff and mypy
+# make lint    ruff, mypy, clang-format, and the C++ compiler's warnings
 # make wheel    the wheel and the source distribution, tested outside the repository
 # make sanitize    the kernels' check under address, undefined-behaviour and thread sanitizers
 #
@@ -21,10 +21,10 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=10
 
 CXX ?= g++
 # without what makes sanitized plain C++ minutes to compile: full debugging information
-SANITIZE := -std=c++17 -O1 -g1 -fno-var-tracking -w -ffp-contract=off -pthread -Ifast/native/kernels
+SANITIZE := -std=c++17 -O1 -g1 -fno-var-tracking -ffp-contract=off -pthread -Ifast/native/kernels
 # the flags of an instruction set, or of the best one of this processor
 FLAGS_OF := import sys; from planish.fast.native.instruction_sets import BY_NAME, available; \
-  one = BY_NAME.get(sys.argv[1], available()[0]); print(f"-DPLANISH_ISA={one.name}", *one.flags)
+  one = BY_NAME.get(sys.argv[1], available()[0]); print(*one.definitions, *one.flags)
 
 .PHONY: demo test test-all test-rest lint wheel sanitize clean
 
@@ -44,9 +44,10 @@ test-rest: $(STAMP)
 	@$(PYTEST) --rest
 
 lint: $(STAMP)
-	@echo "make lint: ruff check, ruff format --check, mypy"
+	@echo "make lint: ruff check, ruff format --check, the kernels in C++, mypy"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/python tests/fast/native/lint.py
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/planish && ln -s $(CURDIR)/planish/* \
 	  $(foreach room,reference fast compare pocket,$(CURDIR)/$(room)) $(TYPED)/planish
 	@cd $(TYPED) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml
@@ -62,7 +63,7 @@ sanitize: $(STAMP)
 	    echo "make sanitize: $$kind"; \
 	    flags=$$($(BIN)/python -c '$(FLAGS_OF)' $$isa) && \
 	    $(CXX) $$flags $(SANITIZE) -fsanitize=$$kind -fno-sanitize-recover=all \
-	      fast/native/kernels/kernels.cc tests/fast/native/kernels_check.cc -o build/check && \
+	      fast/native/kernels/instruction_set.cc tests/fast/native/kernels_check.cc -o build/check && \
 	    build/check 20 || exit 1; \
 	  done; \
 	done

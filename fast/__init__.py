@@ -3,6 +3,7 @@
     model/       the transformer, its weights and its cache
     xla/         linears, norms and attention by XLA
     native/      the same by C++ kernels
+    quantize/    the calibration's runner
     session/     a checkpoint ready to run
     placement    on the CPU, whatever else jax could find
 

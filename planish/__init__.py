@@ -11,8 +11,9 @@ command `planish`, the only room where flags are read:
     verbs/           one file for each verb
     terminal/        flags, streams, progress, JSON, Ctrl-C
     opening          from flags to a checkpoint, kernels and an engine
+    calibration      which text quantize calibrates on, and how long that takes
     program_cache    where compiled programs are kept
-    demo, figure     make demo, and its picture
+    demo, figures/   make demo, and the pictures of README and docs
 """
 
 from __future__ import annotations

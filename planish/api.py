@@ -18,20 +18,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from planish import pocket
+from planish.calibration import calibration_samples, tell_estimate
 from planish.opening import ENGINES, KERNELS, KV_CACHES
 from planish.program_cache import compilation_cache
-from planish.reference.errors import PlanishError, notice
+from planish.reference.errors import PlanishError
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
-from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
 from planish.reference.quantize.recipe import needs_calibration
 from planish.reference.quantize.recipe import recipe as recipe_named
+from planish.reference.quantize.runner import NUMPY, Runner, Runtime
 from planish.reference.text.engine import Engine as ReferenceEngine
 from planish.reference.text.generate import Stop, text_stream
 from planish.reference.text.sampling import Sampling
-from planish.reference.text.tokenizer import Tokenizer, load_tokenizer, read_text
+from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 
 Place = str | Path  # a file or a directory
 
@@ -98,12 +98,18 @@ def load(
 
 
 def _fast(checkpoint: Checkpoint, kernels: str) -> Any:
-    from planish.fast.native.library import choose_kernels
     from planish.fast.session.engine import Engine
+
+    return Engine(checkpoint, _native(kernels))
+
+
+def _native(kernels: str) -> bool:
+    """Whether the native kernels are used; compiled here on first use."""
+    from planish.fast.native.library import choose_kernels
 
     _require("kernels", kernels, KERNELS)
     cache = compilation_cache(None)
-    return Engine(checkpoint, choose_kernels(kernels, cache and cache / "kernels"))
+    return choose_kernels(kernels, cache and cache / "kernels")
 
 
 def quantize(
@@ -112,8 +118,10 @@ def quantize(
     *,
     recipe: str,
     calibration: Place | None = None,
-    samples: int = NUM_SAMPLES,
-    sample_length: int = SAMPLE_LENGTH,
+    samples: int | None = None,
+    sample_length: int | None = None,
+    engine: str = "fast",
+    kernels: str = "auto",
     layout: str = "tiles",
     overwrite: bool = False,
     **changes: Any,
@@ -123,21 +131,27 @@ def quantize(
     recipe: float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8. changes: scheme, method,
     group_size, rule, scale_dtype, activation, alpha, smooth_outputs, lm_head, ignore, as the flags
     of `planish quantize`. calibration: a UTF-8 text, for recipes that need one (default: the
-    embedded one). Raises PlanishError; nothing that exists is replaced without `overwrite`.
+    embedded one), of which `samples` (512) of `sample_length` (512) tokens are taken. engine: who
+    runs them through the model, "fast" (JAX, and native kernels by `kernels`) or "reference"
+    (NumPy). Raises PlanishError; nothing that exists is replaced without `overwrite`.
     """
+    _require("engine", engine, ENGINES)
     chosen = recipe_named(recipe, **_named(changes))
     checkpoint = open_checkpoint(model)
     check_request(checkpoint, chosen, layout)
-    writer, cut = CheckpointWriter(out, model, overwrite), None
+    writer, cut, runtime = CheckpointWriter(out, model, overwrite), None, NUMPY
     if needs_calibration(chosen):
-        if calibration is None:
-            notice("calibrating on the embedded text; calibration=FILE takes your own")
-        text = read_text(pocket.CALIBRATION if calibration is None else calibration)
-        tokens = load_tokenizer(model, checkpoint.config).encode(text)
-        length = min(sample_length, checkpoint.config.max_positions, len(tokens))
-        cut = cut_samples(tokens, samples, length)
+        cut = calibration_samples(checkpoint, calibration, samples, sample_length)
+        runtime = NUMPY if engine == "reference" else Runtime(runner=_runner(kernels))
     with writer:
-        quantize_checkpoint(checkpoint, writer, chosen, cut, layout=layout)
+        tell_estimate(checkpoint, chosen, cut, runtime.runner)
+        quantize_checkpoint(checkpoint, writer, chosen, cut, layout, runtime)
+
+
+def _runner(kernels: str) -> Runner:
+    from planish.fast.quantize.observe import Runner as FastRunner
+
+    return FastRunner(_native(kernels))
 
 
 def _named(changes: dict[str, Any]) -> dict[str, Any]:

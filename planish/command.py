@@ -31,6 +31,7 @@ VERBS = {
     "generate": "continue a prompt",
     "quantize": "write a model in 8 or 4 bits",
     "perplexity": "measure a model on a text",
+    "quality": "measure what each recipe costs a model",
     "logits": "write the logits of given tokens",
     "compare": "judge the fast engine by the reference",
     "inspect": "say what a model directory holds",

@@ -1,7 +1,7 @@
-"""python -m planish.demo: the whole story on the embedded model, in under two minutes.
+"""python -m planish.demo: the whole story on the embedded model, in about three minutes.
 
-    the plain pocket model and the one with outlier channels
-      -> every recipe -> perplexity, KL, top-1, size, speed
+    the model with outlier channels, then as it was trained
+      -> each recipe -> the table of `planish quality`
     the same text by both engines; compare's verdict; the picture of the outliers
 
 Everything it writes goes into the directory `demo`; what is there already is replaced. Compiled
@@ -11,21 +11,24 @@ programs, which are trusted, go to the user's cache as those of the other comman
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from planish import figure, pocket
+from planish import pocket
 from planish.compare.conformance import report
-from planish.compare.quality import recipes as quality
+from planish.compare.quality.measure import Quality, Study, measure_recipes
+from planish.compare.quality.names import parse_recipes
+from planish.compare.quality.table import HEADER, describe_protocol, legend, table_row
+from planish.fast.quantize.observe import Runner
 from planish.fast.session.engine import Engine
+from planish.figures import smoothing
+from planish.figures.collect import collect_panels
 from planish.opening import keep_programs, prepare_kernels
 from planish.pocket.outliers import write_outlier_model
 from planish.reference.files.load import Checkpoint, open_checkpoint
-from planish.reference.files.writer import CheckpointWriter
-from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.observe import cut_samples
-from planish.reference.quantize.recipe import Recipe, recipe
 from planish.reference.text.engine import Engine as ReferenceEngine
 from planish.reference.text.evaluate import cut_windows
 from planish.reference.text.generate import Stop, text_stream
@@ -35,43 +38,29 @@ from planish.terminal.progress import progress
 
 DIRECTORY = Path("demo")
 PROMPT = "def read_config(path):"
-WINDOW, WINDOWS = 512, 12
 SAMPLES, SAMPLE_LENGTH = 16, 512
 NEW_TOKENS = 48
 
 OPENING = f"""\
-planish on its embedded model (5.8 million parameters, trained on Python's own library): about two
+planish on its embedded model (5.8 million parameters, trained on Python's own library): about three
 minutes. Everything it makes stays in {DIRECTORY}/.
 
-Each row below is the model quantized by one recipe and measured on {WINDOWS * WINDOW:,} tokens of
-held-out text:
-  perplexity  ± its standard error; lower is better
-  delta       perplexity less the float model's, on the same tokens
-  KL          how far the distribution of the next token moved from the float model's, in nats
-  top-1       how often both models find the same token most likely
-  size        of the weights' files; the embedding, which is the head too, stays in float
-  decode      new tokens per second, for orientation only: a model this small measures overhead
-naive is INT8 without smoothing, with one scale for a tensor of activations (as in O2) or one for
-each token ("naive, W8A8"). g inputs share an INT4 scale. W8A16, W4A16 and W4A8 are smoothed only
-where it is said (--alpha 0.5)."""
+Each row is the model quantized by one recipe. naive is INT8 without smoothing, with the scales of
+O2 or of the recipe after the dash; -g32 says how many inputs share an INT4 scale; -alpha0.5 that a
+4-bit recipe is smoothed, as the INT8 ones are. The embedding, which is the head too, stays in
+float.
+"""
+OUTLIERS = """The model with outlier channels
+
+The same function, but 24 of 256 channels are 46 to 137 times the median, as in models of billions
+of parameters: naive INT8 collapses, SmoothQuant (O1, O2, O3, W8A8) does not, and smoothing cures
+4 bits too."""
 PLAIN = "The model as it was trained"
-OUTLIERS = """The same function with outlier channels
-
-24 of 256 channels are 46 to 137 times the median, as in models of billions of parameters: naive
-INT8 collapses, SmoothQuant (O1, O2, O3, W8A8) does not, and smoothing mends 4 bits too."""
-
-
-def recipes() -> dict[str, Recipe]:
-    """The rows of the table."""
-    rows = {"float": recipe("float"), "naive": recipe("naive")}
-    rows["naive, W8A8"] = recipe("naive", scheme="W8A8")
-    rows |= {name: recipe(name) for name in ("O1", "O2", "O3", "W8A8", "W8A16")}
-    for group in (32, 128):
-        for name in ("W4A16", "W4A8"):
-            rows[f"{name} g={group}"] = recipe(name, group_size=group)
-    for name in ("W4A16", "W4A8"):
-        rows[f"{name} g=32, smoothed"] = recipe(name, group_size=32, alpha=0.5)
-    return rows
+OUTLIER_RECIPES = (
+    "naive,naive-W8A8,O1,O2,O3,W8A8,W8A16,W4A16-g32,W4A8-g32,W4A16-g128,W4A8-g128,"
+    "W4A16-g32-alpha0.5,W4A8-g32-alpha0.5,W4A16-g128-alpha0.5"
+)
+PLAIN_RECIPES = "naive,W8A8,W4A16-g32,W4A8-g32,W4A8-g32-alpha0.5"
 
 
 def main() -> int:
@@ -81,14 +70,44 @@ def main() -> int:
     native = prepare_kernels("auto", None)
     outliers = DIRECTORY / "pocket-outliers"
     write_outlier_model(pocket.MODEL, outliers)
-    for title, source in ((PLAIN, pocket.MODEL), (OUTLIERS, outliers)):
-        print(f"\n## {title}\n")
-        print(quality.table(rows_of(open_checkpoint(source), native)), flush=True)
-    smoothed = open_checkpoint(DIRECTORY / "pocket-outliers-W8A8")
+    models = (OUTLIERS, outliers, OUTLIER_RECIPES), (PLAIN, pocket.MODEL, PLAIN_RECIPES)
+    for title, source, recipes in models:
+        study = study_of(open_checkpoint(source), native)
+        print(f"## {title}\n\n{describe_protocol('heldout.txt', study.windows)}\n\n{HEADER}")
+        for row in rows_of(study, recipes):
+            print(table_row(row), flush=True)
+        print()
+    print(legend())
+    judge(open_checkpoint(DIRECTORY / "pocket-outliers-quantized" / "W8A8"), native)
+    return picture(open_checkpoint(outliers))
+
+
+def study_of(source: Checkpoint, native: bool) -> Study:
+    """The whole held-out text in windows of the model's length, as `planish perplexity` has it."""
+    windows = cut_windows(held_out_tokens(source), source.config.max_positions)
+    model = "pocket" if source.path == pocket.MODEL else source.path.name
+    return Study(
+        source=source,
+        windows=windows,
+        samples=calibration_samples(source),
+        directory=DIRECTORY / f"{model}-quantized",
+        keep=True,
+        open_engine=lambda checkpoint: Engine(checkpoint, native),
+        runner=Runner(native),
+    )
+
+
+def rows_of(study: Study, recipes: str) -> Iterator[Quality]:
+    """The float model's row and the recipes'."""
+    study.directory.mkdir(parents=True, exist_ok=True)
+    return measure_recipes(study, parse_recipes(recipes), progress)
+
+
+def judge(smoothed: Checkpoint, native: bool) -> None:
+    """Both engines on the smoothed W8A8 model: the text that they write, and compare's verdict."""
     write_text(smoothed, native)
     print("\n## Does the fast engine compute what the reference defines? (W8A8, with outliers)\n")
     print(report.run(smoothed, held_out_tokens(smoothed)[:600], native=native).table())
-    return picture(open_checkpoint(outliers))
 
 
 def held_out_tokens(checkpoint: Checkpoint) -> list[int]:
@@ -101,35 +120,12 @@ def calibration_samples(checkpoint: Checkpoint) -> list[np.ndarray]:
     return cut_samples(tokenizer.encode(read_text(pocket.CALIBRATION)), SAMPLES, SAMPLE_LENGTH)
 
 
-def rows_of(source: Checkpoint, native: bool) -> list[quality.Quality]:
-    """Quantize by every recipe and measure each, beside the float model."""
-    windows = cut_windows(held_out_tokens(source), WINDOW)[:WINDOWS]
-    samples = calibration_samples(source)
-    exact = Engine(source, native)
-    expected = [exact.forward(window) for window in windows]
-    rows: list[quality.Quality] = []
-    for name, chosen in progress(recipes().items(), source.path.name):
-        target = directory_of(source, name)
-        with CheckpointWriter(target, source.path, overwrite=True) as writer:
-            quantize_checkpoint(source, writer, chosen, samples)
-        engine = Engine(open_checkpoint(target), native)
-        baseline = rows[0].perplexity if rows else None
-        rows.append(quality.measure(name, engine, windows, expected, target, baseline))
-    return rows
-
-
-def directory_of(source: Checkpoint, name: str) -> Path:
-    """Where a recipe's model goes: demo/pocket-W4A8-g32."""
-    model = "pocket" if source.path == pocket.MODEL else source.path.name
-    return DIRECTORY / f"{model}-{name.replace(', ', '-').replace(' g=', '-g')}"
-
-
 def write_text(checkpoint: Checkpoint, native: bool) -> None:
     """The same prompt continued by both engines; two texts are printed only where they differ."""
     engines = (ReferenceEngine(checkpoint), Engine(checkpoint, native))
     texts = {engine.name: continue_prompt(checkpoint, engine) for engine in engines}
     names = {text: [n for n, t in texts.items() if t == text] for text in texts.values()}
-    print(f"\n## {PROMPT!r}, continued by {checkpoint.path.name}")
+    print(f"\n## {PROMPT!r}, continued by {checkpoint.path}")
     for text, writers in names.items():
         print(f"\n{PROMPT}{text}\n\nwritten by: {', '.join(writers)}")
     print(f"\nthe same text: {'yes' if len(names) == 1 else 'NO'}")
@@ -145,13 +141,12 @@ def continue_prompt(checkpoint: Checkpoint, engine: Engine | ReferenceEngine) ->
 
 
 def picture(checkpoint: Checkpoint) -> int:
-    """Activations and weights before and after smoothing: a PNG, where matplotlib is installed."""
+    """The picture of smoothing, where matplotlib is installed."""
     layer = checkpoint.config.num_layers // 2
-    sample = calibration_samples(checkpoint)[0]
-    panels = figure.collect(checkpoint, sample, layer, "q", 0.5)
+    panels = collect_panels(checkpoint, calibration_samples(checkpoint)[0], layer, "q", 0.5)
     try:
         path = DIRECTORY / "smoothing.png"
-        figure.draw(panels, f"input and weight of q in layer {layer}, alpha = 0.5", path)
+        smoothing.draw(panels, path)
         print(f"\npicture of the outliers before and after smoothing: {path}")
     except ImportError:
         print("\nno picture: matplotlib is not installed (pip install planish[plot])")

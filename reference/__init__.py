@@ -3,8 +3,9 @@
 The numbers, which a kernel's author reads first
     grids             the INT8 and INT4 number grids
     packing           nibbles in bytes, codes in tiles
+    scheme            how one linear is quantized
+    quantized         a quantized weight, and its layouts
     linear            one linear layer over any weight
-    tiles             a quantized weight into tiles and back
 Then
     model/            the transformer: config, weights, forward pass
     quantize/         recipes, SmoothQuant, round to nearest
@@ -15,5 +16,5 @@ Everywhere
     errors            one family of errors, and notices
     memory            memory that is not there, as one of them
 
-Nothing here imports jax.
+Nothing here imports jax. SmoothQuant in six of these files, for a student: docs/reading-path.md.
 """

@@ -1,7 +1,6 @@
 """One linear layer, whatever its weight is: y = x Wt + b, in floats or in integers (SPEC 2 and 4).
 
-A quantized weight is data, not a class hierarchy: `QuantizedWeight` knows its grid, `Linear`
-says how the activations are to be treated, and `linear` looks at both.
+`linear` looks at the weight: an array is in floats, a QuantizedWeight has a scheme.
 
     weights   activations                        name in the recipes
     float     float                              float
@@ -22,7 +21,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from planish.reference.grids import (
-    SYMMETRIC_ZERO,
     expand_groups,
     grouped,
     int8_codes,
@@ -31,116 +29,60 @@ from planish.reference.grids import (
     quantize_int8,
     require_finite,
 )
-from planish.reference.packing import unpack_nibbles
-
-ACTIVATIONS = ("float", "per_token", "per_tensor", "static", "per_group")
-
-
-@dataclass(frozen=True)
-class QuantizedWeight:
-    """Codes on a grid of SPEC 2 (bits = 8) or SPEC 4 (bits = 4).
-
-    codes:      int8 [N, K], or nibbles packed into uint8 [N, ceil(K / 2)] (packing.py)
-    scale:      float32 [N, 1] (per_channel) or [1, 1] (per_tensor); INT4: float16/32 [N, G]
-    zero_point: INT4: uint8 [N, G], or None where it is 8 everywhere (symmetric); INT8: None
-    """
-
-    codes: np.ndarray
-    scale: np.ndarray
-    zero_point: np.ndarray | None
-    bits: int
-    in_features: int
-    group_size: int = -1
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.codes.shape[-2], self.in_features
-
-
-@dataclass(frozen=True)
-class TiledWeight:
-    """A QuantizedWeight whose codes lie in tiles (packing.py).
-
-    codes:      INT8: int8 [ceil(N/16), ceil(K/4), 16, 4];
-                INT4: uint8 [ceil(N/16), ceil(K/8), 16, 4]
-    scale:      INT8: float32 [N, 1] or [1, 1], as in QuantizedWeight;
-                INT4: float16 or float32 [ceil(N/16), G, 16]
-    zero_point: INT4: uint8 [ceil(N/16), G, 16], or None where it is 8 everywhere; INT8: None
-    """
-
-    codes: np.ndarray
-    scale: np.ndarray
-    zero_point: np.ndarray | None
-    bits: int
-    out_features: int
-    in_features: int
-    group_size: int = -1
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.out_features, self.in_features
+from planish.reference.quantized import QuantizedWeight, centred_codes, dequantize, to_layout
+from planish.reference.scheme import Scheme
 
 
 @dataclass(frozen=True)
 class Linear:
-    """Weight float32 [N, K] or quantized, bias float32 [N] or none, and the activations' treatment.
+    """Weight float32 [N, K] or quantized, and bias float32 [N] or none.
 
-    activation_scale: float32 scalar, for `static` only.
+    activation_scale: float32 [1], of a scheme with static activations only.
     """
 
-    weight: np.ndarray | QuantizedWeight | TiledWeight
+    weight: np.ndarray | QuantizedWeight
     bias: np.ndarray | None = None
-    activation: str = "float"
     activation_scale: np.ndarray | None = None
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """How it is quantized; None in floats."""
+        return self.weight.scheme if isinstance(self.weight, QuantizedWeight) else None
+
+    @property
+    def activation(self) -> str:
+        """How its input is quantized: scheme.ACTIVATIONS; `float` where it is not."""
+        return "float" if self.scheme is None else self.scheme.activation
 
 
 def float_weight(layer: Linear) -> np.ndarray:
-    """The weight of a linear that is still in floats."""
-    if isinstance(layer.weight, QuantizedWeight | TiledWeight):
-        raise TypeError("this linear is quantized")
+    """The weight [N, K] of a linear that is still in floats."""
+    if isinstance(layer.weight, QuantizedWeight):
+        raise TypeError(f"expected a linear in floats, found {layer.weight.scheme}")
     return layer.weight
 
 
 def quantized_weight(layer: Linear) -> QuantizedWeight:
-    """The weight of a linear that is on a grid, in the canonical packing."""
+    """The weight of a linear that is on a grid, in the canonical layout."""
     if not isinstance(layer.weight, QuantizedWeight):
-        raise TypeError("this linear is not quantized, or lies in tiles")
-    return layer.weight
+        raise TypeError("expected a quantized linear, found one in floats")
+    return to_layout(layer.weight, "canonical")
 
 
 def linear(x: np.ndarray, layer: Linear) -> np.ndarray:
     """y = x Wt + b for x [T, K] of one sequence -> [T, N] float32."""
-    weight = layer.weight
-    if not isinstance(weight, QuantizedWeight):
+    scheme = layer.scheme
+    if scheme is None:
         y = x @ float_weight(layer).T
-    elif layer.activation == "float":
-        y = x @ dequantize(weight).T
-    elif weight.bits == 8:
+    elif scheme.activation == "float":
+        y = x @ dequantize(quantized_weight(layer)).T
+    elif scheme.bits == 8:
         y = int8_linear(x, layer)
-    elif layer.activation == "per_group":
-        y = int4_linear_per_group(x, weight)
+    elif scheme.activation == "per_group":
+        y = int4_linear_per_group(x, quantized_weight(layer))
     else:
-        y = int4_linear_per_token(x, weight)
+        y = int4_linear_per_token(x, quantized_weight(layer))
     return y if layer.bias is None else y + layer.bias
-
-
-def dequantize(weight: QuantizedWeight) -> np.ndarray:
-    """w = (q - z) * scale, float32 [N, K]."""
-    if weight.bits == 8:
-        return weight.codes.astype(np.float32) * weight.scale
-    scale = expand_groups(weight.scale.astype(np.float32), weight.in_features, weight.group_size)
-    return centred_codes(weight).astype(np.float32) * scale
-
-
-def centred_codes(weight: QuantizedWeight) -> np.ndarray:
-    """q - z, int8 [N, K]: in -15..15 for INT4; INT8 codes are centred as they are."""
-    if weight.bits == 8:
-        return weight.codes
-    codes = unpack_nibbles(weight.codes, weight.in_features).astype(np.int8)
-    if weight.zero_point is None:
-        return codes - np.int8(SYMMETRIC_ZERO)
-    zero = expand_groups(weight.zero_point.astype(np.int8), weight.in_features, weight.group_size)
-    return codes - zero
 
 
 def integer_product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -187,7 +129,7 @@ def int4_linear_per_group(x: np.ndarray, weight: QuantizedWeight) -> np.ndarray:
 
     The groups are added in ascending order.
     """
-    codes, a_scale = quantize_int8_groups(x, weight.group_size)
+    codes, a_scale = quantize_int8_groups(x, weight.scheme.group_size)
     y = np.zeros((x.shape[0], weight.shape[0]), np.float32)
     for g, total in enumerate(group_products(codes, weight)):
         scaled = total.astype(np.float32) * weight.scale[:, g].astype(np.float32)
@@ -204,8 +146,8 @@ def quantize_int8_groups(x: np.ndarray, group_size: int) -> tuple[np.ndarray, np
 
 def group_products(codes: np.ndarray, weight: QuantizedWeight) -> list[np.ndarray]:
     """For each group ascending, the exact integer products int32 [T, N] over its inputs."""
-    centred, k = centred_codes(weight), weight.in_features
-    size = k if weight.group_size == -1 else weight.group_size
-    starts = range(0, num_groups(k, weight.group_size) * size, size)
+    centred, k, size = centred_codes(weight), weight.shape[1], weight.scheme.group_size
+    groups, size = num_groups(k, size), k if size == -1 else size
+    starts = range(0, groups * size, size)
     spans = [slice(start, min(start + size, k)) for start in starts]
     return [integer_product(codes[:, span], centred[:, span]) for span in spans]

@@ -80,7 +80,7 @@ def files_of(source: Path) -> set[str]:
     """Every file of the package by its installed name; those of the kernels are C++."""
     found = {path for room in (*ROOMS, "planish") for path in (source / room).rglob("*")}
     names = {path.relative_to(source).as_posix() for path in found if path.is_file()}
-    assert {"fast/native/kernels/ffi.cc", "fast/native/kernels/kernels.h"} <= names
+    assert {"fast/native/kernels/ffi.cc", "fast/native/kernels/table.h"} <= names
     return {name if name.startswith("planish/") else f"planish/{name}" for name in names}
 
 

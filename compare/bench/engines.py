@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -92,11 +93,12 @@ def random_prompts(config: ModelConfig, batch: int, length: int) -> list[list[in
 def ours(checkpoint: Checkpoint, native: bool, name: str | None = None) -> Contender:
     """planish on a checkpoint."""
     asked, quantization = Ours(checkpoint, native), checkpoint.quantization or {}
-    integer = quantization.get("activation", "float") != "float"
+    schemes = [scheme for scheme in checkpoint.schemes().values() if scheme is not None]
+    integer = any(scheme.activation != "float" for scheme in schemes)
     return Contender(
         "planish",
         name or quantization.get("recipe", "float"),
-        quantization.get("bits") or 32,
+        usual_bits(checkpoint),
         asked,
         bytes_per_token(checkpoint),
         asked.engine.load_seconds,
@@ -104,6 +106,15 @@ def ours(checkpoint: Checkpoint, native: bool, name: str | None = None) -> Conte
         True,
         experts=expert_bytes(checkpoint),
     )
+
+
+def usual_bits(checkpoint: Checkpoint) -> int:
+    """How wide most linears of the blocks are."""
+    schemes, head = checkpoint.schemes(), checkpoint.prefix("head")
+    bits = Counter(
+        scheme.bits if scheme else 32 for name, scheme in schemes.items() if name != head
+    )
+    return bits.most_common(1)[0][0]
 
 
 def parse_recipe(text: str) -> tuple[str, int | None]:

@@ -19,23 +19,23 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from planish.compare.bench.sizes import Shape
 from planish.reference.architectures import Architecture, architecture_of, model_config
-from planish.reference.files.formats.quantization_config import quantization_config
+from planish.reference.files.formats import FORMATS
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.grids import SYMMETRIC_ZERO, num_groups
-from planish.reference.linear import Linear, TiledWeight
+from planish.reference.linear import Linear
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.experts import stacked
 from planish.reference.model.shapes import block_norms, block_shapes, outer_norms, outer_shapes
 from planish.reference.model.weights import split_expert
 from planish.reference.packing import TILE_OUTPUTS, tile_shape
-from planish.reference.quantize.checkpoint import add_quantized
-from planish.reference.quantize.recipe import Recipe, recipe
-from planish.reference.tiles import tile, untile
+from planish.reference.quantize.checkpoint import recipe_facts
+from planish.reference.quantize.recipe import HEAD, Recipe, recipe
+from planish.reference.quantized import QuantizedWeight, to_layout
+from planish.reference.scheme import Scheme
 
 STD = 0.02  # of the weights
 STD_INT8 = math.sqrt(np.mean(np.maximum(np.arange(-128.0, 128), -127) ** 2))  # of random codes
 STD_INT4 = math.sqrt(np.mean((np.arange(16.0) - SYMMETRIC_ZERO) ** 2))
-HEADS = {None: "float", 8: "int8", 4: "int4"}  # the head is as wide as the other linears
 
 
 def write_random(
@@ -54,23 +54,26 @@ def write_random(
     """
     chosen = random_recipe(recipe_name, group_size)
     rng, values = np.random.Generator(np.random.SFC64(seed)), config_values(shape)
+    form, schemes = FORMATS["planish"], dict[str, Scheme | None]()
     with CheckpointWriter(directory, overwrite=overwrite) as writer:
         for prefix, linear in random_linears(values, chosen, rng):
-            if isinstance(linear.weight, TiledWeight):
-                add_quantized(writer, prefix, linear)
+            if linear.scheme is not None:
+                form.write(writer, prefix, linear)
+                schemes[prefix] = linear.scheme
             else:
                 writer.add(f"{prefix}.weight", np.asarray(linear.weight))
         writer.add_text("tokenizer.json", byte_tokenizer().to_str())
-        if chosen.bits is not None:
-            values["quantization_config"] = quantization_config(chosen, "tiles")
+        if chosen.quantizes:
+            values["quantization_config"] = form.config(schemes, "tiles") | recipe_facts(chosen)
         writer.finish(values)
     return Path(directory)
 
 
 def random_recipe(name: str, group_size: int | None = None) -> Recipe:
     """The named recipe without smoothing, its head as wide as its other linears."""
-    bits = recipe(name).bits
-    return replace(recipe(name, group_size=group_size), head=HEADS[bits], alpha=None)
+    default = recipe(name).default
+    head = "float" if default is None else f"int{default.bits}"
+    return replace(recipe(name, group_size=group_size, head=head), smoothing=None)
 
 
 def config_values(shape: Shape) -> dict[str, Any]:
@@ -118,16 +121,17 @@ def random_linears(
     Embedding and norms are in it too, as float weights that no recipe touches.
     """
     config, path = model_config(values, Path("config.json")), Path("config.json")
-    entry, outer = architecture_of(values, path), outer_shapes(config)
+    entry, outer, scheme = architecture_of(values, path), outer_shapes(config), recipe.default
     yield entry.tensor("embed").name, Linear(random_floats(outer["embed"], rng))
     for layer in range(config.num_layers):
         for part, norm in block_norms(config).items():
             yield entry.tensor(part).name.format(i=layer), Linear(random_norm(norm, rng))
         for part, (shape, _) in block_shapes(config, layer).items():
-            yield from random_part(entry, config, part, layer, shape, recipe, rng)
+            yield from random_part(entry, config, part, layer, shape, scheme, rng)
     for part, norm in outer_norms(config).items():
         yield entry.tensor(part).name, Linear(random_norm(norm, rng))
-    yield entry.tensor("head").name, Linear(random_weight(outer["head"], recipe, rng))
+    head = recipe.scheme_of(HEAD)
+    yield entry.tensor("head").name, Linear(random_weight(outer["head"], head, rng))
 
 
 def random_part(
@@ -136,7 +140,7 @@ def random_part(
     part: str,
     layer: int,
     shape: tuple[int, ...],
-    recipe: Recipe,
+    scheme: Scheme | None,
     rng: np.random.Generator,
 ) -> Iterator[tuple[str, Linear]]:
     """One linear of a block; the first expert brings all of them where they lie together."""
@@ -144,41 +148,42 @@ def random_part(
     name = entry.tensor(general).name
     if part == "router":
         yield name.format(i=layer), Linear(random_floats(shape, rng))
-    elif expert is None or recipe.bits is None:
-        weight = random_weight(shape, recipe, rng)
-        yield name.format(i=layer, e=expert), Linear(weight, None, recipe.activation)
+    elif expert is None or scheme is None:
+        yield name.format(i=layer, e=expert), Linear(random_weight(shape, scheme, rng))
     elif expert == 0 and config.moe is not None:
-        weights = [random_weight(shape, recipe, rng) for _ in range(config.moe.num_experts)]
-        linears = [Linear(weight, None, recipe.activation) for weight in weights]
+        count = config.moe.num_experts
+        linears = [Linear(random_weight(shape, scheme, rng)) for _ in range(count)]
         yield name.replace(".{e}", "").format(i=layer), stacked(linears)
 
 
 def random_weight(
-    shape: tuple[int, ...], recipe: Recipe, rng: np.random.Generator
-) -> np.ndarray | TiledWeight:
-    """A weight [N, K] on the recipe's grid, in tiles whose padding is zero; or float32."""
-    if recipe.bits is None:
+    shape: tuple[int, ...], scheme: Scheme | None, rng: np.random.Generator
+) -> np.ndarray | QuantizedWeight:
+    """A weight [N, K] on the scheme's grid, in tiles whose padding is zero; or float32."""
+    if scheme is None:
         return random_floats(shape, rng)
     rows, cols = shape
-    weight = (random_int8 if recipe.bits == 8 else random_int4)(rows, cols, recipe, rng)
-    padded = math.prod(tile_shape(rows, cols, recipe.bits)) * 8 // recipe.bits > rows * cols
-    return tile(untile(weight)) if padded else weight
+    weight = (random_int8 if scheme.bits == 8 else random_int4)(rows, cols, scheme, rng)
+    padded = math.prod(tile_shape(rows, cols, scheme.bits)) * 8 // scheme.bits > rows * cols
+    return to_layout(to_layout(weight, "canonical"), "tiles") if padded else weight
 
 
-def random_int8(rows: int, cols: int, recipe: Recipe, rng: np.random.Generator) -> TiledWeight:
+def random_int8(rows: int, cols: int, scheme: Scheme, rng: np.random.Generator) -> QuantizedWeight:
     """Codes -127..127, every one as likely but for -127, which comes twice."""
     codes = np.maximum(random_bytes(tile_shape(rows, cols, 8), rng).view(np.int8), -127)
-    scale = (STD / STD_INT8 * rng.uniform(0.5, 1.5, (rows, 1))).astype(np.float32)
-    return TiledWeight(codes, scale, None, 8, rows, cols)
+    count = 1 if scheme.granularity == "per_tensor" else rows
+    scale = (STD / STD_INT8 * rng.uniform(0.5, 1.5, (count, 1))).astype(np.float32)
+    shape = rows, cols
+    return QuantizedWeight(codes=codes, scale=scale, scheme=scheme, shape=shape, layout="tiles")
 
 
-def random_int4(rows: int, cols: int, recipe: Recipe, rng: np.random.Generator) -> TiledWeight:
+def random_int4(rows: int, cols: int, scheme: Scheme, rng: np.random.Generator) -> QuantizedWeight:
     """Codes 0..15; scales of both signs, as the rule `signed` has them, and no zero points."""
     codes = random_bytes(tile_shape(rows, cols, 4), rng)
-    groups = (codes.shape[0], num_groups(cols, recipe.group_size), TILE_OUTPUTS)
+    groups = (codes.shape[0], num_groups(cols, scheme.group_size), TILE_OUTPUTS)
     size = STD / STD_INT4 * rng.uniform(0.5, 1.5, groups) * rng.choice([-1, 1], groups)
-    scale = size.astype(recipe.scale_dtype)
-    return TiledWeight(codes, scale, None, 4, rows, cols, recipe.group_size)
+    scale, shape = size.astype(scheme.scale_dtype), (rows, cols)
+    return QuantizedWeight(codes=codes, scale=scale, scheme=scheme, shape=shape, layout="tiles")
 
 
 def random_bytes(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import jaxlib
 from jax import lax
 
-from planish.fast.native import linear as native
+from planish.fast.native import roofline
 
 READ_BYTES = 2**29  # larger than any cache
 ROUNDS = 200_000  # of 2048 operations, for each of 64 units
@@ -58,14 +58,14 @@ class Limits:
 
 def native_read(array: jax.Array) -> float:
     """Bytes per second that the kernels' threads read."""
-    done = jax.jit(native.limits), array.reshape(-1), jnp.zeros(1, jnp.int32)
+    done = jax.jit(roofline.probe), array.reshape(-1), jnp.zeros(1, jnp.int32)
     return array.nbytes / fastest(*done)
 
 
 def native_products() -> float:
     """Operations per second of byte products in registers."""
     nothing, rounds = jnp.zeros(0, jnp.uint8), jnp.full(1, ROUNDS, jnp.int32)
-    return 64 * ROUNDS * 2048 / fastest(jax.jit(native.limits), nothing, rounds)
+    return 64 * ROUNDS * 2048 / fastest(jax.jit(roofline.probe), nothing, rounds)
 
 
 def xla_read(array: jax.Array) -> float:

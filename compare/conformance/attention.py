@@ -28,7 +28,7 @@ from planish.compare.conformance.kv_cache import as_floats, check_flips, untiled
 from planish.compare.conformance.module_checks import SOFTMAX_TOLERANCE
 from planish.compare.conformance.on_device import Sets, computed
 from planish.fast.model.cache import KEY_SLOTS
-from planish.fast.native import linear as native_linear
+from planish.fast.native import attention as native_attention
 from planish.reference.grids import INT8_MAX, int8_scale
 from planish.reference.model import layers as reference_layers
 from planish.reference.model.config import Alibi
@@ -112,7 +112,7 @@ def check_case(case: Case, inputs: Inputs, isa: str) -> Iterator[Check]:
     """One call of the kernel."""
     values = inputs.q, inputs.k, inputs.v, inputs.positions, inputs.tables, inputs.past
     sizes = case.kv_heads, case.head_dim, isa
-    kernel = partial(native_linear.attention, **case.options())
+    kernel = partial(native_attention.attention, **case.options())
     mixed, past = computed(kernel, *values, *sizes, static=(6, 7, 8))
     name = f"{case}, {'INT8' if len(past) == 4 else 'floats'}, {isa}"
     before, after = (untiled(layer, case.head_dim) for layer in (inputs.past, past))

@@ -18,9 +18,10 @@ from planish.compare.conformance.tolerances import EPS, tolerance
 from planish.fast.model import transformer as fast_transformer
 from planish.fast.native import linear as native_linear
 from planish.reference import linear as reference_linear
-from planish.reference.linear import Linear, QuantizedWeight
-from planish.reference.model.config import ModelConfig
+from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
+from planish.reference.quantized import QuantizedWeight
+from planish.reference.scheme import int8
 
 
 def identity(size: int, native: bool = False) -> Linear:
@@ -30,16 +31,16 @@ def identity(size: int, native: bool = False) -> Linear:
     """
     if not native:
         return Linear(np.eye(size, dtype=np.float32))
-    one = np.ones((1, 1), np.float32)
-    return place(Linear(QuantizedWeight(np.eye(size, dtype=np.int8), one, None, 8, size)), True)
+    codes, scale = np.eye(size, dtype=np.int8), np.ones((1, 1), np.float32)
+    shape, scheme = (size, size), int8("per_tensor")
+    weight = QuantizedWeight(codes=codes, scale=scale, scheme=scheme, shape=shape)
+    return place(Linear(weight), True)
 
 
-def norm_part(
-    config: ModelConfig, norm: Norm, readers: dict[str, Linear], x: np.ndarray
-) -> np.ndarray:
+def norm_part(norm: Norm, readers: dict[str, Linear], x: np.ndarray) -> np.ndarray:
     """The rows that the placed linears behind a norm read, for x [T, D]."""
     hand_on = identity(x.shape[1], fused(readers))
-    return computed(fast_transformer.project, config, x[None], norm, (hand_on,), static=(0,))[0][0]
+    return computed(fast_transformer.project, x[None], norm, (hand_on,))[0][0]
 
 
 def fused(readers: dict[str, Linear]) -> bool:

@@ -38,8 +38,10 @@ from planish.compare.conformance.tolerances import EPS, NOTHING
 from planish.fast.native import linear as native_linear
 from planish.reference import linear as reference_linear
 from planish.reference.grids import INT4_MAX, INT8_MAX, expand_groups, num_groups
-from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.linear import Linear
 from planish.reference.packing import pack_nibbles
+from planish.reference.quantized import QuantizedWeight, centred_codes
+from planish.reference.scheme import Scheme, int4, int8
 
 CASES = 18  # of each kind; 56 kinds
 SHAPES_OF_A_KIND = 2
@@ -61,6 +63,17 @@ class Kind:
     group_size: int = -1
     scales: str = "per_channel"  # INT8: per_channel | per_tensor; INT4: float16 | float32
     zero_point: bool = False
+
+    @property
+    def scheme(self) -> Scheme:
+        if self.bits == 8:
+            return int8(self.scales, self.activation)
+        return int4(
+            self.group_size,
+            symmetric=not self.zero_point,
+            scale_dtype=self.scales,
+            activation=self.activation,
+        )
 
     def __str__(self) -> str:
         text = f"INT{self.bits}, activations {self.activation}, {self.scales}"
@@ -143,13 +156,13 @@ def float_outputs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same in float64, and the bound of float32."""
     weight = reference_linear.quantized_weight(linear)
-    scale = expand_groups(weight.scale.astype(np.float64), weight.in_features, weight.group_size)
-    dense = reference_linear.centred_codes(weight) * scale
+    scale = expand_groups(weight.scale.astype(np.float64), x.shape[-1], weight.scheme.group_size)
+    dense = centred_codes(weight) * scale
     expected, magnitude = x @ dense.T, np.abs(x) @ np.abs(dense).T
     for added in (linear.bias, residual):
         if added is not None:
             expected, magnitude = expected + added, magnitude + np.abs(added)
-    return expected, EPS * (16 + weight.in_features / 2) * magnitude + NOTHING
+    return expected, EPS * (16 + x.shape[-1] / 2) * magnitude + NOTHING
 
 
 def run(x: jax.Array, layer: Linear, residual: jax.Array | None, isa: str) -> jax.Array:
@@ -170,7 +183,7 @@ def random_linear(kind: Kind, shape: Shape, rng: np.random.Generator) -> Linear:
     weight = draw(kind, shape.outputs, shape.inputs, rng)
     bias = rng.standard_normal(shape.outputs).astype(np.float32) if shape.bias else None
     scale = rng.uniform(0.001, 0.1, 1).astype(np.float32) if kind.activation == "static" else None
-    return Linear(weight, bias, kind.activation, scale)
+    return Linear(weight, bias, scale)
 
 
 def random_int8(kind: Kind, rows: int, cols: int, rng: np.random.Generator) -> QuantizedWeight:
@@ -178,7 +191,9 @@ def random_int8(kind: Kind, rows: int, cols: int, rng: np.random.Generator) -> Q
     codes = extreme(rng.integers(-INT8_MAX, INT8_MAX + 1, (rows, cols)), -INT8_MAX, INT8_MAX, rng)
     count = rows if kind.scales == "per_channel" else 1
     scale = np.exp(rng.uniform(-9, -1, (count, 1))).astype(np.float32)
-    return QuantizedWeight(codes.astype(np.int8), scale, None, 8, cols)
+    return QuantizedWeight(
+        codes=codes.astype(np.int8), scale=scale, scheme=kind.scheme, shape=(rows, cols)
+    )
 
 
 def random_int4(kind: Kind, rows: int, cols: int, rng: np.random.Generator) -> QuantizedWeight:
@@ -189,7 +204,13 @@ def random_int4(kind: Kind, rows: int, cols: int, rng: np.random.Generator) -> Q
     size = np.where(rng.random(groups) < 0.05, SMALLEST_HALF, size)
     drawn = extreme(rng.integers(0, INT4_MAX + 1, groups), 0, INT4_MAX, rng).astype(np.uint8)
     zero, packed = drawn if kind.zero_point else None, pack_nibbles(codes.astype(np.uint8))
-    return QuantizedWeight(packed, size.astype(kind.scales), zero, 4, cols, kind.group_size)
+    return QuantizedWeight(
+        codes=packed,
+        scale=size.astype(kind.scales),
+        zero_point=zero,
+        scheme=kind.scheme,
+        shape=(rows, cols),
+    )
 
 
 def extreme(codes: np.ndarray, low: int, high: int, rng: np.random.Generator) -> np.ndarray:

@@ -118,14 +118,14 @@ def check_norm(case: Case, place: NormPlace) -> Iterator[Check]:
     norm, linears = getattr(case.placed, part), case.linears(place.readers)
     readers = {name: part_of(case.placed, name) for name in linears}
     if not readers or case.config.norm_placement == "post":
-        found = computed(fast_transformer.normalize, given[None], norm, case.config, static=(2,))[0]
+        found = computed(fast_transformer.normalize, given[None], norm)[0]
         yield from check_part(case.layer, part, expected, found, linears, case.native)
         return
-    found = norm_part(case.config, norm, readers, given)
+    found = norm_part(norm, readers, given)
     yield from check_part(case.layer, part, expected, found, linears, case.native)
     if fused(readers) and np.isfinite(found).all():
         arguments = given[None], norm, tuple(readers.values())
-        outputs = computed(fast_transformer.project, case.config, *arguments, static=(0,))
+        outputs = computed(fast_transformer.project, *arguments)
         for (name, linear), y in zip(linears.items(), outputs, strict=True):
             yield check_outputs(case.layer, f"{name} behind its norm", linear, found, y[0])
 
@@ -136,8 +136,8 @@ def check_rows(case: Case, part: str, seen: Seen) -> Check:
     if part in ("o", "down"):
         found = computed(fast_transformer.linear, x[None], placed)[0]
     else:
-        arguments = case.config, x[None], None, (placed,)
-        found = computed(fast_transformer.project, *arguments, static=(0,))[0][0]
+        arguments = x[None], None, (placed,)
+        found = computed(fast_transformer.project, *arguments)[0][0]
     return check_output(case.layer, part, linear, x, found, is_native(placed), level=2)
 
 

@@ -15,10 +15,9 @@ import numpy as np
 from planish.fast.model import weights as fast_weights
 from planish.fast.native import linear as native_linear
 from planish.fast.xla import linear as fast_linear
-from planish.reference import linear as reference_linear
-from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.linear import Linear
 from planish.reference.model.weights import Experts
-from planish.reference.tiles import TiledWeight, tile, untile
+from planish.reference.quantized import QuantizedWeight, centred_codes, to_layout
 
 Sets = tuple[str, ...]  # instruction sets whose kernels are judged, the default first; () is XLA
 
@@ -37,14 +36,14 @@ def in_tiles(tree: Any) -> Any:
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, Experts):
             return Experts(leaf.router, [in_tiles(expert) for expert in leaf.experts])
-        return tile(leaf) if isinstance(leaf, QuantizedWeight) else leaf
+        return to_layout(leaf, "tiles") if isinstance(leaf, QuantizedWeight) else leaf
 
     return jax.tree.map(convert, tree, is_leaf=is_leaf)
 
 
 def is_native(placed: Linear) -> bool:
     """Whether the kernels compute this linear; one in floats is XLA's in both forms."""
-    return isinstance(placed.weight, TiledWeight)
+    return native_linear.is_tiled(placed)
 
 
 def computed(function: Callable[..., Any], *arguments: Any, static: tuple[int, ...] = ()) -> Any:
@@ -71,16 +70,16 @@ def placed_weight(weight: Any, placed: Any) -> dict[str, tuple[np.ndarray, np.nd
     """What each array of a placed weight should hold, and what it holds."""
     if not isinstance(weight, QuantizedWeight):
         return {"values": (weight, np.asarray(placed))}
-    codes, scale = reference_linear.centred_codes(weight), weight.scale.astype(np.float32)
-    if isinstance(placed, TiledWeight):
-        back = untile(jax.tree.map(np.asarray, placed))
-        centred = reference_linear.centred_codes(back)
+    codes, scale = centred_codes(weight), weight.scale.astype(np.float32)
+    if placed.layout == "tiles":
+        back = to_layout(jax.tree.map(np.asarray, placed), "canonical")
+        centred = centred_codes(back)
         return {"codes": (codes, centred), "scale": (scale, back.scale.astype(np.float32))}
     found, found_scale = np.asarray(placed.codes), np.asarray(placed.scale)
-    if isinstance(placed, fast_weights.GroupedWeight):  # [G, N, g] and [G, N]
+    if placed.layout == "grouped":  # [G, N, g] and [G, N]
         rows, k = weight.shape
         found, found_scale = found.transpose(1, 0, 2).reshape(rows, -1), found_scale.T
         codes = np.pad(codes, ((0, 0), (0, found.shape[1] - k)))
-    if isinstance(placed, fast_weights.ScaledWeight):
+    if placed.layout == "centred":
         scale = np.broadcast_to(scale, found_scale.shape)
     return {"codes": (codes, found), "scale": (scale, found_scale)}

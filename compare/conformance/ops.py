@@ -39,12 +39,13 @@ from planish.compare.conformance.tolerances import (
     reference_codes,
     tolerance,
 )
-from planish.fast.model import weights as fast_weights
 from planish.fast.xla import linear as fast_linear
 from planish.reference import linear as reference_linear
 from planish.reference.grids import SYMMETRIC_ZERO, grouped, int8_scale, num_groups
-from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.linear import Linear
 from planish.reference.packing import pack_nibbles
+from planish.reference.quantized import QuantizedWeight
+from planish.reference.scheme import int4
 
 SMALLEST_GROUP = 32  # a largest entry at every 32nd place gives every group the same scale
 EXACT = 2**24  # float32 holds every integer up to here
@@ -170,8 +171,11 @@ def check_codes(layer: int | None, part: str, linear: Linear, x: np.ndarray) -> 
 
 def fast_codes(x: np.ndarray, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
     """Codes [T, K] and scale [T, 1 or G] by the engine's functions."""
-    if not (isinstance(linear.weight, QuantizedWeight) and linear.weight.bits == 4):
-        bare = replace(linear, weight=np.zeros(0), bias=None)  # one program for every weight
+    weight = reference_linear.quantized_weight(linear)
+    if weight.scheme.bits == 8:
+        nothing = np.zeros(0)  # one program for every weight
+        weight = replace(weight, codes=nothing, scale=nothing, shape=(0, 0))
+        bare = replace(linear, weight=weight, bias=None)
         codes, scale = computed(fast_linear.quantize_activations, x[None], bare)
         return codes[0], scale
     groups = grouped(x, group_size_of(linear))
@@ -197,11 +201,12 @@ def observer(linear: Linear, columns: np.ndarray) -> Linear:
     is all that is rounded.
     """
     weight = reference_linear.quantized_weight(linear)
-    k, bits, size = weight.in_features, weight.bits, weight.group_size
+    k, bits, size = weight.shape[1], weight.scheme.bits, weight.scheme.group_size
     ones = (np.arange(k) == columns[:, None]).astype(np.uint8)
     scale = np.ones((len(columns), num_groups(k, size)), np.float32)
     codes = ones.astype(np.int8) if bits == 8 else pack_nibbles(ones + np.uint8(SYMMETRIC_ZERO))
-    return replace(linear, weight=QuantizedWeight(codes, scale, None, bits, k, size), bias=None)
+    seen = replace(weight, codes=codes, scale=scale, zero_point=None, shape=(len(columns), k))
+    return replace(linear, weight=seen, bias=None)
 
 
 def observed_columns(k: int) -> np.ndarray:
@@ -215,7 +220,7 @@ def check_sums(
     """Integer sums over K (INT4: over the groups that float32 holds exactly): equal."""
     weight, form = reference_linear.quantized_weight(linear), cast(Any, placed.weight)
     codes = reference_codes(x, linear)[0]
-    if weight.bits == 8:
+    if weight.scheme.bits == 8:
         expected = reference_linear.integer_product(codes, weight.codes)
         found = computed(fast_linear.integer_product, codes, form.codes)
     else:
@@ -230,7 +235,13 @@ def grouped_sums(codes: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """The engine's grouped product with every scale 1: codes [T, K], weight [G, N, g] -> [T, N]."""
     groups, outputs, size = weight.shape
     split = grouped(codes[:, : groups * size], size)
-    placed = fast_weights.GroupedWeight(weight, np.ones((groups, outputs), np.float32))
+    placed = QuantizedWeight(
+        codes=weight,
+        scale=np.ones((groups, outputs), np.float32),
+        scheme=int4(activation="per_group"),
+        shape=(outputs, groups * size),
+        layout="grouped",
+    )
     ones = np.ones((len(codes), groups, 1), np.float32)
     return computed(fast_linear.int4_rows, split, ones, placed)
 

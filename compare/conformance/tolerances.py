@@ -21,7 +21,8 @@ import numpy as np
 
 from planish.reference import linear as reference_linear
 from planish.reference.grids import expand_groups
-from planish.reference.linear import Linear, QuantizedWeight
+from planish.reference.linear import Linear
+from planish.reference.quantized import QuantizedWeight, dequantize
 
 EPS = float(np.finfo(np.float32).eps)
 SUMMATION = 16 * EPS
@@ -36,11 +37,11 @@ def tolerance(x: np.ndarray, linear: Linear, native: bool = False) -> np.ndarray
         dense = np.abs(reference_linear.float_weight(linear))
         return SUMMATION * (np.abs(x) @ dense.T + bias) + NOTHING
     if linear.activation == "float":
-        dense = np.abs(reference_linear.dequantize(weight))
+        dense = np.abs(dequantize(weight))
         return SUMMATION * (np.abs(x) @ dense.T + bias) + NOTHING
     if native:
         return np.zeros((len(x), weight.shape[0]))
-    if weight.bits == 8:
+    if weight.scheme.bits == 8:
         terms = np.abs(reference_linear.linear(x, replace(linear, bias=None)))
         return 2 * EPS * (3 * terms + bias) + NOTHING
     return 2 * EPS * ((3 + weight.scale.shape[1]) * absolute_terms(x, linear) + bias) + NOTHING
@@ -67,7 +68,7 @@ def reference_codes(x: np.ndarray, linear: Linear) -> tuple[np.ndarray, np.ndarr
 
 def group_size_of(linear: Linear) -> int:
     weight = linear.weight
-    return weight.group_size if isinstance(weight, QuantizedWeight) else -1
+    return weight.scheme.group_size if isinstance(weight, QuantizedWeight) else -1
 
 
 def activation_scales(x: np.ndarray, linear: Linear) -> np.ndarray:

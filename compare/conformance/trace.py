@@ -18,7 +18,7 @@ from planish.reference.linear import Linear
 from planish.reference.model import transformer as reference_transformer
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import normalize
-from planish.reference.model.weights import Block, Experts, Mlp, block_linears
+from planish.reference.model.weights import Block, Experts, Mlp, block_linears, mlp_linears
 
 MOST_EXPERTS = 4  # of a block are judged one by one: those that most tokens chose
 Past = tuple[np.ndarray, np.ndarray]
@@ -74,8 +74,8 @@ def activations(block: Block) -> set[str]:
     """How a block's linears treat their inputs."""
     if isinstance(block.mlp, Mlp):
         return {linear.activation for linear in block_linears(block).values()}
-    expert = block.mlp.experts[0]
-    return {layer.activation for layer in (block.q, block.k, block.v, block.o, expert.up)}
+    expert, found = block.mlp.experts[0], {getattr(block, name).activation for name in "qkvo"}
+    return found | {linear.activation for linear in mlp_linears(expert).values()}
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ def norm_places(
     added, last = attended, list[NormPlace]()
     between = list[NormPlace]()
     if config.norms_output:
-        added = normalize(attended, block.attention_output_norm, config)
+        added = normalize(attended, block.attention_output_norm)
         between.append(NormPlace("attention_output_norm", attended, added))
-        given = normalize(mixed, block.mlp_output_norm, config)
+        given = normalize(mixed, block.mlp_output_norm)
         last.append(NormPlace("mlp_output_norm", mixed, given))
     if config.norms_before:
         between.append(NormPlace("mlp_norm", x + added, seen["n"], inner))

@@ -26,7 +26,6 @@ from planish.fast.xla.linear import FEW_ROWS, linear
 from planish.reference.linear import Linear, float_weight
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import Norm
-from planish.reference.tiles import TiledWeight
 
 MOST_ROWS = 64  # of a tile
 
@@ -42,7 +41,7 @@ def mixture(
 
     x [B, T, D] -> [B, T, D].
     """
-    if isinstance(experts.up.weight, TiledWeight):
+    if native.is_tiled(experts.up):
         n, shares, chosen = native_route(config, experts, x, norm)
         return native_mixture(config, experts, n, shares, chosen, residual)
     n, shares, chosen = portable_route(config, experts, x, norm)
@@ -54,7 +53,7 @@ def portable_route(
     config: ModelConfig, experts: PlacedExperts, x: jax.Array, norm: Norm | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """norm(x) [B, T, D], and the shares and the experts of each row [R, P]."""
-    n = x if norm is None else normalize(x, norm, config)
+    n = x if norm is None else normalize(x, norm)
     return n, *route(config, linear(n, experts.router))
 
 
@@ -65,7 +64,7 @@ def native_route(
     rows, router = x.reshape(-1, x.shape[-1]), experts.router
     if config.moe is None or router.bias is not None or len(rows) > FEW_ROWS:
         return portable_route(config, experts, x, norm)
-    how = config.moe.top_k, config.moe.normalized, norm, config.norm, config.norm_eps
+    how = config.moe.top_k, config.moe.normalized, norm
     weight = jnp.asarray(float_weight(router))
     n, shares, chosen = native_experts.route(rows, weight, *how)
     return n.reshape(x.shape), shares, chosen
@@ -150,7 +149,8 @@ def portable_mixture(
     then lie in one tile.
     """
     rows, places = x.reshape(-1, x.shape[-1]), chosen.shape[1]
-    together = "per_tensor" in (experts.up.activation, experts.down.activation)
+    layers = experts.gate or experts.up, experts.up, experts.down
+    together = any(layer.activation == "per_tensor" for layer in layers)
     count = experts.router.weight.shape[0]
     size = x.shape[1] if together else tile_rows(chosen.size, count)
     groups = group_rows(chosen, count, size, x.shape[1] if together else None)

@@ -19,7 +19,9 @@ from jax import lax
 from planish.fast.model import moe as experts
 from planish.fast.model.cache import KVCache, LayerCache, append, empty_layer, is_tiled, read
 from planish.fast.model.weights import PlacedExperts
+from planish.fast.native import attention as native_attention
 from planish.fast.native import linear as native
+from planish.fast.native import sampling as native_sampling
 from planish.fast.xla.layers import ACTIVATIONS, attention, by_parts, capped, normalize, rotate
 from planish.fast.xla.linear import linear, project
 from planish.reference.model.config import ModelConfig
@@ -34,7 +36,7 @@ DecodeState = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, KVCac
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Draw:
-    """How decode_tokens samples: native.sampling_settings, random numbers, ids that end a row."""
+    """How decode_tokens samples: sampling_settings(), random numbers, ids that end a row."""
 
     settings: jax.Array  # int32 [5]
     uniform: jax.Array  # int32 [steps, B, 2]
@@ -50,7 +52,7 @@ def embed(
         x = linear(x, weights.project_in)
     if weights.positions is not None:
         x = x + weights.positions[positions + (config.position_offset or 0)]
-    return normalize(x, weights.embed_norm, config)
+    return normalize(x, weights.embed_norm)
 
 
 def block_forward(
@@ -67,15 +69,15 @@ def block_forward(
     before, after = block.attention_norm, block.attention_output_norm
     if config.norm_placement == "post":
         x, past = attend(config, block, x, positions, past, tables, residual=x)
-        x = normalize(x, before, config)
-        return normalize(mlp(config, block.mlp, x, residual=x), block.mlp_norm, config), past
+        x = normalize(x, before)
+        return normalize(mlp(config, block.mlp, x, residual=x), block.mlp_norm), past
     if not config.norms_output:
         x, past = attend(config, block, x, positions, past, tables, before, residual=x)
         return mlp(config, block.mlp, x, block.mlp_norm, residual=x), past
     attended, past = attend(config, block, x, positions, past, tables, before)
-    x = x + normalize(attended, after, config)
+    x = x + normalize(attended, after)
     mixed = mlp(config, block.mlp, x, block.mlp_norm)
-    return x + normalize(mixed, block.mlp_output_norm, config), past
+    return x + normalize(mixed, block.mlp_output_norm), past
 
 
 def parallel_forward(
@@ -92,7 +94,7 @@ def parallel_forward(
     if not config.shared_norm or isinstance(weights, PlacedExperts) or weights.gate is not None:
         y, past = attend(config, block, x, positions, past, tables, block.attention_norm, x)
         return mlp(config, weights, x, norm, residual=y), past
-    q, k, v, inner = project(config, x, norm, (block.q, block.k, block.v, weights.up))
+    q, k, v, inner = project(x, norm, (block.q, block.k, block.v, weights.up))
     mixed, past = mix(config, block, q, k, v, positions, past, tables)
     inner = ACTIVATIONS[config.activation](inner)
     return linear(inner, weights.down, linear(mixed, block.o, x)), past
@@ -109,7 +111,7 @@ def attend(
     residual: jax.Array | None = None,
 ) -> tuple[jax.Array, LayerCache]:
     """Attention of norm(x) over the slots + residual -> [B, T, D], and the slots written."""
-    q, k, v = project(config, x, norm, (block.q, block.k, block.v))
+    q, k, v = project(x, norm, (block.q, block.k, block.v))
     mixed, past = mix(config, block, q, k, v, positions, past, tables)
     return linear(mixed, block.o, residual), past
 
@@ -134,7 +136,7 @@ def mix(
     if is_tiled(past):
         options["interleaved"] = rope is not None and rope.interleaved
         sizes = config.num_kv_heads, config.head_dim
-        return native.attention(q, k, v, positions, table, past, *sizes, **options)
+        return native_attention.attention(q, k, v, positions, table, past, *sizes, **options)
     q, k, v = (by_head(config, y) for y in (q, k, v))
     if rope is not None and table is not None:
         cos, sin = (angles[positions] for angles in table)  # [B, T, dim / 2]
@@ -150,11 +152,11 @@ def heads(
     if config.qkv_clip is not None:
         q, k, v = (jnp.clip(y, -config.qkv_clip, config.qkv_clip) for y in (q, k, v))
     if config.qk_norm == "width":
-        return normalize(q, block.q_norm, config), normalize(k, block.k_norm, config), v
+        return normalize(q, block.q_norm), normalize(k, block.k_norm), v
     if config.qk_norm is None:
         return q, k, v
     pairs = (q, block.q_norm), (k, block.k_norm)
-    q, k = (normalize(by_head(config, y), norm, config).reshape(y.shape) for y, norm in pairs)
+    q, k = (normalize(by_head(config, y), norm).reshape(y.shape) for y, norm in pairs)
     return q, k, v
 
 
@@ -178,13 +180,13 @@ def mlp(
         return experts.mixture(config, weights, x, norm, residual)
     act = ACTIVATIONS[config.activation]
     if weights.gate is None:
-        inner = act(project(config, x, norm, (weights.up,))[0])
+        inner = act(project(x, norm, (weights.up,))[0])
         return linear(inner, weights.down, residual)
     both = weights.gate, weights.up
     if config.activation == "silu" and native.alike(both):
-        inner = native.linears(x, both, norm, config.norm, config.norm_eps, gated=True)[0]
+        inner = native.linears(x, both, norm, gated=True)[0]
     else:
-        gate, up = project(config, x, norm, both)
+        gate, up = project(x, norm, both)
         inner = act(gate) * up
     return linear(inner, weights.down, residual)
 
@@ -192,9 +194,9 @@ def mlp(
 def unembed(config: ModelConfig, weights: Weights, x: jax.Array) -> jax.Array:
     """Final norm and head: [B, T, D] -> logits [B, T, V]."""
     if weights.project_out is None:
-        logits = project(config, x, weights.final_norm, (weights.head,))[0]
+        logits = project(x, weights.final_norm, (weights.head,))[0]
     else:
-        x = project(config, x, weights.final_norm, (weights.project_out,))[0]
+        x = project(x, weights.final_norm, (weights.project_out,))[0]
         logits = linear(x, weights.head)
     return capped(logits, config.logit_cap)
 
@@ -303,7 +305,7 @@ def decode_tokens(
         step, tokens, positions, ended, found, cache = state
         x, cache = extend(config, weights, tokens[:, None], positions[:, None], cache, tables)
         logits = unembed(config, weights, x)[:, 0]
-        tokens = native.sample(logits, draw.settings, draw.uniform[step])
+        tokens = native_sampling.sample(logits, draw.settings, draw.uniform[step])
         ended = ended | jnp.any(tokens[:, None] == draw.ends[None, :], axis=1)
         found = lax.dynamic_update_slice(found, tokens[None], (step, jnp.int32(0)))
         return step + 1, tokens, jnp.minimum(positions + 1, last), ended, found, cache

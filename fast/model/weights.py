@@ -9,6 +9,11 @@ unpacked once, at load, into one int8 per weight with the zero point already sub
 
 Twice the memory of the file, but XLA's integer dots read bytes and nothing smaller. For the
 native kernels a weight stays as it lies in the file, in tiles, and is neither copied nor read.
+
+Layouts of a QuantizedWeight that are XLA's own, without zero points:
+
+    grouped   INT4, integer dots   codes q - z int8 [G, N, g], padded with 0; scale float32 [G, N]
+    centred   weight-only          codes q - z int8 [N, K]; scale float32 [N, G], INT8: G = 1
 """
 
 from __future__ import annotations
@@ -20,21 +25,13 @@ import jax
 import numpy as np
 
 from planish.reference.grids import grouped
-from planish.reference.linear import Linear, QuantizedWeight, centred_codes
+from planish.reference.linear import Linear
 from planish.reference.model.experts import linear_of, together
 from planish.reference.model.layers import Norm
 from planish.reference.model.weights import NORMS, Block, Experts, Mlp, Weights
-from planish.reference.tiles import TiledWeight
+from planish.reference.quantized import QuantizedWeight, centred_codes
 
 Array = np.ndarray | jax.Array  # on the host while it is converted, on the device afterwards
-
-
-@dataclass(frozen=True)
-class GroupedWeight:
-    """INT4 for integer dots: codes q - z, int8 [G, N, g] (padded with 0), scale float32 [G, N]."""
-
-    codes: Array
-    scale: Array
 
 
 @dataclass(frozen=True)
@@ -48,32 +45,13 @@ class PlacedExperts:
     down: Linear
 
 
-@dataclass(frozen=True)
-class ScaledWeight:
-    """Weight-only: codes (INT4: q - z) int8 [N, K], scale float32 [N, G].
-
-    group_size is the number of inputs that share a scale; INT8 has one group a row.
-    """
-
-    codes: Array
-    scale: Array
-    group_size: int
-
-
 def _register(cls: type, data: tuple[str, ...], meta: tuple[str, ...] = ()) -> None:
     jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=meta)
 
 
-_register(Norm, ("weight", "bias"))
-_register(QuantizedWeight, ("codes", "scale", "zero_point"), ("bits", "in_features", "group_size"))
-_register(
-    TiledWeight,
-    ("codes", "scale", "zero_point"),
-    ("bits", "out_features", "in_features", "group_size"),
-)
-_register(GroupedWeight, ("codes", "scale"))
-_register(ScaledWeight, ("codes", "scale"), ("group_size",))
-_register(Linear, ("weight", "bias", "activation_scale"), ("activation",))
+_register(Norm, ("weight", "bias"), ("kind", "eps"))
+_register(QuantizedWeight, ("codes", "scale", "zero_point"), ("scheme", "shape", "layout"))
+_register(Linear, ("weight", "bias", "activation_scale"))
 _register(PlacedExperts, ("router", "gate", "up", "down"))
 _register(Mlp, ("gate", "up", "down"))
 _register(Block, (*NORMS, "q", "k", "v", "o", "mlp"), ("kind",))
@@ -124,7 +102,7 @@ def place_experts(experts: Experts) -> PlacedExperts:
 def place_stack(stack: Linear) -> Linear:
     """place_linear of every expert."""
     weight: Any = stack.weight
-    if not isinstance(weight, QuantizedWeight) or is_placed(stack):
+    if not isinstance(weight, QuantizedWeight) or is_placed(weight):
         return stack
     each = [place_linear(linear_of(stack, index)) for index in range(len(weight.codes))]
     return jax.tree.map(lambda *arrays: np.stack(arrays), *each)
@@ -133,29 +111,30 @@ def place_stack(stack: Linear) -> Linear:
 def place_linear(layer: Linear) -> Linear:
     """The portable form of one linear's weight, still as NumPy arrays."""
     weight = layer.weight
-    if not isinstance(weight, QuantizedWeight) or is_placed(layer):
+    if not isinstance(weight, QuantizedWeight) or is_placed(weight):
         return layer
-    scaled = layer.activation == "float"
-    placed: Any = _scaled(weight) if scaled else _grouped(weight)
-    return replace(layer, weight=placed)
+    to_xla = to_centred if weight.scheme.activation == "float" else to_grouped
+    return replace(layer, weight=to_xla(weight))
 
 
-def is_placed(layer: Linear) -> bool:
-    """Whether a QuantizedWeight is what XLA works on: INT8 codes for INT8 activations."""
-    weight: Any = layer.weight
-    return weight.bits == 8 and layer.activation != "float"
+def is_placed(weight: QuantizedWeight) -> bool:
+    """Whether a weight is as it runs: in tiles, or INT8 codes for INT8 activations."""
+    integer = weight.scheme.bits == 8 and weight.scheme.activation != "float"
+    return integer or weight.layout != "canonical"
 
 
-def _grouped(weight: QuantizedWeight) -> GroupedWeight:
-    codes = grouped(centred_codes(weight), weight.group_size).transpose(1, 0, 2)
-    scale = weight.scale.astype(np.float32).T
-    return GroupedWeight(np.ascontiguousarray(codes), np.ascontiguousarray(scale))
+def to_grouped(weight: QuantizedWeight) -> QuantizedWeight:
+    """Canonical INT4 for integer dots: the layout `grouped`."""
+    codes = grouped(centred_codes(weight), weight.scheme.group_size).transpose(1, 0, 2)
+    scale = np.ascontiguousarray(weight.scale.astype(np.float32).T)
+    codes = np.ascontiguousarray(codes)
+    return replace(weight, codes=codes, scale=scale, zero_point=None, layout="grouped")
 
 
-def _scaled(weight: QuantizedWeight) -> ScaledWeight:
-    """INT8 codes as they are; INT4 codes with their zero point subtracted."""
-    rows, cols = weight.shape
-    if weight.bits == 8:
-        return ScaledWeight(weight.codes, np.broadcast_to(weight.scale, (rows, 1)).copy(), cols)
-    size = cols if weight.group_size == -1 else weight.group_size
-    return ScaledWeight(centred_codes(weight), weight.scale.astype(np.float32), size)
+def to_centred(weight: QuantizedWeight) -> QuantizedWeight:
+    """Canonical codes for weight-only products: the layout `centred`."""
+    scale = weight.scale.astype(np.float32)
+    if weight.scheme.bits == 8:
+        scale = np.broadcast_to(scale, (weight.shape[0], 1)).copy()
+    codes = centred_codes(weight)
+    return replace(weight, codes=codes, scale=scale, zero_point=None, layout="centred")

@@ -29,7 +29,7 @@ from planish.reference.errors import KernelsError, notice
 
 SOURCES = Path(__file__).with_name("kernels")
 COMPILERS = ("g++", "c++", "clang++")
-FLAGS = ("-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-w")
+FLAGS = ("-std=c++17", "-fPIC", "-shared", "-ffp-contract=off")
 FFI = "ffi"
 TIMEOUT = 300  # seconds for one part
 ANSWER_TIMEOUT = 20  # seconds for a compiler to say what it is
@@ -101,7 +101,12 @@ def understands(compiler: Compiler, name: str) -> bool:
 
 def source_of(part: str) -> Path:
     """The C++ source that a part is compiled from."""
-    return SOURCES / ("ffi.cc" if part == FFI else "kernels.cc")
+    return SOURCES / ("ffi.cc" if part == FFI else "instruction_set.cc")
+
+
+def all_sources() -> list[Path]:
+    """Every file that a part may be made from."""
+    return sorted((*SOURCES.rglob("*.h"), *SOURCES.rglob("*.cc")))
 
 
 def check_sources(parts: Sequence[str]) -> None:
@@ -112,20 +117,21 @@ def check_sources(parts: Sequence[str]) -> None:
 
 
 def command(compiler: Compiler, part: str, extra: Sequence[str] = ()) -> list[str]:
-    """How one part is compiled, but for its output. `part`: `ffi` or an instruction set."""
+    """How one part is compiled, without its output. `part`: `ffi` or an instruction set."""
     source = str(source_of(part))
     if part == FFI:
         headers = ["-isystem", jax.ffi.include_dir()]
         return [compiler.path, *FLAGS, "-O2", *headers, *extra, source, "-pthread"]
-    flags = BY_NAME[part].flags
-    return [compiler.path, *FLAGS, f"-DPLANISH_ISA={part}", *flags, *extra, source]
+    chosen = BY_NAME[part]
+    return [compiler.path, *FLAGS, *chosen.definitions, *chosen.flags, *extra, source]
 
 
 def library_path(cache: Path, compiler: Compiler, part: str) -> Path:
-    """Where a part lies: named after everything that it is made from."""
+    """Where a part is kept: named after everything that it is made from."""
     digest = hashlib.sha256()
-    for path in sorted((*SOURCES.glob("*.h"), *SOURCES.glob("*.cc"))):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in all_sources():
+        name = path.relative_to(SOURCES).as_posix()
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     of = [*command(compiler, part), compiler.version]
     of += [jaxlib.__version__] if part == FFI else []
     of += ["sealed"]

@@ -1,4 +1,7 @@
-"""Which instruction sets the kernels are written for, and which of them this processor has."""
+"""Which instruction sets the kernels are written for, and which of them this processor has.
+
+A new one is a row of INSTRUCTION_SETS and one header beside it in kernels/ (docs/kernels.md).
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,30 @@ from planish.reference.errors import KernelsError
 CPUINFO = Path("/proc/cpuinfo")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InstructionSet:
-    """needs: what /proc/cpuinfo must name; flags: what the compiler is told."""
+    """One way to compile the kernels.
+
+    machines: as platform.machine() names them; none means any. needs: what /proc/cpuinfo must
+    name. flags: the compiler's. vector and matmul: the headers in kernels/vector and
+    kernels/matmul that hold its sixteen lanes and its products.
+    """
 
     name: str
-    machines: tuple[str, ...]  # as platform.machine() names them; none means any
-    needs: frozenset[str]
+    machines: tuple[str, ...] = ()
+    needs: frozenset[str] = frozenset()
     flags: tuple[str, ...]
+    vector: str
+    matmul: str = "lanes"
+
+    @property
+    def definitions(self) -> tuple[str, ...]:
+        """What kernels/instruction_set.cc asks the compiler's command line for."""
+        return (
+            f"-DPLANISH_ISA={self.name}",
+            f'-DPLANISH_VECTOR="vector/{self.vector}.h"',
+            f'-DPLANISH_MATMUL="matmul/{self.matmul}.h"',
+        )
 
 
 _X86 = ("x86_64", "AMD64")
@@ -27,30 +46,34 @@ _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"
 
 INSTRUCTION_SETS = (  # the best first
     InstructionSet(
-        "avx512",
-        _X86,
-        frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "f16c"}),
-        ("-DPLANISH_AVX512", "-O3", *_AVX2, *_AVX512),
+        name="avx512",
+        machines=_X86,
+        needs=frozenset("avx512f avx512bw avx512vl avx512dq avx512_vnni fma f16c".split()),
+        flags=("-O3", *_AVX2, *_AVX512),
+        vector="avx512",
     ),
     InstructionSet(
-        "avxvnni",
-        _X86,
-        frozenset({"avx2", "avx_vnni", "fma", "f16c"}),
-        ("-DPLANISH_AVX2", "-O3", *_AVX2, "-mavxvnni"),
+        name="avxvnni",
+        machines=_X86,
+        needs=frozenset("avx2 avx_vnni fma f16c".split()),
+        flags=("-O3", *_AVX2, "-mavxvnni"),
+        vector="avx2",
     ),
     InstructionSet(
-        "avx2",
-        _X86,
-        frozenset({"avx2", "fma", "f16c"}),
-        ("-DPLANISH_AVX2", "-O3", *_AVX2),
+        name="avx2",
+        machines=_X86,
+        needs=frozenset("avx2 fma f16c".split()),
+        flags=("-O3", *_AVX2),
+        vector="avx2",
     ),
     InstructionSet(
-        "neon",
-        ("aarch64", "arm64"),
-        frozenset({"asimddp"}),
-        ("-DPLANISH_NEON", "-O3", "-march=armv8.2-a+dotprod+fp16"),
+        name="neon",
+        machines=("aarch64", "arm64"),
+        needs=frozenset(["asimddp"]),
+        flags=("-O3", "-march=armv8.2-a+dotprod+fp16"),
+        vector="neon",
     ),
-    InstructionSet("plain", (), frozenset(), ("-O2",)),
+    InstructionSet(name="plain", flags=("-O2",), vector="plain"),
 )
 BY_NAME = {one.name: one for one in INSTRUCTION_SETS}
 

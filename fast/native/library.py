@@ -146,6 +146,9 @@ def _load(paths: dict[str, Path]) -> None:
         if name in library.sets:
             continue
         part.planish_kernels.restype = ctypes.c_void_p
-        if not library.ffi.planish_add_kernels(ctypes.c_void_p(part.planish_kernels())):
+        table = part.planish_kernels()
+        if table is None:
+            raise KernelsError("the system does not let this process use it", name=name)
+        if not library.ffi.planish_add_kernels(ctypes.c_void_p(table)):
             raise KernelsError("too many instruction sets", name=name)
         library.sets.append(name)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planish.fast.native.linear import fields, tiled, weight_arguments
+from planish.fast.native.linear import linear_attributes, tiled, weight_arguments
 from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
 
@@ -27,8 +27,6 @@ def route(
     places: int,
     normalized: bool,
     norm: Norm | None = None,
-    norm_kind: str = "",
-    eps: float = 0.0,
     isa: str = "",
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """norm(x) [R, K], and each row's shares and experts [R, P], for a few rows x [R, K].
@@ -47,8 +45,8 @@ def route(
         *(array for array in found if array is not None),
         router,
         isa=isa,
-        norm=norm_kind if norm is not None else "",
-        eps=np.float32(eps),
+        norm="" if norm is None else norm.kind,
+        eps=np.float32(0 if norm is None else norm.eps),
         norm_weight=found[0] is not None,
         norm_bias=found[1] is not None,
         normalized=normalized,
@@ -95,7 +93,7 @@ def _call(
     arguments += [first.activation_scale] if first.activation == "static" else []
     for layer in layers:
         arguments += weight_arguments(layer)
-    shape = jax.ShapeDtypeStruct((rows, tiled(first).out_features), jnp.float32)
+    shape = jax.ShapeDtypeStruct((rows, tiled(first).shape[0]), jnp.float32)
     return jax.ffi.ffi_call("planish_experts", shape)(
         *arguments,
         *last,
@@ -105,5 +103,5 @@ def _call(
         residual=len(last) > 1,
         sequences=np.int64(sequences),
         experts=np.int64(tiled(first).codes.shape[0]),
-        linears=np.array([fields(layer) for layer in layers], np.int64).ravel(),
+        **linear_attributes(layers),
     )

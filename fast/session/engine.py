@@ -28,7 +28,7 @@ import numpy as np
 from planish.fast.model import transformer as model
 from planish.fast.model.cache import KEY_SLOTS, KVCache, cache_bytes, can_tile, empty_cache, insert
 from planish.fast.model.weights import device_weights
-from planish.fast.native import linear as native
+from planish.fast.native import sampling as native_sampling
 from planish.fast.placement import on_cpu
 from planish.reference.errors import SamplingError
 from planish.reference.files.load import Checkpoint, load_weights
@@ -92,9 +92,9 @@ def draws(sampling: Sampling, rows: int, step: int, count: int, eos: Sequence[in
     if sampling.temperature > 0:
         for index, row in np.ndindex(count, rows):
             numbers[index, row] = uniform(sampling.seed, row, step + index)
-    settings = jnp.asarray(native.sampling_settings(sampling))
+    settings = jnp.asarray(native_sampling.sampling_settings(sampling))
     ends = jnp.asarray(np.array(eos or (NEVER,), np.int32))
-    return model.Draw(settings, jnp.asarray(native.as_int32(numbers)), ends)
+    return model.Draw(settings, jnp.asarray(native_sampling.as_int32(numbers)), ends)
 
 
 def checked(rows: np.ndarray) -> Iterator[np.ndarray]:

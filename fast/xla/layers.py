@@ -14,24 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from planish.reference.model.config import Alibi, ModelConfig
+from planish.reference.model.config import Alibi
 from planish.reference.model.layers import Norm
 from planish.reference.model.rope import Rope
 
 SCORES = 2**24  # scores that attention makes at a time: 64 MiB, or those of one token
 
 
-def rms_norm(x: jax.Array, norm: Norm, eps: float) -> jax.Array:
+def rms_norm(x: jax.Array, norm: Norm) -> jax.Array:
     """x / sqrt(mean(x^2) + eps) * weight."""
-    y = x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + jnp.float32(eps))
+    y = x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + jnp.float32(norm.eps))
     return y if norm.weight is None else y * aligned(norm.weight, y)
 
 
-def layer_norm(x: jax.Array, norm: Norm, eps: float) -> jax.Array:
+def layer_norm(x: jax.Array, norm: Norm) -> jax.Array:
     """(x - mean) / sqrt(variance + eps) * weight + bias."""
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-    y = centred / jnp.sqrt(variance + jnp.float32(eps))
+    y = centred / jnp.sqrt(variance + jnp.float32(norm.eps))
     y = y if norm.weight is None else y * aligned(norm.weight, y)
     return y if norm.bias is None else y + aligned(norm.bias, y)
 
@@ -44,9 +44,9 @@ def aligned(x: np.ndarray | jax.Array, y: jax.Array) -> jax.Array:
 NORMS = {"rms_norm": rms_norm, "layer_norm": layer_norm}
 
 
-def normalize(x: jax.Array, norm: Norm | None, config: ModelConfig) -> jax.Array:
-    """The model's kind of norm over the last axis; x itself where the model has none here."""
-    return x if norm is None else NORMS[config.norm](x, norm, config.norm_eps)
+def normalize(x: jax.Array, norm: Norm | None) -> jax.Array:
+    """norm(x) over the last axis; x itself where the model has no norm here."""
+    return x if norm is None else NORMS[norm.kind](x, norm)
 
 
 ACTIVATIONS = {

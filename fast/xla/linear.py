@@ -1,6 +1,6 @@
 """One linear layer, as reference/linear.py defines it: a native kernel, or XLA's fastest form.
 
-A TiledWeight goes to the kernels (native.py); the rest is XLA's. The traps there, all
+A weight in tiles goes to the kernels (native/); the rest is XLA's. The traps there, all
 measured (compiled HLO read on jaxlib 0.10 and 0.12):
 * Only s8 x s8 -> s32 takes the fast path, and not with a single row: one row is padded to two.
 * With few rows the weights go on the left, [N, K] x [R, K]: they are then read without repacking.
@@ -19,33 +19,29 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from planish.fast.model.weights import GroupedWeight, ScaledWeight
 from planish.fast.native import linear as native
 from planish.fast.xla.grids import int8_codes, int8_scale
 from planish.fast.xla.layers import normalize
-from planish.reference.linear import Linear, QuantizedWeight
-from planish.reference.model.config import ModelConfig
+from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
-from planish.reference.tiles import TiledWeight
+from planish.reference.quantized import QuantizedWeight
 
 FEW_ROWS = 16  # up to here the weights go on the left
 GROUP_ROWS = 64  # rows of a grouped dot done together: bounds the int32 [G, rows, N] between
 MATVEC_ROWS = 8  # up to here dequantizing is fused into one product per row
 
 
-def project(
-    config: ModelConfig, x: jax.Array, norm: Norm | None, layers: Sequence[Linear]
-) -> tuple[jax.Array, ...]:
+def project(x: jax.Array, norm: Norm | None, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
     """Every linear that reads norm(x), x [B, T, K] -> [B, T, N_i]; natively in one call."""
     if native.alike(layers):
-        return native.linears(x, layers, norm, config.norm, config.norm_eps)
-    x = x if norm is None else normalize(x, norm, config)
+        return native.linears(x, layers, norm)
+    x = x if norm is None else normalize(x, norm)
     return tuple(linear(x, layer) for layer in layers)
 
 
 def linear(x: jax.Array, layer: Linear, residual: jax.Array | None = None) -> jax.Array:
     """y = x Wt + b (+ residual) for x [B, T, K] -> [B, T, N] float32."""
-    if isinstance(layer.weight, TiledWeight):
+    if native.is_tiled(layer):
         return native.linears(x, (layer,), residual=residual)[0]
     y = xla_linear(x, layer)
     return y if residual is None else residual + y
@@ -55,12 +51,12 @@ def xla_linear(x: jax.Array, layer: Linear) -> jax.Array:
     """The portable form of `linear`."""
     weight: Any = layer.weight
     rows = x.reshape(-1, x.shape[-1])  # [R, K]
-    if isinstance(weight, ScaledWeight):
-        y = weight_only_linear(rows, weight)
-    elif isinstance(weight, GroupedWeight):
-        y = int4_linear(rows, weight, layer.activation)
-    elif layer.activation == "float":
+    if layer.scheme is None:
         y = float_product(rows, weight)
+    elif weight.layout == "centred":
+        y = weight_only_linear(rows, weight)
+    elif weight.layout == "grouped":
+        y = int4_linear(rows, weight, layer.activation)
     else:
         codes, a_scale = quantize_activations(x, layer)
         y = int8_linear(codes.reshape(rows.shape), a_scale, weight)
@@ -116,7 +112,7 @@ def split_groups(x: jax.Array, groups: int, size: int) -> jax.Array:
     return padded.reshape(x.shape[0], groups, size)
 
 
-def int4_linear(x: jax.Array, weight: GroupedWeight, activation: str) -> jax.Array:
+def int4_linear(x: jax.Array, weight: QuantizedWeight, activation: str) -> jax.Array:
     """W4A8: quantize the rows per (row, group) or per row, then the grouped product: [R, N]."""
     groups, _, size = weight.codes.shape
     x = split_groups(x, groups, size)  # [R, G, g]
@@ -140,7 +136,7 @@ def quantize_groups(x: jax.Array, activation: str) -> tuple[jax.Array, jax.Array
     return int8_codes(x, scale), scale
 
 
-def int4_rows(codes: jax.Array, a_scale: jax.Array, weight: GroupedWeight) -> jax.Array:
+def int4_rows(codes: jax.Array, a_scale: jax.Array, weight: QuantizedWeight) -> jax.Array:
     """sum over g of (f32(xq (q - z)) * w_scale[n,g]) * a_scale[r,g]; per token a_scale comes last.
 
     codes int8 [R, G, g], a_scale [R, G, 1] or [R, 1, 1] -> [R, N].
@@ -157,7 +153,7 @@ def int4_rows(codes: jax.Array, a_scale: jax.Array, weight: GroupedWeight) -> ja
     return jnp.sum(parts * a_scale.transpose(1, 0, 2), axis=0)
 
 
-def weight_only_linear(x: jax.Array, weight: ScaledWeight) -> jax.Array:
+def weight_only_linear(x: jax.Array, weight: QuantizedWeight) -> jax.Array:
     """W8A16 and W4A16: y = x dequant(W)t in float32, [R, N].
 
     A product with one row reads the codes and converts them on the way; with more rows XLA
@@ -169,12 +165,12 @@ def weight_only_linear(x: jax.Array, weight: ScaledWeight) -> jax.Array:
     return jnp.concatenate(rows)
 
 
-def dequantize(weight: ScaledWeight) -> jax.Array:
+def dequantize(weight: QuantizedWeight) -> jax.Array:
     """w = codes * scale, float32 [N, K]."""
     rows, cols = weight.codes.shape
     groups = weight.scale.shape[1]
     codes = jnp.asarray(weight.codes).astype(jnp.float32)
     if groups == 1:
         return codes * jnp.asarray(weight.scale)
-    codes = split_groups(codes, groups, weight.group_size)
+    codes = split_groups(codes, groups, weight.scheme.group_size)
     return (codes * weight.scale[:, :, None]).reshape(rows, -1)[:, :cols]

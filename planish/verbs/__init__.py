@@ -3,6 +3,7 @@
 generate      text from a prompt
 quantize      a float checkpoint into a quantized one
 perplexity    how well a model predicts a text
+quality       what each recipe costs a model
 logits        of every position, as an array
 compare       do both engines agree?
 inspect       what a model and this machine are

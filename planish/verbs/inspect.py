@@ -19,6 +19,7 @@ from planish.reference import architectures
 from planish.reference.errors import one_line
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.model.shapes import block_shapes, outer_shapes
+from planish.reference.scheme import Scheme
 from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_links_flag
 from planish.terminal.given import notice_idle, refuse_given
 from planish.terminal.output import counted, print_json
@@ -85,7 +86,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     Shapes and bytes are those in the files: of tiles, with the zeros that fill the last ones.
     """
     every = sorted(checkpoint.entries | checkpoint.unused)
-    tensors = {name: scheme(checkpoint, name) for name in every}
+    schemes = checkpoint.schemes()
+    tensors = {name: tensor_facts(checkpoint, schemes, name) for name in every}
     sizes: Counter[str] = Counter()
     for facts in tensors.values():
         sizes[facts["kind"]] += facts["bytes"]
@@ -99,7 +101,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "model": str(checkpoint.path),
         "architecture": checkpoint.architecture.model_type,
         "config": asdict(checkpoint.config) | {"num_layers": checkpoint.config.num_layers},
-        "quantization": effective(checkpoint.quantization),
+        "quantization": checkpoint.quantization,
+        "schemes": dict(Counter(str(scheme or "float") for scheme in schemes.values())),
         "layout": checkpoint.layout,
         "parameters": parameters(checkpoint),
         "bytes": sum(sizes.values()),
@@ -107,16 +110,6 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "bits_per_weight": 8 * held / sum(linears.values()),
         "tensors": tensors,
     }
-
-
-def effective(quantization: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A quantization_config without the fields of codes that the model does not have."""
-    if quantization is None:
-        return None
-    bits, head = quantization.get("bits"), quantization.get("head")
-    idle = [] if bits == 8 or head == "int8" else ["granularity"]
-    idle += [] if bits == 4 or head == "int4" else ["rule", "group_size", "scale_dtype"]
-    return {key: value for key, value in quantization.items() if key not in idle}
 
 
 def linear_weights(checkpoint: Checkpoint) -> dict[str, int]:
@@ -141,19 +134,17 @@ def parameters(checkpoint: Checkpoint) -> int:
     return sum(linear_weights(checkpoint).values()) + sum(map(math.prod, outer.values())) + small
 
 
-def scheme(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+def tensor_facts(
+    checkpoint: Checkpoint, schemes: dict[str, Scheme | None], name: str
+) -> dict[str, Any]:
     """One tensor: type, shape, bytes, and what kind of thing it is."""
     entry = checkpoint.unused.get(name) or checkpoint.entries[name]
-    quantization = checkpoint.quantization or {}
-    ending = name.rpartition(".")[2]
+    prefix, _, ending = name.rpartition(".")
     kind, words = KINDS.get(ending, "float weights"), entry.dtype.lower()
     if name in checkpoint.unused:
         kind = "not used"
-    elif ending == "weight" and entry.dtype == "I8":
-        kind, words = "INT8 codes", f"int8 {quantization.get('granularity', 'per_channel')}"
-    elif ending == "weight" and entry.dtype == "U8":
-        kind = "INT4 codes"
-        words = f"int4 {quantization.get('rule')} g={quantization.get('group_size')}"
+    elif ending == "weight" and (scheme := schemes.get(prefix)):
+        kind, words = f"INT{scheme.bits} codes", str(scheme).partition(",")[0]
     return {"kind": kind, "scheme": words, "shape": list(entry.shape), "bytes": entry.size}
 
 
@@ -183,29 +174,22 @@ def as_text(facts: dict[str, Any]) -> str:
 
 
 def quantized_lines(facts: dict[str, Any]) -> list[str]:
-    """The recipe in words, and how many tensors have which codes."""
+    """The recipe in words, and how many linears have each scheme."""
     quantization = facts["quantization"]
     if quantization is None:
         return ["  not quantized"]
-    head, ignored = quantization.get("head"), quantization.get("ignore") or []
-    alpha, activation = quantization.get("alpha"), quantization.get("activation")
+    smoothing = quantization.get("smoothing") or {}
+    alpha = smoothing.get("alpha", quantization.get("alpha"))
     words = [
         f"recipe {quantization.get('recipe')}",
         f"method {quantization['method']}" if quantization.get("method") else "",
-        f"activations {activation.replace('_', ' ')}" if activation else "",
         f"smoothed with alpha {alpha}" if alpha is not None else "",
-        "outputs smoothed" if quantization.get("smooth_outputs") else "",
-        f"lm_head {head}" if head else "",
-        f"left in float: {', '.join(map(str, ignored))}" if ignored else "",
+        "outputs smoothed" if smoothing.get("outputs") else "",
         f"codes in {facts['layout']}" if facts["layout"] == "tiles" else "codes in canonical order",
     ]
-    codes = Counter(each["scheme"] for each in facts["tensors"].values() if is_codes(each))
-    counts = [f"  {counted(count, 'tensor')} of {scheme}" for scheme, count in codes.items()]
+    schemes = facts["schemes"].items()
+    counts = [f"  {counted(count, 'linear')} in {scheme}" for scheme, count in schemes]
     return ["  " + one_line(", ".join(filter(None, words))), *counts]
-
-
-def is_codes(facts: dict[str, Any]) -> bool:
-    return str(facts["kind"]).endswith("codes")
 
 
 def grouped_lines(tensors: dict[str, Any]) -> list[str]:

@@ -8,20 +8,30 @@ import time
 
 import numpy as np
 
-from planish import pocket
-from planish.opening import open_subject
-from planish.reference.errors import RecipeError, notice
+from planish.calibration import calibration_samples, tell_estimate
+from planish.opening import ENGINES, keep_programs, native_kernels, open_subject
+from planish.reference.errors import RecipeError
 from planish.reference.files.load import Checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.config import ModelConfig
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
-from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
+from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH
 from planish.reference.quantize.recipe import Recipe, needs_calibration, recipe
+from planish.reference.quantize.runner import NUMPY, Runner, Runtime
 from planish.reference.quantize.smooth import output_folds
-from planish.reference.text.tokenizer import load_tokenizer, read_text
-from planish.terminal.flags import add_model_flag
-from planish.terminal.given import Rule, notice_idle
+from planish.reference.text.tokenizer import read_text
+from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_model_flag
+from planish.terminal.given import Rule, engine_rule, notice_idle
 from planish.terminal.progress import progress
+
+CALIBRATION_FLAGS = (
+    "--calibration",
+    "--samples",
+    "--sample_length",
+    "--engine",
+    "--kernels",
+    "--compilation_cache",
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +42,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8",
     )
-    parser.add_argument("--scheme", help="of the recipe naive: O2 (default), O1, O3 or W8A8")
+    parser.add_argument(
+        "--scheme",
+        metavar="PATTERN=SCHEME,...",
+        help="other schemes for some linears: '*.down_proj=W8A16,lm_head=W4A16-g32,o_proj=float',"
+        " or FILE.json; of the recipe naive: O2 (default), O1, O3 or W8A8",
+    )
     parser.add_argument("--method", help="how INT4 codes are chosen: rtn")
     parser.add_argument("--group_size", type=int, help="inputs that share an INT4 scale; -1 a row")
     parser.add_argument("--rule", help="INT4: signed (default), absmax, absmax7 or minmax")
@@ -52,24 +67,36 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout", default="tiles", help="of codes: tiles (default), as kernels read, or canonical"
     )
-    parser.add_argument("--calibration", metavar="FILE", help="UTF-8 text (default: the pocket's)")
-    parser.add_argument(
-        "--samples",
-        type=int,
-        default=NUM_SAMPLES,
-        metavar="N",
-        help=f"how many samples of the text to calibrate on (default: {NUM_SAMPLES})",
-    )
-    parser.add_argument(
-        "--sample_length",
-        type=int,
-        default=SAMPLE_LENGTH,
-        metavar="N",
-        help=f"tokens of a sample (default: {SAMPLE_LENGTH})",
-    )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the model that --out holds"
     )
+    add_calibration_flags(parser)
+
+
+def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
+    """The text, how much of it, and who runs the model over it."""
+    group = parser.add_argument_group("the calibration")
+    group.add_argument("--calibration", metavar="FILE", help="UTF-8 text (default: the pocket's)")
+    group.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help=f"how many samples of the text to calibrate on (default: {NUM_SAMPLES})",
+    )
+    group.add_argument(
+        "--sample_length",
+        type=int,
+        metavar="N",
+        help=f"tokens of a sample (default: {SAMPLE_LENGTH})",
+    )
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="fast",
+        help="of the calibration: fast (default), by JAX; reference, by the definition in NumPy",
+    )
+    add_kernels_flag(group)
+    add_cache_flag(group)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,28 +104,40 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_subject(args)
     check_request(checkpoint, chosen, args.layout)
     writer = CheckpointWriter(args.out, args.model, args.overwrite)
-    tokens = calibration_tokens(args, checkpoint, chosen)
-    samples = None if tokens is None else samples_of(args, checkpoint, tokens)
-    start = time.perf_counter()
+    samples, start = samples_of(args, checkpoint, chosen), time.perf_counter()
     with writer:
-        notice_idle(args, *idle_rules(chosen, checkpoint.config))
-        quantize_checkpoint(checkpoint, writer, chosen, samples, progress, args.layout)
+        notice_idle(args, *idle_rules(args, chosen, checkpoint.config))
+        runtime = Runtime(runner=runner_of(args, chosen), progress=progress)
+        tell_estimate(checkpoint, chosen, samples, runtime.runner)
+        quantize_checkpoint(checkpoint, writer, chosen, samples, args.layout, runtime)
     seconds = time.perf_counter() - start
     print(f"{args.out}: {chosen.name}, {seconds:.1f} s", file=sys.stderr)
     return 0
 
 
-def idle_rules(chosen: Recipe, config: ModelConfig) -> tuple[Rule, ...]:
+def runner_of(args: argparse.Namespace, chosen: Recipe) -> Runner:
+    """Who carries the samples through the model; jax is imported only where it is needed."""
+    if args.engine == "reference" or not needs_calibration(chosen):
+        return NUMPY.runner
+    keep_programs(args.compilation_cache)
+    native = native_kernels(args)
+    from planish.fast.quantize.observe import Runner as FastRunner
+
+    return FastRunner(native)
+
+
+def idle_rules(args: argparse.Namespace, chosen: Recipe, config: ModelConfig) -> tuple[Rule, ...]:
     """Flags that change nothing; those that contradict the recipe are refused by recipe()."""
-    quantizes = chosen.bits is not None or chosen.head != "float"
+    calibrates = needs_calibration(chosen)
     return (
         (
-            not needs_calibration(chosen),
+            not calibrates,
             f"with --recipe {chosen.name}, which needs no calibration",
-            ("--calibration", "--samples", "--sample_length"),
+            CALIBRATION_FLAGS,
         ),
-        (chosen.bits is None, "with --recipe float", ("--ignore",)),
-        (not quantizes, "without quantized weights", ("--method", "--layout")),
+        engine_rule(args) if calibrates else (False, "", ()),
+        (not chosen.quantizes_blocks, "with --recipe float", ("--ignore",)),
+        (not chosen.quantizes, "without quantized weights", ("--method", "--layout")),
         (not any(output_folds(config)), "on this architecture", ("--smooth_outputs",)),
     )
 
@@ -133,29 +172,14 @@ def alpha_of(text: str | None) -> float | str | None:
         return text
 
 
-def calibration_tokens(
-    args: argparse.Namespace, checkpoint: Checkpoint, chosen: Recipe
-) -> list[int] | None:
-    """The text that was given, or the embedded one; None for a recipe that needs none, but a file
-    that was named must be readable."""
-    needed, path = needs_calibration(chosen), args.calibration
-    if path is None:
-        path = pocket.CALIBRATION
-    elif not needed:
-        read_text(path)
-    return load_tokenizer(args.model, checkpoint.config).encode(read_text(path)) if needed else None
-
-
 def samples_of(
-    args: argparse.Namespace, checkpoint: Checkpoint, tokens: list[int]
-) -> list[np.ndarray]:
-    """Samples as long as the model can read; of a short text one that is shorter, if no length was
-    asked for."""
-    if args.calibration is None:
-        notice("calibrating on the embedded text; --calibration FILE takes your own")
-    length = min(args.sample_length, checkpoint.config.max_positions)
-    if length < args.sample_length and "--sample_length" in args.given:
-        notice(f"--sample_length: {length}, as the model has no more positions")
-    if tokens and "--sample_length" not in args.given:
-        length = min(length, len(tokens))
-    return cut_samples(tokens, args.samples, length)
+    args: argparse.Namespace, checkpoint: Checkpoint, chosen: Recipe
+) -> list[np.ndarray] | None:
+    """The samples; None for a recipe that needs none, but a file that was named must be
+    readable."""
+    if needs_calibration(chosen):
+        given = args.calibration, args.samples, args.sample_length, "--calibration FILE"
+        return calibration_samples(checkpoint, *given)
+    if args.calibration is not None:
+        read_text(args.calibration)
+    return None

@@ -1,12 +1,12 @@
 """Architectures: each Hugging Face `model_type` is one small entry, a table and not a program.
 
-An entry (entry.py) says three things: how its config.json becomes a ModelConfig, under which
-names its tensors lie, and which norm feeds which linears (the folding table of SmoothQuant).
+An entry (entry.py) says two things: how its config.json becomes a ModelConfig, and what its
+tensors are called. Which norm feeds which linears follows from the config (model/folds.py).
 
 To add one, with qwen2.py as the example:
 
-    1. write reference/architectures/NAME.py: a function config(keys), a table of tensors for the
-       parts that shapes.py lists, and folds. Every key of the model's configuration class is
+    1. write reference/architectures/NAME.py: a function config(keys) and a table of tensors for
+       the parts that shapes.py lists. Every key of the model's configuration class is
        read with its default there, or refused with keys.only where the transformer lacks the
        graph that another value asks for: a key that is silently ignored computes another model
     2. list it in _LISTED below
@@ -59,13 +59,13 @@ from planish.reference.architectures import (
     stablelm,
     starcoder2,
 )
-from planish.reference.architectures.entry import Architecture, Fold, Tensor
+from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.architectures.read.rope import with_reach
 from planish.reference.errors import ConfigError
 from planish.reference.model.config import ModelConfig
 
-__all__ = ["ENTRIES", "Architecture", "Fold", "Tensor", "architecture_of", "model_config"]
+__all__ = ["ENTRIES", "Architecture", "Tensor", "architecture_of", "model_config"]
 
 _LISTED = (
     bloom.BLOOM,

@@ -5,7 +5,7 @@ Source: transformers' modeling_bloom; Le Scao et al. 2022.
 
 from __future__ import annotations
 
-from planish.reference.architectures.entry import Architecture, Fold, Tensor
+from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.alibi import alibi_slopes
 from planish.reference.architectures.read.keys import Keys, divided
 from planish.reference.model.config import Alibi, ModelConfig, same_layers
@@ -43,10 +43,6 @@ def config(keys: Keys) -> ModelConfig:
     )
 
 
-def folds(_: ModelConfig) -> tuple[Fold, ...]:
-    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("up",))
-
-
 QKV = Tensor("transformer.h.{i}.self_attention.query_key_value", fused=True, grouped=True)
 
 BLOOM = Architecture(
@@ -68,6 +64,5 @@ BLOOM = Architecture(
         "up": "transformer.h.{i}.mlp.dense_h_to_4h",
         "down": "transformer.h.{i}.mlp.dense_4h_to_h",
     },
-    folds=folds,
     examples=("bigscience/bloom-560m", "bigscience/bloom", "bigscience/bloomz-7b1"),
 )

@@ -7,7 +7,6 @@ multiplies the rotary base in ChatGLM3 and GLM-4, and divides positions in ChatG
 
 from __future__ import annotations
 
-from planish.reference.architectures import glm
 from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.keys import Keys, check_heads
 from planish.reference.model.config import ModelConfig, same_layers
@@ -106,7 +105,6 @@ CHATGLM = Architecture(
         "up": GATE_UP,
         "down": LAYER + "mlp.dense_4h_to_h",
     },
-    folds=glm.folds,
     examples=("zai-org/chatglm2-6b", "zai-org/chatglm3-6b", "zai-org/glm-4-9b"),
     ignored=(r"transformer\.rotary_pos_emb\.inv_freq",),
 )

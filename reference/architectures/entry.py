@@ -10,17 +10,6 @@ from planish.reference.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class Fold:
-    """A norm and all the linears that read its output: where smoothing is folded (SPEC 3).
-
-    `experts.gate` means every expert's.
-    """
-
-    norm: str
-    linears: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Tensor:
     """Where one of our parts lies in a Hugging Face checkpoint.
 
@@ -60,7 +49,6 @@ class Architecture:
     config: Callable[[Keys], ModelConfig]
     tensors: dict[str, str | Tensor]
     block: dict[str, str | Tensor]
-    folds: Callable[[ModelConfig], tuple[Fold, ...]]
     examples: tuple[str, ...] = ()
     ignored: tuple[str, ...] = field(default=())  # patterns of tensors that carry no weights
     interpolated: bool = False

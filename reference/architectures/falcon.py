@@ -10,7 +10,7 @@ Source: transformers' modeling_falcon; Almazrouei et al. 2023, Penedo et al. 202
 
 from __future__ import annotations
 
-from planish.reference.architectures.entry import Architecture, Fold, Tensor
+from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.alibi import alibi_slopes
 from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, check_heads, divided
 from planish.reference.architectures.read.rope import rope_from
@@ -83,12 +83,6 @@ def falcon_alibi(heads: int) -> Alibi:
     return Alibi(slopes=alibi_slopes(heads), divided=True, bfloat16=True)
 
 
-def folds(config: ModelConfig) -> tuple[Fold, ...]:
-    if config.shared_norm:
-        return (Fold("attention_norm", ("q", "k", "v", "up")),)
-    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("up",))
-
-
 LAYER = "transformer.h.{i}."
 QKV = Tensor(LAYER + "self_attention.query_key_value", fused=True, grouped=True)
 
@@ -110,7 +104,6 @@ FALCON = Architecture(
         "up": LAYER + "mlp.dense_h_to_4h",
         "down": LAYER + "mlp.dense_4h_to_h",
     },
-    folds=folds,
     examples=("tiiuae/falcon-7b", "tiiuae/falcon-40b", "tiiuae/falcon-11B", "tiiuae/falcon-rw-1b"),
     ignored=(r".*\.rotary_emb\.inv_freq", r".*\.self_attention\.maybe_rotary\.inv_freq"),
 )

@@ -22,7 +22,6 @@ from planish.reference.architectures.read.decoder import (
     LAYER,
     TENSORS,
     decoder,
-    gated_folds,
     one_bias,
 )
 from planish.reference.architectures.read.keys import Keys
@@ -83,6 +82,5 @@ GEMMA2 = Architecture(
     config=config,
     tensors=TENSORS,
     block=ATTENTION | SANDWICH | GATED_MLP,
-    folds=gated_folds,
     examples=("google/gemma-2-2b", "google/gemma-2-9b-it"),
 )

@@ -21,7 +21,6 @@ from planish.reference.architectures.read.decoder import (
     GATED_MLP,
     QK_NORMS,
     TENSORS,
-    gated_folds,
 )
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.architectures.read.rope import rope_of, rope_values
@@ -87,7 +86,6 @@ GEMMA3_TEXT = Architecture(
     config=config,
     tensors=TENSORS,
     block=ATTENTION | QK_NORMS | SANDWICH | GATED_MLP,
-    folds=gated_folds,
     examples=("google/gemma-3-1b-it", "google/gemma-3-270m"),
     interpolated=True,  # 131072 of the larger models, whose factor is 8
 )

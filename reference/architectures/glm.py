@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from planish.reference.architectures.entry import Architecture, Fold, Tensor
+from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, check_heads
 from planish.reference.architectures.read.rope import rope_from
 from planish.reference.model.config import ModelConfig, same_layers
@@ -44,10 +44,6 @@ def config(keys: Keys, **features: Any) -> ModelConfig:
     return ModelConfig(**{**named, **features})
 
 
-def folds(_: ModelConfig) -> tuple[Fold, ...]:
-    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("gate", "up"))
-
-
 GATE_UP = Tensor("model.layers.{i}.mlp.gate_up_proj", fused=True)
 TENSORS: dict[str, str | Tensor] = {
     "embed": "model.embed_tokens",
@@ -71,6 +67,5 @@ GLM = Architecture(
     config=config,
     tensors=TENSORS,
     block=BLOCK,
-    folds=folds,
     examples=("zai-org/glm-4-9b-hf", "zai-org/glm-4-9b-chat-hf"),
 )

@@ -24,6 +24,5 @@ GLM4 = Architecture(
         "attention_output_norm": "model.layers.{i}.post_self_attn_layernorm",
         "mlp_output_norm": "model.layers.{i}.post_mlp_layernorm",
     },
-    folds=glm.folds,
     examples=("zai-org/GLM-4-9B-0414", "zai-org/GLM-4-32B-0414"),
 )

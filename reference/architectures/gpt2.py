@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from planish.reference.architectures.entry import Architecture, Fold, Tensor
+from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divided
 from planish.reference.model.config import LayerKind, ModelConfig
 
@@ -53,10 +53,6 @@ def layer_kinds(keys: Keys, head_dim: int) -> tuple[LayerKind, ...]:
     return tuple(LayerKind(score_divisor=divisor * (i + 1 if by_layer else 1)) for i in layers)
 
 
-def folds(_: ModelConfig) -> tuple[Fold, ...]:
-    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("up",))
-
-
 QKV = Tensor("transformer.h.{i}.attn.c_attn", fused=True, transposed=True)
 
 GPT2 = Architecture(
@@ -78,7 +74,6 @@ GPT2 = Architecture(
         "up": Tensor("transformer.h.{i}.mlp.c_fc", transposed=True),
         "down": Tensor("transformer.h.{i}.mlp.c_proj", transposed=True),
     },
-    folds=folds,
     examples=("openai-community/gpt2", "openai-community/gpt2-xl", "a converted megatron-gpt2"),
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),  # causal masks
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from planish.reference.architectures.entry import Architecture, Fold, Tensor
+from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divided
 from planish.reference.model.config import LayerKind, ModelConfig
 
@@ -44,10 +44,6 @@ def config(keys: Keys) -> ModelConfig:
     )
 
 
-def folds(_: ModelConfig) -> tuple[Fold, ...]:
-    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("up",))
-
-
 # all queries, then the one key and value; or, without multi_query, head by head: a group each
 QKV = Tensor("transformer.h.{i}.attn.c_attn", fused=True, grouped=True)
 
@@ -70,7 +66,6 @@ GPT_BIGCODE = Architecture(
         "up": "transformer.h.{i}.mlp.c_fc",
         "down": "transformer.h.{i}.mlp.c_proj",
     },
-    folds=folds,
     examples=("bigcode/starcoder", "bigcode/gpt_bigcode-santacoder"),
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),  # causal masks
 )

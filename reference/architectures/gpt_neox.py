@@ -5,7 +5,7 @@ Source: transformers' modeling_gpt_neox; Black et al. 2022.
 
 from __future__ import annotations
 
-from planish.reference.architectures.entry import Architecture, Fold, Tensor
+from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divided
 from planish.reference.architectures.read.rope import rope_from
 from planish.reference.model.config import ModelConfig, same_layers
@@ -42,10 +42,6 @@ def config(keys: Keys) -> ModelConfig:
     )
 
 
-def folds(_: ModelConfig) -> tuple[Fold, ...]:
-    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("up",))
-
-
 LAYER = "gpt_neox.layers.{i}."
 QKV = Tensor(LAYER + "attention.query_key_value", fused=True, grouped=True)
 
@@ -67,7 +63,6 @@ GPT_NEOX = Architecture(
         "up": LAYER + "mlp.dense_h_to_4h",
         "down": LAYER + "mlp.dense_4h_to_h",
     },
-    folds=folds,
     examples=("EleutherAI/gpt-neox-20b", "EleutherAI/pythia-6.9b", "databricks/dolly-v2-12b"),
     ignored=(r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq"),
 )

@@ -5,7 +5,7 @@ Source: transformers' modeling_gptj; Wang and Komatsuzaki 2021.
 
 from __future__ import annotations
 
-from planish.reference.architectures.entry import Architecture, Fold
+from planish.reference.architectures.entry import Architecture
 from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divided
 from planish.reference.architectures.read.rope import check_pairs
 from planish.reference.model.config import ModelConfig, same_layers
@@ -45,10 +45,6 @@ def config(keys: Keys) -> ModelConfig:
     )
 
 
-def folds(_: ModelConfig) -> tuple[Fold, ...]:
-    return (Fold("attention_norm", ("q", "k", "v", "up")),)
-
-
 GPTJ = Architecture(
     model_type="gptj",
     config=config,
@@ -66,7 +62,6 @@ GPTJ = Architecture(
         "up": "transformer.h.{i}.mlp.fc_in",
         "down": "transformer.h.{i}.mlp.fc_out",
     },
-    folds=folds,
     examples=("EleutherAI/gpt-j-6b", "nomic-ai/gpt4all-j"),
     ignored=(r"transformer\.h\.\d+\.attn\.(masked_)?bias",),  # causal masks
 )

@@ -14,7 +14,6 @@ from planish.reference.architectures.read.decoder import (
     OLD_BUFFERS,
     TENSORS,
     decoder,
-    gated_folds,
     one_bias,
 )
 from planish.reference.architectures.read.keys import Keys
@@ -41,7 +40,6 @@ LLAMA = Architecture(
     config=config,
     tensors=TENSORS,
     block=ATTENTION | GATED_MLP,
-    folds=gated_folds,
     examples=(
         "meta-llama/Llama-2-7b-hf",
         "meta-llama/Llama-3.1-8B",

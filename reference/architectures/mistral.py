@@ -13,7 +13,6 @@ from planish.reference.architectures.read.decoder import (
     OLD_BUFFERS,
     TENSORS,
     decoder,
-    gated_folds,
 )
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.architectures.read.rope import rope_from
@@ -39,7 +38,6 @@ MISTRAL = Architecture(
     config=config,
     tensors=TENSORS,
     block=ATTENTION | GATED_MLP,
-    folds=gated_folds,
     examples=("mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-Instruct-v0.3"),
     ignored=OLD_BUFFERS,
 )

@@ -13,7 +13,6 @@ from planish.reference.architectures.read.decoder import (
     OLD_BUFFERS,
     TENSORS,
     decoder,
-    expert_folds,
 )
 from planish.reference.architectures.read.experts import mixture
 from planish.reference.architectures.read.keys import Keys
@@ -52,7 +51,6 @@ MIXTRAL = Architecture(
         "experts.up": expert("w3"),
         "experts.down": expert("w2"),
     },
-    folds=expert_folds,
     examples=("mistralai/Mixtral-8x7B-v0.1", "mistralai/Mixtral-8x22B-Instruct-v0.1"),
     ignored=OLD_BUFFERS,
 )

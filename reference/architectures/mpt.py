@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from planish.reference.architectures.entry import Architecture, Fold, Tensor
+from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.alibi import mpt_slopes
 from planish.reference.architectures.read.keys import Keys, divided
 from planish.reference.model.config import Alibi, LayerKind, ModelConfig
@@ -74,10 +74,6 @@ def check_graph(keys: Keys, attention: Keys) -> None:
     feed_forward.only("ffn_act_fn", None)
 
 
-def folds(_: ModelConfig) -> tuple[Fold, ...]:
-    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("up",))
-
-
 QKV = Tensor("transformer.blocks.{i}.attn.Wqkv", fused=True)
 
 MPT = Architecture(
@@ -98,6 +94,5 @@ MPT = Architecture(
         "up": "transformer.blocks.{i}.ffn.up_proj",
         "down": "transformer.blocks.{i}.ffn.down_proj",
     },
-    folds=folds,
     examples=("mosaicml/mpt-7b", "mosaicml/mpt-7b-storywriter", "mosaicml/mpt-30b"),
 )

@@ -6,7 +6,7 @@ Source: transformers' modeling_olmo2; OLMo team 2024.
 
 from __future__ import annotations
 
-from planish.reference.architectures.entry import Architecture, Fold
+from planish.reference.architectures.entry import Architecture
 from planish.reference.architectures.read.attention import attention_heads
 from planish.reference.architectures.read.decoder import (
     ATTENTION,
@@ -36,11 +36,6 @@ def config(keys: Keys) -> ModelConfig:
     )
 
 
-def folds(_: ModelConfig) -> tuple[Fold, ...]:
-    """The residual stream itself is what the linears read: there is no norm to fold into."""
-    return ()
-
-
 OLMO2 = Architecture(
     model_type="olmo2",
     config=config,
@@ -54,6 +49,5 @@ OLMO2 = Architecture(
         "attention_output_norm": LAYER + "post_attention_layernorm",
         "mlp_output_norm": LAYER + "post_feedforward_layernorm",
     },
-    folds=folds,
     examples=("allenai/OLMo-2-1124-7B", "allenai/OLMo-2-0425-1B"),
 )

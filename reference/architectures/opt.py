@@ -6,7 +6,7 @@ Source: transformers' modeling_opt; Zhang et al. 2022.
 
 from __future__ import annotations
 
-from planish.reference.architectures.entry import Architecture, Fold
+from planish.reference.architectures.entry import Architecture
 from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divided
 from planish.reference.model.config import ModelConfig, same_layers
 
@@ -43,13 +43,6 @@ def config(keys: Keys) -> ModelConfig:
     )
 
 
-def folds(config: ModelConfig) -> tuple[Fold, ...]:
-    """After a post-norm the residual stream reads the norm too: nothing can be folded there."""
-    if config.norm_placement != "pre":
-        return ()
-    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("up",))
-
-
 OPT = Architecture(
     model_type="opt",
     config=config,
@@ -71,6 +64,5 @@ OPT = Architecture(
         "up": "model.decoder.layers.{i}.fc1",
         "down": "model.decoder.layers.{i}.fc2",
     },
-    folds=folds,
     examples=("facebook/opt-125m", "facebook/opt-350m", "facebook/opt-6.7b"),
 )

@@ -14,7 +14,6 @@ from planish.reference.architectures.read.decoder import (
     OLD_BUFFERS,
     TENSORS,
     decoder,
-    gated_folds,
 )
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.architectures.read.rope import rope_from
@@ -57,7 +56,6 @@ PHI3 = Architecture(
     block=ATTENTION
     | {"q": QKV, "k": QKV, "v": QKV}
     | {"gate": GATE_UP, "up": GATE_UP, "down": LAYER + "mlp.down_proj"},
-    folds=gated_folds,
     examples=("microsoft/Phi-3-mini-4k-instruct", "microsoft/Phi-4-mini-instruct"),
     ignored=OLD_BUFFERS,
 )

@@ -1,15 +1,14 @@
 """Qwen2 and Qwen2.5: Llama's graph with biases on queries, keys and values.
 
-Read this one as the example of an entry. It has three pieces:
+Read this one as the example of an entry. It has two pieces:
 
     config    config.json -> ModelConfig. A feature that the transformer knows is switched on by
               name (here qkv_bias and windows); the defaults are those of transformers'
               configuration_qwen2, for keys that a checkpoint leaves out
     tensors   under which names our parts lie: embed, q, gate, ... -> model.embed_tokens, ...
-    folds     which norm feeds which linears: where SmoothQuant may move a scale
 
-What it shares with others is read by functions of decoder_keys.py, attention_keys.py and
-rope_keys.py. Source: transformers' modeling_qwen2; Yang et al. 2024.
+What it shares with others is read by the functions of read/. Source:
+transformers' modeling_qwen2; Yang et al. 2024.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from planish.reference.architectures.read.decoder import (
     OLD_BUFFERS,
     TENSORS,
     decoder,
-    gated_folds,
 )
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.architectures.read.rope import rope_from
@@ -60,7 +58,6 @@ QWEN2 = Architecture(
     config=config,
     tensors=TENSORS,
     block=ATTENTION | GATED_MLP,
-    folds=gated_folds,
     examples=("Qwen/Qwen2-7B", "Qwen/Qwen2.5-0.5B-Instruct"),
     ignored=OLD_BUFFERS,
 )

@@ -14,7 +14,6 @@ from planish.reference.architectures.read.decoder import (
     QK_NORMS,
     TENSORS,
     decoder,
-    gated_folds,
     one_bias,
 )
 from planish.reference.architectures.read.keys import Keys
@@ -40,6 +39,5 @@ QWEN3 = Architecture(
     config=config,
     tensors=TENSORS,
     block=ATTENTION | QK_NORMS | GATED_MLP,
-    folds=gated_folds,
     examples=("Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B"),
 )

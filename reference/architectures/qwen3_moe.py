@@ -16,7 +16,6 @@ from planish.reference.architectures.read.decoder import (
     QK_NORMS,
     TENSORS,
     decoder,
-    expert_folds,
     one_bias,
 )
 from planish.reference.architectures.read.experts import mixture
@@ -73,6 +72,5 @@ QWEN3_MOE = Architecture(
         "experts.up": LAYER + "mlp.experts.{e}.up_proj",
         "experts.down": LAYER + "mlp.experts.{e}.down_proj",
     },
-    folds=expert_folds,
     examples=("Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-235B-A22B"),
 )

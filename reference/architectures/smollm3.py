@@ -19,7 +19,6 @@ from planish.reference.architectures.read.decoder import (
     GATED_MLP,
     TENSORS,
     decoder,
-    gated_folds,
     one_bias,
 )
 from planish.reference.architectures.read.keys import Keys
@@ -66,6 +65,5 @@ SMOLLM3 = Architecture(
     config=config,
     tensors=TENSORS,
     block=ATTENTION | GATED_MLP,
-    folds=gated_folds,
     examples=("HuggingFaceTB/SmolLM3-3B",),
 )

@@ -7,7 +7,7 @@ Source: transformers' modeling_stablelm; Bellagente et al. 2024.
 
 from __future__ import annotations
 
-from planish.reference.architectures.entry import Architecture, Fold
+from planish.reference.architectures.entry import Architecture
 from planish.reference.architectures.read.attention import attention_heads
 from planish.reference.architectures.read.decoder import (
     ATTENTION,
@@ -16,7 +16,6 @@ from planish.reference.architectures.read.decoder import (
     OLD_BUFFERS,
     TENSORS,
     decoder,
-    gated_folds,
     one_bias,
 )
 from planish.reference.architectures.read.keys import Keys
@@ -41,12 +40,6 @@ def config(keys: Keys) -> ModelConfig:
     )
 
 
-def folds(config: ModelConfig) -> tuple[Fold, ...]:
-    if config.shared_norm:
-        return (Fold("attention_norm", ("q", "k", "v", "gate", "up")),)
-    return gated_folds(config)
-
-
 STABLELM = Architecture(
     model_type="stablelm",
     config=config,
@@ -57,7 +50,6 @@ STABLELM = Architecture(
         "q_norm": LAYER + "self_attn.q_layernorm.norms.{h}",
         "k_norm": LAYER + "self_attn.k_layernorm.norms.{h}",
     },
-    folds=folds,
     examples=("stabilityai/stablelm-3b-4e1t", "stabilityai/stablelm-2-12b"),
     ignored=OLD_BUFFERS,
 )

@@ -5,7 +5,7 @@ Source: transformers' modeling_starcoder2; Lozhkov et al. 2024.
 
 from __future__ import annotations
 
-from planish.reference.architectures.entry import Architecture, Fold
+from planish.reference.architectures.entry import Architecture
 from planish.reference.architectures.read.attention import attention_heads, sliding_window
 from planish.reference.architectures.read.decoder import (
     ATTENTION,
@@ -45,16 +45,11 @@ def config(keys: Keys) -> ModelConfig:
     )
 
 
-def folds(_: ModelConfig) -> tuple[Fold, ...]:
-    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("up",))
-
-
 STARCODER2 = Architecture(
     model_type="starcoder2",
     config=config,
     tensors=TENSORS,
     block=ATTENTION | {"up": LAYER + "mlp.c_fc", "down": LAYER + "mlp.c_proj"},
-    folds=folds,
     examples=("bigcode/starcoder2-3b", "bigcode/starcoder2-15b"),
     ignored=OLD_BUFFERS,
 )

@@ -1,7 +1,8 @@
 """A model directory, opened: its config read, its tensors found and named, none of them read yet.
 
-A config with a `quantization_config` must be ours, and every tensor that the model needs must be
-there. Others may be, if they change nothing (names.py). checkpoint.py reads what was found here.
+A `quantization_config` must be of a format that can be read (formats/), and every tensor that the
+model needs must be there. Others may be, if they change nothing (names.py). load.py reads what was
+found here.
 """
 
 from __future__ import annotations
@@ -13,20 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from planish.reference.architectures import Architecture, Tensor, architecture_of, model_config
-from planish.reference.architectures.read.keys import Keys, read_json
+from planish.reference.architectures.read.keys import Keys
 from planish.reference.errors import CheckpointError, ConfigError, notice
-from planish.reference.files.formats.quantization_config import (
-    check_quantization_config,
-    weight_bits,
-)
+from planish.reference.files.entries import Declared, named_entry
+from planish.reference.files.formats import Format, find_format
+from planish.reference.files.json import read_json
 from planish.reference.files.names import base_names, is_unused, is_zero_bias, plain_names
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.files.shards import check_file, find_entries
 from planish.reference.files.writer import COPIED
-from planish.reference.grids import SYMMETRIC_RULES
 from planish.reference.model.config import ModelConfig
-from planish.reference.model.shapes import block_kinds, outer_kinds
+from planish.reference.model.shapes import block_kinds, block_shapes, outer_kinds
 from planish.reference.model.weights import split_expert
+from planish.reference.scheme import HEAD_ACTIVATIONS, Scheme
 
 FILES = ("config.json", *COPIED)  # that are read, besides weights and their index, or copied
 NAMED_UNUSED = 3  # tensors that a notice names of those that it counts
@@ -46,6 +46,8 @@ class Checkpoint:
     entries: dict[str, TensorEntry]
     unused: dict[str, TensorEntry] = field(default_factory=dict)  # that no part of the model reads
     learned_positions: int | None = None  # of the table, where config.max_positions is less
+    format: Format | None = None  # of quantized weights; None in a float model
+    declared: Declared | None = None  # what the format found in quantization_config
 
     @property
     def quantization(self) -> dict[str, Any] | None:
@@ -53,12 +55,25 @@ class Checkpoint:
 
     @property
     def layout(self) -> str | None:
-        """How quantized weights lie in the files: tiles or canonical; None in a float model."""
-        values = self.quantization
-        return None if values is None else values.get("layout", "canonical")
+        """The layout of quantized weights in the files (quantized.py); None in a float model."""
+        return None if self.declared is None else self.declared.layout
 
-    def is_head(self, prefix: str) -> bool:
-        return prefix == self.prefix("head")
+    def scheme(self, part: str, layer: int | None = None) -> Scheme | None:
+        """How a linear, or `experts.up` for those of all experts, is quantized here; None if not.
+
+        Raises ConfigError where quantization_config gives it what it cannot have.
+        """
+        if self.format is None or not can_be_quantized(part):
+            return None
+        prefix = self.prefix(part, layer)
+        scheme = self.format.scheme(self, prefix, part)
+        if part == "head" and scheme and scheme.activation not in HEAD_ACTIVATIONS:
+            expected = f"activations {', '.join(HEAD_ACTIVATIONS)}"
+            found = scheme.activation
+            raise ConfigError(
+                "bad scheme", path=self.path, name=prefix, expected=expected, found=found
+            )
+        return scheme
 
     def source(self, part: str, layer: int | None = None) -> Tensor:
         """Where one of our parts lies in the source, by the name that this directory uses.
@@ -88,9 +103,9 @@ class Checkpoint:
 
     def stacked(self, layer: int) -> bool:
         """Whether a layer's experts lie in one tensor for each of their parts."""
-        if self.quantization is None or not self.config.layers[layer].experts:
+        if self.format is None or not self.config.layers[layer].experts:
             return False
-        return f"{self.prefix('experts.up', layer)}.weight_scale" in self.entries
+        return self.scheme("experts.up", layer) is not None
 
     def stored(self, part: str, layer: int | None = None) -> str:
         """The tensor-name prefix under which this directory has a linear, perhaps with others."""
@@ -100,12 +115,36 @@ class Checkpoint:
         own = self.prefix(part, layer)
         return own if f"{own}.weight" in self.entries else self.source(part, layer).name
 
+    def schemes(self) -> dict[str, Scheme | None]:
+        """The scheme of every linear that can be quantized, by the prefix that it is stored under.
+
+        Experts that are stored in one piece are one of them.
+        """
+        found = {
+            self.stored(part, layer): self.scheme(self._stored_part(part, layer), layer)
+            for layer in range(self.config.num_layers)
+            for part in block_shapes(self.config, layer)
+            if part != "router"
+        }
+        return found | {self.prefix("head"): self.scheme("head")}
+
+    def _stored_part(self, part: str, layer: int) -> str:
+        """experts.3.gate -> experts.gate where this layer's experts are stored in one piece."""
+        general, expert = split_expert(part)
+        return general if expert is not None and self.stacked(layer) else part
+
     @cached_property
     def left_off(self) -> str:
         """The start of the architecture's names that this directory leaves off."""
         embed, base = base_names(self.architecture)
         left_off = embed not in self.entries and embed.removeprefix(base) in self.entries
         return base if left_off else ""
+
+
+def can_be_quantized(part: str) -> bool:
+    """Whether a part is a linear of a block, but for a router, or the head."""
+    general, _ = split_expert(part)
+    return general.rpartition(".")[2] in (*"qkvo", "gate", "up", "down", "head")
 
 
 def head_names(checkpoint: Checkpoint, source: str, part: str) -> list[str]:
@@ -126,48 +165,21 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
     for name in FILES:
         check_file(path / name, allow_links)
     values = read_json(path / "config.json")
-    _check_quantization(values, path)
+    form, declared = _format_of(values, path)
     config = _with_generation(model_config(values, path / "config.json"), path)
     architecture = architecture_of(values, path)
     entries, absent = find_entries(path, allow_links)
     plain = plain_names([*entries, *absent], architecture)
-    checkpoint = Checkpoint(path, values, config, architecture, _renamed(path, entries, plain))
+    checkpoint = Checkpoint(
+        path,
+        values,
+        config,
+        architecture,
+        _renamed(path, entries, plain),
+        format=form,
+        declared=declared,
+    )
     return _sort_out(checkpoint, {plain[name]: shard for name, shard in absent.items()})
-
-
-def bad_value(
-    checkpoint: Checkpoint, name: str, expected: object, found: object
-) -> CheckpointError:
-    path = checkpoint.path
-    return CheckpointError("bad value", path=path, name=name, expected=expected, found=found)
-
-
-def named_entry(checkpoint: Checkpoint, name: str) -> TensorEntry:
-    if name not in checkpoint.entries:
-        raise CheckpointError("is missing", path=checkpoint.path, name=name)
-    return checkpoint.entries[name]
-
-
-def checked_entry(
-    checkpoint: Checkpoint, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...]
-) -> TensorEntry:
-    """A tensor's place, after its type and shape were found to be right."""
-    entry, types = named_entry(checkpoint, name), " or ".join(dtypes)
-    pairs = {
-        "wrong type": (types, entry.dtype, entry.dtype in dtypes),
-        "wrong shape": (list(shape), list(entry.shape), entry.shape == tuple(shape)),
-    }
-    for problem, (expected, found, good) in pairs.items():
-        if not good:
-            file = entry.file
-            raise CheckpointError(problem, path=file, name=name, expected=expected, found=found)
-    return entry
-
-
-def activation_of(checkpoint: Checkpoint, prefix: str) -> str:
-    """How a quantized linear treats its input; the head always reads floats."""
-    quantization = checkpoint.quantization or {}
-    return "float" if checkpoint.is_head(prefix) else quantization["activation"]
 
 
 def _with_generation(config: ModelConfig, path: Path) -> ModelConfig:
@@ -179,20 +191,17 @@ def _with_generation(config: ModelConfig, path: Path) -> ModelConfig:
     return replace(config, eos_token_ids=ids) if ids else config
 
 
-def _check_quantization(values: dict[str, Any], path: Path) -> None:
-    """A quantization_config must be ours: another's codes would be read as if they were."""
+def _format_of(values: dict[str, Any], path: Path) -> tuple[Format | None, Declared | None]:
+    """The format of quantized weights, which must be one that we read, and what it finds here."""
     found = values.get("quantization_config")
     if found is None:
-        return
+        return None, None
     file, name = path / "config.json", "quantization_config"
     if not isinstance(found, dict):
         found = type(found).__name__
         raise ConfigError("wrong form", path=file, name=name, expected="an object", found=found)
-    method, name = found.get("quant_method"), f"{name}.quant_method"
-    if method != "planish":
-        problem = "cannot be read"
-        raise ConfigError(problem, path=file, name=name, expected="planish", found=repr(method))
-    check_quantization_config(found, file)
+    form = find_format(found, file)
+    return form, form.parse(found, file)
 
 
 def _renamed(
@@ -247,8 +256,9 @@ def _known_names(checkpoint: Checkpoint) -> set[str]:
         tied = part == "head" and config.tie_embeddings
         known |= _require(checkpoint, part, None, kinds, optional=tied)
     for layer in range(config.num_layers):  # stops at the first missing one, however many
+        stacked = checkpoint.stacked(layer)
         for part, kinds in block_kinds(config, layer).items():
-            part = split_expert(part)[0] if checkpoint.stacked(layer) else part
+            part = split_expert(part)[0] if stacked else part
             known |= _require(checkpoint, part, layer, kinds)
     return known
 
@@ -262,7 +272,7 @@ def _require(
 ) -> set[str]:
     """The names that one part may have, after all that it must have were found."""
     prefix, source = checkpoint.prefix(part, layer), checkpoint.source(part, layer).name
-    must, may = _quantized_kinds(checkpoint, prefix)
+    must, may = _companions(checkpoint, part, layer)
     may = may if kinds else ("weight",)  # of a norm that had none before it was smoothed
     names = {f"{prefix}.{kind}" for kind in (*must, *may)}
     for kind in kinds:
@@ -277,22 +287,11 @@ def _require(
     return names
 
 
-def _quantized_kinds(
-    checkpoint: Checkpoint, prefix: str
+def _companions(
+    checkpoint: Checkpoint, part: str, layer: int | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What must and what may lie beside the codes of a quantized linear, one with a scale.
-
-    Zero points that are 8 everywhere need not be there, but older directories have them.
-    """
-    quantization = checkpoint.quantization
-    if quantization is None or f"{prefix}.weight_scale" not in checkpoint.entries:
+    """The tensors that a quantized linear must and may have beside its codes."""
+    scheme = checkpoint.scheme(part, layer)
+    if scheme is None or checkpoint.format is None:
         return (), ()
-    bits = weight_bits(quantization, checkpoint.is_head(prefix))
-    if bits is None:
-        return (), ()
-    if bits == 8:
-        static = activation_of(checkpoint, prefix) == "static"
-        return ("weight_scale", "input_scale") if static else ("weight_scale",), ()
-    if quantization["rule"] in SYMMETRIC_RULES:
-        return ("weight_scale",), ("weight_zero_point",)
-    return ("weight_scale", "weight_zero_point"), ()
+    return checkpoint.format.companions(scheme)

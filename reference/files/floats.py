@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from planish.reference.files.checkpoint import Checkpoint, bad_value, checked_entry
+from planish.reference.files.entries import Directory, bad_value, checked_entry
 from planish.reference.model.shapes import Shape
 
 FLOATS = ("F32", "F16", "BF16")
@@ -14,35 +14,35 @@ CHECKED_TOGETHER = 2**18  # numbers: 1 MiB, which a second look finds in the cac
 
 
 def load_float(
-    checkpoint: Checkpoint,
+    directory: Directory,
     name: str,
     shape: Shape,
     cut: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """read_float's tensor; it must be finite."""
-    tensor = read_float(checkpoint, name, shape, cut)
-    require_finite(checkpoint, name, tensor)
+    tensor = read_float(directory, name, shape, cut)
+    require_finite(directory, name, tensor)
     return tensor
 
 
 def read_float(
-    checkpoint: Checkpoint,
+    directory: Directory,
     name: str,
     shape: Shape,
     cut: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """A float tensor, or what is cut from it, as float32, a view of the file if it is float32."""
-    mapped = checked_entry(checkpoint, name, FLOATS, shape).map()
+    mapped = checked_entry(directory, name, FLOATS, shape).map()
     mapped = mapped if cut is None else np.ascontiguousarray(cut(mapped))
     with np.errstate(invalid="ignore"):  # a signalling NaN is reported later, by name
         return mapped.astype(np.float32, copy=False)
 
 
-def require_finite(checkpoint: Checkpoint, name: str, tensor: np.ndarray) -> None:
+def require_finite(directory: Directory, name: str, tensor: np.ndarray) -> None:
     """Raise CheckpointError naming the first number of a float32 tensor that is NaN or Inf."""
     if not all_finite(tensor):
         index = tuple(int(i) for i in np.argwhere(~np.isfinite(tensor))[0])
-        raise bad_value(checkpoint, name, "finite", f"{tensor[index]} at {index}")
+        raise bad_value(directory, name, "finite", f"{tensor[index]} at {index}")
 
 
 def all_finite(tensor: np.ndarray) -> bool:

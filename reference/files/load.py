@@ -1,25 +1,9 @@
 """A Hugging Face directory, read lazily: config, tensors by name, one block at a time.
 
-Float tensors may be float32, float16 or bfloat16 and come out as float32. A directory whose
-config has a `quantization_config` with quant_method `planish` holds, for a quantized linear P
-of N outputs, K inputs and G groups of inputs, by its `layout`:
-
-                          canonical (also where no layout is told)   tiles (packing.py)
-    P.weight        INT8  int8 [N, K]                                [ceil(N/16), ceil(K/4), 16, 4]
-                    INT4  uint8 [N, ceil(K / 2)], nibbles            [ceil(N/16), ceil(K/8), 16, 4]
-    P.weight_scale  INT8  float32 [N, 1] or [1, 1]                   the same
-                    INT4  float16 or float32 [N, G]                  [ceil(N/16), G, 16]
-    P.weight_zero_point   uint8 [N, G], INT4 by the rule minmax      [ceil(N/16), G, 16]
-    P.input_scale         float32 [1], static activations only       the same
-    P.bias                as in the float model                      the same
-
-The experts of a layer lie together where they are quantized: P has the experts' name without their
-number, and each of its tensors an axis of E experts in front, as P.weight int8 [E, N, K] and
-P.input_scale float32 [E, 1]. (An older directory may have a P for each expert.)
-
-Symmetric INT4 rules have the zero point 8 everywhere, which need not be stored. Tiles are what
-the native kernels read, straight from the file; the definition reads the canonical form, so
-load_weights gives either from both. Nothing is unpickled and no path leaves the directory.
+Float tensors may be float32, float16 or bfloat16 and come out as float32. Quantized linears are
+read by the format that wrote them (formats/) and come out in the layout that is asked for:
+`canonical`, which the definition reads, or `tiles`, which the native kernels read; as views of the
+file where it has this layout. Nothing is unpickled and no path leaves the directory.
 """
 
 from __future__ import annotations
@@ -31,26 +15,15 @@ from typing import overload
 import numpy as np
 
 from planish.reference.architectures import Tensor
-from planish.reference.errors import TokenizerError, notice
-from planish.reference.files.checkpoint import (
-    Checkpoint,
-    activation_of,
-    bad_value,
-    checked_entry,
-    head_names,
-    open_checkpoint,
-)
+from planish.reference.errors import CheckpointError, TokenizerError, notice
+from planish.reference.files.checkpoint import Checkpoint, head_names, open_checkpoint
+from planish.reference.files.entries import bad_value, checked_entry
 from planish.reference.files.floats import (
     FLOATS,
     all_finite,
     load_float,
     read_float,
     require_finite,
-)
-from planish.reference.files.formats.planish import (
-    load_as_it_lies,
-    load_quantized,
-    require_positive,
 )
 from planish.reference.linear import Linear
 from planish.reference.model.experts import Stack
@@ -64,6 +37,7 @@ from planish.reference.model.shapes import (
     outer_shapes,
 )
 from planish.reference.model.weights import Block, Mlp, Weights, put_together, split_expert
+from planish.reference.quantized import QuantizedWeight, to_layout
 from planish.reference.text.tokenizer import load_tokenizer
 
 __all__ = ["Checkpoint", "load_block", "load_float", "load_weights", "open_checkpoint"]
@@ -74,7 +48,7 @@ ROWS_TOGETHER = 256
 def load_weights(checkpoint: Checkpoint, tiled: bool = False) -> Weights:
     """The model with lazy blocks: each is read when it is indexed.
 
-    Quantized weights come out as QuantizedWeight or, if `tiled`, as TiledWeight: views of the
+    Quantized weights come out in the canonical layout or, if `tiled`, in tiles: views of the
     file where it has them in this layout, converted where it has not.
     """
     config = checkpoint.config
@@ -137,8 +111,7 @@ def _rows_without_token(checkpoint: Checkpoint) -> np.ndarray:
 
 def _head_is_embedding(checkpoint: Checkpoint) -> bool:
     """Whether the head has no weight of its own; quantized, a tied one has."""
-    own = f"{checkpoint.prefix('head')}.weight_scale" in checkpoint.entries
-    return checkpoint.config.tie_embeddings and not own
+    return checkpoint.config.tie_embeddings and checkpoint.scheme("head") is None
 
 
 def _load_head(checkpoint: Checkpoint, embed: np.ndarray, tiled: bool) -> Linear:
@@ -216,25 +189,34 @@ def _require_alike(checkpoint: Checkpoint, layer: int, linears: dict[str, Linear
 def load_stack(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Stack:
     """The quantized experts of one layer, mapped whole; each is converted when it is asked for."""
     shapes = block_shapes(checkpoint.config, layer)
-    parts = {part: shapes.get(f"experts.0.{part}") for part in ("gate", "up", "down")}
-    found = {
-        part: load_linears(checkpoint, f"experts.{part}", layer, *shape)
-        for part, shape in parts.items()
-        if shape is not None
-    }
-    return Stack(Mlp(found.get("gate"), found["up"], found["down"]), tiled)
+    found: dict[str, Linear] = {}
+    for part in ("gate", "up", "down"):
+        if f"experts.0.{part}" in shapes:
+            found[part] = _load_experts(checkpoint, f"experts.{part}", layer)
+    whole = Mlp(found.get("gate"), found["up"], found["down"])
+    return Stack(whole, "tiles" if tiled else "canonical")
 
 
-def load_linears(
-    checkpoint: Checkpoint, part: str, layer: int, shape: Shape, has_bias: bool
-) -> Linear:
+def _load_experts(checkpoint: Checkpoint, part: str, layer: int) -> Linear:
     """One linear of every expert in the layout on disk, an axis of experts in front."""
     moe, prefix = checkpoint.config.moe, checkpoint.prefix(part, layer)
+    shape, has_bias = block_shapes(checkpoint.config, layer)[part.replace(".", ".0.")]
     stack = () if moe is None else (moe.num_experts,)
-    weight = load_as_it_lies(checkpoint, prefix, shape, stack)
+    experts = _read_quantized(checkpoint, part, layer, shape, stack)
     bias = load_float(checkpoint, f"{prefix}.bias", (*stack, shape[0])) if has_bias else None
-    linear = Linear(weight, bias, activation_of(checkpoint, prefix))
-    return with_static_scale(checkpoint, prefix, linear, (*stack, 1))
+    return replace(experts, bias=bias)
+
+
+def _read_quantized(
+    checkpoint: Checkpoint, part: str, layer: int | None, shape: Shape, stack: Shape = ()
+) -> Linear:
+    """A linear without its bias as its format reads it."""
+    scheme, form = checkpoint.scheme(part, layer), checkpoint.format
+    prefix = checkpoint.prefix(part, layer)
+    if scheme is None or form is None:
+        name = f"{prefix}.weight_scale"
+        raise CheckpointError("is missing", path=checkpoint.path, name=name)
+    return form.read(checkpoint, prefix, scheme, shape, stack)
 
 
 def load_linear(
@@ -245,23 +227,15 @@ def load_linear(
     has_bias: bool,
     tiled: bool = False,
 ) -> Linear:
-    """Weight (float or quantized) and bias of one linear, with its activations' treatment."""
-    prefix = checkpoint.prefix(part, layer)
+    """Weight (float or quantized) and bias of one linear, with its activations' scale."""
     bias = load_part(checkpoint, part, layer, "bias", shape) if has_bias else None
-    if f"{prefix}.weight_scale" not in checkpoint.entries:
+    if checkpoint.scheme(part, layer) is None:
         return Linear(load_part(checkpoint, part, layer, "weight", shape), bias)
-    weight = load_quantized(checkpoint, prefix, shape, tiled)
-    linear = Linear(weight, bias, activation_of(checkpoint, prefix))
-    return with_static_scale(checkpoint, prefix, linear, (1,))
-
-
-def with_static_scale(checkpoint: Checkpoint, prefix: str, linear: Linear, shape: Shape) -> Linear:
-    """The linear, with its activations' calibrated scale where they have one."""
-    if linear.activation != "static":
-        return linear
-    scale = load_float(checkpoint, f"{prefix}.input_scale", shape)
-    require_positive(checkpoint, f"{prefix}.input_scale", scale)
-    return replace(linear, activation_scale=scale)
+    linear = _read_quantized(checkpoint, part, layer, shape)
+    if isinstance(linear.weight, QuantizedWeight):
+        layout = "tiles" if tiled else "canonical"
+        linear = replace(linear, weight=to_layout(linear.weight, layout))
+    return replace(linear, bias=bias)
 
 
 def load_part(
@@ -309,7 +283,8 @@ def load_norm(checkpoint: Checkpoint, part: str, shape: Shape, layer: int | None
         load_norm_part(checkpoint, part, layer, kind, shape) if kind in kinds else None
         for kind in ("weight", "bias")
     )
-    return Norm(weight, bias)
+    config = checkpoint.config
+    return Norm(weight=weight, bias=bias, kind=config.norm, eps=config.norm_eps)
 
 
 def load_norm_part(

@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePath
 
-from planish.reference.architectures.read.keys import read_json
 from planish.reference.errors import CheckpointError, ConfigError, notice
+from planish.reference.files.json import read_json
 from planish.reference.files.safetensors import TensorEntry, read_entries, require_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -12,27 +12,31 @@ from dataclasses import dataclass
 import numpy as np
 from ml_dtypes import bfloat16
 
-from planish.reference.model.config import Alibi, ModelConfig
+from planish.reference.model.config import Alibi
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Norm:
-    """Weight [D] and bias [D]; either may be absent."""
+    """One normalization over the last axis. `kind` is a name in NORMS; eps is added to the mean
+    square (or the variance) before the root."""
 
-    weight: np.ndarray | None
-    bias: np.ndarray | None = None
+    weight: np.ndarray | None  # [D]
+    bias: np.ndarray | None = None  # [D]
+    kind: str
+    eps: float
 
 
-def rms_norm(x: np.ndarray, norm: Norm, eps: float) -> np.ndarray:
+def rms_norm(x: np.ndarray, norm: Norm) -> np.ndarray:
     """x / sqrt(mean(x^2) + eps) * weight. Zhang and Sennrich 2019."""
-    y = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps))
+    y = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(norm.eps))
     return y if norm.weight is None else y * norm.weight
 
 
-def layer_norm(x: np.ndarray, norm: Norm, eps: float) -> np.ndarray:
+def layer_norm(x: np.ndarray, norm: Norm) -> np.ndarray:
     """(x - mean) / sqrt(variance + eps) * weight + bias. Ba et al. 2016."""
     centred = x - np.mean(x, axis=-1, keepdims=True)
-    y = centred / np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + np.float32(eps))
+    variance = np.mean(centred * centred, axis=-1, keepdims=True)
+    y = centred / np.sqrt(variance + np.float32(norm.eps))
     y = y if norm.weight is None else y * norm.weight
     return y if norm.bias is None else y + norm.bias
 
@@ -40,9 +44,9 @@ def layer_norm(x: np.ndarray, norm: Norm, eps: float) -> np.ndarray:
 NORMS = {"rms_norm": rms_norm, "layer_norm": layer_norm}
 
 
-def normalize(x: np.ndarray, norm: Norm | None, config: ModelConfig) -> np.ndarray:
-    """The model's kind of norm over the last axis; x itself where the model has none here."""
-    return x if norm is None else NORMS[config.norm](x, norm, config.norm_eps)
+def normalize(x: np.ndarray, norm: Norm | None) -> np.ndarray:
+    """norm(x) over the last axis; x itself where the model has no norm here."""
+    return x if norm is None else NORMS[norm.kind](x, norm)
 
 
 def relu(x: np.ndarray) -> np.ndarray:

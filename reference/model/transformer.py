@@ -65,7 +65,7 @@ def embed(
         x = linear(x, weights.project_in)  # [T, D]
     if weights.positions is not None:
         x = x + weights.positions[positions + config.position_offset].astype(np.float32)
-    return normalize(x, weights.embed_norm, config)
+    return normalize(x, weights.embed_norm)
 
 
 def block_forward(
@@ -84,16 +84,16 @@ def block_forward(
     """
     if config.norm_placement == "post":
         attended, past = attend(config, block, x, positions, past, tap, length)
-        x = normalize(x + attended, block.attention_norm, config)
-        return normalize(x + mlp(config, block.mlp, x, tap), block.mlp_norm, config), past
-    n = normalize(x, block.attention_norm, config)
+        x = normalize(x + attended, block.attention_norm)
+        return normalize(x + mlp(config, block.mlp, x, tap), block.mlp_norm), past
+    n = normalize(x, block.attention_norm)
     attended, past = attend(config, block, n, positions, past, tap, length)
     if config.parallel:
-        n = n if config.shared_norm else normalize(x, block.mlp_norm, config)
+        n = n if config.shared_norm else normalize(x, block.mlp_norm)
         return x + attended + mlp(config, block.mlp, n, tap), past
-    x = x + normalize(attended, block.attention_output_norm, config)
-    mixed = mlp(config, block.mlp, normalize(x, block.mlp_norm, config), tap)
-    return x + normalize(mixed, block.mlp_output_norm, config), past
+    x = x + normalize(attended, block.attention_output_norm)
+    mixed = mlp(config, block.mlp, normalize(x, block.mlp_norm), tap)
+    return x + normalize(mixed, block.mlp_output_norm), past
 
 
 def attend(
@@ -130,10 +130,10 @@ def heads(
         tap(name, x)
     q, k, v = (clipped(linear(x, layer), config.qkv_clip) for layer in (block.q, block.k, block.v))
     if config.qk_norm == "width":
-        q, k = normalize(q, block.q_norm, config), normalize(k, block.k_norm, config)
+        q, k = normalize(q, block.q_norm), normalize(k, block.k_norm)
     q, k, v = (y.reshape(len(x), -1, config.head_dim) for y in (q, k, v))
     if config.qk_norm in ("head", "each_head"):
-        q, k = normalize(q, block.q_norm, config), normalize(k, block.k_norm, config)
+        q, k = normalize(q, block.q_norm), normalize(k, block.k_norm)
     return q, k, v
 
 
@@ -199,7 +199,7 @@ def route(config: ModelConfig, scores: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def unembed(config: ModelConfig, weights: Weights, x: np.ndarray) -> np.ndarray:
     """Final norm and head: [T, D] -> logits [T, V]."""
-    x = normalize(x, weights.final_norm, config)
+    x = normalize(x, weights.final_norm)
     if weights.project_out is not None:
         x = linear(x, weights.project_out)  # [T, E]
     return capped(linear(x, weights.head), config.logit_cap)

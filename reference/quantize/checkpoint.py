@@ -3,46 +3,51 @@
     for each block:  read -> observe -> smooth -> (observe, for static scales) -> quantize -> write
 
 The float model is never whole in memory; what is kept is one block and, where the recipe needs
-a calibration, the hidden states of the samples.
+a calibration, the hidden states of the samples before and after it. A runner (runner.py) computes
+those and the statistics; a method (methods/) makes codes of a weight and its statistics.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from planish.reference.errors import RecipeError
-from planish.reference.files.formats.quantization_config import LAYOUTS, quantization_config
+from planish.reference.files.formats import FORMATS
 from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.files.writer import CheckpointWriter
-from planish.reference.linear import Linear, QuantizedWeight, float_weight, quantized_weight
+from planish.reference.linear import Linear, float_weight, quantized_weight
 from planish.reference.model.experts import stacked
 from planish.reference.model.layers import Norm
 from planish.reference.model.shapes import outer_kinds
 from planish.reference.model.weights import Block, Weights, block_linears, block_norms, split_expert
-from planish.reference.quantize.ignore import check_ignore, ignored_parts, linear_names
-from planish.reference.quantize.methods.rtn import quantize_weight
-from planish.reference.quantize.observe import (
-    Progress,
-    embed_samples,
-    fingerprint,
-    no_progress,
-    observe_block,
+from planish.reference.quantize.block import (
+    method_observer,
+    method_statistics,
+    quantize_block,
 )
+from planish.reference.quantize.methods import quantize_linear
+from planish.reference.quantize.observe import ChannelAbsmax, Statistics, fingerprint
 from planish.reference.quantize.recipe import Recipe, needs_calibration
 from planish.reference.quantize.remarks import Remarks
-from planish.reference.quantize.smooth import (
-    quantize_block,
-    require_folds,
-    require_smoothed,
-    search_alpha,
-    smoothed,
+from planish.reference.quantize.runner import NUMPY, Hidden, Runner, Runtime
+from planish.reference.quantize.schemes import (
+    block_schemes,
+    check_schemes,
+    head_scheme,
+    linear_names,
+    written_schemes,
 )
-from planish.reference.tiles import TiledWeight, tile
+from planish.reference.quantize.search import BlockAlphas, search_alpha
+from planish.reference.quantize.smooth import require_folds, require_smoothed, smoothed
+from planish.reference.quantized import LAYOUTS, QuantizedWeight, to_layout
+from planish.reference.scheme import Scheme
+
+WRITTEN = FORMATS["planish"]
 
 
 def quantize_checkpoint(
@@ -50,33 +55,84 @@ def quantize_checkpoint(
     writer: CheckpointWriter,
     recipe: Recipe,
     samples: Sequence[np.ndarray] | None = None,
-    progress: Progress = no_progress,
     layout: str = "tiles",
+    runtime: Runtime = NUMPY,
 ) -> None:
     """Write the model by the recipe. `samples` are calibration tokens, for recipes that need them.
 
     layout: `tiles`, as the native kernels read quantized weights, or `canonical` (checkpoint.py).
     Raises RecipeError for a model that is quantized already, a recipe that cannot be applied,
-    or missing samples; QuantizationError for a tensor that does not fit its grid.
+    or missing samples; QuantizationError for a tensor that does not fit its grid, or a float
+    model that overflows on the samples.
     """
     check_request(checkpoint, recipe, layout)
     if needs_calibration(recipe) and not samples:
         raise RecipeError("needs calibration text", name=recipe.name)
     samples = samples if needs_calibration(recipe) else None
     weights = load_weights(checkpoint)
-    alphas = choose_alphas(checkpoint, weights, recipe, samples, progress)
-    hidden = embed_samples(checkpoint.config, weights, samples) if samples else []
+    smoothing = choose_alphas(checkpoint, weights, recipe, samples, runtime)
+    job = Job(checkpoint=checkpoint, recipe=recipe, smoothing=smoothing, runner=runtime.runner)
+    hidden = job.first_hidden(weights, samples)
     remarks = Remarks(recipe)
-    for layer in progress(range(len(weights.blocks)), recipe.name):
-        block, outputs = _smooth(checkpoint, weights, layer, recipe, alphas, hidden)
-        if recipe.bits is not None:
-            block = _quantize(checkpoint, layer, block, recipe, hidden, remarks)
-        _add_block(checkpoint, writer, layer, block, layout, raw=alphas is None)
-        hidden = outputs
+    for layer in runtime.progress(range(len(weights.blocks)), recipe.name):
+        block, hidden = job.convert(weights.blocks[layer], layer, hidden, remarks)
+        _add_block(checkpoint, writer, layer, block, layout, raw=smoothing is None)
         del block  # before the next one is read
     _add_outer(checkpoint, writer, weights, recipe, layout, remarks)
     remarks.tell()
+    alphas = None if smoothing is None else smoothing.alphas
     writer.finish(_config_values(checkpoint, recipe, layout, alphas, samples))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One model under one recipe: what every block's conversion has in common."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    smoothing: BlockAlphas | None
+    runner: Runner
+
+    def first_hidden(self, weights: Weights, samples: Sequence[np.ndarray] | None) -> Hidden:
+        """What enters the first block; nothing where no block's inputs have to be seen."""
+        seen = self.smoothing is not None and self.smoothing.observed is not None
+        if samples is None or (seen and method_observer(self.recipe) is None):
+            return []
+        return self.runner.embed(self.checkpoint.config, weights, samples)
+
+    def convert(
+        self, block: Block, layer: int, hidden: Hidden, remarks: Remarks
+    ) -> tuple[Block, Hidden]:
+        """observe -> smooth -> quantize one float block; and the float hidden states after it."""
+        names, config = linear_names(self.checkpoint, layer), self.checkpoint.config
+        absmax, outputs = self.runner.observe(config, block, hidden, names)
+        smooth = self.smooth(block, layer, absmax)
+        if not self.recipe.quantizes:
+            return smooth, outputs
+        statistics = self.statistics(smooth, hidden, names)
+        schemes = block_schemes(self.checkpoint, self.recipe, layer)
+        quantized = quantize_block(smooth, self.recipe, statistics, names, schemes)
+        floats = block_linears(smooth)
+        for part, linear in block_linears(quantized).items():
+            if isinstance(linear.weight, QuantizedWeight):
+                remarks.see(names[part], float_weight(floats[part]), linear.weight)
+        return quantized, outputs
+
+    def smooth(self, block: Block, layer: int, absmax: ChannelAbsmax) -> Block:
+        """The block smoothed at its alpha; as it is where the recipe does not smooth."""
+        if self.smoothing is None:
+            return block
+        if self.smoothing.observed is not None:
+            absmax = self.smoothing.observed[layer]
+        config, alpha = self.checkpoint.config, self.smoothing.alphas[layer]
+        after = smoothed(config, block, absmax, self.recipe, alpha)
+        require_smoothed(block, after, linear_names(self.checkpoint, layer))
+        return after
+
+    def statistics(self, block: Block, hidden: Hidden, names: Mapping[str, str]) -> Statistics:
+        """What the method wants to know about the block's linears."""
+        config = self.checkpoint.config
+        return method_statistics(config, block, self.recipe, hidden, names, self.runner)
 
 
 def check_request(checkpoint: Checkpoint, recipe: Recipe, layout: str) -> None:
@@ -89,9 +145,9 @@ def check_request(checkpoint: Checkpoint, recipe: Recipe, layout: str) -> None:
         raise RecipeError(
             "is quantized already", path=checkpoint.path, expected="a float model", found=found
         )
-    if recipe.alpha is not None:
-        require_folds(checkpoint.config, checkpoint.architecture)
-    check_ignore(checkpoint, recipe)
+    if recipe.smoothing is not None:
+        require_folds(checkpoint.config)
+    check_schemes(checkpoint, recipe)
 
 
 def choose_alphas(
@@ -99,50 +155,14 @@ def choose_alphas(
     weights: Weights,
     recipe: Recipe,
     samples: Sequence[np.ndarray] | None,
-    progress: Progress = no_progress,
-) -> list[float] | None:
+    runtime: Runtime = NUMPY,
+) -> BlockAlphas | None:
     """The alpha of each block: as given, or searched for; None without smoothing."""
     if recipe.alpha is None or samples is None:
         return None
     if not isinstance(recipe.alpha, str):
-        return [float(recipe.alpha)] * checkpoint.config.num_layers
-    return search_alpha(checkpoint, weights, samples, recipe, progress=progress)
-
-
-def _smooth(
-    checkpoint: Checkpoint,
-    weights: Weights,
-    layer: int,
-    recipe: Recipe,
-    alphas: list[float] | None,
-    hidden: list[np.ndarray],
-) -> tuple[Block, list[np.ndarray]]:
-    """A block, read and perhaps smoothed, and the float hidden states that leave it."""
-    config, block, names = checkpoint.config, weights.blocks[layer], linear_names(checkpoint, layer)
-    absmax, outputs = observe_block(config, block, hidden, names)
-    if alphas is None:
-        return block, outputs
-    after = smoothed(config, checkpoint.architecture, block, absmax, recipe, alphas[layer])
-    require_smoothed(block, after, names)
-    return after, outputs
-
-
-def _quantize(
-    checkpoint: Checkpoint,
-    layer: int,
-    block: Block,
-    recipe: Recipe,
-    hidden: list[np.ndarray],
-    remarks: Remarks,
-) -> Block:
-    """A float block -> the recipe's."""
-    floats, names = block_linears(block), linear_names(checkpoint, layer)
-    ignored = ignored_parts(checkpoint, recipe, layer)
-    quantized = quantize_block(checkpoint.config, block, recipe, hidden, names, ignored)
-    for part, linear in block_linears(quantized).items():
-        if isinstance(linear.weight, QuantizedWeight):
-            remarks.see(names[part], float_weight(floats[part]), linear.weight)
-    return quantized
+        return BlockAlphas(alphas=[float(recipe.alpha)] * checkpoint.config.num_layers)
+    return search_alpha(checkpoint, weights, samples, recipe, runtime=runtime)
 
 
 def _add_block(
@@ -157,12 +177,12 @@ def _add_block(
     for part, value in (block_norms(block) | linears).items():
         prefix = checkpoint.prefix(part, layer)
         if isinstance(value, Linear) and isinstance(value.weight, QuantizedWeight):
-            add_quantized(writer, prefix, _laid_out(value, layout))
+            WRITTEN.write(writer, prefix, _laid_out(value, layout))
         else:
             _add_float(checkpoint, writer, prefix, value, raw)
     for part, each in experts.items():
         stack = stacked([_laid_out(layer, layout) for layer in each])
-        add_quantized(writer, checkpoint.prefix(part, layer), stack)
+        WRITTEN.write(writer, checkpoint.prefix(part, layer), stack)
 
 
 def apart(linears: dict[str, Linear]) -> tuple[dict[str, Linear], dict[str, list[Linear]]]:
@@ -192,22 +212,10 @@ def _add_float(
 
 def _laid_out(layer: Linear, layout: str) -> Linear:
     """A quantized linear with its codes as they are to lie in the file."""
-    return replace(layer, weight=tile(quantized_weight(layer))) if layout == "tiles" else layer
-
-
-def add_quantized(writer: CheckpointWriter, prefix: str, layer: Linear) -> None:
-    """A quantized linear's tensors under the names that checkpoint.py reads, in its layout."""
     weight = layer.weight
-    if not isinstance(weight, QuantizedWeight | TiledWeight):
-        raise TypeError("this linear is not quantized")
-    writer.add(f"{prefix}.weight", weight.codes)
-    writer.add(f"{prefix}.weight_scale", weight.scale)
-    if weight.zero_point is not None:
-        writer.add(f"{prefix}.weight_zero_point", weight.zero_point)
-    if layer.activation_scale is not None:
-        writer.add(f"{prefix}.input_scale", layer.activation_scale)
-    if layer.bias is not None:
-        writer.add(f"{prefix}.bias", layer.bias.astype(np.float32, copy=False))
+    if not isinstance(weight, QuantizedWeight):
+        return layer
+    return replace(layer, weight=to_layout(weight, layout))
 
 
 def _add_outer(
@@ -218,13 +226,13 @@ def _add_outer(
     layout: str,
     remarks: Remarks,
 ) -> None:
-    """Embeddings, final norm and projections as they are; the head by the recipe's choice."""
+    """Embeddings, final norm and projections as they are; the head by its scheme."""
     for part, kinds in outer_kinds(checkpoint.config).items():
         prefix, source = checkpoint.prefix(part), checkpoint.source(part).name
-        if part == "head" and recipe.head != "float":
-            head = quantize_head(weights.head, recipe, prefix)
+        if part == "head" and (scheme := head_scheme(checkpoint, recipe)) is not None:
+            head = quantize_head(weights.head, scheme, recipe, prefix)
             remarks.see(prefix, float_weight(weights.head), quantized_weight(head))
-            add_quantized(writer, prefix, _laid_out(head, layout))
+            WRITTEN.write(writer, prefix, _laid_out(head, layout))
             continue
         if part == "head" and checkpoint.config.tie_embeddings:
             continue
@@ -232,17 +240,9 @@ def _add_outer(
             writer.add(f"{source}.{kind}", checkpoint.entries[f"{source}.{kind}"].map())
 
 
-def quantize_head(head: Linear, recipe: Recipe, name: str) -> Linear:
-    """lm_head as INT8 per_channel or INT4, activations float."""
-    bits = {"int8": 8, "int4": 4}[recipe.head]
-    as_head = Recipe(
-        name=recipe.name,
-        bits=bits,
-        rule=recipe.rule,
-        group_size=recipe.group_size,
-        scale_dtype=recipe.scale_dtype,
-    )
-    return Linear(quantize_weight(float_weight(head), as_head, name), head.bias)
+def quantize_head(head: Linear, scheme: Scheme, recipe: Recipe, name: str) -> Linear:
+    """lm_head by its scheme and the recipe's method."""
+    return quantize_linear(head, scheme, method=recipe.method, rule=recipe.rule, name=name)
 
 
 def _config_values(
@@ -253,10 +253,24 @@ def _config_values(
     samples: Sequence[np.ndarray] | None,
 ) -> dict[str, Any]:
     values = copy.deepcopy(checkpoint.values)
-    if recipe.bits is None and recipe.head == "float":  # a float model, perhaps smoothed
+    if not recipe.quantizes:  # a float model, perhaps smoothed
         if alphas is not None:
             values["torch_dtype" if "torch_dtype" in values else "dtype"] = "float32"
         return values
-    calibration = fingerprint(samples) if samples else None
-    told = quantization_config(recipe, layout, alphas, calibration)
-    return {**values, "quantization_config": told}
+    said = WRITTEN.config(written_schemes(checkpoint, recipe), layout)
+    facts = recipe_facts(recipe, alphas, fingerprint(samples) if samples else None)
+    return {**values, "quantization_config": {**said, **facts}}
+
+
+def recipe_facts(
+    recipe: Recipe, alphas: list[float] | None = None, calibration: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a directory records of its making: nothing that a reader of it needs."""
+    smoothing = recipe.smoothing
+    return {
+        "recipe": recipe.name,
+        "method": recipe.method,
+        "rule": recipe.rule,
+        "smoothing": smoothing and {**asdict(smoothing), "alpha_per_block": alphas},
+        "calibration": calibration,
+    }

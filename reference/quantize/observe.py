@@ -1,14 +1,17 @@
-"""Calibration: the running absmax at the input of every linear, block by block.
+"""Calibration: what the linears of a block read on real text, reduced to statistics.
 
-SmoothQuant and static scales need to know how large each input channel of each linear gets on
-real text. The samples' hidden states are carried through one block after another, so a model
-larger than memory can be calibrated. Default as in the original: 512 samples of 512 tokens.
+SmoothQuant and static scales need the absmax of each input channel of each linear; other methods
+need other statistics. All are running ones: an Observer measures the inputs of one sample and
+merges what it finds with what it found before, so no input is kept longer than the observer wants.
+The samples' hidden states are carried through one block after another, so a model larger than
+memory can be calibrated. Default as in the original: 512 samples of 512 tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
 
@@ -16,13 +19,40 @@ import numpy as np
 
 from planish.reference.errors import PromptError, QuantizationError, notice
 from planish.reference.model.config import ModelConfig
-from planish.reference.model.transformer import block_forward, embed, no_tap
+from planish.reference.model.transformer import Tap, block_forward, embed, no_tap
 from planish.reference.model.weights import Block, Weights
 
 NUM_SAMPLES, SAMPLE_LENGTH = 512, 512
 
-ChannelAbsmax = dict[str, np.ndarray]  # name of a linear in its block -> float32 [K]
+Statistics = dict[str, np.ndarray]  # name of a linear in its block -> what an observer found
+ChannelAbsmax = dict[str, np.ndarray]  # the same of ABSMAX: float32 [K]
 Progress = Callable[..., Iterable[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observer:
+    """A running statistic of the inputs x [T, K] of a linear.
+
+    measure(x) of one sample may use operators and methods of arrays only, for x is NumPy's or
+    JAX's; merge takes two results as NumPy arrays, and merge(measure(a), measure(b)) is
+    measure of a and b in sequence. A Hessian is measure=lambda x: x.T @ x, merge=np.add.
+    """
+
+    measure: Callable[[Any], Any]
+    merge: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+    def add(self, statistics: Statistics, name: str, found: np.ndarray) -> None:
+        """Merge what was found at one linear's input into its statistic."""
+        before = statistics.get(name)
+        statistics[name] = found if before is None else self.merge(before, found)
+
+
+def channel_absmax(x: Any) -> Any:
+    """max over tokens of |x_j|: [T, K] -> [K]."""
+    return abs(x).max(axis=0)
+
+
+ABSMAX = Observer(measure=channel_absmax, merge=np.maximum)
 
 
 def no_progress(items: Iterable[Any], description: str = "") -> Iterable[Any]:
@@ -64,12 +94,7 @@ def embed_samples(
     return [embed(config, weights, tokens, np.arange(len(tokens))) for tokens in samples]
 
 
-def run_block(
-    config: ModelConfig,
-    block: Block,
-    x: np.ndarray,
-    tap: Callable[[str, np.ndarray], None] = no_tap,
-) -> np.ndarray:
+def run_block(config: ModelConfig, block: Block, x: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
     """One block over one whole sample [T, D], nothing cached."""
     nothing = np.zeros((0, config.num_kv_heads, config.head_dim), np.float32)
     return block_forward(config, block, x, np.arange(len(x)), (nothing, nothing), tap)[0]
@@ -80,33 +105,44 @@ def observe_block(
     block: Block,
     hidden: Sequence[np.ndarray],
     names: Mapping[str, str] | None = None,
-) -> tuple[ChannelAbsmax, list[np.ndarray]]:
-    """Absmax per input channel of a block's linears, and the hidden states that leave it.
+    observer: Observer = ABSMAX,
+) -> tuple[Statistics, list[np.ndarray]]:
+    """Statistics of the inputs of a block's linears, and the hidden states that leave it.
 
     Raises QuantizationError where the float model overflows on the samples. `names` says how the
     block's linears are called there.
     """
-    absmax: ChannelAbsmax = {}
-    called = names or {}
+    statistics: Statistics = {}
+    called, outputs = names or {}, []
 
     def tap(name: str, x: np.ndarray) -> None:
-        largest = np.abs(x).max(axis=0)
-        _require_finite(largest, f"{called.get(name, name)}: the activations that it reads")
-        absmax[name] = np.maximum(absmax[name], largest) if name in absmax else largest
+        if not np.isfinite(x).all():
+            raise reads_overflow(called.get(name, name))
+        observer.add(statistics, name, observer.measure(x))
 
-    outputs, where = [], commonprefix([*called.values()]).rstrip(".") or "block"
     with np.errstate(all="ignore"):  # reported by name instead
         for x in hidden:
             outputs.append(run_block(config, block, x, tap))
-            _require_finite(outputs[-1], f"{where}: the hidden states that leave it")
-            squares = np.square(outputs[-1])  # of which a norm takes the mean
-            _require_finite(squares, f"{where}: the squared hidden states that leave it")
-    return absmax, outputs
+            require_finite_output(np.abs(outputs[-1]).max(), called)
+    return statistics, outputs
 
 
-def _require_finite(x: np.ndarray, what: str) -> None:
-    if not np.isfinite(x).all():
-        raise QuantizationError(f"{what} overflow float32 in the float model's calibration")
+def reads_overflow(name: str) -> QuantizationError:
+    """What to raise where the input of the linear `name` is not finite."""
+    what = f"{name}: the activations that it reads"
+    return QuantizationError(f"{what} overflow float32 in the float model's calibration")
+
+
+def require_finite_output(largest: np.floating[Any], names: Mapping[str, str]) -> None:
+    """Raise QuantizationError unless a block's largest output, and its square, is finite.
+
+    A norm takes the mean of the squares.
+    """
+    where = commonprefix([*names.values()]).rstrip(".") or "block"
+    for what, value in (("", largest), ("squared ", np.square(largest))):
+        if not np.isfinite(value):
+            left = f"{where}: the {what}hidden states that leave it"
+            raise QuantizationError(f"{left} overflow float32 in the float model's calibration")
 
 
 def calibrate(

@@ -1,64 +1,109 @@
-"""The schemes by name: what is done to weights, to activations, and before both (SPEC 3, 4)."""
+"""Recipes: a method, a smoothing, and a scheme for each linear by the pattern of its name (SPEC 3).
+
+    recipe       smoothing     schemes, first match wins
+    W8A8         alpha 0.5     lm_head float, * W8A8
+    O1, O2, O3   alpha 0.5     lm_head float, * of the same name (scheme.py)
+    naive        none          lm_head float, * O2
+    W8A16 ...    none          lm_head float, * of the same name
+    float        none          * float
+
+What a user asks for comes before these: patterns of `ignore` (float), then those of `scheme`, so
+that `recipe("W4A16", scheme={"down_proj": "W8A16"})` has two widths, then a width for lm_head.
+Every linear goes by several names, lm_head always by this one, too (schemes.py).
+"""
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
 import re
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from planish.reference.errors import RecipeError
-from planish.reference.grids import GROUP_SIZES, INT4_RULES
+from planish.reference.grids import GROUP_SIZES, INT4_RULES, SYMMETRIC_RULES
+from planish.reference.quantize.methods import METHODS
+from planish.reference.quantize.spelling import (
+    NAMES,
+    SCHEMES,
+    SEARCHES,
+    SMOOTHED,
+    Spelled,
+    check_pattern,
+    choose,
+    read_schemes,
+    scheme_spelled,
+    with_grid,
+)
+from planish.reference.scheme import ACTIVATIONS, SCALE_DTYPES, Scheme, int4, int8
 
-METHODS = ("rtn",)
-SCALE_DTYPES = ("float16", "float32")
+HEAD, REST = "lm_head", "*"  # patterns: the head, and what no other pattern takes
 HEADS = ("float", "int8", "int4")
-ACTIVATIONS_BY_BITS: dict[int | None, tuple[str, ...]] = {
-    None: ("float",),
-    8: ("float", "per_token", "per_tensor", "static"),
-    4: ("float", "per_token", "per_group"),
-}
-SEARCHES = ("search", "search_per_block")
+
+Entry = tuple[str, Scheme | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smoothing:
+    """alpha: SmoothQuant's migration strength 0..1; `search` finds one for the model and
+    `search_per_block` one for each block. outputs: fold v -> o and up -> down too."""
+
+    alpha: float | str = 0.5
+    outputs: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is quantized. Fields that a scheme does not use keep their defaults.
+    """How a model is quantized.
 
-    alpha: SmoothQuant's migration strength; None for no smoothing; `search` finds one for the
-    model and `search_per_block` one for each block (smooth.py).
+    schemes: patterns of names and what the linears that match get, None for float; the first
+    match wins, the last pattern is `*`. rule: of INT4 scales where the scheme is symmetric;
+    asymmetric ones have minmax.
     """
 
     name: str
-    bits: int | None = None  # None | 8 | 4
-    granularity: str = "per_channel"  # of INT8 weights: per_channel | per_tensor
-    activation: str = "float"  # linear.ACTIVATIONS
-    alpha: float | str | None = None
-    smooth_outputs: bool = False  # fold v -> o and up -> down too
+    schemes: tuple[Entry, ...]
+    smoothing: Smoothing | None = None
     method: str = "rtn"
     rule: str = "signed"
-    group_size: int = 128
-    scale_dtype: str = "float16"  # of INT4 scales that it can hold (grids.store_scale)
-    head: str = "float"
-    ignore: tuple[str, ...] = ()  # patterns of linears left in float
 
-    def ignores(self, *names: str) -> bool:
-        """Whether a linear, by any of its names, is left in float."""
-        return any(matches(pattern, name) for pattern in self.ignore for name in names)
+    def scheme_of(self, *names: str) -> Scheme | None:
+        """The scheme of a linear that goes by these names; None where it stays in float."""
+        return next((scheme for pattern, scheme in self.schemes if _any(pattern, names)), None)
 
-    def describe(self) -> dict[str, Any]:
-        """The fields that hold for this recipe, as they are written to quantization_config."""
-        fields = asdict(self)
-        unused = ("granularity",) if self.bits == 4 else ("rule", "group_size", "scale_dtype")
-        if self.bits == 8 and self.head != "int4":
-            fields = {k: v for k, v in fields.items() if k not in unused}
-        return {**fields, "ignore": list(self.ignore)}
+    @property
+    def default(self) -> Scheme | None:
+        """The scheme of the linears that no pattern but `*` takes."""
+        return self.schemes[-1][1]
+
+    @property
+    def alpha(self) -> float | str | None:
+        """The smoothing's; None without."""
+        return None if self.smoothing is None else self.smoothing.alpha
+
+    @property
+    def static(self) -> bool:
+        """Whether any linear has static activation scales."""
+        return any(scheme and scheme.activation == "static" for _, scheme in self.schemes)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any pattern has a scheme."""
+        return any(scheme is not None for _, scheme in self.schemes)
+
+    @property
+    def quantizes_blocks(self) -> bool:
+        """Whether any pattern but that of the head has one."""
+        return any(scheme is not None for pattern, scheme in self.schemes if pattern != HEAD)
+
+
+def _any(pattern: str, names: tuple[str, ...]) -> bool:
+    return any(matches(pattern, name) for name in names)
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern of `ignore` matches a tensor's name, with or without its `.weight`.
+    """Whether a pattern matches a tensor's name, with or without its `.weight`.
 
     re:PATTERN is a regular expression for the start of the name (re.match), as in
     compressed-tensors. Any other is shell-style, for the whole name or a run of its components:
@@ -70,92 +115,128 @@ def matches(pattern: str, name: str) -> bool:
     return fnmatch.fnmatchcase(f".{name}.", f"*.{pattern}.*")
 
 
-_W8A8 = Recipe(name="W8A8", bits=8, activation="per_token", alpha=0.5)
-_O2 = replace(_W8A8, name="O2", granularity="per_tensor", activation="per_tensor")
-
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(name="float"),
-        _W8A8,
-        replace(_W8A8, name="O1", granularity="per_tensor"),
-        _O2,
-        replace(_O2, name="O3", activation="static"),
-        replace(_O2, name="naive", alpha=None),
-        Recipe(name="W8A16", bits=8),
-        Recipe(name="W4A16", bits=4),
-        Recipe(name="W4A8", bits=4, activation="per_group"),
-    )
-}
+def _named(name: str) -> Recipe:
+    """The recipe of a name as it is without changes."""
+    scheme = SCHEMES["O2" if name == "naive" else name]
+    smoothing = Smoothing() if name in SMOOTHED else None
+    return Recipe(name=name, schemes=((HEAD, None), (REST, scheme)), smoothing=smoothing)
 
 
-def _choose(name: str, value: Any, choices: Any, besides: str = "") -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(str(value).lower(), [str(c).lower() for c in choices], n=1)
-        nearest = [c for c in choices if near and str(c).lower() == near[0]]
-        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-        listed = besides + ", ".join(str(c) for c in choices)
-        raise RecipeError(
-            "unknown", name=name, expected=f"one of {listed}{hint}", found=repr(value)
-        )
+RECIPES = {name: _named(name) for name in NAMES}
+GRID = ("group_size", "scale_dtype", "rule")  # of INT4 weights
+CHANGES = (
+    *("method", "rule", "group_size", "scale_dtype", "activation"),
+    *("alpha", "smooth_outputs", "head", "ignore"),
+)
 
 
-def recipe(name: str, *, scheme: str | None = None, **changes: Any) -> Recipe:
+def recipe(
+    name: str, *, scheme: str | Mapping[str, Spelled] | None = None, **changes: Any
+) -> Recipe:
     """The named recipe with changes; raises RecipeError naming the nearest where one is misspelt.
 
-    `naive` is a scheme without smoothing: O2's, which is what SmoothQuant's tables call W8A8,
-    or with scheme="W8A8" (O1, O3) that one's.
+    changes: method, rule, group_size, scale_dtype, activation (of the recipe's linears), alpha,
+    smooth_outputs, head (of lm_head: float, int8, int4), ignore (patterns); None is not given.
+    scheme: other schemes by pattern, as a mapping or spelled as read_schemes reads it. Of the
+    recipe naive it may be the name of another, whose scheme it takes without smoothing: O2, which
+    is what SmoothQuant's tables call W8A8, if none is given.
     """
-    _choose("recipe", name, RECIPES)
-    chosen = RECIPES[name]
-    if scheme is not None:
-        _choose("scheme", scheme, ("W8A8", "O1", "O2", "O3"))
-        if name != "naive":
-            raise RecipeError("goes with the recipe naive only", name="scheme", found=name)
-        chosen = replace(RECIPES[scheme], name="naive", alpha=None)
+    choose("recipe", name, RECIPES)
     given = {key: value for key, value in changes.items() if value is not None}
-    chosen = replace(chosen, **given)
-    check(chosen, given)
+    if unknown := given.keys() - set(CHANGES):
+        raise TypeError(f"recipe() has no {', '.join(sorted(unknown))}")
+    base, mixed = _base(name, scheme)
+    _check_values(given, base)
+    grid: dict[str, Any] = {key: given[key] for key in GRID if key in given}
+    changed = with_grid(base, grid, given.get("activation"))
+    entries: list[Entry] = [(pattern, None) for pattern in given.get("ignore", ())]
+    entries += [(pattern, scheme_spelled(pattern, value, grid)) for pattern, value in mixed.items()]
+    schemes = (*entries, (HEAD, _head(given.get("head", "float"), grid)), (REST, changed))
+    rule = given.get("rule", "signed")
+    chosen = Recipe(
+        name=name,
+        schemes=schemes,
+        smoothing=_smoothing(RECIPES[name].smoothing, given),
+        method=given.get("method", "rtn"),
+        rule=rule if rule in SYMMETRIC_RULES else "signed",
+    )
+    _check_effect(chosen, grid)
     return chosen
 
 
-def check(recipe: Recipe, given: dict[str, Any]) -> None:
-    """Raise RecipeError for a value out of its range, or one that the scheme would ignore."""
-    _choose("method", recipe.method, METHODS)
-    _choose("rule", recipe.rule, INT4_RULES)
-    _choose("group_size", recipe.group_size, GROUP_SIZES)
-    _choose("scale_dtype", recipe.scale_dtype, SCALE_DTYPES)
-    _choose("lm_head", recipe.head, HEADS)
-    _choose("activation", recipe.activation, ACTIVATIONS_BY_BITS[recipe.bits])
-    for pattern in recipe.ignore:
-        _check_pattern(pattern)
-    if isinstance(recipe.alpha, str):
-        _choose("alpha", recipe.alpha, SEARCHES, besides="0..1, ")
-    elif recipe.alpha is not None and not (math.isfinite(recipe.alpha) and 0 <= recipe.alpha <= 1):
-        raise RecipeError("bad value", name="alpha", expected="0..1", found=recipe.alpha)
-    if isinstance(recipe.alpha, str) and recipe.bits is None:
-        problem = "has no error to minimise in a float model"
-        raise RecipeError(problem, name="alpha", expected="0..1", found=recipe.alpha)
-    if recipe.name == "naive" and recipe.alpha is not None:
-        raise RecipeError("naive means without smoothing", name="alpha", found=recipe.alpha)
-    if recipe.smooth_outputs and recipe.alpha is None:
+def _base(
+    name: str, scheme: str | Mapping[str, Spelled] | None
+) -> tuple[Scheme | None, Mapping[str, Spelled]]:
+    """The scheme of the recipe, and those by pattern."""
+    own = RECIPES[name].default
+    if scheme is None:
+        return own, {}
+    if not isinstance(scheme, str):
+        return own, scheme
+    if "=" in scheme or scheme.endswith(".json"):
+        return own, read_schemes(scheme)
+    if name != "naive" and scheme in SCHEMES:
+        raise RecipeError("goes with the recipe naive only", name="scheme", found=name)
+    if name != "naive":
+        expected = "PATTERN=SCHEME,... or a FILE.json"
+        raise RecipeError("wrong form", name="scheme", expected=expected, found=repr(scheme))
+    choose("scheme", scheme, SMOOTHED)
+    return SCHEMES[scheme], {}
+
+
+def _head(width: str, grid: Mapping[str, Any]) -> Scheme | None:
+    """lm_head's scheme: its activations stay in float."""
+    return with_grid({"float": None, "int8": int8(), "int4": int4()}[width], grid, None)
+
+
+def _smoothing(own: Smoothing | None, given: Mapping[str, Any]) -> Smoothing | None:
+    if "alpha" in given:
+        own = Smoothing(alpha=given["alpha"])
+    outputs = given.get("smooth_outputs", False)
+    if own is None and outputs:
         raise RecipeError("has no effect without smoothing", name="smooth_outputs", found=True)
-    for key in ("rule", "group_size", "scale_dtype"):
-        if key in given and recipe.bits != 4 and recipe.head != "int4":
-            raise RecipeError("has no effect without INT4 weights", name=key, found=recipe.name)
+    return None if own is None else replace(own, outputs=outputs)
 
 
-def _check_pattern(pattern: str) -> None:
-    if not pattern.removeprefix("re:"):
-        raise RecipeError("an empty pattern", name="ignore", found=repr(pattern))
-    try:
-        re.compile(pattern[3:] if pattern.startswith("re:") else "")
-    except (re.error, OverflowError, RecursionError) as problem:
-        raise RecipeError(
-            f"not a regular expression: {problem}", name="ignore", found=pattern
-        ) from None
+def _check_values(given: Mapping[str, Any], base: Scheme | None) -> None:
+    """Raise RecipeError for a value out of its range."""
+    activations = ("float",) if base is None else ACTIVATIONS[base.bits]
+    choices: dict[str, tuple[str, Any]] = {
+        "method": ("method", METHODS),
+        "rule": ("rule", INT4_RULES),
+        "group_size": ("group_size", GROUP_SIZES),
+        "scale_dtype": ("scale_dtype", SCALE_DTYPES[4]),
+        "head": ("lm_head", HEADS),
+        "activation": ("activation", activations),
+    }
+    for key, (name, allowed) in choices.items():
+        if key in given:
+            choose(name, given[key], allowed)
+    for pattern in given.get("ignore", ()):
+        check_pattern(pattern, "ignore")
+    _check_alpha(given.get("alpha"))
+
+
+def _check_alpha(alpha: Any) -> None:
+    if isinstance(alpha, str):
+        choose("alpha", alpha, SEARCHES, besides="0..1, ")
+    elif alpha is not None and not (math.isfinite(alpha) and 0 <= alpha <= 1):
+        raise RecipeError("bad value", name="alpha", expected="0..1", found=alpha)
+
+
+def _check_effect(recipe: Recipe, grid: Mapping[str, Any]) -> None:
+    """Raise RecipeError for a value that the recipe would ignore, or that contradicts it."""
+    alpha = recipe.alpha
+    if isinstance(alpha, str) and not recipe.quantizes_blocks:
+        problem = "has no error to minimise in a float model"
+        raise RecipeError(problem, name="alpha", expected="0..1", found=alpha)
+    if recipe.name == "naive" and alpha is not None:
+        raise RecipeError("naive means without smoothing", name="alpha", found=alpha)
+    if grid and not any(scheme and scheme.bits == 4 for _, scheme in recipe.schemes):
+        name = next(iter(grid))
+        raise RecipeError("has no effect without INT4 weights", name=name, found=recipe.name)
 
 
 def needs_calibration(recipe: Recipe) -> bool:
     """Whether activations must be seen before the weights can be quantized."""
-    return recipe.alpha is not None or recipe.activation == "static"
+    return recipe.smoothing is not None or recipe.static

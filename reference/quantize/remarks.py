@@ -6,24 +6,24 @@ import numpy as np
 
 from planish.reference.errors import notice
 from planish.reference.grids import int8_scale
-from planish.reference.linear import QuantizedWeight
 from planish.reference.quantize.recipe import Recipe
+from planish.reference.quantized import QuantizedWeight
 
 
 class Remarks:
     """Linears with scales too large or too small for their type, and rows below INT8's floor."""
 
     def __init__(self, recipe: Recipe):
-        self.scale_dtype = np.dtype(recipe.scale_dtype)
         self.wide: list[str] = []  # linears
         self.floored: dict[str, int] = {}  # linear -> rows
-        self.nothing = recipe.bits is not None  # is quantized
+        self.nothing = recipe.quantizes  # so far
 
     def see(self, name: str, w: np.ndarray, quantized: QuantizedWeight) -> None:
         """Look at one linear's weight [N, K] and what became of it."""
         self.nothing = False
-        if quantized.bits == 4:
-            self.wide += [name] if quantized.scale.dtype != self.scale_dtype else []
+        if quantized.scheme.bits == 4:
+            fits = quantized.scale.dtype == np.dtype(quantized.scheme.scale_dtype)
+            self.wide += [] if fits else [name]
             return
         at_floor = np.broadcast_to(quantized.scale == int8_scale(np.float32(0)), (len(w), 1))[:, 0]
         if rows := int(w[at_floor].any(axis=1).sum()):
@@ -34,7 +34,7 @@ class Remarks:
         if self.nothing:
             notice("nothing is quantized: every linear is to be ignored")
         if self.wide:
-            problem = f"do not fit {self.scale_dtype.name} and are stored as float32"
+            problem = "do not fit float16 and are stored as float32"
             notice(f"scales of {_counted(self.wide)} {problem}; the first is {self.wide[0]}")
         if self.floored:
             rows, first = sum(self.floored.values()), next(iter(self.floored))

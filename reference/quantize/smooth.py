@@ -12,39 +12,27 @@ channel is dead (xmax_j = 0), which multiplies its norm weight by 1e5; we leave 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from planish.reference.architectures import Architecture, Fold
 from planish.reference.errors import QuantizationError, RecipeError
-from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.linear import Linear, float_weight
 from planish.reference.model.config import ModelConfig
+from planish.reference.model.folds import Fold, folds
 from planish.reference.model.layers import Norm
 from planish.reference.model.weights import (
     Block,
-    Weights,
     block_linears,
     block_norms,
     replace_parts,
     split_expert,
 )
-from planish.reference.quantize.ignore import ignored_parts, linear_names
-from planish.reference.quantize.methods.rtn import quantize_linear
-from planish.reference.quantize.observe import (
-    ChannelAbsmax,
-    Progress,
-    embed_samples,
-    no_progress,
-    observe_block,
-    run_block,
-)
+from planish.reference.quantize.observe import ChannelAbsmax
 from planish.reference.quantize.recipe import Recipe
 
 FLOOR = np.float32(1e-5)
-ALPHAS = tuple(round(0.3 + 0.05 * i, 2) for i in range(14))  # 0.3 .. 0.95
 
 
 def smoothing_scale(xmax: np.ndarray, weights: Sequence[np.ndarray], alpha: float) -> np.ndarray:
@@ -59,7 +47,8 @@ def smoothing_scale(xmax: np.ndarray, weights: Sequence[np.ndarray], alpha: floa
 def scale_norm(norm: Norm, s: np.ndarray) -> Norm:
     """Divide a norm's output channels by s."""
     weight = np.ones_like(s) if norm.weight is None else norm.weight
-    return Norm(weight / s, None if norm.bias is None else norm.bias / s)
+    bias = None if norm.bias is None else norm.bias / s
+    return replace(norm, weight=weight / s, bias=bias)
 
 
 def scale_inputs(layer: Linear, s: np.ndarray) -> Linear:
@@ -75,13 +64,12 @@ def scale_outputs(layer: Linear, s: np.ndarray) -> Linear:
 
 def smooth_block(
     config: ModelConfig,
-    architecture: Architecture,
     block: Block,
     absmax: ChannelAbsmax,
     alpha: float,
 ) -> Block:
-    """Fold one block by the architecture's table: the same function, smoother activations."""
-    for fold in architecture.folds(config):
+    """Fold every norm that feeds only linears: the same function, smoother activations."""
+    for fold in folds(config):
         readers = fold_readers(block, fold)
         weights = [float_weight(reader) for reader in readers.values()]
         xmax = next(absmax[name] for name in readers if name in absmax)  # all read the same
@@ -142,15 +130,15 @@ def smooth_values(config: ModelConfig, block: Block, xmax: np.ndarray, alpha: fl
 
 def smoothed(
     config: ModelConfig,
-    architecture: Architecture,
     block: Block,
     absmax: ChannelAbsmax,
     recipe: Recipe,
     alpha: float,
 ) -> Block:
     """All the folding that a recipe asks for, at one alpha."""
-    block = smooth_block(config, architecture, block, absmax, alpha)
-    return smooth_block_outputs(config, block, absmax, alpha) if recipe.smooth_outputs else block
+    block = smooth_block(config, block, absmax, alpha)
+    outputs = recipe.smoothing is not None and recipe.smoothing.outputs
+    return smooth_block_outputs(config, block, absmax, alpha) if outputs else block
 
 
 def require_smoothed(before: Block, after: Block, names: Mapping[str, str]) -> None:
@@ -164,98 +152,11 @@ def require_smoothed(before: Block, after: Block, names: Mapping[str, str]) -> N
             raise QuantizationError(problem, name=names.get(part, part), expected=expected)
 
 
-def require_folds(config: ModelConfig, architecture: Architecture) -> None:
+def require_folds(config: ModelConfig) -> None:
     """Raise RecipeError where no norm feeds only linears, as after OPT-350m's post-norms."""
-    if not architecture.folds(config):
+    if not folds(config):
         raise RecipeError(
             "cannot smooth: every norm's output is read by the residual stream too",
             name="alpha",
             expected="a recipe without smoothing (naive, W8A16, W4A16)",
         )
-
-
-def search_alpha(
-    checkpoint: Checkpoint,
-    weights: Weights,
-    samples: Sequence[np.ndarray],
-    recipe: Recipe,
-    alphas: Sequence[float] = ALPHAS,
-    progress: Progress = no_progress,
-) -> list[float]:
-    """The alpha of every block that minimises its output error, or one for all blocks.
-
-    error[block, alpha] = sum |quantized(smoothed block)(x) - block(x)|^2 / sum |block(x) - x|^2
-    over the calibration's hidden states x of the float model. recipe.alpha `search_per_block`
-    takes each block's best, `search` the alpha whose errors sum to the least (SmoothQuant,
-    section 5.1, searches per model; the per-block form is ours).
-    """
-    config, architecture = checkpoint.config, checkpoint.architecture
-    hidden, errors = embed_samples(config, weights, samples), []
-    for layer, block in enumerate(progress(weights.blocks, "search alpha")):
-        names, ignored = linear_names(checkpoint, layer), ignored_parts(checkpoint, recipe, layer)
-        absmax, outputs = observe_block(config, block, hidden, names)
-        tried = []
-        for alpha in alphas:
-            candidate = smoothed(config, architecture, block, absmax, recipe, alpha)
-            candidate = quantize_block(config, candidate, recipe, hidden, names, ignored)
-            tried.append(output_error(config, candidate, hidden, outputs))
-        errors.append(tried)
-        hidden = outputs
-    return _best_alphas(np.array(errors), alphas, per_block=recipe.alpha == "search_per_block")
-
-
-def _best_alphas(errors: np.ndarray, alphas: Sequence[float], per_block: bool) -> list[float]:
-    """From errors [blocks, alphas]: each block's best, or the one best in sum."""
-    if per_block:
-        return [alphas[i] for i in errors.argmin(axis=1)]
-    return [alphas[int(errors.sum(axis=0).argmin())]] * len(errors)
-
-
-def output_error(
-    config: ModelConfig, block: Block, hidden: Sequence[np.ndarray], outputs: Sequence[np.ndarray]
-) -> float:
-    """How far a block's outputs are from the right ones, relative to what the block adds.
-
-    Inf where a square overflows.
-    """
-    pairs = list(zip(hidden, outputs, strict=True))
-    with np.errstate(all="ignore"):
-        wrong = sum(float(np.square(run_block(config, block, x) - y).sum()) for x, y in pairs)
-        moved = sum(float(np.square(y - x).sum()) for x, y in pairs)
-    return wrong / max(moved, 1e-30) if np.isfinite(wrong + moved) else float("inf")
-
-
-def quantize_block(
-    config: ModelConfig,
-    block: Block,
-    recipe: Recipe,
-    hidden: Sequence[np.ndarray],
-    names: Mapping[str, str] | None = None,
-    ignored: Collection[str] = (),
-) -> Block:
-    """Every linear of a block by the recipe, but the router and the parts to be ignored.
-
-    Static activation scales are calibrated here, on the block as it is given: after smoothing.
-    `names` says how the block's parts are called in errors.
-    """
-    absmax: ChannelAbsmax = {}
-    if recipe.activation == "static":
-        absmax = with_unseen_experts(block, observe_block(config, block, hidden, names)[0])
-    linears = {part: linear for part, linear in block_linears(block).items() if part != "router"}
-    named = names or {part: part for part in linears}
-    changed = {
-        part: quantize_linear(linear, recipe, named[part], absmax.get(part))
-        for part, linear in linears.items()
-        if part not in ignored
-    }
-    return replace_parts(block, changed)
-
-
-def with_unseen_experts(block: Block, absmax: ChannelAbsmax) -> ChannelAbsmax:
-    """An expert that no calibration token chose expects what the others saw at most."""
-    largest: ChannelAbsmax = {}
-    for part, seen in absmax.items():
-        general, _ = split_expert(part)
-        largest[general] = np.maximum(largest[general], seen) if general in largest else seen
-    unseen = [part for part in block_linears(block) if part not in absmax]
-    return absmax | {part: largest[split_expert(part)[0]] for part in unseen}

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from planish.compare.conformance import report
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
+from planish.reference.linear import Linear
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.recipe import recipe
 from tests.models import make_llama
@@ -159,6 +160,12 @@ def judge(
         return report.run(replace(found, config=config), tokens, levels=levels, native=native)
 
     return run
+
+
+def with_activation(layer: Linear, activation: str) -> Linear:
+    """A quantized linear that treats its input in another way."""
+    scheme = replace(layer.weight.scheme, activation=activation)
+    return replace(layer, weight=replace(layer.weight, scheme=scheme))
 
 
 @pytest.fixture(params=[False, True], ids=["xla", "native"])

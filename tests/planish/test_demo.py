@@ -1,10 +1,26 @@
-"""What a newcomer reads first: the text that the demo lets both engines write."""
+"""What a newcomer reads first: the demo's table, and the text that both engines write."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
 from planish import demo, pocket
+from planish.compare.quality.names import parse_recipes
+from planish.compare.quality.table import HEADER, legend, table_row
+from planish.fast.native.library import choose_kernels
+from planish.pocket.outliers import write_outlier_model
 from planish.reference.files.load import open_checkpoint
 from planish.reference.text.engine import Engine
+from tests.planish.tables import assert_same_row, rows_in
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+QUALITY = README.partition("## Quality")[2]  # the table of the model with outlier channels
+PLAIN = BENCHMARKS.partition("As it was trained")[2]
 
 
 def test_the_prompt_ends_where_the_tokenizer_cuts_words():
@@ -16,3 +32,28 @@ def test_the_embedded_model_writes_a_function_and_not_a_column_of_comments():
     text = demo.continue_prompt(checkpoint, Engine(checkpoint))
     assert text.startswith('\n    """')
     assert "return path" in text and "#" not in text
+
+
+@pytest.mark.parametrize(
+    ("shown", "recipes"), [(QUALITY, demo.OUTLIER_RECIPES), (PLAIN, demo.PLAIN_RECIPES)]
+)
+def test_the_tables_have_the_rows_and_columns_of_the_demo(shown, recipes):
+    assert list(rows_in(shown)) == ["float", *parse_recipes(recipes)]
+    assert HEADER in shown
+
+
+def test_benchmarks_explain_the_columns_as_the_command_does():
+    assert legend() in BENCHMARKS
+
+
+@pytest.mark.whole
+def test_the_table_of_the_readme_is_that_of_a_fresh_run(kernels, tmp_path):
+    source = tmp_path / "pocket-outliers"
+    write_outlier_model(pocket.MODEL, source)
+    native = choose_kernels("auto", None)
+    study = replace(demo.study_of(open_checkpoint(source), native), directory=tmp_path / "rows")
+    fresh = rows_in("\n".join(map(table_row, demo.rows_of(study, demo.OUTLIER_RECIPES))))
+    shown = rows_in(QUALITY)
+    assert list(fresh) == list(shown)
+    for recipe, numbers in fresh.items():
+        assert_same_row(recipe, shown[recipe], numbers)

@@ -1,5 +1,7 @@
 """Every linear against the formulas of SPEC 2 and 4 as float32 loops, bit for bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,15 +11,14 @@ from planish.reference.errors import QuantizationError
 from planish.reference.grids import int4_codes, int4_parameters, quantize_int8
 from planish.reference.linear import (
     Linear,
-    QuantizedWeight,
-    centred_codes,
-    dequantize,
     group_products,
     integer_product,
     linear,
     quantize_int8_groups,
 )
 from planish.reference.packing import pack_nibbles
+from planish.reference.quantized import QuantizedWeight, centred_codes, dequantize
+from planish.reference.scheme import int4, int8
 
 F32 = np.float32
 RNG = np.random.default_rng(3)
@@ -27,16 +28,21 @@ def gaussian(*shape):
     return RNG.standard_normal(shape).astype(F32)
 
 
-def int8_weight(w, granularity="per_row"):
+def int8_weight(w, granularity="per_row", activation="float"):
     codes, scale = quantize_int8(w, granularity)
-    return QuantizedWeight(codes, scale, None, 8, w.shape[1])
+    scheme = int8("per_tensor" if granularity == "per_tensor" else "per_channel", activation)
+    return QuantizedWeight(codes=codes, scale=scale, scheme=scheme, shape=w.shape)
 
 
-def int4_weight(w, group_size, rule="minmax", dtype=np.float16):
+def int4_weight(w, group_size, rule="minmax", dtype=np.float16, activation="float"):
     scale, zero = int4_parameters(w, group_size, rule, dtype)
-    codes = pack_nibbles(int4_codes(w, scale, zero, group_size))
-    zero = zero if rule == "minmax" else None
-    return QuantizedWeight(codes, scale, zero, 4, w.shape[1], group_size)
+    return QuantizedWeight(
+        codes=pack_nibbles(int4_codes(w, scale, zero, group_size)),
+        scale=scale,
+        zero_point=zero if rule == "minmax" else None,
+        scheme=int4(group_size, symmetric=rule != "minmax", activation=activation),
+        shape=w.shape,
+    )
 
 
 def nibble(weight, n, k):
@@ -102,7 +108,7 @@ def test_float_linear_is_x_w_transposed_plus_b():
 def test_int8_linear_is_the_formula_bit_for_bit(granularity, activation, bias):
     x, w = gaussian(3, 21) * F32(4), gaussian(5, 21)
     scale = np.array([0.05], F32) if activation == "static" else None  # small enough to clip
-    layer = Linear(int8_weight(w, granularity), gaussian(5) if bias else None, activation, scale)
+    layer = Linear(int8_weight(w, granularity, activation), gaussian(5) if bias else None, scale)
     found = linear(x, layer)
     assert found.dtype == F32 and np.array_equal(found, slow_int8(x, layer))
 
@@ -113,7 +119,7 @@ def test_int8_linear_is_the_formula_bit_for_bit(granularity, activation, bias):
 def test_w4a8_is_the_formula_bit_for_bit(activation, rule, group_size, k):
     x, w = gaussian(2, k) * F32(3), gaussian(4, k)
     for dtype, bias in ((np.float16, None), (np.float32, gaussian(4))):
-        layer = Linear(int4_weight(w, group_size, rule, dtype), bias, activation)
+        layer = Linear(int4_weight(w, group_size, rule, dtype, activation), bias)
         found = linear(x, layer)
         expected = slow_int4(x, layer, k if group_size == -1 else group_size)
         assert found.dtype == F32 and np.array_equal(found, expected)
@@ -123,7 +129,13 @@ def test_dequantized_int4_is_code_minus_zero_times_scale():
     scale, zero = np.array([[0.5, -2]], np.float16), np.array([[8, 3]], np.uint8)
     codes = np.full((1, 34), 10, np.uint8)
     codes[0, :2], codes[0, 32:] = (0, 15), (0, 15)
-    weight = QuantizedWeight(pack_nibbles(codes), scale, zero, 4, 34, 32)
+    weight = QuantizedWeight(
+        codes=pack_nibbles(codes),
+        scale=scale,
+        zero_point=zero,
+        scheme=int4(32, symmetric=False),
+        shape=(1, 34),
+    )
     assert centred_codes(weight)[0, [0, 1, 2, 32, 33]].tolist() == [-8, 7, 2, -3, 12]
     assert dequantize(weight)[0, [0, 1, 2, 32, 33]].tolist() == [-4, 3.5, 1, 6, -24]
 
@@ -131,15 +143,16 @@ def test_dequantized_int4_is_code_minus_zero_times_scale():
 def test_int4_without_zero_points_has_8_everywhere():
     scale, eights = np.array([[0.5, -2]], np.float16), np.full((1, 2), 8, np.uint8)
     packed = pack_nibbles(np.arange(34, dtype=np.uint8)[None] % 16)
-    weight = QuantizedWeight(packed, scale, None, 4, 34, 32)
+    weight = QuantizedWeight(codes=packed, scale=scale, scheme=int4(32), shape=(1, 34))
     assert centred_codes(weight)[0, :3].tolist() == [-8, -7, -6]
     assert centred_codes(weight).dtype == np.int8
-    told = QuantizedWeight(packed, scale, eights, 4, 34, 32)
+    told = replace(weight, zero_point=eights)
     assert np.array_equal(dequantize(weight), dequantize(told))
 
 
 def test_dequantized_int8_is_code_times_scale():
-    weight = QuantizedWeight(np.array([[2, -127]], np.int8), np.array([[0.5]], F32), None, 8, 2)
+    codes, scale = np.array([[2, -127]], np.int8), np.array([[0.5]], F32)
+    weight = QuantizedWeight(codes=codes, scale=scale, scheme=int8(), shape=(1, 2))
     assert dequantize(weight).tolist() == [[1, -63.5]]
     assert np.array_equal(centred_codes(weight), weight.codes)
 
@@ -185,8 +198,9 @@ def test_activations_per_group_have_one_scale_per_token_and_group():
 
 def test_tokens_are_independent_but_under_per_tensor():
     x, w = gaussian(4, 40), gaussian(3, 40)
-    for weight, activation in ((int8_weight(w), "per_token"), (int4_weight(w, 32), "per_group")):
-        layer = Linear(weight, None, activation)
+    int4_per_group = int4_weight(w, 32, activation="per_group")
+    for weight in (int8_weight(w, activation="per_token"), int4_per_group):
+        layer = Linear(weight)
         alone = np.concatenate([linear(row[None], layer) for row in x])
         assert np.array_equal(alone, linear(x, layer))
 
@@ -194,13 +208,14 @@ def test_tokens_are_independent_but_under_per_tensor():
 @pytest.mark.parametrize("activation", ["per_token", "per_tensor", "static"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_int8_refuses_activations_that_are_not_finite(activation, bad):
-    layer = Linear(int8_weight(gaussian(2, 4)), None, activation, np.array([1], F32))
+    weight = int8_weight(gaussian(2, 4), activation=activation)
+    layer = Linear(weight, None, np.array([1], F32))
     with pytest.raises(QuantizationError, match="activations.*finite"):
         linear(np.array([[1, bad, 3, 4]], F32), layer)
 
 
 @pytest.mark.parametrize("activation", ["per_token", "per_group"])
 def test_w4a8_refuses_activations_that_are_not_finite(activation):
-    layer = Linear(int4_weight(gaussian(2, 40), 32), None, activation)
+    layer = Linear(int4_weight(gaussian(2, 40), 32, activation=activation))
     with pytest.raises(QuantizationError, match="activations.*finite"):
         linear(np.full((1, 40), np.nan, F32), layer)

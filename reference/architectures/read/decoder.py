@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from planish.reference.architectures.entry import Fold, Tensor
+from planish.reference.architectures.entry import Tensor
 from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys
-from planish.reference.model.config import ModelConfig
 
 
 def decoder(
@@ -68,14 +67,3 @@ QK_NORMS: dict[str, str | Tensor] = {
     "k_norm": LAYER + "self_attn.k_norm",
 }
 OLD_BUFFERS = (r".*rotary_emb\.inv_freq",)  # saved by older versions, computed anew since
-
-
-def gated_folds(_: ModelConfig) -> tuple[Fold, ...]:
-    """Each norm feeds what follows it."""
-    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", ("gate", "up"))
-
-
-def expert_folds(_: ModelConfig) -> tuple[Fold, ...]:
-    """The MLP's norm feeds the router and every expert jointly, or a plain MLP between them."""
-    inner = ("router", "experts.gate", "experts.up", "gate", "up")
-    return Fold("attention_norm", ("q", "k", "v")), Fold("mlp_norm", inner)

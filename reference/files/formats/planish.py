@@ -1,125 +1,297 @@
-"""Reading a quantized linear: its codes, scales and zero points as they lie in the file, checked.
+"""What planish writes: names, config.json's quantization_config, reading and writing (SPEC 9).
 
-    layout      what the file holds                            what comes out
-    canonical   QuantizedWeight's arrays (linear.py)           the same, or tiles made from it
-    tiles       TiledWeight's arrays (packing.py)              the same, or the canonical form
+For a quantized linear P of N outputs, K inputs and G groups of inputs, by the layout:
 
-Whatever comes out in the layout of the file is a view of it: nothing is copied, and INT4 codes
-are not even read, as each of their bytes is good. Scales, zero points and INT8 codes are looked
-at once. What lies in tiles beyond N and K is never looked at.
+                          canonical                     tiles (packing.py)
+    P.weight        INT8  int8 [N, K]                   int8  [ceil(N/16), ceil(K/4), 16, 4]
+                    INT4  uint8 [N, ceil(K / 2)]        uint8 [ceil(N/16), ceil(K/8), 16, 4]
+    P.weight_scale  INT8  float32 [N, 1] or [1, 1]      the same
+                    INT4  float16 or float32 [N, G]     [ceil(N/16), G, 16]
+    P.weight_zero_point   uint8 [N, G], INT4 where not symmetric       [ceil(N/16), G, 16]
+    P.input_scale         float32 [1], static activations only         the same
+    P.bias                as in the float model                        the same
 
-The experts of a layer lie in one tensor for each of their parts, an axis of experts in front:
-`stack` is its length, (E,), and () for a linear that stands alone.
+The quantized experts of a layer are stored in one piece: P has their name without the number, and
+each of its tensors an axis of E experts in front. Whatever is read in the layout of the file is a
+view of it: nothing is copied, and INT4 codes are not even read, as each of their bytes is good.
+Scales, zero points and INT8 codes are looked at once; the padding of tiles never.
+
+quantization_config, version 2 (docs/file-format.md), names the linears of each scheme:
+
+    {"quant_method": "planish", "version": 2, "layout": "tiles", "config_groups": {"group_0": {
+        "targets": ["model.layers.{i}.mlp.down_proj"],
+        "weights": {"num_bits": 4, "type": "int", "symmetric": true, ...},
+        "input_activations": null}}, "ignore": ["lm_head"], ...}
+
+Version 1 (planish 0.1.0) had one scheme for the model and one for lm_head; a linear was quantized
+if it had a scale, and experts might be stored one by one. It is still read.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
-from planish.reference.files.checkpoint import Checkpoint, bad_value, checked_entry, named_entry
-from planish.reference.files.formats.quantization_config import weight_bits
-from planish.reference.grids import INT4_MAX, num_groups
-from planish.reference.linear import QuantizedWeight, TiledWeight
+from planish.reference.errors import ConfigError, RecipeError
+from planish.reference.files.entries import Declared, Directory, bad_value, checked_entry
+from planish.reference.files.floats import load_float
+from planish.reference.files.formats.fields import bad_field, names_of, object_of, require
+from planish.reference.files.writer import CheckpointWriter
+from planish.reference.grids import GROUP_SIZES, INT4_MAX, INT4_RULES, SYMMETRIC_RULES, num_groups
+from planish.reference.linear import Linear
 from planish.reference.packing import TILE_OUTPUTS, tile_shape, untile_int8
-from planish.reference.tiles import tile, untile
+from planish.reference.quantized import LAYOUTS, QuantizedWeight
+from planish.reference.scheme import (
+    ACTIVATIONS,
+    Scheme,
+    int4,
+    int8,
+    scheme_from_values,
+    scheme_values,
+)
 
+VERSION = 2
 Shape = tuple[int, ...]
-Quantized = QuantizedWeight | TiledWeight
 
 
-def load_quantized(
-    checkpoint: Checkpoint, prefix: str, shape: Shape, tiled: bool = False
-) -> Quantized:
-    """The weight [N, K] of the linear `prefix`, in tiles or not, whatever its layout on disk.
+def detect(values: Mapping[str, Any]) -> bool:
+    """Whether quant_method is ours."""
+    return values.get("quant_method") == "planish"
+
+
+def config(schemes: Mapping[str, Scheme | None], layout: str) -> dict[str, Any]:
+    """The quantization_config of a directory whose linears have these schemes, by prefix.
+
+    Linears that differ in nothing but numbers, as those of different layers, are one target.
+    """
+    targets = _targets(schemes)
+    kinds = dict.fromkeys(scheme for scheme in targets.values() if scheme is not None)
+    groups = {
+        f"group_{number}": {
+            "targets": [name for name, found in targets.items() if found == scheme],
+            **scheme_values(scheme),
+        }
+        for number, scheme in enumerate(kinds)
+    }
+    return {
+        "quant_method": "planish",
+        "version": VERSION,
+        "layout": layout,
+        "config_groups": groups,
+        "ignore": [name for name, scheme in targets.items() if scheme is None],
+    }
+
+
+def _targets(schemes: Mapping[str, Scheme | None]) -> dict[str, Scheme | None]:
+    """The same by general names where all linears of one have the same scheme."""
+    general: dict[str, set[Scheme | None]] = {}
+    for prefix, scheme in schemes.items():
+        general.setdefault(_general(prefix), set()).add(scheme)
+    alike = {name for name, found in general.items() if len(found) == 1}
+    names = {prefix: _general(prefix) for prefix in schemes}
+    return {
+        names[prefix] if names[prefix] in alike else prefix: scheme
+        for prefix, scheme in schemes.items()
+    }
+
+
+def _general(prefix: str) -> str:
+    """model.layers.3.mlp -> model.layers.{i}.mlp"""
+    return re.sub(r"(?<![^.])[0-9]+(?![^.])", "{i}", prefix)
+
+
+def parse(values: Mapping[str, Any], path: Path) -> Declared:
+    """What a quantization_config declares; raises ConfigError for what planish does not write."""
+    version = values.get("version")
+    require(path, "version", version, (1, VERSION))
+    if version == 1:
+        return _parse_version_1(values, path)
+    require(path, "layout", values.get("layout"), LAYOUTS)
+    groups = object_of(path, "config_groups", values.get("config_groups"))
+    targets: dict[str, Scheme] = {}
+    for key, group in groups.items():
+        name = f"config_groups.{key}"
+        scheme = _group_scheme(path, name, object_of(path, name, group))
+        for target in names_of(path, f"{name}.targets", group.get("targets")):
+            if target in targets:
+                raise bad_field(path, f"{name}.targets", "names that no other group has", target)
+            targets[target] = scheme
+    return Declared(layout=values["layout"], targets=targets)
+
+
+def _group_scheme(path: Path, name: str, group: Mapping[str, Any]) -> Scheme:
+    try:
+        return scheme_from_values(group)
+    except RecipeError as problem:
+        raise ConfigError(str(problem), path=path, name=f"quantization_config.{name}") from None
+
+
+def _parse_version_1(values: Mapping[str, Any], path: Path) -> Declared:
+    """One scheme for all linears and one for lm_head, from the fields of 0.1.0."""
+    bits, head, size = (values.get(name) for name in ("bits", "head", "group_size"))
+    has_int4 = bits == 4 or head == "int4"
+    allowed_of_bits = ("float",) if bits is None else ACTIVATIONS.get(_hashable(bits), ())
+    activation: Any = values.get("activation")
+    rule = values.get("rule")
+    choices: dict[str, tuple[object, tuple[object, ...]]] = {
+        "bits": (bits, (None, 8, 4)),
+        "head": (head, ("float", "int8", "int4")),
+        "activation": (activation, allowed_of_bits),
+        "group_size": (size, GROUP_SIZES if has_int4 else (*GROUP_SIZES, None)),
+        "layout": (values.get("layout", "canonical"), LAYOUTS),
+        "rule": (rule, tuple(INT4_RULES) if has_int4 else (*INT4_RULES, None)),
+    }
+    for name, (value, allowed) in choices.items():
+        require(path, name, value, allowed)
+    symmetric = rule in SYMMETRIC_RULES
+    narrow = int4(size or -1, symmetric=symmetric) if has_int4 else None
+    head_schemes = {"float": None, "int8": int8(), "int4": narrow}
+    rest = int8(activation=activation) if bits == 8 else None
+    if bits == 4:
+        rest = int4(size or -1, symmetric=symmetric, activation=activation or "float")
+    layout = values.get("layout", "canonical")
+    return Declared(layout=layout, rest=rest, head=head_schemes[str(head)])
+
+
+def _hashable(value: Any) -> Any:
+    return value if type(value) is int else None
+
+
+def scheme(directory: Directory, prefix: str, part: str) -> Scheme | None:
+    """The scheme of a linear: as its target says, or (version 1) where it has a scale."""
+    declared = directory.declared
+    if declared is None:
+        return None
+    if declared.targets:
+        return declared.targets.get(prefix) or declared.targets.get(_general(prefix))
+    found = declared.head if part == "head" else declared.rest
+    name = f"{prefix}.weight_scale"
+    if found is None or name not in directory.entries:
+        return None
+    one = directory.entries[name].shape[-2:] == (1, 1)
+    return int8("per_tensor", found.activation) if found.bits == 8 and one else found
+
+
+def companions(scheme: Scheme) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The tensors that a quantized linear must have beside its codes, and those that it may have.
+
+    Zero points that are 8 everywhere need not be there, but older directories have them.
+    """
+    must: tuple[str, ...] = ("weight_scale",)
+    must += ("input_scale",) if scheme.activation == "static" else ()
+    if scheme.bits == 8:
+        return must, ()
+    return (
+        (must, ("weight_zero_point",))
+        if scheme.symmetric
+        else (
+            (*must, "weight_zero_point"),
+            (),
+        )
+    )
+
+
+def write(writer: CheckpointWriter, prefix: str, layer: Linear) -> None:
+    """Add a quantized linear's tensors, in the layout that its weight has."""
+    weight = layer.weight
+    if not isinstance(weight, QuantizedWeight):
+        raise TypeError(f"expected a quantized linear, found one in floats: {prefix}")
+    writer.add(f"{prefix}.weight", weight.codes)
+    writer.add(f"{prefix}.weight_scale", weight.scale)
+    if weight.zero_point is not None:
+        writer.add(f"{prefix}.weight_zero_point", weight.zero_point)
+    if layer.activation_scale is not None:
+        writer.add(f"{prefix}.input_scale", layer.activation_scale)
+    if layer.bias is not None:
+        writer.add(f"{prefix}.bias", layer.bias.astype(np.float32, copy=False))
+
+
+def read(
+    directory: Directory, prefix: str, scheme: Scheme, shape: Shape, stack: Shape = ()
+) -> Linear:
+    """The linear [N, K] without its bias, or experts' linears, in the layout of the file.
 
     Raises CheckpointError naming the tensor for a wrong type, shape or value.
     """
-    return in_form(load_as_it_lies(checkpoint, prefix, shape), tiled)
+    arrays = (_read_int8 if scheme.bits == 8 else _read_int4)(
+        directory, prefix, scheme, shape, stack
+    )
+    layout = "canonical" if directory.declared is None else directory.declared.layout
+    rows, cols = shape
+    weight = QuantizedWeight(**arrays, scheme=scheme, shape=(rows, cols), layout=layout)
+    if scheme.activation != "static":
+        return Linear(weight)
+    name = f"{prefix}.input_scale"
+    scale = load_float(directory, name, (*stack, 1))
+    require_positive(directory, name, scale)
+    return Linear(weight, activation_scale=scale)
 
 
-def in_form(weight: Quantized, tiled: bool) -> Quantized:
-    """A weight in tiles or in the canonical form, converted if need be."""
-    if isinstance(weight, TiledWeight):
-        return weight if tiled else untile(weight)
-    return tile(weight) if tiled else weight
-
-
-def load_as_it_lies(
-    checkpoint: Checkpoint, prefix: str, shape: Shape, stack: Shape = ()
-) -> Quantized:
-    """The weight [N, K], or experts' weights, in the layout that they have on disk."""
-    quantization, (rows, cols) = checkpoint.quantization or {}, shape
-    if weight_bits(quantization, checkpoint.is_head(prefix)) == 8:
-        return _load_int8(checkpoint, prefix, rows, cols, stack)
-    return _load_int4(checkpoint, prefix, rows, cols, quantization["group_size"], stack)
-
-
-def _load_int8(
-    checkpoint: Checkpoint, prefix: str, rows: int, cols: int, stack: Shape
-) -> Quantized:
-    name, in_tiles = f"{prefix}.weight", checkpoint.layout == "tiles"
-    shape = tile_shape(rows, cols, 8) if in_tiles else (rows, cols)
-    codes = checked_entry(checkpoint, name, ("I8",), (*stack, *shape)).map()
+def _read_int8(
+    directory: Directory, prefix: str, scheme: Scheme, shape: Shape, stack: Shape
+) -> dict[str, np.ndarray]:
+    name, (rows, cols) = f"{prefix}.weight", shape
+    tiled = _in_tiles(directory)
+    stored = tile_shape(rows, cols, 8) if tiled else shape
+    codes = checked_entry(directory, name, ("I8",), (*stack, *stored)).map()
     if codes.min() == -128:  # the grid is symmetric, and kernels may rely on it
-        each = codes.reshape(-1, *shape)
-        if not in_tiles or min(untile_int8(one, rows, cols).min() for one in each) == -128:
-            raise bad_value(checkpoint, name, "codes -127..127", -128)
-    scale = _load_int8_scale(checkpoint, f"{prefix}.weight_scale", rows, stack)
-    if in_tiles:
-        return TiledWeight(codes, scale, None, 8, rows, cols)
-    return QuantizedWeight(codes, scale, None, 8, cols)
+        each = codes.reshape(-1, *stored)
+        if not tiled or min(untile_int8(one, rows, cols).min() for one in each) == -128:
+            raise bad_value(directory, name, "codes -127..127", -128)
+    name, count = f"{prefix}.weight_scale", 1 if scheme.granularity == "per_tensor" else rows
+    scale = checked_entry(directory, name, ("F32",), (*stack, count, 1)).map()
+    require_positive(directory, name, scale)
+    return {"codes": codes, "scale": scale}
 
 
-def _load_int8_scale(checkpoint: Checkpoint, name: str, rows: int, stack: Shape) -> np.ndarray:
-    per_tensor = named_entry(checkpoint, name).shape == (*stack, 1, 1)
-    shape = (*stack, 1 if per_tensor else rows, 1)
-    scale = checked_entry(checkpoint, name, ("F32",), shape).map()
-    require_positive(checkpoint, name, scale)
-    return scale
+def _in_tiles(directory: Directory) -> bool:
+    return directory.declared is not None and directory.declared.layout == "tiles"
 
 
-def require_positive(checkpoint: Checkpoint, name: str, scale: np.ndarray) -> None:
+def require_positive(directory: Directory, name: str, scale: np.ndarray) -> None:
     """Raise CheckpointError unless every scale is finite and above 0."""
     good = np.isfinite(scale) & (scale > 0)
     if not good.all():
-        raise bad_value(checkpoint, name, "positive finite scales", scale[~good][0])
+        raise bad_value(directory, name, "positive finite scales", scale[~good][0])
 
 
-def _load_int4(
-    checkpoint: Checkpoint, prefix: str, rows: int, cols: int, group_size: int, stack: Shape
-) -> Quantized:
-    groups, in_tiles = num_groups(cols, group_size), checkpoint.layout == "tiles"
-    shape: Shape = tile_shape(rows, cols, 4) if in_tiles else (rows, -(-cols // 2))
-    beside: Shape = (shape[0], groups, TILE_OUTPUTS) if in_tiles else (rows, groups)
-    shape, beside = (*stack, *shape), (*stack, *beside)
-    codes = checked_entry(checkpoint, f"{prefix}.weight", ("U8",), shape).map()
-    scale = _load_int4_scale(checkpoint, f"{prefix}.weight_scale", beside, rows)
-    zero = _load_zero_point(checkpoint, f"{prefix}.weight_zero_point", beside, rows)
-    if in_tiles:
-        return TiledWeight(codes, scale, zero, 4, rows, cols, group_size)
-    return QuantizedWeight(codes, scale, zero, 4, cols, group_size)
+def _read_int4(
+    directory: Directory, prefix: str, scheme: Scheme, shape: Shape, stack: Shape
+) -> dict[str, np.ndarray | None]:
+    (rows, cols), tiled = shape, _in_tiles(directory)
+    groups = num_groups(cols, scheme.group_size)
+    stored: Shape = tile_shape(rows, cols, 4) if tiled else (rows, -(-cols // 2))
+    beside: Shape = (stored[0], groups, TILE_OUTPUTS) if tiled else (rows, groups)
+    stored, beside = (*stack, *stored), (*stack, *beside)
+    return {
+        "codes": checked_entry(directory, f"{prefix}.weight", ("U8",), stored).map(),
+        "scale": _read_int4_scale(directory, f"{prefix}.weight_scale", beside, rows),
+        "zero_point": _read_zero_point(directory, f"{prefix}.weight_zero_point", beside, rows),
+    }
 
 
-def _load_int4_scale(checkpoint: Checkpoint, name: str, shape: Shape, rows: int) -> np.ndarray:
-    scale = checked_entry(checkpoint, name, ("F16", "F32"), shape).map()
-    for part in _without_padding(scale, rows, checkpoint.layout == "tiles"):
+def _read_int4_scale(directory: Directory, name: str, shape: Shape, rows: int) -> np.ndarray:
+    scale = checked_entry(directory, name, ("F16", "F32"), shape).map()
+    for part in _without_padding(scale, rows, _in_tiles(directory)):
         unusable = unusable_scales(part)
         if unusable.any():
-            raise bad_value(checkpoint, name, "finite scales other than 0", part[unusable][0])
+            raise bad_value(directory, name, "finite scales other than 0", part[unusable][0])
     return scale
 
 
-def _load_zero_point(
-    checkpoint: Checkpoint, name: str, shape: Shape, rows: int
-) -> np.ndarray | None:
+def _read_zero_point(directory: Directory, name: str, shape: Shape, rows: int) -> np.ndarray | None:
     """None where it is not stored: 8 everywhere."""
-    if name not in checkpoint.entries:
+    if name not in directory.entries:
         return None
-    zero = checked_entry(checkpoint, name, ("U8",), shape).map()
-    parts = _without_padding(zero, rows, checkpoint.layout == "tiles")
+    zero = checked_entry(directory, name, ("U8",), shape).map()
+    parts = _without_padding(zero, rows, _in_tiles(directory))
     largest = max(part.max() for part in parts)
     if largest > INT4_MAX:
-        raise bad_value(checkpoint, name, "0..15", largest)
+        raise bad_value(directory, name, "0..15", largest)
     return zero
 
 

@@ -49,7 +49,9 @@ def float_model(shape: Shape, bits: int) -> tuple[ModelConfig, Weights]:
     """The reference's model of the weights that all peers pack."""
     parts = weights.linears(shape, bits, lambda codes: codes)
     linears = {(part, i): Linear(weights.floats(codes, bits)) for part, i, codes in parts}
-    one, found = Norm(np.ones(shape.hidden, np.float32)), config(shape)
+    found = config(shape)
+    ones = np.ones(shape.hidden, np.float32)
+    one = Norm(weight=ones, kind=found.norm, eps=found.norm_eps)
     norms = {"attention_norm": one, "mlp_norm": one}
     blocks = [
         put_together(kind, {part: linears[part, i] for part in PARTS}, norms)

@@ -12,15 +12,15 @@ from planish.compare.bench.engines import (
     expert_bytes,
     weights_per_token,
 )
-from planish.compare.bench.random_model import HEADS, write_random
+from planish.compare.bench.random_model import write_random
 from planish.compare.bench.sizes import Shape
 from planish.fast.session.engine import Engine
 from planish.reference.errors import OutputError, RecipeError
 from planish.reference.files.load import load_weights, open_checkpoint
-from planish.reference.linear import TiledWeight, dequantize, quantized_weight
+from planish.reference.linear import quantized_weight
 from planish.reference.model.weights import block_linears
+from planish.reference.quantized import dequantize, to_layout
 from planish.reference.text.engine import Engine as ReferenceEngine
-from planish.reference.tiles import tile, untile
 
 TINY = Shape("tiny", 64, 2, 4, 2, 104, 300)
 ODD = Shape("odd", 36, 1, 2, 1, 77, 260)  # no multiple of 16 outputs or of 8 inputs anywhere
@@ -60,12 +60,11 @@ def test_every_linear_and_the_head_are_in_tiles_and_as_wide_as_trained_ones(
     checkpoint = open_checkpoint(write_random(TINY, tmp_path / "random", name, group_size))
     weights, tiled = load_weights(checkpoint), load_weights(checkpoint, tiled=True)
     assert checkpoint.layout == "tiles"
-    assert checkpoint.quantization["head"] == HEADS[checkpoint.quantization["bits"]]
+    assert checkpoint.scheme("head").bits == checkpoint.scheme("up", 0).bits
     for linear in (weights.blocks[1].mlp.up, weights.blocks[0].k, weights.head):
         w = dequantize(quantized_weight(linear))
         assert 0.018 < w.std() < 0.023 and abs(w.mean()) < 0.002
-    assert isinstance(tiled.head.weight, TiledWeight)
-    assert isinstance(tiled.blocks[0].mlp.down.weight, TiledWeight)
+    assert tiled.head.weight.layout == tiled.blocks[0].mlp.down.weight.layout == "tiles"
 
 
 @pytest.mark.parametrize(("name", "group_size"), RECIPES[1:])
@@ -73,7 +72,7 @@ def test_the_padding_of_a_random_model_is_zero(tmp_path, name, group_size):
     checkpoint = open_checkpoint(write_random(ODD, tmp_path / "random", name, group_size))
     block = load_weights(checkpoint, tiled=True).blocks[0]
     for linear in block_linears(block).values():
-        again = tile(untile(linear.weight))
+        again = to_layout(to_layout(linear.weight, "canonical"), "tiles")
         assert np.array_equal(again.codes, linear.weight.codes)
         assert np.array_equal(again.scale, linear.weight.scale)
 
@@ -134,7 +133,8 @@ def test_random_experts_lie_together_with_their_padding_zero(tmp_path, shape):
     block = load_weights(checkpoint, tiled=True).blocks[1]
     assert checkpoint.stacked(1) and len(block.mlp.experts) == shape.experts
     for expert in block.mlp.experts:
-        assert np.array_equal(tile(untile(expert.up.weight)).codes, expert.up.weight.codes)
+        again = to_layout(to_layout(expert.up.weight, "canonical"), "tiles")
+        assert np.array_equal(again.codes, expert.up.weight.codes)
 
 
 def linear_bytes(outputs, inputs):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from planish.fast.model import transformer as fast_transformer
-from planish.fast.native import linear as native_linear
+from planish.fast.native import attention as native_attention
+from planish.fast.native import sampling as native_sampling
 from planish.fast.session import engine as fast_engine
 from tests.compare.conftest import Mutation, wrap
 
@@ -118,7 +119,7 @@ def last_in_the_order(sample, logits, *rest):
 
 
 def test_level_3_names_a_kernel_that_samples_another_token(judge, mutate):
-    wrap(native_linear, "sample", last_in_the_order)(mutate)
+    wrap(native_sampling, "sample", last_in_the_order)(mutate)
     result = judge("llama", "W8A8", [3], native=True)
     assert {check.part for check in result.checks if not check.agrees} == {
         f"greedy tokens of row {row}" for row in range(3)
@@ -134,7 +135,7 @@ def slots_moved_on(attention, *arguments, **options):
 @pytest.mark.parametrize("recipe", ["float", "W8A8"])
 def test_only_level_3_sees_slots_moved_within_their_tile(judge, mutate, recipe):
     """Attention over a whole prompt is right; who reads its keys later finds others."""
-    wrap(native_linear, "attention", slots_moved_on)(mutate)
+    wrap(native_attention, "attention", slots_moved_on)(mutate)
     failed = [item for item in judge("llama", recipe, [2, 3], True).checks if not item.agrees]
     assert {item.level for item in failed} == {3}
     assert (3, "keys in the cache") in {(item.level, item.part) for item in failed}

@@ -14,7 +14,7 @@ import pytest
 from planish.fast.model import moe as fast_moe
 from planish.fast.model import transformer as fast_transformer
 from planish.fast.model import weights as fast_weights
-from planish.fast.native import linear as native_linear
+from planish.fast.native import attention as native_attention
 from planish.fast.native import moe as native_moe
 from planish.fast.xla import layers as fast_layers
 from tests.compare.conftest import Mutation, wrap
@@ -28,7 +28,7 @@ def option(name, change):
     def call(attention, *arguments, **options):
         return attention(*arguments, **{**options, name: change(options[name])})
 
-    return wrap(native_linear, "attention", call)
+    return wrap(native_attention, "attention", call)
 
 
 def longer(window):
@@ -321,7 +321,7 @@ def step_without_window(attention, q, *arguments, **options):
 @pytest.mark.whole
 def test_only_level_3_sees_steps_that_forget_the_window(judge, mutate, native):
     wrap(
-        native_linear if native else fast_transformer,
+        native_attention if native else fast_transformer,
         "attention",
         step_without_window,
     )(mutate)

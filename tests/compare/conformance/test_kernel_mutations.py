@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import pytest
 
 from planish.fast.model import weights as fast_weights
+from planish.fast.native import attention as native_attention
 from planish.fast.native import linear as native_linear
-from planish.reference.tiles import TiledWeight
-from tests.compare.conftest import Mutation, wrap
+from tests.compare.conftest import Mutation, with_activation, wrap
 
 
 def handed(change):
@@ -24,7 +24,7 @@ def handed(change):
 
 def tiles_transposed(place, layer):
     placed = place(layer)
-    if not isinstance(placed.weight, TiledWeight):
+    if not native_linear.is_tiled(placed):
         return placed
     codes = placed.weight.codes.swapaxes(2, 3).reshape(placed.weight.codes.shape)
     return replace(placed, weight=replace(placed.weight, codes=codes))
@@ -32,7 +32,7 @@ def tiles_transposed(place, layer):
 
 def one_tensor_scale(linears, x, layers, *arguments, **options):
     kind = "per_tensor" if layers[0].activation == "static" else layers[0].activation
-    layers = [replace(layer, activation=kind) for layer in layers]
+    layers = [with_activation(layer, kind) for layer in layers]
     return linears(x, layers, *arguments, **options)
 
 
@@ -53,8 +53,8 @@ def next_input(linears, x, *arguments, **options):
 def with_options(**changes):
     """A call of native.linears with some of its operands replaced."""
 
-    def call(linears, x, layers, norm=None, norm_kind="", eps=0.0, **options):
-        values = {"norm": norm, "norm_kind": norm_kind, "eps": eps, **options}
+    def call(linears, x, layers, norm=None, **options):
+        values = {"norm": norm, **options}
         values |= {key: change(values[key]) for key, change in changes.items() if key in values}
         return linears(x, layers, **values)
 
@@ -219,7 +219,11 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "epsilon of the norm a hundred times too large": (
         "W4A8",
         "float32",
-        wrap(native_linear, LINEARS, with_options(eps=lambda eps: 100 * eps)),
+        wrap(
+            native_linear,
+            LINEARS,
+            with_options(norm=lambda norm: norm and replace(norm, eps=100 * norm.eps)),
+        ),
         "attention_norm",
     ),
     "keys for values": (
@@ -253,38 +257,38 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "a position too early": (
         "W8A8",
         "float32",
-        wrap(native_linear, ATTENTION, one_token_early),
+        wrap(native_attention, ATTENTION, one_token_early),
         "attention",
     ),
     "not rotated": (
         "float",
         "float32",
-        wrap(native_linear, ATTENTION, unrotated),
+        wrap(native_attention, ATTENTION, unrotated),
         "attention",
     ),
     "attention a little too sharp": (
         "W8A8",
         "float32",
-        wrap(native_linear, ATTENTION, a_little_sharper),
+        wrap(native_attention, ATTENTION, a_little_sharper),
         "attention",
     ),
     "attention a little too sharp over INT8": (
         "float",
         "int8",
-        wrap(native_linear, ATTENTION, a_little_sharper),
+        wrap(native_attention, ATTENTION, a_little_sharper),
         "attention",
     ),
     "scales of keys for those of values": (
         "W8A8",
         "int8",
-        wrap(native_linear, ATTENTION, written(lambda k, v, s, t: (k, v, t, s))),
+        wrap(native_attention, ATTENTION, written(lambda k, v, s, t: (k, v, t, s))),
         "keys in the cache, scale",
     ),
     "slots moved within their tile": (
         "W8A8",
         "int8",
         wrap(
-            native_linear,
+            native_attention,
             ATTENTION,
             written(lambda k, *rest: (jnp.roll(k, 1, axis=-1), *rest)),
         ),
@@ -293,7 +297,7 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "last slot lost": (
         "float",
         "int8",
-        wrap(native_linear, ATTENTION, written(last_slot_lost)),
+        wrap(native_attention, ATTENTION, written(last_slot_lost)),
         "values in the cache, codes",
     ),
 }

@@ -16,6 +16,7 @@ from planish.compare.conformance.kernels import (
     kinds,
     random_shape,
 )
+from planish.fast.native import attention as native_attention
 from planish.fast.native import linear as native_linear
 from tests.compare.conftest import wrap
 
@@ -106,7 +107,7 @@ def rows_exchanged(attention, q, *rest, **options):
 
 
 def test_rows_of_a_batch_that_are_exchanged_are_found(kernels, mutate):
-    wrap(native_linear, "attention", rows_exchanged)(mutate)
+    wrap(native_attention, "attention", rows_exchanged)(mutate)
     failed = {check.part for check in check_attention((kernels[0],)) if not check.agrees}
     assert failed and all(part.endswith(("row 0", "row 1")) for part in failed)
     assert all(" and " in part for part in failed)
@@ -118,7 +119,7 @@ def a_slot_cleared(attention, *arguments, **options):
 
 
 def test_a_slot_that_should_have_stayed_is_found(kernels, mutate):
-    wrap(native_linear, "attention", a_slot_cleared)(mutate)
+    wrap(native_attention, "attention", a_slot_cleared)(mutate)
     failed = {check.part for check in check_attention((kernels[0],)) if not check.agrees}
     touched = {part for part in failed if part.endswith("row 0, other slots, values")}
     assert len(touched) == 2 * sum(case.starts[0] > 0 for case in ATTENTION)

@@ -17,13 +17,12 @@ import pytest
 from planish.fast.model import cache as fast_cache
 from planish.fast.model import transformer as fast_transformer
 from planish.fast.model import weights as fast_weights
-from planish.fast.model.weights import GroupedWeight
 from planish.fast.xla import layers as fast_layers
 from planish.fast.xla import linear as fast_linear
 from planish.fast.xla.grids import divide
 from planish.reference.linear import Linear
 from planish.reference.packing import pack_nibbles, unpack_nibbles
-from tests.compare.conftest import Mutation, wrap
+from tests.compare.conftest import Mutation, with_activation, wrap
 
 
 def swapped_nibbles(centred, weight):
@@ -34,7 +33,7 @@ def swapped_nibbles(centred, weight):
 
 def shifted_groups(place, layer):
     placed = place(layer)
-    if isinstance(placed.weight, GroupedWeight):
+    if getattr(placed.weight, "layout", None) == "grouped":
         weight = replace(placed.weight, scale=np.roll(placed.weight.scale, 1, axis=0))
         return replace(placed, weight=weight)
     return placed
@@ -50,13 +49,13 @@ def without_bias(linear, x, layer, *residual):
     return linear(x, replace(layer, bias=None), *residual)
 
 
-def project_without_bias(project, config, x, norm, layers):
-    return project(config, x, norm, tuple(replace(layer, bias=None) for layer in layers))
+def project_without_bias(project, x, norm, layers):
+    return project(x, norm, tuple(replace(layer, bias=None) for layer in layers))
 
 
 def dynamic_instead_of_static(quantize, x, layer):
     kind = "per_tensor" if layer.activation == "static" else layer.activation
-    return quantize(x, replace(layer, activation=kind))
+    return quantize(x, with_activation(layer, kind))
 
 
 def with_nan(function, *arguments):

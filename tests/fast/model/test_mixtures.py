@@ -42,13 +42,14 @@ def test_the_kernel_routes_as_the_reference(kernels, rows, width, count, places,
     router = rng.standard_normal((count, width)).astype(np.float32)
     router[count // 2 :] = router[: count - count // 2]  # equals: the lowest index comes first
     moe = Moe(num_experts=count, top_k=places, intermediate_size=1, normalized=normalized)
-    config = SimpleNamespace(moe=moe, norm=norm or "rms_norm", norm_eps=1e-5)
+    config = SimpleNamespace(moe=moe)
     scale, bias = rng.uniform(0.5, 1.5, (2, width)).astype(np.float32)
-    weights = Norm(scale, bias if norm == "layer_norm" else None) if norm else None
-    wanted = normalize(x, weights, config)
+    bias = bias if norm == "layer_norm" else None
+    weights = Norm(weight=scale, bias=bias, kind=norm, eps=1e-5) if norm else None
+    wanted = normalize(x, weights)
     shares, chosen = reference_transformer.route(config, linear(wanted, Linear(router)))
     for isa in kernels:
-        found = native_experts.route(x, router, places, normalized, weights, norm or "", 1e-5, isa)
+        found = native_experts.route(x, router, places, normalized, weights, isa)
         for array, expected in zip(found, (wanted, shares, chosen), strict=True):
             np.testing.assert_allclose(array, expected, rtol=2e-5, atol=2e-6, err_msg=isa)
 
@@ -58,11 +59,11 @@ REFUSED_ROUTES = {
     "more places than experts": ({"places": 7}, "shares are [3, 7], expected [3, 1 to 6]"),
     "rows of another type": ({"x": np.ones((3, 75), np.int32)}, "x has a type"),
     "a norm of other inputs": (
-        {"norm": Norm(np.ones(5, np.float32), None), "norm_kind": "rms_norm"},
+        {"norm": Norm(weight=np.ones(5, np.float32), kind="rms_norm", eps=0.0)},
         "norm weight is [5], expected 75 entries",
     ),
     "an unknown norm": (
-        {"norm": Norm(np.ones(75, np.float32), None), "norm_kind": "no_norm"},
+        {"norm": Norm(weight=np.ones(75, np.float32), kind="no_norm", eps=0.0)},
         "unknown norm no_norm",
     ),
 }
@@ -105,5 +106,5 @@ def test_a_quantized_model_decodes_what_it_computes_at_once(kernels, quantized_m
         logits, cache = engine.decode_step(given, np.array([30, 33]) + step, cache)
     tolerance = TOLERANCES[quantized_model.quantization["recipe"]] * np.ptp(expected)
     assert np.abs(at_once - expected).max() < tolerance
-    if quantized_model.quantization["activation"] != "per_tensor":  # whose scale steps change
+    if quantized_model.scheme("q", 0).activation != "per_tensor":  # whose scale steps change
         assert np.abs(logits - expected[[32, 35]]).max() < tolerance

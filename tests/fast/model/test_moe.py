@@ -18,14 +18,15 @@ import pytest
 from planish.fast.model import moe as fast_experts
 from planish.fast.model.weights import place_block
 from planish.fast.native import moe as native_experts
-from planish.reference.linear import Linear, QuantizedWeight, TiledWeight, linear
+from planish.reference.linear import Linear, linear
 from planish.reference.model import transformer as reference_transformer
 from planish.reference.model.config import Moe
 from planish.reference.model.experts import Stack, linear_of, together
 from planish.reference.model.weights import Experts, Mlp
-from planish.reference.quantize.methods.rtn import quantize_linear
+from planish.reference.quantize.methods import quantize_linear
 from planish.reference.quantize.recipe import recipe
-from planish.reference.tiles import tile
+from planish.reference.quantized import QuantizedWeight, to_layout
+from tests.fast.schemes import forced
 
 WIDTH, INNER, COUNT, PLACES = 75, 50, 6, 2  # no size divides another, nor 16
 RECIPES = {
@@ -68,7 +69,7 @@ CASES = [
 def config_of(activation: str = "silu", normalized: bool = True) -> SimpleNamespace:
     """The features that a mixture reads."""
     moe = Moe(num_experts=COUNT, top_k=PLACES, intermediate_size=INNER, normalized=normalized)
-    return SimpleNamespace(activation=activation, moe=moe, norm="rms_norm", norm_eps=1e-5)
+    return SimpleNamespace(activation=activation, moe=moe)
 
 
 def random_experts(name: str, rng: np.random.Generator, gated: bool = True) -> Experts:
@@ -90,7 +91,7 @@ def random_linear(name: str, shape: tuple[int, int], rng: np.random.Generator) -
     if name == "float":
         return layer
     chosen = recipe(name.split("-")[0], **RECIPES[name])
-    return quantize_linear(layer, chosen, activation_absmax=rng.uniform(2, 4, 1))
+    return quantize_linear(layer, chosen.default, rule=chosen.rule, absmax=rng.uniform(2, 4, 1))
 
 
 def random_rows(case: Case, rng: np.random.Generator) -> np.ndarray:
@@ -115,7 +116,7 @@ def in_tiles(mlp: Mlp) -> Mlp:
     def tiled(layer: Linear | None) -> Linear | None:
         if layer is None or not isinstance(layer.weight, QuantizedWeight):
             return layer
-        return replace(layer, weight=tile(layer.weight))
+        return replace(layer, weight=to_layout(layer.weight, "tiles"))
 
     return Mlp(tiled(mlp.gate), tiled(mlp.up), tiled(mlp.down))
 
@@ -210,7 +211,7 @@ def test_other_activations_and_ungated_experts_run_in_both_forms(
 @pytest.mark.parametrize("name", ["W4A8", "W8A8"])
 def test_stacks_in_a_file_are_placed_without_a_copy(name):
     experts = random_experts(name, np.random.default_rng(4)).experts
-    stack = Stack(together([in_tiles(expert) for expert in experts]), tiled=True)
+    stack = Stack(together([in_tiles(expert) for expert in experts]), "tiles")
     router = Linear(np.zeros((COUNT, WIDTH), np.float32))
     put = place_block(Experts(router, stack))
     assert put.up.weight.codes is stack.whole.up.weight.codes
@@ -232,6 +233,7 @@ def arguments(**changes):
     rng = np.random.default_rng(6)
     up = placed(random_experts("W4A8-zero-points", rng), native=True).up
     weight = {k: changes.pop(k) for k in ("codes", "scale", "zero_point") if k in changes}
+    weight["scheme"] = forced(up.scheme, **changes.pop("scheme", {}))
     up = replace(up, weight=replace(up.weight, **weight), **changes.pop("layer", {}))
     rows = {"x": np.ones((3, WIDTH), np.float32), "chosen": np.zeros((3, PLACES), np.int32)}
     return {**rows, "layers": (up,), "sequences": 1, **changes}
@@ -258,7 +260,7 @@ REFUSED = {
         "bias is [50], expected",
     ),
     "one static scale": (
-        {"layer": {"activation": "static", "activation_scale": np.ones(1, np.float32)}},
+        {"scheme": {"activation": "static"}, "layer": {"activation_scale": np.ones(1, "f4")}},
         "activation scale is [1], expected 6 entries",
     ),
 }
@@ -294,4 +296,4 @@ def test_linears_are_cut_from_a_stack_as_they_were_put_into_it():
         np.testing.assert_array_equal(
             linear_of(whole.down, index).weight.zero_point, expert.down.weight.zero_point
         )
-    assert isinstance(Stack(whole, tiled=True)[1].up.weight, TiledWeight)
+    assert Stack(whole, "tiles")[1].up.weight.layout == "tiles"

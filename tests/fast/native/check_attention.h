@@ -113,9 +113,8 @@ inline std::vector<float> chunk(const Kernels& kernels, Pool& pool, Scene& s, in
   a.out = out.data();
   kernels.write_slots(a, 0, a.batch * tokens, scratch.data());
   const int64_t tiles = ceil_div(tokens * (a.heads / a.kv_heads), 8);
-  team().run(pool, a.batch * a.kv_heads * tiles, [&](int64_t unit) {
-    attend_rows(kernels, a, unit, first + tokens, segment);
-  });
+  team().run(pool, a.batch * a.kv_heads * tiles,
+             [&](int64_t unit) { attend_rows(kernels, a, unit, first + tokens, segment); });
   return out;
 }
 
@@ -125,7 +124,8 @@ inline std::vector<float> rotated(const Scene& s, const float* x, int64_t positi
   const int64_t half = s.a.rotary / 2;
   for (int64_t i = 0; i < half; ++i) {
     const float c = s.cos[position * half + i], n = s.sin[position * half + i];
-    const int64_t first = s.a.interleaved ? 2 * i : i, second = first + (s.a.interleaved ? 1 : half);
+    const int64_t first = s.a.interleaved ? 2 * i : i;
+    const int64_t second = first + (s.a.interleaved ? 1 : half);
     y[first] = x[first] * c - x[second] * n;
     y[second] = x[second] * c + x[first] * n;
   }
@@ -145,7 +145,8 @@ inline float as_bfloat16(float x) {
   return std::ldexp(std::nearbyint(fraction * 256.0f) / 256.0f, exponent);
 }
 
-inline double naive_score(const Scene& s, double product, int64_t h, int64_t slot, int64_t position) {
+inline double naive_score(const Scene& s, double product, int64_t h, int64_t slot,
+                          int64_t position) {
   double bias = 0.0;
   if (s.a.bfloat16 && !s.slopes.empty()) {
     bias = as_bfloat16(as_bfloat16(s.slopes[h]) * as_bfloat16(static_cast<float>(slot)));

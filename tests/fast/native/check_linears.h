@@ -141,36 +141,31 @@ inline Granularity random_granularity(Random& r, int bits) {
   return bits == 4 ? Granularity::kGroup : Granularity::kGiven;
 }
 
-// Rows in memory of their own. The scratch is exactly what kernels.h promises.
+// Rows in memory that has exactly the size that the kernels ask for.
 struct Prepared {
-  std::vector<int8_t> codes;
-  std::vector<float> scales, wide;
-  std::vector<int32_t> sums;
-  Rows rows = {};
+  std::vector<float> memory;
+  PackedRows rows;
 
   Prepared(const Kernels& kernels, const Source& source, Granularity granularity, int64_t count,
-           int64_t group, float given) {
-    rows.granularity = granularity;
-    rows.rows = count;
-    rows.steps = ceil_div(source.inputs, 8) * 2;
-    rows.groups = ceil_div(source.inputs, group);
-    rows.group_inputs = group;
-    rows.scale_groups = granularity == Granularity::kGroup ? rows.groups : 1;
-    const bool is_float = granularity == Granularity::kFloat;
-    codes.resize(is_float ? 0 : count * rows.steps * 4);
-    scales.resize(is_float ? 0 : count * rows.scale_groups);
-    sums.resize(is_float ? 0 : count * rows.groups);
-    wide.resize(is_float ? count * rows.steps * 4 : 0);
-    rows.codes = codes.data();
-    rows.scales = scales.data();
-    rows.sums = sums.data();
-    rows.floats = wide.data();
+           int64_t group, float given)
+      : rows{nullptr, granularity, count, source.inputs, ceil_div(source.inputs, group), group} {
+    memory.resize(ceil_div(kernels.packed_bytes(rows), 4));
+    rows.memory = reinterpret_cast<uint8_t*>(memory.data());
     std::vector<float> scratch(source.inputs + 16);
     for (int64_t row = 0; row < count; ++row) {
-      kernels.prepare_row(source, rows, row, given, scratch.data());
+      kernels.pack_row(source, rows, row, given, scratch.data());
     }
   }
 };
+
+// `count` tiles from `tile` on, as one thread computes a unit of work.
+inline void multiply(const Kernels& kernels, const Weight& w, const PackedRows& rows,
+                     const Output& out, int64_t tile, int64_t count) {
+  std::vector<float> memory(kernels.multiply_scratch(rows));
+  if (kernels.begin_unit) kernels.begin_unit();
+  kernels.multiply(w, rows, out, tile, count, memory.data());
+  if (kernels.end_unit) kernels.end_unit();
+}
 
 // Every other row lies on ties, or as near to them as floats are: there x / scale and
 // x * (1 / scale) round to different codes. Each group holds the row's largest entry.
@@ -189,7 +184,8 @@ inline std::vector<float> random_rows(Random& r, int64_t rows, int64_t k, float 
 inline void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
   const Case c = random_case(r, draw(r, 0, 1) ? 8 : 4);
   const Granularity granularity = random_granularity(r, c.bits);
-  const int64_t rows = draw(r, 1, 23), many = draw(r, 1, 6);  // tiles at a time
+  const int64_t rows = draw(r, 1, 23);
+  const int64_t tiles_at_once = draw(r, 1, 6);
   const float given = granularity == Granularity::kGiven ? 0.0131f : 0.0f;  // clips at 1.66
   const std::vector<float> x = random_rows(r, rows, c.k, given), added = floats(r, rows * c.n);
   const bool residual = draw(r, 0, 1) == 1;
@@ -199,14 +195,10 @@ inline void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
   const Weight w = c.weight();
   const int64_t tiles = ceil_div(c.n, 16);
   const Output out = {y.data(), residual ? added.data() : nullptr, c.n, 0};
-  team().run(pool, ceil_div(tiles, many), [&](int64_t unit) {
-    const int64_t tile = unit * many, count = std::min(many, tiles - tile);
-    if (granularity != Granularity::kFloat) {
-      kernels.integer_tiles(w, prepared.rows, out, tile, count);
-      return;
-    }
-    std::vector<float> memory(kernels.float_scratch(prepared.rows));
-    kernels.float_tiles(w, prepared.rows, out, tile, count, memory.data());
+  team().run(pool, ceil_div(tiles, tiles_at_once), [&](int64_t unit) {
+    const int64_t tile = unit * tiles_at_once;
+    const int64_t count = std::min(tiles_at_once, tiles - tile);
+    multiply(kernels, w, prepared.rows, out, tile, count);
   });
   for (int64_t at = 0; at < rows * c.n; ++at) {
     double allowed = 0.0;
@@ -238,51 +230,68 @@ inline void check_gate(const Kernels& kernels, Random& r) {
   }
 }
 
-// The norm against doubles; then codes, scales and sums against the kernels' own normalized
-// floats, bit for bit: a norm is not rounded alike everywhere, what follows is.
+// A linear that gives back its input: code 1 on the diagonal and scale 1, in groups of INT4.
+inline Case identity(int64_t k, int64_t group) {
+  Case c = {};
+  c.bits = 4;
+  c.n = c.k = k;
+  c.group = group;
+  c.groups = ceil_div(k, group);
+  const int64_t blocks = ceil_div(k, 8), tiles = ceil_div(k, 16);
+  c.tiles.assign(tiles * blocks * 64, 0x88);
+  for (int64_t i = 0; i < k; ++i) {
+    c.tiles[((i / 16 * blocks + i / 8) * 16 + i % 16) * 4 + i % 4] += i % 8 < 4 ? 1 : 16;
+  }
+  c.scale_tiles.assign(tiles * c.groups * 16, 1.0f);
+  return c;
+}
+
+// x [rows, k] through that linear: what its packed rows hold, code * scale.
+inline std::vector<float> given_back(const Kernels& kernels, const Source& source, int64_t rows,
+                                     int64_t group, Granularity granularity) {
+  const int64_t k = source.inputs;
+  const Case same = identity(k, group);
+  const Prepared packed(kernels, source, granularity, rows, group, 0.0f);
+  std::vector<float> y(rows * k, NAN);
+  multiply(kernels, same.weight(), packed.rows, {y.data(), nullptr, k, 0}, 0, ceil_div(k, 16));
+  return y;
+}
+
+inline float normalized(const float* x, int64_t k, const Source& source, int64_t i) {
+  double mean = 0.0, square = 0.0;
+  for (int64_t j = 0; j < k; ++j) mean += x[j] / double(k);
+  if (source.norm == Norm::kRms) mean = 0.0;
+  for (int64_t j = 0; j < k; ++j) square += std::pow(x[j] - mean, 2.0) / double(k);
+  const double y = (x[i] - mean) / std::sqrt(square + 1e-5);
+  return static_cast<float>(y * (source.norm_weight ? source.norm_weight[i] : 1.0f) +
+                            (source.norm_bias ? source.norm_bias[i] : 0.0f));
+}
+
+// The norm against doubles; then the packed rows against the kernels' own normalized floats, bit
+// for bit: a norm is not rounded alike everywhere, what follows is.
 inline void check_norm(const Kernels& kernels, Random& r) {
   const int64_t k = draw(r, 1, 200), rows = draw(r, 1, 11);
   const int64_t group = draw(r, 0, 1) ? 32 : k;
   const std::vector<float> x = floats(r, rows * k), weight = floats(r, k), bias = floats(r, k);
   const bool weighed = draw(r, 0, 1) == 1, biased = draw(r, 0, 1) == 1;
   const Norm norm = draw(r, 0, 1) ? Norm::kRms : Norm::kLayer;
-  const Source source = {x.data(), norm, weighed ? weight.data() : nullptr,
-                         biased ? bias.data() : nullptr, 1e-5f, k};
-  const Prepared wide(kernels, source, Granularity::kFloat, rows, group, 0.0f);
-  const Prepared narrow(kernels, source, Granularity::kGroup, rows, group, 0.0f);
-  const int64_t padded = wide.rows.steps * 4;
-  for (int64_t row = 0, first = 0, size = 0; row < rows; ++row) {
-    if (row >= first + size) {
-      first += size;
-      size = row_tile(rows - first);
-    }
-    double mean = 0.0, square = 0.0;
-    for (int64_t i = 0; i < k; ++i) mean += x[row * k + i] / double(k);
-    if (norm == Norm::kRms) mean = 0.0;
-    for (int64_t i = 0; i < k; ++i) square += std::pow(x[row * k + i] - mean, 2.0) / double(k);
-    std::vector<float> found(k);
+  const Source source = {
+      x.data(), norm, weighed ? weight.data() : nullptr, biased ? bias.data() : nullptr, 1e-5f, k};
+  const auto wide = given_back(kernels, source, rows, group, Granularity::kFloat);
+  const auto narrow = given_back(kernels, source, rows, group, Granularity::kGroup);
+  for (int64_t row = 0; row < rows; ++row) {
+    std::vector<float> found(ceil_div(k, 16) * 16, NAN), scratch(k + 16);
+    kernels.normalize_row(source, row, found.data());
     for (int64_t i = 0; i < k; ++i) {
-      found[i] = wide.wide[first * padded + i * size + row - first];
-      double y = (x[row * k + i] - mean) / std::sqrt(square + 1e-5);
-      y = y * (weighed ? weight[i] : 1.0f) + (biased ? bias[i] : 0.0f);
+      const float y = normalized(x.data() + row * k, k, source, i);
       expect(std::fabs(found[i] - y) <= 1e-4 * (1.0 + std::fabs(y)), "norm", row, i, k);
+      expect(wide[row * k + i] == found[i], "packed float", row, i, k);
+      const int64_t first = i / group * group, count = std::min(k - first, group);
+      const float scale = scale_of(found.data() + first, count);
+      expect(narrow[row * k + i] == code_of(found[i], scale) * scale, "code", row, i, k);
     }
-    std::vector<float> scratch(k + 16);
     const float largest = kernels.row_absmax(source, row, scratch.data());
-    expect(std::fmax(largest, 1e-5f) / 127.0f == scale_of(found.data(), k), "absmax", row, 0, k);
-    for (int64_t g = 0; g < narrow.rows.groups; ++g) {
-      const int64_t last = std::min(k, (g + 1) * group);
-      const int64_t at = (first * narrow.rows.groups) + g * size + row - first;
-      const float scale = scale_of(found.data() + g * group, last - g * group);
-      int32_t sum = 0;
-      for (int64_t i = g * group; i < last; ++i) {
-        const int64_t step = first * padded + (i / 4 * size + row - first) * 4 + i % 4;
-        expect(narrow.codes[step] == code_of(found[i], scale), "code", row, i, k);
-        sum += narrow.codes[step];
-      }
-      expect(narrow.scales[at] == scale, "scale", row, g, k);
-      expect(narrow.sums[at] == sum, "sum of codes", row, g, k);
-    }
+    expect(int8_scale(largest) == scale_of(found.data(), k), "absmax", row, 0, k);
   }
 }
 

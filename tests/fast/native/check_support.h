@@ -14,8 +14,8 @@
 #include <thread>
 #include <vector>
 
-#include "kernels.h"
-#include "parallel.h"
+#include "table.h"
+#include "work/team.h"
 
 namespace planish {
 
@@ -35,13 +35,19 @@ class Pool {
     for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { loop(); });
   }
   ~Pool() {
-    { std::lock_guard<std::mutex> lock(mutex_); ended_ = true; }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      ended_ = true;
+    }
     changed_.notify_all();
     for (auto& thread : threads_) thread.join();
   }
   int64_t num_threads() const { return static_cast<int64_t>(threads_.size()) + 1; }
   void Schedule(std::function<void()> task) {
-    { std::lock_guard<std::mutex> lock(mutex_); tasks_.push(std::move(task)); }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      tasks_.push(std::move(task));
+    }
     changed_.notify_one();
   }
 
@@ -80,9 +86,7 @@ inline std::vector<float> floats(Random& r, int64_t count, float width = 1.0f) {
   return x;
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// SPEC 2: max(absmax, 1e-5) / 127, and rint(x / scale) clipped to -127..127.
+// docs/spec.md 2: max(absmax, 1e-5) / 127, and rint(x / scale) clipped to -127..127.
 inline float scale_of(const float* x, int64_t count) {
   float most = 0.0f;
   for (int64_t i = 0; i < count; ++i) most = std::fmax(most, std::fabs(x[i]));

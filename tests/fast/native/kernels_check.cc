@@ -1,5 +1,5 @@
 // The kernels of one instruction set against a naive program, without JAX: for sanitizers, and for
-// processors that are only emulated. Linked with fast/kernels/kernels.cc, compiled for that set.
+// processors that are only emulated. Linked with kernels/instruction_set.cc, compiled for that set.
 //
 //     kernels_check [rounds]     prints "NAME: N checks passed", or what failed and exits with 1
 #include <cstdlib>
@@ -39,8 +39,8 @@ void check_nan(const Kernels& kernels, Random& r) {
   const Norm norm = draw(r, 0, 1) ? Norm::kRms : Norm::kNone;
   const Source source = {x.data(), norm, nullptr, nullptr, 1e-5f, k};
   expect(std::isnan(kernels.row_absmax(source, 0, scratch.data())), "absmax of NaN", k, 0, 0);
-  const Prepared row(kernels, source, Granularity::kRow, 1, k, 0.0f);
-  expect(std::isnan(row.scales[0]), "scale of NaN", k, 0, 0);
+  const auto back = given_back(kernels, source, 1, k, Granularity::kRow);
+  expect(std::isnan(back[draw(r, 0, int(k) - 1)]), "scale of NaN", k, 0, 0);
   std::vector<float> y(k);
   kernels.gate(x.data(), up.data(), k, y.data(), k, 1, k);
   for (int64_t i = 0; i < k; ++i) {

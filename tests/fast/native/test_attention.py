@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from planish.fast.model.cache import KEY_SLOTS, append, read, whole_tiles
-from planish.fast.native import linear as native
+from planish.fast.native import attention as native
 from planish.fast.xla import layers
 from planish.reference.grids import int8_codes, int8_scale
 from planish.reference.model.config import Alibi

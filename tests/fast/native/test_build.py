@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,12 +55,11 @@ def test_a_library_is_named_after_all_that_it_is_made_from(tmp_path, monkeypatch
 
 def test_a_changed_source_is_another_library(tmp_path, monkeypatch):
     compiler, copies = find_compiler(), tmp_path / "sources"
-    copies.mkdir()
-    for source in (*build.SOURCES.glob("*.h"), *build.SOURCES.glob("*.cc")):
-        (copies / source.name).write_bytes(source.read_bytes())
+    shutil.copytree(build.SOURCES, copies)
     monkeypatch.setattr(build, "SOURCES", copies)
     before = library_path(tmp_path, compiler, "plain").name
-    (copies / "rows.h").write_text((copies / "rows.h").read_text() + "\n")
+    changed = copies / "matmul" / "pack.h"
+    changed.write_text(changed.read_text() + "\n")
     assert library_path(tmp_path, compiler, "plain").name != before
 
 
@@ -94,7 +94,7 @@ def test_without_a_compiler_auto_tells_why_and_native_refuses(monkeypatch, caplo
 def test_a_source_that_does_not_compile_is_one_line(tmp_path, monkeypatch):
     broken = tmp_path / "sources"
     broken.mkdir()
-    (broken / "kernels.cc").write_text("int main( {\n")
+    (broken / "instruction_set.cc").write_text("int main( {\n")
     monkeypatch.setattr(build, "SOURCES", broken)
     with pytest.raises(KernelsError, match="could not compile the plain kernels.*error") as caught:
         build.build(tmp_path / "cache", ["plain"])

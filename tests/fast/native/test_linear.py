@@ -9,26 +9,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from planish.fast.native import attention as native_attention
 from planish.fast.native import linear as native
+from planish.fast.native import sampling as native_sampling
 from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
 from planish.reference.quantize.methods.rtn import quantize_weight
 from planish.reference.quantize.recipe import recipe
+from planish.reference.quantized import QuantizedWeight, to_layout
 from planish.reference.text.sampling import Sampling
-from planish.reference.tiles import TiledWeight, tile
+from tests.fast.schemes import forced
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def layer(name: str = "W4A8", n: int = 20, k: int = 96) -> Linear:
-    chosen = recipe(name, group_size=32 if name.startswith("W4") else None)
+    chosen = recipe(name, group_size=32 if name.startswith("W4") else None).default
     weight = quantize_weight(np.linspace(-1, 1, n * k, dtype=np.float32).reshape(n, k), chosen)
-    return Linear(tile(weight), np.zeros(n, np.float32), chosen.activation)
+    return Linear(to_layout(weight, "tiles"), np.zeros(n, np.float32))
 
 
 def changed(linear: Linear, **fields) -> Linear:
-    assert isinstance(linear.weight, TiledWeight)
+    assert isinstance(linear.weight, QuantizedWeight)
     return replace(linear, weight=replace(linear.weight, **fields))
+
+
+def rescheme(linear: Linear, **fields) -> Linear:
+    return changed(linear, scheme=forced(linear.scheme, **fields))
 
 
 def refusal(run) -> str:
@@ -63,10 +70,10 @@ BAD_LINEARS = {
         lambda: replace(layer(), bias=np.zeros(19, np.float32)),
         "bias is [19], expected 20 entries",
     ),
-    "a group of 24": (lambda: changed(layer(), group_size=24), "multiple of 32"),
-    "3 bits": (lambda: changed(layer(), bits=3), "8 or 4 bits"),
+    "a group of 24": (lambda: rescheme(layer(), group_size=24), "multiple of 32"),
+    "3 bits": (lambda: rescheme(layer(), bits=3), "8 or 4 bits"),
     "an activation that is none": (
-        lambda: replace(layer(), activation="per_chance"),
+        lambda: rescheme(layer(), activation="per_chance"),
         "unknown activation per_chance",
     ),
 }
@@ -83,8 +90,8 @@ def test_an_input_of_another_width_is_refused():
 
 
 def test_a_norm_of_another_width_is_refused():
-    norm = Norm(np.ones(95, np.float32))
-    found = of(layer(), norm=norm, norm_kind="rms_norm")
+    norm = Norm(weight=np.ones(95, np.float32), kind="rms_norm", eps=1e-5)
+    found = of(layer(), norm=norm)
     assert "norm weight is [95], expected 96 entries" in found
 
 
@@ -103,7 +110,8 @@ def test_unknown_kernels_are_refused():
 
 
 def test_linears_with_other_groups_cannot_share_a_call():
-    other = Linear(tile(quantize_weight(np.ones((4, 96), np.float32), recipe("W8A8"))), None)
+    weight = quantize_weight(np.ones((4, 96), np.float32), recipe("W8A16").default)
+    other = Linear(to_layout(weight, "tiles"))
     found = refusal(lambda: native.linears(jnp.ones((1, 1, 96)), (layer(), other)))
     assert "the same groups" in found
 
@@ -116,7 +124,7 @@ def attend(positions, cache=None, width: int = 16, **changes):
     shape = {"q": (1, 2, 4 * width), "k": (1, 2, 2 * width), "v": (1, 2, 2 * width)} | changes
     q, k, v = (jnp.ones(shape[name]) for name in "qkv")
     slots = jnp.asarray([positions], jnp.int32)
-    return native.attention(q, k, v, slots, None, cache or past(width=width), 2, width)
+    return native_attention.attention(q, k, v, slots, None, cache or past(width=width), 2, width)
 
 
 def test_a_position_outside_of_the_slots_is_refused():
@@ -132,14 +140,14 @@ def test_attention_refuses_shapes_that_do_not_fit():
 
 
 def test_sampling_refuses_shapes_that_do_not_fit():
-    settings = jnp.asarray(native.sampling_settings(Sampling()))
+    settings = jnp.asarray(native_sampling.sampling_settings(Sampling()))
     uniform = jnp.zeros((3, 2), jnp.int32)
-    found = refusal(lambda: native.sample(jnp.ones((2, 5)), settings, uniform))
+    found = refusal(lambda: native_sampling.sample(jnp.ones((2, 5)), settings, uniform))
     assert "uniform is [3, 2], expected 4 entries" in found
 
 
 def test_sampling_marks_what_is_no_number():
     logits = jnp.asarray([[1.0, 2.0, jnp.nan], [0.0, jnp.inf, 1.0], [-jnp.inf, 3.0, 3.0]])
-    settings = jnp.asarray(native.sampling_settings(Sampling()))
-    found = native.sample(logits, settings, jnp.zeros((3, 2), jnp.int32))
+    settings = jnp.asarray(native_sampling.sampling_settings(Sampling()))
+    found = native_sampling.sample(logits, settings, jnp.zeros((3, 2), jnp.int32))
     assert np.asarray(found).tolist() == [-1, -1, 1]

@@ -19,16 +19,11 @@ import pytest
 import planish.fast.model.weights  # noqa: F401 (makes pytrees of the reference's types)
 from planish.fast.native import linear as native
 from planish.reference.grids import expand_groups
-from planish.reference.linear import (
-    Linear,
-    QuantizedWeight,
-    centred_codes,
-    linear,
-    quantized_weight,
-)
+from planish.reference.linear import Linear, linear, quantized_weight
 from planish.reference.quantize.methods.rtn import quantize_weight
 from planish.reference.quantize.recipe import recipe
-from planish.reference.tiles import tile
+from planish.reference.quantized import QuantizedWeight, centred_codes, to_layout
+from tests.fast.schemes import forced
 
 CASES = 1000  # in all, over the kinds and the instruction sets
 EPS = float(np.finfo(np.float32).eps)
@@ -80,14 +75,19 @@ WEIGHT_ONLY = [
 
 def random_layers(kind: Kind, rng: np.random.Generator) -> tuple[Linear, ...]:
     """As the recipe quantizes Gaussian weights; one in three then has codes that are all alike."""
-    chosen = recipe(kind.recipe, **dict(kind.changes))
+    changes = dict(kind.changes)
+    granularity = changes.pop("granularity", None)
+    chosen = recipe(kind.recipe, **changes)
+    scheme = chosen.default
+    scheme = scheme if granularity is None else replace(scheme, granularity=granularity)
     _, _, inputs, outputs = kind.shape
     layers = []
     for n in outputs:
-        weight = quantize_weight(rng.standard_normal((n, inputs)).astype(np.float32), chosen)
+        dense = rng.standard_normal((n, inputs)).astype(np.float32)
+        weight = quantize_weight(dense, scheme, chosen.rule)
         bias = rng.standard_normal(n).astype(np.float32)
-        static = np.float32([0.02]) if chosen.activation == "static" else None
-        layers.append(Linear(all_alike(weight, rng), bias, chosen.activation, static))
+        static = np.float32([0.02]) if scheme.activation == "static" else None
+        layers.append(Linear(all_alike(weight, rng), bias, static))
     return tuple(layers)
 
 
@@ -95,7 +95,7 @@ def all_alike(weight: QuantizedWeight, rng: np.random.Generator) -> QuantizedWei
     """The weight, or all its codes the smallest, zero or the largest: 0 or 15 of INT4."""
     if rng.integers(3):
         return weight
-    code = rng.choice([-127, 0, 127] if weight.bits == 8 else [0x00, 0xFF])
+    code = rng.choice([-127, 0, 127] if weight.scheme.bits == 8 else [0x00, 0xFF])
     return replace(weight, codes=np.full_like(weight.codes, code))
 
 
@@ -109,7 +109,7 @@ def random_rows(kind: Kind, rng: np.random.Generator) -> np.ndarray:
 
 
 def run(x: np.ndarray, layers: Sequence[Linear], isa: str) -> list[np.ndarray]:
-    placed = tuple(replace(layer, weight=tile(layer.weight)) for layer in layers)
+    placed = tuple(replace(layer, weight=to_layout(layer.weight, "tiles")) for layer in layers)
     return [np.asarray(y) for y in call(jnp.asarray(x), placed, isa)]
 
 
@@ -139,7 +139,9 @@ def test_scales_of_linears_in_one_call_may_differ_in_type(kernels):
     first, *rest = random_layers(kind, rng)
     wide = replace(first.weight, scale=first.weight.scale.astype(np.float32))
     layers, x = (replace(first, weight=wide), *rest), random_rows(kind, rng)
-    assert rest and native.alike([replace(each, weight=tile(each.weight)) for each in layers])
+    assert rest and native.alike(
+        [replace(each, weight=to_layout(each.weight, "tiles")) for each in layers]
+    )
     expected = [np.stack([linear(rows, layer) for rows in x]) for layer in layers]
     for found, wanted in zip(run(x, layers, kernels[0]), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
@@ -162,7 +164,7 @@ def test_weight_only_linears_are_exact_but_for_float32s_rounding(kernels, kind):
 def dense_weight(weight: QuantizedWeight) -> np.ndarray:
     """(q - z) * scale, float64 [N, K]."""
     scale = weight.scale.astype(np.float64)
-    return centred_codes(weight) * expand_groups(scale, weight.in_features, weight.group_size)
+    return centred_codes(weight) * expand_groups(scale, weight.shape[1], weight.scheme.group_size)
 
 
 SPLIT = WEIGHT_ONLY + [  # per_tensor depends on the other rows by its definition
@@ -200,9 +202,10 @@ def of(**fields) -> tuple[jax.Array, Linear]:
     chosen = recipe("W4A8", group_size=32, rule="minmax")
     dense = np.random.default_rng(0).standard_normal((20, 96)).astype(np.float32)
     weight = {key: fields.pop(key) for key in ("scale", "zero_point") if key in fields}
+    weight["scheme"] = forced(chosen.default, **fields.pop("scheme", {}))
     x = jnp.ones((1, 3, 96), fields.pop("x", jnp.float32))
-    tiled = replace(tile(quantize_weight(dense, chosen)), **weight)
-    return x, replace(Linear(tiled, np.zeros(20, np.float32), chosen.activation), **fields)
+    tiled = replace(to_layout(quantize_weight(dense, chosen.default), "tiles"), **weight)
+    return x, replace(Linear(tiled, np.zeros(20, np.float32)), **fields)
 
 
 REFUSED = {  # beside those of test_native.py
@@ -218,7 +221,7 @@ REFUSED = {  # beside those of test_native.py
     ),
     "a bias of another type": ({"bias": np.zeros(20, np.float16)}, "bias has a type"),
     "two activation scales": (
-        {"activation": "static", "activation_scale": np.ones(2, np.float32)},
+        {"scheme": {"activation": "static"}, "activation_scale": np.ones(2, np.float32)},
         "activation scale is [2], expected 1 entries",
     ),
 }

@@ -25,9 +25,9 @@ from planish.reference.linear import Linear
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.methods.rtn import quantize_weight
 from planish.reference.quantize.recipe import recipe
+from planish.reference.quantized import to_layout
 from planish.reference.text.generate import Stop
 from planish.reference.text.sampling import Sampling
-from planish.reference.tiles import tile
 from tests.models import make_llama
 
 RECIPES = ("float", "W8A8", "O1", "W8A16", "W4A16", "W4A8")
@@ -81,8 +81,8 @@ def greedy(engine: Engine, prompts: list[list[int]], new: int = 12) -> list[list
 )
 def test_a_rows_linear_is_the_same_in_every_batch(kernels, name, options):
     chosen, rng = recipe(name, **options), np.random.default_rng(0)
-    weight = quantize_weight(rng.normal(size=(50, 200)).astype(np.float32), chosen)
-    layer = Linear(tile(weight), None, chosen.activation)
+    weight = quantize_weight(rng.normal(size=(50, 200)).astype(np.float32), chosen.default)
+    layer = Linear(to_layout(weight, "tiles"))
     x = rng.normal(size=(1, 23, 200)).astype(np.float32)
     run = jax.jit(lambda x, isa: native.linears(x, (layer,), isa=isa)[0], static_argnums=1)
     for isa in kernels:

@@ -13,7 +13,7 @@ from planish.fast.xla import linear as fast_linear
 from planish.reference import linear as reference_linear
 from planish.reference.grids import INT4_RULES, int8_codes, int8_scale
 from planish.reference.linear import Linear
-from planish.reference.quantize.methods.rtn import quantize_linear
+from planish.reference.quantize.methods import quantize_linear
 from planish.reference.quantize.recipe import recipe
 
 ROWS = (1, 2, 7, 16, 17, 65, 130)
@@ -41,8 +41,8 @@ def run(layer: Linear, x: np.ndarray) -> np.ndarray:
 def test_every_scheme_is_within_two_ulps_an_operation_of_the_reference(name, rows):
     chosen = recipe(name, group_size=32 if name.startswith("W4") else None)
     layer = random_linear(33, 100)  # 100 leaves a last group of 4
-    if chosen.bits is not None:
-        layer = quantize_linear(layer, chosen)
+    if chosen.default is not None:
+        layer = quantize_linear(layer, chosen.default)
     x = rows_of(rows, 100)
     error = np.abs(run(layer, x) - reference_linear.linear(x, layer))
     assert (error <= tolerance(x, layer)).all()
@@ -53,14 +53,19 @@ def test_every_scheme_is_within_two_ulps_an_operation_of_the_reference(name, row
 @pytest.mark.parametrize("activation", ["per_group", "per_token", "float"])
 def test_int4_in_every_rule_group_size_and_activation(rule, group_size, activation):
     chosen = recipe("W4A8", rule=rule, group_size=group_size, activation=activation)
-    layer = quantize_linear(random_linear(17, 75), chosen)  # an odd number of inputs
+    layer = quantize_linear(
+        random_linear(17, 75), chosen.default, rule=chosen.rule
+    )  # an odd number of inputs
     x = rows_of(5, 75)
     error = np.abs(run(layer, x) - reference_linear.linear(x, layer))
     assert (error <= tolerance(x, layer)).all()
 
 
+O3 = recipe("O3").default
+
+
 def test_static_activations_use_the_stored_scale():
-    layer = quantize_linear(random_linear(8, 64), recipe("O3"), "w", np.full(64, 3, np.float32))
+    layer = quantize_linear(random_linear(8, 64), O3, absmax=np.full(64, 3, np.float32))
     x = rows_of(4, 64)
     np.testing.assert_allclose(run(layer, x), reference_linear.linear(x, layer), rtol=1e-6)
     other = replace(layer, activation_scale=layer.activation_scale * np.float32(2))
@@ -84,7 +89,7 @@ def test_codes_at_ties_are_divided_and_not_multiplied_by_a_reciprocal(largest):
 
 
 def test_nan_activations_give_nan_and_not_a_code():
-    layer = quantize_linear(random_linear(8, 64), recipe("W8A8"))
+    layer = quantize_linear(random_linear(8, 64), recipe("W8A8").default)
     x = rows_of(2, 64)
     x[1, 3] = np.nan
     y = run(layer, x)
@@ -93,7 +98,7 @@ def test_nan_activations_give_nan_and_not_a_code():
 
 
 def test_per_tensor_maximum_stays_inside_its_sequence():
-    layer = quantize_linear(random_linear(8, 64), recipe("O2"))
+    layer = quantize_linear(random_linear(8, 64), recipe("O2").default)
     quiet, loud = rows_of(3, 64) * np.float32(0.01), rows_of(3, 64)
     both = jnp.asarray(np.stack([quiet, loud]))
     y = np.asarray(fast_linear.linear(both, jax.tree.map(jnp.asarray, place_linear(layer))))
@@ -103,7 +108,7 @@ def test_per_tensor_maximum_stays_inside_its_sequence():
 @pytest.mark.parametrize("rows", [1, 16, 40])
 def test_int8_dots_take_the_fast_path(rows):
     """One row is padded to two, because XLA runs a single row 25 times slower."""
-    layer = quantize_linear(random_linear(64, 128), recipe("W8A8"))
+    layer = quantize_linear(random_linear(64, 128), recipe("W8A8").default)
     placed = jax.tree.map(jnp.asarray, place_linear(layer))
     x = jnp.asarray(rows_of(rows, 128))[None]
     hlo = jax.jit(fast_linear.linear).lower(x, placed).compile().as_text()

@@ -13,7 +13,7 @@ import pytest
 from planish.reference.files.load import open_checkpoint
 from planish.reference.text.engine import Engine
 
-SHORT = ("--samples", 2, "--sample_length", 32)  # of calibration: enough here
+SHORT = ("--samples", 2, "--sample_length", 32, "--kernels", "xla")  # enough here
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_flags_without_effect_are_said_in_one_line(quantize, words, line):
         (
             ("--samples", 1, "--sample_length", 129),
             [
-                "--sample_length: 128, as the model has no more positions",
+                "sample_length: 128, as the model has no more positions",
                 "error: calibration: is too short",
             ],
         ),

@@ -11,12 +11,12 @@ from planish.reference.errors import CheckpointError, ConfigError, PlanishError,
 from planish.reference.files.formats.planish import unusable_scales
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
-from planish.reference.linear import QuantizedWeight, TiledWeight, float_weight, linear
+from planish.reference.linear import float_weight, linear
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import block_linears
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.recipe import needs_calibration, recipe
-from planish.reference.tiles import tile, untile
+from planish.reference.quantized import to_layout
 
 TOKENS = np.random.default_rng(5).integers(0, 48, 40)
 DOWN = "model.layers.1.mlp.down_proj"
@@ -78,7 +78,7 @@ def arrays(weight):
 def same(one, other):
     pairs = zip(arrays(one), arrays(other), strict=True)
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs) and (
-        type(one) is type(other) and one.shape == other.shape and one.bits == other.bits
+        (one.layout, one.shape, one.scheme) == (other.layout, other.shape, other.scheme)
     )
 
 
@@ -89,11 +89,11 @@ def test_both_layouts_hold_the_same_model(tiny, written, tmp_path, name, changes
     source = tiny.write(tmp_path / "source", values)
     paths = {lay: written(source, lay, name, **changes) for lay in ("tiles", "canonical")}
     assert np.array_equal(logits(paths["tiles"]), logits(paths["canonical"]))
-    for tiled, form in ((False, QuantizedWeight), (True, TiledWeight)):
+    for tiled, layout in ((False, "canonical"), (True, "tiles")):
         loaded = [quantized_linears(load(path, tiled)) for path in paths.values()]
         assert len(loaded[0]) >= 1
         for one, other in zip(*loaded, strict=True):
-            assert isinstance(one.weight, form) and same(one.weight, other.weight)
+            assert one.weight.layout == layout and same(one.weight, other.weight)
             assert one.activation == other.activation
     for layout, path in paths.items():
         assert open_checkpoint(path).layout == layout
@@ -131,15 +131,7 @@ def change_config(path, **changes):
     (path / "config.json").write_text(json.dumps({**values, "quantization_config": kept}))
 
 
-def test_a_directory_that_tells_no_layout_is_canonical(odd, written):
-    path = written(odd, "canonical", "W4A16", group_size=32)
-    before = logits(path)
-    change_config(path, layout="left out")
-    assert open_checkpoint(path).layout == "canonical"
-    assert np.array_equal(logits(path), before)
-
-
-@pytest.mark.parametrize("layout", ["tile", None, True, ["tiles"], 4])
+@pytest.mark.parametrize("layout", ["tile", None, True, ["tiles"], 4, "left out"])
 def test_an_unknown_layout_is_refused(odd, written, layout):
     path = written(odd, "tiles", "W4A16", group_size=32)
     change_config(path, layout=layout)
@@ -239,12 +231,16 @@ def test_what_lies_in_the_padding_does_not_matter(odd, written, name, tensor, pa
     assert np.array_equal(logits(path), before)
 
 
-def test_the_definition_refuses_tiles(odd, written):
-    layer = load(written(odd, "tiles", "W8A16"), tiled=True).blocks[0].q
-    with pytest.raises(TypeError, match="tiles|quantized"):
-        linear(np.zeros((1, 42), np.float32), layer)
-    with pytest.raises(TypeError, match="quantized"):
-        float_weight(layer)
+@pytest.mark.parametrize("name", ["W8A16", "W8A8", "W4A16", "W4A8"])
+def test_the_definition_computes_from_tiles_what_it_computes_from_the_canonical_layout(
+    odd, written, name
+):
+    path, x = written(odd, "tiles", name), np.random.default_rng(0).normal(size=(3, 42))
+    one, other = (load(path, tiled).blocks[0].q for tiled in (False, True))
+    x = x.astype(np.float32)
+    assert np.array_equal(linear(x, one), linear(x, other))
+    with pytest.raises(TypeError, match="expected a linear in floats, found int"):
+        float_weight(other)
 
 
 @pytest.mark.parametrize("changes", [{"rule": "minmax"}, {}, {"group_size": -1}], ids=str)
@@ -252,8 +248,9 @@ def test_the_definition_refuses_tiles(odd, written):
 def test_tile_and_untile_are_inverses(odd, written, name, changes):
     changes = {"group_size": 32, **changes} if name == "W4A16" else {}
     for layer in quantized_linears(load(written(odd, "canonical", name, **changes))):
-        assert same(untile(tile(layer.weight)), layer.weight)
-        assert same(tile(untile(tile(layer.weight))), tile(layer.weight))
+        tiles = to_layout(layer.weight, "tiles")
+        assert same(to_layout(tiles, "canonical"), layer.weight)
+        assert same(to_layout(to_layout(tiles, "canonical"), "tiles"), tiles)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

@@ -11,10 +11,11 @@ from safetensors.numpy import load_file, save_file
 from planish.reference.errors import CheckpointError, ConfigError, PlanishError
 from planish.reference.files.load import load_block, load_float, load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
-from planish.reference.linear import QuantizedWeight
 from planish.reference.model.transformer import forward
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.recipe import recipe
+from planish.reference.quantized import QuantizedWeight
+from tests.old.version_1 import as_version_1
 
 Q = "model.layers.0.self_attn.q_proj"
 DOWN = "model.layers.1.mlp.down_proj"
@@ -197,7 +198,7 @@ CODES = [
         put(f"{DOWN}.weight", lambda w: w.view(np.uint8)),
         "wrong type; expected I8, found U8",
     ),
-    ("naive", drop(S), "wrong type; expected F32"),
+    ("naive", drop(S), "weight_scale: is missing"),
     ("naive", put(Z, lambda _: np.ones((32, 1), "u1")), "zero_point: is not a tensor of this"),
     ("O3", poke(f"{DOWN}.weight", 1), None),
     ("O3", drop(f"{DOWN}.input_scale"), "input_scale: is missing"),
@@ -259,6 +260,14 @@ def change_config(path, **changes):
     file.write_text(json.dumps(values))
 
 
+def change_group(path, part, **changes):
+    """Change the first group, or its weights or input_activations."""
+    groups = json.loads((path / "config.json").read_text())["quantization_config"]["config_groups"]
+    group = groups["group_0"]
+    changed = {**group, **changes} if part is None else {**group, part: {**group[part], **changes}}
+    change_config(path, config_groups={**groups, "group_0": changed})
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -280,10 +289,11 @@ def change_config(path, **changes):
         (
             "W4A16",
             {"quant_method": "gptq"},
-            "quant_method: cannot be read; expected planish.*'gptq'",
+            "quant_method: cannot be read; expected one of planish.*'gptq'",
         ),
         ("W4A16", {"quant_method": None}, "quant_method: cannot be read"),
-        ("W4A16", {"version": 2}, r"quantization_config\.version.*found 2"),
+        ("W4A16", {"version": 3}, r"quantization_config\.version.*one of 1, 2, found 3"),
+        ("W4A16", {"version": True}, r"quantization_config\.version"),
         ("W4A16", {"activation": "static"}, r"quantization_config\.activation"),
         ("W4A16", {"activation": ["float"]}, r"quantization_config\.activation"),
         ("W4A16", {"head": "int5"}, r"quantization_config\.head"),
@@ -292,13 +302,84 @@ def change_config(path, **changes):
         ("naive", {"activation": "static"}, "input_scale: is missing"),
     ],
 )
-def test_a_quantization_config_that_does_not_fit_is_refused(quantized, name, changes, message):
-    path = quantized(name)
+def test_a_version_1_that_does_not_fit_is_refused(quantized, name, changes, message):
+    path = as_version_1(quantized(name))
     change_config(path, **changes)
     with pytest.raises(PlanishError, match=message) as caught:
         load_all(path)
     assert isinstance(caught.value, CheckpointError | ConfigError)
     assert str(caught.value).startswith(str(path)) and str(caught.value).isprintable()
+
+
+BAD_GROUPS = [  # recipe, part of the group, changes
+    ("W4A16", "weights", {"num_bits": 3}, r"num_bits: bad value; expected one of 8, 4, found 3"),
+    ("W4A16", "weights", {"num_bits": "4"}, "num_bits: bad value"),
+    ("W4A16", "weights", {"num_bits": 4.0}, "num_bits: bad value"),
+    ("W4A16", "weights", {"num_bits": [4]}, "num_bits: bad value"),
+    ("W4A16", "weights", {"type": "float"}, "type: bad value; expected one of int, found 'float'"),
+    ("W4A16", "weights", {"strategy": "block"}, "strategy: bad value"),
+    ("W4A16", "weights", {"strategy": "channel"}, "group_size: bad value; expected one of -1"),
+    ("W4A16", "weights", {"group_size": 0}, "group_size: bad value"),
+    ("W4A16", "weights", {"group_size": True}, "group_size: bad value"),
+    ("W4A16", "weights", {"symmetric": "no"}, "symmetric: bad value"),
+    ("W4A16", "weights", {"symmetric": 0}, "symmetric: bad value"),
+    ("W4A16", "weights", {"symmetric": True, "num_bits": 8, "strategy": "tensor"}, "bad value"),
+    ("W4A16", "weights", {"scale_dtype": "bfloat16"}, "scale_dtype: bad value"),
+    ("W4A16", "weights", {"group_size": 32}, r"wrong shape; expected \[32, 2\], found \[32, 1\]"),
+    ("W4A8", "weights", {"symmetric": False}, "weight_zero_point: is missing"),
+    ("W4A8", "input_activations", {"num_bits": 4}, "input_activations.num_bits: bad value"),
+    ("W4A8", "input_activations", {"strategy": "tensor"}, "activation: bad value"),
+    ("W4A8", "input_activations", {"dynamic": False}, "input_activations.dynamic: bad value"),
+    ("W4A8", "input_activations", {"dynamic": "local"}, "input_activations.dynamic: bad value"),
+    ("naive", "input_activations", {"strategy": "group"}, "activation: bad value"),
+    ("naive", "input_activations", {"strategy": "tensor", "dynamic": False}, "input_scale: is"),
+    ("W4A16", None, {"weights": None}, "weights: wrong form; expected an object, found NoneType"),
+    ("W4A16", None, {"input_activations": []}, "input_activations: wrong form"),
+    ("W4A16", None, {"targets": "Linear"}, "targets: bad value; expected a list of names"),
+    ("W4A16", None, {"targets": [3]}, "targets: bad value; expected a list of names"),
+    ("W4A16", None, {"targets": []}, "is not a tensor of this model"),
+    ("W8A8", None, {"targets": ["lm_head"]}, "weight_scale: is missing|not a tensor of this model"),
+]
+
+
+@pytest.mark.parametrize(("name", "part", "changes", "message"), BAD_GROUPS)
+def test_a_group_that_does_not_fit_is_refused(quantized, name, part, changes, message):
+    path = quantized(name)
+    change_group(path, part, **changes)
+    with pytest.raises(PlanishError, match=message) as caught:
+        load_all(path)
+    assert isinstance(caught.value, CheckpointError | ConfigError)
+    assert str(caught.value).startswith(str(path)) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("groups", [None, [], {"group_0": None}, "Linear"])
+def test_groups_of_a_wrong_form_are_refused(quantized, groups):
+    path = quantized("W8A16")
+    change_config(path, config_groups=groups)
+    with pytest.raises(ConfigError, match=r"quantization_config\.config_groups.*an object"):
+        load_all(path)
+
+
+def test_a_linear_in_two_groups_is_refused(quantized):
+    path = quantized("W8A16", head="int4")
+    given = json.loads((path / "config.json").read_text())["quantization_config"]
+    again = {**given["config_groups"], "more": given["config_groups"]["group_1"]}
+    change_config(path, config_groups=again)
+    with pytest.raises(ConfigError, match=r"more\.targets: .* no other group.* found lm_head"):
+        load_all(path)
+
+
+@pytest.mark.parametrize("activation", [("tensor", True), ("tensor", False)])
+def test_a_head_whose_scale_depends_on_other_tokens_is_refused(quantized, activation):
+    path = quantized("W8A16", head="int8")
+    given = json.loads((path / "config.json").read_text())["quantization_config"]
+    group = given["config_groups"]["group_0"]
+    inputs = dict(zip(("strategy", "dynamic"), activation, strict=True)) | {"num_bits": 8}
+    head = {**group, "targets": ["lm_head"], "input_activations": inputs}
+    body = {**group, "targets": [name for name in group["targets"] if name != "lm_head"]}
+    change_config(path, config_groups={"body": body, "head": head})
+    with pytest.raises(ConfigError, match="lm_head: bad scheme; expected activations float"):
+        load_all(path)
 
 
 def test_codes_without_a_quantization_config_are_refused(quantized):
@@ -317,7 +398,7 @@ def test_a_quantization_config_over_float_weights_leaves_them_float(quantized, d
 
 
 def test_the_head_s_width_is_the_config_s(quantized):
-    path = quantized("W8A16", head="int8")
+    path = as_version_1(quantized("W8A16", head="int8"))
     change_config(path, head="int4", group_size=32, rule="signed")
     with pytest.raises(CheckpointError, match="lm_head.weight"):
         load_all(path)

@@ -13,17 +13,18 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from planish.reference.errors import CheckpointError, RecipeError
-from planish.reference.files.formats.planish import in_form
 from planish.reference.files.load import load_block, load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import Linear
 from planish.reference.model.experts import Stack, linear_of
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import block_linears
+from planish.reference.quantize.block import with_unseen_experts
 from planish.reference.quantize.checkpoint import quantize_checkpoint
-from planish.reference.quantize.methods.rtn import quantize_linear
+from planish.reference.quantize.methods import quantize_linear
 from planish.reference.quantize.recipe import recipe
-from planish.reference.quantize.smooth import with_unseen_experts
+from planish.reference.quantized import to_layout
+from tests.old.version_1 import as_version_1
 from tests.reference.conftest import tensors_of
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -74,8 +75,10 @@ def test_every_expert_is_what_its_float_linear_becomes(directories, kind, tiled)
     assert isinstance(block.mlp.experts, Stack) and len(block.mlp.experts) == 4
     for part, layer in block_linears(block).items():
         if part.startswith("experts."):
-            wanted = quantize_linear(floats[part], INT4 if kind[0] == 4 else INT8).weight
-            for array, expected in vars(in_form(wanted, tiled)).items():
+            scheme = (INT4 if kind[0] == 4 else INT8).default
+            wanted = quantize_linear(floats[part], scheme).weight
+            wanted = to_layout(wanted, "tiles" if tiled else "canonical")
+            for array, expected in vars(wanted).items():
                 np.testing.assert_array_equal(getattr(layer.weight, array), expected)
 
 
@@ -199,13 +202,13 @@ def test_some_experts_in_floats_are_an_error_that_names_one(directories, tmp_pat
         del tensors[f"{FIRST}.2.w2.weight_scale"]
         tensors[f"{FIRST}.2.w2.weight"] = np.ones((32, 24), np.float32)
 
-    path = change(directories[8, "tiles"], tmp_path / "mixed", edit)
+    path = as_version_1(change(directories[8, "tiles"], tmp_path / "mixed", edit))
     with pytest.raises(CheckpointError, match=f"{FIRST}.2.w2.weight: .*as other experts have"):
         read_all(path)
 
 
 def test_an_older_directory_with_a_tensor_for_each_expert_reads_the_same(directories, tmp_path):
-    path = change(directories[4, "tiles"], tmp_path / "older", cut_apart)
+    path = as_version_1(change(directories[4, "tiles"], tmp_path / "older", cut_apart))
     for ours, older in zip(read_all(directories[4, "tiles"]), read_all(path), strict=True):
         for one, other in zip(ours, older, strict=True):
             if not isinstance(one.weight, np.ndarray):

@@ -18,19 +18,24 @@ from planish.reference.model.layers import (
 F32 = np.float32
 
 
+def rms(weight, eps=0.0):
+    return Norm(weight=weight, kind="rms_norm", eps=eps)
+
+
 def test_rms_norm_divides_by_the_root_mean_square():
     x = np.array([[3, 4]], F32)  # mean square 12.5
-    assert rms_norm(x, Norm(np.array([1, 2], F32)), 0.0) == pytest.approx(
+    assert rms_norm(x, rms(np.array([1, 2], F32))) == pytest.approx(
         np.array([[3, 8]]) / math.sqrt(12.5), rel=1e-6
     )
-    assert rms_norm(x, Norm(None), 12.5)[0] == pytest.approx([0.6, 0.8], rel=1e-6)
+    assert rms_norm(x, rms(None, eps=12.5))[0] == pytest.approx([0.6, 0.8], rel=1e-6)
 
 
 def test_layer_norm_centres_scales_and_shifts():
     x = np.array([[1, 3]], F32)  # mean 2, variance 1
-    norm = Norm(np.array([2, 2], F32), np.array([10, 20], F32))
-    assert layer_norm(x, norm, 0.0).tolist() == [[8, 22]]
-    assert layer_norm(x, Norm(None), 3.0).tolist() == [[-0.5, 0.5]]
+    weight, bias = np.array([2, 2], F32), np.array([10, 20], F32)
+    norm = Norm(weight=weight, bias=bias, kind="layer_norm", eps=0.0)
+    assert layer_norm(x, norm).tolist() == [[8, 22]]
+    assert layer_norm(x, Norm(weight=None, kind="layer_norm", eps=3.0)).tolist() == [[-0.5, 0.5]]
 
 
 @pytest.mark.parametrize(

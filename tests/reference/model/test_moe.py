@@ -11,10 +11,15 @@ from planish.reference.linear import Linear
 from planish.reference.model.config import Moe
 from planish.reference.model.transformer import forward, mixture, route
 from planish.reference.model.weights import Experts, Mlp, block_linears, block_norms
+from planish.reference.quantize.block import (
+    method_statistics,
+    quantize_block,
+    with_unseen_experts,
+)
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.observe import observe_block
 from planish.reference.quantize.recipe import recipe
-from planish.reference.quantize.smooth import quantize_block, smooth_block, with_unseen_experts
+from planish.reference.quantize.smooth import smooth_block
 
 F32 = np.float32
 SMALL = {
@@ -99,7 +104,7 @@ def test_smoothing_folds_the_router_and_every_expert_jointly(opened, samples, al
     config, hidden = checkpoint.config, [weights.embed[tokens] for tokens in samples]
     for block in weights.blocks:
         absmax, outputs = observe_block(config, block, hidden)
-        smooth = smooth_block(config, checkpoint.architecture, block, absmax, alpha)
+        smooth = smooth_block(config, block, absmax, alpha)
         _, found = observe_block(config, smooth, hidden)
         for y, expected in zip(found, outputs, strict=True):
             assert np.abs(y - expected).max() < 2e-5 * np.ptp(expected)
@@ -135,7 +140,8 @@ def test_an_expert_that_no_token_chose_expects_what_the_others_saw(opened, sampl
         assert np.array_equal(filled[f"experts.{unseen}.{part}"], absmax["router"])
     largest = np.maximum(*(absmax[f"experts.{e}.down"] for e in chosen))
     assert np.array_equal(filled[f"experts.{unseen}.down"], largest)
-    static = quantize_block(config, block, recipe("O3"), hidden)
+    chosen = recipe("O3")
+    static = quantize_block(block, chosen, method_statistics(config, block, chosen, hidden))
     scale = static.mlp.experts[int(unseen)].down.activation_scale
     assert scale == pytest.approx([largest.max() / 127])
 

@@ -15,13 +15,15 @@ from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.files.safetensors import ALIGNMENT
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.grids import int8_scale
-from planish.reference.linear import Linear, QuantizedWeight, dequantize
+from planish.reference.linear import Linear
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import Weights
+from planish.reference.quantize.block import method_statistics, quantize_block
 from planish.reference.quantize.checkpoint import choose_alphas, quantize_checkpoint, quantize_head
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import RECIPES, needs_calibration, recipe
-from planish.reference.quantize.smooth import quantize_block, smoothed
+from planish.reference.quantize.smooth import smoothed
+from planish.reference.quantized import QuantizedWeight, dequantize
 from planish.reference.text.evaluate import perplexity, window_nll
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -43,13 +45,15 @@ def in_memory(checkpoint, weights, chosen, samples):
     for block in weights.blocks:
         absmax, outputs = observe_block(config, block, hidden)
         if chosen.alpha is not None:
-            block = smoothed(config, checkpoint.architecture, block, absmax, chosen, chosen.alpha)
-        blocks.append(
-            quantize_block(config, block, chosen, hidden) if chosen.bits is not None else block
-        )
+            block = smoothed(config, block, absmax, chosen, chosen.alpha)
+        statistics = method_statistics(config, block, chosen, hidden)
+        quantizes = chosen.default is not None
+        blocks.append(quantize_block(block, chosen, statistics) if quantizes else block)
         hidden = outputs
-    head = weights.head if chosen.head == "float" else quantize_head(weights.head, chosen, "head")
-    return replace(weights, blocks=blocks, head=head)
+    head = chosen.scheme_of("lm_head")
+    if head is not None:
+        weights = replace(weights, head=quantize_head(weights.head, head, chosen, "head"))
+    return replace(weights, blocks=blocks)
 
 
 def logits(checkpoint):
@@ -81,7 +85,7 @@ def test_a_written_directory_gives_the_logits_of_quantizing_in_memory(
     expected = forward(checkpoint.config, in_memory(checkpoint, weights, chosen, samples), TOKENS)
     assert np.array_equal(logits(reopened), expected)
     plain = forward(checkpoint.config, weights, TOKENS)
-    if name != "float" or chosen.head != "float":
+    if chosen.quantizes:
         assert not np.array_equal(expected, plain)
         assert reopened.quantization["recipe"] == name
     else:
@@ -110,10 +114,14 @@ def test_the_directory_says_what_was_done(directories, samples, tmp_path):
     chosen = recipe("W8A8", ignore=("*.o_proj",))
     reopened = written(directories["llama"], tmp_path / "out", chosen, samples)
     values = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    assert values["quant_method"] == "planish" and values["version"] == 1
-    assert (values["recipe"], values["bits"], values["alpha"]) == ("W8A8", 8, 0.5)
-    assert values["smoothing"] == {"alpha_per_block": [0.5, 0.5]}
-    assert values["calibration"]["samples"] == 4 and values["ignore"] == ["*.o_proj"]
+    assert values["quant_method"] == "planish" and values["version"] == 2
+    assert (values["recipe"], values["method"]) == ("W8A8", "rtn")
+    smoothing = {"alpha": 0.5, "outputs": False, "alpha_per_block": [0.5, 0.5]}
+    assert values["smoothing"] == smoothing and values["calibration"]["samples"] == 4
+    assert values["ignore"] == ["model.layers.{i}.self_attn.o_proj", "lm_head"]
+    group = values["config_groups"]["group_0"]
+    assert (group["weights"]["num_bits"], group["weights"]["strategy"]) == (8, "channel")
+    assert group["targets"][0] == "model.layers.{i}.self_attn.q_proj"
     kept = reopened.entries["model.layers.0.self_attn.o_proj.weight"]
     assert kept.dtype == "F32" and kept.shape == (32, 32)
     assert reopened.entries["model.layers.0.self_attn.q_proj.weight"].dtype == "I8"
@@ -144,7 +152,8 @@ def test_a_searched_alpha_is_recorded_for_every_block(directories, samples, tmp_
     chosen = recipe("W8A8", alpha=kind)
     found = written(directories["llama"], tmp_path / "out", chosen, samples[:2]).quantization
     alphas = found["smoothing"]["alpha_per_block"]
-    assert found["alpha"] == kind and len(alphas) == 2 and all(0.3 <= a <= 0.95 for a in alphas)
+    assert found["smoothing"]["alpha"] == kind and len(alphas) == 2
+    assert all(0.3 <= a <= 0.95 for a in alphas)
     if kind == "search":
         assert alphas[0] == alphas[1]
 

@@ -1,4 +1,4 @@
-"""Every architecture's folding table, on its goldens: float logits stay what they were (SPEC 3)."""
+"""What is folded, on every architecture's goldens: float logits stay what they were (SPEC 3)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +27,10 @@ def golden(request):
 
 
 def smooth_model(checkpoint, weights, tokens, alpha, outputs):
-    config, architecture = checkpoint.config, checkpoint.architecture
+    config = checkpoint.config
     chosen, observed = recipe("W8A8", smooth_outputs=outputs), calibrate(config, weights, [tokens])
     blocks = [
-        smoothed(config, architecture, block, absmax, chosen, alpha)
+        smoothed(config, block, absmax, chosen, alpha)
         for block, absmax in zip(weights.blocks, observed, strict=True)
     ]
     return replace(weights, blocks=blocks)
@@ -48,14 +48,14 @@ def test_folding_leaves_float_logits_unchanged(golden, alpha, outputs):
 
 def test_every_norm_that_only_linears_read_is_folded_and_no_other(golden):
     checkpoint, weights, tokens = golden
-    config, architecture = checkpoint.config, checkpoint.architecture
+    config = checkpoint.config
     after = block_norms(smooth_model(checkpoint, weights, tokens, 0.5, False).blocks[0])
     before = block_norms(weights.blocks[0])
     changed = {name for name, norm in after.items() if differs(norm, before[name])}
     assert changed == (BEFORE & set(before) if config.norms_before else set())
     if not config.norms_before:  # the residual stream reads them too
         with pytest.raises(RecipeError, match="cannot smooth"):
-            require_folds(config, architecture)
+            require_folds(config)
 
 
 def differs(norm, other):

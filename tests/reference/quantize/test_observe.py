@@ -9,6 +9,7 @@ from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.transformer import block_forward, empty_cache, forward, unembed
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.observe import (
+    Observer,
     calibrate,
     cut_samples,
     embed_samples,
@@ -50,6 +51,19 @@ def test_observing_changes_no_output(loaded, samples):
     hidden = embed_samples(checkpoint.config, weights, samples)
     _, outputs = observe_block(checkpoint.config, weights.blocks[0], hidden)
     assert np.array_equal(outputs[1], run_block(checkpoint.config, weights.blocks[0], hidden[1]))
+
+
+def test_another_observer_sees_the_same_inputs(loaded, samples):
+    checkpoint, weights = loaded["llama"]
+    config, block = checkpoint.config, weights.blocks[0]
+    hidden, inputs = embed_samples(config, weights, samples), []
+    for x in hidden:
+        run_block(config, block, x, lambda name, x: inputs.append(x) if name == "down" else None)
+    hessian = Observer(measure=lambda x: x.T @ x, merge=np.add)
+    found, _ = observe_block(config, block, hidden, observer=hessian)
+    read = np.concatenate(inputs)
+    assert found["down"] == pytest.approx(read.T @ read, rel=1e-5, abs=1e-4)
+    assert found["q"].shape == (32, 32)
 
 
 OVERFLOWS = {

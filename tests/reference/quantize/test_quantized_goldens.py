@@ -12,11 +12,13 @@ import pytest
 
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
+from planish.reference.model.folds import folds
 from planish.reference.model.transformer import forward
+from planish.reference.quantize.block import method_statistics, quantize_block
 from planish.reference.quantize.checkpoint import quantize_checkpoint, quantize_head
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import recipe
-from planish.reference.quantize.smooth import quantize_block, smoothed
+from planish.reference.quantize.smooth import smoothed
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 DIRECTORIES = sorted(path.parent for path in GOLDEN.glob("*/golden.npz"))
@@ -33,7 +35,7 @@ def golden(request):
 
 def chosen_for(checkpoint, name):
     """The recipe; unsmoothed where no norm can be folded."""
-    if name == "W8A8" and not checkpoint.architecture.folds(checkpoint.config):
+    if name == "W8A8" and not folds(checkpoint.config):
         return recipe("naive", scheme="W8A8")
     return recipe(name, **CHOICES[name])
 
@@ -51,12 +53,15 @@ def in_memory(checkpoint, samples, chosen):
     for block in weights.blocks:
         absmax, outputs = observe_block(config, block, hidden)
         if chosen.alpha is not None:
-            block = smoothed(config, checkpoint.architecture, block, absmax, chosen, chosen.alpha)
-        quantizes = chosen.bits is not None
-        blocks.append(quantize_block(config, block, chosen, hidden) if quantizes else block)
+            block = smoothed(config, block, absmax, chosen, chosen.alpha)
+        statistics = method_statistics(config, block, chosen, hidden)
+        quantizes = chosen.default is not None
+        blocks.append(quantize_block(block, chosen, statistics) if quantizes else block)
         hidden = outputs
-    head = weights.head if chosen.head == "float" else quantize_head(weights.head, chosen, "head")
-    return replace(weights, blocks=blocks, head=head)
+    head = chosen.scheme_of("lm_head")
+    if head is not None:
+        weights = replace(weights, head=quantize_head(weights.head, head, chosen, "head"))
+    return replace(weights, blocks=blocks)
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -85,7 +90,7 @@ def test_linears_left_in_float_are_cut_from_their_tensors_too(golden, ignored, t
 
 def test_a_smoothed_float_model_is_written_and_read_again(golden, tmp_path):
     checkpoint, tokens, samples = golden
-    alpha = 0.5 if checkpoint.architecture.folds(checkpoint.config) else None
+    alpha = 0.5 if folds(checkpoint.config) else None
     chosen = recipe("float", alpha=alpha)
     opened = written(tmp_path / "out", checkpoint, samples, chosen)
     expected = forward(checkpoint.config, in_memory(checkpoint, samples, chosen), tokens)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from planish.reference.architectures import ENTRIES, model_config
-from planish.reference.architectures.read.keys import read_json
 from planish.reference.errors import ConfigError
+from planish.reference.files.json import read_json
 from planish.reference.files.load import open_checkpoint
 
 GOLDEN, PATH = Path(__file__).parents[3] / "golden", Path("config.json")

@@ -1,0 +1,187 @@
+"""What quantization costs a model on a text, beside the same model in float (SPEC 8).
+
+    for each recipe:  quantize -> open -> every window of the text -> one row
+
+Perplexity has one protocol everywhere: that of `planish perplexity`, in the demo and in
+`planish quality`. Differences are paired: both models read the same windows, so what makes a
+window hard cancels, and the difference is known far better than either perplexity. With a_i and
+b_i the cross entropies of token i under the recipe's model and the float one, and P their
+perplexities, to first order
+
+    delta = P_a - P_b        standard error = std(P_a a_i - P_b b_i) / sqrt(n)
+
+The tokens count as independent, as they do in the standard error of the perplexity itself.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planish.compare.bench.engines import decode_seconds
+from planish.reference.errors import PromptError
+from planish.reference.files.load import Checkpoint, open_checkpoint
+from planish.reference.files.writer import CheckpointWriter
+from planish.reference.quantize.checkpoint import quantize_checkpoint
+from planish.reference.quantize.observe import Progress, no_progress
+from planish.reference.quantize.recipe import Recipe
+from planish.reference.quantize.runner import NumpyRunner, Runner, Runtime
+from planish.reference.text.evaluate import Agreement, agreement, summarize, window_nll
+
+KEPT_BYTES = 2**30  # of the float model's logits; those of a longer text are computed again
+ROWS = 32  # whose distributions are compared at a time: they stay in the processor's cache
+PROMPT, STEPS, RUNS = 128, 40, 4  # of the tokens per second, after one warm-up
+
+AnyEngine = Any  # with forward(tokens) -> logits [T, V] and generate(prompts, stop, sampling)
+Opened = tuple[AnyEngine, Path]  # a model, and the directory that it was read from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """By what every recipe is measured. Each quantized model goes into `directory`/its name."""
+
+    source: Checkpoint
+    windows: Sequence[Sequence[int]]
+    samples: Sequence[np.ndarray] | None  # calibration tokens, for recipes that need them
+    directory: Path
+    keep: bool  # the quantized models, replacing older ones, or remove each when it is measured
+    open_engine: Callable[[Checkpoint], AnyEngine]
+    runner: Runner = NumpyRunner()  # of the calibration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """One row of the table."""
+
+    recipe: str
+    perplexity: float
+    standard_error: float  # of perplexity
+    delta: float  # perplexity less the float model's on the same windows
+    delta_error: float  # standard error of delta, paired token by token
+    mean_kl: float  # KL(float || recipe) of the next token, nats per token
+    top1: float  # share of tokens whose likeliest successor is the float model's
+    size: int  # bytes of the weights' files
+    tokens_per_second: float
+
+
+class Baseline:
+    """The float model on every window: logits, and the cross entropy of every token."""
+
+    def __init__(
+        self,
+        engine: AnyEngine,
+        windows: Sequence[Sequence[int]],
+        progress: Progress = no_progress,
+    ):
+        self.engine, self.windows = engine, windows
+        self._kept: list[np.ndarray] = []
+        parts = []
+        for window in progress(windows, "measuring float"):
+            logits = engine.forward(window)
+            parts.append(window_nll(logits, window))
+            if (len(self._kept) + 1) * logits.nbytes <= KEPT_BYTES:
+                self._kept.append(logits)
+        self.nll = np.concatenate(parts)
+
+    def logits(self, index: int) -> np.ndarray:
+        """Of one window, [T, V]; kept, or computed again."""
+        if index < len(self._kept):
+            return self._kept[index]
+        return self.engine.forward(self.windows[index])
+
+
+def measure_recipes(
+    study: Study, recipes: Mapping[str, Recipe], progress: Progress = no_progress
+) -> Iterator[Quality]:
+    """The float model's row, then each recipe's, as they are measured.
+
+    Raises PromptError where a model gives NaN or Inf, and what quantize_checkpoint raises.
+    """
+    engine = study.open_engine(study.source)
+    baseline = Baseline(engine, study.windows, progress)
+    yield summarize_row("float", baseline, baseline.nll, [], (engine, study.source.path))
+    for name, chosen in recipes.items():
+        directory = study.directory / name
+        with CheckpointWriter(directory, study.source.path, overwrite=study.keep) as writer:
+            runtime = Runtime(runner=study.runner, progress=progress)
+            quantize_checkpoint(study.source, writer, chosen, study.samples, runtime=runtime)
+        opened = study.open_engine(open_checkpoint(directory)), directory
+        yield measure(name, opened, baseline, progress)
+        if not study.keep:
+            shutil.rmtree(directory)
+
+
+def measure(
+    recipe: str, opened: Opened, baseline: Baseline, progress: Progress = no_progress
+) -> Quality:
+    """One recipe's row, beside the float model's."""
+    parts, same = [], []
+    for index, window in enumerate(progress(baseline.windows, f"measuring {recipe}")):
+        found = opened[0].forward(window)
+        parts.append(window_nll(found, window))
+        same += compare_logits(baseline.logits(index), found)
+    return summarize_row(recipe, baseline, np.concatenate(parts), same, opened)
+
+
+def summarize_row(
+    recipe: str,
+    baseline: Baseline,
+    nll: np.ndarray,
+    same: Sequence[tuple[int, Agreement]],
+    opened: Opened,
+) -> Quality:
+    """The figures of a row, from the cross entropy of every token and parts of (rows, agreement);
+    without parts it is the float model's own."""
+    if not np.isfinite(nll).all():
+        raise PromptError("the model gives NaN or Inf", name=recipe)
+    (engine, directory), windows = opened, baseline.windows
+    summary = summarize(nll, sum(map(len, windows)), len(windows), len(windows[0]))
+    delta, delta_error = paired_difference(nll, baseline.nll)
+    rows = [count for count, _ in same]
+    return Quality(
+        recipe=recipe,
+        perplexity=summary.perplexity,
+        standard_error=summary.standard_error,
+        delta=delta,
+        delta_error=delta_error,
+        mean_kl=float(np.average([a.mean_kl for _, a in same], weights=rows)) if same else 0.0,
+        top1=float(np.average([a.top1 for _, a in same], weights=rows)) if same else 1.0,
+        size=stored_bytes(directory),
+        tokens_per_second=decode_speed(engine, windows[0]),
+    )
+
+
+def compare_logits(expected: np.ndarray, found: np.ndarray) -> list[tuple[int, Agreement]]:
+    """The agreement of logits [T, V] in parts of a few rows, each with their number."""
+    parts = [slice(start, start + ROWS) for start in range(0, len(expected), ROWS)]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        found_parts = pool.map(lambda part: agreement(expected[part], found[part]), parts)
+        return [(len(found[part]), same) for part, same in zip(parts, found_parts, strict=True)]
+
+
+def paired_difference(nll: np.ndarray, float_nll: np.ndarray) -> tuple[float, float]:
+    """Perplexity less the float model's and its standard error, from cross entropies [n]."""
+    ours, floats = (math.exp(min(float(x.mean()), 700.0)) for x in (nll, float_nll))
+    error = (ours * nll - floats * float_nll).std() / math.sqrt(len(nll))
+    return ours - floats, float(error)
+
+
+def stored_bytes(directory: Path) -> int:
+    """Bytes of the weights' files."""
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
+def decode_speed(engine: AnyEngine, window: Sequence[int]) -> float:
+    """New tokens per second after the beginning of a window: the median, after one warm-up."""
+    steps = min(STEPS, len(window) // 2)
+    prompt = list(window[: min(PROMPT, len(window) - steps)])
+    rates = [steps / decode_seconds(engine, [prompt], steps) for _ in range(RUNS)]
+    return float(np.median(rates[1:]))

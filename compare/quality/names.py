@@ -1,0 +1,34 @@
+"""A recipe in one word: its name, then what it changes, joined by dashes.
+
+    W8A8                    W4A16-g32               W4A8-g64-minmax
+    W8A8-alpha0.8           W8A8-search             W4A16-g32-alpha0.5
+    naive-O1                W4A8-per_token          W4A16-g-1-float32
+
+The words in any order: gN (inputs that share an INT4 scale; g-1 the whole row), a rule of INT4,
+alphaN, search or search_per_block, per_group or per_token, float16 or float32 (INT4 scales), and,
+for naive, the scheme that it takes.
+"""
+
+from __future__ import annotations
+
+from planish.reference.errors import RecipeError
+from planish.reference.quantize.recipe import Recipe, recipe
+from planish.reference.quantize.spelling import parse_name
+
+
+def parse_recipes(text: str) -> dict[str, Recipe]:
+    """Names separated by commas -> recipes by those names, in order, each once.
+
+    Raises RecipeError naming the word that is not known, or a change that the recipe cannot take.
+    """
+    names = [name.strip() for name in text.split(",")]
+    return {name: parse_recipe(name) for name in names}
+
+
+def parse_recipe(text: str) -> Recipe:
+    """W4A8-g64-minmax -> recipe("W4A8", group_size=64, rule="minmax")."""
+    name, changes = parse_name(text)
+    try:
+        return recipe(name, **changes)
+    except RecipeError as problem:
+        raise RecipeError(str(problem), name=text) from None

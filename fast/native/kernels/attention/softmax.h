@@ -1,0 +1,75 @@
+// The running softmax over slots, 128 at a time (Milakov and Gimelshein 2018; FlashAttention):
+// a largest score and a sum so far, so that memory does not grow with the context.
+#pragma once
+
+#include "../table.h"
+#include "../vector/functions.h"
+
+namespace planish::PLANISH_ISA {
+
+constexpr int64_t kSlots = 128;  // slots of one step of the running softmax
+
+// scores[r][s] *= scales[s]: of keys behind their products, of values before.
+template <class V>
+void scale_slots(float* scores, int64_t rows, const float* scales, int64_t slots) {
+  for (int64_t s = 0; s < slots; s += kTile) {
+    const auto scale = V::load(scales + s);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* place = scores + r * kSlots + s;
+      V::store(place, V::multiply(V::load(place), scale));
+    }
+  }
+}
+
+// The largest score of each row so far, and by what the sums until now shrink: exp(old - new).
+template <class V, int R>
+void raise_largest(const QueryTile& t, const float* scores, int64_t slots, float* fade) {
+  alignas(64) float change[kTile] = {};
+  for (int64_t r = 0; r < t.count; ++r) {
+    const float* row = scores + r * kSlots;
+    auto most = V::load(row);
+    for (int64_t s = kTile; s < slots; s += kTile) most = V::max(most, V::load(row + s));
+    const float largest = V::largest(most);
+    if (largest > t.largest[r]) {
+      change[r] = t.largest[r] - largest;
+      t.largest[r] = largest;
+    }
+  }
+  V::store(fade, exp<V>(V::load(change)));
+}
+
+// The slots of a step that one row may read, begin <= s < end; none if begin == end.
+struct Reach {
+  int64_t begin, end;
+};
+
+inline Reach reach(const Attention& a, int64_t position, int64_t slot, int64_t slots) {
+  int64_t end = position + 1 - slot, begin = end - a.window;
+  end = end < 0 ? 0 : end < slots ? end : slots;
+  begin = begin < 0 ? 0 : begin < end ? begin : end;
+  return {begin, end};
+}
+
+inline void fill_outside(const Reach& in, int64_t slots, float value, float* row) {
+  for (int64_t s = 0; s < in.begin; ++s) row[s] = value;
+  for (int64_t s = in.end; s < slots; ++s) row[s] = value;
+}
+
+// exp(score - largest) of one row, zero out of reach; returns their sum.
+template <class V>
+float weigh(float* row, float largest, int64_t slots, const Reach& in) {
+  const auto shift = V::floats(largest);
+  auto total = V::floats(0.0f);
+  for (int64_t s = 0; s < slots; s += kTile) {
+    const auto e = exp<V>(V::subtract(V::load(row + s), shift));
+    V::store(row + s, e);
+    total = V::add(total, e);
+  }
+  if (in.end - in.begin == slots) return V::sum(total);
+  fill_outside(in, slots, 0.0f, row);
+  total = V::floats(0.0f);
+  for (int64_t s = 0; s < slots; s += kTile) total = V::add(total, V::load(row + s));
+  return V::sum(total);
+}
+
+}  // namespace planish::PLANISH_ISA

@@ -1,0 +1,162 @@
+// Attention as one FFI call: the cache is written and read.
+#include "../work/attention.h"
+
+#include <string>
+#include <string_view>
+
+#include "buffers.h"
+
+namespace planish {
+
+// The attributes of a call: fast/native passes them by these names.
+struct AttentionCall {
+  std::string_view isa;
+  int64_t heads, kv_heads, head_dim, rotary;
+  bool interleaved, int8;
+  float divisor;
+  int64_t window;  // 0: all slots
+  ffi::Span<const float> slopes;
+  bool divided, bfloat16;
+  float cap;
+};
+
+}  // namespace planish
+
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
+    planish::AttentionCall, StructMember<std::string_view>("isa"), StructMember<int64_t>("heads"),
+    StructMember<int64_t>("kv_heads"), StructMember<int64_t>("head_dim"),
+    StructMember<int64_t>("rotary"), StructMember<bool>("interleaved"), StructMember<bool>("int8"),
+    StructMember<float>("divisor"), StructMember<int64_t>("window"),
+    StructMember<Span<const float>>("slopes"), StructMember<bool>("divided"),
+    StructMember<bool>("bfloat16"), StructMember<float>("cap"));
+
+namespace planish {
+namespace {
+
+void check_call(Reader& in, const AttentionCall& c) {
+  if (c.heads < 1 || c.kv_heads < 1 || c.heads % c.kv_heads != 0 || c.head_dim < 16 ||
+      c.head_dim % 16 != 0 || c.head_dim > kMostHead || c.rotary < 0 || c.rotary > c.head_dim ||
+      c.rotary % 2 != 0) {
+    in.fail("heads must be a multiple of key-value heads, head_dim of 16 up to 256, rotary even");
+  }
+  if (!(c.divisor > 0.0f) || !(c.cap >= 0.0f) || c.window < 0) {
+    in.fail("divisor, cap or window negative");
+  }
+  if (c.slopes.size() != 0 && static_cast<int64_t>(c.slopes.size()) != c.heads) {
+    in.fail("slopes are " + std::to_string(c.slopes.size()) + ", expected one for each head");
+  }
+}
+
+// What the attributes alone say.
+Attention options_of(const AttentionCall& call) {
+  Attention a = {};
+  a.heads = call.heads;
+  a.kv_heads = call.kv_heads;
+  a.head_dim = call.head_dim;
+  a.rotary = call.rotary;
+  a.int8 = call.int8;
+  a.interleaved = call.interleaved;
+  a.divisor = call.divisor;
+  a.slopes = call.slopes.size() > 0 ? call.slopes.begin() : nullptr;
+  a.divided = call.divided;
+  a.bfloat16 = call.bfloat16;
+  a.cap = call.cap;
+  return a;
+}
+
+// q, k, v and their positions.
+void read_tokens(Reader& in, Attention& a) {
+  ffi::AnyBuffer* q = in.next("q", {ffi::DataType::F32}, -1);
+  if (!q || q->dimensions().size() != 3 || q->dimensions()[2] != a.heads * a.head_dim) {
+    in.fail("q must be [B, T, heads * head_dim]");
+    return;
+  }
+  a.batch = q->dimensions()[0];
+  a.tokens = q->dimensions()[1];
+  a.q = static_cast<const float*>(q->untyped_data());
+  const int64_t count = a.batch * a.tokens;
+  a.k = in.data<float>("k", ffi::DataType::F32, count * a.kv_heads * a.head_dim);
+  a.v = in.data<float>("v", ffi::DataType::F32, count * a.kv_heads * a.head_dim);
+  a.positions = in.data<int32_t>("positions", ffi::DataType::S32, count);
+}
+
+// cos and sin, where a part of each head is rotated; how many positions they hold.
+int64_t read_tables(Reader& in, Attention& a) {
+  if (a.rotary == 0) return 0;
+  ffi::AnyBuffer* cos = in.next("cos", {ffi::DataType::F32}, -1);
+  if (!cos) return 0;
+  const int64_t count = static_cast<int64_t>(cos->element_count());
+  a.cos = static_cast<const float*>(cos->untyped_data());
+  a.sin = in.data<float>("sin", ffi::DataType::F32, count);
+  return count / (a.rotary / 2);
+}
+
+// The past, which comes back as results in the same memory; where the keys were.
+const void* read_cache(Reader& in, Attention& a, int64_t window) {
+  const auto type = a.int8 ? ffi::DataType::S8 : ffi::DataType::F32;
+  ffi::AnyBuffer* keys = in.next("keys", {type}, -1);
+  const int64_t slot_size = a.batch * a.kv_heads * a.head_dim;
+  if (!keys || slot_size < 1 || keys->element_count() % (slot_size * 16) != 0) {
+    in.fail("keys must be [B, K, S / 16, D, 16]");
+    return nullptr;
+  }
+  const int64_t size = static_cast<int64_t>(keys->element_count());
+  a.slots = size / slot_size;
+  a.window = window > 0 && window < a.slots ? window : a.slots;
+  const int64_t scales = a.batch * a.kv_heads * a.slots;
+  in.data<void>("values", type, size);
+  if (a.int8) {
+    in.data<float>("key scales", ffi::DataType::F32, scales);
+    in.data<float>("value scales", ffi::DataType::F32, scales);
+  }
+  a.out = in.result<float>("mixed", ffi::DataType::F32, a.batch * a.tokens * a.heads * a.head_dim);
+  a.keys = in.result<void>("keys", type, size);
+  a.values = in.result<void>("values", type, size);
+  if (a.int8) {
+    a.key_scales = in.result<float>("key scales", ffi::DataType::F32, scales);
+    a.value_scales = in.result<float>("value scales", ffi::DataType::F32, scales);
+  }
+  return keys->untyped_data();
+}
+
+// Positions are inside of the cache and of the `table` rotary ones.
+void check_positions(Reader& in, const Attention& a, int64_t table) {
+  for (int64_t i = 0; i < a.batch * a.tokens && in.good(); ++i) {
+    const int64_t position = a.positions[i];
+    if (position < 0 || position >= a.slots || (a.rotary > 0 && position >= table)) {
+      in.fail("position " + std::to_string(position) + " lies outside of " +
+              std::to_string(a.slots) + " slots");
+    }
+  }
+}
+
+// Buffers: q, k, v, positions, cos and sin (if rotary > 0), keys, values (with their scales if
+// int8), which come back as results in the same memory. Results: mixed, keys, values (, scales).
+ffi::Error attention(ffi::ThreadPool pool, const AttentionCall& call, ffi::RemainingArgs arguments,
+                     ffi::RemainingRets results) {
+  Reader in(arguments, results);
+  const Kernels* kernels = read_kernels(in, call.isa);
+  check_call(in, call);
+  if (!in.good()) return in.error();
+  Attention a = options_of(call);
+  read_tokens(in, a);
+  if (!in.good()) return in.error();
+  const int64_t table = read_tables(in, a);
+  const void* keys = read_cache(in, a, call.window);
+  in.end();
+  check_positions(in, a, table);
+  if (!in.good()) return in.error();
+  if (keys != a.keys) {
+    return ffi::Error::Internal("planish: the cache was not handed on in place");
+  }
+  run_attention(*kernels, pool, a);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    planish_attention, attention,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attrs<AttentionCall>().RemainingArgs().RemainingRets());
+
+}  // namespace planish

@@ -1,0 +1,46 @@
+// What this machine can do at most, as one FFI call: for benchmarks.
+#include <atomic>
+#include <string_view>
+
+#include "../work/team.h"
+#include "buffers.h"
+
+namespace planish {
+namespace {
+
+constexpr int64_t kReadUnit = int64_t{1} << 20;  // bytes
+
+// All bytes of x, read once by all threads, and products in registers: uint8 [N] and int32 [1]
+// rounds for each of 64 units -> int32 [1], which says nothing but that it was done.
+ffi::Error limits(ffi::ThreadPool pool, std::string_view isa, ffi::RemainingArgs arguments,
+                  ffi::RemainingRets results) {
+  Reader in(arguments, results);
+  const Kernels* kernels = read_kernels(in, isa);
+  ffi::AnyBuffer* x = in.next("x", {ffi::DataType::U8}, -1);
+  const int32_t* rounds = in.data<int32_t>("rounds", ffi::DataType::S32, 1);
+  int32_t* done = in.result<int32_t>("done", ffi::DataType::S32, 1);
+  in.end();
+  if (!in.good()) return in.error();
+  const int64_t units = static_cast<int64_t>(x->element_count()) / kReadUnit;
+  const uint8_t* bytes = static_cast<const uint8_t*>(x->untyped_data());
+  std::atomic<int32_t> some{0};
+  team().run(pool, units, [&](int64_t unit) {
+    some += kernels->limits.read_blocks(bytes + unit * kReadUnit, kReadUnit / kTileBytes);
+  });
+  if (rounds[0] > 0) {
+    team().run(pool, 64, [&](int64_t) { some += kernels->limits.multiply_registers(rounds[0]); });
+  }
+  done[0] = some.load();
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_limits, limits,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<std::string_view>("isa")
+                                  .RemainingArgs()
+                                  .RemainingRets());
+
+}  // namespace planish

@@ -1,0 +1,107 @@
+// Linears of the same input as one FFI call.
+#include <string>
+#include <string_view>
+
+#include "../work/linears.h"
+#include "buffers.h"
+#include "weights.h"
+
+namespace planish {
+
+// The attributes of a call: fast/native/linear.py passes them by these names.
+struct LinearsCall {
+  std::string_view isa, activation, norm;
+  float eps;
+  bool gated, norm_weight, norm_bias, residual;
+  int64_t sequences;
+  ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, biases;
+
+  LinearFields fields() const { return {bits, outputs, group_sizes, zero_points, biases}; }
+  NormFields norm_fields() const { return {norm, eps, norm_weight, norm_bias}; }
+};
+
+}  // namespace planish
+
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
+    planish::LinearsCall, StructMember<std::string_view>("isa"),
+    StructMember<std::string_view>("activation"), StructMember<std::string_view>("norm"),
+    StructMember<float>("eps"), StructMember<bool>("gated"), StructMember<bool>("norm_weight"),
+    StructMember<bool>("norm_bias"), StructMember<bool>("residual"),
+    StructMember<int64_t>("sequences"), StructMember<Span<const int64_t>>("bits"),
+    StructMember<Span<const int64_t>>("outputs"), StructMember<Span<const int64_t>>("group_sizes"),
+    StructMember<Span<const int64_t>>("zero_points"), StructMember<Span<const int64_t>>("biases"));
+
+namespace planish {
+namespace {
+
+// x [.., K] float32.
+ffi::AnyBuffer* read_rows(Reader& in) {
+  ffi::AnyBuffer* x = in.next("x", {ffi::DataType::F32}, -1);
+  if (!x || (x->dimensions().size() >= 1 && x->element_count() >= 1)) return x;
+  return in.fail("x is " + shape_text(*x) + ", expected [..., inputs]");
+}
+
+void read_weights(Reader& in, const LinearFields& fields, int64_t k, Linears& linears) {
+  for (size_t i = 0; i < fields.count() && in.good(); ++i) {
+    linears.weights.push_back(read_weight(in, fields, i, k));
+    if (!same_groups(linears.weights[i], linears.weights[0])) {
+      in.fail("linears of one call must have the same groups");
+    }
+  }
+}
+
+// The residual, if there is one, and a result for each linear, or the one of gate and up.
+void read_outputs(Reader& in, const LinearsCall& call, int64_t rows, Linears& linears) {
+  if (!in.good()) return;
+  const size_t count = linears.weights.size();
+  const int64_t wide = linears.weights[0].outputs;
+  const float* added =
+      call.residual ? in.data<float>("residual", ffi::DataType::F32, rows * wide) : nullptr;
+  if (call.residual && count != 1) in.fail("a residual belongs to one linear");
+  if (call.gated && (count != 2 || linears.weights[1].outputs != wide)) {
+    in.fail("gate and up are two linears of as many outputs");
+  }
+  for (size_t i = 0; i < (call.gated ? 1 : count) && in.good(); ++i) {
+    const int64_t n = linears.weights[i].outputs;
+    linears.outputs.push_back({in.result<float>("y", ffi::DataType::F32, rows * n), added, n, 0});
+  }
+}
+
+// y_i = linear_i(norm(x)) + residual, or the one y = silu(linear_0(norm(x))) * linear_1(norm(x)).
+// Buffers, in this order and where the attributes say that they are there: x, norm weight, norm
+// bias, activation scale; for each linear codes, scale, zero point, bias; residual. Results: y.
+ffi::Error linears(ffi::ThreadPool pool, const LinearsCall& call, ffi::RemainingArgs arguments,
+                   ffi::RemainingRets results) {
+  Reader in(arguments, results);
+  const Kernels* kernels = read_kernels(in, call.isa);
+  if (!call.fields().complete()) in.fail("the linears' fields are incomplete");
+  ffi::AnyBuffer* x = read_rows(in);
+  if (!in.good()) return in.error();
+  const int64_t k = x->dimensions().back();
+  const int64_t rows = static_cast<int64_t>(x->element_count()) / k;
+  if (call.sequences < 1 || rows % call.sequences != 0) {
+    in.fail("rows do not divide into sequences");
+  }
+  const Source source = read_source(in, *x, call.norm_fields());
+  const Granularity granularity = granularity_of(call.activation, in);
+  const float* given = nullptr;
+  if (call.activation == "static") {
+    given = in.data<float>("activation scale", ffi::DataType::F32, 1);
+  }
+  Linears all = {{}, {}, call.gated};
+  read_weights(in, call.fields(), k, all);
+  read_outputs(in, call, rows, all);
+  in.end();
+  if (!in.good()) return in.error();
+  const PackedRows packed = rows_for(all.weights[0], granularity, rows, k);
+  run_linears(*kernels, pool, all, source, packed, given, call.sequences);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    planish_linears, linears,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attrs<LinearsCall>().RemainingArgs().RemainingRets());
+
+}  // namespace planish

@@ -1,0 +1,57 @@
+// Compiled once for each instruction set of instruction_sets.py. A row there gives the compiler's
+// flags and three names: PLANISH_ISA, its own; PLANISH_VECTOR, the header of its sixteen lanes
+// (struct Vector); and PLANISH_MATMUL, the header of its products (struct Matmul).
+#include "table.h"
+#include PLANISH_VECTOR
+#include PLANISH_MATMUL
+
+#include "attention/attend.h"
+#include "attention/cache.h"
+#include "limits.h"
+#include "rows/argmax.h"
+#include "rows/experts.h"
+#include "rows/gate.h"
+
+#define PLANISH_TEXT(a) #a
+#define PLANISH_QUOTED(a) PLANISH_TEXT(a)
+
+namespace planish {
+namespace PLANISH_ISA {
+
+Kernels make_table() {
+  using Products = Matmul<Vector>;
+  Kernels table = {};
+  table.name = PLANISH_QUOTED(PLANISH_ISA);
+  table.row_tile = Products::kRowTile;
+  table.few_rows = Products::kFewRows;
+  table.integer_step = Products::kIntegerStep;
+  table.float_step = Products::kFloatStep;
+  table.normalize_row = normalize_row<Vector>;
+  table.row_absmax = row_absmax<Vector>;
+  table.packed_bytes = Products::packed_bytes;
+  table.pack_row = Products::pack_row;
+  table.begin_unit = Products::begin_unit;
+  table.multiply = Products::multiply;
+  table.end_unit = Products::end_unit;
+  table.multiply_scratch = Products::multiply_scratch;
+  table.gate = gate<Vector>;
+  table.score = score<Vector>;
+  table.weigh = weigh<Vector>;
+  table.write_slots = write_slots<Vector>;
+  table.attend = attend<Vector>;
+  table.combine = combine<Vector>;
+  table.attention_scratch = attention_scratch;
+  table.argmax = argmax<Vector>;
+  table.limits = {read_blocks<Vector>, Products::multiply_registers};
+  return table;
+}
+
+}  // namespace PLANISH_ISA
+
+// The table, or null where the system does not let this process use the set.
+extern "C" const Kernels* planish_kernels() {
+  static const Kernels table = PLANISH_ISA::make_table();
+  return PLANISH_ISA::Matmul<PLANISH_ISA::Vector>::allowed() ? &table : nullptr;
+}
+
+}  // namespace planish

@@ -1,0 +1,119 @@
+// Rows packed for sixteen lanes: tiles of 8 rows, and what is left in tiles of 4, 2 and 1.
+//
+// A tile of R rows holds [steps, R, 4] codes, so that four inputs of each of its rows lie in one
+// stretch of memory, beside [groups, R] sums of codes and [groups or 1, R] scales. Float rows are
+// [inputs, R].
+#pragma once
+
+#include "../rows/norm.h"
+#include "../rows/quantize.h"
+#include "../table.h"
+
+namespace planish::PLANISH_ISA {
+
+constexpr int64_t kRowTile = 8;
+
+// How many rows are packed together of those that are left.
+inline int64_t row_tile(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+// What packed rows hold: the tile of R rows from row r on begins at r * steps * 4 codes (r * groups
+// sums, r * scale_groups scales, r * steps * 4 floats).
+struct Rows {
+  int8_t* codes;
+  float* scales;  // [groups or 1, R] in each tile
+  int32_t* sums;  // [groups, R]: sums of codes, for the zero points
+  float* floats;  // float rows instead: [steps * 4, R] in each tile
+  Granularity granularity;
+  int64_t rows;
+  int64_t steps;   // of 4 inputs, an even number
+  int64_t groups;  // of the weights
+  int64_t group_inputs;
+  int64_t scale_groups;
+};
+
+inline int64_t in_lines(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
+
+inline int64_t steps_of(const PackedRows& p) { return ceil_div(p.inputs, 8) * 2; }
+
+inline int64_t scale_groups_of(const PackedRows& p) {
+  return p.granularity == Granularity::kGroup ? p.groups : 1;
+}
+
+inline int64_t packed_bytes(const PackedRows& p) {
+  const int64_t inputs = p.rows * steps_of(p) * 4;
+  if (p.granularity == Granularity::kFloat) return inputs * 4;
+  return in_lines(inputs) + in_lines(p.rows * scale_groups_of(p) * 4) + p.rows * p.groups * 4;
+}
+
+inline Rows unpack(const PackedRows& p) {
+  Rows rows = {};
+  rows.granularity = p.granularity;
+  rows.rows = p.rows;
+  rows.steps = steps_of(p);
+  rows.groups = p.groups;
+  rows.group_inputs = p.group_inputs;
+  rows.scale_groups = scale_groups_of(p);
+  if (p.granularity == Granularity::kFloat) {
+    rows.floats = reinterpret_cast<float*>(p.memory);
+    return rows;
+  }
+  uint8_t* scales = p.memory + in_lines(rows.rows * rows.steps * 4);
+  rows.codes = reinterpret_cast<int8_t*>(p.memory);
+  rows.scales = reinterpret_cast<float*>(scales);
+  rows.sums = reinterpret_cast<int32_t*>(scales + in_lines(rows.rows * rows.scale_groups * 4));
+  return rows;
+}
+
+// The row's tile: its first row and how many it has.
+struct RowTile {
+  int64_t first, size;
+};
+
+inline RowTile tile_of(const Rows& rows, int64_t row) {
+  const int64_t whole = rows.rows & ~(kRowTile - 1);
+  int64_t first = row < whole ? row & ~(kRowTile - 1) : whole;
+  int64_t size = row_tile(rows.rows - first);
+  while (row >= first + size) {
+    first += size;
+    size = row_tile(rows.rows - first);
+  }
+  return {first, size};
+}
+
+inline void pack_floats(const float* x, int64_t k, const Rows& rows, RowTile tile, int64_t lane) {
+  const int64_t padded = rows.steps * 4;
+  float* out = rows.floats + tile.first * padded + lane;
+  for (int64_t i = 0; i < padded; ++i) out[i * tile.size] = i < k ? x[i] : 0.0f;
+}
+
+template <class V>
+void pack_codes(const float* x, int64_t k, const Rows& rows, RowTile tile, int64_t lane,
+                float scale) {
+  int8_t* codes = rows.codes + tile.first * rows.steps * 4 + lane * 4;
+  int32_t* sums = rows.sums + tile.first * rows.groups + lane;
+  float* scales = rows.scales + tile.first * rows.scale_groups + lane;
+  const int64_t size = tile.size, stride = size * 4;
+  if (rows.granularity == Granularity::kRow) scale = int8_scale(absmax<V>(x, k));
+  for (int64_t s = (k + 3) / 4; s < rows.steps; ++s) __builtin_memset(codes + s * stride, 0, 4);
+  for (int64_t g = 0; g < rows.groups; ++g) {
+    const int64_t start = g * rows.group_inputs;
+    const int64_t count = k - start < rows.group_inputs ? k - start : rows.group_inputs;
+    if (rows.granularity == Granularity::kGroup) scale = int8_scale(absmax<V>(x + start, count));
+    if (g < rows.scale_groups) scales[g * size] = scale;
+    sums[g * size] = quantize<V>(x + start, count, scale, codes + start / 4 * stride, stride);
+  }
+}
+
+template <class V>
+void pack_row(const Source& source, const PackedRows& packed, int64_t row, float scale,
+              float* scratch) {
+  const int64_t k = source.inputs;
+  for (int64_t i = k & ~int64_t{15}; i < k + 16; ++i) scratch[i] = 0.0f;
+  const float* x = float_row<V>(source, row, scratch);
+  const Rows rows = unpack(packed);
+  const RowTile tile = tile_of(rows, row);
+  if (rows.granularity == Granularity::kFloat) pack_floats(x, k, rows, tile, row - tile.first);
+  else pack_codes<V>(x, k, rows, tile, row - tile.first, scale);
+}
+
+}  // namespace planish::PLANISH_ISA

@@ -1,0 +1,61 @@
+// Products of float rows with tiles of float columns: what weight-only linears and attention share.
+#pragma once
+
+#include "../table.h"
+#include "../vector/unroll.h"
+
+namespace planish::PLANISH_ISA {
+
+template <class V>
+PLANISH_INLINE inline typename V::Floats column(const float* p) {
+  return V::load(p);
+}
+template <class V>
+PLANISH_INLINE inline typename V::Floats column(const int8_t* p) {
+  return V::to_floats(V::widen(p));
+}
+
+// sum[r][c * 16 ..] += x[k * kStepK + r * kStepR] * w[c][k * w_step ..], k ascending, fused.
+// One chain of additions for each sum: the result does not depend on R or C. What lies `ahead`
+// entries behind each column is prefetched. Columns are floats, or codes that become floats here.
+template <class V, int R, int C, int kStepK, int kStepR, class W>
+PLANISH_INLINE inline void add_float_products(const float* x, const W* const (&w)[C],
+                                              int64_t w_step, int64_t ahead, int64_t count,
+                                              float* sum, int64_t sum_stride) {
+  typename V::Floats total[R * C];
+  unroll<R * C>(
+      [&](auto i) PLANISH_INLINE { total[i] = V::load(sum + i / C * sum_stride + i % C * kTile); });
+  for (int64_t k = 0; k < count; ++k) {
+    typename V::Floats columns[C];
+    unroll<C>([&](auto c) PLANISH_INLINE {
+      columns[c] = column<V>(w[c] + k * w_step);
+      __builtin_prefetch(w[c] + k * w_step + ahead);
+    });
+    unroll<R>([&](auto r) PLANISH_INLINE {
+      const auto value = V::floats(x[k * kStepK + r * kStepR]);
+      unroll<C>([&](auto c) PLANISH_INLINE {
+        total[r * C + c] = V::fma(value, columns[c], total[r * C + c]);
+      });
+    });
+  }
+  unroll<R * C>(
+      [&](auto i) PLANISH_INLINE { V::store(sum + i / C * sum_stride + i % C * kTile, total[i]); });
+}
+
+// The same for any number of tiles; with 8 rows two at a time, with fewer four.
+template <class V, int R, int kStepK, int kStepR, class W>
+void float_products(const float* x, const W* w, int64_t w_step, int64_t w_tile, int64_t tiles,
+                    int64_t ahead, int64_t count, float* sum, int64_t sum_stride) {
+  constexpr int C = R == 8 ? V::kTiles : 2 * V::kTiles;
+  for (; tiles >= C; tiles -= C, w += C * w_tile, sum += C * kTile) {
+    const W* columns[C];
+    for (int c = 0; c < C; ++c) columns[c] = w + c * w_tile;
+    add_float_products<V, R, C, kStepK, kStepR>(x, columns, w_step, ahead, count, sum, sum_stride);
+  }
+  for (; tiles > 0; --tiles, w += w_tile, sum += kTile) {
+    const W* const one[1] = {w};
+    add_float_products<V, R, 1, kStepK, kStepR>(x, one, w_step, ahead, count, sum, sum_stride);
+  }
+}
+
+}  // namespace planish::PLANISH_ISA

@@ -1,0 +1,183 @@
+// What the kernels compute, and the table of one instruction set's implementations.
+//
+// A linear is y[r, n] = sum_k x[r, k] w[n, k]. Weights are codes of 8 or 4 bits in tiles of 16
+// outputs (reference/packing.py): 64 bytes hold
+//
+//            INT8: 4 inputs                           INT4: 8 inputs
+//            byte 0  1  2  3   4  5  6  7  ...        byte 0    1    2    3    4 ...
+//     output      0  0  0  0   1  1  1  1  ... 15          0    0    0    0    1 ... 15
+//     input       0  1  2  3   0  1  2  3  ...  3    low   0    1    2    3    0 ...  3
+//                                                    high  4    5    6    7    4 ...  7
+//
+// so that one load fills a register in which each 32-bit lane belongs to one output, and one
+// instruction (vpdpbusd, sdot) multiplies it with four inputs that are the same for all lanes:
+//
+//     bytes of weights   loads   unpacking         products       weights
+//     64 of INT8         1       1 xor             1 vpdpbusd     64
+//     64 of INT4         1       2 and, 1 shift    2 vpdpbusd     128
+//     64 of INT4, W4A16  1       7 shift, 8 table  8 fma          128
+//     64 of INT8, W8A16  1       7 shift, 4 convert 4 fma         64
+//
+// One row does a handful of instructions for 64 bytes, which memory delivers in 10 to 20 cycles:
+// it runs at the speed of memory. Many rows use each loaded register 8 times, in blocks of 8 rows
+// by 32 outputs that keep 16 sums in registers: they run at the speed of the multiplier.
+//
+// Measured (4 cores of an AMD EPYC Zen 5, 5632 x 2048; README.md has whole models):
+//     rows     INT8                          INT4, g = 128
+//     1        at the memory's rate          at the memory's rate
+//     512      3.3 of 3.6 TOP/s (91 %)       2.9 of 3.6 TOP/s (83 %)
+//
+// The integer sums are exact. The float operations behind them are rounded one by one in the
+// order of reference/linear.py; nothing may be fused or reordered, hence -ffp-contract=off.
+#pragma once
+
+#include <cstdint>
+
+namespace planish {
+
+constexpr int64_t kTile = 16;  // outputs of a tile
+constexpr int64_t kTileBytes = 64;
+constexpr int64_t kQueryRows = 8;   // query rows of attention that are computed together
+constexpr int64_t kMostHead = 256;  // the widest head of attention
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// scale = max(absmax, 1e-5) / 127 of INT8 activations (docs/spec.md 2); NaN stays NaN.
+inline float int8_scale(float absmax) { return (absmax < 1e-5f ? 1e-5f : absmax) / 127.0f; }
+
+// One linear's weights. groups == 1 for INT8 and for whole-row INT4.
+struct Weight {
+  int bits;
+  const uint8_t* codes;  // [tiles, blocks, 16, 4]
+  const void* scale;     // INT8: float [N] or [1]; INT4: half or float [tiles, groups, 16]
+  const uint8_t* zero;   // INT4: [tiles, groups, 16], or null where it is 8 everywhere
+  const float* bias;     // [N] or null
+  bool half_scale;       // scale is float16
+  bool one_scale;        // INT8 with a single scale
+  int64_t outputs;       // N
+  int64_t blocks;        // of 64 bytes along K
+  int64_t groups;
+  int64_t group_blocks;  // blocks of one group
+};
+
+enum class Norm { kNone, kRms, kLayer };
+enum class Granularity { kFloat, kRow, kGroup, kGiven };
+
+// How the rows that a linear multiplies come about: x, or its norm.
+struct Source {
+  const float* x;  // [rows, K]
+  Norm norm;
+  const float* norm_weight;  // [K] or null
+  const float* norm_bias;    // [K] or null
+  float eps;
+  int64_t inputs;  // K
+};
+
+// Rows made ready for a linear: quantized, or in floats. What the memory holds is known only to the
+// instruction set that packs them; it may depend on every other field.
+struct PackedRows {
+  uint8_t* memory;  // packed_bytes() of them, aligned to 64
+  Granularity granularity;
+  int64_t rows;
+  int64_t inputs;        // K
+  int64_t groups;        // of the weights
+  int64_t group_inputs;  // inputs of one group
+};
+
+struct Output {
+  float* y;               // [rows, N]
+  const float* residual;  // [rows, N] or null: added last
+  int64_t stride;         // N, or less where y holds some outputs only:
+  int64_t first;          // the output that the first column holds
+};
+
+// Attention over a cache whose keys lie in tiles of 16 slots. H query heads share K of keys.
+struct Attention {
+  const float* q;    // [B, T, H * D]
+  const float* k;    // [B, T, K * D]
+  const float* v;    // [B, T, K * D]
+  const float* cos;  // [P, rotary / 2] or null
+  const float* sin;
+  const int32_t* positions;  // [B, T]
+  void* keys;                // float or int8 [B, K, S / 16, D, 16]
+  void* values;              // float or int8 [B, K, S, D]
+  float* key_scales;         // [B, K, S], INT8 only
+  float* value_scales;       // [B, K, S]
+  float* out;                // [B, T, H * D]
+  const float* slopes;       // [H] of linear biases, or null
+  int64_t batch, tokens, heads, kv_heads, head_dim, rotary, slots;
+  int64_t window;  // slots that a token reads, its own the last
+  float divisor;   // of scores
+  float cap;       // scores become cap * tanh(scores / cap); 0 caps nothing
+  bool int8;
+  bool interleaved;  // rotary pairs are neighbours, not halves
+  bool divided;      // biases are added before the division
+  bool bfloat16;     // biases are rounded
+};
+
+// Up to kQueryRows query rows of one key-value head over some slots. Row i is the query of token
+// i / (H / K) and head i % (H / K) of those that share the keys. `mixed` has room for all 8.
+struct QueryTile {
+  int64_t batch, head;   // head: of keys and values
+  int64_t first, count;  // rows
+  int64_t begin, end;    // slots; begin is a multiple of 128
+  float* largest;        // [8] largest score so far
+  float* sum;            // [8] sum of exp(score - largest)
+  float* mixed;          // [8, D] sum of exp(score - largest) * value
+};
+
+// What a processor can do at most, measured as the kernels would do it; for benchmarks.
+struct Limits {
+  int32_t (*read_blocks)(const uint8_t* p, int64_t blocks);  // of 64 bytes, a multiple of 4
+  int32_t (*multiply_registers)(int64_t rounds);             // of 2048 operations
+};
+
+// One instruction set. docs/kernels.md shows how to add one.
+struct Kernels {
+  const char* name;
+
+  // How its linears want their work: rows in packs of `row_tile`, each filled by one thread; up to
+  // `few_rows` rows wait for memory and take long streams of weights; more of them multiply, and
+  // take so many tiles of weights at a time.
+  int64_t row_tile;
+  int64_t few_rows;
+  int64_t integer_step;
+  int64_t float_step;
+
+  // Row `row` of the source in floats: y has room for K, rounded up to a multiple of 16.
+  void (*normalize_row)(const Source&, int64_t row, float* y);
+  float (*row_absmax)(const Source&, int64_t row, float* scratch);  // scratch: K + 16 floats
+
+  // Row `row` of the source into its place. `scale` is used with kGiven; scratch: K + 16 floats.
+  int64_t (*packed_bytes)(const PackedRows&);
+  void (*pack_row)(const Source&, const PackedRows&, int64_t row, float scale, float* scratch);
+
+  // Outputs of `count` tiles from `tile` on, for all rows; scratch: as many floats as it wants.
+  // A thread calls begin_unit before it multiplies some tiles and end_unit after, where they are
+  // not null: matrix tiles are configured and released there.
+  void (*begin_unit)();
+  void (*multiply)(const Weight&, const PackedRows&, const Output&, int64_t tile, int64_t count,
+                   float* scratch);
+  void (*end_unit)();
+  int64_t (*multiply_scratch)(const PackedRows&);
+
+  // y = silu(gate) * up of `count` columns, gate and up [rows, stride], y [rows, y_stride].
+  void (*gate)(const float* gate, const float* up, int64_t stride, float* y, int64_t y_stride,
+               int64_t rows, int64_t count);
+  // y[n] = sum_k x[k] w[n, k] of outputs first..last, in floats; x is padded to a multiple of 16.
+  void (*score)(const float* x, const float* w, int64_t inputs, int64_t first, int64_t last,
+                float* y);
+  // y = residual (or nothing) + the sum of shares[e] * parts[e], `count` columns, in their order.
+  void (*weigh)(const float* const* parts, const float* shares, int64_t experts,
+                const float* residual, float* y, int64_t count);
+
+  void (*write_slots)(const Attention&, int64_t first, int64_t last, float* scratch);  // tokens
+  void (*attend)(const Attention&, const QueryTile&, float* scratch);
+  void (*combine)(const Attention&, const QueryTile* parts, int64_t count);
+  int64_t (*attention_scratch)(const Attention&);
+
+  int32_t (*argmax)(const float* x, int64_t count);  // the first of the largest, or -1 for NaN
+  Limits limits;
+};
+
+}  // namespace planish

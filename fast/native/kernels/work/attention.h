@@ -1,0 +1,122 @@
+// How the threads share attention: query rows of each key-value head, 8 at a time, over the slots
+// that any of them may read; one token at a time also splits the slots.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "../table.h"
+#include "scratch.h"
+#include "team.h"
+
+namespace planish {
+
+constexpr int64_t kSegment = 256;  // slots that one unit of decoding reads
+constexpr int64_t kBegin = 128;    // units begin at multiples of so many slots
+
+// The units of one call: `groups` of up to 8 query rows, `segments` of slots for each.
+class AttentionUnits {
+ public:
+  explicit AttentionUnits(const Attention& a) : a_(a) {
+    tiles_ = ceil_div(rows(), kQueryRows);
+    groups = a.batch * a.kv_heads * tiles_;
+    const int64_t reach = std::min(a.window + kBegin - 1, a.slots);
+    segments = a.tokens == 1 ? ceil_div(reach, kSegment) : 1;
+    floats = kQueryRows * (a.head_dim + 2);
+  }
+
+  // Rows of a group over a segment of slots; what it finds goes to `place`.
+  QueryTile unit(int64_t group, int64_t segment, float* place) const {
+    QueryTile t = {};
+    t.batch = group / (a_.kv_heads * tiles_);
+    t.head = group / tiles_ % a_.kv_heads;
+    t.first = group % tiles_ * kQueryRows;
+    t.count = std::min(rows() - t.first, kQueryRows);
+    t.largest = place;
+    t.sum = place + kQueryRows;
+    t.mixed = place + 2 * kQueryRows;
+    reach(t);
+    t.begin += segment * kSegment;
+    if (segments > 1) t.end = std::min(t.end, t.begin + kSegment);
+    return t;
+  }
+
+  int64_t groups, segments;
+  int64_t floats;  // of one place
+
+ private:
+  int64_t rows() const { return a_.tokens * (a_.heads / a_.kv_heads); }
+
+  // The slots that any row of a tile may read.
+  void reach(QueryTile& t) const {
+    const int64_t shared = a_.heads / a_.kv_heads;
+    int64_t begin = a_.slots;
+    for (int64_t r = t.first; r < t.first + t.count; ++r) {
+      const int64_t seen = a_.positions[t.batch * a_.tokens + r / shared] + 1;
+      t.end = std::max(t.end, seen);
+      begin = std::min(begin, seen - a_.window);
+    }
+    t.begin = begin < 0 ? 0 : begin / kBegin * kBegin;
+  }
+
+  const Attention& a_;
+  int64_t tiles_;
+};
+
+// New keys and values into the cache; 16 tokens fill one tile of keys.
+template <class Pool>
+void write_cache(const Kernels& kernels, Pool& pool, const Attention& a) {
+  const int64_t count = a.batch * a.tokens;
+  run_units(pool, ceil_div(count, kTile), count * a.kv_heads * a.head_dim, [&](int64_t unit) {
+    const int64_t first = unit * kTile, last = std::min(first + kTile, count);
+    kernels.write_slots(a, first, last, scratch<float>(Scratch::kRow, a.head_dim + 16));
+  });
+}
+
+// Over whole contexts: each group is one unit, the longest first.
+template <class Pool>
+void attend_groups(const Kernels& kernels, Pool& pool, const Attention& a,
+                   const AttentionUnits& units) {
+  const int64_t wanted = units.floats + kernels.attention_scratch(a);
+  team().run(pool, units.groups, [&](int64_t group) {
+    float* place = scratch<float>(Scratch::kAttend, wanted);
+    const QueryTile t = units.unit(units.groups - 1 - group, 0, place);
+    kernels.attend(a, t, place + units.floats);
+    kernels.combine(a, &t, 1);
+  });
+}
+
+// Over segments of slots, which are combined in their order.
+template <class Pool>
+void attend_segments(const Kernels& kernels, Pool& pool, const Attention& a,
+                     const AttentionUnits& units) {
+  const int64_t count = units.groups * units.segments;
+  float* memory = scratch<float>(Scratch::kSegments, count * units.floats);
+  const auto unit_at = [&](int64_t i) {
+    return units.unit(i / units.segments, i % units.segments, memory + i * units.floats);
+  };
+  team().run(pool, count, [&](int64_t i) {
+    const QueryTile t = unit_at(i);
+    float* wanted = scratch<float>(Scratch::kAttend, kernels.attention_scratch(a));
+    if (t.begin < t.end) kernels.attend(a, t, wanted);
+  });
+  std::vector<QueryTile> parts;
+  for (int64_t group = 0; group < units.groups; ++group) {
+    parts.clear();
+    for (int64_t s = 0; s < units.segments; ++s) {
+      const QueryTile t = unit_at(group * units.segments + s);
+      if (t.begin < t.end) parts.push_back(t);
+    }
+    kernels.combine(a, parts.data(), static_cast<int64_t>(parts.size()));
+  }
+}
+
+template <class Pool>
+void run_attention(const Kernels& kernels, Pool& pool, const Attention& a) {
+  write_cache(kernels, pool, a);
+  const AttentionUnits units(a);
+  if (units.segments == 1) attend_groups(kernels, pool, a, units);
+  else attend_segments(kernels, pool, a, units);
+}
+
+}  // namespace planish

@@ -1,0 +1,221 @@
+// How the threads share a mixture of experts: each row goes through the experts chosen for it, and
+// no other's weights are read.
+//
+// Rows are grouped: all (row, place) pairs of the first expert that somebody chose, by row, then
+// those of the next. A first call makes of rows [R, K] grouped rows [R * places, N]; a last call
+// takes grouped rows and adds up what a row's experts gave by their shares, in their order.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "linears.h"
+
+namespace planish {
+
+// Grouped rows `first` to `first + count` belong to one expert.
+struct Group {
+  int64_t expert, first, count;
+};
+
+// Who chose whom: chosen [rows, places].
+struct Choice {
+  int64_t rows, places, sequences;
+  std::vector<Group> groups;
+  std::vector<int64_t> row;      // of each grouped row
+  std::vector<int64_t> grouped;  // [rows, places], each row's grouped rows in their order
+  std::vector<float> shares;     // the same, of a last call
+};
+
+// Grouped rows by counting, so that a row's experts come in their order.
+inline Choice group_rows(const int32_t* chosen, const float* shares, int64_t rows, int64_t places,
+                         int64_t sequences, int64_t experts) {
+  Choice c = {rows, places, sequences, {}, {}, {}, {}};
+  const int64_t pairs = rows * places;
+  std::vector<int64_t> next(experts + 1, 0), found(rows, 0), order(pairs);
+  for (int64_t i = 0; i < pairs; ++i) ++next[chosen[i] + 1];
+  for (int64_t e = 0; e < experts; ++e) {
+    if (next[e + 1] > 0) c.groups.push_back({e, next[e], next[e + 1]});
+    next[e + 1] += next[e];
+  }
+  for (int64_t i = 0; i < pairs; ++i) order[next[chosen[i]]++] = i;
+  c.row.resize(pairs);
+  c.grouped.resize(pairs);
+  c.shares.resize(shares ? pairs : 0);
+  for (int64_t j = 0; j < pairs; ++j) {
+    const int64_t row = order[j] / places, at = row * places + found[row]++;
+    c.row[j] = row;
+    c.grouped[at] = j;
+    if (shares) c.shares[at] = shares[order[j]];
+  }
+  return c;
+}
+
+// One expert's weight of those that follow one another in memory.
+inline Weight weight_of(Weight w, int64_t expert) {
+  const int64_t tiles = ceil_div(w.outputs, kTile), beside = tiles * w.groups * kTile;
+  const int64_t scales = w.bits == 4 ? beside : w.one_scale ? 1 : w.outputs;
+  w.codes += expert * tiles * w.blocks * kTileBytes;
+  w.scale = static_cast<const uint8_t*>(w.scale) + expert * scales * (w.half_scale ? 2 : 4);
+  if (w.zero) w.zero += expert * beside;
+  if (w.bias) w.bias += expert * w.outputs;
+  return w;
+}
+
+// The rows of each group, packed by themselves; or one row that all experts read.
+struct GroupedRows {
+  std::vector<PackedRows> groups;
+  bool shared;
+
+  const PackedRows& of(size_t group) const { return groups[shared ? 0 : group]; }
+};
+
+// Memory for the rows of every group. `shared`: all groups read the one row there is.
+inline GroupedRows place_groups(const Kernels& kernels, const Choice& choice, PackedRows rows,
+                                bool shared) {
+  GroupedRows found = {{}, shared};
+  std::vector<int64_t> starts;
+  int64_t bytes = 0;
+  for (const Group& group : choice.groups) {
+    rows.rows = shared ? 1 : group.count;
+    found.groups.push_back(rows);
+    starts.push_back(bytes);
+    bytes += ceil_div(kernels.packed_bytes(rows), 64) * 64;
+    if (shared) break;
+  }
+  uint8_t* memory = scratch<uint8_t>(Scratch::kPacked, bytes);
+  for (size_t g = 0; g < starts.size(); ++g) found.groups[g].memory = memory + starts[g];
+  return found;
+}
+
+// Each grouped row's largest magnitude -> one scale for each expert's rows of each sequence.
+inline void make_scales(const Choice& choice, std::vector<float>& scales) {
+  const int64_t each = choice.rows / choice.sequences;
+  const int64_t count = static_cast<int64_t>(scales.size());
+  for (const Group& group : choice.groups) {
+    const int64_t last = std::min(group.first + group.count, count);
+    for (int64_t j = group.first, end; j < last; j = end) {
+      float largest = 0.0f;
+      const int64_t sequence = choice.row[j] / each;
+      for (end = j; end < last && choice.row[end] / each == sequence; ++end) {
+        largest = larger(largest, scales[end]);
+      }
+      for (int64_t i = j; i < end; ++i) scales[i] = int8_scale(largest);
+    }
+  }
+}
+
+// Where grouped rows come from: x [R, K], or x [R * places, K] that is grouped already.
+struct GroupSource {
+  const float* x;
+  int64_t inputs;
+  bool grouped;
+
+  // A source whose row `row` is the grouped row j.
+  Source at(const Choice& choice, int64_t j, int64_t row) const {
+    const int64_t from = grouped ? j : choice.row[j];
+    return {x + (from - row) * inputs, Norm::kNone, nullptr, nullptr, 0.0f, inputs};
+  }
+};
+
+// The groups' rows in packs, each for one thread: group, first row, count.
+inline std::vector<Group> packs_of(const GroupedRows& rows, int64_t row_tile) {
+  std::vector<Group> packs;
+  for (size_t g = 0; g < rows.groups.size(); ++g) {
+    const int64_t count = rows.groups[g].rows;
+    for (int64_t row = 0; row < count; row += row_tile) {
+      packs.push_back({static_cast<int64_t>(g), row, std::min(row_tile, count - row)});
+    }
+  }
+  return packs;
+}
+
+// Every grouped row into its place among its expert's. given: static scales [experts], or null.
+template <class Pool>
+void pack_groups(const Kernels& kernels, Pool& pool, const Choice& choice,
+                 const GroupSource& source, const GroupedRows& rows, const float* given) {
+  const int64_t k = source.inputs;
+  const int64_t count = rows.shared ? 1 : choice.rows * choice.places;
+  std::vector<float> scales;
+  if (rows.groups[0].granularity == Granularity::kGiven && !given) {
+    scales.resize(count);
+    run_units(pool, count, count * k, [&](int64_t j) {
+      scales[j] = kernels.row_absmax(source.at(choice, j, 0), 0, row_scratch(k));
+    });
+    make_scales(choice, scales);
+  }
+  const std::vector<Group> packs = packs_of(rows, kernels.row_tile);
+  run_units(pool, static_cast<int64_t>(packs.size()), count * k, [&](int64_t i) {
+    const Group& group = choice.groups[packs[i].expert];
+    for (int64_t row = packs[i].first; row < packs[i].first + packs[i].count; ++row) {
+      const int64_t j = group.first + row;
+      const float scale = !scales.empty() ? scales[j] : given ? given[group.expert] : 0.0f;
+      const Source from = source.at(choice, j, row);
+      kernels.pack_row(from, rows.groups[packs[i].expert], row, scale, row_scratch(k));
+    }
+  });
+}
+
+// y [grouped rows, N], one linear's or silu(gate) * up; all threads share the experts' tiles.
+template <class Pool>
+void multiply_groups(const Kernels& kernels, Pool& pool, const Choice& choice,
+                     const std::vector<Weight>& stacks, const GroupedRows& rows, float* y) {
+  const int64_t n = stacks[0].outputs;
+  std::vector<Weight> first;  // of each group
+  std::vector<Linears> linears(choice.groups.size());
+  int64_t most = 0;  // decides between few rows and many
+  for (size_t g = 0; g < choice.groups.size(); ++g) {
+    const Group& group = choice.groups[g];
+    most = std::max(most, rows.shared ? 1 : group.count);
+    first.push_back(weight_of(stacks[0], group.expert));
+    for (const Weight& stack : stacks) linears[g].weights.push_back(weight_of(stack, group.expert));
+    linears[g].outputs.push_back({y + group.first * n, nullptr, n, 0});
+    linears[g].gated = stacks.size() == 2;
+  }
+  const Granularity granularity = rows.groups[0].granularity;
+  const UnitSize size = unit_size(kernels, granularity, most, pool.num_threads());
+  const std::vector<Unit> units = units_of(first, first.size(), size);
+  team().run(pool, static_cast<int64_t>(units.size()), [&](int64_t i) {
+    const size_t g = units[i].linear;
+    multiply_unit(kernels, linears[g], rows.of(g), {0, units[i].tile, units[i].count});
+  });
+}
+
+// y[r] = residual[r] + the sum of what the row's experts gave by their shares.
+template <class Pool>
+void add_up(const Kernels& kernels, Pool& pool, const Choice& choice, const float* grouped,
+            const float* residual, float* y, int64_t n) {
+  const int64_t places = choice.places;
+  run_units(pool, choice.rows, choice.rows * places * n / 8, [&](int64_t row) {
+    std::vector<const float*> parts(places);
+    for (int64_t p = 0; p < places; ++p) parts[p] = grouped + choice.grouped[row * places + p] * n;
+    const float* added = residual ? residual + row * n : nullptr;
+    kernels.weigh(parts.data(), choice.shares.data() + row * places, places, added, y + row * n, n);
+  });
+}
+
+// One call: a linear's stack, or gate's and up's, and where the result goes.
+struct ExpertLinears {
+  std::vector<Weight> stacks;
+  Granularity granularity;
+  const float* given;     // each expert's static scale, or null
+  const float* residual;  // [rows, N] or null, added by a last call
+  float* y;               // grouped rows, or rows by a last call
+};
+
+// Rows of the source through their experts; rows that are grouped already are added up.
+template <class Pool>
+void run_experts(const Kernels& kernels, Pool& pool, const Choice& choice,
+                 const GroupSource& source, const ExpertLinears& linears) {
+  const Weight& first = linears.stacks[0];
+  const bool last = source.grouped, shared = !last && choice.rows == 1 && !linears.given;
+  const int64_t pairs = choice.rows * choice.places;
+  const PackedRows any = rows_for(first, linears.granularity, pairs, source.inputs);
+  const GroupedRows rows = place_groups(kernels, choice, any, shared);
+  pack_groups(kernels, pool, choice, source, rows, linears.given);
+  float* y = last ? scratch<float>(Scratch::kExperts, pairs * first.outputs) : linears.y;
+  multiply_groups(kernels, pool, choice, linears.stacks, rows, y);
+  if (last) add_up(kernels, pool, choice, y, linears.residual, linears.y, first.outputs);
+}
+
+}  // namespace planish

@@ -1,0 +1,49 @@
+// Memory of a thread that grows and is kept: no page faults from one call to the next.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+namespace planish {
+
+// What a thread needs at the same time has a buffer each.
+enum class Scratch {
+  kPacked,    // rows packed for a linear, read by all threads
+  kRow,       // one row on its way there
+  kMultiply,  // what a product of tiles wants
+  kGated,     // gate and up of some tiles
+  kExperts,   // what the experts of all rows gave
+  kRouted,    // normalized rows of a router
+  kScores,    // and their scores
+  kSegments,  // attention over each segment of slots
+  kAttend,    // what attention over some slots wants
+  kCount,
+};
+
+// At least `bytes` of memory, aligned to 64.
+inline void* scratch_bytes(Scratch which, size_t bytes) {
+  struct Buffer {
+    void* data = nullptr;
+    size_t size = 0;
+    ~Buffer() { std::free(data); }
+  };
+  static thread_local Buffer buffers[static_cast<int>(Scratch::kCount)];
+  Buffer& buffer = buffers[static_cast<int>(which)];
+  const size_t size = (bytes + 127) / 64 * 64;
+  if (buffer.size < size) {
+    std::free(buffer.data);
+    buffer.size = 0;
+    buffer.data = std::aligned_alloc(64, size);
+    if (!buffer.data) throw std::bad_alloc();
+    buffer.size = size;
+  }
+  return buffer.data;
+}
+
+template <class T>
+T* scratch(Scratch which, int64_t count) {
+  return static_cast<T*>(scratch_bytes(which, static_cast<size_t>(count) * sizeof(T)));
+}
+
+}  // namespace planish

@@ -1,0 +1,117 @@
+// Work shared among XLA's threads: the caller and helpers from XLA's pool.
+//
+// A decode step makes a hundred short parallel sections, and waking a sleeping thread costs as
+// much as a section. So a helper, once called, stays for a moment and takes part in every section
+// that follows; when none comes within kLinger it goes back to XLA. Units are claimed one by one
+// from a counter: a helper that comes late or not at all delays nothing, and no result depends on
+// who computed it.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+namespace planish {
+
+inline void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+class Team {
+ public:
+  // Calls body(unit) for every unit in 0..units-1, on this thread and up to pool.num_threads() - 1
+  // others. Returns when all are done.
+  template <class Pool, class Body>
+  void run(Pool& pool, int64_t units, Body&& body) {
+    const int64_t helpers = pool.num_threads() - 1;
+    if (units <= 1 || helpers < 1 || busy_.exchange(true, std::memory_order_acquire)) {
+      for (int64_t unit = 0; unit < units; ++unit) body(unit);  // another section holds the team
+      return;
+    }
+    Section section;
+    section.units = units;
+    section.context = &body;
+    section.call = [](void* context, int64_t unit) {
+      (*static_cast<std::remove_reference_t<Body>*>(context))(unit);
+    };
+    section_.store(&section);
+    epoch_.fetch_add(1);
+    for (int64_t n = present_.load(); n < helpers; ++n) {
+      present_.fetch_add(1);
+      pool.Schedule([this] { help(); });
+    }
+    section.work();
+    section_.store(nullptr);
+    while (inside_.load() != 0) relax();
+    busy_.store(false, std::memory_order_release);
+  }
+
+ private:
+  static constexpr std::chrono::microseconds kLinger{100};
+
+  struct Section {
+    std::atomic<int64_t> next{0};
+    int64_t units;
+    void* context;
+    void (*call)(void*, int64_t);
+
+    void work() {
+      for (int64_t unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) < units;) {
+        call(context, unit);
+      }
+    }
+  };
+
+  void help() {
+    uint64_t seen = 0;
+    auto since = std::chrono::steady_clock::now();
+    for (int spins = 0;; ++spins) {
+      const uint64_t epoch = epoch_.load(std::memory_order_acquire);
+      if (epoch != seen) {
+        seen = epoch;
+        inside_.fetch_add(1);  // before section_ is read: the owner waits for whoever is inside
+        if (Section* section = section_.load()) section->work();
+        inside_.fetch_sub(1);
+        since = std::chrono::steady_clock::now();
+      } else if (spins % 64 == 63 && std::chrono::steady_clock::now() - since > kLinger) {
+        break;
+      }
+      relax();
+    }
+    present_.fetch_sub(1);
+  }
+
+  std::atomic<bool> busy_{false};
+  alignas(64) std::atomic<uint64_t> epoch_{0};
+  alignas(64) std::atomic<Section*> section_{nullptr};
+  std::atomic<int64_t> inside_{0};
+  std::atomic<int64_t> present_{0};
+};
+
+inline Team& team() {
+  static Team one;
+  return one;
+}
+
+constexpr int64_t kSerialFloats = 16384;  // that one thread handles in a few us by itself
+
+// Calls body(unit) for every unit: on all threads, or on this one where the work is so small that
+// calling the others would take longer.
+template <class Pool, class Body>
+void run_units(Pool& pool, int64_t units, int64_t floats, Body&& body) {
+  if (floats > kSerialFloats) {
+    team().run(pool, units, body);
+  } else {
+    for (int64_t unit = 0; unit < units; ++unit) body(unit);
+  }
+}
+
+}  // namespace planish

@@ -1,0 +1,74 @@
+"""The calibration of `quantize`: which text, cut how, run by whom, and how long it will take.
+
+One set of rules for the command and for planish.quantize; only the names of the options differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from planish import pocket
+from planish.reference.errors import notice
+from planish.reference.files.load import Checkpoint
+from planish.reference.quantize.estimate import Estimate, estimate
+from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
+from planish.reference.quantize.recipe import Recipe
+from planish.reference.quantize.runner import Runner
+from planish.reference.text.tokenizer import load_tokenizer, read_text
+from planish.terminal.progress import duration
+
+LONG = 15  # seconds, of which a word is said beforehand
+
+
+def calibration_samples(
+    checkpoint: Checkpoint,
+    text: str | Path | None = None,
+    count: int | None = None,
+    length: int | None = None,
+    own: str = "calibration=FILE",
+) -> list[np.ndarray]:
+    """Token ids of the samples that a model is calibrated on.
+
+    text: a UTF-8 file; None takes the embedded one, with a notice that names the option `own`.
+    count, length: by default 512 samples of 512 tokens, or as long as the model or the text is.
+    A length that was asked for is cut to what the model can read, with a notice. Fewer samples
+    than asked for are a notice, none at all a PromptError.
+    """
+    if text is None:
+        notice(f"calibrating on the embedded text; {own} takes your own")
+    encode = load_tokenizer(checkpoint.path, checkpoint.config).encode
+    tokens = encode(read_text(pocket.CALIBRATION if text is None else text))
+    longest = checkpoint.config.max_positions
+    if length is None:
+        length = min(SAMPLE_LENGTH, longest, max(1, len(tokens)))
+    elif length > longest:
+        notice(f"sample_length: {longest}, as the model has no more positions")
+        length = longest
+    return cut_samples(tokens, NUM_SAMPLES if count is None else count, length)
+
+
+def tell_estimate(
+    checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None, runner: Runner
+) -> None:
+    """One notice before what takes long: how long, how much memory, and what makes it shorter."""
+    found = estimate(checkpoint, recipe, samples, runner)
+    if found.seconds >= LONG:
+        notice(words(found, checkpoint, recipe, samples))
+
+
+def words(
+    found: Estimate, checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None
+) -> str:
+    """The line of tell_estimate."""
+    size, time = f"{found.bytes / 1e9:.1f} GB", duration(found.seconds)
+    if not samples:
+        return f"quantizing {checkpoint.config.num_layers} blocks: about {time}, {size} of memory"
+    what = f"calibrating on {len(samples)} x {len(samples[0])} tokens"
+    shorter = "fewer samples make it shorter, and half as many take half the time"
+    if isinstance(recipe.alpha, str):
+        what += f" and searching for alpha ({recipe.alpha})"
+        shorter = "a number for alpha or fewer samples make it shorter"
+    return f"{what}: about {time}, {size} of memory; {shorter}"

@@ -1,0 +1,129 @@
+"""What each recipe costs a model: perplexity, KL, top-1, bytes and tokens per second.
+
+A recipe is one word: W8A8, W4A16-g32, W4A8-g64-minmax, W8A8-alpha0.8, naive-O1. Each quantized
+model is written to the system's temporary directory (TMPDIR) and removed when it is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planish import pocket
+from planish.calibration import calibration_samples
+from planish.compare.quality.names import parse_recipes
+from planish.opening import keep_programs, native_kernels, open_model, with_kv_cache
+from planish.reference.errors import PromptError, notice
+from planish.reference.files.load import Checkpoint
+from planish.reference.quantize.checkpoint import check_request
+from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH
+from planish.reference.quantize.recipe import needs_calibration
+from planish.reference.text.evaluate import cut_windows
+from planish.reference.text.tokenizer import Tokenizer, read_text
+from planish.terminal.flags import (
+    add_cache_flag,
+    add_kernels_flag,
+    add_kv_cache_flag,
+    add_model_flag,
+)
+from planish.terminal.given import notice_idle
+from planish.terminal.interrupts import interrupts_kill
+from planish.terminal.output import print_json
+from planish.terminal.progress import progress
+from planish.verbs.perplexity import WINDOW_HELP, default_window
+
+RECIPES = "W8A8,W4A16-g32,W4A8-g32,W4A8-g32-alpha0.5"
+CALIBRATION_FLAGS = ("--calibration", "--samples", "--sample_length")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_model_flag(parser)
+    words = f"separated by commas (default: {RECIPES})"
+    parser.add_argument("--recipes", default=RECIPES, metavar="NAMES", help=words)
+    words = "UTF-8, to measure on (default: the pocket's held-out text)"
+    parser.add_argument("--text", metavar="FILE", help=words)
+    parser.add_argument("--window", type=int, metavar="N", help=WINDOW_HELP)
+    sampling = parser.add_argument_group("the calibration")
+    words = "UTF-8 text (default: the pocket's)"
+    sampling.add_argument("--calibration", metavar="FILE", help=words)
+    words = f"how many samples of that text (default: {NUM_SAMPLES})"
+    sampling.add_argument("--samples", type=int, metavar="N", help=words)
+    words = f"tokens of a sample (default: {SAMPLE_LENGTH})"
+    sampling.add_argument("--sample_length", type=int, metavar="N", help=words)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    engine = parser.add_argument_group("the engine")
+    add_kv_cache_flag(engine)
+    add_kernels_flag(engine)
+    add_cache_flag(engine)
+
+
+def run(args: argparse.Namespace) -> int:
+    recipes = parse_recipes(args.recipes)
+    recipes.pop("float", None)  # its row is always there
+    checkpoint, tokenizer = open_model(args)
+    for chosen in recipes.values():
+        check_request(checkpoint, chosen, "tiles")
+    windows = text_windows(args, checkpoint, tokenizer)
+    calibrated = any(map(needs_calibration, recipes.values()))
+    samples = samples_of(args, checkpoint) if calibrated else None
+    notice_idle(args, (not calibrated, "as no recipe needs a calibration", CALIBRATION_FLAGS))
+    keep_programs(args.compilation_cache)
+    with interrupts_kill():
+        from planish.compare.quality.measure import Study
+        from planish.fast.quantize.observe import Runner
+        from planish.fast.session.engine import Engine
+    native = native_kernels(args)
+    with tempfile.TemporaryDirectory(prefix="planish-quality-") as directory:
+        study = Study(
+            source=checkpoint,
+            windows=windows,
+            samples=samples,
+            directory=Path(directory),
+            keep=False,
+            open_engine=lambda opened: Engine(with_kv_cache(opened, args), native),
+            runner=Runner(native),
+        )
+        report(args, study, recipes)
+    return 0
+
+
+def text_windows(
+    args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
+) -> list[list[int]]:
+    """The text as `planish perplexity` cuts it."""
+    if args.text is None:
+        notice("measuring on the embedded held-out text; --text FILE takes your own")
+    longest = checkpoint.config.max_positions
+    if args.window is not None and args.window > longest:
+        expected = f"at most {longest}, the model's length"
+        raise PromptError("bad value", name="window", expected=expected, found=args.window)
+    tokens = tokenizer.encode(read_text(pocket.HELDOUT if args.text is None else args.text))
+    window = default_window(tokens, longest) if args.window is None else args.window
+    return cut_windows(tokens, window)
+
+
+def samples_of(args: argparse.Namespace, checkpoint: Checkpoint) -> list[np.ndarray]:
+    """The calibration's, as `planish quantize` cuts them."""
+    own, length = "--calibration FILE", args.sample_length
+    return calibration_samples(checkpoint, args.calibration, args.samples, length, own)
+
+
+def report(args: argparse.Namespace, study: Any, recipes: dict[str, Any]) -> None:
+    """Rows as they come, or one JSON object."""
+    from planish.compare.quality import measure, table
+
+    text = "the embedded held-out text" if args.text is None else args.text
+    rows = measure.measure_recipes(study, recipes, progress)
+    if args.json:
+        count, window = len(study.windows), len(study.windows[0])
+        about = {"text": text, "windows": count, "window": window, "columns": table.COLUMNS}
+        return print_json({**about, "rows": [asdict(row) for row in rows]})
+    print(f"{table.describe_protocol(text, study.windows)}\n{table.legend()}\n\n{table.HEADER}")
+    for row in rows:
+        print(table.table_row(row), flush=True)
+    return None

@@ -1,0 +1,180 @@
+"""How schemes are spelled: by name, by pattern on the command line, and in a small JSON file.
+
+W4A16-g32                              a scheme by its name, its group size and its rule
+*.down_proj=W8A16,re:.*q_proj$=float   schemes by pattern, the first match wins
+{"down_proj": "W8A16", "o_proj": null, "lm_head": {"weights": {"num_bits": 8, ...}}}
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from planish.reference.errors import RecipeError
+from planish.reference.files.json import read_json
+from planish.reference.grids import GROUP_SIZES, INT4_RULES, SYMMETRIC_RULES
+from planish.reference.scheme import SCALE_DTYPES, Scheme, int4, int8, scheme_from_values
+
+Spelled = str | Mapping[str, Any] | None  # a scheme by name, or as config_groups write it
+
+SCHEMES: dict[str, Scheme | None] = {
+    "float": None,
+    "W8A8": int8(activation="per_token"),
+    "O1": int8("per_tensor", "per_token"),
+    "O2": int8("per_tensor", "per_tensor"),
+    "O3": int8("per_tensor", "static"),
+    "W8A16": int8(),
+    "W4A16": int4(),
+    "W4A8": int4(activation="per_group"),
+}
+
+
+NAMES = ("float", "W8A8", "O1", "O2", "O3", "naive", "W8A16", "W4A16", "W4A8")  # of recipes
+SMOOTHED = ("W8A8", "O1", "O2", "O3")  # what naive takes without smoothing
+SEARCHES = ("search", "search_per_block")
+WORDS: dict[str, tuple[str, ...]] = {
+    "rule": tuple(INT4_RULES),
+    "alpha": SEARCHES,
+    "activation": ("per_group", "per_token"),
+    "scale_dtype": SCALE_DTYPES[4],
+    "scheme": SMOOTHED,
+}
+NUMBERS = re.compile(r"(g)(-1|\d+)|(alpha)(\d+(?:\.\d+)?)")
+
+
+def read_schemes(text: str) -> dict[str, Spelled]:
+    """Schemes by pattern out of `PATTERN=SCHEME,PATTERN=SCHEME` or a FILE.json, in their order.
+
+    A pattern may have commas and equals signs, as regular expressions do: an entry ends where a
+    comma follows a scheme's name. The file is one object, pattern -> name of a scheme, null for
+    float, or an object as config_groups have it (docs/file-format.md).
+    """
+    if text.endswith(".json"):
+        return read_json(Path(text), RecipeError)
+    found, rest = dict[str, Spelled](), text
+    while rest:
+        entry = re.match(r"(.*?)=([\w.-]+)(?:,(?=.)|$)", rest)
+        if entry is None:
+            expected = "PATTERN=SCHEME, separated by commas"
+            raise RecipeError("wrong form", name="scheme", expected=expected, found=repr(rest))
+        if entry[1] in found:
+            raise RecipeError("is there twice", name="scheme", found=repr(entry[1]))
+        found[entry[1]], rest = entry[2], rest[entry.end() :]
+    return found
+
+
+def parse_name(text: str) -> tuple[str, dict[str, Any]]:
+    """W4A8-g64-minmax-alpha0.8 -> W4A8 and the changes that recipe() takes.
+
+    Words in any order: gN (g-1 a whole row), a rule, per_group or per_token, float16 or float32,
+    alphaN, search or search_per_block, and for naive the scheme that it takes. Raises RecipeError
+    for another; the name and the numbers are for others to judge.
+    """
+    name, *words = re.split(r"-(?=[A-Za-z])", text)
+    changes: dict[str, Any] = {}
+    for word in words:
+        key, value = _parse_word(word, text)
+        if key in changes:
+            raise RecipeError(f"says {key} twice", name=text)
+        changes[key] = value
+    if "activation" in changes and name != "W4A8":
+        raise RecipeError("activation goes with the recipe W4A8 only", name=text)
+    return name, changes
+
+
+def _parse_word(word: str, text: str) -> tuple[str, Any]:
+    """One word of a name -> the argument of recipe() that it changes, and its value."""
+    for key, choices in WORDS.items():
+        if word in choices:
+            return key, word
+    found = NUMBERS.fullmatch(word)
+    if found and found[1]:
+        return "group_size", int(found[2])
+    if found:
+        return "alpha", float(found[4])
+    expected = f"one of {', '.join(NAMES)}, then words such as -g32, -minmax, -alpha0.5"
+    raise RecipeError("unknown", name=text, expected=expected, found=repr(word))
+
+
+def scheme_spelled(pattern: str, value: Spelled, grid: Mapping[str, Any]) -> Scheme | None:
+    """The scheme that a pattern is given; `grid` are the recipe's own group size and the like."""
+    check_pattern(pattern, "scheme")
+    if value is None:
+        return None
+    if isinstance(value, str):
+        name, changes = parse_name(value)
+        choose("scheme", name, SCHEMES)
+        grid = _own_grid(value, changes, grid)
+        return with_grid(SCHEMES[name], grid, changes.get("activation"))
+    if not isinstance(value, Mapping):
+        expected, found = "the name of a scheme, null or an object", type(value).__name__
+        raise RecipeError("wrong form", name=f"scheme {pattern}", expected=expected, found=found)
+    try:
+        return scheme_from_values(value)
+    except RecipeError as problem:
+        raise RecipeError(f"{problem}", name=f"scheme {pattern}") from None
+
+
+def _own_grid(spelled: str, changes: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a scheme spelled out, over those of the recipe."""
+    if "alpha" in changes or "scheme" in changes:
+        problem = "says what is the recipe's and not a linear's"
+        raise RecipeError(problem, name="scheme", found=spelled)
+    if changes and not _is_int4(spelled):
+        raise RecipeError("has no effect without INT4 weights", name="scheme", found=spelled)
+    rule = changes.get("rule")
+    own = grid.get("rule") if grid.get("rule") in SYMMETRIC_RULES else "signed"
+    if rule in SYMMETRIC_RULES and rule != own:
+        problem = "all symmetric schemes have the recipe's rule; give --rule"
+        raise RecipeError(problem, name="scheme", found=spelled)
+    if "group_size" in changes:
+        choose("group_size", changes["group_size"], GROUP_SIZES)
+    return {**grid, **changes}
+
+
+def _is_int4(spelled: str) -> bool:
+    scheme = SCHEMES.get(spelled.partition("-")[0])
+    return scheme is not None and scheme.bits == 4
+
+
+def with_grid(
+    scheme: Scheme | None, grid: Mapping[str, Any], activation: str | None
+) -> Scheme | None:
+    """A scheme with another activation and, of INT4 weights, another grid."""
+    if scheme is None:
+        return None
+    activation = activation or scheme.activation
+    if scheme.bits == 8:
+        return replace(scheme, activation=activation)
+    return int4(
+        grid.get("group_size", 128),
+        symmetric=grid.get("rule") != "minmax",
+        scale_dtype=grid.get("scale_dtype", "float16"),
+        activation=activation,
+    )
+
+
+def choose(name: str, value: Any, choices: Any, besides: str = "") -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(str(value).lower(), [str(c).lower() for c in choices], n=1)
+        nearest = [c for c in choices if near and str(c).lower() == near[0]]
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        listed = besides + ", ".join(str(c) for c in choices)
+        raise RecipeError(
+            "unknown", name=name, expected=f"one of {listed}{hint}", found=repr(value)
+        )
+
+
+def check_pattern(pattern: str, name: str) -> None:
+    if not pattern.removeprefix("re:"):
+        raise RecipeError("an empty pattern", name=name, found=repr(pattern))
+    try:
+        re.compile(pattern[3:] if pattern.startswith("re:") else "")
+    except (re.error, OverflowError, RecursionError) as problem:
+        raise RecipeError(
+            f"not a regular expression: {problem}", name=name, found=pattern
+        ) from None

@@ -1,0 +1,103 @@
+"""A quantized weight: codes, scales and zero points, and the order in which they are stored.
+
+It is data, and one class for every scheme and every layout. Methods (quantize/methods/) produce
+it, file formats (files/formats/) read and write it, `linear` and the engine consume it.
+
+N outputs, K inputs, G groups of inputs that share a scale:
+
+    layout               INT8                          INT4
+    canonical  codes     int8 [N, K]                   uint8 [N, ceil(K / 2)], two codes a byte
+               scale     float32 [N, 1] or [1, 1]      float16 or float32 [N, G]
+               zero_point  none                        uint8 [N, G], none where symmetric
+    tiles      codes     int8 [ceil(N/16), ceil(K/4), 16, 4]    uint8 [ceil(N/16), ceil(K/8), 16, 4]
+               scale     as canonical                  [ceil(N/16), G, 16], so is zero_point
+
+packing.py has the permutations. A backend may have layouts of its own (fast/model/weights.py).
+Experts of a layer are stacked: every array has an axis of experts in front (model/experts.py);
+scheme, shape and layout are those of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from planish.reference.grids import SYMMETRIC_ZERO, expand_groups
+from planish.reference.packing import (
+    tile_groups,
+    tile_int4,
+    tile_int8,
+    unpack_nibbles,
+    untile_groups,
+    untile_int4,
+    untile_int8,
+)
+from planish.reference.scheme import Scheme
+
+LAYOUTS = ("tiles", "canonical")  # of quantized weights in files
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedWeight:
+    """W [N, K] on the grid of its scheme: w = (code - zero_point) * scale.
+
+    The arrays are those of the module's table. A zero point that is not stored is 8 (INT4) or
+    0 (INT8) everywhere.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray | None = None
+    scheme: Scheme
+    shape: tuple[int, int]  # N, K
+    layout: str = "canonical"
+
+
+def to_layout(weight: QuantizedWeight, layout: str) -> QuantizedWeight:
+    """The same weight, canonical or in tiles; itself where it is so already."""
+    if weight.layout == layout:
+        return weight
+    known = {("canonical", "tiles"): _tile, ("tiles", "canonical"): _untile}
+    if (weight.layout, layout) not in known:
+        raise ValueError(f"no way from the layout {weight.layout} to {layout}")
+    return known[weight.layout, layout](weight)
+
+
+def _tile(weight: QuantizedWeight) -> QuantizedWeight:
+    if weight.scheme.bits == 8:
+        return replace(weight, codes=tile_int8(weight.codes), layout="tiles")
+    zero = None if weight.zero_point is None else tile_groups(weight.zero_point)
+    codes, scale = tile_int4(weight.codes, weight.shape[1]), tile_groups(weight.scale)
+    return replace(weight, codes=codes, scale=scale, zero_point=zero, layout="tiles")
+
+
+def _untile(weight: QuantizedWeight) -> QuantizedWeight:
+    rows, cols = weight.shape
+    if weight.scheme.bits == 8:
+        return replace(weight, codes=untile_int8(weight.codes, rows, cols), layout="canonical")
+    zero = None if weight.zero_point is None else untile_groups(weight.zero_point, rows)
+    codes, scale = untile_int4(weight.codes, rows, cols), untile_groups(weight.scale, rows)
+    return replace(weight, codes=codes, scale=scale, zero_point=zero, layout="canonical")
+
+
+def dequantize(weight: QuantizedWeight) -> np.ndarray:
+    """w = (q - z) * scale, float32 [N, K]."""
+    weight = to_layout(weight, "canonical")
+    codes = centred_codes(weight).astype(np.float32)
+    if weight.scheme.bits == 8:
+        return codes * weight.scale
+    scale = weight.scale.astype(np.float32)
+    return codes * expand_groups(scale, weight.shape[1], weight.scheme.group_size)
+
+
+def centred_codes(weight: QuantizedWeight) -> np.ndarray:
+    """q - z, int8 [N, K]: in -15..15 for INT4; INT8 codes are centred as they are."""
+    weight = to_layout(weight, "canonical")
+    if weight.scheme.bits == 8:
+        return weight.codes
+    cols = weight.shape[1]
+    codes = unpack_nibbles(weight.codes, cols).astype(np.int8)
+    if weight.zero_point is None:
+        return codes - np.int8(SYMMETRIC_ZERO)
+    return codes - expand_groups(weight.zero_point.astype(np.int8), cols, weight.scheme.group_size)

@@ -1,0 +1,175 @@
+"""The scheme of one linear: the grid of its weight, and what is done to its input (SPEC 2 and 4).
+
+A scheme belongs to a linear and not to a model: two linears of one block may differ.
+
+    scheme of         bits  granularity   activation
+    W8A8              8     per_channel   per_token
+    O1                8     per_tensor    per_token
+    O2                8     per_tensor    per_tensor
+    O3                8     per_tensor    static
+    W8A16             8     per_channel   float
+    W4A16             4     per_group     float
+    W4A8              4     per_group     per_group, or per_token
+
+The words are those of compressed-tensors (https://github.com/neuralmagic/compressed-tensors,
+quantization/quant_args.py), whose `strategy` is our granularity; docs/file-format.md has the
+table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from planish.reference.errors import RecipeError
+from planish.reference.grids import GROUP_SIZES
+
+GRANULARITIES = {8: ("per_channel", "per_tensor"), 4: ("per_group", "per_channel")}
+ACTIVATIONS = {
+    8: ("float", "per_token", "per_tensor", "static"),
+    4: ("float", "per_token", "per_group"),
+}
+HEAD_ACTIVATIONS = ("float", "per_token", "per_group")  # lm_head sees some tokens, or all at once
+SCALE_DTYPES = {8: ("float32",), 4: ("float16", "float32")}
+SYMMETRIC = {8: (True,), 4: (True, False)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """How one linear is quantized. Raises RecipeError for a combination that has no meaning.
+
+    bits:         of a code: 8 or 4
+    granularity:  which weights share a scale: all (per_tensor), a row of W [N, K] (per_channel),
+                  or `group_size` neighbours in a row (per_group)
+    group_size:   32 .. 1024 for per_group, else -1
+    symmetric:    no zero points; INT4 codes then stand for -8..7
+    scale_dtype:  in which INT4 scales are stored where it can hold them (grids.store_scale)
+    activation:   float     the input stays in float32
+                  per_token, per_tensor, per_group   INT8, scales computed as the input comes
+                  static    INT8, one scale per linear, calibrated
+    """
+
+    bits: int
+    granularity: str = "per_channel"
+    group_size: int = -1
+    symmetric: bool = True
+    scale_dtype: str = "float32"
+    activation: str = "float"
+
+    def __post_init__(self) -> None:
+        _require("bits", self.bits, tuple(GRANULARITIES))
+        _require("granularity", self.granularity, GRANULARITIES[self.bits])
+        grouped = self.granularity == "per_group"
+        _require("group_size", self.group_size, GROUP_SIZES[1:] if grouped else (-1,))
+        _require("symmetric", self.symmetric, SYMMETRIC[self.bits])
+        _require("scale_dtype", self.scale_dtype, SCALE_DTYPES[self.bits])
+        _require("activation", self.activation, ACTIVATIONS[self.bits])
+
+    def __str__(self) -> str:
+        """As `inspect` shows it: int4 g=32 asymmetric, input int8 per_group."""
+        words = [f"int{self.bits}", self.granularity if self.group_size == -1 else ""]
+        words += [f"g={self.group_size}" if self.group_size != -1 else ""]
+        words += ["" if self.symmetric else "asymmetric"]
+        text = " ".join(word for word in words if word)
+        return text if self.activation == "float" else f"{text}, input int8 {self.activation}"
+
+
+def int8(granularity: str = "per_channel", activation: str = "float") -> Scheme:
+    """An INT8 scheme, symmetric as all of them are."""
+    return Scheme(bits=8, granularity=granularity, activation=activation)
+
+
+def int4(
+    group_size: int = 128,
+    *,
+    symmetric: bool = True,
+    scale_dtype: str = "float16",
+    activation: str = "float",
+) -> Scheme:
+    """An INT4 scheme; the group size -1 means a whole row."""
+    return Scheme(
+        bits=4,
+        granularity="per_channel" if group_size == -1 else "per_group",
+        group_size=group_size,
+        symmetric=symmetric,
+        scale_dtype=scale_dtype,
+        activation=activation,
+    )
+
+
+# In compressed-tensors' words: strategy <- granularity, and (strategy, dynamic) <- activation.
+STRATEGIES = {"per_tensor": "tensor", "per_channel": "channel", "per_group": "group"}
+INPUTS = {
+    "per_token": ("token", True),
+    "per_tensor": ("tensor", True),
+    "static": ("tensor", False),
+    "per_group": ("group", True),
+}
+
+
+def scheme_values(scheme: Scheme) -> dict[str, Any]:
+    """A scheme as JSON values: weights and input_activations, as in a config_group."""
+    weights: dict[str, Any] = {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": STRATEGIES[scheme.granularity],
+        "group_size": None if scheme.group_size == -1 else scheme.group_size,
+        "scale_dtype": scheme.scale_dtype,
+    }
+    if scheme.activation == "float":
+        return {"weights": weights, "input_activations": None}
+    strategy, dynamic = INPUTS[scheme.activation]
+    inputs = {"num_bits": 8, "type": "int", "symmetric": True}
+    inputs |= {"strategy": strategy, "dynamic": dynamic}
+    return {"weights": weights, "input_activations": inputs}
+
+
+def scheme_from_values(values: Mapping[str, Any]) -> Scheme:
+    """The inverse of scheme_values. Raises RecipeError naming the value that does not fit.
+
+    What other tools write besides (observers, targets) is not looked at.
+    """
+    weights, inputs = _object(values, "weights"), values.get("input_activations")
+    _require("weights.type", weights.get("type", "int"), ("int",))
+    bits: Any = weights.get("num_bits")
+    _require("weights.num_bits", bits, tuple(GRANULARITIES))
+    names = {strategy: granularity for granularity, strategy in STRATEGIES.items()}
+    _require("weights.strategy", weights.get("strategy"), tuple(names))
+    size = weights.get("group_size")
+    return Scheme(
+        bits=bits,
+        granularity=names[weights["strategy"]],
+        group_size=-1 if size is None else size,
+        symmetric=weights.get("symmetric", True),
+        scale_dtype=weights.get("scale_dtype", SCALE_DTYPES[bits][0]),
+        activation="float" if inputs is None else _activation(_object(values, "input_activations")),
+    )
+
+
+def _activation(inputs: Mapping[str, Any]) -> str:
+    expected = {"num_bits": 8, "type": "int", "symmetric": True}
+    for name, value in expected.items():
+        _require(f"input_activations.{name}", inputs.get(name, value), (value,))
+    names = {found: activation for activation, found in INPUTS.items()}
+    strategies = tuple(strategy for strategy, _ in names)
+    _require("input_activations.strategy", inputs.get("strategy"), strategies)
+    dynamics = tuple(dynamic for strategy, dynamic in names if strategy == inputs["strategy"])
+    _require("input_activations.dynamic", inputs.get("dynamic", False), dynamics)
+    return names[inputs["strategy"], inputs.get("dynamic", False)]
+
+
+def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = values.get(name)
+    if not isinstance(found, dict):
+        kind = type(found).__name__
+        raise RecipeError("wrong form", name=name, expected="an object", found=kind)
+    return found
+
+
+def _require(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Types count: neither True nor 4.0 is a number of bits."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        expected = f"one of {', '.join(map(str, dict.fromkeys(choices)))}"
+        raise RecipeError("bad value", name=name, expected=expected, found=repr(value))
