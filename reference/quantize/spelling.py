@@ -33,7 +33,7 @@ SCHEMES: dict[str, Scheme | None] = {
 }
 
 
-NAMES = ("float", "W8A8", "O1", "O2", "O3", "naive", "W8A16", "W4A16", "W4A8")  # of recipes
+NAMES = (*SCHEMES, "naive")  # of recipes
 SMOOTHED = ("W8A8", "O1", "O2", "O3")  # what naive takes without smoothing
 SEARCHES = ("search", "search_per_block")
 WORDS: dict[str, tuple[str, ...]] = {
