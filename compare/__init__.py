@@ -1,5 +1,6 @@
-"""The judge: does the fast engine compute what the reference defines, how well, and how fast?
+"""The judge: does an engine compute what the reference defines, how well, and how fast?
 
+    subject         what can be judged: the questions that an engine answers
     conformance/    three levels of comparison (SPEC 9)
     quality/        what a recipe costs in perplexity, KL and top-1
     bench/          tokens per second beside what the machine gives and other engines reach

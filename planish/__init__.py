@@ -3,6 +3,7 @@
 From Python (api):
 
     planish.load, planish.quantize, planish.PlanishError, planish.__version__
+    planish.check_linear (a kernel of yours, compare/conformance/vectors/)
 
 The rooms: reference/ defines, fast/ runs, compare/ judges, pocket/ is the embedded model. The
 command `planish`, the only room where flags are read:
@@ -24,9 +25,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from planish.api import Model, load, quantize
+    from planish.compare.conformance.vectors.linear import LinearInputs, check_linear
     from planish.reference.errors import PlanishError
 
-__all__ = ["Model", "PlanishError", "__version__", "load", "quantize"]
+__all__ = [
+    "LinearInputs",
+    "Model",
+    "PlanishError",
+    "__version__",
+    "check_linear",
+    "load",
+    "quantize",
+]
 
 try:
     __version__ = version("planish")
@@ -38,6 +48,10 @@ def __getattr__(name: str) -> Any:
     """The interface, imported when it is asked for: `planish --help` needs no NumPy."""
     if name not in __all__:
         raise AttributeError(f"module 'planish' has no attribute {name!r}")
+    if name in ("LinearInputs", "check_linear"):
+        from planish.compare.conformance.vectors import linear
+
+        return getattr(linear, name)
     from planish import api
 
     return getattr(api, name)

@@ -21,6 +21,7 @@ from typing import Any, Literal, overload
 from planish.calibration import calibration_samples, tell_estimate
 from planish.opening import ENGINES, KERNELS, KV_CACHES
 from planish.program_cache import compilation_cache
+from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import PlanishError
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
@@ -28,7 +29,6 @@ from planish.reference.quantize.checkpoint import check_request, quantize_checkp
 from planish.reference.quantize.recipe import needs_calibration
 from planish.reference.quantize.recipe import recipe as recipe_named
 from planish.reference.quantize.runner import NUMPY, Runner, Runtime
-from planish.reference.text.engine import Engine as ReferenceEngine
 from planish.reference.text.generate import Stop, text_stream
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
@@ -128,12 +128,13 @@ def quantize(
 ) -> None:
     """Write a float model in 8 or 4 bits, whole or not at all.
 
-    recipe: float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8. changes: scheme, method,
-    group_size, rule, scale_dtype, activation, alpha, smooth_outputs, lm_head, ignore, as the flags
-    of `planish quantize`. calibration: a UTF-8 text, for recipes that need one (default: the
-    embedded one), of which `samples` (512) of `sample_length` (512) tokens are taken. engine: who
-    runs them through the model, "fast" (JAX, and native kernels by `kernels`) or "reference"
-    (NumPy). Raises PlanishError; nothing that exists is replaced without `overwrite`.
+    recipe: float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8. changes: scheme ({pattern:
+    "W8A16"} or the flag's text), method, group_size, rule, scale_dtype, activation, alpha,
+    smooth_outputs, lm_head, ignore, as the flags of `planish quantize`. calibration: a UTF-8 text,
+    for recipes that need one (default: the embedded one), of which `samples` (512) of
+    `sample_length` (512) tokens are taken. engine: who runs them through the model, "fast" (JAX,
+    and native kernels by `kernels`) or "reference" (NumPy). Raises PlanishError;
+    nothing that exists is replaced without `overwrite`.
     """
     _require("engine", engine, ENGINES)
     chosen = recipe_named(recipe, **_named(changes))

@@ -34,6 +34,7 @@ VERBS = {
     "quality": "measure what each recipe costs a model",
     "logits": "write the logits of given tokens",
     "compare": "judge the fast engine by the reference",
+    "vectors": "write conformance vectors for a kernel, or check its results",
     "inspect": "say what a model directory holds",
     "bench": "measure speed beside the machine's limits",
 }

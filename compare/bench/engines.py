@@ -1,7 +1,7 @@
 """Who is measured: planish itself by its recipes, and peers. All answer two questions in seconds.
 
 prefill(tokens)                   an empty cache, one prompt, until its last token's logits
-decode(tokens, batch, context)    greedy steps of `batch` sequences behind `context` tokens each
+decode(tokens, batch, context)    greedy steps of `batch` sequences after `context` tokens each
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Asked(Protocol):
     def decode(self, tokens: int, batch: int = 1, context: int = 1) -> float: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contender:
-    """One engine with one model. bits: of its weights, by which peers are set beside ours."""
+    """One engine with one model. bits: of its weights, by which peers are compared with ours."""
 
     engine: str
     format: str
@@ -75,7 +75,7 @@ class Ours:
 
 
 def decode_seconds(engine: Engine, prompts: list[list[int]], tokens: int) -> float:
-    """Seconds of `tokens` greedy steps behind prompts, which are not counted."""
+    """Seconds of `tokens` greedy steps after prompts, which are not counted."""
     steps = engine.generate(prompts, Stop(tokens + 1, ignore_eos=True), Sampling())
     for _ in prompts:  # the first token of each row belongs to its prompt
         next(steps)
@@ -96,14 +96,14 @@ def ours(checkpoint: Checkpoint, native: bool, name: str | None = None) -> Conte
     schemes = [scheme for scheme in checkpoint.schemes().values() if scheme is not None]
     integer = any(scheme.activation != "float" for scheme in schemes)
     return Contender(
-        "planish",
-        name or quantization.get("recipe", "float"),
-        usual_bits(checkpoint),
-        asked,
-        bytes_per_token(checkpoint),
-        asked.engine.load_seconds,
-        integer,
-        True,
+        engine="planish",
+        format=name or quantization.get("recipe", "float"),
+        bits=usual_bits(checkpoint),
+        asked=asked,
+        bytes=bytes_per_token(checkpoint),
+        load_seconds=asked.engine.load_seconds,
+        integer=integer,
+        ours=True,
         experts=expert_bytes(checkpoint),
     )
 
@@ -162,15 +162,15 @@ def open_peer(
     asked = stack.enter_context(process)
     facts = asked.facts
     return Contender(
-        name,
-        form,
-        PEER_BITS[form],
-        asked,
-        facts.bytes,
-        facts.load_seconds,
-        True,
-        False,
-        facts.version,
+        engine=name,
+        format=form,
+        bits=PEER_BITS[form],
+        asked=asked,
+        bytes=facts.bytes,
+        load_seconds=facts.load_seconds,
+        integer=True,
+        ours=False,
+        version=facts.version,
     )
 
 
@@ -197,10 +197,10 @@ def bytes_per_token(checkpoint: Checkpoint) -> int:
 
 
 def dense_bytes(checkpoint: Checkpoint) -> int:
-    """Stored bytes that every token reads: all but the experts, and but the embeddings, of which
-    it reads a row.
+    """Stored bytes that every token reads: all weights except the experts and the embedding.
 
-    A tied embedding is read whole, as the head, unless the head has codes of its own.
+    Of the embedding a token reads one row; a tied one is read whole, as lm_head, unless lm_head is
+    stored separately.
     """
     config, rows_only = checkpoint.config, {checkpoint.prefix("embed") + ".weight"}
     if config.tie_embeddings and checkpoint.prefix("head") + ".weight" not in checkpoint.entries:

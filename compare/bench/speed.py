@@ -1,12 +1,12 @@
-"""Tokens per second of planish and of its peers, beside what the machine can give, in one run.
+"""Tokens per second of planish and of its peers, and what the machine can give, in one run.
 
     pp512          a prompt of 512 tokens, from start to its last logits     (llama-bench's names)
-    tg128          128 tokens, one by one, behind one token
+    tg128          128 tokens, one by one, after one token
     tg128 x8       the same for 8 sequences at once, tokens of all of them
-    tg32 @4096     32 tokens behind 4096
+    tg32 @4096     32 tokens after 4096
 
 All engines are measured in turns, round by round, so that a shared machine's good and bad minutes
-fall on all alike, and the limits are sampled in every round. A figure is the median of the
+fall on all of them, and the limits are sampled in every round. A figure is the median of the
 rounds, with the extremes.
 
 Decoding reads every weight and the cache once per step, of experts the chosen ones, so its limit
@@ -21,7 +21,7 @@ import re
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,13 @@ from planish.compare.bench.sizes import Shape
 from planish.reference.errors import PlanishError, notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.model.config import ModelConfig
-from planish.reference.quantize.observe import Progress, no_progress
+from planish.reference.progress import Progress, no_progress
 
 RUNS = 5
 TESTS = ("pp512", "tg128")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Test:
     """One question: `new` == 0 is a prompt of `context` tokens."""
 
@@ -56,8 +56,9 @@ class Test:
             raise PlanishError("unknown", name="tests", expected=expected, found=repr(text))
         count = int(found[2])
         if found[1] == "pp":
-            return cls(text, 0, 1, count)
-        return cls(text, count, int(found[3] or 1), int(found[4] or 1))
+            return cls(name=text, new=0, batch=1, context=count)
+        batch, context = int(found[3] or 1), int(found[4] or 1)
+        return cls(name=text, new=count, batch=batch, context=context)
 
     def ask(self, contender: Contender) -> float:
         """Tokens per second, once."""
@@ -69,15 +70,17 @@ class Test:
         """The same within a model's positions, shortened where it must be."""
         if self.new == 0:
             context = min(self.context, longest)
-            return Test(f"pp{context}" if context < self.context else self.name, 0, 1, context)
+            name = f"pp{context}" if context < self.context else self.name
+            return replace(self, name=name, context=context)
         new = min(self.new, longest - 1)
         context = min(self.context, longest - new)
         if (new, context) == (self.new, self.context):
             return self
-        return Test(f"tg{new}" + f"@{context}" * (context > 1), new, self.batch, context)
+        name = f"tg{new}" + f"@{context}" * (context > 1)
+        return replace(self, name=name, new=new, context=context)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One test of one engine. Rates are tokens per second; `ratio` is planish's over this one's."""
 
@@ -135,7 +138,7 @@ def run(
 
 
 def facts(engine: Contender) -> dict[str, Any]:
-    """What is told apart from the speeds: loading and compiling."""
+    """What is reported besides the speeds: loading and compiling."""
     compiled = engine.asked.engine.compile_seconds if engine.ours else None  # type: ignore[attr-defined]
     return {
         "engine": engine.engine,
@@ -162,22 +165,22 @@ def row_of(
     rival = None if engine.ours else rival_of(engines, engine.bits)
     ratio = statistics.median(rates[rival, test.name]) / median if rival is not None else None
     return Row(
-        title,
-        engine.engine,
-        engine.format,
-        test.name,
-        engine.bytes,
-        cores(),
-        median,
-        min(found),
-        max(found),
-        len(found),
-        limit,
-        100 * median / limit,
-        name,
-        ratio,
-        None if rival is None else engines[rival].format,
-        engine.version,
+        model=title,
+        engine=engine.engine,
+        format=engine.format,
+        test=test.name,
+        size=engine.bytes,
+        threads=cores(),
+        median=median,
+        low=min(found),
+        high=max(found),
+        runs=len(found),
+        limit=limit,
+        percent_of_limit=100 * median / limit,
+        limited_by=name,
+        ratio=ratio,
+        compared_with=None if rival is None else engines[rival].format,
+        version=engine.version,
     )
 
 

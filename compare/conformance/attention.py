@@ -1,14 +1,15 @@
 """Level 1 without a model: the kernels' attention on caches that no prompt of level 2 makes.
 
-    rows      one sequence or two that stand at different positions
+    rows      one sequence, or two at different positions
     tokens    1, which splits the slots between threads, and several, which do not divide the rows
               that are taken together
-    slots     beyond the 64 of one step and the 256 of one part; those behind a row's position hold
-              large numbers, left over from another text, and nobody may read them
-    heads     of 16 to 128 entries; 1 to 7 query heads to one of keys; rotated or not
+    slots     fewer and more than the 128 of one step of the running softmax and the 256 of one
+              thread's segment, and exactly as many; those after a row's position hold large
+              numbers, left over from another text, and nobody may read them
+    heads     of 16 to 128 entries; 1 to 7 query heads per key-value head; rotated or not
     cache     floats or INT8 codes
 
-Three checks each: what the new slots hold (floats within 1e-6 of the largest; codes as cached.py
+Three checks each: what the new slots hold (floats within 1e-6 of the largest; codes as kv_cache.py
 has it), that no other slot was touched (equal), and the output over the cache that was found,
 within the tolerance of a softmax (layers.py).
 """
@@ -23,13 +24,9 @@ from typing import Any
 import numpy as np
 
 from planish.compare.conformance.check import Check, check
-from planish.compare.conformance.kv_cache import as_floats, check_flips, untiled
+from planish.compare.conformance.kv_cache import as_floats, check_slot_codes
 from planish.compare.conformance.module_checks import SOFTMAX_TOLERANCE
-from planish.compare.conformance.on_device import Sets, computed, positions_of
-from planish.fast.model.backend import AttentionConfig
-from planish.fast.model.cache import FIELDS
-from planish.fast.native import attention as native_attention
-from planish.fast.native.cache import KEY_SLOTS, TiledSlots
+from planish.compare.subject import AttentionCall, SlotAttention
 from planish.reference.grids import INT8_MAX, int8_scale
 from planish.reference.model import layers as reference_layers
 from planish.reference.model.config import Alibi
@@ -40,8 +37,8 @@ ROTATED = 1e-6  # two products and a sum
 STALE = 1e3
 
 
-@dataclass(frozen=True)
-class Case:
+@dataclass(frozen=True, kw_only=True)
+class AttentionCase:
     """Row b has starts[b] slots written and gets `tokens` more."""
 
     starts: tuple[int, ...]
@@ -50,7 +47,7 @@ class Case:
     heads: int
     kv_heads: int
     head_dim: int
-    rotary: bool
+    rotary: bool = True
     interleaved: bool = False
     window: int | None = None
     alibi: Alibi | None = None
@@ -72,80 +69,63 @@ class Case:
         names = ("interleaved", "window", "alibi", "cap")
         return {name: getattr(self, name) for name in names}
 
-    @property
-    def rope(self) -> Rope | None:
-        found = Rope(theta=1.0, dim=self.head_dim, interleaved=self.interleaved)
-        return found if self.rotary else None
 
-    @property
-    def config(self) -> AttentionConfig:
-        return AttentionConfig(
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            divisor=self.divisor,
-            rope=self.rope,
-            table=0 if self.rotary else None,
-            window=self.window,
-            alibi=self.alibi,
-            cap=self.cap,
-        )
+def case(
+    starts: tuple[int, ...], tokens: int, slots: int, heads: tuple[int, int, int], **options: Any
+) -> AttentionCase:
+    """heads: of queries, of keys and values, and their width."""
+    options |= dict(zip(("heads", "kv_heads", "head_dim"), heads, strict=True))
+    return AttentionCase(starts=starts, tokens=tokens, slots=slots, **options)
 
 
 SLOPES = (0.5, 0.25, 0.125, 0.0625)
 CASES = (
-    Case((0,), 13, 16, 4, 2, 16, True),
-    Case((0,), 70, 80, 3, 1, 48, True),
-    Case((63,), 1, 64, 2, 2, 32, True),
-    Case((300, 17), 1, 512, 7, 1, 64, True),
-    Case((511,), 1, 512, 4, 4, 128, False),
-    Case((5, 90), 9, 112, 6, 2, 64, False),
-    Case((300, 17), 1, 512, 4, 2, 32, True, interleaved=True, window=100),
-    Case((200,), 70, 512, 4, 2, 32, True, window=130, cap=2.0),
-    Case((300, 17), 1, 512, 4, 4, 16, False, alibi=Alibi(slopes=SLOPES)),
-    Case((30,), 70, 112, 4, 2, 16, False, alibi=Alibi(slopes=SLOPES, divided=True, bfloat16=True)),
+    case((0,), 13, 16, (4, 2, 16)),
+    case((0,), 150, 160, (3, 1, 48)),  # a second step of 128 slots, not full
+    case((127,), 1, 128, (4, 2, 32)),  # the last slot of the first step
+    case((300, 17), 1, 512, (7, 1, 64)),
+    case((511,), 1, 512, (4, 4, 128), rotary=False),
+    case((5, 122), 9, 144, (6, 2, 64), rotary=False),  # the tokens of row 1 cross into a step
+    case((300, 17), 1, 512, (4, 2, 32), interleaved=True, window=100),
+    case((200,), 70, 512, (4, 2, 32), window=130, cap=2.0),
+    case((300, 17), 1, 512, (4, 4, 16), rotary=False, alibi=Alibi(slopes=SLOPES)),
+    case(
+        (100,),
+        70,
+        176,
+        (4, 2, 16),
+        rotary=False,
+        alibi=Alibi(slopes=SLOPES, divided=True, bfloat16=True),
+    ),
 )
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """q [B, T, H * Hd], k and v [B, T, K * Hd], positions [B, T], tables [S, Hd / 2], the cache."""
-
-    q: np.ndarray
-    k: np.ndarray
-    v: np.ndarray
-    positions: np.ndarray
-    tables: tuple[np.ndarray, np.ndarray] | None
-    past: TiledSlots
-
-
-def check_attention(sets: Sets, seed: int = 0) -> Iterator[Check]:
+def check_slot_attention(kernels: SlotAttention, variants: tuple[str, ...]) -> Iterator[Check]:
     """Every case over both caches, for each instruction set."""
-    for number, case in enumerate(CASES):
+    for number, item in enumerate(CASES):
         for int8 in (False, True):
-            inputs = random_inputs(case, int8, np.random.default_rng((seed, number, int8)))
-            for isa in sets:
-                yield from check_case(case, inputs, isa)
+            call = random_call(item, int8, np.random.default_rng((0, number, int8)))
+            for isa in variants:
+                yield from check_attention_case(item, call, kernels, isa)
 
 
-def check_case(case: Case, inputs: Inputs, isa: str) -> Iterator[Check]:
+def check_attention_case(
+    item: AttentionCase, call: AttentionCall, kernels: SlotAttention, isa: str
+) -> Iterator[Check]:
     """One call of the kernel."""
-    where = positions_of(inputs.positions, () if inputs.tables is None else (inputs.tables,))
-    values = (inputs.q, inputs.k, inputs.v), where, inputs.past, case.config, isa
-    mixed, past = computed(native_attention.cached_attention, *values, static=(3, 4))
-    name = f"{case}, {'floats' if past.key_scale is None else 'INT8'}, {isa}"
-    before, after = (untiled(layer, case.head_dim) for layer in (inputs.past, past))
-    for row, start in enumerate(case.starts):
-        part, new = f"{name}, row {row}", slice(start, start + case.tokens)
-        q, k, v = rotated(case, inputs, row)
-        yield from check_new(part, (k, v), [array[row][:, new] for array in after])
-        for kind, *pair in zip(KINDS, before, after, strict=False):
+    mixed, past = kernels.attention(call, isa)
+    name = f"{item}, {'INT8' if len(past) == 4 else 'floats'}, {isa}"
+    for row, start in enumerate(item.starts):
+        part, new = f"{name}, row {row}", slice(start, start + item.tokens)
+        q, k, v = rotated(item, call, row)
+        yield from check_new(part, (k, v), [array[row][:, new] for array in past])
+        for kind, *pair in zip(KINDS, call.past, past, strict=False):
             expected, kept = (np.delete(array[row], new, axis=1) for array in pair)
             yield check(1, None, f"{part}, other slots, {kind}", expected, kept, 0.0)
-        floats = as_floats(past, case.head_dim)
-        keys, slots = (array[row].swapaxes(0, 1)[: new.stop] for array in floats)
-        mask = causal_mask(inputs.positions[row], new.stop, case.window)
-        scores = case.divisor, case.alibi, case.cap
-        output = reference_layers.attention(q, keys, slots, mask, *scores)
+        keys, values = (array[row].swapaxes(0, 1)[: new.stop] for array in as_floats(past))
+        mask = causal_mask(call.positions[row], new.stop, item.window)
+        scores = item.divisor, item.alibi, item.cap
+        output = reference_layers.attention(q, keys, values, mask, *scores)
         yield check(1, None, part, output, mixed[row], SOFTMAX_TOLERANCE * np.abs(output).max())
 
 
@@ -165,58 +145,57 @@ def check_new(
         scale = int8_scale(np.abs(x).max(axis=-1, keepdims=True))
         given, known = scales[number].swapaxes(0, 1), scale[..., 0]
         yield check(1, None, f"{name}, scale", known, given, ROTATED * known)
-        yield check_flips(1, None, f"{name}, codes", x, scale, found)
+        yield check_slot_codes(1, None, f"{name}, codes", floats=x, scale=scale, codes=found)
 
 
-def rotated(case: Case, inputs: Inputs, row: int) -> list[np.ndarray]:
+def rotated(item: AttentionCase, call: AttentionCall, row: int) -> list[np.ndarray]:
     """One row's q, k and v by the reference: [T, heads, Hd] each."""
-    given = (x[row].reshape(case.tokens, -1, case.head_dim) for x in (inputs.q, inputs.k, inputs.v))
-    q, k, v = given
-    if inputs.tables is not None and case.rope is not None:
-        cos, sin = (table[inputs.positions[row]] for table in inputs.tables)
-        q, k = rotate(q, cos, sin, case.rope), rotate(k, cos, sin, case.rope)
+    q, k, v = (x[row].reshape(item.tokens, -1, item.head_dim) for x in (call.q, call.k, call.v))
+    if call.tables is not None:
+        cos, sin = (table[call.positions[row]] for table in call.tables)
+        rope = Rope(theta=1.0, dim=item.head_dim, interleaved=item.interleaved)
+        q, k = rotate(q, cos, sin, rope), rotate(k, cos, sin, rope)
     return [q, k, v]
 
 
-def random_inputs(case: Case, int8: bool, rng: np.random.Generator) -> Inputs:
+def random_call(item: AttentionCase, int8: bool, rng: np.random.Generator) -> AttentionCall:
     """Gaussian q, k, v and slots; those that no row has reached are stale."""
-    batch, width = len(case.starts), case.head_dim
+    batch, width = len(item.starts), item.head_dim
     q, k, v = (
-        rng.standard_normal((batch, case.tokens, heads * width), np.float32)
-        for heads in (case.heads, case.kv_heads, case.kv_heads)
+        rng.standard_normal((batch, item.tokens, heads * width), np.float32)
+        for heads in (item.heads, item.kv_heads, item.kv_heads)
     )
-    positions = np.array(case.starts)[:, None] + np.arange(case.tokens)
-    angle = rng.uniform(0, 7, (case.slots, width // 2)).astype(np.float32)
-    tables = (np.cos(angle), np.sin(angle)) if case.rotary else None
-    past = random_codes(case, rng) if int8 else random_floats(case, rng)
-    arrays: Any = dict(zip(FIELDS, (tiled(past[0]), *past[1:]), strict=False))
-    slots = TiledSlots(**arrays)
-    return Inputs(q, k, v, positions.astype(np.int32), tables, slots)
+    positions = np.array(item.starts)[:, None] + np.arange(item.tokens)
+    angle = rng.uniform(0, 7, (item.slots, width // 2)).astype(np.float32)
+    return AttentionCall(
+        q=q,
+        k=k,
+        v=v,
+        positions=positions.astype(np.int32),
+        tables=(np.cos(angle), np.sin(angle)) if item.rotary else None,
+        past=random_codes(item, rng) if int8 else random_floats(item, rng),
+        kv_heads=item.kv_heads,
+        head_dim=item.head_dim,
+        **item.options(),
+    )
 
 
-def random_floats(case: Case, rng: np.random.Generator) -> list[np.ndarray]:
+def random_floats(item: AttentionCase, rng: np.random.Generator) -> list[np.ndarray]:
     """Keys and values [B, K, S, Hd]."""
-    shape = len(case.starts), case.kv_heads, case.slots, case.head_dim
-    return [stale(case, rng.standard_normal(shape, np.float32)) for _ in range(2)]
+    shape = len(item.starts), item.kv_heads, item.slots, item.head_dim
+    return [stale(item, rng.standard_normal(shape, np.float32)) for _ in range(2)]
 
 
-def random_codes(case: Case, rng: np.random.Generator) -> list[np.ndarray]:
+def random_codes(item: AttentionCase, rng: np.random.Generator) -> list[np.ndarray]:
     """The same as codes, and their scales [B, K, S]."""
-    shape = len(case.starts), case.kv_heads, case.slots, case.head_dim
+    shape = len(item.starts), item.kv_heads, item.slots, item.head_dim
     codes = [rng.integers(-INT8_MAX, INT8_MAX + 1, shape).astype(np.int8) for _ in range(2)]
     scales = [rng.uniform(0.005, 0.03, shape[:3]).astype(np.float32) for _ in range(2)]
-    return [*codes, *(stale(case, scale) for scale in scales)]
+    return [*codes, *(stale(item, scale) for scale in scales)]
 
 
-def stale(case: Case, slots: np.ndarray) -> np.ndarray:
+def stale(item: AttentionCase, slots: np.ndarray) -> np.ndarray:
     """Large numbers in the slots that a row has not reached."""
-    for row, start in enumerate(case.starts):
+    for row, start in enumerate(item.starts):
         slots[row, :, start:] = STALE
     return slots
-
-
-def tiled(keys: np.ndarray) -> np.ndarray:
-    """Keys [B, K, S, Hd] -> [B, K, S / 16, Hd, 16], as the kernels read them."""
-    batch, heads, slots, width = keys.shape
-    split = keys.reshape(batch, heads, slots // KEY_SLOTS, KEY_SLOTS, width)
-    return np.ascontiguousarray(split.swapaxes(3, 4))

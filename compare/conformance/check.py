@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+MOST_STEPS = 1000  # of float32 that are worth a word
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """The outcome of one comparison, its worst element spelled out.
 
@@ -36,9 +38,17 @@ class Check:
 
     def __str__(self) -> str:
         where = f"level {self.level}, " + ("" if self.layer is None else f"layer {self.layer}, ")
-        text = f"{where}{self.part} at {list(self.index)}: expected {self.expected:.9g}"
-        text += f", found {self.found:.9g} ({self.ulps:.3g} ulps apart"
-        return text + f", {self.worst:.3g} times the tolerance {self.tolerance:.3g}){self.detail}"
+        return f"{where}{self.part} at {list(self.index)}: {self.in_words()}{self.detail}"
+
+    def in_words(self) -> str:
+        """Both values, how far they are apart, and how far they may be."""
+        text = f"expected {self.expected:.9g}, found {self.found:.9g}"
+        if not np.isfinite(self.found):
+            return text
+        error = abs(self.found - self.expected)
+        steps = f" ({self.ulps:.3g} float32 steps)" if 0 < self.ulps < MOST_STEPS else ""
+        allowed = f"at most {self.tolerance:.3g} is allowed" if self.tolerance else "must be equal"
+        return f"{text}; off by {error:.3g}{steps}, {allowed}"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON without NaN or Inf: such values become strings."""
@@ -50,7 +60,7 @@ class Check:
 
 
 def ulp_distance(a: float, b: float) -> float:
-    """How many float32 steps lie between two values."""
+    """How many float32 steps two values are apart."""
     if not (np.isfinite(a) and np.isfinite(b)):
         return float("inf")
     return abs(a - b) / float(np.spacing(np.float32(max(abs(a), abs(b), 1e-38))))
@@ -75,9 +85,7 @@ def check(
     """Compare elementwise; a wrong shape is the worst of errors."""
     expected, found = np.asarray(expected), np.asarray(found)
     if expected.shape != found.shape:
-        detail = f"; shapes {list(expected.shape)} and {list(found.shape)} differ"
-        inf = float("inf")
-        return Check(level, layer, part, (), 0.0, 0.0, 0.0, inf, inf, inf, 0.0, 0, detail)
+        return wrong_shape(level, layer, part, expected, found)
     difference = np.abs(found.astype(np.float64) - expected)
     difference = np.where(np.isfinite(difference), difference, np.inf)
     allowed = np.broadcast_to(np.asarray(tolerance, np.float64), difference.shape)
@@ -86,16 +94,37 @@ def check(
     index = np.unravel_index(int(relative.argmax()), relative.shape)
     a, b = float(expected[index]), float(found[index])
     return Check(
-        level,
-        layer,
-        part,
-        tuple(int(i) for i in index),
-        a,
-        b,
-        float(allowed[index]),
-        float(relative[index]),
-        float(difference.max()),
-        ulp_distance(a, b),
-        cosine(expected, found) if np.isfinite(found).all() else float("nan"),
-        off_by_one,
+        level=level,
+        layer=layer,
+        part=part,
+        index=tuple(int(i) for i in index),
+        expected=a,
+        found=b,
+        tolerance=float(allowed[index]),
+        worst=float(relative[index]),
+        max_error=float(difference.max()),
+        ulps=ulp_distance(a, b),
+        cosine=cosine(expected, found) if np.isfinite(found).all() else float("nan"),
+        off_by_one=off_by_one,
+    )
+
+
+def wrong_shape(
+    level: int, layer: int | None, part: str, expected: np.ndarray, found: np.ndarray
+) -> Check:
+    """Nothing to compare: farther apart than any value."""
+    inf = float("inf")
+    return Check(
+        level=level,
+        layer=layer,
+        part=part,
+        index=(),
+        expected=0.0,
+        found=0.0,
+        tolerance=0.0,
+        worst=inf,
+        max_error=inf,
+        ulps=inf,
+        cosine=0.0,
+        detail=f"; expected the shape {list(expected.shape)}, found {list(found.shape)}",
     )

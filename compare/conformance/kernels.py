@@ -6,7 +6,7 @@ A model's linears have friendly shapes and tame values. These have not:
                  partial last group, 1 to 31 rows, one sequence or two
     weights      every code drawn, or all of them the smallest or the largest; scales of both
                  signs and, as float16, down to the smallest that it has; zero points 0..15
-    activations  Gaussian with an outlier, all alike, zeros, and the hard rows of ops.py
+    activations  Gaussian with an outlier, constant rows, zeros, and the hard rows of ops.py
     and          bias and residual, or none
 
 A kind is a combination of bits, treatment of activations, group and scales. Its cases share
@@ -14,9 +14,9 @@ their shapes, hence two compiled programs, and one Check, that of the worst case
 how to draw that one again.
 
 Integers must be equal. Where the activations are floats a sum has no order of its own, and where
-all its terms are alike every addition errs to the same side: such kinds are held against the sum
-in float64, within the bound of K additions one behind the other, (16 + K / 2) eps sum |x w|. One
-code that is off by one lies beyond it.
+all its terms are equal every addition errs to the same side: such kinds are held against the sum
+in float64, within the bound of K additions in sequence, (16 + K / 2) eps sum |x w|. A single code
+that is off by one exceeds it.
 
 Left out: float32 scales of weights below 1.2e-38. XLA's threads take such numbers for zero, NumPy
 does not, and no weight of a model is so small.
@@ -28,14 +28,12 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import jax
 import numpy as np
 
 from planish.compare.conformance.check import Check, check
-from planish.compare.conformance.on_device import Sets, computed, place
 from planish.compare.conformance.ops import hard_rows
 from planish.compare.conformance.tolerances import EPS, NOTHING
-from planish.fast.native import linear as native_linear
+from planish.compare.subject import Ops
 from planish.reference import linear as reference_linear
 from planish.reference.grids import INT4_MAX, INT8_MAX, expand_groups, num_groups
 from planish.reference.linear import Linear
@@ -110,22 +108,22 @@ def kinds() -> list[Kind]:
 SCALES = {8: ("per_channel", "per_tensor"), 4: ("float16", "float32")}
 
 
-def check_kernels(sets: Sets, cases: int = CASES, seed: int = 0) -> Iterator[Check]:
+def check_kernels(ops: Ops, cases: int = CASES, seed: int = 0) -> Iterator[Check]:
     """The worst of `cases` cases of every kind, for each instruction set."""
     for number, kind in enumerate(kinds()):
         worst = list[Check]()
         for case in range(cases):
-            drawn = check_case(kind, sets, (seed, number, case))
+            drawn = check_random_linear(kind, ops, (seed, number, case))
             worst = [max(pair, key=badness) for pair in zip(worst or drawn, drawn, strict=True)]
         yield from worst
 
 
 def badness(item: Check) -> tuple[float, float]:
-    """Checks in order, the worst last; where the tolerance is 0 every error is as bad."""
+    """Sort key, worst last. With zero tolerance every mismatch is infinite: max_error decides."""
     return item.worst, item.max_error
 
 
-def check_case(kind: Kind, sets: Sets, seed: tuple[int, int, int]) -> list[Check]:
+def check_random_linear(kind: Kind, ops: Ops, seed: tuple[int, int, int]) -> list[Check]:
     """One case on every instruction set."""
     shape = random_shape(np.random.default_rng((*seed[:2], seed[2] % SHAPES_OF_A_KIND)))
     rng = np.random.default_rng((*seed, 1))
@@ -134,9 +132,9 @@ def check_case(kind: Kind, sets: Sets, seed: tuple[int, int, int]) -> list[Check
     added = rng.standard_normal((*x.shape[:2], shape.outputs)).astype(np.float32)
     residual = added if shape.residual else None
     expected, allowed = outputs(x, linear, residual)
-    placed, detail = place(linear, native=True), f"; {shape}, seed {seed}"
-    found = [(isa, computed(run, x, placed, residual, isa, static=(3,))) for isa in sets]
+    found = [(isa, ops.linear(x, linear, residual, isa)) for isa in ops.variants]
     checks = [check(1, None, f"{kind}, {isa}", expected, y, allowed) for isa, y in found]
+    detail = f"; {shape}, seed {seed}"
     return [replace(item, detail=item.detail + detail) for item in checks]
 
 
@@ -165,11 +163,6 @@ def float_outputs(
     return expected, EPS * (16 + x.shape[-1] / 2) * magnitude + NOTHING
 
 
-def run(x: jax.Array, layer: Linear, residual: jax.Array | None, isa: str) -> jax.Array:
-    """The kernel: x [B, T, K] -> [B, T, N]."""
-    return native_linear.linears(x, (layer,), residual=residual, isa=isa)[0]
-
-
 def random_shape(rng: np.random.Generator) -> Shape:
     """Sizes of which few divide anything."""
     sequences, rows, inputs, outputs = (int(rng.choice(sizes)) for sizes in SIZES)
@@ -187,7 +180,7 @@ def random_linear(kind: Kind, shape: Shape, rng: np.random.Generator) -> Linear:
 
 
 def random_int8(kind: Kind, rows: int, cols: int, rng: np.random.Generator) -> QuantizedWeight:
-    """Codes drawn from -127..127, or all alike."""
+    """Codes drawn from -127..127, or all equal."""
     codes = extreme(rng.integers(-INT8_MAX, INT8_MAX + 1, (rows, cols)), -INT8_MAX, INT8_MAX, rng)
     count = rows if kind.scales == "per_channel" else 1
     scale = np.exp(rng.uniform(-9, -1, (count, 1))).astype(np.float32)
@@ -197,7 +190,7 @@ def random_int8(kind: Kind, rows: int, cols: int, rng: np.random.Generator) -> Q
 
 
 def random_int4(kind: Kind, rows: int, cols: int, rng: np.random.Generator) -> QuantizedWeight:
-    """Codes drawn from 0..15, or all alike; some float16 scales are as small as there are."""
+    """Codes drawn from 0..15, or all equal; some float16 scales are as small as there are."""
     codes = extreme(rng.integers(0, INT4_MAX + 1, (rows, cols)), 0, INT4_MAX, rng)
     groups = rows, num_groups(cols, kind.group_size)
     size = np.exp(rng.uniform(-9, -1, groups)) * rng.choice([-1, 1], groups)
@@ -224,7 +217,7 @@ def extreme(codes: np.ndarray, low: int, high: int, rng: np.random.Generator) ->
 
 
 def random_rows(linear: Linear, shape: Shape, rng: np.random.Generator) -> np.ndarray:
-    """x [B, T, K]: Gaussian with an outlier; some rows all alike, zero or hard."""
+    """x [B, T, K]: Gaussian with an outlier; some rows constant, zero or hard."""
     x = rng.standard_normal((shape.sequences, shape.rows, shape.inputs)).astype(np.float32)
     x[rng.random(x.shape) < 0.01] = 40
     hard = hard_rows(shape.inputs, linear.activation_scale)

@@ -1,11 +1,11 @@
-"""The KV cache at level 2: what lies in it, read back from any of its forms.
+"""The KV cache at level 2: what it holds, read back by the subject.
 
-An INT8 cache (SPEC 3) keeps codes and a scale per token and head, and a code that lies on a tie
-may flip there as anywhere. So the cache is judged first, as codes: equal, but one off where the
-reference's own float lies within 1e-3 of a tie (in units of the head's scale; a rotated key is
+An INT8 cache (SPEC 3) keeps codes and a scale per token and head, and a code at a tie may flip
+there as anywhere. So the cache is judged first, as codes: equal, or one off where the reference's
+own float is within 1e-3 of a tie (in units of the head's scale; a rotated key is
 a sum of two products, and its scale belongs to one head and not to the whole row). Then attention
-is judged over the cache that was found, as sharply as over a cache of floats: what a flip is worth
-there does not matter, for both sides read it.
+is judged over the cache that was found, as sharply as over a cache of floats: a flipped code does
+not matter there, since both sides read it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from planish.compare.conformance.check import Check, check
-from planish.fast.model.cache import LayerCache
-from planish.fast.native.cache import TiledSlots
+from planish.compare.subject import Slots
 from planish.reference.grids import int8_codes, int8_scale
 from planish.reference.model import layers as reference_layers
 from planish.reference.model import transformer as reference_transformer
@@ -29,57 +28,41 @@ TIE = 1e-3
 SCALE_TOLERANCE = 1e-5  # relative
 
 
-def as_floats(layer: LayerCache, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """One layer's keys and values, float32 [B, K, S, Hd]."""
-    keys, values, *scales = untiled(layer, head_dim)
+def as_floats(layer: Slots) -> tuple[np.ndarray, np.ndarray]:
+    """One layer's keys and values, float32 [B, G, S, Hd]."""
+    keys, values, *scales = layer
     if not scales:
         return keys, values
-    return tuple(
-        codes.astype(np.float32) * scale[..., None]
-        for codes, scale in zip((keys, values), scales, strict=True)
-    )
+    key_scale, value_scale = (scale[..., None] for scale in scales)
+    return keys.astype(np.float32) * key_scale, values.astype(np.float32) * value_scale
 
 
-def untiled(layer: LayerCache, head_dim: int) -> list[np.ndarray]:
-    """One layer's arrays with keys as [B, K, S, Hd], and no longer in tiles of 16 slots.
-
-    The tiles of a narrow head have zeros behind it.
-    """
-    arrays = [np.asarray(array) for array in layer.arrays]
-    if isinstance(layer, TiledSlots):
-        batch, heads, tiles, width, slots = arrays[0].shape
-        keys = arrays[0].transpose(0, 1, 2, 4, 3)
-        arrays[0] = keys.reshape(batch, heads, tiles * slots, width)[..., :head_dim]
-        arrays[1] = arrays[1][..., :head_dim]
-    return arrays
-
-
-def check_codes(
-    config: ModelConfig, layer: int, block: Block, x: np.ndarray, past: LayerCache
+def check_written(
+    config: ModelConfig, layer: int, block: Block, x: np.ndarray, past: Slots
 ) -> Iterator[Check]:
     """Codes and scales of an INT8 cache after attention over x [T, D], row 0 of the batch."""
     _, *expected = projections(config, block, x)
-    found = [
-        array[0].swapaxes(0, 1)[: len(x)] for array in untiled(past, config.head_dim)
-    ]  # [T, K, ...]
+    found = [array[0].swapaxes(0, 1)[: len(x)] for array in past]  # [T, G, ...]
     for part, floats, codes, scales in zip(
         ("keys", "values"), expected, found[:2], found[2:], strict=True
     ):
         scale = int8_scale(np.abs(floats).max(axis=-1, keepdims=True))
         allowed = SCALE_TOLERANCE * scale[..., 0]
         yield check(2, layer, f"{part} in the cache, scale", scale[..., 0], scales, allowed)
-        yield check_flips(2, layer, f"{part} in the cache, codes", floats, scale, codes)
+        name = f"{part} in the cache, codes"
+        yield check_slot_codes(2, layer, name, floats=floats, scale=scale, codes=codes)
 
 
-def check_flips(
+def check_slot_codes(
     level: int,
     layer: int | None,
     part: str,
+    *,
     floats: np.ndarray,
     scale: np.ndarray,
     codes: np.ndarray,
 ) -> Check:
-    """Codes of [T, K, Hd]: those of the reference's floats, or one off at a tie."""
+    """Codes of [T, G, Hd]: those of the reference's floats, or one off at a tie."""
     ratio, expected = floats / scale, int8_codes(floats, scale)
     distance = np.abs(ratio - np.floor(ratio) - np.float32(0.5))
     allowed = np.where(distance < TIE, 1.0, 0.5)
@@ -96,12 +79,10 @@ def projections(config: ModelConfig, block: Block, x: np.ndarray) -> list[np.nda
     return [q, k, v]
 
 
-def attention_over(
-    config: ModelConfig, block: Block, x: np.ndarray, past: LayerCache
-) -> np.ndarray:
+def attention_over(config: ModelConfig, block: Block, x: np.ndarray, past: Slots) -> np.ndarray:
     """The reference's attention of x [T, D] over the slots that the engine wrote."""
-    both, kind = as_floats(past, config.head_dim), block.kind
-    keys, values = (slots[0].swapaxes(0, 1)[: len(x)] for slots in both)  # [T, K, Hd]
+    kind = block.kind
+    keys, values = (slots[0].swapaxes(0, 1)[: len(x)] for slots in as_floats(past))  # [T, G, Hd]
     mask = causal_mask(np.arange(len(x)), len(x), kind.window)
     scores = kind.score_divisor, config.alibi, config.score_cap
     q = projections(config, block, x)[0]

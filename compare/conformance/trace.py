@@ -1,4 +1,4 @@
-"""The reference's own way through one block, laid open: what each of its parts reads and gives.
+"""The reference's own way through one block: what each of its modules reads and gives.
 
 norm_placement   pre        attention_norm  attention  mlp_norm  mlp
                  post       attention  attention_norm  mlp  mlp_norm
@@ -80,7 +80,7 @@ def activations(block: Block) -> set[str]:
 
 @dataclass(frozen=True)
 class NormPlace:
-    """A norm between what it reads and what it should give, and the linears that read that."""
+    """A norm, what it reads and what it should give, and the linears that read that."""
 
     name: str
     given: np.ndarray
@@ -91,7 +91,7 @@ class NormPlace:
 def norm_places(
     config: ModelConfig, block: Block, seen: Seen
 ) -> tuple[list[NormPlace], list[NormPlace], list[NormPlace]]:
-    """The norms before attention, between it and the MLP, and behind the MLP."""
+    """The norms before attention, between it and the MLP, and after the MLP."""
     x, inner = seen["x"], tuple(name for name in ("gate", "up") if name in seen)
     attended, mixed = seen["attended"], seen["mixed"]
     if config.norm_placement == "post":
@@ -112,3 +112,16 @@ def norm_places(
     if config.norms_before:
         between.append(NormPlace("mlp_norm", x + added, seen["n"], inner))
     return [first] if config.norms_before else [], between, last
+
+
+def block_output(
+    config: ModelConfig, block: Block, seen: Seen, rows: np.ndarray, mixed: np.ndarray
+) -> np.ndarray:
+    """What the block gives in some rows [R] if its MLP or mixture gives `mixed` [R, D] there."""
+    x, attended = seen["x"][rows], seen["attended"][rows]
+    if config.norm_placement == "post":
+        return normalize(seen["n"][rows] + mixed, block.mlp_norm)
+    if config.parallel:
+        return x + attended + mixed
+    x = x + normalize(attended, block.attention_output_norm)
+    return x + normalize(mixed, block.mlp_output_norm)

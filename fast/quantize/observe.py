@@ -28,6 +28,7 @@ from planish.fast.model.weights import place_block
 from planish.fast.native import backend as native_backend
 from planish.fast.placement import on_cpu, put
 from planish.fast.xla import backend as xla_backend
+from planish.fast.xla import moe as xla_moe
 from planish.reference.linear import Linear
 from planish.reference.memory import memory_errors
 from planish.reference.model.config import ModelConfig
@@ -93,7 +94,8 @@ def observe_block(
     statistics: Statistics = {}
     outputs: list[np.ndarray] = []
     for x, tables in batches(config, hidden):
-        found, y, largest = observe_batch(config, placed, x, tables, backend, observer)
+        heard, y, largest = observe_batch(config, placed, x, tables, backend, observer)
+        found = by_expert(heard, gated=config.gated_mlp)
         for part in block_linears(block):  # in the order of execution
             if part in found:
                 add(statistics, part, found[part], names or {}, observer)
@@ -171,10 +173,9 @@ class Listener:
     def __init__(self, backend: Backend, block: Block, observer: Observer):
         self.backend, self.observer, self.found = backend, observer, Found()
         linears = {name: getattr(block, name) for name in "qkvo"}
-        linears |= {
-            name: getattr(block.mlp, name, None) for name in ("gate", "up", "down", "router")
-        }
-        self.parts = {id(linear): part for part, linear in linears.items() if linear is not None}
+        mlp = vars(block.mlp).items()  # an Mlp's linears, or a mixture's
+        linears |= {name: linear for name, linear in mlp if isinstance(linear, Linear)}
+        self.parts = {id(linear): part for part, linear in linears.items()}
         self.attention, self.sample = backend.attention, backend.sample
         self.can_sample, self.empty_layer = backend.can_sample, backend.empty_layer
 
@@ -199,8 +200,46 @@ class Listener:
     def moe(
         self, config: ModelConfig, weights: Any, x: Normed, residual: jax.Array | None = None
     ) -> jax.Array:
-        self.hear(normalize(x.raw, x.norm), weights.router)
-        return self.backend.moe(config, weights, x, residual)
+        """XLA's mixture; each expert's rows are heard where its tiles are computed."""
+        n, shares, chosen = xla_moe.route_normed(config, weights, x)
+        self.hear(n, weights.router)
+        count, rows = weights.router.weight.shape[0], chosen.size
+        inputs = jax.ShapeDtypeStruct((rows, n.shape[-1]), n.dtype)
+        inner = jax.ShapeDtypeStruct((rows, weights.down.weight.shape[-1]), n.dtype)
+        start = tuple(self.nothing(count, kind) for kind in (inputs, inner))
+        y, seen = xla_moe.mix_experts(config, weights, n, shares, chosen, self.watch, start)
+        met = jnp.zeros(count, bool).at[chosen.reshape(-1)].set(True)
+        self.found["experts"] = met, *seen
+        return y if residual is None else residual + y
+
+    def nothing(self, count: int, rows: jax.ShapeDtypeStruct) -> tuple[jax.Array, jax.Array]:
+        """What has been seen of `count` experts before any row: finite, and zeros."""
+        one = jax.eval_shape(self.observer.measure, rows)
+        return jnp.ones(count, bool), jnp.zeros((count, *one.shape), one.dtype)
+
+    def watch(self, seen: Any, expert: jax.Array, *rows: jax.Array) -> Any:
+        """Merge one tile's rows at `up` (and `gate`) and at `down` of an expert."""
+        merge = getattr(jnp, self.observer.merge.__name__)  # the ufunc of the same name
+        return tuple(
+            (
+                finite.at[expert].set(finite[expert] & rows_finite(x)),
+                value.at[expert].set(merge(value[expert], self.observer.measure(x))),
+            )
+            for (finite, value), x in zip(seen, rows, strict=True)
+        )
+
+
+def by_expert(found: dict[str, Any], gated: bool) -> Found:
+    """The linears' findings, with each expert that some token chose by its name."""
+    if "experts" not in found:
+        return found
+    met, *seen = found.pop("experts")
+    up, down = ([np.asarray(array) for array in pair] for pair in seen)
+    parts = {"up": up, "down": down} | ({"gate": up} if gated else {})
+    for expert in np.flatnonzero(met):
+        for part, (finite, value) in parts.items():
+            found[f"experts.{expert}.{part}"] = finite[expert], value[expert]
+    return found
 
 
 def batches(

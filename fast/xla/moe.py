@@ -11,6 +11,7 @@ B sequences, T tokens, R = B * T rows, P places (the experts of a row), E expert
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ def mixture(
 ) -> jax.Array:
     """Each token of x [B, T, D] through its top experts, weighted by the router, + residual."""
     n, shares, chosen = route_normed(config, weights, x)
-    y = mix_experts(config, weights, n, shares, chosen)
+    y, _ = mix_experts(config, weights, n, shares, chosen)
     return y if residual is None else residual + y
 
 
@@ -83,17 +84,29 @@ def tile_rows(pairs: int, experts: int) -> int:
     return min(MOST_ROWS, 1 << (-(-pairs // experts) - 1).bit_length())
 
 
+Watch = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]
+
+
+def unwatched(seen: Any, expert: jax.Array, x: jax.Array, inner: jax.Array) -> Any:
+    """A watch sees rows x [S, D] and inner [S, F] of an expert (rows of no token are zero) and
+    returns what has been seen so far; this one looks at nothing."""
+    return seen
+
+
 def mix_experts(
     config: ModelConfig,
     weights: PlacedExperts,
     x: jax.Array,
     shares: jax.Array,
     chosen: jax.Array,
-) -> jax.Array:
-    """sum over each row's experts of share * expert(x): x [B, T, D], shares and chosen [R, P].
+    watch: Watch = unwatched,
+    seen: Any = (),
+) -> tuple[jax.Array, Any]:
+    """sum over each row's experts of share * expert(x), and what was seen on the way.
 
-    per_tensor activations have a scale for an expert's rows of one sequence (docs/spec.md,
-    section 2), so these rows are then one tile.
+    x [B, T, D], shares and chosen [R, P] -> [B, T, D]. per_tensor activations have a scale for an
+    expert's rows of one sequence (docs/spec.md, section 2), so these rows are then one tile.
+    watch: called with `seen` and each tile on its way through an expert.
     """
     rows, places = x.reshape(-1, x.shape[-1]), chosen.shape[1]
     layers = weights.gate or weights.up, weights.up, weights.down
@@ -104,37 +117,47 @@ def mix_experts(
     ends, starts = jnp.cumsum(groups.tiles), jnp.cumsum(groups.counts) - groups.counts
     lane = jnp.arange(size, dtype=jnp.int32)
 
-    def compute(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        tile, y = state
+    def compute(state: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, jax.Array, Any]:
+        tile, y, seen = state
         group = jnp.searchsorted(ends, tile, side="right").astype(jnp.int32)
         place = (tile - ends[group] + groups.tiles[group]) * size + lane
         here = place < groups.counts[group]
         pair = groups.order[jnp.where(here, starts[group] + place, 0)]
         row = pair // places
         inputs = jnp.where(here[:, None], rows[row], jnp.float32(0))
-        mixed = one_expert(config, weights, group % count, inputs, here)
+        inner = expert_inner(config, weights, group % count, inputs, here)
+        mixed = linear(inner, take(weights.down, group % count))[0]
+        seen = watch(seen, group % count, inputs, inner[0])
         share = shares.reshape(-1)[pair]
         row = jnp.where(here, row, rows.shape[0])  # out of range: dropped
-        return tile + 1, y.at[row].add(share[:, None] * mixed, mode="drop")
+        return tile + 1, y.at[row].add(share[:, None] * mixed, mode="drop"), seen
 
-    def going(state: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def going(state: tuple[jax.Array, jax.Array, Any]) -> jax.Array:
         return state[0] < ends[-1]
 
-    _, y = lax.while_loop(going, compute, (jnp.int32(0), jnp.zeros_like(rows)))
-    return y.reshape(x.shape)
+    _, y, seen = lax.while_loop(going, compute, (jnp.int32(0), jnp.zeros_like(rows), seen))
+    return y.reshape(x.shape), seen
 
 
 def one_expert(
     config: ModelConfig, weights: PlacedExperts, index: jax.Array, x: jax.Array, here: jax.Array
 ) -> jax.Array:
     """Rows x [S, D] through one expert -> [S, D]; rows that are not `here` are kept at zero."""
+    inner = expert_inner(config, weights, index, x, here)
+    return linear(inner, take(weights.down, index))[0]
 
-    def take(stack: Linear) -> Linear:
-        return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, keepdims=False), stack)
 
+def expert_inner(
+    config: ModelConfig, weights: PlacedExperts, index: jax.Array, x: jax.Array, here: jax.Array
+) -> jax.Array:
+    """What the `down` of one expert reads, [1, S, F], of rows x [S, D]."""
     act: Any = ACTIVATIONS[config.activation]
-    inner = linear(x[None], take(weights.up))
+    inner = linear(x[None], take(weights.up, index))
     gate = weights.gate
-    inner = act(inner) if gate is None else act(linear(x[None], take(gate))) * inner
-    inner = jnp.where(here[None, :, None], inner, jnp.float32(0))
-    return linear(inner, take(weights.down))[0]
+    inner = act(inner) if gate is None else act(linear(x[None], take(gate, index))) * inner
+    return jnp.where(here[None, :, None], inner, jnp.float32(0))
+
+
+def take(stack: Linear, index: jax.Array) -> Linear:
+    """One expert's linear."""
+    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, keepdims=False), stack)

@@ -6,6 +6,7 @@ perplexity    how well a model predicts a text
 quality       what each recipe costs a model
 logits        of every position, as an array
 compare       do both engines agree?
+vectors       cases for a kernel of yours, and its results
 inspect       what a model and this machine are
 bench         tokens per second
 """

@@ -1,10 +1,17 @@
-"""Does the fast engine compute what the reference defines?"""
+"""Does an engine compute what the reference defines? planish's own, or another one.
+
+Three levels: every operation on the same inputs, every module of every layer on the reference's
+inputs, the whole model. Exit code 0 where all agree, 3 where something differs.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from planish.opening import keep_programs, native_kernels, open_model, open_subject, with_kv_cache
+from planish.reference.files.load import Checkpoint
 from planish.reference.text.tokenizer import read_text
 from planish.terminal.flags import (
     add_cache_flag,
@@ -17,7 +24,12 @@ from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import print_json
 from planish.terminal.progress import progress
 
+if TYPE_CHECKING:
+    from planish.compare.conformance.verdict import Report
+
 AGREE, DIFFER = 0, 3
+SUBJECTS = ("planish", "transformers")
+ENGINE_FLAGS = ("--kv_cache", "--kernels", "--compilation_cache")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +40,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="UTF-8; several are joined (default: drawn at random)",
     )
+    parser.add_argument(
+        "--subject",
+        choices=SUBJECTS,
+        default="planish",
+        help="planish (default): the fast engine; transformers: its float model, layer by layer",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_kv_cache_flag(parser)
     add_kernels_flag(parser)
@@ -35,7 +53,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    keep_programs(args.compilation_cache)
+    other = args.subject != "planish"
+    if not other:
+        keep_programs(args.compilation_cache)
     with interrupts_kill():
         from planish.compare.conformance import report
 
@@ -45,11 +65,24 @@ def run(args: argparse.Namespace) -> int:
     else:
         checkpoint, tokenizer = open_model(args)
         tokens = tokenizer.encode("".join(map(read_text, args.prompt_file)))
-    notice_idle(args)
-    checkpoint, native = with_kv_cache(checkpoint, args), native_kernels(args)
-    result = report.run(checkpoint, tokens, progress, native=native)
+    notice_idle(args, (other, f"with --subject {args.subject}", ENGINE_FLAGS))
+    if other:
+        result = judge_transformers(checkpoint, tokens)
+    else:
+        checkpoint, native = with_kv_cache(checkpoint, args), native_kernels(args)
+        result = report.run(checkpoint, tokens, progress, native=native)
     if args.json:
         print_json(result.as_dict())
     else:
         print(result.table())
     return AGREE if result.agree else DIFFER
+
+
+def judge_transformers(checkpoint: Checkpoint, tokens: Sequence[int] | None) -> Report:
+    """The model as transformers runs it; SubjectError where that is not installed."""
+    with interrupts_kill():
+        from planish.compare.conformance import report
+        from planish.compare.conformance.hugging_face import hugging_face
+
+        subject = hugging_face(checkpoint)
+    return report.run(checkpoint, tokens, progress, subject=subject)

@@ -8,22 +8,23 @@ cut in memory to two layers, 48 positions and windows of 12 tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from planish.compare.conformance import report
+from planish.compare.conformance.fast_engine import fast_engine
+from planish.compare.conformance.verdict import Report
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
-from planish.reference.linear import Linear
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.recipe import recipe
+from tests.compare.mutations import Mutation
 from tests.models import make_llama
 
 FAMILIES = ("llama", "opt")
@@ -48,20 +49,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "W4A8-absmax": {"group_size": 32, "rule": "absmax"},
     "W4A8-absmax7": {"group_size": 32, "rule": "absmax7"},
     "W4A8-minmax": {"group_size": 32, "rule": "minmax"},
+    "W4A16-mixed": {
+        "group_size": 32,
+        "scheme": "q_proj=W8A8,v_proj=O3,o_proj=float,gate_proj=O2,up_proj=W4A8-g64-minmax,"
+        "down_proj=W8A16,lm_head=W4A8",
+    },
 }
 
-Subjects = Callable[[str, str], Checkpoint]
-Mutation = Callable[[pytest.MonkeyPatch], None]
-
-
-def wrap(module: Any, name: str, around: Callable[..., Any]) -> Mutation:
-    """Replace module.name by a function that is given the original first."""
-    original = getattr(module, name)
-
-    def mutation(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(module, name, lambda *a, **k: around(original, *a, **k))
-
-    return mutation
+Models = Callable[[str, str], Checkpoint]
 
 
 def cut_opt(target: Path) -> Path:
@@ -90,7 +85,7 @@ def quantized(source: Path, target: Path, name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def subjects(tmp_path_factory: pytest.TempPathFactory) -> Subjects:
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """subjects(family, recipe) -> an opened checkpoint, made once."""
     root = tmp_path_factory.mktemp("subjects")
     sizes = {"num_hidden_layers": 1, "intermediate_size": 80, "max_position_embeddings": POSITIONS}
@@ -116,7 +111,7 @@ def cut(found: Checkpoint) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def golden(tmp_path_factory: pytest.TempPathFactory) -> Subjects:
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """golden(directory, recipe) -> the golden model of that name by that recipe, cut."""
     root = tmp_path_factory.mktemp("goldens")
 
@@ -133,12 +128,12 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Subjects:
 
 @pytest.fixture
 def judge(
-    subjects: Subjects, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., report.Report]:
+    subjects: Models, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Report]:
     """judge(family, recipe, levels) -> the report on a random prompt.
 
     family: llama, opt, or the directory of another golden. native: by the kernels; without
-    what needs no model, which test_kernels.py runs once.
+    what needs no model, which test_kernels.py runs once. mutation: a mistake of the engine.
     """
 
     def run(
@@ -148,36 +143,26 @@ def judge(
         native: bool = False,
         kv_cache: str = "float32",
         length: int = 40,
-    ) -> report.Report:
+        mutation: Mutation = lambda subject: subject,
+    ) -> Report:
         if native:
             request.getfixturevalue("kernels")
-            monkeypatch.setattr(report, "check_without_model", lambda sets: [])
+            monkeypatch.setattr(report.Walk, "check_without_model", lambda walk: [])
         models = subjects if family in FAMILIES else request.getfixturevalue("golden")
         found = models(family, name)
         positions = max(length, found.config.max_positions)
         config = replace(found.config, kv_cache=kv_cache, max_positions=positions)
-        tokens = report.random_tokens(config.vocab_size, length)
-        return report.run(replace(found, config=config), tokens, levels=levels, native=native)
+        tokens, found = (
+            report.random_tokens(config.vocab_size, length),
+            replace(found, config=config),
+        )
+        subject = mutation(fast_engine(found, native))
+        return report.run(found, tokens, levels=levels, subject=subject)
 
     return run
-
-
-def with_activation(layer: Linear, activation: str) -> Linear:
-    """A quantized linear that treats its input in another way."""
-    scheme = replace(layer.weight.scheme, activation=activation)
-    return replace(layer, weight=replace(layer.weight, scheme=scheme))
 
 
 @pytest.fixture(params=[False, True], ids=["xla", "native"])
 def native(request: pytest.FixtureRequest) -> bool:
     """Both forms of the engine."""
     return request.param
-
-
-@pytest.fixture
-def mutate(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """A monkeypatch for the engine's functions; no program compiled before it or with it stays."""
-    jax.clear_caches()
-    yield monkeypatch
-    monkeypatch.undo()
-    jax.clear_caches()

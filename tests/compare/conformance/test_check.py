@@ -27,7 +27,7 @@ def test_nan_in_both_does_not_agree():
 def test_a_wrong_shape_does_not_agree():
     result = check(3, None, "logits", ONES, ONES[:2], 1.0)
     assert not result.agrees
-    assert "[3] and [2]" in str(result)
+    assert str(result).endswith("expected the shape [3], found [2]")
 
 
 def test_the_worst_element_is_the_one_farthest_beyond_its_own_tolerance():
@@ -46,7 +46,13 @@ def test_tolerance_zero_means_equal():
 def test_a_mismatch_says_where_what_and_how_far():
     found = np.array([1, np.float32(1) + np.float32(2**-22), 1], np.float32)
     text = str(check(2, 4, "mlp", ONES, found, 1e-8))
-    assert text.startswith("level 2, layer 4, mlp at [1]: expected 1, found 1.00000024 (2 ulps")
+    where = "level 2, layer 4, mlp at [1]: expected 1, found 1.00000024; "
+    assert text == f"{where}off by 2.38e-07 (2 float32 steps), at most 1e-08 is allowed"
+
+
+def test_a_mismatch_of_what_must_be_equal_says_so():
+    text = str(check(1, None, "codes", np.array([3]), np.array([5]), 0.0))
+    assert text == "level 1, codes at [0]: expected 3, found 5; off by 2, must be equal"
 
 
 def test_a_mismatch_is_json_whatever_was_found():

@@ -1,52 +1,35 @@
-"""Mistakes in what not every architecture has: each is found in both forms, and where it was made.
-
-Attention's options are changed in the backend's config natively, and in functions of
-fast/xla/attention.py in XLA's form; the rest is fast/model/transformer.py's in both.
-"""
+"""Mistakes in what not every architecture has: found in both forms, and where they were made."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from planish.fast.model import transformer as fast_transformer
-from planish.fast.model import weights as fast_weights
-from planish.fast.native import backend as native_backend
-from planish.fast.native import moe as native_moe
-from planish.fast.xla import attention as xla_attention
-from planish.fast.xla import backend as xla_backend
-from planish.fast.xla import moe as xla_moe
-from tests.compare.conftest import Mutation, wrap
+from planish.compare.conformance.fast_engine import fast_engine
+from planish.reference import linear as reference_linear
+from planish.reference.model import transformer as reference_transformer
+from tests.compare.mutations import (
+    Mutation,
+    changed,
+    of_block,
+    of_config,
+    of_kind,
+    other_pairs,
+    without_bias,
+)
 
 RECIPES = ("float", "naive-W8A8")  # by form; the kernels' linears are those of codes
 
 
-def option(name, change):
-    """Attention's kernel with one of its options changed."""
-
-    def call(attention, qkv, positions, past, config):
-        config = replace(config, **{name: change(getattr(config, name))})
-        return attention(qkv, positions, past, config)
-
-    return wrap(native_backend, "attention", call)
+def one_longer(kind):
+    return {"window": kind.window and kind.window + 1}
 
 
-def interleaved_or_not(rope):
-    return replace(rope, interleaved=not rope.interleaved)
-
-
-def longer(window):
-    return window and window + 1
-
-
-def windowed(mask, positions, slots, window=None):
-    return mask(positions, slots, longer(window))
-
-
-def other_pairs(rotate, x, cos, sin, rope):
-    return rotate(x, cos, sin, replace(rope, interleaved=not rope.interleaved))
+def alibi(change):
+    """Attention by another Alibi."""
+    return of_config("attend", lambda config: replace(config, alibi=change(config.alibi)))
 
 
 def reversed_slopes(alibi):
@@ -61,185 +44,145 @@ def not_divided(alibi):
     return replace(alibi, divided=False)
 
 
-def biased(change):
-    """XLA's biases of another Alibi."""
-    return wrap(
-        xla_attention,
-        "biased",
-        lambda biased, scores, divisor, alibi, *rest: biased(scores, divisor, change(alibi), *rest),
-    )
+def config_with(method, **changes):
+    return of_config(method, lambda config: replace(config, **changes))
 
 
-OPTIONS: dict[str, tuple[str, Mutation, Mutation]] = {
-    "window a token too long": (
-        "mistral-window",
-        wrap(xla_attention, "causal_mask", windowed),
-        option("window", longer),
-    ),
-    "slopes reversed": ("bloom-tied", biased(reversed_slopes), option("alibi", reversed_slopes)),
-    "biases not divided": ("falcon-rw-form", biased(not_divided), option("alibi", not_divided)),
-    "halves turned for neighbours": (
-        "gptj-partial-rotary",
-        wrap(xla_attention, "rotate", other_pairs),
-        option("rope", interleaved_or_not),
-    ),
-    "neighbours turned for halves": (
-        "llama-3-rope",
-        wrap(xla_attention, "rotate", other_pairs),
-        option("rope", interleaved_or_not),
-    ),
-    "cap of scores dropped": (
-        "gemma2-small-caps",
-        wrap(xla_attention, "capped", lambda capped, x, cap: x),
-        option("cap", lambda cap: None),
-    ),
+OPTIONS: dict[str, tuple[str, Mutation]] = {
+    "window a token too long": ("mistral-window", of_kind(one_longer)),
+    "slopes reversed": ("bloom-tied", alibi(reversed_slopes)),
+    "biases not divided": ("falcon-rw-form", alibi(not_divided)),
+    "halves turned for neighbours": ("gptj-partial-rotary", of_config("attend", other_pairs)),
+    "neighbours turned for halves": ("llama-3-rope", of_config("attend", other_pairs)),
+    "cap of scores dropped": ("gemma2-small-caps", config_with("attend", score_cap=None)),
 }
 
 
 @pytest.mark.matrix(5)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_level_2_names_a_wrong_option_of_attention(judge, mutate, name, native):
-    golden, *mutations = OPTIONS[name]
-    mutations[native](mutate)
-    first = judge(golden, RECIPES[native], [2], native).first_mismatch
+def test_level_2_names_a_wrong_option_of_attention(judge, name, native):
+    golden, mutation = OPTIONS[name]
+    first = judge(golden, RECIPES[native], [2], native, mutation=mutation).first_mismatch
     assert first is not None
     assert (first.level, first.part) == (2, "attention")
 
 
 @pytest.mark.whole
-def test_biases_that_are_not_rounded_are_found_behind_256_slots(judge, mutate, native):
+def test_biases_that_are_not_rounded_are_found_after_256_slots(judge, native):
     """Up to there bfloat16 holds every slot, and slopes that are powers of two round nothing."""
-    mutation = option("alibi", not_rounded) if native else biased(not_rounded)
-    mutation(mutate)
-    assert judge("falcon-rw-form", "float", [2], native).agree
-    first = judge("falcon-rw-form", "float", [2], native, length=300).first_mismatch
+    mutation = alibi(not_rounded)
+    assert judge("falcon-rw-form", "float", [2], native, mutation=mutation).agree
+    result = judge("falcon-rw-form", "float", [2], native, length=300, mutation=mutation)
+    first = result.first_mismatch
     assert first is not None
     assert (first.level, first.part) == (2, "attention")
 
 
-def of_config(name, **changes):
-    """A function of the model that is given another config."""
-
-    def call(function, config, *arguments, **options):
-        return function(replace(config, **changes), *arguments, **options)
-
-    return wrap(fast_transformer, name, call)
+def block_without(**changes):
+    return of_block("block", lambda block: replace(block, **changes))
 
 
-def of_block(name, **changes):
-    """A function of the model that is given a block with other parts."""
+def outer(method, change):
+    """Embeddings or lm_head of other outer weights."""
 
-    def call(function, config, block, *arguments, **options):
-        return function(config, replace(block, **changes), *arguments, **options)
+    def call(run, config, weights, *rest):
+        return run(config, change(weights), *rest)
 
-    return wrap(fast_transformer, name, call)
-
-
-def of_kind(**changes):
-    """Attention of another kind of layer."""
-
-    def call(mix, config, block, *arguments):
-        return mix(config, replace(block, kind=replace(block.kind, **changes)), *arguments)
-
-    return wrap(fast_transformer, "attend_slots", call)
+    return changed("modules", **{method: call})
 
 
-def other_tables(attend, config, block, qkv, positions, *rest):
-    positions = replace(positions, tables=positions.tables[::-1])
-    return attend(config, block, qkv, positions, *rest)
-
-
-def head_without_bias(unembed, config, weights, *rest):
-    return unembed(config, replace(weights, head=replace(weights.head, bias=None)), *rest)
+def reversed_tables(config):
+    return replace(config, ropes=config.ropes[::-1])
 
 
 MODEL: dict[str, tuple[str, Mutation, int | None, str]] = {
     "table of the other layers": (
         "gemma3_text-old-spelling",
-        wrap(fast_transformer, "attend_slots", other_tables),
+        of_config("attend", reversed_tables),
         0,
         "attention",
     ),
-    "a layer without positions turned": ("smollm3-no-rope", of_kind(rope=0), 1, "attention"),
+    "a layer without positions turned": (
+        "smollm3-no-rope",
+        of_kind(lambda kind: {"rope": 0}),
+        1,
+        "attention",
+    ),
     "divisor of another layer": (
         "gpt2-scaled-by-layer",
-        of_kind(score_divisor=8**0.5),
+        of_kind(lambda kind: {"score_divisor": 8**0.5}),
         1,
         "attention",
     ),
     "norm of each head dropped": (
         "qwen3-norms",
-        of_config("clip_and_normalize", qk_norm=None),
+        config_with("attend", qk_norm=None),
         0,
         "attention",
     ),
     "norm of all heads taken of each": (
         "stablelm-12b-form",
-        of_config("clip_and_normalize", qk_norm=None),
+        config_with("attend", qk_norm=None),
         0,
         "attention",
     ),
     "norm of the whole width dropped": (
         "olmo2-grouped",
-        of_config("clip_and_normalize", qk_norm=None),
+        config_with("attend", qk_norm=None),
         0,
         "attention",
     ),
     "queries, keys and values not clipped": (
         "mpt-clipped-scaled-six-heads",
-        of_config("clip_and_normalize", qkv_clip=None),
+        config_with("attend", qkv_clip=None),
         0,
         "attention",
     ),
     "attention's output not normalized": (
         "olmo2-grouped",
-        of_block("block_forward", attention_output_norm=None),
+        block_without(attention_output_norm=None),
         0,
         "block",
     ),
     "the MLP's output not normalized": (
         "glm4-sandwich",
-        of_block("block_forward", mlp_output_norm=None),
+        block_without(mlp_output_norm=None),
         0,
         "block",
     ),
     "attention before the MLP, not beside it": (
         "gpt_neox-parallel",
-        of_config("block_forward", parallel=False),
+        config_with("block", parallel=False),
         0,
         "block",
     ),
     "two norms taken for one": (
         "falcon-40b-form",
-        of_config("block_forward", shared_norm=True),
+        config_with("block", shared_norm=True),
         0,
         "block",
     ),
     "embeddings not scaled": (
         "gemma2-small-caps",
-        of_config("embed", embed_scale=1.0),
+        config_with("embed", embed_scale=1.0),
         None,
         "embed",
     ),
     "embeddings not normalized": (
         "bloom-tied",
-        wrap(
-            fast_transformer,
-            "embed",
-            lambda embed, c, w, *rest: embed(c, replace(w, embed_norm=None), *rest),
-        ),
+        outer("embed", lambda weights: replace(weights, embed_norm=None)),
         None,
         "embed",
     ),
     "logits not capped": (
         "gemma2-small-caps",
-        of_config("unembed", logit_cap=None),
+        config_with("unembed", logit_cap=None),
         None,
         "unembed",
     ),
     "bias of the head dropped": (
         "gptj-partial-rotary",
-        wrap(fast_transformer, "unembed", head_without_bias),
+        outer("unembed", lambda weights: replace(weights, head=without_bias(weights.head))),
         None,
         "unembed",
     ),
@@ -248,88 +191,72 @@ MODEL: dict[str, tuple[str, Mutation, int | None, str]] = {
 
 @pytest.mark.matrix(5)
 @pytest.mark.parametrize("name", MODEL)
-def test_level_2_names_a_feature_left_out(judge, mutate, name, native):
+def test_level_2_names_a_feature_left_out(judge, name, native):
     golden, mutation, layer, part = MODEL[name]
-    mutation(mutate)
-    first = judge(golden, RECIPES[native], [2], native).first_mismatch
+    first = judge(golden, RECIPES[native], [2], native, mutation=mutation).first_mismatch
     assert first is not None
     assert (first.level, first.layer, first.part) == (2, layer, part)
 
 
-def another_expert(route, *arguments):
-    *rest, chosen = route(*arguments)
-    last = (chosen[:, -1:] + 1) % 3
-    return *rest, jnp.concatenate([chosen[:, :-1], last], axis=1)
+def another_expert(route, config, experts, x):
+    weights, chosen = route(config, experts, x)
+    last = (chosen[:, -1:] + 1) % len(experts.experts)
+    return weights, np.concatenate([chosen[:, :-1], last], axis=1)
 
 
-def not_normalized(route, config, scores):
-    return route(replace(config, moe=replace(config.moe, normalized=False)), scores)
+def not_normalized(config):
+    return replace(config, moe=replace(config.moe, normalized=False))
 
 
-def not_normalized_natively(route, rows, weight, top_k, normalized, *rest):
-    return route(rows, weight, top_k, False, *rest)
+def weights_exchanged(run, config, experts, x):
+    """A mixture that gives the first expert the last one's weight, and the reverse."""
+    scores, y = reference_linear.linear(x, experts.router), np.zeros_like(x)
+    routed = zip(*reference_transformer.route(config, scores), strict=True)
+    for row, (weights, chosen) in enumerate(routed):
+        for weight, index in zip(weights[::-1], chosen, strict=True):
+            expert = experts.experts[index]
+            y[row] += weight * reference_transformer.mlp(config, expert, x[row : row + 1])[0]
+    return y
 
 
-def shares_exchanged(mixture, config, experts, x, shares, *rest):
-    return mixture(config, experts, x, shares[:, ::-1], *rest)
+def gate_for_up(run, config, expert, x):
+    return run(config, replace(expert, gate=expert.up, up=expert.gate), x)
 
 
-EXPERTS: dict[str, tuple[Mutation, Mutation, tuple[str, str]]] = {
+EXPERTS: dict[str, tuple[Mutation, str]] = {
     "the second expert is another": (
-        wrap(xla_moe, "route", another_expert),
-        wrap(native_moe, "route_rows", another_expert),
-        ("shares of 40 rows", "shares of 8 rows"),
+        changed("modules", route=another_expert),
+        "routing weights of 40 rows",
     ),
-    "shares not normalized": (
-        wrap(xla_moe, "route", not_normalized),
-        wrap(native_moe, "route_rows", not_normalized_natively),
-        ("shares of 40 rows", "shares of 8 rows"),
-    ),
-    "shares exchanged": (
-        wrap(xla_moe, "mix_experts", shares_exchanged),
-        wrap(native_moe, "mix_experts", shares_exchanged),
-        ("mixture", "mixture"),
-    ),
+    "weights not normalized": (of_config("route", not_normalized), "routing weights of 40 rows"),
+    "weights exchanged": (changed("modules", mixture=weights_exchanged), "mixture"),
+    "an expert whose gate is its up": (changed("modules", expert=gate_for_up), "experts.0"),
 }
 
 
 @pytest.mark.matrix(5)
 @pytest.mark.parametrize("recipe", ["W8A8", "W4A8"])
 @pytest.mark.parametrize("name", EXPERTS)
-def test_level_2_names_what_is_wrong_with_experts(judge, mutate, name, recipe, native):
-    *mutations, parts = EXPERTS[name]
-    mutations[native](mutate)
-    first = judge("mixtral-window-untied", recipe, [2], native).first_mismatch
+def test_level_2_names_what_is_wrong_with_experts(judge, name, recipe, native):
+    mutation, part = EXPERTS[name]
+    result = judge("mixtral-window-untied", recipe, [2], native, mutation=mutation)
+    first = result.first_mismatch
     assert first is not None
-    assert (first.level, first.layer, first.part) == (2, 0, parts[native])
+    assert (first.level, first.layer, first.part) == (2, 0, part)
 
 
-def gates_for_ups(place, stored):
-    placed = place(stored)
-    return replace(placed, gate=placed.up, up=placed.gate)
-
-
-def test_level_2_names_an_expert_whose_gate_is_its_up(judge, mutate, native):
-    wrap(fast_weights, "place_experts", gates_for_ups)(mutate)
-    first = judge("mixtral-window-untied", "W8A8", [2], native).first_mismatch
-    assert first is not None
-    assert (first.level, first.layer, first.part) == (2, 0, "experts.0")
-
-
-def step_without_window(attention, qkv, positions, past, config):
-    config = replace(config, window=None) if qkv[0].shape[1] == 1 else config
-    return attention(qkv, positions, past, config)
+def unlimited_steps(subject):
+    """Single steps by an engine that knows of no window."""
+    checkpoint = subject.model.checkpoint
+    layers = tuple(replace(kind, window=None) for kind in checkpoint.config.layers)
+    unlimited = replace(checkpoint, config=replace(checkpoint.config, layers=layers))
+    other = fast_engine(unlimited, subject.model.native).steps
+    return changed("steps", step=lambda step, *arguments: other.step(*arguments))(subject)
 
 
 @pytest.mark.whole
-def test_only_level_3_sees_steps_that_forget_the_window(judge, mutate, native):
-    wrap(
-        native_backend if native else xla_backend,
-        "attention",
-        step_without_window,
-    )(mutate)
-    failed = [
-        item for item in judge("mistral-window", "W8A8", [2, 3], native).checks if not item.agrees
-    ]
+def test_only_level_3_sees_steps_that_forget_the_window(judge, native):
+    result = judge("mistral-window", "W8A8", [2, 3], native, mutation=unlimited_steps)
+    failed = [item for item in result.checks if not item.agrees]
     assert failed and {item.level for item in failed} == {3}
     assert failed[0].part.startswith("decode at slot 42")

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from planish.compare.conformance.attention import CASES as ATTENTION
-from planish.compare.conformance.attention import check_attention
+from planish.compare.conformance.attention import check_slot_attention
+from planish.compare.conformance.fast_engine import FastOps
 from planish.compare.conformance.kernels import (
     CASES,
     Kind,
-    check_case,
     check_kernels,
+    check_random_linear,
     kinds,
     random_shape,
 )
-from planish.fast.native import attention as native_attention
-from planish.fast.native import linear as native_linear
-from tests.compare.conftest import wrap
+from tests.compare.mutations import Changed, with_weight
 
 
 @pytest.mark.whole
 def test_a_thousand_random_linears_are_bit_identical_on_every_instruction_set(kernels):
     assert len(kinds()) * CASES >= 1000
-    checks = list(check_kernels(tuple(kernels)))
+    checks = list(check_kernels(FastOps(tuple(kernels))))
     assert [str(check) for check in checks if not check.agrees] == []
     assert len({check.part for check in checks}) == len(checks) == len(kinds()) * len(kernels)
     integers = [check for check in checks if "activations float" not in check.part]
@@ -58,70 +56,76 @@ def test_shapes_fill_no_tile_and_no_group():
     assert len({(shape.bias, shape.residual) for shape in shapes}) == 4
 
 
-def next_zero_point(arguments, layer):
-    found = list(arguments(layer))
-    if layer.weight.zero_point is not None:
-        found[2] = found[2] + jnp.uint8(1)
-    return found
+def wrong(kernels, change):
+    """The first instruction set's kernels, given other weights than those stored."""
+    ops = FastOps((kernels[0],))
+    return Changed(ops, linear=lambda run, x, linear, *rest: run(x, change(linear), *rest))
 
 
-def test_a_wrong_zero_point_is_found_wherever_there_is_one(kernels, mutate):
-    wrap(native_linear, "weight_arguments", next_zero_point)(mutate)
-    checks = list(check_kernels((kernels[0],), cases=4))
+def test_a_wrong_zero_point_is_found_wherever_there_is_one(kernels):
+    next_one = with_weight(zero_point=lambda z: z + np.uint8(1))
+    checks = list(check_kernels(wrong(kernels, next_one), cases=4))
     assert {check.agrees for check in checks if "zero points" in check.part} == {False}
     assert {check.agrees for check in checks if "zero points" not in check.part} == {True}
 
 
-def one_bit(arguments, layer):
-    codes, *rest = arguments(layer)
-    return [codes.at[0, 0, 0, 0].set(codes[0, 0, 0, 0] ^ jnp.ones((), codes.dtype)), *rest]
+def one_bit(linear):
+    codes = linear.weight.codes.copy()
+    codes[0, 0] ^= 1
+    return replace(linear, weight=replace(linear.weight, codes=codes))
 
 
 @pytest.mark.whole
-def test_a_single_bit_of_a_single_code_is_found_in_every_kind(kernels, mutate):
-    wrap(native_linear, "weight_arguments", one_bit)(mutate)
-    checks = check_kernels((kernels[0],), cases=6)
+def test_a_single_bit_of_a_single_code_is_found_in_every_kind(kernels):
+    checks = check_kernels(wrong(kernels, one_bit), cases=6)
     assert [check.part for check in checks if check.agrees] == []
 
 
-def test_a_mismatch_says_how_to_draw_it_again(kernels, mutate):
-    wrap(native_linear, "weight_arguments", one_bit)(mutate)
+def test_a_mismatch_says_how_to_draw_it_again(kernels):
+    ops = wrong(kernels, one_bit)
     kind = Kind(4, "per_group", 32, "float16")
     number = kinds().index(kind)
-    first = next(iter(check_kernels((kernels[0],), cases=1)))
-    (again,) = check_case(kinds()[0], (kernels[0],), (0, 0, 0))
+    first = next(iter(check_kernels(ops, cases=1)))
+    (again,) = check_random_linear(kinds()[0], ops, (0, 0, 0))
     assert first == again
     assert "inputs" in again.detail and again.detail.endswith("seed (0, 0, 0)")
-    (other,) = check_case(kind, (kernels[0],), (0, number, 1))
+    (other,) = check_random_linear(kind, ops, (0, number, 1))
     assert other.part == f"INT4, activations per_group, float16, group 32, {kernels[0]}"
 
 
 def test_attention_agrees_on_every_instruction_set_and_over_both_caches(kernels):
-    checks = list(check_attention(tuple(kernels)))
+    sets = tuple(kernels)
+    checks = list(check_slot_attention(FastOps(sets), sets))
     assert [str(check) for check in checks if not check.agrees] == []
     outputs = {check.part for check in checks if check.part.endswith(("row 0", "row 1"))}
     rows = sum(len(case.starts) for case in ATTENTION)
     assert len(outputs) == rows * 2 * len(kernels)
 
 
-def rows_exchanged(attention, qkv, *rest):
-    return attention((qkv[0][::-1], *qkv[1:]), *rest)
+def test_the_cases_of_attention_cross_its_steps_and_its_segments():
+    ends = {start + case.tokens for case in ATTENTION for start in case.starts}
+    assert 128 in ends and any(end > 256 for end in ends)
+    assert any(start < 128 < start + case.tokens for case in ATTENTION for start in case.starts)
 
 
-def test_rows_of_a_batch_that_are_exchanged_are_found(kernels, mutate):
-    wrap(native_attention, "cached_attention", rows_exchanged)(mutate)
-    failed = {check.part for check in check_attention((kernels[0],)) if not check.agrees}
+def test_rows_of_a_batch_that_are_exchanged_are_found(kernels):
+    def exchanged(attention, call, isa):
+        return attention(replace(call, q=call.q[::-1]), isa)
+
+    wrong = Changed(FastOps((kernels[0],)), attention=exchanged)
+    failed = {c.part for c in check_slot_attention(wrong, (kernels[0],)) if not c.agrees}
     assert failed and all(part.endswith(("row 0", "row 1")) for part in failed)
     assert all(" and " in part for part in failed)
 
 
-def a_slot_cleared(attention, *arguments, **options):
-    mixed, past = attention(*arguments, **options)
-    return mixed, replace(past, values=past.values.at[0, 0, 0].set(0))
+def test_a_slot_that_should_have_stayed_is_found(kernels):
+    def cleared(attention, call, isa):
+        mixed, (keys, values, *scales) = attention(call, isa)
+        values = np.array(values)
+        values[0, 0, 0] = 0
+        return mixed, (keys, values, *scales)
 
-
-def test_a_slot_that_should_have_stayed_is_found(kernels, mutate):
-    wrap(native_attention, "cached_attention", a_slot_cleared)(mutate)
-    failed = {check.part for check in check_attention((kernels[0],)) if not check.agrees}
+    wrong = Changed(FastOps((kernels[0],)), attention=cleared)
+    failed = {c.part for c in check_slot_attention(wrong, (kernels[0],)) if not c.agrees}
     touched = {part for part in failed if part.endswith("row 0, other slots, values")}
     assert len(touched) == 2 * sum(case.starts[0] > 0 for case in ATTENTION)

@@ -106,10 +106,12 @@ def test_kernels_are_bit_identical_on_every_instruction_set(judge, kernels, fami
 
 def test_what_kernels_do_in_one_call_is_seen_part_by_part(judge):
     result = judge("llama", "W8A8", [2], native=True)
-    exact = [check for check in result.checks if " behind " in check.part]
-    order = [f"{part} behind its norm" for part in ("q", "k", "v", "gate", "up")]
-    order.insert(3, "o and the residual behind attention")
-    assert [check.part for check in exact] == [*order, "down and the residual behind the mlp"]
+    exact = [
+        check for check in result.checks if " after " in check.part and "codes" not in check.part
+    ]
+    order = [f"{part} after its norm" for part in ("q", "k", "v", "gate", "up")]
+    order.insert(3, "o and the residual after attention")
+    assert [check.part for check in exact] == [*order, "down and the residual after the mlp"]
     assert {(check.tolerance, check.max_error) for check in exact} == {(0.0, 0.0)}
 
 

@@ -17,13 +17,13 @@ from planish.fast.session.engine import Engine
 from planish.fast.session.slots import empty_cache
 from planish.fast.xla import backend as xla_backend
 from planish.fast.xla.cache import Slots
+from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import OutOfMemoryError, PromptError, SamplingError
 from planish.reference.files.load import Checkpoint, load_block, load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model import transformer as reference_transformer
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.recipe import recipe
-from planish.reference.text.engine import Engine as ReferenceEngine
 from planish.reference.text.generate import Stop
 from planish.reference.text.sampling import Sampling
 

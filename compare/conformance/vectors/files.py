@@ -1,0 +1,214 @@
+"""The cases as files, for kernels in any language, and their results read back.
+
+DIR/manifest.json      every case: parameters, the arrays that go in, those that should come out
+DIR/README.md          how to read them
+DIR/NAME.npz           a case's arrays: inputs by name, expected_KEY, and tolerance_KEY of floats
+DIR/results/NAME.npz   yours: an array under each KEY
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planish.compare.conformance.vectors.cases import Arrays, Case, all_cases
+from planish.compare.conformance.vectors.linear import MismatchError, require_equal
+from planish.reference.errors import OutputError, PlanishError
+
+FORMAT, VERSION = "planish-vectors", 1
+ENTRY = ("name", "kind", "compute", "parameters", "inputs", "outputs")
+README = """\
+# Conformance vectors
+
+Each case is one `.npz` file (a zip of `.npy` arrays, little-endian, C order) and one entry of
+`manifest.json`, which names its parameters, its inputs and its outputs. `expected_KEY` is what an
+output must be: equal, bit for bit, unless the file also has `tolerance_KEY`, the largest allowed
+|found - expected| of each element.
+
+To check a kernel, write `results/NAME.npz` with an array under each output's KEY, then run
+`planish vectors --check DIR`. Cases without results are skipped and counted.
+
+## Words
+
+- X [T, K]: activations, one row a token. W [N, K]: a weight, one row an output. y = X Wt + bias.
+- Codes are integers on a grid, a scale is the float that one step of the grid is worth.
+  INT8: x ~ code * scale, codes -127..127. INT4: w ~ (code - zero_point) * scale, codes 0..15; where
+  a case has no zero_point it is 8 everywhere.
+- group_size: consecutive inputs of one row that share a scale; -1 is the whole row. The last group
+  may be shorter.
+- activation, how a linear treats X before the integer product: `per_token` a scale for each row,
+  `per_tensor` one for all rows, `static` the one given as activation_scale, `per_group` one for
+  each row and group of inputs; `float` leaves X in floats.
+- INT4 codes of linears are packed: byte j of a row holds input 2j in its low nibble and input
+  2j + 1 in its high nibble.
+
+## Rules
+
+- scale = max(absmax, 1e-5) / 127 in float32 for INT8. Divide by a scale; never multiply by its
+  reciprocal. rint rounds half to even. Clip before the cast.
+- A scale is rounded to its storage type first, and codes are computed with the rounded scale.
+- Integer sums are exact. The float operations after them are rounded one by one, in the order of
+  the case's formula, without fused multiply-add; bias comes last.
+
+| case | what to compute |
+| --- | --- |
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How many cases had results, which had none, and the first result that differs."""
+
+    checked: int
+    missing: tuple[str, ...]
+    first: MismatchError | None
+
+
+def write_vectors(out: Path, seed: int = 0) -> int:
+    """Write every case into a new or empty directory; return how many there are.
+
+    Raises OutputError where the directory holds something or cannot be written.
+    """
+    if seed < 0:
+        raise PlanishError("bad value", name="seed", expected="0 or more", found=seed)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise OutputError("is not empty", path=out, expected="a new or an empty directory")
+        cases = list(all_cases(seed))
+        for case in cases:
+            np.savez(out / f"{case.name}.npz", allow_pickle=False, **arrays_of(case))
+        (out / "manifest.json").write_text(json.dumps(manifest(cases, seed), indent=1) + "\n")
+        lines = [f"| `{case.name}` | {case.says} |" for case in cases]
+        (out / "README.md").write_text(README + "\n".join(lines) + "\n")
+    except OSError as error:
+        raise OutputError("cannot be written", path=out, found=error.strerror) from error
+    return len(cases)
+
+
+def arrays_of(case: Case) -> Arrays:
+    """What a case's file holds."""
+    expected = {f"expected_{key}": array for key, array in case.expected.items()}
+    return case.inputs | expected | {f"tolerance_{k}": v for k, v in case.tolerance.items()}
+
+
+def manifest(cases: list[Case], seed: int) -> dict[str, Any]:
+    """The list of cases, for programs."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "seed": seed,
+        "cases": [
+            {
+                "name": case.name,
+                "file": f"{case.name}.npz",
+                "kind": case.kind,
+                "compute": case.says,
+                "parameters": dict(case.parameters),
+                "inputs": {name: form_of(array) for name, array in case.inputs.items()},
+                "outputs": {
+                    key: {**form_of(array), "equal": key not in case.tolerance}
+                    for key, array in case.expected.items()
+                },
+            }
+            for case in cases
+        ],
+    }
+
+
+def form_of(array: np.ndarray) -> dict[str, Any]:
+    """Type and shape."""
+    return {"dtype": str(array.dtype), "shape": list(array.shape)}
+
+
+def check_vectors(directory: Path) -> Outcome:
+    """Judge DIR/results by DIR.
+
+    Raises PlanishError for a directory or a file that cannot be read, for a result without one of
+    its keys, and where there are no results at all.
+    """
+    checked, missing = 0, []
+    for entry in read_manifest(directory):
+        results = directory / "results" / f"{entry['name']}.npz"
+        if not results.exists():
+            missing.append(entry["name"])
+            continue
+        case = read_case(directory, entry)
+        found = read_arrays(results)
+        require_keys(results, case.expected, found)
+        checked += 1
+        try:
+            require_equal(case, found)
+        except MismatchError as error:
+            return Outcome(checked=checked, missing=tuple(missing), first=error)
+    if checked == 0:
+        expected = "NAME.npz of at least one case"
+        raise PlanishError("holds no results", path=directory / "results", expected=expected)
+    return Outcome(checked=checked, missing=tuple(missing), first=None)
+
+
+def read_manifest(directory: Path) -> list[dict[str, Any]]:
+    """The entries of manifest.json; raises PlanishError where it is none."""
+    path = directory / "manifest.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if (values["format"], values["version"]) == (FORMAT, VERSION):
+            return [{key: entry[key] for key in ENTRY} for entry in values["cases"]]
+        found = f"{values['format']} {values['version']}"
+    except OSError as error:
+        found = error.strerror or str(error)
+    except (ValueError, KeyError, TypeError) as error:
+        found = f"{type(error).__name__} {error}"
+    expected = f"{FORMAT} {VERSION}, as planish vectors --out writes it"
+    raise PlanishError("cannot be read", path=path, expected=expected, found=found)
+
+
+def read_case(directory: Path, entry: Mapping[str, Any]) -> Case:
+    """A case as it was written."""
+    arrays = read_arrays(directory / f"{entry['name']}.npz")
+    parts: dict[str, Arrays] = {"expected": {}, "tolerance": {}}
+    for name, array in arrays.items():
+        prefix, _, key = name.partition("_")
+        if prefix in parts and key in entry["outputs"]:
+            parts[prefix][key] = array
+    inputs = {name: arrays[name] for name in entry["inputs"] if name in arrays}
+    return Case(
+        name=entry["name"],
+        kind=entry["kind"],
+        says=entry["compute"],
+        parameters=entry["parameters"],
+        inputs=inputs,
+        **parts,
+    )
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Every array of an .npz file; raises PlanishError where it is none."""
+    try:
+        with np.load(path, allow_pickle=False) as loaded:
+            arrays = {name: loaded[name] for name in loaded.files}
+    except OSError as error:
+        found = error.strerror or str(error)
+    except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        found = f"{type(error).__name__} {error}"
+    else:
+        for name, array in arrays.items():
+            if array.dtype.kind not in "biuf":
+                problem = "holds no numbers"
+                raise PlanishError(problem, path=path, name=name, found=array.dtype)
+        return arrays
+    raise PlanishError("cannot be read", path=path, expected="an .npz file", found=found)
+
+
+def require_keys(path: Path, expected: Arrays, found: Arrays) -> None:
+    """Raise PlanishError for a result that is not there."""
+    for key in expected:
+        if key not in found:
+            have = ", ".join(sorted(found)) or "nothing"
+            raise PlanishError("is missing", path=path, name=key, found=have)

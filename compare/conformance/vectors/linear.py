@@ -1,0 +1,102 @@
+"""Your own kernel: hold a function for one linear against what the reference gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from planish.compare.conformance.check import check
+from planish.compare.conformance.vectors.cases import Case, linears
+from planish.reference.errors import PlanishError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearInputs:
+    """What a linear reads. T rows, K = in_features, N = out_features, G groups of inputs.
+
+    x: float32 [T, K]
+    codes: bits 8: int8 [N, K]; bits 4: uint8 [N, ceil(K / 2)], the even input in the low nibble
+    scale: bits 8: float32 [N, 1] or [1, 1]; bits 4: float16 or float32 [N, G]
+    zero_point: bits 4: uint8 [N, G], or None where it is 8 everywhere; bits 8: None
+    bias: float32 [N], or None
+    activation_scale: float32 [1], of `static` only
+    activation: float, per_token, per_tensor, static or per_group (SPEC 2 and 4)
+    group_size: inputs that share a scale, -1 for the whole row
+    """
+
+    x: np.ndarray
+    codes: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    activation_scale: np.ndarray | None = None
+    bits: int
+    activation: str
+    group_size: int
+    in_features: int
+    out_features: int
+
+
+class MismatchError(PlanishError):
+    """A result that differs: `case`, and in it `index`, `wanted` and `got` of the worst element."""
+
+    case: str = ""
+    index: tuple[int, ...] = ()
+    wanted: float = 0.0
+    got: float = 0.0
+
+
+def check_linear(
+    function: Callable[[LinearInputs], np.ndarray],
+    *,
+    bits: int | None = None,
+    activation: str | None = None,
+    seed: int = 0,
+) -> int:
+    """Call a function on every case of a linear; return how many cases there were.
+
+    function(inputs) returns y [T, N]. `bits` (8 or 4) and `activation` (float, per_token,
+    per_tensor, static, per_group) choose the cases. Outputs must be equal bit for bit, except where
+    activations are floats: there each must be within the bound of K float32 additions in any order.
+
+    Raises MismatchError at the first case that differs, PlanishError if no case was chosen.
+    """
+    count = 0
+    for case in linears(seed):
+        given: dict[str, Any] = {**case.inputs, **case.parameters}
+        inputs = LinearInputs(**given)
+        if inputs.bits == (bits or inputs.bits) and inputs.activation == (
+            activation or inputs.activation
+        ):
+            require_equal(case, {"y": np.asarray(function(inputs))})
+            count += 1
+    if count == 0:
+        found = f"bits {bits}, activation {activation}"
+        raise PlanishError("no case", expected="a combination that SPEC 2 or 4 has", found=found)
+    return count
+
+
+def require_equal(case: Case, found: dict[str, np.ndarray]) -> None:
+    """Raise MismatchError for the first result that is not as it should be."""
+    for key, expected in case.expected.items():
+        tolerance = case.tolerance.get(key, np.float64(0))
+        result = check(1, None, case.name, expected, found[key], tolerance)
+        if result.agrees:
+            continue
+        if expected.shape != found[key].shape:
+            wanted, got = list(expected.shape), list(found[key].shape)
+            problem = f"{key} has the wrong shape"
+            raise MismatchError(problem, name=case.name, expected=wanted, found=got)
+        bound = f", at most {result.tolerance:.3g} apart" if result.tolerance else ""
+        error = MismatchError(
+            f"{key} at {list(result.index)} differs",
+            name=case.name,
+            expected=f"{result.expected:.9g}{bound}",
+            found=f"{result.found:.9g}",
+        )
+        error.case, error.index = case.name, result.index
+        error.wanted, error.got = result.expected, result.found
+        raise error
