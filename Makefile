@@ -2,7 +2,9 @@
 # make test    the tests, a sample of each matrix of cases; make test-all    every case
 # make lint    ruff, mypy, clang-format, and the C++ compiler's warnings
 # make wheel    the wheel and the source distribution, tested outside the repository
-# make sanitize    the kernels' check under address, undefined-behaviour and thread sanitizers
+# make sanitize    the kernels' check under address, undefined-behaviour and thread sanitizers, of
+#                  this processor's best instruction set and of plain C++ (many minutes);
+#                  make sanitize-quick    of the best set under address and thread sanitizers
 #
 # Each makes its own virtual environment first: PYTHON=python3.13 chooses the interpreter,
 # VENV=.venv313 where it is put. The second time there is nothing to do.
@@ -26,7 +28,14 @@ SANITIZE := -std=c++17 -O1 -g1 -fno-var-tracking -ffp-contract=off -pthread -Ifa
 FLAGS_OF := import sys; from planish.fast.native.instruction_sets import BY_NAME, available; \
   one = BY_NAME.get(sys.argv[1], available()[0]); print(*one.definitions, *one.flags)
 
-.PHONY: demo test test-all test-rest lint wheel sanitize clean
+# a set's check, compiled with a kind of sanitizer and run
+CHECKED = { echo "make sanitize: $(1), $(2)" && mkdir -p build && \
+  flags=$$($(BIN)/python -c '$(FLAGS_OF)' $(1)) && \
+  $(CXX) $$flags $(SANITIZE) -fsanitize=$(2) -fno-sanitize-recover=all \
+    fast/native/kernels/instruction_set.cc tests/fast/native/kernels_check.cc \
+    -o build/check-$(1)-$(2) && build/check-$(1)-$(2) 20; }
+
+.PHONY: demo test test-all test-rest lint wheel sanitize sanitize-quick clean
 
 demo: $(STAMP)
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m planish.demo  # matrices too small to share
@@ -57,16 +66,15 @@ wheel: $(STAMP)
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/wheel.py
 
 sanitize: $(STAMP)
-	@mkdir -p build
-	@for kind in address,undefined thread; do \
-	  for isa in best plain; do \
-	    echo "make sanitize: $$kind"; \
-	    flags=$$($(BIN)/python -c '$(FLAGS_OF)' $$isa) && \
-	    $(CXX) $$flags $(SANITIZE) -fsanitize=$$kind -fno-sanitize-recover=all \
-	      fast/native/kernels/instruction_set.cc tests/fast/native/kernels_check.cc -o build/check && \
-	    build/check 20 || exit 1; \
-	  done; \
+	@for isa in best plain; do \
+	  for kind in address,undefined thread; do $(call CHECKED,$$isa,$$kind) || exit 1; done; \
 	done
+
+# both at once: compiling takes most of the time
+sanitize-quick: $(STAMP)
+	@$(call CHECKED,best,thread) & first=$$!; \
+	$(call CHECKED,best,address) || failed=1; \
+	wait $$first && [ -z "$$failed" ]
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -11,6 +11,7 @@ B sequences, T tokens, R = B * T rows, P places (the experts of a row), E expert
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ def mixture(
         n, shares, chosen = native_route(config, experts, x, norm)
         return native_mixture(config, experts, n, shares, chosen, residual)
     n, shares, chosen = portable_route(config, experts, x, norm)
-    y = portable_mixture(config, experts, n, shares, chosen)
+    y, _ = portable_mixture(config, experts, n, shares, chosen)
     return y if residual is None else residual + y
 
 
@@ -136,17 +137,28 @@ def tile_rows(pairs: int, experts: int) -> int:
     return min(MOST_ROWS, 1 << (-(-pairs // experts) - 1).bit_length())
 
 
+Watch = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]
+
+
+def unwatched(seen: Any, expert: jax.Array, x: jax.Array, inner: jax.Array) -> Any:
+    """A watch sees rows x [S, D] and inner [S, F] of an expert (rows of no token are zero) and
+    returns what has been seen so far; this one looks at nothing."""
+    return seen
+
+
 def portable_mixture(
     config: ModelConfig,
     experts: PlacedExperts,
     x: jax.Array,
     shares: jax.Array,
     chosen: jax.Array,
-) -> jax.Array:
-    """XLA's form: x [B, T, D], shares and chosen [R, P] -> [B, T, D].
+    watch: Watch = unwatched,
+    seen: Any = (),
+) -> tuple[jax.Array, Any]:
+    """XLA's form: x [B, T, D], shares and chosen [R, P] -> [B, T, D], and what was seen.
 
     per_tensor activations have a scale for an expert's rows of one sequence (SPEC 2), which must
-    then lie in one tile.
+    then lie in one tile. watch: called with `seen` and each tile on its way through an expert.
     """
     rows, places = x.reshape(-1, x.shape[-1]), chosen.shape[1]
     layers = experts.gate or experts.up, experts.up, experts.down
@@ -157,37 +169,47 @@ def portable_mixture(
     ends, starts = jnp.cumsum(groups.tiles), jnp.cumsum(groups.counts) - groups.counts
     lane = jnp.arange(size, dtype=jnp.int32)
 
-    def compute(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        tile, y = state
+    def compute(state: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, jax.Array, Any]:
+        tile, y, seen = state
         group = jnp.searchsorted(ends, tile, side="right").astype(jnp.int32)
         place = (tile - ends[group] + groups.tiles[group]) * size + lane
         here = place < groups.counts[group]
         pair = groups.order[jnp.where(here, starts[group] + place, 0)]
         row = pair // places
         inputs = jnp.where(here[:, None], rows[row], jnp.float32(0))
-        mixed = one_expert(config, experts, group % count, inputs, here)
+        inner = expert_inner(config, experts, group % count, inputs, here)
+        mixed = linear(inner, take(experts.down, group % count))[0]
+        seen = watch(seen, group % count, inputs, inner[0])
         share = shares.reshape(-1)[pair]
         row = jnp.where(here, row, rows.shape[0])  # out of range: dropped
-        return tile + 1, y.at[row].add(share[:, None] * mixed, mode="drop")
+        return tile + 1, y.at[row].add(share[:, None] * mixed, mode="drop"), seen
 
-    def going(state: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def going(state: tuple[jax.Array, jax.Array, Any]) -> jax.Array:
         return state[0] < ends[-1]
 
-    _, y = lax.while_loop(going, compute, (jnp.int32(0), jnp.zeros_like(rows)))
-    return y.reshape(x.shape)
+    _, y, seen = lax.while_loop(going, compute, (jnp.int32(0), jnp.zeros_like(rows), seen))
+    return y.reshape(x.shape), seen
 
 
 def one_expert(
     config: ModelConfig, experts: PlacedExperts, index: jax.Array, x: jax.Array, here: jax.Array
 ) -> jax.Array:
     """Rows x [S, D] through one expert -> [S, D]; rows that are not `here` are kept at zero."""
+    inner = expert_inner(config, experts, index, x, here)
+    return linear(inner, take(experts.down, index))[0]
 
-    def take(stack: Linear) -> Linear:
-        return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, keepdims=False), stack)
 
+def expert_inner(
+    config: ModelConfig, experts: PlacedExperts, index: jax.Array, x: jax.Array, here: jax.Array
+) -> jax.Array:
+    """What the `down` of one expert reads, [1, S, F], of rows x [S, D]."""
     act: Any = ACTIVATIONS[config.activation]
-    inner = linear(x[None], take(experts.up))
+    inner = linear(x[None], take(experts.up, index))
     gate = experts.gate
-    inner = act(inner) if gate is None else act(linear(x[None], take(gate))) * inner
-    inner = jnp.where(here[None, :, None], inner, jnp.float32(0))
-    return linear(inner, take(experts.down))[0]
+    inner = act(inner) if gate is None else act(linear(x[None], take(gate, index))) * inner
+    return jnp.where(here[None, :, None], inner, jnp.float32(0))
+
+
+def take(stack: Linear, index: jax.Array) -> Linear:
+    """One expert's linear."""
+    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, keepdims=False), stack)

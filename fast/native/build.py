@@ -118,24 +118,30 @@ def check_sources(parts: Sequence[str]) -> None:
 
 def command(compiler: Compiler, part: str, extra: Sequence[str] = ()) -> list[str]:
     """How one part is compiled, without its output. `part`: `ffi` or an instruction set."""
-    source = str(source_of(part))
+    headers = ["-isystem", jax.ffi.include_dir()] if part == FFI else []
+    return [compiler.path, *flags_of(part), *headers, *extra, str(source_of(part))]
+
+
+def flags_of(part: str) -> list[str]:
+    """What decides over a part's code besides its sources; no path of this machine."""
     if part == FFI:
-        headers = ["-isystem", jax.ffi.include_dir()]
-        return [compiler.path, *FLAGS, "-O2", *headers, *extra, source, "-pthread"]
-    chosen = BY_NAME[part]
-    return [compiler.path, *FLAGS, *chosen.definitions, *chosen.flags, *extra, source]
+        return [*FLAGS, "-O2", "-pthread"]
+    return [*FLAGS, *BY_NAME[part].definitions, *BY_NAME[part].flags]
 
 
 def library_path(cache: Path, compiler: Compiler, part: str) -> Path:
-    """Where a part is kept: named after everything that it is made from."""
+    """Where a part is kept: named after everything that it is made from.
+
+    Two clones or environments with the same sources, compiler and jaxlib share a library.
+    """
     digest = hashlib.sha256()
     for path in all_sources():
         name = path.relative_to(SOURCES).as_posix()
         digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
-    of = [*command(compiler, part), compiler.version]
-    of += [jaxlib.__version__] if part == FFI else []
-    of += ["sealed"]
-    digest.update("\0".join(of).encode())
+    made_by = [*flags_of(part), compiler.version]
+    made_by += [jaxlib.__version__] if part == FFI else []
+    made_by += ["sealed"]
+    digest.update("\0".join(made_by).encode())
     return cache / f"{part}-{digest.hexdigest()[:16]}.so"
 
 

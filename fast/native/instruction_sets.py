@@ -20,7 +20,8 @@ class InstructionSet:
 
     machines: as platform.machine() names them; none means any. needs: what /proc/cpuinfo must
     name. flags: the compiler's. vector and matmul: the headers in kernels/vector and
-    kernels/matmul that hold its sixteen lanes and its products.
+    kernels/matmul that hold its sixteen lanes (struct Vector) and its products (a struct that is
+    named as the header is: Lanes in lanes.h).
     """
 
     name: str
@@ -37,6 +38,7 @@ class InstructionSet:
             f"-DPLANISH_ISA={self.name}",
             f'-DPLANISH_VECTOR="vector/{self.vector}.h"',
             f'-DPLANISH_MATMUL="matmul/{self.matmul}.h"',
+            f"-DPLANISH_PRODUCTS={self.matmul.capitalize()}",
         )
 
 

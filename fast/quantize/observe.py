@@ -15,12 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planish.fast.model import transformer
+from planish.fast.model import moe, transformer
 from planish.fast.model.cache import can_tile, empty_layer
 from planish.fast.model.weights import place_block
 from planish.fast.placement import on_cpu
@@ -89,7 +90,8 @@ def observe_block(
     statistics: Statistics = {}
     outputs: list[np.ndarray] = []
     for x, tables in batches(config, hidden):
-        found, y, largest = observe_batch(config, placed, x, tables, tiled, observer)
+        heard, y, largest = observe_batch(config, placed, x, tables, tiled, observer)
+        found = by_expert(heard, gated=config.gated_mlp)
         for part in block_linears(block):  # in the order of execution
             if part in found:
                 add(statistics, part, found[part], names or {}, observer)
@@ -165,10 +167,9 @@ class Listener:
     def __init__(self, block: Block, observer: Observer):
         self.observer, self.found = observer, Found()
         linears = {name: getattr(block, name) for name in "qkvo"}
-        linears |= {
-            name: getattr(block.mlp, name, None) for name in ("gate", "up", "down", "router")
-        }
-        self.parts = {id(linear): part for part, linear in linears.items() if linear is not None}
+        mlp = vars(block.mlp).items()  # an Mlp's linears, or a mixture's
+        linears |= {name: linear for name, linear in mlp if isinstance(linear, Linear)}
+        self.parts = {id(linear): part for part, linear in linears.items()}
 
     def hear(self, x: jax.Array, layer: Linear) -> None:
         """Reduce x [B, T, K], if a linear of the block is to read it."""
@@ -177,8 +178,39 @@ class Listener:
             rows = x.reshape(-1, x.shape[-1])
             self.found[part] = all_finite(rows), self.observer.measure(rows)
 
+    def moe(self, config, weights, x, norm=None, residual=None):
+        """The engine's mixture; each expert's rows are heard where its tiles are computed."""
+        n, shares, chosen = moe.portable_route(config, weights, x, norm)
+        self.hear(n, weights.router)
+        count, rows = weights.router.weight.shape[0], chosen.size
+        inputs = jax.ShapeDtypeStruct((rows, n.shape[-1]), n.dtype)
+        inner = jax.ShapeDtypeStruct((rows, weights.down.weight.shape[-1]), n.dtype)
+        start = tuple(self.nothing(count, kind) for kind in (inputs, inner))
+        y, seen = moe.portable_mixture(config, weights, n, shares, chosen, self.watch, start)
+        met = jnp.zeros(count, bool).at[chosen.reshape(-1)].set(True)
+        self.found["experts"] = met, *seen
+        return y if residual is None else residual + y
+
+    def nothing(self, count: int, rows: jax.ShapeDtypeStruct) -> tuple[jax.Array, jax.Array]:
+        """What has been seen of `count` experts before any row: finite, and zeros."""
+        one = jax.eval_shape(self.observer.measure, rows)
+        return jnp.ones(count, bool), jnp.zeros((count, *one.shape), one.dtype)
+
+    def watch(self, seen, expert: jax.Array, *rows: jax.Array):
+        """Merge one tile's rows at `up` (and `gate`) and at `down` of an expert."""
+        merge = getattr(jnp, self.observer.merge.__name__)  # the ufunc of the same name
+        return tuple(
+            (
+                finite.at[expert].set(finite[expert] & all_finite(x)),
+                value.at[expert].set(merge(value[expert], self.observer.measure(x))),
+            )
+            for (finite, value), x in zip(seen, rows, strict=True)
+        )
+
     def __enter__(self) -> None:
-        self.before = transformer.linear, transformer.project
+        self.before = transformer.linear, transformer.project, transformer.experts
+        from types import SimpleNamespace
+
         from planish.fast.xla.layers import normalize
 
         def linear(x, layer, residual=None):
@@ -192,9 +224,23 @@ class Listener:
             return self.before[1](x, norm, layers)
 
         transformer.linear, transformer.project = linear, project
+        transformer.experts = SimpleNamespace(mixture=self.moe)
 
     def __exit__(self, *a):
-        transformer.linear, transformer.project = self.before
+        transformer.linear, transformer.project, transformer.experts = self.before
+
+
+def by_expert(found: dict[str, Any], gated: bool) -> Found:
+    """The linears' findings, with each expert that some token chose by its name."""
+    if "experts" not in found:
+        return found
+    met, *seen = found.pop("experts")
+    up, down = ([np.asarray(array) for array in pair] for pair in seen)
+    parts = {"up": up, "down": down} | ({"gate": up} if gated else {})
+    for expert in np.flatnonzero(met):
+        for part, (finite, value) in parts.items():
+            found[f"experts.{expert}.{part}"] = finite[expert], value[expert]
+    return found
 
 
 def batches(

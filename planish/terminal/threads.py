@@ -9,6 +9,7 @@ bound to a processor: two runs with --threads 2 share a machine of four.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -43,9 +44,10 @@ def add_threads_flag(parser: argparse.ArgumentParser) -> None:
 
 def limit_threads(words: Sequence[str]) -> None:
     """Set what NumPy and XLA read, before they do; a bad value is the parser's to refuse."""
-    given = [word.partition("=") for word in words]
-    values = [value for flag, equals, value in given if flag == FLAG and equals]
-    values += [value for word, value in zip(words, words[1:], strict=False) if word == FLAG]
+    values = []
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        flag, equals, value = word.partition("=")
+        values += [value if equals else following] if flag == FLAG else []
     for value in values[-1:]:
         if value.isdecimal() and 1 <= int(value) <= processors():
             os.environ.update(dict.fromkeys(VARIABLES, value))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from planish import pocket
 from planish.calibration import calibration_samples
 from planish.compare.quality.names import parse_recipes
-from planish.opening import keep_programs, native_kernels, open_model, with_kv_cache
+from planish.opening import keep_programs, native_kernels, open_model
 from planish.reference.errors import PromptError, notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.quantize.checkpoint import check_request
@@ -76,7 +76,6 @@ def run(args: argparse.Namespace) -> int:
     with interrupts_kill():
         from planish.compare.quality.measure import Study
         from planish.fast.quantize.observe import Runner
-        from planish.fast.session.engine import Engine
     native = native_kernels(args)
     with tempfile.TemporaryDirectory(prefix="planish-quality-") as directory:
         study = Study(
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             samples=samples,
             directory=Path(directory),
             keep=False,
-            open_engine=lambda opened: Engine(with_kv_cache(opened, args), native),
+            open_engine=opener(args, checkpoint, native),
             runner=Runner(native),
         )
         report(args, study, recipes)
@@ -111,6 +110,18 @@ def samples_of(args: argparse.Namespace, checkpoint: Checkpoint) -> list[np.ndar
     """The calibration's, as `planish quantize` cuts them."""
     own, length = "--calibration FILE", args.sample_length
     return calibration_samples(checkpoint, args.calibration, args.samples, length, own)
+
+
+def opener(args: argparse.Namespace, source: Checkpoint, native: bool) -> Any:
+    """Opens the float model and the quantized ones, all with the length and the cache asked for."""
+    from planish.fast.session.engine import Engine
+
+    def open_engine(checkpoint: Checkpoint) -> Engine:
+        longest, learned = source.config.max_positions, source.learned_positions
+        config = replace(checkpoint.config, kv_cache=args.kv_cache, max_positions=longest)
+        return Engine(replace(checkpoint, config=config, learned_positions=learned), native)
+
+    return open_engine
 
 
 def report(args: argparse.Namespace, study: Any, recipes: dict[str, Any]) -> None:

@@ -139,7 +139,9 @@ def require_finite_output(largest: np.floating[Any], names: Mapping[str, str]) -
     A norm takes the mean of the squares.
     """
     where = commonprefix([*names.values()]).rstrip(".") or "block"
-    for what, value in (("", largest), ("squared ", np.square(largest))):
+    with np.errstate(over="ignore"):
+        squared = np.square(largest)
+    for what, value in (("", largest), ("squared ", squared)):
         if not np.isfinite(value):
             left = f"{where}: the {what}hidden states that leave it"
             raise QuantizationError(f"{left} overflow float32 in the float model's calibration")

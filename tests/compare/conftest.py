@@ -49,6 +49,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "W4A8-absmax": {"group_size": 32, "rule": "absmax"},
     "W4A8-absmax7": {"group_size": 32, "rule": "absmax7"},
     "W4A8-minmax": {"group_size": 32, "rule": "minmax"},
+    "W4A16-mixed": {
+        "group_size": 32,
+        "scheme": "q_proj=W8A8,v_proj=O3,o_proj=float,gate_proj=O2,up_proj=W4A8-g64-minmax,"
+        "down_proj=W8A16,lm_head=W4A8",
+    },
 }
 
 Models = Callable[[str, str], Checkpoint]

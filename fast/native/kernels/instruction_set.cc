@@ -1,6 +1,6 @@
 // Compiled once for each instruction set of instruction_sets.py. A row there gives the compiler's
-// flags and three names: PLANISH_ISA, its own; PLANISH_VECTOR, the header of its sixteen lanes
-// (struct Vector); and PLANISH_MATMUL, the header of its products (struct Matmul).
+// flags and its names: PLANISH_ISA, its own; PLANISH_VECTOR, the header of its sixteen lanes
+// (struct Vector); PLANISH_MATMUL, the header of its products, and PLANISH_PRODUCTS, their struct.
 #include "table.h"
 #include PLANISH_VECTOR
 #include PLANISH_MATMUL
@@ -18,8 +18,9 @@
 namespace planish {
 namespace PLANISH_ISA {
 
+using Products = PLANISH_PRODUCTS<Vector>;
+
 Kernels make_table() {
-  using Products = Matmul<Vector>;
   Kernels table = {};
   table.name = PLANISH_QUOTED(PLANISH_ISA);
   table.row_tile = Products::kRowTile;
@@ -51,7 +52,7 @@ Kernels make_table() {
 // The table, or null where the system does not let this process use the set.
 extern "C" const Kernels* planish_kernels() {
   static const Kernels table = PLANISH_ISA::make_table();
-  return PLANISH_ISA::Matmul<PLANISH_ISA::Vector>::allowed() ? &table : nullptr;
+  return PLANISH_ISA::Products::allowed() ? &table : nullptr;
 }
 
 }  // namespace planish

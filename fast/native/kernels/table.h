@@ -155,10 +155,10 @@ struct Kernels {
   // Outputs of `count` tiles from `tile` on, for all rows; scratch: as many floats as it wants.
   // A thread calls begin_unit before it multiplies some tiles and end_unit after, where they are
   // not null: matrix tiles are configured and released there.
-  void (*begin_unit)();
+  void (*begin_unit)(const PackedRows&);
   void (*multiply)(const Weight&, const PackedRows&, const Output&, int64_t tile, int64_t count,
                    float* scratch);
-  void (*end_unit)();
+  void (*end_unit)(const PackedRows&);
   int64_t (*multiply_scratch)(const PackedRows&);
 
   // y = silu(gate) * up of `count` columns, gate and up [rows, stride], y [rows, y_stride].

@@ -1,4 +1,4 @@
-"""What planish writes: names, config.json's quantization_config, reading and writing (SPEC 9).
+"""What planish writes: names, config.json's quantization_config, reading and writing (SPEC 2, 4).
 
 For a quantized linear P of N outputs, K inputs and G groups of inputs, by the layout:
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "check_support.h"
+#include "work/attention.h"
 
 namespace planish {
 
@@ -69,28 +70,9 @@ inline std::vector<float> some_tokens(const std::vector<float>& x, const Scene& 
   return part;
 }
 
-// One unit of work for each 8 query rows of a head: over all slots, or over segments of them that
-// are combined.
-inline void attend_rows(const Kernels& kernels, const Attention& a, int64_t unit, int64_t end,
-                        int64_t segment) {
-  const int64_t d = a.head_dim, rows = a.tokens * (a.heads / a.kv_heads), tiles = ceil_div(rows, 8);
-  const int64_t start = unit % tiles * 8, each = 8 * (d + 2);
-  const int64_t parts = ceil_div(end, segment);
-  std::vector<float> memory(parts * each), scratch(kernels.attention_scratch(a));
-  std::vector<QueryTile> found;
-  for (int64_t p = 0; p < parts; ++p) {
-    float* place = memory.data() + p * each;
-    found.push_back({unit / tiles / a.kv_heads, unit / tiles % a.kv_heads, start,
-                     std::min<int64_t>(8, rows - start), p * segment,
-                     std::min(end, (p + 1) * segment), place, place + 8, place + 16});
-    kernels.attend(a, found.back(), scratch.data());
-  }
-  kernels.combine(a, found.data(), parts);
-}
-
 // Writes and attends tokens first..first+tokens-1: [batch, tokens, heads * head_dim].
 inline std::vector<float> chunk(const Kernels& kernels, Pool& pool, Scene& s, int64_t first,
-                                int64_t tokens, int64_t segment) {
+                                int64_t tokens) {
   Attention a = s.a;
   a.keys = a.int8 ? static_cast<void*>(s.key_codes.data()) : s.keys.data();
   a.values = a.int8 ? static_cast<void*>(s.value_codes.data()) : s.values.data();
@@ -101,7 +83,7 @@ inline std::vector<float> chunk(const Kernels& kernels, Pool& pool, Scene& s, in
   const auto v = some_tokens(s.v, s, a.kv_heads * a.head_dim, first, tokens);
   std::vector<int32_t> positions;
   for (int64_t i = 0; i < a.batch * tokens; ++i) positions.push_back(int32_t(first + i % tokens));
-  std::vector<float> out(q.size(), NAN), scratch(a.head_dim + 16);
+  std::vector<float> out(q.size(), NAN);
   a.tokens = tokens;
   a.q = q.data();
   a.k = k.data();
@@ -111,10 +93,7 @@ inline std::vector<float> chunk(const Kernels& kernels, Pool& pool, Scene& s, in
   a.slopes = s.slopes.empty() ? nullptr : s.slopes.data();
   a.positions = positions.data();
   a.out = out.data();
-  kernels.write_slots(a, 0, a.batch * tokens, scratch.data());
-  const int64_t tiles = ceil_div(tokens * (a.heads / a.kv_heads), 8);
-  team().run(pool, a.batch * a.kv_heads * tiles,
-             [&](int64_t unit) { attend_rows(kernels, a, unit, first + tokens, segment); });
+  run_attention(kernels, pool, a);
   return out;
 }
 
@@ -187,9 +166,8 @@ inline std::vector<double> naive_attention(const Scene& s, int64_t b, int64_t po
 
 inline void check_attention(const Kernels& kernels, Pool& pool, Random& r) {
   Scene s = random_scene(r);
-  if (s.past > 0) chunk(kernels, pool, s, 0, s.past, s.a.slots);
-  const int64_t segment = s.a.tokens == 1 && draw(r, 0, 1) ? 128 * draw(r, 1, 2) : s.a.slots;
-  const auto out = chunk(kernels, pool, s, s.past, s.a.tokens, segment);
+  if (s.past > 0) chunk(kernels, pool, s, 0, s.past);
+  const auto out = chunk(kernels, pool, s, s.past, s.a.tokens);
   for (int64_t row = 0; row < s.a.batch * s.a.tokens; ++row) {
     const int64_t position = s.past + row % s.a.tokens;
     for (int64_t h = 0; h < s.a.heads; ++h) {

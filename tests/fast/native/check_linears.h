@@ -162,9 +162,9 @@ struct Prepared {
 inline void multiply(const Kernels& kernels, const Weight& w, const PackedRows& rows,
                      const Output& out, int64_t tile, int64_t count) {
   std::vector<float> memory(kernels.multiply_scratch(rows));
-  if (kernels.begin_unit) kernels.begin_unit();
+  if (kernels.begin_unit) kernels.begin_unit(rows);
   kernels.multiply(w, rows, out, tile, count, memory.data());
-  if (kernels.end_unit) kernels.end_unit();
+  if (kernels.end_unit) kernels.end_unit(rows);
 }
 
 // Every other row lies on ties, or as near to them as floats are: there x / scale and

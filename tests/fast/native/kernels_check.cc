@@ -8,6 +8,7 @@
 #include "check_attention.h"
 #include "check_experts.h"
 #include "check_linears.h"
+#include "check_work.h"
 
 extern "C" const planish::Kernels* planish_kernels();
 
@@ -63,6 +64,9 @@ void check_all(const Kernels& kernels, Pool& pool, int rounds, unsigned seed) {
   for (int round = 0; round < rounds; ++round) {
     check_linear(kernels, pool, random);
     check_linear(kernels, pool, random);
+    check_shared_linears(kernels, pool, random);
+    check_experts(kernels, pool, random);
+    check_route(kernels, pool, random);
     check_gate(kernels, random);
     check_norm(kernels, random);
     check_attention(kernels, pool, random);

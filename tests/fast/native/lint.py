@@ -29,7 +29,7 @@ WARNINGS = ("-fsyntax-only", "-Wall", "-Wextra", "-Werror")
 
 
 def main() -> int:
-    sources = [*all_sources(), *sorted((*HERE.glob("*.h"), *HERE.glob("*.cc")))]
+    sources = [*all_sources(), *sorted((*HERE.rglob("*.h"), *HERE.rglob("*.cc")))]
     clang_format = str(Path(sys.executable).with_name("clang-format"))
     failed = run(clang_format, "--dry-run", "-Werror", *map(str, sources))
     for name, arguments in parsed():

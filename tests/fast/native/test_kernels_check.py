@@ -7,8 +7,10 @@ Debian's g++-aarch64-linux-gnu and qemu-user are installed.
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from planish.fast.native.build import SOURCES, build, find_compiler
 from planish.fast.native.instruction_sets import BY_NAME, available
 
 CHECK = Path(__file__).with_name("kernels_check.cc")
+DOCUMENT = Path(__file__).parents[3] / "docs" / "kernels.md"
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-pthread", f"-I{SOURCES}")
 
@@ -52,3 +55,27 @@ def test_neon_computes_what_a_naive_program_does(tmp_path):
     flags = ["-static", *neon.definitions, *neon.flags]
     program = compiled(CROSS, tmp_path / "check", *flags, str(CHECK), source)
     check([EMULATOR, program, "20"], "neon")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git applies the diff")
+def test_the_documented_diff_is_an_instruction_set(tmp_path):
+    """docs/kernels.md adds one that does nothing new: it applies, and its row compiles."""
+    tree, diff = tmp_path / "fast" / "native", tmp_path / "diff"
+    shutil.copytree(SOURCES.parent, tree)
+    (text,) = re.findall(r"```diff\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    diff.write_text(text)
+    subprocess.run(["git", "apply", str(diff)], cwd=tmp_path, check=True)
+    rows = runpy.run_path(str(tree / "instruction_sets.py"))["BY_NAME"]
+    assert set(rows) == {*BY_NAME, "copy"}
+    row, source = rows["copy"], str(tree / "kernels" / "instruction_set.cc")
+    compiled(find_compiler().path, Path("/dev/null"), "-fsyntax-only", *row.definitions, source)
+
+
+@pytest.mark.whole
+def test_matrix_tiles_are_one_header_and_one_row(tmp_path):
+    """matmul/tiles.h beside this file emulates them; nothing of the kernels knows of it."""
+    row = replace(available()[0], name="tiles", matmul="tiles")
+    source, here = str(SOURCES / "instruction_set.cc"), f"-I{CHECK.parent}"
+    flags = [*row.flags, "-O1", *row.definitions, here]
+    program = compiled(find_compiler().path, tmp_path / "check", *flags, str(CHECK), source)
+    check([program, "10"], "tiles")

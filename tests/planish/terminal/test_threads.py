@@ -66,6 +66,8 @@ def test_inspect_computes_nothing(planish):
     [
         (["--threads", "1"], "1"),
         (["--model", "m", "--threads=1"], "1"),
+        (["--threads", "x", "--threads=1"], "1"),
+        (["--threads=1", "--threads", "x"], None),
         (["--threads", "x", "--seed", "1"], None),
         (["--threads"], None),
         (["--threads", str(10**9)], None),

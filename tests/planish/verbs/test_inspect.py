@@ -99,27 +99,32 @@ def test_inspect_of_int4(planish, tiny_llama, tmp_path, rule, zero_point):
     assert values["tensors"]["lm_head.weight"]["scheme"] == "int8 per_channel"
     assert values["bytes"] == sum(values["bytes_by_kind"].values())
     text = planish("inspect", "--model", tmp_path / "q").out
-    assert f"int4 {rule} g=32" in text
+    assert "int4 g=32" + (" asymmetric" if rule == "minmax" else "") in text
     assert f"{values['bits_per_weight']:.3f} bits per weight" in text
 
 
 @pytest.mark.parametrize(
-    ("words", "said", "unsaid"),
+    ("words", "schemes"),
     [
-        ("W4A16", ["rule", "group_size"], ["granularity"]),
-        ("W4A16 --lm_head int8", ["rule", "granularity"], []),
-        ("W8A16", ["granularity"], ["rule", "group_size", "scale_dtype"]),
-        ("W8A16 --lm_head int4", ["granularity", "rule"], []),
+        ("W4A16", {"int4 g=128": 14, "float": 1}),
+        ("W4A16 --lm_head int8", {"int4 g=128": 14, "int8 per_channel": 1}),
+        (
+            "W8A8 --scheme *.down_proj=W4A16-g32",
+            {
+                "int8 per_channel, input int8 per_token": 12,
+                "int4 g=32": 2,
+                "float": 1,
+            },
+        ),
+        ("float --lm_head int4", {"float": 14, "int4 g=128": 1}),
     ],
 )
-def test_inspect_says_only_what_holds_for_the_codes(
-    planish, tiny_llama, tmp_path, words, said, unsaid
-):
-    more = ("--out", tmp_path / "q", "--recipe", *words.split())
-    assert planish("quantize", "--model", tiny_llama, *more).code == 0
-    values = planish("inspect", "--model", tmp_path / "q", "--json").only_json()["quantization"]
-    assert all(name in values for name in said)
-    assert not any(name in values for name in unsaid)
+def test_inspect_counts_the_schemes_of_linears(planish, tiny_llama, tmp_path, words, schemes):
+    more = ("--samples", 1, "--sample_length", 8) if "W8A8" in words else ()
+    given = ("--out", tmp_path / "q", "--recipe", *words.split(), *more)
+    assert planish("quantize", "--model", tiny_llama, *given).code == 0
+    values = planish("inspect", "--model", tmp_path / "q", "--json").only_json()
+    assert values["schemes"] == schemes
 
 
 @pytest.mark.parametrize("layout", ["tiles", "canonical"])
@@ -154,10 +159,10 @@ def test_inspect_says_the_recipe_in_words(planish, tiny_llama, tmp_path):
     more = ("--ignore", "*.o_proj", "--samples", 1, "--sample_length", 8)
     planish("quantize", "--model", tiny_llama, "--out", tmp_path / "q", *words, *more)
     lines = planish("inspect", "--model", tmp_path / "q").out.splitlines()
-    assert lines[2:5] == [
-        "  recipe W4A8, method rtn, activations per group, smoothed with alpha 0.5, lm_head int8,"
-        " left in float: *.o_proj, codes in tiles",
-        "  1 tensor of int8 per_channel",
-        "  12 tensors of int4 signed g=32",
+    assert lines[2:6] == [
+        "  recipe W4A8, method rtn, smoothed with alpha 0.5, codes in tiles",
+        "  12 linears in int4 g=32, input int8 per_group",
+        "  2 linears in float",
+        "  1 linear in int8 per_channel",
     ]
     assert planish("inspect", "--model", tiny_llama).out.splitlines()[2] == "  not quantized"

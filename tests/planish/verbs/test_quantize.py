@@ -61,6 +61,7 @@ def logits(path: Path) -> np.ndarray:
         ("--recipe W4A16 --group_size 32 --scale_dtype float32 --lm_head int4", 0.3),
         ("--recipe W4A8 --group_size 32", 0.3),
         ("--recipe W4A8 --group_size 32 --layout canonical", 0.3),
+        ("--recipe W4A16 --scheme *.down_proj=W8A16,q_proj=W4A8-g32,v_proj=O3", 0.3),
         ("--recipe W4A8 --group_size -1 --activation per_token", 0.5),
     ],
 )
@@ -77,8 +78,10 @@ def test_every_recipe_gives_a_model_near_the_float_one(
 def test_the_directory_says_what_was_done(quantize, tmp_path):
     quantize("--recipe", "W8A8", "--alpha", 0.7, "--ignore", "*.o_proj", "--ignore", "*.k_proj")
     said = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
-    assert (said["quant_method"], said["recipe"], said["alpha"]) == ("planish", "W8A8", 0.7)
-    assert said["ignore"] == ["*.o_proj", "*.k_proj"]
+    assert (said["quant_method"], said["recipe"]) == ("planish", "W8A8")
+    assert said["smoothing"]["alpha"] == 0.7
+    left = [f"model.layers.{{i}}.self_attn.{part}_proj" for part in "ko"]
+    assert said["ignore"] == [*left, "lm_head"]
     assert said["calibration"]["samples"] == 2 and said["calibration"]["length"] == 32
 
 
@@ -157,6 +160,11 @@ def test_a_short_text_gives_fewer_samples_with_a_notice(
         ("--recipe w4a16", ["did you mean W4A16?"]),
         ("--recipe zzz", ["recipe", "W8A8"]),
         ("--recipe naive --scheme 04", ["scheme", "O1"]),
+        ("--recipe W8A16 --scheme down_proj", ["scheme", "PATTERN=SCHEME"]),
+        ("--recipe W8A16 --scheme down_proj=W8A9", ["scheme", "did you mean W8A8?"]),
+        ("--recipe W8A16 --scheme down_prj=W8A8", ["scheme", "as down_proj", "down_prj"]),
+        ("--recipe W8A16 --scheme lm_head=O2", ["scheme", "lm_head", "per_token"]),
+        ("--recipe W8A16 --scheme /no/such.json", ["/no/such.json", "no such file"]),
         ("--recipe W8A8 --scheme O1", ["scheme", "naive"]),
         ("--recipe W4A16 --group_size 0", ["group_size", "32", "0"]),
         ("--recipe W4A16 --group_size 48", ["group_size", "48"]),

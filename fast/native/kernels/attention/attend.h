@@ -9,27 +9,55 @@
 
 namespace planish::PLANISH_ISA {
 
-// One step: scores of R rows with `slots` slots (a multiple of 16), softmax so far, mixed values.
-// Keys and values are floats, or codes whose scales (of this step's slots) are multiplied in here.
-template <class V, int R, class W>
-void attend_slots(const Attention& a, const QueryTile& t, const float* q, const W* keys,
-                  const W* values, const float* key_scales, const float* value_scales, int64_t slot,
-                  int64_t slots, float* scores) {
-  const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
-  __builtin_memset(scores, 0, sizeof(float) * R * kSlots);
-  float_products<V, R, 1, kMostHead>(q, keys, 16, 16 * d, slots / 16, 64 * d, d, scores, kSlots);
-  if (key_scales) scale_slots<V>(scores, t.count, key_scales, slots);
-  Reach in[R];
+// Whose query a row of a tile is.
+struct QueryRow {
+  int64_t token, head;
+};
+
+inline QueryRow row_of(const Attention& a, const QueryTile& t, int64_t r) {
+  const int64_t shared = a.heads / a.kv_heads, at = t.first + r;
+  return {t.batch * a.tokens + at / shared, t.head * shared + at % shared};
+}
+
+// A few slots of one key-value head: floats, or codes with a scale for each slot.
+template <class W>
+struct Slots {
+  const W* keys;    // [count / 16, D, 16]
+  const W* values;  // [count, D]
+  const float* key_scales;
+  const float* value_scales;
+  int64_t first, count;  // count is a multiple of 16
+
+  Slots(const Attention& a, int64_t place, int64_t slot, int64_t slots)
+      : key_scales(nullptr), value_scales(nullptr), first(slot), count(slots) {
+    const int64_t at = place * a.slots + slot;
+    keys = static_cast<const W*>(a.keys) + at * a.head_dim;
+    values = static_cast<const W*>(a.values) + at * a.head_dim;
+    if (!a.int8) return;
+    key_scales = a.key_scales + at;
+    value_scales = a.value_scales + at;
+  }
+};
+
+// Biases and caps of the scores of each row, and -inf out of its reach.
+template <class V, int R>
+PLANISH_INLINE inline void limit_scores(const Attention& a, const QueryTile& t, int64_t slot,
+                                        int64_t slots, float* scores, Reach (&in)[R]) {
   for (int64_t r = 0; r < t.count; ++r) {
-    const int64_t position = a.positions[t.batch * a.tokens + (t.first + r) / shared];
-    const int64_t head = t.head * shared + (t.first + r) % shared;
+    const QueryRow of = row_of(a, t, r);
+    const int64_t position = a.positions[of.token];
     float* row = scores + r * kSlots;
-    if (a.slopes || a.cap > 0.0f) adjust<V>(a, head, position, slot, slots, row);
+    if (a.slopes || a.cap > 0.0f) adjust<V>(a, of.head, position, slot, slots, row);
     in[r] = reach(a, position, slot, slots);
     fill_outside(in[r], slots, -__builtin_inff(), row);
   }
-  alignas(64) float fade[kTile];
-  raise_largest<V, R>(t, scores, slots, fade);
+}
+
+// Scores of each row to their weights; its sum and its mixed values so far fade as the largest
+// score rises.
+template <class V, int R>
+PLANISH_INLINE inline void weigh_rows(const QueryTile& t, int64_t slots, int64_t d,
+                                      const Reach (&in)[R], const float* fade, float* scores) {
   for (int64_t r = 0; r < t.count; ++r) {
     float* row = scores + r * kSlots;
     if (in[r].begin == in[r].end) {  // nothing to read here
@@ -44,45 +72,60 @@ void attend_slots(const Attention& a, const QueryTile& t, const float* q, const 
       V::store(mixed + i, V::multiply(V::load(mixed + i), factor));
     }
   }
-  if (value_scales) scale_slots<V>(scores, t.count, value_scales, slots);
-  const int64_t written = t.end - slot < slots ? t.end - slot : slots;  // no slot of the past's
-  float_products<V, R, 1, kSlots>(scores, values, d, 16, d / 16, 16 * d, written, t.mixed, d);
+}
+
+// One step: scores of R rows with some slots, softmax so far, mixed values.
+template <class V, int R, class W>
+PLANISH_INLINE inline void attend_slots(const Attention& a, const QueryTile& t, const float* q,
+                                        const Slots<W>& s, float* scores) {
+  const int64_t d = a.head_dim;
+  __builtin_memset(scores, 0, sizeof(float) * R * kSlots);
+  float_products<V, R, 1, kMostHead>(q, s.keys, 16, 16 * d, s.count / 16, 64 * d, d, scores,
+                                     kSlots);
+  if (s.key_scales) scale_slots<V>(scores, t.count, s.key_scales, s.count);
+  Reach in[R];
+  limit_scores<V, R>(a, t, s.first, s.count, scores, in);
+  alignas(64) float fade[kTile];
+  raise_largest<V, R>(t, scores, s.count, fade);
+  weigh_rows<V, R>(t, s.count, d, in, fade, scores);
+  if (s.value_scales) scale_slots<V>(scores, t.count, s.value_scales, s.count);
+  const int64_t left = t.end - s.first;
+  const int64_t written = left < s.count ? left : s.count;  // no slot of the past's
+  float_products<V, R, 1, kSlots>(scores, s.values, d, 16, d / 16, 16 * d, written, t.mixed, d);
+}
+
+// Rotated queries over the divisor, [R, 256], zeros where there are fewer than R.
+template <class V, int R>
+void prepare_queries(const Attention& a, const QueryTile& t, float* q) {
+  const int64_t d = a.head_dim;
+  const auto divisor = V::floats(a.divisor);
+  for (int64_t r = 0; r < t.count; ++r) {
+    const QueryRow of = row_of(a, t, r);
+    const float* x = a.q + (of.token * a.heads + of.head) * d;
+    float* row = q + r * kMostHead;
+    if (a.rotary) rotate<V>(a, x, a.positions[of.token], row);
+    else __builtin_memcpy(row, x, sizeof(float) * d);
+    for (int64_t i = 0; i < d; i += kTile) V::store(row + i, V::divide(V::load(row + i), divisor));
+  }
+  __builtin_memset(q + t.count * kMostHead, 0, sizeof(float) * (R - t.count) * kMostHead);
 }
 
 template <class V, int R>
 void attend_tile(const Attention& a, const QueryTile& t, float* scratch) {
-  const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
   const int64_t place = t.batch * a.kv_heads + t.head;
   float* q = scratch;                 // [R, 256]
   float* scores = q + R * kMostHead;  // [R, 128]
-  const auto divisor = V::floats(a.divisor);
+  prepare_queries<V, R>(a, t, q);
   for (int64_t r = 0; r < t.count; ++r) {
-    const int64_t token = t.batch * a.tokens + (t.first + r) / shared;
-    const int64_t head = t.head * shared + (t.first + r) % shared;
-    const float* x = a.q + (token * a.heads + head) * d;
-    float* row = q + r * kMostHead;
-    if (a.rotary) rotate<V>(a, x, a.positions[token], row);
-    else __builtin_memcpy(row, x, sizeof(float) * d);
-    for (int64_t i = 0; i < d; i += 16) V::store(row + i, V::divide(V::load(row + i), divisor));
     t.largest[r] = -__builtin_inff();
     t.sum[r] = 0.0f;
   }
-  __builtin_memset(q + t.count * kMostHead, 0, sizeof(float) * (R - t.count) * kMostHead);
-  __builtin_memset(t.mixed, 0, sizeof(float) * R * d);
+  __builtin_memset(t.mixed, 0, sizeof(float) * R * a.head_dim);
   for (int64_t slot = t.begin; slot < t.end; slot += kSlots) {
     int64_t slots = (t.end - slot + 15) & ~int64_t{15};
     if (slots > kSlots) slots = kSlots;
-    const int64_t first = place * a.slots + slot;
-    if (a.int8) {
-      const int8_t* k = static_cast<const int8_t*>(a.keys) + first * d;
-      const int8_t* v = static_cast<const int8_t*>(a.values) + first * d;
-      const float *ks = a.key_scales + first, *vs = a.value_scales + first;
-      attend_slots<V, R>(a, t, q, k, v, ks, vs, slot, slots, scores);
-    } else {
-      const float* k = static_cast<const float*>(a.keys) + first * d;
-      const float* v = static_cast<const float*>(a.values) + first * d;
-      attend_slots<V, R, float>(a, t, q, k, v, nullptr, nullptr, slot, slots, scores);
-    }
+    if (a.int8) attend_slots<V, R, int8_t>(a, t, q, {a, place, slot, slots}, scores);
+    else attend_slots<V, R, float>(a, t, q, {a, place, slot, slots}, scores);
   }
 }
 
@@ -97,42 +140,44 @@ void attend(const Attention& a, const QueryTile& t, float* scratch) {
 
 inline int64_t attention_scratch(const Attention&) { return kQueryRows * (kMostHead + kSlots); }
 
+// out = x / sum
+template <class V>
+void divide_row(const float* x, float sum, int64_t d, float* out) {
+  const auto divisor = V::floats(sum);
+  for (int64_t i = 0; i < d; i += kTile) V::store(out + i, V::divide(V::load(x + i), divisor));
+}
+
+// Row r of several parts, each weighed by exp(its largest - the largest of all).
+template <class V>
+void combine_row(const QueryTile* parts, int64_t count, int64_t r, int64_t d, float* out) {
+  float largest = parts[0].largest[r], total = 0.0f;
+  for (int64_t p = 1; p < count; ++p) {
+    if (parts[p].largest[r] > largest) largest = parts[p].largest[r];
+  }
+  for (int64_t p = 0; p < count; ++p) {
+    float weight[16];
+    V::store(weight, exp<V>(V::floats(parts[p].largest[r] - largest)));
+    total += parts[p].sum[r] * weight[0];
+    const float* mixed = parts[p].mixed + r * d;
+    const auto factor = V::floats(weight[0]);
+    for (int64_t i = 0; i < d; i += kTile) {
+      const auto part = V::multiply(V::load(mixed + i), factor);
+      V::store(out + i, p ? V::add(V::load(out + i), part) : part);
+    }
+  }
+  divide_row<V>(out, total, d, out);
+}
+
 // Parts of the same rows over successive slots into one, and divided: the output.
 template <class V>
 void combine(const Attention& a, const QueryTile* parts, int64_t count) {
   const QueryTile& first = parts[0];
-  const int64_t d = a.head_dim, shared = a.heads / a.kv_heads;
+  const int64_t d = a.head_dim;
   for (int64_t r = 0; r < first.count; ++r) {
-    float largest = first.largest[r];
-    for (int64_t p = 1; p < count; ++p) {
-      if (parts[p].largest[r] > largest) largest = parts[p].largest[r];
-    }
-    const int64_t token = first.batch * a.tokens + (first.first + r) / shared;
-    const int64_t head = first.head * shared + (first.first + r) % shared;
-    float* out = a.out + (token * a.heads + head) * d;
-    if (count == 1) {
-      const auto divisor = V::floats(first.sum[r]);
-      for (int64_t i = 0; i < d; i += 16) {
-        V::store(out + i, V::divide(V::load(first.mixed + r * d + i), divisor));
-      }
-      continue;
-    }
-    float total = 0.0f;
-    for (int64_t p = 0; p < count; ++p) {
-      float weight[16];
-      V::store(weight, exp<V>(V::floats(parts[p].largest[r] - largest)));
-      total += parts[p].sum[r] * weight[0];
-      const float* mixed = parts[p].mixed + r * d;
-      const auto factor = V::floats(weight[0]);
-      for (int64_t i = 0; i < d; i += 16) {
-        const auto part = V::multiply(V::load(mixed + i), factor);
-        V::store(out + i, p ? V::add(V::load(out + i), part) : part);
-      }
-    }
-    const auto divisor = V::floats(total);
-    for (int64_t i = 0; i < d; i += 16) {
-      V::store(out + i, V::divide(V::load(out + i), divisor));
-    }
+    const QueryRow row = row_of(a, first, r);
+    float* out = a.out + (row.token * a.heads + row.head) * d;
+    if (count == 1) divide_row<V>(first.mixed + r * d, first.sum[r], d, out);
+    else combine_row<V>(parts, count, r, d, out);
   }
 }
 

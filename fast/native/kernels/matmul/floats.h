@@ -90,41 +90,62 @@ inline int64_t float_scratch(int64_t rows) {
   return kPanelTiles * kTile * (kPanelInputs + 2 * rows);
 }
 
-// sum over groups of (sum of x (q - z)) * w_scale, for up to four tiles
+// Up to four tiles for all rows, and the memory that they take.
+struct Panel {
+  int64_t tile, tiles;
+  float* codes;   // [tiles, inputs, 16]: a few inputs as floats
+  float* sums;    // [rows, tiles, 16] of a group
+  float* totals;  // [rows, tiles, 16]
+};
+
+inline Panel place_panel(int64_t tile, int64_t tiles, int64_t rows, float* scratch) {
+  float* sums = scratch + kPanelTiles * kTile * kPanelInputs;
+  return {tile, tiles, scratch, sums, sums + kPanelTiles * kTile * rows};
+}
+
+// sums = sum of x (q - z) of one group
 template <class V>
-void float_panel(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t tiles,
-                 float* scratch) {
-  constexpr int64_t stride = kPanelTiles * kTile;
-  const int64_t inputs = rows.steps * 4, width = 32 / w.bits;
-  float* panel = scratch;
-  float* sums = panel + stride * kPanelInputs;
-  float* totals = sums + stride * rows.rows;
-  __builtin_memset(totals, 0, sizeof(float) * stride * rows.rows);
-  for (int64_t g = 0; g < w.groups; ++g) {
-    __builtin_memset(sums, 0, sizeof(float) * stride * rows.rows);
-    const int64_t begin = g * w.group_blocks;
-    const int64_t end = begin + w.group_blocks < w.blocks ? begin + w.group_blocks : w.blocks;
-    for (int64_t b = begin; b < end; b += kPanelInputs / width) {
-      const int64_t last = b + kPanelInputs / width < end ? b + kPanelInputs / width : end;
-      for (int64_t c = 0; c < tiles; ++c) {
-        float* place = panel + c * kPanelInputs * kTile;
-        if (w.bits == 8) centred_floats<V, 8>(w, tile + c, g, b, last, place);
-        else centred_floats<V, 4>(w, tile + c, g, b, last, place);
-      }
-      panel_products<V>(rows, inputs, b * width, (last - b) * width, tiles, panel, sums);
+void sum_panel_group(const Weight& w, const Rows& rows, const Panel& panel, int64_t group) {
+  const int64_t inputs = rows.steps * 4, width = 32 / w.bits, step = kPanelInputs / width;
+  __builtin_memset(panel.sums, 0, sizeof(float) * kPanelTiles * kTile * rows.rows);
+  const int64_t begin = group * w.group_blocks;
+  const int64_t end = begin + w.group_blocks < w.blocks ? begin + w.group_blocks : w.blocks;
+  for (int64_t b = begin; b < end; b += step) {
+    const int64_t last = b + step < end ? b + step : end;
+    for (int64_t c = 0; c < panel.tiles; ++c) {
+      float* place = panel.codes + c * kPanelInputs * kTile;
+      if (w.bits == 8) centred_floats<V, 8>(w, panel.tile + c, group, b, last, place);
+      else centred_floats<V, 4>(w, panel.tile + c, group, b, last, place);
     }
-    for (int64_t c = 0; c < tiles; ++c) {
-      const auto scale = float_scale<V>(w, tile + c, g);
-      for (int64_t r = 0; r < rows.rows; ++r) {
-        const int64_t at = r * stride + c * kTile;
-        const auto part = V::multiply(V::load(sums + at), scale);
-        V::store(totals + at, V::add(V::load(totals + at), part));
-      }
+    panel_products<V>(rows, inputs, b * width, (last - b) * width, panel.tiles, panel.codes,
+                      panel.sums);
+  }
+}
+
+// totals += sums * w_scale
+template <class V>
+void add_panel_group(const Weight& w, const Rows& rows, const Panel& panel, int64_t group) {
+  for (int64_t c = 0; c < panel.tiles; ++c) {
+    const auto scale = float_scale<V>(w, panel.tile + c, group);
+    for (int64_t r = 0; r < rows.rows; ++r) {
+      const int64_t at = (r * kPanelTiles + c) * kTile;
+      const auto part = V::multiply(V::load(panel.sums + at), scale);
+      V::store(panel.totals + at, V::add(V::load(panel.totals + at), part));
     }
   }
-  for (int64_t c = 0; c < tiles; ++c) {
+}
+
+// sum over groups of (sum of x (q - z)) * w_scale, for up to four tiles
+template <class V>
+void float_panel(const Weight& w, const Rows& rows, const Output& out, const Panel& panel) {
+  __builtin_memset(panel.totals, 0, sizeof(float) * kPanelTiles * kTile * rows.rows);
+  for (int64_t g = 0; g < w.groups; ++g) {
+    sum_panel_group<V>(w, rows, panel, g);
+    add_panel_group<V>(w, rows, panel, g);
+  }
+  for (int64_t c = 0; c < panel.tiles; ++c) {
     for (int64_t r = 0; r < rows.rows; ++r) {
-      finish<V>(w, out, tile + c, r, V::load(totals + r * stride + c * kTile));
+      finish<V>(w, out, panel.tile + c, r, V::load(panel.totals + (r * kPanelTiles + c) * kTile));
     }
   }
 }
@@ -206,7 +227,7 @@ void float_tiles(const Weight& w, const Rows& rows, const Output& out, int64_t t
   }
   for (const int64_t end = tile + count; tile < end; tile += kPanelTiles) {
     const int64_t tiles = end - tile < kPanelTiles ? end - tile : kPanelTiles;
-    float_panel<V>(w, rows, out, tile, tiles, scratch);
+    float_panel<V>(w, rows, out, place_panel(tile, tiles, rows.rows, scratch));
   }
 }
 

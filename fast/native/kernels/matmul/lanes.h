@@ -1,4 +1,5 @@
-// Products by sixteen lanes: the Matmul of every instruction set without matrix tiles.
+// Products by sixteen lanes: what every instruction set uses that has no matrix tiles. One that has
+// derives its struct from this one, and keeps it for few rows and for floats (docs/kernels.md).
 #pragma once
 
 #include "floats.h"
@@ -8,14 +9,15 @@
 namespace planish::PLANISH_ISA {
 
 template <class V>
-struct Matmul {
+struct Lanes {
   static constexpr int64_t kRowTile = PLANISH_ISA::kRowTile;
   static constexpr int64_t kFewRows = kRowTile;
   static constexpr int64_t kIntegerStep = 2;
   static constexpr int64_t kFloatStep = kPanelTiles;
-  static constexpr void (*begin_unit)() = nullptr;
-  static constexpr void (*end_unit)() = nullptr;
+  static constexpr void (*begin_unit)(const PackedRows&) = nullptr;
+  static constexpr void (*end_unit)(const PackedRows&) = nullptr;
 
+  // Whether the system lets this process use the set; asked once.
   static bool allowed() { return true; }
   static int64_t packed_bytes(const PackedRows& packed) {
     return PLANISH_ISA::packed_bytes(packed);

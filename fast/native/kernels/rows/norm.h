@@ -2,52 +2,66 @@
 #pragma once
 
 #include "../table.h"
+#include "../vector/unroll.h"
 
 namespace planish::PLANISH_ISA {
+
+// 16 entries, or those that are left.
+template <class V>
+PLANISH_INLINE inline typename V::Floats load_left(const float* p, int64_t left) {
+  return left >= kTile ? V::load(p) : V::load_part(p, left);
+}
+
+template <class V>
+PLANISH_INLINE inline void store_left(float* p, typename V::Floats value, int64_t left) {
+  if (left >= kTile) V::store(p, value);
+  else V::store_part(p, value, left);
+}
+
+// y = x - mean(x)
+template <class V>
+void centre_row(const float* x, int64_t k, float* y) {
+  const auto count = V::floats(static_cast<float>(k));
+  auto total = V::floats(0.0f);
+  for (int64_t i = 0; i < k; i += kTile) total = V::add(total, V::load(x + i));
+  const auto mean = V::divide(V::floats(V::sum(total)), count);
+  for (int64_t i = 0; i < k; i += kTile) {
+    store_left<V>(y + i, V::subtract(V::load(x + i), mean), k - i);
+  }
+}
+
+// sqrt(mean(x^2) + eps)
+template <class V>
+float root_mean_square(const float* x, int64_t k, float eps) {
+  using F = typename V::Floats;
+  F squares[4] = {V::floats(0.0f), V::floats(0.0f), V::floats(0.0f), V::floats(0.0f)};
+  for (int64_t i = 0; i < k; i += kTile) {
+    const F value = V::load(x + i);
+    squares[i / kTile % 4] = V::fma(value, value, squares[i / kTile % 4]);
+  }
+  const F total = V::add(V::add(squares[0], squares[1]), V::add(squares[2], squares[3]));
+  return __builtin_sqrtf(V::sum(total) / static_cast<float>(k) + eps);
+}
 
 // x / sqrt(mean(x^2) + eps) * weight, or the same of x - mean(x), then + bias.
 template <class V>
 const float* normalized_row(const Source& s, const float* x, float* scratch) {
-  using F = typename V::Floats;
-  const int64_t k = s.inputs, whole = k & ~int64_t{15};
-  const F count = V::floats(static_cast<float>(k));
+  const int64_t k = s.inputs;
   if (s.norm == Norm::kLayer) {
-    F total = V::floats(0.0f);
-    for (int64_t i = 0; i < k; i += 16) total = V::add(total, V::load(x + i));
-    const F mean = V::divide(V::floats(V::sum(total)), count);
-    for (int64_t i = 0; i < k; i += 16) {
-      const F centred = V::subtract(V::load(x + i), mean);
-      if (i < whole) V::store(scratch + i, centred);
-      else V::store_part(scratch + i, centred, k - i);
-    }
+    centre_row<V>(x, k, scratch);
     x = scratch;
   }
-  F squares[4] = {V::floats(0.0f), V::floats(0.0f), V::floats(0.0f), V::floats(0.0f)};
-  for (int64_t i = 0; i < k; i += 16) {
-    const F value = V::load(x + i);
-    squares[i / 16 % 4] = V::fma(value, value, squares[i / 16 % 4]);
-  }
-  const F total = V::add(V::add(squares[0], squares[1]), V::add(squares[2], squares[3]));
-  const float variance = V::sum(total) / static_cast<float>(k) + s.eps;
-  const F root = V::floats(__builtin_sqrtf(variance));
-  for (int64_t i = 0; i < k; i += 16) {
-    const bool full = i < whole;
-    F value = V::divide(V::load(x + i), root);
-    if (s.norm_weight) {
-      const float* p = s.norm_weight + i;
-      value = V::multiply(value, full ? V::load(p) : V::load_part(p, k - i));
-    }
-    if (s.norm_bias) {
-      const float* p = s.norm_bias + i;
-      value = V::add(value, full ? V::load(p) : V::load_part(p, k - i));
-    }
-    if (full) V::store(scratch + i, value);
-    else V::store_part(scratch + i, value, k - i);
+  const auto root = V::floats(root_mean_square<V>(x, k, s.eps));
+  for (int64_t i = 0; i < k; i += kTile) {
+    auto value = V::divide(V::load(x + i), root);
+    if (s.norm_weight) value = V::multiply(value, load_left<V>(s.norm_weight + i, k - i));
+    if (s.norm_bias) value = V::add(value, load_left<V>(s.norm_bias + i, k - i));
+    store_left<V>(scratch + i, value, k - i);
   }
   return scratch;
 }
 
-// The row as floats, zeros behind it up to a multiple of 16: in scratch, or where it lies if
+// The row as floats, zeros behind it up to a multiple of 16: in scratch, or where it is if
 // nothing is to be done to it.
 template <class V>
 const float* float_row(const Source& s, int64_t row, float* scratch) {

@@ -128,14 +128,14 @@ inline void multiply_gated(const Kernels& kernels, const Linears& linears, const
 inline void multiply_unit(const Kernels& kernels, const Linears& linears, const PackedRows& rows,
                           const Unit& unit) {
   float* memory = scratch<float>(Scratch::kMultiply, kernels.multiply_scratch(rows));
-  if (kernels.begin_unit) kernels.begin_unit();
+  if (kernels.begin_unit) kernels.begin_unit(rows);
   if (linears.gated) {
     multiply_gated(kernels, linears, rows, unit, memory);
   } else {
     const size_t i = unit.linear;
     kernels.multiply(linears.weights[i], rows, linears.outputs[i], unit.tile, unit.count, memory);
   }
-  if (kernels.end_unit) kernels.end_unit();
+  if (kernels.end_unit) kernels.end_unit(rows);
 }
 
 template <class Pool>

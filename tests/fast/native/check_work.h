@@ -1,0 +1,187 @@
+// How the threads share linears and experts: whatever they do together must be, bit for bit, what
+// one row alone gives.
+#pragma once
+
+#include "check_linears.h"
+#include "work/experts.h"
+#include "work/route.h"
+
+namespace planish {
+
+// Rows of x, row by row, through one linear.
+inline std::vector<float> row_by_row(const Kernels& kernels, const Weight& w, const Source& all,
+                                     int64_t rows, Granularity granularity, float given) {
+  std::vector<float> y(rows * w.outputs, NAN);
+  for (int64_t row = 0; row < rows; ++row) {
+    Source source = all;
+    source.x += row * all.inputs;
+    const PackedRows one = rows_for(w, granularity, 1, all.inputs);
+    const Prepared packed(kernels, source, granularity, 1, one.group_inputs, given);
+    const Output out = {y.data() + row * w.outputs, nullptr, w.outputs, 0};
+    multiply(kernels, w, packed.rows, out, 0, ceil_div(w.outputs, kTile));
+  }
+  return y;
+}
+
+inline void expect_same(const std::vector<float>& found, const std::vector<float>& expected,
+                        const char* what, int64_t rows) {
+  const int64_t count = static_cast<int64_t>(expected.size());
+  for (int64_t i = 0; i < count; ++i) expect(found[i] == expected[i], what, i, count, rows);
+}
+
+// Two cases that can read the same packed rows.
+inline Case like(Random& r, const Case& first) {
+  Case c = first;
+  c.n = draw(r, 1, 130);
+  c.codes.clear();
+  c.zeros.clear();
+  c.halves.clear();
+  c.bias.clear();
+  draw_codes(r, c);
+  draw_scales(r, c);
+  return c;
+}
+
+// Several linears of one input, and silu(gate) * up.
+inline void check_shared_linears(const Kernels& kernels, Pool& pool, Random& r) {
+  const Case a = random_case(r, draw(r, 0, 1) ? 8 : 4);
+  Case b = like(r, a);
+  const bool gated = draw(r, 0, 1) == 1;
+  if (gated) b = a;
+  const Granularity granularity = random_granularity(r, a.bits);
+  const float static_scale = 0.0131f;
+  const float* given = granularity == Granularity::kGiven ? &static_scale : nullptr;
+  const int64_t rows = draw(r, 1, 20);
+  const std::vector<float> x = floats(r, rows * a.k);
+  const Source source = {x.data(), Norm::kRms, nullptr, nullptr, 1e-5f, a.k};
+  std::vector<float> y(rows * a.n, NAN), z(rows * b.n, NAN);
+  Linears linears = {{a.weight(), b.weight()}, {{y.data(), nullptr, a.n, 0}}, gated};
+  if (!gated) linears.outputs.push_back({z.data(), nullptr, b.n, 0});
+  const PackedRows packed = rows_for(linears.weights[0], granularity, rows, a.k);
+  run_linears(kernels, pool, linears, source, packed, given, 1);
+  const auto first = row_by_row(kernels, a.weight(), source, rows, granularity, static_scale);
+  if (gated) {
+    std::vector<float> expected(rows * a.n);
+    kernels.gate(first.data(), first.data(), a.n, expected.data(), a.n, rows, a.n);
+    expect_same(y, expected, "gated linears", rows);
+    return;
+  }
+  expect_same(y, first, "first of two linears", rows);
+  const auto second = row_by_row(kernels, b.weight(), source, rows, granularity, static_scale);
+  expect_same(z, second, "second of two linears", rows);
+}
+
+// Codes and scales of several experts, one after the other, and each expert's own.
+struct Stack {
+  std::vector<Case> experts;
+  std::vector<uint8_t> tiles, zeros;
+  std::vector<float> scales, bias;
+  std::vector<uint16_t> halves;
+
+  Weight weight() const {
+    Weight w = experts[0].weight();
+    w.codes = tiles.data();
+    w.scale = halves.empty() ? static_cast<const void*>(scales.data()) : halves.data();
+    if (w.zero) w.zero = zeros.data();
+    if (w.bias) w.bias = bias.data();
+    return w;
+  }
+};
+
+template <class T>
+void append(std::vector<T>& all, const std::vector<T>& more) {
+  all.insert(all.end(), more.begin(), more.end());
+}
+
+inline Stack random_stack(Random& r, int64_t experts) {
+  const Case first = random_case(r, draw(r, 0, 1) ? 8 : 4);
+  Stack s;
+  for (int64_t e = 0; e < experts; ++e) {
+    Case c = first;
+    if (e > 0) {
+      c.codes.clear();
+      draw_codes(r, c);
+    }
+    append(s.tiles, c.tiles);
+    append(s.zeros, c.zero_tiles);
+    append(s.scales, c.scale_tiles);
+    append(s.halves, c.halves);
+    append(s.bias, c.bias);
+    s.experts.push_back(c);
+  }
+  return s;
+}
+
+// Different experts for each row: [rows, places].
+inline std::vector<int32_t> random_choice(Random& r, int64_t rows, int64_t places, int experts) {
+  std::vector<int32_t> chosen;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int first = draw(r, 0, experts - 1);
+    for (int64_t p = 0; p < places; ++p) {
+      chosen.push_back(static_cast<int32_t>((first + p) % experts));
+    }
+  }
+  return chosen;
+}
+
+// Each row through its experts, and what they give added up by the rows' shares.
+inline void check_experts(const Kernels& kernels, Pool& pool, Random& r) {
+  const int experts = draw(r, 1, 6);
+  const Stack stack = random_stack(r, experts);
+  const Case& c = stack.experts[0];
+  const Granularity granularity = draw(r, 0, 1) ? Granularity::kRow : Granularity::kFloat;
+  const int64_t rows = draw(r, 1, 30), places = draw(r, 1, experts), pairs = rows * places;
+  const auto chosen = random_choice(r, rows, places, experts);
+  const bool last = draw(r, 0, 1) == 1;
+  const auto x = floats(r, (last ? pairs : rows) * c.k), shares = floats(r, pairs);
+  std::vector<float> y((last ? rows : pairs) * c.n, NAN), expected(y.size());
+  const Choice choice = group_rows(chosen.data(), shares.data(), rows, places, 1, experts);
+  const ExpertLinears linears = {{stack.weight()}, granularity, nullptr, nullptr, y.data()};
+  run_experts(kernels, pool, choice, {x.data(), c.k, last}, linears);
+  std::vector<float> alone(pairs * c.n);
+  for (const Group& group : choice.groups) {
+    for (int64_t j = group.first; j < group.first + group.count; ++j) {
+      const float* row = x.data() + (last ? j : choice.row[j]) * c.k;
+      const Source source = {row, Norm::kNone, nullptr, nullptr, 0.0f, c.k};
+      const Weight w = stack.experts[group.expert].weight();
+      const auto one = row_by_row(kernels, w, source, 1, granularity, 0.0f);
+      std::copy(one.begin(), one.end(), alone.begin() + j * c.n);
+    }
+  }
+  if (!last) {
+    expect_same(y, alone, "experts", rows);
+    return;
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    std::vector<const float*> parts;
+    for (int64_t p = 0; p < places; ++p) {
+      parts.push_back(alone.data() + choice.grouped[row * places + p] * c.n);
+    }
+    kernels.weigh(parts.data(), choice.shares.data() + row * places, places, nullptr,
+                  expected.data() + row * c.n, c.n);
+  }
+  expect_same(y, expected, "sums of experts", rows);
+}
+
+// The largest shares, in their order, that add up to one.
+inline void check_route(const Kernels& kernels, Pool& pool, Random& r) {
+  const int64_t k = draw(r, 1, 100), rows = draw(r, 1, 5), experts = draw(r, 1, 20);
+  const int64_t places = draw(r, 1, static_cast<int>(experts));
+  const auto x = floats(r, rows * k), w = floats(r, experts * k);
+  std::vector<float> norm(rows * k), shares(rows * places);
+  std::vector<int32_t> chosen(rows * places);
+  const Router router = {w.data(), rows,        experts,       places,
+                         true,     norm.data(), shares.data(), chosen.data()};
+  route_rows(kernels, pool, {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, k}, router);
+  for (int64_t row = 0; row < rows; ++row) {
+    double sum = 0.0;
+    for (int64_t p = 0; p < places; ++p) {
+      const float share = shares[row * places + p];
+      sum += share;
+      expect(p == 0 || share <= shares[row * places + p - 1], "order of shares", row, p, experts);
+    }
+    expect(std::fabs(sum - 1.0) < 1e-5, "sum of shares", row, places, experts);
+  }
+}
+
+}  // namespace planish
