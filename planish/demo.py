@@ -1,4 +1,4 @@
-"""python -m planish.demo: the whole story on the embedded model, in about three minutes.
+"""python -m planish.demo: the whole story on the embedded model, in about four minutes.
 
     the model with outlier channels, then as it was trained
       -> each recipe -> the table of `planish quality`
@@ -42,7 +42,7 @@ SAMPLES, SAMPLE_LENGTH = 16, 512
 NEW_TOKENS = 48
 
 OPENING = f"""\
-planish on its embedded model (5.8 million parameters, trained on Python's own library): about three
+planish on its embedded model (5.8 million parameters, trained on Python's own library): about four
 minutes. Everything it makes stays in {DIRECTORY}/.
 
 Each row is the model quantized by one recipe. naive is INT8 without smoothing, with the scales of

@@ -42,7 +42,7 @@ def run(command: str, elsewhere: Path) -> subprocess.CompletedProcess[str]:
     if words[1] == "quantize":
         words.append("--overwrite")
     return subprocess.run(
-        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
 
 
@@ -89,7 +89,7 @@ def without_numbers(text: str) -> str:
 def test_the_python_of_the_readme_works(elsewhere: Path) -> None:
     (program,) = blocks("python")
     command = [sys.executable, "-c", program.replace("/tmp/", f"{elsewhere}/")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert (done.returncode, len(done.stdout) > 20) == (0, True), done.stderr
 
 

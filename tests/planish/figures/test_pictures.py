@@ -68,5 +68,7 @@ def rows():
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_every_picture_is_in_the_repository_and_small(name):
+def test_every_picture_is_shown_and_small(name):
+    pages = [IMAGES.parents[1] / "README.md", *IMAGES.parent.glob("*.md")]
+    assert any(f"images/{name}.png" in page.read_text(encoding="utf-8") for page in pages)
     assert 5_000 < (IMAGES / f"{name}.png").stat().st_size < 150_000
