@@ -24,6 +24,19 @@ from planish.reference.model.weights import Block, Weights
 
 NUM_SAMPLES, SAMPLE_LENGTH = 512, 512
 
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What is known of one linear's inputs, if it was asked for.
+
+    absmax: of each channel, float32 [K], for static activation scales. statistic: what the
+    method's own observer found.
+    """
+
+    absmax: np.ndarray | None = None
+    statistic: np.ndarray | None = None
+
+
 Statistics = dict[str, np.ndarray]  # name of a linear in its block -> what an observer found
 ChannelAbsmax = dict[str, np.ndarray]  # the same of ABSMAX: float32 [K]
 Progress = Callable[..., Iterable[Any]]
