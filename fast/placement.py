@@ -1,16 +1,16 @@
-"""Where the engine computes: on the CPU, compiled, whatever else jax could find or was told.
+"""Where the engine's arrays go and its programs run: on the CPU, whatever else jax could find.
 
-The command claims the whole of jax. In a program that uses jax for other things, on a GPU say,
-the engine's functions ask for the CPU only while they run.
+In a program that uses jax for other things, on a GPU say, the engine's functions ask for the CPU
+only while they run: jax's own settings are the program's, and nothing in fast/ changes them. Every
+array that comes from the host comes through `put`, so this is where a mesh of devices would begin.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 
@@ -18,26 +18,6 @@ from planish.reference.errors import PlanishError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-# what the environment may have set for other programs, and the engine's results or life depend on
-SETTINGS = {
-    "jax_platforms": "cpu",
-    "jax_platform_name": "cpu",
-    "jax_default_device": None,
-    "jax_default_matmul_precision": None,
-    "jax_disable_jit": False,
-    "jax_enable_x64": False,
-    "jax_no_tracing": False,
-    "jax_raise_persistent_cache_errors": False,
-    "jax_transfer_guard": "allow",
-}
-
-
-def claim_jax() -> None:
-    """Have this process's jax, before its first use, start the CPU alone and compile for it."""
-    for name, value in SETTINGS.items():
-        with contextlib.suppress(AttributeError):  # jax retires settings now and then
-            jax.config.update(name, value)
 
 
 def cpu() -> jax.Device:
@@ -63,3 +43,13 @@ def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
             return function(*arguments, **named)
 
     return run
+
+
+def put(tree: Any) -> Any:
+    """NumPy arrays on the device. One that is aligned to 64 bytes, such as a tensor of a mapped
+    file, is aliased and not copied, so nobody may write to it any more."""
+    return jax.tree.map(_put, tree)
+
+
+def _put(array: Any) -> jax.Array:
+    return jax.device_put(array, may_alias=True)

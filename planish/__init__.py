@@ -13,6 +13,7 @@ command `planish`, the only room where flags are read:
     opening          from flags to a checkpoint, kernels and an engine
     calibration      which text quantize calibrates on, and how long that takes
     program_cache    where compiled programs are kept
+    process          what the command claims of jax's settings
     demo, figures/   make demo, and the pictures of README and docs
 """
 

@@ -32,8 +32,7 @@ def keep_programs(flag: str | None) -> None:
     """Have every engine from here on keep its compiled programs where the flag says."""
     check_address_space()
     with interrupts_kill(), jax_errors():
-        from planish.fast.placement import claim_jax
-        from planish.fast.session.engine import use_compilation_cache
+        from planish.process import claim_jax, use_compilation_cache
 
     claim_jax()
     path = compilation_cache(flag)

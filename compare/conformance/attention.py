@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,11 @@ import numpy as np
 from planish.compare.conformance.check import Check, check
 from planish.compare.conformance.kv_cache import as_floats, check_flips, untiled
 from planish.compare.conformance.module_checks import SOFTMAX_TOLERANCE
-from planish.compare.conformance.on_device import Sets, computed
-from planish.fast.model.cache import KEY_SLOTS
+from planish.compare.conformance.on_device import Sets, computed, positions_of
+from planish.fast.model.backend import AttentionConfig
+from planish.fast.model.cache import FIELDS
 from planish.fast.native import attention as native_attention
+from planish.fast.native.cache import KEY_SLOTS, TiledSlots
 from planish.reference.grids import INT8_MAX, int8_scale
 from planish.reference.model import layers as reference_layers
 from planish.reference.model.config import Alibi
@@ -71,6 +72,24 @@ class Case:
         names = ("interleaved", "window", "alibi", "cap")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def rope(self) -> Rope | None:
+        found = Rope(theta=1.0, dim=self.head_dim, interleaved=self.interleaved)
+        return found if self.rotary else None
+
+    @property
+    def config(self) -> AttentionConfig:
+        return AttentionConfig(
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            divisor=self.divisor,
+            rope=self.rope,
+            table=0 if self.rotary else None,
+            window=self.window,
+            alibi=self.alibi,
+            cap=self.cap,
+        )
+
 
 SLOPES = (0.5, 0.25, 0.125, 0.0625)
 CASES = (
@@ -96,7 +115,7 @@ class Inputs:
     v: np.ndarray
     positions: np.ndarray
     tables: tuple[np.ndarray, np.ndarray] | None
-    past: tuple[np.ndarray, ...]
+    past: TiledSlots
 
 
 def check_attention(sets: Sets, seed: int = 0) -> Iterator[Check]:
@@ -110,11 +129,10 @@ def check_attention(sets: Sets, seed: int = 0) -> Iterator[Check]:
 
 def check_case(case: Case, inputs: Inputs, isa: str) -> Iterator[Check]:
     """One call of the kernel."""
-    values = inputs.q, inputs.k, inputs.v, inputs.positions, inputs.tables, inputs.past
-    sizes = case.kv_heads, case.head_dim, isa
-    kernel = partial(native_attention.attention, **case.options())
-    mixed, past = computed(kernel, *values, *sizes, static=(6, 7, 8))
-    name = f"{case}, {'INT8' if len(past) == 4 else 'floats'}, {isa}"
+    where = positions_of(inputs.positions, () if inputs.tables is None else (inputs.tables,))
+    values = (inputs.q, inputs.k, inputs.v), where, inputs.past, case.config, isa
+    mixed, past = computed(native_attention.cached_attention, *values, static=(3, 4))
+    name = f"{case}, {'floats' if past.key_scale is None else 'INT8'}, {isa}"
     before, after = (untiled(layer, case.head_dim) for layer in (inputs.past, past))
     for row, start in enumerate(case.starts):
         part, new = f"{name}, row {row}", slice(start, start + case.tokens)
@@ -154,10 +172,9 @@ def rotated(case: Case, inputs: Inputs, row: int) -> list[np.ndarray]:
     """One row's q, k and v by the reference: [T, heads, Hd] each."""
     given = (x[row].reshape(case.tokens, -1, case.head_dim) for x in (inputs.q, inputs.k, inputs.v))
     q, k, v = given
-    if inputs.tables is not None:
+    if inputs.tables is not None and case.rope is not None:
         cos, sin = (table[inputs.positions[row]] for table in inputs.tables)
-        rope = Rope(theta=1.0, dim=case.head_dim, interleaved=case.interleaved)
-        q, k = rotate(q, cos, sin, rope), rotate(k, cos, sin, rope)
+        q, k = rotate(q, cos, sin, case.rope), rotate(k, cos, sin, case.rope)
     return [q, k, v]
 
 
@@ -172,8 +189,9 @@ def random_inputs(case: Case, int8: bool, rng: np.random.Generator) -> Inputs:
     angle = rng.uniform(0, 7, (case.slots, width // 2)).astype(np.float32)
     tables = (np.cos(angle), np.sin(angle)) if case.rotary else None
     past = random_codes(case, rng) if int8 else random_floats(case, rng)
-    keys = tiled(past[0])
-    return Inputs(q, k, v, positions.astype(np.int32), tables, (keys, *past[1:]))
+    arrays: Any = dict(zip(FIELDS, (tiled(past[0]), *past[1:]), strict=False))
+    slots = TiledSlots(**arrays)
+    return Inputs(q, k, v, positions.astype(np.int32), tables, slots)
 
 
 def random_floats(case: Case, rng: np.random.Generator) -> list[np.ndarray]:

@@ -13,9 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from planish.compare.conformance.check import Check, check
-from planish.compare.conformance.on_device import computed, place
+from planish.compare.conformance.on_device import backend_of, computed, normed, place
 from planish.compare.conformance.tolerances import EPS, tolerance
-from planish.fast.model import transformer as fast_transformer
 from planish.fast.native import linear as native_linear
 from planish.reference import linear as reference_linear
 from planish.reference.linear import Linear
@@ -39,8 +38,9 @@ def identity(size: int, native: bool = False) -> Linear:
 
 def norm_part(norm: Norm, readers: dict[str, Linear], x: np.ndarray) -> np.ndarray:
     """The rows that the placed linears behind a norm read, for x [T, D]."""
-    hand_on = identity(x.shape[1], fused(readers))
-    return computed(fast_transformer.project, x[None], norm, (hand_on,))[0][0]
+    native = fused(readers)
+    hand_on = identity(x.shape[1], native)
+    return computed(backend_of(native).project, normed(x, norm), (hand_on,))[0][0]
 
 
 def fused(readers: dict[str, Linear]) -> bool:

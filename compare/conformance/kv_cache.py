@@ -10,13 +10,13 @@ there does not matter, for both sides read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from planish.compare.conformance.check import Check, check
-from planish.fast.model.cache import is_tiled
+from planish.fast.model.cache import LayerCache
+from planish.fast.native.cache import TiledSlots
 from planish.reference.grids import int8_codes, int8_scale
 from planish.reference.model import layers as reference_layers
 from planish.reference.model import transformer as reference_transformer
@@ -29,7 +29,7 @@ TIE = 1e-3
 SCALE_TOLERANCE = 1e-5  # relative
 
 
-def as_floats(layer: Sequence[Any], head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+def as_floats(layer: LayerCache, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
     """One layer's keys and values, float32 [B, K, S, Hd]."""
     keys, values, *scales = untiled(layer, head_dim)
     if not scales:
@@ -40,13 +40,13 @@ def as_floats(layer: Sequence[Any], head_dim: int) -> tuple[np.ndarray, np.ndarr
     )
 
 
-def untiled(layer: Sequence[Any], head_dim: int) -> list[np.ndarray]:
+def untiled(layer: LayerCache, head_dim: int) -> list[np.ndarray]:
     """One layer's arrays with keys as [B, K, S, Hd], and no longer in tiles of 16 slots.
 
     The tiles of a narrow head have zeros behind it.
     """
-    arrays = [np.asarray(array) for array in layer]
-    if is_tiled(tuple(arrays)):  # type: ignore[arg-type]
+    arrays = [np.asarray(array) for array in layer.arrays]
+    if isinstance(layer, TiledSlots):
         batch, heads, tiles, width, slots = arrays[0].shape
         keys = arrays[0].transpose(0, 1, 2, 4, 3)
         arrays[0] = keys.reshape(batch, heads, tiles * slots, width)[..., :head_dim]
@@ -55,7 +55,7 @@ def untiled(layer: Sequence[Any], head_dim: int) -> list[np.ndarray]:
 
 
 def check_codes(
-    config: ModelConfig, layer: int, block: Block, x: np.ndarray, past: Sequence[Any]
+    config: ModelConfig, layer: int, block: Block, x: np.ndarray, past: LayerCache
 ) -> Iterator[Check]:
     """Codes and scales of an INT8 cache after attention over x [T, D], row 0 of the batch."""
     _, *expected = projections(config, block, x)
@@ -97,7 +97,7 @@ def projections(config: ModelConfig, block: Block, x: np.ndarray) -> list[np.nda
 
 
 def attention_over(
-    config: ModelConfig, block: Block, x: np.ndarray, past: Sequence[Any]
+    config: ModelConfig, block: Block, x: np.ndarray, past: LayerCache
 ) -> np.ndarray:
     """The reference's attention of x [T, D] over the slots that the engine wrote."""
     both, kind = as_floats(past, config.head_dim), block.kind

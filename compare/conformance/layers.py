@@ -41,11 +41,18 @@ from planish.compare.conformance.fused_calls import check_outputs, fused, identi
 from planish.compare.conformance.kv_cache import attention_over, check_codes
 from planish.compare.conformance.module_checks import check_part, limit
 from planish.compare.conformance.moe import check_mixture
-from planish.compare.conformance.on_device import computed, is_native, place
+from planish.compare.conformance.on_device import (
+    backend_of,
+    computed,
+    is_native,
+    normed,
+    place,
+    positions_of,
+)
 from planish.compare.conformance.ops import check_output
 from planish.compare.conformance.trace import NormPlace, Seen, activations, norm_places
 from planish.fast.model import transformer as fast_transformer
-from planish.fast.model.cache import can_tile, empty_layer
+from planish.fast.model.backend import Backend
 from planish.reference.linear import Linear
 from planish.reference.model import transformer as reference_transformer
 from planish.reference.model.config import ModelConfig
@@ -68,9 +75,8 @@ class Case:
     native: bool
 
     @property
-    def tiled(self) -> bool:
-        """Whether the kernels do the attention."""
-        return self.native and can_tile(self.config)
+    def backend(self) -> Backend:
+        return backend_of(self.native)
 
     @property
     def in_floats(self) -> bool:
@@ -124,8 +130,8 @@ def check_norm(case: Case, place: NormPlace) -> Iterator[Check]:
     found = norm_part(norm, readers, given)
     yield from check_part(case.layer, part, expected, found, linears, case.native)
     if fused(readers) and np.isfinite(found).all():
-        arguments = given[None], norm, tuple(readers.values())
-        outputs = computed(fast_transformer.project, *arguments)
+        n = normed(given, norm)
+        outputs = computed(case.backend.project, n, tuple(readers.values()))
         for (name, linear), y in zip(linears.items(), outputs, strict=True):
             yield check_outputs(case.layer, f"{name} behind its norm", linear, found, y[0])
 
@@ -134,10 +140,9 @@ def check_rows(case: Case, part: str, seen: Seen) -> Check:
     """One linear on every row that the reference gives it, as the model calls it."""
     linear, placed, x = part_of(case.block, part), part_of(case.placed, part), seen[part]
     if part in ("o", "down"):
-        found = computed(fast_transformer.linear, x[None], placed)[0]
+        found = computed(case.backend.linear, x[None], placed)[0]
     else:
-        arguments = x[None], None, (placed,)
-        found = computed(fast_transformer.project, *arguments)[0][0]
+        found = computed(case.backend.project, normed(x), (placed,))[0][0]
     return check_output(case.layer, part, linear, x, found, is_native(placed), level=2)
 
 
@@ -160,9 +165,10 @@ def check_attention(case: Case, seen: Seen) -> Iterator[Check]:
 def attend(case: Case, block: Block, x: np.ndarray, residual: np.ndarray | None = None) -> Any:
     """The engine's attention of x [T, D] over an empty cache, and the cache that it leaves."""
     positions = np.arange(len(x), dtype=np.int32)[None]
-    past = empty_layer(case.config, 1, len(x), case.tiled)
-    arguments = x[None], positions, past, tables(case.config, len(x)), None, residual
-    return computed(fast_transformer.attend, case.config, block, *arguments, static=(0,))
+    past = case.backend.empty_layer(case.config, 1, len(x))
+    where = positions_of(positions, tables(case.config, len(x)))
+    arguments = case.config, block, normed(x), where, past, case.backend, residual
+    return computed(fast_transformer.attend, *arguments, static=(0, 5))
 
 
 def check_mlp(case: Case, seen: Seen) -> Iterator[Check]:
@@ -173,17 +179,18 @@ def check_mlp(case: Case, seen: Seen) -> Iterator[Check]:
     placed: Any = case.placed.mlp
     layer, down, x, native = case.layer, mlp.down, seen["n"], is_native(placed.down)
     through = replace(placed, down=identity(down.weight.shape[1], native))
-    inner = computed(fast_transformer.mlp, case.config, through, x[None], static=(0,))[0]
+    given = normed(x), case.backend
+    inner = computed(fast_transformer.mlp, case.config, through, *given, static=(0, 3))[0]
     yield from check_part(layer, "mlp", seen["down"], inner, {"down": down}, case.native)
     if native and np.isfinite(inner).all():
-        arguments = x[None], None, seen["x"][None]
-        found = computed(fast_transformer.mlp, case.config, placed, *arguments, static=(0,))
+        arguments = case.config, placed, *given, seen["x"][None]
+        found = computed(fast_transformer.mlp, *arguments, static=(0, 3))
         part = "down and the residual behind the mlp"
         yield check_outputs(layer, part, down, inner, found[0], seen["x"])
     yield check_rows(case, "down", seen)
 
 
-def tables(config: ModelConfig, length: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+def tables(config: ModelConfig, length: int) -> Any:
     """The rotary tables, which the engine too takes from the reference."""
     return tuple(rotations(rope, np.arange(length), length) for rope in config.ropes)
 
@@ -191,7 +198,9 @@ def tables(config: ModelConfig, length: int) -> tuple[tuple[np.ndarray, np.ndarr
 def check_whole(case: Case, seen: Seen) -> Iterator[Check]:
     """The block as the model runs it: that its parts are put together as they should be."""
     expected, layer = seen["out"], case.layer
-    given = seen["x"][None], tables(case.config, len(expected)), case.tiled
+    index = np.arange(len(expected), dtype=np.int32)[None]
+    where = positions_of(index, tables(case.config, len(expected)))
+    given = seen["x"][None], where, case.backend
     found = computed(fast_transformer.run_block, case.config, case.placed, *given, static=(0, 4))[0]
     if case.in_floats:
         yield check(2, layer, "block", expected, found, limit(expected, BLOCK_TOLERANCE))
@@ -214,8 +223,10 @@ def check_ends(
     outer = place(replace(weights, blocks=()), native)
     positions = np.arange(len(tokens), dtype=np.int32)
     expected = reference_transformer.embed(config, weights, tokens, positions)
-    given = tokens.astype(np.int32)[None], positions[None]
-    found = computed(fast_transformer.embed, config, outer, *given, static=(0,))[0]
+    backend = backend_of(native)
+    given = tokens.astype(np.int32)[None], positions[None], backend
+    found = computed(fast_transformer.embed, config, outer, *given, static=(0, 4))[0]
     yield check(2, None, "embed", expected, found, limit(expected))
-    found = computed(fast_transformer.unembed, config, outer, last[None], static=(0,))[0]
+    ends = config, outer, last[None], backend
+    found = computed(fast_transformer.unembed, *ends, static=(0, 3))[0]
     yield check(2, None, "unembed", logits, found, limit(logits))

@@ -22,12 +22,13 @@ import numpy as np
 from planish.compare.conformance.check import Check, check
 from planish.compare.conformance.fused_calls import check_outputs, identity
 from planish.compare.conformance.module_checks import check_part, limit
-from planish.compare.conformance.on_device import computed, is_native
+from planish.compare.conformance.on_device import computed, is_native, normed
 from planish.compare.conformance.ops import check_output
 from planish.compare.conformance.trace import Seen, judged_experts
-from planish.fast.model import moe as fast_moe
 from planish.fast.model.weights import PlacedExperts
+from planish.fast.native import moe as native_moe
 from planish.fast.xla import linear as fast_linear
+from planish.fast.xla import moe as xla_moe
 from planish.reference import linear as reference_linear
 from planish.reference.linear import Linear
 from planish.reference.model import transformer as reference_transformer
@@ -70,8 +71,8 @@ def check_routing(
     yield check_output(layer, "router", router, n, found, level=2)
     native = is_native(placed.up)
     for rows in (len(n), min(FEW, len(n))):
-        route = fast_moe.native_route if native else fast_moe.portable_route
-        given = config, placed, n[None, :rows], None
+        route = native_moe.route_normed if native else xla_moe.route_normed
+        given = config, placed, normed(n[:rows])
         _, shares, chosen = computed(route, *given, static=(0,))
         expected = dense(config, *reference_transformer.route(config, scores[:rows]))
         sure = decided_rows(config, scores[:rows])
@@ -113,9 +114,10 @@ def check_expert(
 def through_one(config: ModelConfig, placed: PlacedExperts, rows: np.ndarray) -> np.ndarray:
     """Rows [T, D] through the only expert of a mixture."""
     if is_native(placed.up):
-        return computed(fast_moe.mixture, alone(config), placed, rows[None], static=(0,))[0]
+        given = alone(config), placed, normed(rows)
+        return computed(native_moe.mixture, *given, static=(0,))[0]
     here = np.ones(len(rows), bool)
-    return computed(fast_moe.one_expert, config, placed, np.int32(0), rows, here, static=(0,))
+    return computed(xla_moe.one_expert, config, placed, np.int32(0), rows, here, static=(0,))
 
 
 def hidden(config: ModelConfig, stored: Mlp, rows: np.ndarray) -> np.ndarray:
@@ -141,5 +143,5 @@ def check_mixture(
         rows, one = seen[f"{name}.up"], one_expert(placed, index)
         yield from check_expert(config, layer, name, stored.experts[index], one, rows)
     sure = decided_rows(config, reference_linear.linear(n, stored.router))
-    found = computed(fast_moe.mixture, config, placed, n[None], static=(0,))[0]
+    found = computed(native_moe.mixture, config, placed, normed(n), static=(0,))[0]
     yield check(2, layer, "mixture", mixed[sure], found[sure], limit(mixed, share))

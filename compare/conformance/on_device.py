@@ -10,16 +10,35 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from planish.fast.model import weights as fast_weights
+from planish.fast.model.backend import Backend, Normed, Positions
+from planish.fast.native import backend as native_backend
 from planish.fast.native import linear as native_linear
+from planish.fast.xla import backend as xla_backend
 from planish.fast.xla import linear as fast_linear
 from planish.reference.linear import Linear
+from planish.reference.model.layers import Norm
 from planish.reference.model.weights import Experts
 from planish.reference.quantized import QuantizedWeight, centred_codes, to_layout
 
 Sets = tuple[str, ...]  # instruction sets whose kernels are judged, the default first; () is XLA
+
+
+def backend_of(native: bool) -> Backend:
+    return native_backend if native else xla_backend
+
+
+def normed(x: np.ndarray, norm: Norm | None = None) -> Normed:
+    """norm(x) of one sequence x [T, D] as the engine hands it on."""
+    return Normed(jnp.asarray(x)[None], norm)
+
+
+def positions_of(index: np.ndarray, tables: Any = ()) -> Positions:
+    """Positions [B, T] and rotary tables as the engine hands them on."""
+    return Positions(jnp.asarray(index, jnp.int32), tables)
 
 
 def place(tree: Any, native: bool = False) -> Any:

@@ -1,14 +1,19 @@
-"""The transformer as jitted functions: the same names as reference/model.py, for a batch.
+"""The transformer as jitted functions: the reference's, for a batch, over a cache of fixed slots.
+
+    prefill, forward    a chunk of one prompt: logits of its last token, or of all
+    losses              a chunk of a text: -log p of each next token
+    decode_step         one more token for every row
+    decode_tokens       several, sampled on the device
 
 Positions are arrays, so no step compiles anew; layers are unrolled, because a scan would copy
-each layer's weights before every kernel; the cache is donated at the two entry points only.
+each layer's weights before every kernel; the cache is donated at these entry points only. The
+backend (backend.py) computes; what is here says in which order.
 
 B sequences, T tokens, D model width, V vocabulary, S cache slots.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,40 +21,31 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from planish.fast.model import moe as experts
-from planish.fast.model.cache import KVCache, LayerCache, append, empty_layer, is_tiled, read
+from planish.fast.model.backend import QKV, Backend, Draw, Normed, Positions, attention_config
+from planish.fast.model.cache import KVCache, LayerCache
+from planish.fast.model.layers import ACTIVATIONS, by_parts, capped, normalize
 from planish.fast.model.weights import PlacedExperts
-from planish.fast.native import attention as native_attention
-from planish.fast.native import linear as native
-from planish.fast.native import sampling as native_sampling
-from planish.fast.xla.layers import ACTIVATIONS, attention, by_parts, capped, normalize, rotate
-from planish.fast.xla.linear import linear, project
 from planish.reference.model.config import ModelConfig
-from planish.reference.model.layers import Norm
 from planish.reference.model.weights import Block, Weights
 from planish.reference.text.evaluate import LOGITS
 
-Tables = tuple[tuple[jax.Array, jax.Array], ...]  # of each rope: cos and sin [slots, dim / 2]
 DecodeState = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, KVCache]
 
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Draw:
-    """How decode_tokens samples: sampling_settings(), random numbers, ids that end a row."""
-
-    settings: jax.Array  # int32 [5]
-    uniform: jax.Array  # int32 [steps, B, 2]
-    ends: jax.Array  # int32 [E]
+program = partial(jax.jit, static_argnames=("config", "backend"), donate_argnames=("cache",))
 
 
+@jax.named_scope("embed")
 def embed(
-    config: ModelConfig, weights: Weights, tokens: jax.Array, positions: jax.Array
+    config: ModelConfig,
+    weights: Weights,
+    tokens: jax.Array,
+    positions: jax.Array,
+    backend: Backend,
 ) -> jax.Array:
     """Token and position embeddings of tokens [B, T] -> [B, T, D]."""
-    x = weights.embed[tokens] * jnp.float32(config.embed_scale)
+    x = weights.embed[tokens] * jnp.float32(config.embed_scale)  # [B, T, E]
     if weights.project_in is not None:
-        x = linear(x, weights.project_in)
+        x = backend.linear(x, weights.project_in)  # [B, T, D]
     if weights.positions is not None:
         x = x + weights.positions[positions + (config.position_offset or 0)]
     return normalize(x, weights.embed_norm)
@@ -59,24 +55,25 @@ def block_forward(
     config: ModelConfig,
     block: Block,
     x: jax.Array,
-    positions: jax.Array,
+    positions: Positions,
     past: LayerCache,
-    tables: Tables,
+    backend: Backend,
 ) -> tuple[jax.Array, LayerCache]:
     """One layer over x [B, T, D], and its slots with the new keys and values written."""
     if config.parallel:
-        return parallel_forward(config, block, x, positions, past, tables)
-    before, after = block.attention_norm, block.attention_output_norm
+        return parallel_forward(config, block, x, positions, past, backend)
     if config.norm_placement == "post":
-        x, past = attend(config, block, x, positions, past, tables, residual=x)
-        x = normalize(x, before)
-        return normalize(mlp(config, block.mlp, x, residual=x), block.mlp_norm), past
+        x, past = attend(config, block, Normed(x), positions, past, backend, residual=x)
+        x = normalize(x, block.attention_norm)
+        mixed = mlp(config, block.mlp, Normed(x), backend, residual=x)
+        return normalize(mixed, block.mlp_norm), past
+    n = Normed(x, block.attention_norm)
     if not config.norms_output:
-        x, past = attend(config, block, x, positions, past, tables, before, residual=x)
-        return mlp(config, block.mlp, x, block.mlp_norm, residual=x), past
-    attended, past = attend(config, block, x, positions, past, tables, before)
-    x = x + normalize(attended, after)
-    mixed = mlp(config, block.mlp, x, block.mlp_norm)
+        x, past = attend(config, block, n, positions, past, backend, residual=x)
+        return mlp(config, block.mlp, Normed(x, block.mlp_norm), backend, residual=x), past
+    attended, past = attend(config, block, n, positions, past, backend)
+    x = x + normalize(attended, block.attention_output_norm)
+    mixed = mlp(config, block.mlp, Normed(x, block.mlp_norm), backend)
     return x + normalize(mixed, block.mlp_output_norm), past
 
 
@@ -84,244 +81,251 @@ def parallel_forward(
     config: ModelConfig,
     block: Block,
     x: jax.Array,
-    positions: jax.Array,
+    positions: Positions,
     past: LayerCache,
-    tables: Tables,
+    backend: Backend,
 ) -> tuple[jax.Array, LayerCache]:
     """x + attention(norm(x)) + mlp(norm'(x)); all linears that read one norm in one call."""
-    norm = block.attention_norm if config.shared_norm else block.mlp_norm
+    n = Normed(x, block.attention_norm)
     weights: Any = block.mlp
     if not config.shared_norm or isinstance(weights, PlacedExperts) or weights.gate is not None:
-        y, past = attend(config, block, x, positions, past, tables, block.attention_norm, x)
-        return mlp(config, weights, x, norm, residual=y), past
-    q, k, v, inner = project(x, norm, (block.q, block.k, block.v, weights.up))
-    mixed, past = mix(config, block, q, k, v, positions, past, tables)
+        other = n if config.shared_norm else Normed(x, block.mlp_norm)
+        y, past = attend(config, block, n, positions, past, backend, residual=x)
+        return mlp(config, weights, other, backend, residual=y), past
+    with jax.named_scope("qkv_up"):
+        q, k, v, inner = backend.project(n, (block.q, block.k, block.v, weights.up))
+    mixed, past = attend_slots(config, block, (q, k, v), positions, past, backend)
     inner = ACTIVATIONS[config.activation](inner)
-    return linear(inner, weights.down, linear(mixed, block.o, x)), past
+    return backend.linear(inner, weights.down, backend.linear(mixed, block.o, x)), past
 
 
 def attend(
     config: ModelConfig,
     block: Block,
-    x: jax.Array,
-    positions: jax.Array,
+    x: Normed,
+    positions: Positions,
     past: LayerCache,
-    tables: Tables,
-    norm: Norm | None = None,
+    backend: Backend,
     residual: jax.Array | None = None,
 ) -> tuple[jax.Array, LayerCache]:
-    """Attention of norm(x) over the slots + residual -> [B, T, D], and the slots written."""
-    q, k, v = project(x, norm, (block.q, block.k, block.v))
-    mixed, past = mix(config, block, q, k, v, positions, past, tables)
-    return linear(mixed, block.o, residual), past
+    """Attention of x over the slots + residual -> [B, T, D], and the slots written."""
+    with jax.named_scope("qkv"):
+        q, k, v = backend.project(x, (block.q, block.k, block.v))  # [B, T, heads * Hd] each
+    mixed, past = attend_slots(config, block, (q, k, v), positions, past, backend)
+    with jax.named_scope("o"):
+        return backend.linear(mixed, block.o, residual), past
 
 
-def mix(
+@jax.named_scope("attention")
+def attend_slots(
     config: ModelConfig,
     block: Block,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    positions: jax.Array,
+    qkv: QKV,
+    positions: Positions,
     past: LayerCache,
-    tables: Tables,
+    backend: Backend,
 ) -> tuple[jax.Array, LayerCache]:
-    """Attention behind q, k, v [B, T, heads * Hd] -> [B, T, H * Hd], and the slots written."""
-    q, k, v = heads(config, block, q, k, v)
-    kind = block.kind
-    rope = None if kind.rope is None else config.ropes[kind.rope]
-    table = None if kind.rope is None else tables[kind.rope]
-    options: dict[str, Any] = {"divisor": kind.score_divisor, "window": kind.window}
-    options |= {"alibi": config.alibi, "cap": config.score_cap}
-    if is_tiled(past):
-        options["interleaved"] = rope is not None and rope.interleaved
-        sizes = config.num_kv_heads, config.head_dim
-        return native_attention.attention(q, k, v, positions, table, past, *sizes, **options)
-    q, k, v = (by_head(config, y) for y in (q, k, v))
-    if rope is not None and table is not None:
-        cos, sin = (angles[positions] for angles in table)  # [B, T, dim / 2]
-        q, k = rotate(q, cos, sin, rope), rotate(k, cos, sin, rope)
-    past = append(past, k, v, positions)
-    return attention(q, *read(past), positions, **options), past
+    """Between q, k, v [B, T, heads * Hd] and the input of o [B, T, H * Hd]."""
+    qkv = clip_and_normalize(config, block, qkv)
+    return backend.attention(qkv, positions, past, attention_config(config, block.kind))
 
 
-def heads(
-    config: ModelConfig, block: Block, q: jax.Array, k: jax.Array, v: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries, keys and values [B, T, heads * Hd]: clipped and normalized, not yet turned."""
+def clip_and_normalize(config: ModelConfig, block: Block, qkv: QKV) -> QKV:
+    """Queries, keys and values [B, T, heads * Hd]: clipped and normalized, not yet rotated."""
+    q, k, v = qkv
     if config.qkv_clip is not None:
-        q, k, v = (jnp.clip(y, -config.qkv_clip, config.qkv_clip) for y in (q, k, v))
+        q, k, v = (jnp.clip(y, -config.qkv_clip, config.qkv_clip) for y in qkv)
     if config.qk_norm == "width":
         return normalize(q, block.q_norm), normalize(k, block.k_norm), v
     if config.qk_norm is None:
         return q, k, v
-    pairs = (q, block.q_norm), (k, block.k_norm)
-    q, k = (normalize(by_head(config, y), norm).reshape(y.shape) for y, norm in pairs)
-    return q, k, v
 
+    def by_head(y: jax.Array) -> jax.Array:
+        return y.reshape(*y.shape[:2], -1, config.head_dim)  # [B, T, heads, Hd]
 
-def by_head(config: ModelConfig, x: jax.Array) -> jax.Array:
-    """[B, T, heads * Hd] -> [B, T, heads, Hd]."""
-    return x.reshape(*x.shape[:2], -1, config.head_dim)
+    q = normalize(by_head(q), block.q_norm).reshape(q.shape)
+    return q, normalize(by_head(k), block.k_norm).reshape(k.shape), v
 
 
 def mlp(
     config: ModelConfig,
     weights: Any,
-    x: jax.Array,
-    norm: Norm | None = None,
+    x: Normed,
+    backend: Backend,
     residual: jax.Array | None = None,
 ) -> jax.Array:
-    """down(act(up n)), or down(act(gate n) * up n) where gated, + residual; n = norm(x).
+    """down(act(up x)), or down(act(gate x) * up x) where gated, + residual -> [B, T, D].
 
     weights: Mlp or PlacedExperts.
     """
     if isinstance(weights, PlacedExperts):
-        return experts.mixture(config, weights, x, norm, residual)
-    act = ACTIVATIONS[config.activation]
-    if weights.gate is None:
-        inner = act(project(x, norm, (weights.up,))[0])
-        return linear(inner, weights.down, residual)
-    both = weights.gate, weights.up
-    if config.activation == "silu" and native.alike(both):
-        inner = native.linears(x, both, norm, gated=True)[0]
-    else:
-        gate, up = project(x, norm, both)
-        inner = act(gate) * up
-    return linear(inner, weights.down, residual)
+        with jax.named_scope("moe"):
+            return backend.moe(config, weights, x, residual)
+    with jax.named_scope("mlp"):
+        if weights.gate is None:
+            inner = ACTIVATIONS[config.activation](backend.project(x, (weights.up,))[0])
+        else:
+            inner = backend.gated(x, weights.gate, weights.up, config.activation)  # [B, T, F]
+        return backend.linear(inner, weights.down, residual)
 
 
-def unembed(config: ModelConfig, weights: Weights, x: jax.Array) -> jax.Array:
+@jax.named_scope("head")
+def unembed(config: ModelConfig, weights: Weights, x: jax.Array, backend: Backend) -> jax.Array:
     """Final norm and head: [B, T, D] -> logits [B, T, V]."""
+    n = Normed(x, weights.final_norm)
     if weights.project_out is None:
-        logits = project(x, weights.final_norm, (weights.head,))[0]
-    else:
-        x = project(x, weights.final_norm, (weights.project_out,))[0]
-        logits = linear(x, weights.head)
-    return capped(logits, config.logit_cap)
+        return capped(backend.project(n, (weights.head,))[0], config.logit_cap)
+    x = backend.project(n, (weights.project_out,))[0]  # [B, T, E]
+    return capped(backend.linear(x, weights.head), config.logit_cap)
 
 
 def extend(
     config: ModelConfig,
     weights: Weights,
     tokens: jax.Array,
-    positions: jax.Array,
     cache: KVCache,
-    tables: Tables,
+    positions: Positions,
+    backend: Backend,
 ) -> tuple[jax.Array, KVCache]:
     """Hidden states [B, T, D] of new tokens, and the cache with them."""
-    x, layers = embed(config, weights, tokens, positions), []
-    for block, past in zip(weights.blocks, cache.layers, strict=True):
-        x, past = block_forward(config, block, x, positions, past, tables)
+    x, layers = embed(config, weights, tokens, positions.index, backend), []
+    for number, (block, past) in enumerate(zip(weights.blocks, cache.layers, strict=True)):
+        with jax.named_scope(f"layer_{number}"):
+            x, past = block_forward(config, block, x, positions, past, backend)
         layers.append(past)
     return x, KVCache(tuple(layers))
 
 
-@partial(jax.jit, static_argnames=("config", "all_logits"), donate_argnames=("cache",))
+@program
 def prefill(
     config: ModelConfig,
     weights: Weights,
     tokens: jax.Array,
-    positions: jax.Array,
     cache: KVCache,
-    tables: Tables,
-    all_logits: bool,
+    positions: Positions,
+    backend: Backend,
 ) -> tuple[jax.Array, KVCache]:
-    """A chunk of one prompt, tokens [1, T]: logits [1, T, V], or [1, 1, V] of the last token only.
+    """A chunk of one prompt, tokens [1, T]: logits [1, 1, V] of the last token.
 
     A chunk shorter than its bucket is padded by repeating the last token at its position, so
     the last row is the last token's whatever the padding.
     """
-    x, cache = extend(config, weights, tokens, positions, cache, tables)
-    return unembed(config, weights, x if all_logits else x[:, -1:]), cache
+    x, cache = extend(config, weights, tokens, cache, positions, backend)
+    return unembed(config, weights, x[:, -1:], backend), cache
 
 
-@partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
+@program
+def forward(
+    config: ModelConfig,
+    weights: Weights,
+    tokens: jax.Array,
+    cache: KVCache,
+    positions: Positions,
+    backend: Backend,
+) -> tuple[jax.Array, KVCache]:
+    """A chunk as in `prefill`: logits [1, T, V] of every token."""
+    x, cache = extend(config, weights, tokens, cache, positions, backend)
+    return unembed(config, weights, x, backend), cache
+
+
+@program
 def losses(
     config: ModelConfig,
     weights: Weights,
     tokens: jax.Array,
-    positions: jax.Array,
     cache: KVCache,
-    tables: Tables,
+    positions: Positions,
+    backend: Backend,
     targets: jax.Array,
 ) -> tuple[jax.Array, KVCache]:
     """A chunk as in `prefill`: -log p of the token after each, targets [1, T], float32 [1, T]."""
-    x, cache = extend(config, weights, tokens, positions, cache, tables)
+    x, cache = extend(config, weights, tokens, cache, positions, backend)
     parts = -(-x.shape[1] * config.vocab_size // LOGITS)
-    some = partial(target_losses, config, weights)
+
+    def some(x: jax.Array, targets: jax.Array) -> jax.Array:
+        return target_losses(unembed(config, weights, x, backend), targets)
+
     return by_parts(some, -(-x.shape[1] // parts), x, targets), cache
 
 
-def target_losses(
-    config: ModelConfig, weights: Weights, x: jax.Array, targets: jax.Array
-) -> jax.Array:
-    """log(sum of exp(logits)) - logit of the target: hidden states [B, T, D] -> [B, T]."""
-    logits = unembed(config, weights, x)
+def target_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """log(sum of exp(logits)) - logit of the target: [B, T, V] and [B, T] -> [B, T]."""
     best = jnp.max(logits, axis=-1, keepdims=True)
     total = jnp.sum(jnp.exp(logits - best), axis=-1)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
     return jnp.log(total) + (best - chosen)[..., 0]  # the difference first: it is nearly exact
 
 
-@partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
+@program
 def decode_step(
     config: ModelConfig,
     weights: Weights,
     tokens: jax.Array,
-    positions: jax.Array,
     cache: KVCache,
-    tables: Tables,
+    positions: Positions,
+    backend: Backend,
 ) -> tuple[jax.Array, KVCache]:
     """One more token for every row, tokens and positions [B]: logits [B, V]."""
-    x, cache = extend(config, weights, tokens[:, None], positions[:, None], cache, tables)
-    return unembed(config, weights, x)[:, 0], cache
+    return extend_by_one(config, weights, tokens, cache, positions, backend)
 
 
-@partial(jax.jit, static_argnames=("config", "most"), donate_argnames=("cache",))
+@program
 def decode_tokens(
     config: ModelConfig,
     weights: Weights,
     tokens: jax.Array,
-    positions: jax.Array,
     cache: KVCache,
-    tables: Tables,
+    positions: Positions,
+    backend: Backend,
     draw: Draw,
-    count: jax.Array,
-    most: int,
 ) -> tuple[jax.Array, KVCache]:
-    """`count` more tokens for every row, tokens and positions [B], without the host in between.
+    """draw.count more tokens for every row, tokens and positions [B], without the host.
 
-    Returns the sampled tokens [most, B] and the cache. The rows' own ends are the host's matter,
-    but when every row has ended the rest is not computed.
+    Returns the sampled tokens [steps, B] and the cache; tokens that were not computed are -1. The
+    rows' own ends are the host's matter, but when every row has ended the rest is not computed.
     """
     last = jnp.int32(cache.slots - 1)  # a row that has ended must not leave its slots
 
     def going(state: DecodeState) -> jax.Array:
         step, _, _, ended, _, _ = state
-        return (step < count) & ~jnp.all(ended)
+        return (step < draw.count) & ~jnp.all(ended)
 
     def step(state: DecodeState) -> DecodeState:
-        step, tokens, positions, ended, found, cache = state
-        x, cache = extend(config, weights, tokens[:, None], positions[:, None], cache, tables)
-        logits = unembed(config, weights, x)[:, 0]
-        tokens = native_sampling.sample(logits, draw.settings, draw.uniform[step])
+        step, tokens, index, ended, found, cache = state
+        where = Positions(index, positions.tables)
+        logits, cache = extend_by_one(config, weights, tokens, cache, where, backend)
+        with jax.named_scope("sample"):
+            tokens = backend.sample(logits, draw.sampling, draw.uniform[step])
         ended = ended | jnp.any(tokens[:, None] == draw.ends[None, :], axis=1)
         found = lax.dynamic_update_slice(found, tokens[None], (step, jnp.int32(0)))
-        return step + 1, tokens, jnp.minimum(positions + 1, last), ended, found, cache
+        return step + 1, tokens, jnp.minimum(index + 1, last), ended, found, cache
 
     rows = tokens.shape[0]
-    found = jnp.full((most, rows), -1, jnp.int32)
-    start = jnp.int32(0), tokens, positions, jnp.zeros(rows, bool), found, cache
+    found = jnp.full((draw.uniform.shape[0], rows), -1, jnp.int32)
+    nothing = jnp.zeros(rows, bool)
+    start = jnp.int32(0), tokens, positions.index, nothing, found, cache
     *_, found, cache = lax.while_loop(going, step, start)
     return found, cache
 
 
-@partial(jax.jit, static_argnames=("config", "tiled"))
+def extend_by_one(
+    config: ModelConfig,
+    weights: Weights,
+    tokens: jax.Array,
+    cache: KVCache,
+    positions: Positions,
+    backend: Backend,
+) -> tuple[jax.Array, KVCache]:
+    """Logits [B, V] after one more token for every row, tokens and positions [B]."""
+    positions = Positions(positions.index[:, None], positions.tables)
+    x, cache = extend(config, weights, tokens[:, None], cache, positions, backend)
+    return unembed(config, weights, x, backend)[:, 0], cache
+
+
+@partial(jax.jit, static_argnames=("config", "backend"))
 def run_block(
-    config: ModelConfig, block: Block, x: jax.Array, tables: Tables, tiled: bool
+    config: ModelConfig, block: Block, x: jax.Array, positions: Positions, backend: Backend
 ) -> jax.Array:
     """One block over one whole sequence x [1, T, D], nothing kept: what compare feeds."""
-    nothing = empty_layer(config, 1, x.shape[1], tiled)
-    positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    return block_forward(config, block, x, positions, nothing, tables)[0]
+    nothing: Any = backend.empty_layer(config, 1, x.shape[1])
+    return block_forward(config, block, x, positions, nothing, backend)[0]

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from planish.fast.placement import put
 from planish.reference.grids import grouped
 from planish.reference.linear import Linear
 from planish.reference.model.experts import linear_of, together
@@ -62,18 +63,14 @@ def device_weights(weights: Weights) -> Weights:
     """Every block read, converted and placed, one at a time. Tied tensors stay one array."""
     placed: dict[int, jax.Array] = {}
 
-    def put(array: np.ndarray) -> jax.Array:
+    def put_once(array: np.ndarray) -> jax.Array:
         if id(array) not in placed:
-            placed[id(array)] = _put(array)
+            placed[id(array)] = put(array)
         return placed[id(array)]
 
     outer = replace(weights, blocks=())
-    blocks = tuple(jax.tree.map(_put, place_block(block)) for block in weights.blocks)
-    return replace(jax.tree.map(put, place_block(outer)), blocks=blocks)
-
-
-def _put(array: np.ndarray) -> jax.Array:
-    return jax.device_put(array, may_alias=True)
+    blocks = tuple(put(place_block(block)) for block in weights.blocks)
+    return replace(jax.tree.map(put_once, place_block(outer)), blocks=blocks)
 
 
 def place_block(tree: Any) -> Any:

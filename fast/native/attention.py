@@ -5,68 +5,75 @@ B sequences, T tokens, H query heads, G key-value heads, Hd head width, S slots.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planish.reference.model.config import Alibi
+from planish.fast.model.backend import QKV, AttentionConfig, Positions
+from planish.fast.model.cache import FIELDS
+from planish.fast.native.cache import TiledSlots
+from planish.fast.xla import attention as xla
+from planish.fast.xla.cache import Slots
 
 
-def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    positions: jax.Array,
-    tables: tuple[jax.Array, jax.Array] | None,
-    past: tuple[jax.Array, ...],
-    kv_heads: int,
-    head_dim: int,
+def cached_attention(
+    qkv: QKV,
+    positions: Positions,
+    past: TiledSlots | Slots,
+    config: AttentionConfig,
     isa: str = "",
-    *,
-    interleaved: bool = False,
-    divisor: float | None = None,
-    window: int | None = None,
-    alibi: Alibi | None = None,
-    cap: float | None = None,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Rotary positions, cache write, softmax(q kt / divisor) v -> [B, T, H * Hd], and the cache.
+) -> tuple[jax.Array, TiledSlots | Slots]:
+    """Rotary positions, cache write, softmax(q kt / divisor) v -> [B, T, H * Hd], and the slots.
 
-    q [B, T, H * Hd], k and v [B, T, G * Hd], positions [B, T]; past: keys [B, G, S / 16, W, 16]
-    and values [B, G, S, W], and where they are int8 codes their scales [B, G, S]; W is Hd or the
-    next multiple of 16. The cache is updated in place when it is donated. The divisor is
-    sqrt(Hd), if it is not given; the other options are those of fast.layers.attention.
+    q [B, T, H * Hd], k and v [B, T, G * Hd]. The slots are updated in place where they are donated.
+    XLA's slots, of heads that are too wide for the kernels, are left to XLA.
     """
-    width, rotary = past[1].shape[-1], 0 if tables is None else 2 * tables[0].shape[1]
-    q, k, v = (widened(x, head_dim, width) for x in (q, k, v))
-    inputs = [q, k, v, positions, *(tables or ()), *past]
-    start = len(inputs) - len(past)
+    if not isinstance(past, TiledSlots):
+        return xla.cached_attention(qkv, positions, past, config)
+    width, tables = past.values.shape[-1], rotary_tables(positions, config)
+    q, k, v = (widened(x, config.head_dim, width) for x in qkv)
+    inputs = [q, k, v, positions.index, *tables, *past.arrays]
+    start = len(inputs) - len(past.arrays)
     mixed, *written = jax.ffi.ffi_call(
         "planish_attention",
-        [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, *past)],
-        input_output_aliases={start + i: 1 + i for i in range(len(past))},
-    )(
-        *inputs,
-        isa=isa,
-        heads=np.int64(q.shape[-1] // width),
-        kv_heads=np.int64(kv_heads),
-        head_dim=np.int64(width),
-        rotary=np.int64(rotary),
-        interleaved=interleaved,
-        int8=past[0].dtype == jnp.int8,
-        divisor=np.float32(divisor or math.sqrt(head_dim)),
-        window=np.int64(window or 0),
-        slopes=np.array(alibi.slopes if alibi else (), np.float32),
-        divided=alibi is not None and alibi.divided,
-        bfloat16=alibi is not None and alibi.bfloat16,
-        cap=np.float32(cap or 0),
-    )
-    return narrowed(mixed, head_dim, width), tuple(written)
+        [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, *past.arrays)],
+        input_output_aliases={start + i: 1 + i for i in range(len(past.arrays))},
+    )(*inputs, isa=isa, **attributes(q, past, config, tables))
+    slots = TiledSlots(**dict(zip(FIELDS, written, strict=False)))
+    return narrowed(mixed, config.head_dim, width), slots
+
+
+def rotary_tables(positions: Positions, config: AttentionConfig) -> tuple[jax.Array, ...]:
+    """cos and sin [S, dim / 2] of every slot; nothing where queries and keys are not rotated."""
+    return () if config.table is None else positions.tables[config.table]
+
+
+def attributes(
+    q: jax.Array, past: TiledSlots, config: AttentionConfig, tables: Sequence[jax.Array]
+) -> dict[str, Any]:
+    """What the kernel is told besides its arrays."""
+    alibi, width = config.alibi, past.values.shape[-1]
+    return {
+        "heads": np.int64(q.shape[-1] // width),
+        "kv_heads": np.int64(config.kv_heads),
+        "head_dim": np.int64(width),
+        "rotary": np.int64(2 * tables[0].shape[1] if tables else 0),
+        "interleaved": config.rope is not None and config.rope.interleaved,
+        "int8": past.keys.dtype == jnp.int8,
+        "divisor": np.float32(config.divisor),
+        "window": np.int64(config.window or 0),
+        "slopes": np.array(alibi.slopes if alibi else (), np.float32),
+        "divided": alibi is not None and alibi.divided,
+        "bfloat16": alibi is not None and alibi.bfloat16,
+        "cap": np.float32(config.cap or 0),
+    }
 
 
 def widened(x: jax.Array, head_dim: int, width: int) -> jax.Array:
-    """[B, T, heads * Hd] -> [B, T, heads * W], zeros behind each head."""
+    """[B, T, heads * Hd] -> [B, T, heads * W], zeros after each head."""
     if head_dim == width:
         return x
     heads = x.reshape(*x.shape[:2], -1, head_dim)

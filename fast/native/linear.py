@@ -16,9 +16,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from planish.fast.model.backend import Normed
+from planish.fast.model.layers import ACTIVATIONS, normalize
+from planish.fast.xla import linear as xla
 from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
 from planish.reference.quantized import QuantizedWeight
+
+
+def project(x: Normed, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
+    """Every linear of x [B, T, K] -> [B, T, N_i]; one call with the norm where they are alike."""
+    if alike(layers):
+        return linears(x.raw, layers, x.norm)
+    n = normalize(x.raw, x.norm)
+    return tuple(linear(n, layer) for layer in layers)
+
+
+def gated(x: Normed, gate: Linear, up: Linear, activation: str) -> jax.Array:
+    """act(gate x) * up x -> [B, T, F]; one call for silu."""
+    if activation == "silu" and alike((gate, up)):
+        return linears(x.raw, (gate, up), x.norm, gated=True)[0]
+    opened, inner = project(x, (gate, up))
+    return ACTIVATIONS[activation](opened) * inner
+
+
+def linear(x: jax.Array, layer: Linear, residual: jax.Array | None = None) -> jax.Array:
+    """y = x Wt + b (+ residual) for x [B, T, K] -> [B, T, N]; a weight in floats is XLA's."""
+    if is_tiled(layer):
+        return linears(x, (layer,), residual=residual)[0]
+    return xla.linear(x, layer, residual)
 
 
 def linears(

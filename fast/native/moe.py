@@ -1,8 +1,8 @@
-"""The kernels of a mixture of experts as JAX functions: only chosen experts' weights are read.
+"""A mixture of experts by the native kernels: only chosen experts' weights are read.
 
-Between the two calls rows are grouped: every (row, place) pair of the first expert that some row
-chose, by row, then those of the next expert. What is done in between is done entry by entry and
-need not know.
+Between the kernels' two calls rows are grouped: every (row, place) pair of the first expert that
+some row chose, by row, then those of the next expert. What is done in between is done entry by
+entry and need not know.
 
 R rows, P places (the experts of a row), E experts, K inputs, N outputs.
 """
@@ -16,12 +16,72 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planish.fast.native.linear import linear_attributes, tiled, weight_arguments
-from planish.reference.linear import Linear
+from planish.fast.model.backend import Normed
+from planish.fast.model.layers import ACTIVATIONS
+from planish.fast.model.weights import PlacedExperts
+from planish.fast.native.linear import alike, is_tiled, linear_attributes, tiled, weight_arguments
+from planish.fast.xla import moe as xla
+from planish.reference.linear import Linear, float_weight
+from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import Norm
 
+FEW_ROWS = 16  # up to here the kernel's routing is faster than XLA's product
 
-def route(
+
+def mixture(
+    config: ModelConfig,
+    weights: PlacedExperts,
+    x: Normed,
+    residual: jax.Array | None = None,
+) -> jax.Array:
+    """Each token of x [B, T, D] through its top experts, weighted by the router, + residual."""
+    if not is_tiled(weights.up):
+        return xla.mixture(config, weights, x, residual)
+    n, shares, chosen = route_normed(config, weights, x)
+    return mix_experts(config, weights, n, shares, chosen, residual)
+
+
+def route_normed(
+    config: ModelConfig, weights: PlacedExperts, x: Normed
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x, normalized [B, T, D], and the shares and the experts of each row [R, P]: one call for few
+    rows, XLA's product for many."""
+    rows, router = x.raw.reshape(-1, x.raw.shape[-1]), weights.router
+    if config.moe is None or router.bias is not None or len(rows) > FEW_ROWS:
+        return xla.route_normed(config, weights, x)
+    how = config.moe.top_k, config.moe.normalized, x.norm
+    n, shares, chosen = route_rows(rows, jnp.asarray(float_weight(router)), *how)
+    return n.reshape(x.raw.shape), shares, chosen
+
+
+def mix_experts(
+    config: ModelConfig,
+    weights: PlacedExperts,
+    x: jax.Array,
+    shares: jax.Array,
+    chosen: jax.Array,
+    residual: jax.Array | None = None,
+) -> jax.Array:
+    """residual + sum over each row's experts of share * expert(x): x [B, T, D], shares and chosen
+    [R, P]."""
+    rows, sequences = x.reshape(-1, x.shape[-1]), x.shape[0]
+
+    def through(*layers: Linear) -> jax.Array:  # [R * P, F]
+        return expert_linears(rows, chosen, layers, sequences)
+
+    act, gate = ACTIVATIONS[config.activation], weights.gate
+    if gate is None:
+        inner = act(through(weights.up))
+    elif config.activation == "silu" and alike((gate, weights.up)):
+        inner = through(gate, weights.up)
+    else:
+        inner = act(through(gate)) * through(weights.up)
+    added = None if residual is None else residual.reshape(rows.shape)
+    y = expert_sums(inner, chosen, shares, weights.down, added, sequences)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def route_rows(
     x: jax.Array,
     router: jax.Array,
     places: int,
@@ -31,7 +91,7 @@ def route(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """norm(x) [R, K], and each row's shares and experts [R, P], for a few rows x [R, K].
 
-    router float32 [E, K]; as reference.model.route: a softmax over all, then the largest.
+    router float32 [E, K]; as the reference's route: a softmax over all, then the largest.
     """
     found = (None, None) if norm is None else (norm.weight, norm.bias)
     shape = x.shape[0], places

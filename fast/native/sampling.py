@@ -12,16 +12,16 @@ import numpy as np
 from planish.reference.text.sampling import Sampling
 
 
-def sample(logits: jax.Array, settings: jax.Array, uniform: jax.Array, isa: str = "") -> jax.Array:
+def sample(logits: jax.Array, sampling: jax.Array, uniform: jax.Array, isa: str = "") -> jax.Array:
     """The next token of each row of logits [B, V] -> int32 [B]; -1 where they are not numbers.
 
-    settings int32 [5]: sampling_settings(); uniform int32 [B, 2]: as_int32() of float64 [B].
+    sampling int32 [5]: packed(Sampling(...)); uniform int32 [B, 2]: as_int32() of float64 [B].
     """
     shape = jax.ShapeDtypeStruct(logits.shape[:1], jnp.int32)
-    return jax.ffi.ffi_call("planish_sample", shape)(logits, settings, uniform, isa=isa)
+    return jax.ffi.ffi_call("planish_sample", shape)(logits, sampling, uniform, isa=isa)
 
 
-def sampling_settings(sampling: Sampling) -> np.ndarray:
+def packed(sampling: Sampling) -> np.ndarray:
     """Temperature, top_p and top_k as the kernel reads them."""
     floats = as_int32(np.array([sampling.temperature, sampling.top_p]))
     return np.append(floats.ravel(), np.int32(sampling.top_k))
@@ -30,3 +30,8 @@ def sampling_settings(sampling: Sampling) -> np.ndarray:
 def as_int32(x: np.ndarray) -> np.ndarray:
     """float64 [N] -> int32 [N, 2]: float64 arrays cannot pass through 32-bit JAX."""
     return np.ascontiguousarray(x, np.float64).view(np.int32).reshape(*x.shape, 2)
+
+
+def can_sample(sampling: Sampling) -> bool:
+    """Every setting: the kernel draws as the reference does."""
+    return True

@@ -1,7 +1,6 @@
-"""One linear layer, as reference/linear.py defines it: a native kernel, or XLA's fastest form.
+"""One linear layer by XLA, as reference/linear.py defines it, in the form that is fastest there.
 
-A weight in tiles goes to the kernels (native/); the rest is XLA's. The traps there, all
-measured (compiled HLO read on jaxlib 0.10 and 0.12):
+The traps, all measured (compiled HLO read on jaxlib 0.10 and 0.12):
 * Only s8 x s8 -> s32 takes the fast path, and not with a single row: one row is padded to two.
 * With few rows the weights go on the left, [N, K] x [R, K]: they are then read without repacking.
 * A division by a scale becomes a multiplication by the reciprocal: see grids.py.
@@ -19,11 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from planish.fast.native import linear as native
+from planish.fast.model.backend import Normed
+from planish.fast.model.layers import ACTIVATIONS, normalize
 from planish.fast.xla.grids import int8_codes, int8_scale
-from planish.fast.xla.layers import normalize
 from planish.reference.linear import Linear
-from planish.reference.model.layers import Norm
 from planish.reference.quantized import QuantizedWeight
 
 FEW_ROWS = 16  # up to here the weights go on the left
@@ -31,24 +29,20 @@ GROUP_ROWS = 64  # rows of a grouped dot done together: bounds the int32 [G, row
 MATVEC_ROWS = 8  # up to here dequantizing is fused into one product per row
 
 
-def project(x: jax.Array, norm: Norm | None, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
-    """Every linear that reads norm(x), x [B, T, K] -> [B, T, N_i]; natively in one call."""
-    if native.alike(layers):
-        return native.linears(x, layers, norm)
-    x = x if norm is None else normalize(x, norm)
-    return tuple(linear(x, layer) for layer in layers)
+def project(x: Normed, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
+    """Every linear of x [B, T, K] -> [B, T, N_i]; the norm is computed once."""
+    n = normalize(x.raw, x.norm)
+    return tuple(linear(n, layer) for layer in layers)
+
+
+def gated(x: Normed, gate: Linear, up: Linear, activation: str) -> jax.Array:
+    """act(gate x) * up x -> [B, T, F]."""
+    opened, inner = project(x, (gate, up))
+    return ACTIVATIONS[activation](opened) * inner
 
 
 def linear(x: jax.Array, layer: Linear, residual: jax.Array | None = None) -> jax.Array:
     """y = x Wt + b (+ residual) for x [B, T, K] -> [B, T, N] float32."""
-    if native.is_tiled(layer):
-        return native.linears(x, (layer,), residual=residual)[0]
-    y = xla_linear(x, layer)
-    return y if residual is None else residual + y
-
-
-def xla_linear(x: jax.Array, layer: Linear) -> jax.Array:
-    """The portable form of `linear`."""
     weight: Any = layer.weight
     rows = x.reshape(-1, x.shape[-1])  # [R, K]
     if layer.scheme is None:
@@ -59,9 +53,10 @@ def xla_linear(x: jax.Array, layer: Linear) -> jax.Array:
         y = int4_linear(rows, weight, layer.activation)
     else:
         codes, a_scale = quantize_activations(x, layer)
-        y = int8_linear(codes.reshape(rows.shape), a_scale, weight)
+        y = int8_rows(codes.reshape(rows.shape), a_scale, weight)
     y = y if layer.bias is None else y + layer.bias[None, :]
-    return y.reshape(*x.shape[:-1], -1)
+    y = y.reshape(*x.shape[:-1], -1)
+    return y if residual is None else residual + y
 
 
 def float_product(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -100,7 +95,7 @@ def quantize_activations(x: jax.Array, layer: Linear) -> tuple[jax.Array, jax.Ar
     return int8_codes(x, scale), scale.reshape(-1, 1)
 
 
-def int8_linear(codes: jax.Array, a_scale: jax.Array, weight: QuantizedWeight) -> jax.Array:
+def int8_rows(codes: jax.Array, a_scale: jax.Array, weight: QuantizedWeight) -> jax.Array:
     """y[r,n] = (f32(sum_k xq[r,k] wq[n,k]) * a_scale[r]) * w_scale[n]."""
     total = integer_product(codes, jnp.asarray(weight.codes))
     return (total.astype(jnp.float32) * a_scale) * weight.scale.T

@@ -48,7 +48,9 @@ class Observer:
 
     measure(x) of one sample may use operators and methods of arrays only, for x is NumPy's or
     JAX's; merge takes two results as NumPy arrays, and merge(measure(a), measure(b)) is
-    measure of a and b in sequence. A Hessian is measure=lambda x: x.T @ x, merge=np.add.
+    measure of a and b in sequence. A Hessian is measure=lambda x: x.T @ x, merge=np.add. For
+    experts, whose rows come in tiles filled up with zeros, the fast runner needs a merge that is
+    a ufunc (np.maximum, np.add) and a measure that zeros do not change.
     """
 
     measure: Callable[[Any], Any]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
+import planish
 from planish.fast import placement as device
-from planish.fast.session.engine import Engine, use_compilation_cache
+from planish.fast.session.engine import Engine
 from planish.reference.errors import PlanishError
 from planish.reference.files.load import open_checkpoint
 from planish.reference.text.generate import Stop
@@ -61,13 +62,15 @@ def test_a_jax_without_its_cpu_is_one_line(monkeypatch):
         device.on_cpu(print)()
 
 
-def test_a_cache_that_jax_cannot_use_is_not_told_for_every_program(tmp_path):
-    before = jax.config.jax_compilation_cache_dir
-    (tmp_path / "file").write_text("in the way")
-    try:
-        use_compilation_cache(tmp_path / "file")
-        warnings.warn("Error writing persistent compilation cache entry for 'x': y", stacklevel=1)
-        use_compilation_cache(None)
-        assert jax.config.jax_compilation_cache_dir is None
-    finally:
-        use_compilation_cache(before)
+def test_opening_and_running_a_model_changes_no_setting_of_jax(tiny_llama):
+    before = dict(jax.config.values)
+    model = planish.load(tiny_llama, kernels="xla")
+    assert isinstance(model.generate("Ab", max_new_tokens=2, ignore_eos=True), str)
+    assert dict(jax.config.values) == before
+
+
+def test_an_aligned_array_is_aliased(tmp_path):
+    memory = np.zeros(4096 + 16, np.float32)
+    start = (-memory.ctypes.data % 64) // 4
+    aligned = memory[start : start + 4096]
+    assert device.put(aligned).unsafe_buffer_pointer() == aligned.ctypes.data

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from planish.fast.model import transformer as fast_transformer
-from planish.fast.native import attention as native_attention
-from planish.fast.native import sampling as native_sampling
+from planish.fast.native import backend as native_backend
 from planish.fast.session import engine as fast_engine
+from planish.fast.session import sampling as session_sampling
+from planish.fast.session import slots as cache_slots
+from planish.fast.xla import attention as xla_attention
 from tests.compare.conftest import Mutation, wrap
 
 
@@ -72,14 +75,14 @@ LEVEL_3: dict[str, tuple[str, Mutation, str]] = {
     ),
     "every prompt in the same row": (
         "W8A8",
-        wrap(fast_engine, "insert", always_row_zero),
+        wrap(cache_slots, "insert", always_row_zero),
         "row 0 of a batch of 3",
     ),
     "NaN in one logit": ("W8A8", wrap(ENGINE, "forward", nan_in_forward), "logits"),
     "a token that is not the likeliest": (
         "float",
         wrap(
-            fast_engine,
+            session_sampling,
             "sample",
             lambda sample, logits, *rest: int(np.argsort(logits)[-2]),
         ),
@@ -119,7 +122,7 @@ def last_in_the_order(sample, logits, *rest):
 
 
 def test_level_3_names_a_kernel_that_samples_another_token(judge, mutate):
-    wrap(native_sampling, "sample", last_in_the_order)(mutate)
+    wrap(native_backend, "sample", last_in_the_order)(mutate)
     result = judge("llama", "W8A8", [3], native=True)
     assert {check.part for check in result.checks if not check.agrees} == {
         f"greedy tokens of row {row}" for row in range(3)
@@ -127,15 +130,15 @@ def test_level_3_names_a_kernel_that_samples_another_token(judge, mutate):
 
 
 def slots_moved_on(attention, *arguments, **options):
-    mixed, (keys, *rest) = attention(*arguments, **options)
-    return mixed, (jnp.roll(keys, 1, axis=-1), *rest)
+    mixed, past = attention(*arguments, **options)
+    return mixed, replace(past, keys=jnp.roll(past.keys, 1, axis=-1))
 
 
 @pytest.mark.matrix(2)
 @pytest.mark.parametrize("recipe", ["float", "W8A8"])
 def test_only_level_3_sees_slots_moved_within_their_tile(judge, mutate, recipe):
     """Attention over a whole prompt is right; who reads its keys later finds others."""
-    wrap(native_attention, "attention", slots_moved_on)(mutate)
+    wrap(native_backend, "attention", slots_moved_on)(mutate)
     failed = [item for item in judge("llama", recipe, [2, 3], True).checks if not item.agrees]
     assert {item.level for item in failed} == {3}
     assert (3, "keys in the cache") in {(item.level, item.part) for item in failed}
@@ -146,7 +149,7 @@ def test_only_level_3_sees_slots_moved_within_their_tile(judge, mutate, recipe):
 @pytest.mark.parametrize("recipe", ["float", "W8A8"])
 def test_only_level_3_sees_a_cache_slot_off_by_one(judge, mutate, recipe):
     """A whole prompt fills its cache: the late slot is clamped, and only steps and rests differ."""
-    wrap(fast_transformer, "append", one_slot_late)(mutate)
+    wrap(xla_attention, "append", one_slot_late)(mutate)
     result = judge("llama", recipe, [2, 3])
     assert result.first_mismatch is not None
     assert result.first_mismatch.level == 3

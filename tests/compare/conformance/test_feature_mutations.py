@@ -1,7 +1,7 @@
 """Mistakes in what not every architecture has: each is found in both forms, and where it was made.
 
-Attention's options are the arguments of fast.native.attention natively, and those of functions of
-fast.layers in XLA's form; the rest is fast.model's and fast.experts' in both.
+Attention's options are changed in the backend's config natively, and in functions of
+fast/xla/attention.py in XLA's form; the rest is fast/model/transformer.py's in both.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from dataclasses import replace
 import jax.numpy as jnp
 import pytest
 
-from planish.fast.model import moe as fast_moe
 from planish.fast.model import transformer as fast_transformer
 from planish.fast.model import weights as fast_weights
-from planish.fast.native import attention as native_attention
+from planish.fast.native import backend as native_backend
 from planish.fast.native import moe as native_moe
-from planish.fast.xla import layers as fast_layers
+from planish.fast.xla import attention as xla_attention
+from planish.fast.xla import backend as xla_backend
+from planish.fast.xla import moe as xla_moe
 from tests.compare.conftest import Mutation, wrap
 
 RECIPES = ("float", "naive-W8A8")  # by form; the kernels' linears are those of codes
@@ -25,10 +26,15 @@ RECIPES = ("float", "naive-W8A8")  # by form; the kernels' linears are those of 
 def option(name, change):
     """Attention's kernel with one of its options changed."""
 
-    def call(attention, *arguments, **options):
-        return attention(*arguments, **{**options, name: change(options[name])})
+    def call(attention, qkv, positions, past, config):
+        config = replace(config, **{name: change(getattr(config, name))})
+        return attention(qkv, positions, past, config)
 
-    return wrap(native_attention, "attention", call)
+    return wrap(native_backend, "attention", call)
+
+
+def interleaved_or_not(rope):
+    return replace(rope, interleaved=not rope.interleaved)
 
 
 def longer(window):
@@ -58,7 +64,7 @@ def not_divided(alibi):
 def biased(change):
     """XLA's biases of another Alibi."""
     return wrap(
-        fast_layers,
+        xla_attention,
         "biased",
         lambda biased, scores, divisor, alibi, *rest: biased(scores, divisor, change(alibi), *rest),
     )
@@ -67,24 +73,24 @@ def biased(change):
 OPTIONS: dict[str, tuple[str, Mutation, Mutation]] = {
     "window a token too long": (
         "mistral-window",
-        wrap(fast_layers, "causal_mask", windowed),
+        wrap(xla_attention, "causal_mask", windowed),
         option("window", longer),
     ),
     "slopes reversed": ("bloom-tied", biased(reversed_slopes), option("alibi", reversed_slopes)),
     "biases not divided": ("falcon-rw-form", biased(not_divided), option("alibi", not_divided)),
     "halves turned for neighbours": (
         "gptj-partial-rotary",
-        wrap(fast_transformer, "rotate", other_pairs),
-        option("interleaved", lambda interleaved: not interleaved),
+        wrap(xla_attention, "rotate", other_pairs),
+        option("rope", interleaved_or_not),
     ),
     "neighbours turned for halves": (
         "llama-3-rope",
-        wrap(fast_transformer, "rotate", other_pairs),
-        option("interleaved", lambda interleaved: not interleaved),
+        wrap(xla_attention, "rotate", other_pairs),
+        option("rope", interleaved_or_not),
     ),
     "cap of scores dropped": (
         "gemma2-small-caps",
-        wrap(fast_layers, "capped", lambda capped, x, cap: x),
+        wrap(xla_attention, "capped", lambda capped, x, cap: x),
         option("cap", lambda cap: None),
     ),
 }
@@ -135,22 +141,22 @@ def of_kind(**changes):
     def call(mix, config, block, *arguments):
         return mix(config, replace(block, kind=replace(block.kind, **changes)), *arguments)
 
-    return wrap(fast_transformer, "mix", call)
+    return wrap(fast_transformer, "attend_slots", call)
 
 
-def other_tables(mix, *arguments):
-    *rest, tables = arguments
-    return mix(*rest, tables[::-1])
+def other_tables(attend, config, block, qkv, positions, *rest):
+    positions = replace(positions, tables=positions.tables[::-1])
+    return attend(config, block, qkv, positions, *rest)
 
 
-def head_without_bias(unembed, config, weights, x):
-    return unembed(config, replace(weights, head=replace(weights.head, bias=None)), x)
+def head_without_bias(unembed, config, weights, *rest):
+    return unembed(config, replace(weights, head=replace(weights.head, bias=None)), *rest)
 
 
 MODEL: dict[str, tuple[str, Mutation, int | None, str]] = {
     "table of the other layers": (
         "gemma3_text-old-spelling",
-        wrap(fast_transformer, "mix", other_tables),
+        wrap(fast_transformer, "attend_slots", other_tables),
         0,
         "attention",
     ),
@@ -163,25 +169,25 @@ MODEL: dict[str, tuple[str, Mutation, int | None, str]] = {
     ),
     "norm of each head dropped": (
         "qwen3-norms",
-        of_config("heads", qk_norm=None),
+        of_config("clip_and_normalize", qk_norm=None),
         0,
         "attention",
     ),
     "norm of all heads taken of each": (
         "stablelm-12b-form",
-        of_config("heads", qk_norm=None),
+        of_config("clip_and_normalize", qk_norm=None),
         0,
         "attention",
     ),
     "norm of the whole width dropped": (
         "olmo2-grouped",
-        of_config("heads", qk_norm=None),
+        of_config("clip_and_normalize", qk_norm=None),
         0,
         "attention",
     ),
     "queries, keys and values not clipped": (
         "mpt-clipped-scaled-six-heads",
-        of_config("heads", qkv_clip=None),
+        of_config("clip_and_normalize", qkv_clip=None),
         0,
         "attention",
     ),
@@ -270,18 +276,18 @@ def shares_exchanged(mixture, config, experts, x, shares, *rest):
 
 EXPERTS: dict[str, tuple[Mutation, Mutation, tuple[str, str]]] = {
     "the second expert is another": (
-        wrap(fast_moe, "route", another_expert),
-        wrap(native_moe, "route", another_expert),
+        wrap(xla_moe, "route", another_expert),
+        wrap(native_moe, "route_rows", another_expert),
         ("shares of 40 rows", "shares of 8 rows"),
     ),
     "shares not normalized": (
-        wrap(fast_moe, "route", not_normalized),
-        wrap(native_moe, "route", not_normalized_natively),
+        wrap(xla_moe, "route", not_normalized),
+        wrap(native_moe, "route_rows", not_normalized_natively),
         ("shares of 40 rows", "shares of 8 rows"),
     ),
     "shares exchanged": (
-        wrap(fast_moe, "portable_mixture", shares_exchanged),
-        wrap(fast_moe, "native_mixture", shares_exchanged),
+        wrap(xla_moe, "mix_experts", shares_exchanged),
+        wrap(native_moe, "mix_experts", shares_exchanged),
         ("mixture", "mixture"),
     ),
 }
@@ -310,18 +316,15 @@ def test_level_2_names_an_expert_whose_gate_is_its_up(judge, mutate, native):
     assert (first.level, first.layer, first.part) == (2, 0, "experts.0")
 
 
-def without_window(options, tokens):
-    return {**options, "window": None} if tokens == 1 else options
-
-
-def step_without_window(attention, q, *arguments, **options):
-    return attention(q, *arguments, **without_window(options, q.shape[1]))
+def step_without_window(attention, qkv, positions, past, config):
+    config = replace(config, window=None) if qkv[0].shape[1] == 1 else config
+    return attention(qkv, positions, past, config)
 
 
 @pytest.mark.whole
 def test_only_level_3_sees_steps_that_forget_the_window(judge, mutate, native):
     wrap(
-        native_attention if native else fast_transformer,
+        native_backend if native else xla_backend,
         "attention",
         step_without_window,
     )(mutate)

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import pytest
 
 from planish.fast.model import weights as fast_weights
-from planish.fast.native import attention as native_attention
+from planish.fast.model.cache import FIELDS
+from planish.fast.native import backend as native_backend
 from planish.fast.native import linear as native_linear
+from planish.fast.native.cache import TiledSlots
 from tests.compare.conftest import Mutation, with_activation, wrap
 
 
@@ -172,16 +174,16 @@ def gate_for_up(linears, x, layers, *arguments, gated=False, **options):
     return linears(x, layers, *arguments, gated=gated, **options)
 
 
-def one_token_early(attention, q, k, v, positions, *rest, **options):
-    return attention(q, k, v, jnp.maximum(positions - 1, 0), *rest, **options)
+def one_token_early(attention, qkv, positions, *rest):
+    return attention(qkv, replace(positions, index=jnp.maximum(positions.index - 1, 0)), *rest)
 
 
-def unrotated(attention, q, k, v, positions, tables, *rest, **options):
-    return attention(q, k, v, positions, None, *rest, **options)
+def unrotated(attention, qkv, positions, past, config):
+    return attention(qkv, positions, past, replace(config, rope=None, table=None))
 
 
-def a_little_sharper(attention, q, *rest, **options):
-    return attention(q * jnp.float32(1.0001), *rest, **options)
+def a_little_sharper(attention, qkv, *rest):
+    return attention((qkv[0] * jnp.float32(1.0001), *qkv[1:]), *rest)
 
 
 def written(change):
@@ -189,7 +191,7 @@ def written(change):
 
     def call(attention, *arguments, **options):
         mixed, past = attention(*arguments, **options)
-        return mixed, tuple(change(*past))
+        return mixed, TiledSlots(**dict(zip(FIELDS, change(*past.arrays), strict=False)))
 
     return call
 
@@ -257,38 +259,38 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "a position too early": (
         "W8A8",
         "float32",
-        wrap(native_attention, ATTENTION, one_token_early),
+        wrap(native_backend, ATTENTION, one_token_early),
         "attention",
     ),
     "not rotated": (
         "float",
         "float32",
-        wrap(native_attention, ATTENTION, unrotated),
+        wrap(native_backend, ATTENTION, unrotated),
         "attention",
     ),
     "attention a little too sharp": (
         "W8A8",
         "float32",
-        wrap(native_attention, ATTENTION, a_little_sharper),
+        wrap(native_backend, ATTENTION, a_little_sharper),
         "attention",
     ),
     "attention a little too sharp over INT8": (
         "float",
         "int8",
-        wrap(native_attention, ATTENTION, a_little_sharper),
+        wrap(native_backend, ATTENTION, a_little_sharper),
         "attention",
     ),
     "scales of keys for those of values": (
         "W8A8",
         "int8",
-        wrap(native_attention, ATTENTION, written(lambda k, v, s, t: (k, v, t, s))),
+        wrap(native_backend, ATTENTION, written(lambda k, v, s, t: (k, v, t, s))),
         "keys in the cache, scale",
     ),
     "slots moved within their tile": (
         "W8A8",
         "int8",
         wrap(
-            native_attention,
+            native_backend,
             ATTENTION,
             written(lambda k, *rest: (jnp.roll(k, 1, axis=-1), *rest)),
         ),
@@ -297,7 +299,7 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "last slot lost": (
         "float",
         "int8",
-        wrap(native_attention, ATTENTION, written(last_slot_lost)),
+        wrap(native_backend, ATTENTION, written(last_slot_lost)),
         "values in the cache, codes",
     ),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -102,24 +104,24 @@ def test_attention_agrees_on_every_instruction_set_and_over_both_caches(kernels)
     assert len(outputs) == rows * 2 * len(kernels)
 
 
-def rows_exchanged(attention, q, *rest, **options):
-    return attention(q[::-1], *rest, **options)
+def rows_exchanged(attention, qkv, *rest):
+    return attention((qkv[0][::-1], *qkv[1:]), *rest)
 
 
 def test_rows_of_a_batch_that_are_exchanged_are_found(kernels, mutate):
-    wrap(native_attention, "attention", rows_exchanged)(mutate)
+    wrap(native_attention, "cached_attention", rows_exchanged)(mutate)
     failed = {check.part for check in check_attention((kernels[0],)) if not check.agrees}
     assert failed and all(part.endswith(("row 0", "row 1")) for part in failed)
     assert all(" and " in part for part in failed)
 
 
 def a_slot_cleared(attention, *arguments, **options):
-    mixed, (keys, values, *scales) = attention(*arguments, **options)
-    return mixed, (keys, values.at[0, 0, 0].set(0), *scales)
+    mixed, past = attention(*arguments, **options)
+    return mixed, replace(past, values=past.values.at[0, 0, 0].set(0))
 
 
 def test_a_slot_that_should_have_stayed_is_found(kernels, mutate):
-    wrap(native_attention, "attention", a_slot_cleared)(mutate)
+    wrap(native_attention, "cached_attention", a_slot_cleared)(mutate)
     failed = {check.part for check in check_attention((kernels[0],)) if not check.agrees}
     touched = {part for part in failed if part.endswith("row 0, other slots, values")}
     assert len(touched) == 2 * sum(case.starts[0] > 0 for case in ATTENTION)

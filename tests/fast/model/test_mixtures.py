@@ -49,7 +49,7 @@ def test_the_kernel_routes_as_the_reference(kernels, rows, width, count, places,
     wanted = normalize(x, weights)
     shares, chosen = reference_transformer.route(config, linear(wanted, Linear(router)))
     for isa in kernels:
-        found = native_experts.route(x, router, places, normalized, weights, isa)
+        found = native_experts.route_rows(x, router, places, normalized, weights, isa)
         for array, expected in zip(found, (wanted, shares, chosen), strict=True):
             np.testing.assert_allclose(array, expected, rtol=2e-5, atol=2e-6, err_msg=isa)
 
@@ -76,7 +76,7 @@ def test_routes_that_do_not_fit_are_named(kernels, name):
     given |= {"places": 2, "normalized": True, **changes}
     given |= {array: jnp.asarray(given[array]) for array in ("x", "router")}
     with pytest.raises(Exception) as caught:  # noqa: B017 (jax's own type has no public name)
-        jax.block_until_ready(native_experts.route(**given))
+        jax.block_until_ready(native_experts.route_rows(**given))
     assert message in str(caught.value)
 
 

@@ -15,9 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from planish.fast.model import moe as fast_experts
+from planish.fast.model.backend import Normed
 from planish.fast.model.weights import place_block
+from planish.fast.native import backend as native_backend
 from planish.fast.native import moe as native_experts
+from planish.fast.xla import backend as xla_backend
+from planish.fast.xla import moe as xla_moe
 from planish.reference.linear import Linear, linear
 from planish.reference.model import transformer as reference_transformer
 from planish.reference.model.config import Moe
@@ -128,8 +131,9 @@ def expected(config, experts: Experts, x: np.ndarray, residual: np.ndarray) -> n
     return residual + np.stack(mixed)
 
 
-def found(config, experts, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
-    run = jax.jit(lambda e, x, r: fast_experts.mixture(config, e, x, None, r))
+def found(config, experts, x: np.ndarray, residual: np.ndarray, native: bool) -> np.ndarray:
+    backend = native_backend if native else xla_backend
+    run = jax.jit(lambda e, x, r: backend.moe(config, e, Normed(x), r))
     return np.asarray(run(experts, jnp.asarray(x), jnp.asarray(residual)))
 
 
@@ -142,7 +146,7 @@ def test_a_mixture_is_the_references(kernels, name, case, native):
     experts, x = random_experts(name, rng), random_rows(case, rng)
     residual = rng.standard_normal(x.shape).astype(np.float32)
     wanted = expected(config_of(), experts, x, residual)
-    y = found(config_of(), placed(experts, native), x, residual)
+    y = found(config_of(), placed(experts, native), x, residual, native)
     step = 0.05 if name in INTEGER else 0  # an inner code on a tie, half a step of its grid
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5 + step)
     assert np.median(np.abs(y - wanted)) < 1e-6
@@ -206,7 +210,7 @@ def test_other_activations_and_ungated_experts_run_in_both_forms(
     experts, config = random_experts("W8A16", rng, gated), config_of(activation, normalized)
     x = random_rows(Case(2, 7), rng)
     residual = rng.standard_normal(x.shape).astype(np.float32)
-    y = found(config, placed(experts, native), x, residual)
+    y = found(config, placed(experts, native), x, residual, native)
     np.testing.assert_allclose(y, expected(config, experts, x, residual), atol=1e-5)
 
 
@@ -224,7 +228,7 @@ def test_grouped_tiles_hold_every_pair_once():
     rng = np.random.default_rng(5)
     chosen = np.stack([rng.permutation(COUNT)[:PLACES] for _ in range(24)]).astype(np.int32)
     for tokens in (None, 8):
-        groups = fast_experts.group_rows(jnp.asarray(chosen), COUNT, 4, tokens)
+        groups = xla_moe.group_rows(jnp.asarray(chosen), COUNT, 4, tokens)
         assert sorted(np.asarray(groups.order)) == list(range(chosen.size))
         assert int(groups.counts.sum()) == chosen.size
         assert (4 * np.asarray(groups.tiles) >= np.asarray(groups.counts)).all()

@@ -5,7 +5,6 @@ The slots that no token of the sequence has reached hold large numbers, left fro
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import jax
@@ -13,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from planish.fast.model.cache import KEY_SLOTS, append, read, whole_tiles
+from planish.fast.model.backend import AttentionConfig, Positions
+from planish.fast.model.cache import FIELDS
 from planish.fast.native import attention as native
-from planish.fast.xla import layers
+from planish.fast.native.cache import KEY_SLOTS, TiledSlots, whole_tiles
+from planish.fast.xla import attention as xla
+from planish.fast.xla.cache import Slots
 from planish.reference.grids import int8_codes, int8_scale
 from planish.reference.model.config import Alibi
 from planish.reference.model.layers import attention, causal_mask
@@ -45,8 +47,17 @@ class Case:
     int8: bool = False
 
     @property
-    def options(self) -> dict[str, object]:
-        return {"window": self.window, "alibi": self.alibi, "cap": self.cap}
+    def config(self) -> AttentionConfig:
+        return AttentionConfig(
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            divisor=self.divisor,
+            rope=self.rope,
+            table=None if self.rope is None else 0,
+            window=self.window,
+            alibi=self.alibi,
+            cap=self.cap,
+        )
 
 
 CASES = {
@@ -120,7 +131,7 @@ def expected(case: Case, row: Row, start: int) -> np.ndarray:
     return attention(turned(case, row.q, start), k, v, mask, case.divisor, alibi, case.cap)
 
 
-def cache_of(case: Case, rows: list[Row]) -> tuple[jax.Array, ...]:
+def cache_of(case: Case, rows: list[Row]) -> Slots:
     """Keys and values [B, K, S, Hd] of what each row has in the cache, stale behind it."""
     shape = len(rows), case.kv_heads, case.slots, case.head_dim
     past = [np.full(shape, 99 if case.int8 else STALE, np.int8 if case.int8 else np.float32)] * 2
@@ -129,7 +140,7 @@ def cache_of(case: Case, rows: list[Row]) -> tuple[jax.Array, ...]:
     for index, (row, start) in enumerate(zip(rows, case.starts, strict=True)):
         for array, part in zip(past, written(case, row, start), strict=True):
             array[index, :, :start] = part.swapaxes(0, 1)
-    return tuple(map(jnp.asarray, past))
+    return Slots(**dict(zip(FIELDS, map(jnp.asarray, past), strict=False)))
 
 
 def written(case: Case, row: Row, count: int) -> list[np.ndarray]:
@@ -142,48 +153,37 @@ def written(case: Case, row: Row, count: int) -> list[np.ndarray]:
     return [*codes, *(scale[..., 0] for scale in scales)]
 
 
-def in_tiles(past: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+def in_tiles(past: Slots) -> TiledSlots:
     """The kernels' form: heads of whole tiles, keys in tiles of 16 slots."""
-    batch, heads, slots, width = past[0].shape
+    batch, heads, slots, width = past.keys.shape
     spare = ((0, 0), (0, 0), (0, 0), (0, whole_tiles(width) - width))
-    keys, values = (jnp.pad(array, spare) for array in past[:2])
+    keys, values = (jnp.pad(array, spare) for array in (past.keys, past.values))
     keys = keys.reshape(batch, heads, slots // KEY_SLOTS, KEY_SLOTS, -1).swapaxes(3, 4)
-    return keys, values, *past[2:]
+    found = keys, values, *past.arrays[2:]
+    return TiledSlots(**dict(zip(FIELDS, found, strict=False)))
 
 
-def inputs(case: Case, rows: list[Row]) -> tuple[jax.Array, ...]:
-    """q, k, v [B, T, heads * Hd] of the new tokens, and their positions [B, T]."""
+def inputs(case: Case, rows: list[Row]) -> tuple[tuple[jax.Array, ...], Positions]:
+    """q, k, v [B, T, heads * Hd] of the new tokens, and where they are."""
     q = np.stack([row.q.reshape(case.tokens, -1) for row in rows])
     k, v = (
         np.stack([x[-case.tokens :].reshape(case.tokens, -1) for x in xs])
         for xs in ([row.k for row in rows], [row.v for row in rows])
     )
     positions = np.array(case.starts)[:, None] + np.arange(case.tokens)
-    return tuple(map(jnp.asarray, (q, k, v, positions.astype(np.int32))))
+    turns = () if case.rope is None else (tuple(map(jnp.asarray, tables(case))),)
+    where = Positions(jnp.asarray(positions.astype(np.int32)), turns)
+    return tuple(map(jnp.asarray, (q, k, v))), where
 
 
 def portable(case: Case, rows: list[Row]) -> np.ndarray:
-    """As fast/model.py does it."""
-
-    def attend(q, k, v, positions, past):
-        q, k, v = (x.reshape(*x.shape[:2], -1, case.head_dim) for x in (q, k, v))
-        if case.rope is not None:
-            cos, sin = (jnp.asarray(x)[positions] for x in tables(case))
-            q, k = (layers.rotate(x, cos, sin, case.rope) for x in (q, k))
-        past = append(past, k, v, positions)
-        return layers.attention(q, *read(past), positions, case.divisor, **case.options)
-
-    return np.asarray(jax.jit(attend)(*inputs(case, rows), cache_of(case, rows)))
+    attend = jax.jit(xla.cached_attention, static_argnums=3)
+    return np.asarray(attend(*inputs(case, rows), cache_of(case, rows), case.config)[0])
 
 
 def natively(case: Case, rows: list[Row], isa: str) -> np.ndarray:
     past, given = in_tiles(cache_of(case, rows)), inputs(case, rows)
-    turns = None if case.rope is None else tuple(map(jnp.asarray, tables(case)))
-    options = {"divisor": case.divisor, **case.options}
-    options["interleaved"] = case.rope is not None and case.rope.interleaved
-    sizes = case.kv_heads, case.head_dim, isa
-    mixed, _ = native.attention(*given, turns, past, *sizes, **options)
-    return np.asarray(mixed)
+    return np.asarray(native.cached_attention(*given, past, case.config, isa)[0])
 
 
 def tables(case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -217,7 +217,7 @@ def test_a_prompt_that_is_taken_in_parts_is_the_same(monkeypatch, name):
     case = CASES[name]
     rows = rows_of(case, np.random.default_rng(1))
     whole = portable(case, rows)
-    monkeypatch.setattr(layers, "SCORES", 4 * len(rows) * case.heads * case.slots)  # 4 + 4 + 1
+    monkeypatch.setattr(xla, "SCORES", 4 * len(rows) * case.heads * case.slots)  # 4 + 4 + 1
     np.testing.assert_allclose(portable(case, rows), whole, rtol=1e-5, atol=1e-6)
 
 
@@ -226,7 +226,7 @@ def test_memory_does_not_grow_with_the_square_of_the_context():
     q = jax.ShapeDtypeStruct((1, 512, 32, 64), jnp.float32)
     slots = jax.ShapeDtypeStruct((1, 8, 65536, 64), jnp.float32)
     positions = jax.ShapeDtypeStruct((1, 512), jnp.int32)
-    compute = jax.jit(lambda q, k, v, positions: layers.attention(q, k, v, positions, 8.0))
+    compute = jax.jit(lambda q, k, v, p: xla.attention(q, k, v, xla.CausalMask(p), 8.0))
     compiled = compute.lower(q, slots, slots, positions).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 2**29
 
@@ -251,11 +251,3 @@ def test_negative_options_are_refused(kernels, options):
     case = replace(Case(), **options)
     with pytest.raises(Exception, match="divisor, cap or window negative"):
         natively(case, rows_of(case, np.random.default_rng(0)), "")
-
-
-def test_the_divisor_is_the_root_of_the_heads_width_if_none_is_given(kernels):
-    case = Case(head_dim=8, divisor=math.sqrt(8))
-    rows = rows_of(case, np.random.default_rng(0))
-    past, given = in_tiles(cache_of(case, rows)), inputs(case, rows)
-    mixed, _ = native.attention(*given, None, past, case.kv_heads, case.head_dim)
-    check(case, rows, np.asarray(mixed))

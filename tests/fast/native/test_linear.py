@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from planish.fast.native import attention as native_attention
+from planish.fast.model.backend import AttentionConfig, Positions
 from planish.fast.native import linear as native
 from planish.fast.native import sampling as native_sampling
+from planish.fast.native.attention import cached_attention
+from planish.fast.native.cache import TiledSlots
 from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
 from planish.reference.quantize.methods.rtn import quantize_weight
@@ -116,15 +118,17 @@ def test_linears_with_other_groups_cannot_share_a_call():
     assert "the same groups" in found
 
 
-def past(slots: int = 32, width: int = 16) -> tuple[jax.Array, ...]:
-    return jnp.zeros((1, 2, slots // 16, width, 16)), jnp.zeros((1, 2, slots, width))
+def past(slots: int = 32, width: int = 16) -> TiledSlots:
+    keys, values = jnp.zeros((1, 2, slots // 16, width, 16)), jnp.zeros((1, 2, slots, width))
+    return TiledSlots(keys=keys, values=values)
 
 
 def attend(positions, cache=None, width: int = 16, **changes):
     shape = {"q": (1, 2, 4 * width), "k": (1, 2, 2 * width), "v": (1, 2, 2 * width)} | changes
     q, k, v = (jnp.ones(shape[name]) for name in "qkv")
-    slots = jnp.asarray([positions], jnp.int32)
-    return native_attention.attention(q, k, v, slots, None, cache or past(width=width), 2, width)
+    where = Positions(jnp.asarray([positions], jnp.int32))
+    config = AttentionConfig(kv_heads=2, head_dim=width, divisor=4.0)
+    return cached_attention((q, k, v), where, cache or past(width=width), config)
 
 
 def test_a_position_outside_of_the_slots_is_refused():
@@ -135,12 +139,12 @@ def test_a_position_outside_of_the_slots_is_refused():
 def test_attention_refuses_shapes_that_do_not_fit():
     assert "k is [1, 2, 16], expected 64" in refusal(lambda: attend([0, 1], k=(1, 2, 16)))
     assert "head_dim of 16" in refusal(lambda: attend([0, 1], width=24, cache=past(width=24)))
-    values = past()[0], jnp.zeros((1, 2, 31, 16))
+    values = replace(past(), values=jnp.zeros((1, 2, 31, 16)))
     assert "values is [1, 2, 31, 16], expected 1024" in refusal(lambda: attend([0, 1], values))
 
 
 def test_sampling_refuses_shapes_that_do_not_fit():
-    settings = jnp.asarray(native_sampling.sampling_settings(Sampling()))
+    settings = jnp.asarray(native_sampling.packed(Sampling()))
     uniform = jnp.zeros((3, 2), jnp.int32)
     found = refusal(lambda: native_sampling.sample(jnp.ones((2, 5)), settings, uniform))
     assert "uniform is [3, 2], expected 4 entries" in found
@@ -148,6 +152,6 @@ def test_sampling_refuses_shapes_that_do_not_fit():
 
 def test_sampling_marks_what_is_no_number():
     logits = jnp.asarray([[1.0, 2.0, jnp.nan], [0.0, jnp.inf, 1.0], [-jnp.inf, 3.0, 3.0]])
-    settings = jnp.asarray(native_sampling.sampling_settings(Sampling()))
+    settings = jnp.asarray(native_sampling.packed(Sampling()))
     found = native_sampling.sample(logits, settings, jnp.zeros((3, 2), jnp.int32))
     assert np.asarray(found).tolist() == [-1, -1, 1]

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 from planish.fast.model import transformer as fast_model
+from planish.fast.model.backend import Positions
 from planish.fast.model.weights import place_linear
-from planish.fast.session import engine as fast_engine
-from planish.fast.session.engine import Engine, chunk_size, slot_count
+from planish.fast.session import chunks
+from planish.fast.session.chunks import chunk_size
+from planish.fast.session.engine import Engine
+from planish.fast.session.slots import empty_cache
+from planish.fast.xla import backend as xla_backend
+from planish.fast.xla.cache import Slots
 from planish.reference.errors import OutOfMemoryError, PromptError, SamplingError
 from planish.reference.files.load import Checkpoint, load_block, load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
@@ -114,7 +119,7 @@ def test_positions_that_depend_on_the_length_change_while_tokens_come(name, make
 @pytest.mark.parametrize("name", BY_LENGTH)
 def test_positions_of_a_prompt_in_chunks_depend_on_its_whole_length(name, monkeypatch):
     golden = np.load(GOLDEN / name / "golden.npz")
-    monkeypatch.setattr(fast_engine, "PREFILL_CHUNK", 128)
+    monkeypatch.setattr(chunks, "PREFILL_CHUNK", 128)
     found = Engine(open_checkpoint(GOLDEN / name)).forward(golden["tokens_long"].tolist())
     assert near(found[golden["positions_long"]], golden["logits_long"])
 
@@ -122,7 +127,8 @@ def test_positions_of_a_prompt_in_chunks_depend_on_its_whole_length(name, monkey
 def test_heads_too_wide_for_the_kernels_are_left_to_xla(make_llama, make_engine):
     checkpoint = open_checkpoint(make_llama(head_dim=272))
     engine = make_engine(checkpoint)
-    assert not engine.tiled_cache
+    *_, (_, cache) = engine.prefill(tokens(9), 9)
+    assert isinstance(cache.layers[0], Slots)
     assert near(engine.forward(tokens(9)), ReferenceEngine(checkpoint).forward(tokens(9)))
 
 
@@ -169,9 +175,9 @@ def test_the_cache_keeps_its_buffers_and_sixty_four_steps_compile_one_program(ll
     programs = None
     for position in range(10, 74):
         _, cache = llama.decode_step(np.array([1]), np.array([position]), cache)
-        programs = programs or len(llama._programs)
+        programs = programs or len(llama.programs.known())
     assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(cache)] == pointers
-    assert len(llama._programs) == programs
+    assert len(llama.programs.known()) == programs
 
 
 def test_a_consumed_cache_is_refused(llama):
@@ -185,7 +191,6 @@ def test_prompts_of_every_length_compile_a_bounded_number_of_programs():
     sizes = {chunk_size(length) for length in range(1, 513)}
     assert sizes == {8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512}
     assert all(chunk_size(length) >= length for length in range(1, 513))
-    assert (slot_count(3), slot_count(17), slot_count(512), slot_count(513)) == (16, 32, 512, 1024)
 
 
 @pytest.mark.matrix(3)
@@ -200,7 +205,7 @@ def test_a_padded_chunk_changes_no_logit(quantized, make_engine):
 
 def test_a_long_prompt_is_computed_in_chunks(llama, monkeypatch):
     expected = llama.forward(tokens(100))
-    monkeypatch.setattr(fast_engine, "PREFILL_CHUNK", 32)
+    monkeypatch.setattr(chunks, "PREFILL_CHUNK", 32)
     np.testing.assert_allclose(llama.forward(tokens(100)), expected, atol=2e-4)
 
 
@@ -216,8 +221,6 @@ def test_eos_ends_a_row_and_not_its_neighbours(make_engine):
 
 
 def _with_eos(config, ids):
-    from dataclasses import replace
-
     return replace(config, eos_token_ids=ids)
 
 
@@ -284,9 +287,10 @@ def test_losses_never_hold_the_logits_of_a_chunk(make_llama, monkeypatch):
     config, shape = checkpoint.config, (1, 512)
     ids = jax.ShapeDtypeStruct(shape, np.int32)
     engine = Engine(checkpoint)
-    cache, tables = engine._empty_cache(1, 512), engine._prompt_tables(512, 512)
-    program = jax.make_jaxpr(fast_model.losses, static_argnums=0)(
-        config, engine.weights, ids, ids, cache, tables, ids
+    cache = empty_cache(config, 1, 512, xla_backend)
+    where = Positions(ids, engine.tables.of_prompt(512, 512))
+    program = jax.make_jaxpr(fast_model.losses, static_argnums=(0, 5))(
+        config, engine.weights, ids, cache, where, xla_backend, ids
     )
     assert f"f32[1,4,{config.vocab_size}]" in str(program)
     assert f"[1,512,{config.vocab_size}]" not in str(program)

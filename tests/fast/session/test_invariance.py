@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from planish.fast.native import linear as native
-from planish.fast.session import engine as fast_engine
+from planish.fast.session import chunks
 from planish.fast.session.engine import Engine
 from planish.reference.files.load import open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
@@ -109,13 +109,13 @@ def test_logits_do_not_depend_on_the_batch(engine):
 @pytest.mark.parametrize("chunk", [16, 48, 100])
 def test_logits_do_not_depend_on_the_prefills_chunks(engine, monkeypatch, chunk):
     expected = engine.forward(prompt(200))
-    monkeypatch.setattr(fast_engine, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(chunks, "PREFILL_CHUNK", chunk)
     assert close(engine.forward(prompt(200)), expected)
 
 
 def test_logits_do_not_depend_on_padding(engine, monkeypatch):
     expected = engine.forward(prompt(65))  # padded to a larger bucket
-    monkeypatch.setattr(fast_engine, "chunk_size", lambda count: -(-count // 16) * 16)
+    monkeypatch.setattr(chunks, "chunk_size", lambda count: -(-count // 16) * 16)
     assert close(engine.forward(prompt(65)), expected)
 
 

@@ -1,65 +1,49 @@
-"""The parts of a transformer block, as reference/layers.py defines them, for a batch.
+"""Attention by XLA, as reference/model/layers.py defines it, for a batch and a cache of slots.
 
-B sequences, T tokens, S cache slots, D model width, H query heads, K key-value heads, Hd head
-width.
+B sequences, T tokens, S cache slots, H query heads, K key-value heads, Hd head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from planish.fast.model.backend import QKV, AttentionConfig, Positions
+from planish.fast.model.layers import by_parts, capped
+from planish.fast.xla.cache import Slots, append, read
 from planish.reference.model.config import Alibi
-from planish.reference.model.layers import Norm
 from planish.reference.model.rope import Rope
 
 SCORES = 2**24  # scores that attention makes at a time: 64 MiB, or those of one token
 
 
-def rms_norm(x: jax.Array, norm: Norm) -> jax.Array:
-    """x / sqrt(mean(x^2) + eps) * weight."""
-    y = x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + jnp.float32(norm.eps))
-    return y if norm.weight is None else y * aligned(norm.weight, y)
+def cached_attention(
+    qkv: QKV, positions: Positions, past: Slots, config: AttentionConfig
+) -> tuple[jax.Array, Slots]:
+    """Rotary positions, cache write, softmax(q kt / divisor) v -> [B, T, H * Hd], and the slots.
+
+    q [B, T, H * Hd], k and v [B, T, K * Hd].
+    """
+    q, k, v = (x.reshape(*x.shape[:2], -1, config.head_dim) for x in qkv)
+    if config.rope is not None and config.table is not None:
+        cos, sin = (angles[positions.index] for angles in positions.tables[config.table])
+        q, k = rotate(q, cos, sin, config.rope), rotate(k, cos, sin, config.rope)
+    past = append(past, k, v, positions.index)
+    mask = CausalMask(positions.index, config.window)
+    return attention(q, *read(past), mask, config.divisor, config.alibi, config.cap), past
 
 
-def layer_norm(x: jax.Array, norm: Norm) -> jax.Array:
-    """(x - mean) / sqrt(variance + eps) * weight + bias."""
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-    y = centred / jnp.sqrt(variance + jnp.float32(norm.eps))
-    y = y if norm.weight is None else y * aligned(norm.weight, y)
-    return y if norm.bias is None else y + aligned(norm.bias, y)
+@dataclass(frozen=True)
+class CausalMask:
+    """causal_mask of tokens at positions [B, T], made for as many as are taken at a time."""
 
-
-def aligned(x: np.ndarray | jax.Array, y: jax.Array) -> jax.Array:
-    """x with axes of length 1 in front, as many as y has."""
-    return jnp.asarray(x).reshape((1,) * (y.ndim - x.ndim) + x.shape)
-
-
-NORMS = {"rms_norm": rms_norm, "layer_norm": layer_norm}
-
-
-def normalize(x: jax.Array, norm: Norm | None) -> jax.Array:
-    """norm(x) over the last axis; x itself where the model has no norm here."""
-    return x if norm is None else NORMS[norm.kind](x, norm)
-
-
-ACTIVATIONS = {
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-}
-
-
-def capped(x: jax.Array, cap: float | None) -> jax.Array:
-    """cap * tanh(x / cap); None caps nothing."""
-    return x if cap is None else jnp.float32(cap) * jnp.tanh(x / jnp.float32(cap))
+    positions: jax.Array
+    window: int | None = None
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, rope: Rope) -> jax.Array:
@@ -101,62 +85,50 @@ def attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    positions: jax.Array,
+    mask: CausalMask,
     divisor: float,
-    window: int | None = None,
     alibi: Alibi | None = None,
     cap: float | None = None,
 ) -> jax.Array:
     """softmax(q kt / divisor) v for q [B, T, H, Hd], k and v [B, K, S, Hd] -> [B, T, H * Hd].
 
-    positions [B, T] say what each token may read. As many tokens are taken at a time as make
-    SCORES scores, so that memory does not grow with the context.
+    As many tokens are taken at a time as make SCORES scores, so that memory does not grow with
+    the context.
     """
     batch, _, heads, _ = q.shape
-    some = partial(attend_some, k=k, v=v, divisor=divisor, window=window, alibi=alibi, cap=cap)
-    return by_parts(some, max(1, SCORES // (batch * heads * k.shape[2])), q, positions)
+
+    def attend_some(q: jax.Array, positions: jax.Array) -> jax.Array:
+        some = CausalMask(positions, mask.window)
+        weigh = partial(score_weights, mask=some, divisor=divisor, alibi=alibi, cap=cap)
+        return attend_at_once(q, k, v, weigh)
+
+    count = max(1, SCORES // (batch * heads * k.shape[2]))
+    return by_parts(attend_some, count, q, mask.positions)
 
 
-def by_parts(function: Callable[..., jax.Array], count: int, *arrays: jax.Array) -> jax.Array:
-    """function(*arrays) for arrays [B, T, ...] -> [B, T, ...], of `count` tokens at a time."""
-    batch, tokens = arrays[0].shape[:2]
-    if tokens <= count:
-        return function(*arrays)
-    parts = -(-tokens // count)
-    spare = parts * count - tokens
-
-    def split(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, spare), *((0, 0),) * (x.ndim - 2)))
-        return x.reshape(batch, parts, count, *x.shape[2:]).swapaxes(0, 1)
-
-    y = lax.map(lambda part: function(*part), tuple(map(split, arrays)))  # [parts, B, count, ...]
-    return y.swapaxes(0, 1).reshape(batch, parts * count, *y.shape[3:])[:, :tokens]
-
-
-def attend_some(
-    q: jax.Array,
-    positions: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    divisor: float,
-    window: int | None,
-    alibi: Alibi | None,
-    cap: float | None,
+def attend_at_once(
+    q: jax.Array, k: jax.Array, v: jax.Array, weigh: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    """`attention` of all tokens at once."""
+    """weigh(q kt) v of all tokens; query head h reads key-value head h // (H / K)."""
     batch, tokens, heads, head_dim = q.shape
     kv_heads, slots = k.shape[1:3]
     shared = heads // kv_heads
     q = q.reshape(batch, tokens, kv_heads, shared, head_dim)
     q = q.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, shared * tokens, head_dim)
     scores = jnp.einsum("bkqd,bksd->bkqs", q, k).reshape(batch, heads, tokens, slots)
-    scores = capped(biased(scores, divisor, alibi, positions), cap)
-    mask = causal_mask(positions, slots, window)[:, None]  # [B, 1, T, S]
-    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
-    weights = weights.reshape(batch, kv_heads, shared * tokens, slots)
+    weights = weigh(scores).reshape(batch, kv_heads, shared * tokens, slots)
     mixed = jnp.einsum("bkqs,bksd->bkqd", weights, v)
     mixed = mixed.reshape(batch, heads, tokens, head_dim)
     return mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, heads * head_dim)
+
+
+def score_weights(
+    scores: jax.Array, mask: CausalMask, divisor: float, alibi: Alibi | None, cap: float | None
+) -> jax.Array:
+    """softmax over the slots that each token may read: scores [B, H, T, S], not yet divided."""
+    scores = capped(biased(scores, divisor, alibi, mask.positions), cap)
+    visible = causal_mask(mask.positions, scores.shape[-1], mask.window)[:, None]  # [B, 1, T, S]
+    return jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
 
 
 def biased(

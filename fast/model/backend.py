@@ -1,0 +1,126 @@
+"""What the transformer asks of a backend: six functions, and a cache that two of them share.
+
+    project     every linear that reads one norm                        q, k, v; up of a plain MLP
+    linear      one linear, and what is added to it                     o, down, the head
+    gated       act(gate n) * up n                                      the first half of an MLP
+    attention   rotation, the cache's new slots, softmax(q kt / d) v
+    moe         a mixture of experts, routing included
+    sample      logits to tokens, without the host in between
+
+fast/xla/backend.py is portable; fast/native/backend.py computes what it can in the C++ kernels,
+whose calls take a norm, the linears that read it and a residual at once. So that both can, a norm
+is not computed by whoever finds it but handed on: see Normed.
+
+B sequences, T tokens, D model width, H query heads, K key-value heads, Hd head width, S slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+
+from planish.fast.model.cache import LayerCache
+from planish.reference.linear import Linear
+from planish.reference.model.config import Alibi, LayerKind, ModelConfig
+from planish.reference.model.layers import Norm
+from planish.reference.model.rope import Rope
+from planish.reference.text.sampling import Sampling
+
+Tables = tuple[tuple[jax.Array, jax.Array], ...]  # of each rope: cos and sin [slots, dim / 2]
+QKV = tuple[jax.Array, jax.Array, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Normed:
+    """norm(raw), left to who reads it: a kernel normalizes in the call of its linears."""
+
+    raw: jax.Array  # [B, T, D]
+    norm: Norm | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Positions:
+    """The position of each new token, which is its slot too, and the rotation of every slot."""
+
+    index: jax.Array  # int32 [B, T], or [B] where each row gets one token
+    tables: Tables = ()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Draw:
+    """How several tokens of each row are sampled, and which of them end a row."""
+
+    sampling: jax.Array  # int32 [5]: native.sampling.packed
+    uniform: jax.Array  # int32 [steps, B, 2]: float64 random numbers, native.sampling.as_int32
+    ends: jax.Array  # int32 [E] token ids
+    count: jax.Array  # int32, at most `steps`
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Everything about one layer's attention that is known before tokens are."""
+
+    kv_heads: int
+    head_dim: int
+    divisor: float  # of the scores
+    rope: Rope | None = None
+    table: int | None = None  # the rope's in Positions.tables
+    window: int | None = None
+    alibi: Alibi | None = None
+    cap: float | None = None  # of the scores
+
+
+def attention_config(config: ModelConfig, kind: LayerKind) -> AttentionConfig:
+    """The attention of a layer of this kind."""
+    return AttentionConfig(
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        divisor=kind.score_divisor,
+        rope=None if kind.rope is None else config.ropes[kind.rope],
+        table=kind.rope,
+        window=kind.window,
+        alibi=config.alibi,
+        cap=config.score_cap,
+    )
+
+
+class Backend(Protocol):
+    """A module with these functions; jit takes it as a static argument."""
+
+    def project(self, x: Normed, layers: Sequence[Linear], /) -> tuple[jax.Array, ...]:
+        """Every linear of x [B, T, D] -> [B, T, N_i] each."""
+
+    def linear(
+        self, x: jax.Array, layer: Linear, residual: jax.Array | None = None, /
+    ) -> jax.Array:
+        """y = x Wt + b (+ residual), x [B, T, K] -> [B, T, N]."""
+
+    def gated(self, x: Normed, gate: Linear, up: Linear, activation: str, /) -> jax.Array:
+        """act(gate x) * up x -> [B, T, F]."""
+
+    def attention(
+        self, qkv: QKV, positions: Positions, past: Any, config: AttentionConfig, /
+    ) -> tuple[jax.Array, Any]:
+        """q [B, T, H * Hd], k and v [B, T, K * Hd], not yet rotated -> [B, T, H * Hd], and the
+        slots with the new keys and values written."""
+
+    def moe(
+        self, config: ModelConfig, weights: Any, x: Normed, residual: jax.Array | None = None, /
+    ) -> jax.Array:
+        """Each token of x through its top experts, weighted by the router, + residual."""
+
+    def sample(self, logits: jax.Array, sampling: jax.Array, uniform: jax.Array, /) -> jax.Array:
+        """The next token of each row of logits [B, V] -> int32 [B]; -1 where they are not
+        numbers. sampling and uniform [B, 2] as in Draw."""
+
+    def can_sample(self, sampling: Sampling, /) -> bool:
+        """Whether `sample` draws the reference's tokens; if not, the host samples."""
+
+    def empty_layer(self, config: ModelConfig, batch: int, slots: int, /) -> LayerCache:
+        """One layer's slots, all zeros, in the form that `attention` reads and writes."""

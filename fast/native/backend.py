@@ -1,0 +1,18 @@
+"""The native backend: what fast/model/backend.py asks, by the C++ kernels where they can."""
+
+from planish.fast.native.attention import cached_attention as attention
+from planish.fast.native.cache import empty_layer
+from planish.fast.native.linear import gated, linear, project
+from planish.fast.native.moe import mixture as moe
+from planish.fast.native.sampling import can_sample, sample
+
+__all__ = [
+    "attention",
+    "can_sample",
+    "empty_layer",
+    "gated",
+    "linear",
+    "moe",
+    "project",
+    "sample",
+]

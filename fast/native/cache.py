@@ -1,0 +1,52 @@
+"""Slots for the kernels: a vector holds the same entry of 16 keys.
+
+    keys     [B, K, S / 16, W, 16]
+    values   [B, K, S, W]
+
+W is the width of a head, or the next multiple of 16: a narrower head is followed by zeros. The
+kernels read no slot beyond a row's position, so slots can be used again without being cleared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from planish.fast.model.cache import LayerCache, empty_scales, storage_type
+from planish.fast.xla import cache as xla
+from planish.reference.model.config import ModelConfig
+
+KEY_SLOTS = 16  # slots of one tile of keys
+WIDEST_HEAD = 256  # that the kernels take
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class TiledSlots(LayerCache):
+    """keys [B, K, S / 16, W, 16], values [B, K, S, W]."""
+
+    masks_after: ClassVar[bool] = False
+
+
+def empty_layer(config: ModelConfig, batch: int, slots: int) -> LayerCache:
+    """Zeros; XLA's slots where heads are wider than the kernels take."""
+    if not can_tile(config):
+        return xla.empty_layer(config, batch, slots)
+    heads, kind = config.num_kv_heads, storage_type(config)
+    slots, width = whole_tiles(slots), whole_tiles(config.head_dim)
+    keys = jnp.zeros((batch, heads, slots // KEY_SLOTS, width, KEY_SLOTS), kind)
+    values = jnp.zeros((batch, heads, slots, width), kind)
+    return TiledSlots(keys=keys, values=values, **empty_scales(config, batch, slots))
+
+
+def whole_tiles(count: int) -> int:
+    """The next multiple of a tile."""
+    return -(-count // KEY_SLOTS) * KEY_SLOTS
+
+
+def can_tile(config: ModelConfig) -> bool:
+    """Whether the kernels can hold and read this model's cache."""
+    return whole_tiles(config.head_dim) <= WIDEST_HEAD

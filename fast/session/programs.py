@@ -1,0 +1,87 @@
+"""Programs compiled ahead of their first run, each known by its name and its arguments' shapes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from planish.fast.model.backend import Backend
+from planish.reference.model.config import ModelConfig
+from planish.reference.model.weights import Weights
+
+Shapes = tuple[tuple[int, ...], ...]  # of one argument's arrays
+Key = tuple[str, tuple[tuple[str, Shapes], ...]]  # a program's name; its arguments, by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """One compiled program."""
+
+    name: str
+    shapes: dict[str, Shapes]
+    seconds: float  # that compiling took
+    call: Callable[..., Any]
+
+    def __str__(self) -> str:
+        sizes = (f"{name} {describe(shapes)}" for name, shapes in self.shapes.items())
+        return f"{self.name}: {', '.join(sizes)}; compiled in {self.seconds:.2f} s"
+
+
+class Programs:
+    """Those of one model: config, weights and backend are the same for all of them."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, backend: Backend):
+        self._static, self._weights = {"config": config, "backend": backend}, {"weights": weights}
+        self._known: dict[Key, Program] = {}
+
+    def run_model(self, function: Any, **arguments: Any) -> Any:
+        """One of model/transformer.py's programs, by the names of its other arguments."""
+        return self._run(function, self._static, self._weights, arguments)
+
+    def run(self, function: Any, **arguments: Any) -> Any:
+        """A jitted function that knows no model."""
+        return self._run(function, {}, {}, arguments)
+
+    def known(self) -> tuple[Program, ...]:
+        """What has been compiled so far, in that order."""
+        return tuple(self._known.values())
+
+    @property
+    def seconds(self) -> float:
+        """That compiling took so far."""
+        return sum(program.seconds for program in self._known.values())
+
+    def _run(
+        self,
+        function: Any,
+        static: Mapping[str, Any],
+        fixed: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+    ) -> Any:
+        """Call a compiled program, compiling it when its shapes are new; `fixed` never changes."""
+        shapes = {name: shapes_of(argument) for name, argument in arguments.items()}
+        key = function.__name__, tuple(shapes.items())
+        if key not in self._known:
+            start = time.perf_counter()
+            call = function.lower(**static, **fixed, **arguments).compile()
+            seconds = time.perf_counter() - start
+            self._known[key] = Program(
+                name=function.__name__, shapes=shapes, seconds=seconds, call=call
+            )
+        return self._known[key].call(**fixed, **arguments)
+
+
+def shapes_of(argument: Any) -> Shapes:
+    """The shapes of an argument's arrays."""
+    return tuple(leaf.shape for leaf in jax.tree.leaves(argument))
+
+
+def describe(shapes: Shapes) -> str:
+    """[1, 512], or of several arrays their number and the largest."""
+    largest = max(shapes, key=lambda shape: (len(shape), shape), default=())
+    several = f"{len(shapes)} of at most " if len(shapes) > 1 else ""
+    return f"{several}{list(largest)}"

@@ -1,0 +1,18 @@
+"""The portable backend: what fast/model/backend.py asks, by XLA alone."""
+
+from planish.fast.xla.attention import cached_attention as attention
+from planish.fast.xla.cache import empty_layer
+from planish.fast.xla.linear import gated, linear, project
+from planish.fast.xla.moe import mixture as moe
+from planish.fast.xla.sampling import can_sample, sample
+
+__all__ = [
+    "attention",
+    "can_sample",
+    "empty_layer",
+    "gated",
+    "linear",
+    "moe",
+    "project",
+    "sample",
+]

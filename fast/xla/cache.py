@@ -1,0 +1,59 @@
+"""Slots for XLA: keys and values [B, K, S, Hd], float32 or int8.
+
+Attention reads all of them and masks those that a token may not see, so slots start as zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from planish.fast.model.cache import FIELDS, LayerCache, empty_scales, storage_type
+from planish.fast.xla.grids import int8_codes, int8_scale
+from planish.reference.model.config import ModelConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Slots(LayerCache):
+    """keys and values [B, K, S, Hd]."""
+
+
+def empty_layer(config: ModelConfig, batch: int, slots: int) -> Slots:
+    """Zeros; each array its own buffer, since each is donated."""
+    shape, kind = (batch, config.num_kv_heads, slots, config.head_dim), storage_type(config)
+    keys, values = (jnp.zeros(shape, kind) for _ in range(2))
+    return Slots(keys=keys, values=values, **empty_scales(config, batch, slots))
+
+
+def append(past: Slots, k: jax.Array, v: jax.Array, positions: jax.Array) -> Slots:
+    """Write new k and v [B, T, K, Hd] at slots positions[b, 0].. of each row b."""
+    new: tuple[jax.Array, ...] = (k, v)
+    if past.key_scale is not None:
+        scales = tuple(int8_scale(jnp.max(jnp.abs(x), axis=-1, keepdims=True)) for x in new)
+        codes = tuple(int8_codes(x, scale) for x, scale in zip(new, scales, strict=True))
+        new = (*codes, *(scale[..., 0] for scale in scales))
+    written = (write(slots, x, positions) for slots, x in zip(past.arrays, new, strict=True))
+    return Slots(**dict(zip(FIELDS, written, strict=False)))
+
+
+def write(slots: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
+    """Write new [B, T, K, ...] into slots [B, K, S, ...]."""
+    new = jnp.swapaxes(new, 1, 2)  # [B, K, T, ...]
+    zero = jnp.zeros((), positions.dtype)
+    rest = (zero,) * (new.ndim - 3)
+    for row in range(new.shape[0]):
+        start = (zero + row, zero, positions[row, 0], *rest)
+        slots = lax.dynamic_update_slice(slots, new[row : row + 1], start)
+    return slots
+
+
+def read(past: Slots) -> tuple[jax.Array, jax.Array]:
+    """Keys and values as floats [B, K, S, Hd]."""
+    if past.key_scale is None or past.value_scale is None:
+        return past.keys, past.values
+    keys = past.keys.astype(jnp.float32) * past.key_scale[..., None]
+    return keys, past.values.astype(jnp.float32) * past.value_scale[..., None]

@@ -1,0 +1,26 @@
+"""Greedy sampling by XLA.
+
+With a temperature the reference's float64 exponentials and sums decide (docs/spec.md, section 7).
+XLA's exponential is not NumPy's in the last bit and its sort of a vocabulary takes longer than
+NumPy's, so the host draws then: exactly the reference's tokens, at one dispatch a token.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from planish.reference.text.sampling import Sampling
+
+
+def can_sample(sampling: Sampling) -> bool:
+    """Only the likeliest token is found on the device."""
+    return sampling.temperature == 0
+
+
+def sample(logits: jax.Array, sampling: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The likeliest token of each row of logits [B, V] -> int32 [B], the lowest id among equals;
+    -1 where it is no finite number. The settings and random numbers are the kernels'."""
+    best = jnp.argmax(logits, axis=-1)  # the first NaN, where there is one
+    largest = jnp.take_along_axis(logits, best[:, None], axis=-1)[:, 0]
+    return jnp.where(jnp.isfinite(largest), best.astype(jnp.int32), -1)
