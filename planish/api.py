@@ -130,11 +130,11 @@ def quantize(
 
     recipe: float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8. changes: scheme ({pattern:
     "W8A16"} or the flag's text), method, group_size, rule, scale_dtype, activation, alpha,
-    smooth_outputs, lm_head, ignore, as the flags of `planish quantize`. calibration: a UTF-8 text,
-    for recipes that need one (default: the embedded one), of which `samples` (512) of
+    smooth_outputs, lm_head, ignore, as the flags of `planish quantize`. calibration: a UTF-8
+    text, for recipes that need one (default: the embedded one), of which `samples` (512) of
     `sample_length` (512) tokens are taken. engine: who runs them through the model, "fast" (JAX,
-    and native kernels by `kernels`) or "reference" (NumPy). Raises PlanishError;
-    nothing that exists is replaced without `overwrite`.
+    and native kernels by `kernels`) or "reference" (NumPy). Raises PlanishError; nothing that
+    exists is replaced without `overwrite`.
     """
     _require("engine", engine, ENGINES)
     chosen = recipe_named(recipe, **_named(changes))

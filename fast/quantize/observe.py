@@ -15,20 +15,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planish.fast.model.backend import Backend, Normed, Positions, Tables
-from planish.fast.model.layers import normalize
+from planish.fast.model.backend import Backend, Positions, Tables
 from planish.fast.model.transformer import block_forward
 from planish.fast.model.weights import place_block
 from planish.fast.native import backend as native_backend
 from planish.fast.placement import on_cpu, put
+from planish.fast.quantize.listener import Found, Heard, Listener, rows_finite
 from planish.fast.xla import backend as xla_backend
-from planish.fast.xla import moe as xla_moe
 from planish.reference.linear import Linear
 from planish.reference.memory import memory_errors
 from planish.reference.model.config import ModelConfig
@@ -95,7 +93,7 @@ def observe_block(
     outputs: list[np.ndarray] = []
     for x, tables in batches(config, hidden):
         heard, y, largest = observe_batch(config, placed, x, tables, backend, observer)
-        found = by_expert(heard, gated=config.gated_mlp)
+        found = heard.by_part(config.gated_mlp)
         for part in block_linears(block):  # in the order of execution
             if part in found:
                 add(statistics, part, found[part], names or {}, observer)
@@ -107,7 +105,7 @@ def observe_block(
 def add(
     statistics: Statistics,
     part: str,
-    found: tuple[jax.Array, jax.Array],
+    found: Found,
     names: Mapping[str, str],
     observer: Observer,
 ) -> None:
@@ -118,9 +116,6 @@ def add(
     observer.add(statistics, part, np.asarray(value))
 
 
-Found = dict[str, tuple[jax.Array, jax.Array]]  # by linear: finite or not, the statistic
-
-
 @partial(jax.jit, static_argnames=("config", "backend", "observer"))
 def observe_batch(
     config: ModelConfig,
@@ -129,13 +124,13 @@ def observe_batch(
     tables: Tables,
     backend: Backend,
     observer: Observer,
-) -> tuple[Found, jax.Array, jax.Array]:
+) -> tuple[Heard, jax.Array, jax.Array]:
     """A block over samples x [B, T, D]: what its linears read, its outputs, and their absmax."""
     listener = Listener(backend, block, observer)
     y = run_through(config, block, x, tables, listener)
     rows = y.reshape(-1, y.shape[-1])
     largest = jnp.where(rows_finite(rows), abs(rows).max(axis=0).max(), jnp.float32(jnp.nan))
-    return listener.found, y, largest
+    return listener.heard, y, largest
 
 
 @partial(jax.jit, static_argnames=("config", "backend"))
@@ -153,93 +148,6 @@ def run_through(
     nothing = backend.empty_layer(config, *x.shape[:2])
     index = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], x.shape[:2])
     return block_forward(config, block, x, Positions(index, tables), nothing, backend)[0]
-
-
-def rows_finite(x: jax.Array) -> jax.Array:
-    """Whether x [T, K] has neither NaN nor Inf; XLA's maximum passes over a NaN.
-
-    A sum of finite entries, made so small that it cannot overflow, is finite, and no other is:
-    a third of the time that isfinite of every entry takes.
-    """
-    return jnp.isfinite((x * jnp.float32(2.0**-30)).sum(axis=0)).all()
-
-
-class Listener:
-    """A backend that hears every input of one block's linears in a trace, and has another compute.
-
-    It lives inside one trace only: what it found are the trace's values.
-    """
-
-    def __init__(self, backend: Backend, block: Block, observer: Observer):
-        self.backend, self.observer, self.found = backend, observer, Found()
-        linears = {name: getattr(block, name) for name in "qkvo"}
-        mlp = vars(block.mlp).items()  # an Mlp's linears, or a mixture's
-        linears |= {name: linear for name, linear in mlp if isinstance(linear, Linear)}
-        self.parts = {id(linear): part for part, linear in linears.items()}
-        self.attention, self.sample = backend.attention, backend.sample
-        self.can_sample, self.empty_layer = backend.can_sample, backend.empty_layer
-
-    def hear(self, x: jax.Array, *layers: Linear) -> None:
-        """Reduce x [B, T, K], for each linear of the block that is to read it."""
-        rows = x.reshape(-1, x.shape[-1])
-        for part in filter(None, (self.parts.get(id(layer)) for layer in layers)):
-            self.found[part] = rows_finite(rows), self.observer.measure(rows)
-
-    def project(self, x: Normed, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
-        self.hear(normalize(x.raw, x.norm), *layers)
-        return self.backend.project(x, layers)
-
-    def linear(self, x: jax.Array, layer: Linear, residual: jax.Array | None = None) -> jax.Array:
-        self.hear(x, layer)
-        return self.backend.linear(x, layer, residual)
-
-    def gated(self, x: Normed, gate: Linear, up: Linear, activation: str) -> jax.Array:
-        self.hear(normalize(x.raw, x.norm), gate, up)
-        return self.backend.gated(x, gate, up, activation)
-
-    def moe(
-        self, config: ModelConfig, weights: Any, x: Normed, residual: jax.Array | None = None
-    ) -> jax.Array:
-        """XLA's mixture; each expert's rows are heard where its tiles are computed."""
-        n, shares, chosen = xla_moe.route_normed(config, weights, x)
-        self.hear(n, weights.router)
-        count, rows = weights.router.weight.shape[0], chosen.size
-        inputs = jax.ShapeDtypeStruct((rows, n.shape[-1]), n.dtype)
-        inner = jax.ShapeDtypeStruct((rows, weights.down.weight.shape[-1]), n.dtype)
-        start = tuple(self.nothing(count, kind) for kind in (inputs, inner))
-        y, seen = xla_moe.mix_experts(config, weights, n, shares, chosen, self.watch, start)
-        met = jnp.zeros(count, bool).at[chosen.reshape(-1)].set(True)
-        self.found["experts"] = met, *seen
-        return y if residual is None else residual + y
-
-    def nothing(self, count: int, rows: jax.ShapeDtypeStruct) -> tuple[jax.Array, jax.Array]:
-        """What has been seen of `count` experts before any row: finite, and zeros."""
-        one = jax.eval_shape(self.observer.measure, rows)
-        return jnp.ones(count, bool), jnp.zeros((count, *one.shape), one.dtype)
-
-    def watch(self, seen: Any, expert: jax.Array, *rows: jax.Array) -> Any:
-        """Merge one tile's rows at `up` (and `gate`) and at `down` of an expert."""
-        merge = getattr(jnp, self.observer.merge.__name__)  # the ufunc of the same name
-        return tuple(
-            (
-                finite.at[expert].set(finite[expert] & rows_finite(x)),
-                value.at[expert].set(merge(value[expert], self.observer.measure(x))),
-            )
-            for (finite, value), x in zip(seen, rows, strict=True)
-        )
-
-
-def by_expert(found: dict[str, Any], gated: bool) -> Found:
-    """The linears' findings, with each expert that some token chose by its name."""
-    if "experts" not in found:
-        return found
-    met, *seen = found.pop("experts")
-    up, down = ([np.asarray(array) for array in pair] for pair in seen)
-    parts = {"up": up, "down": down} | ({"gate": up} if gated else {})
-    for expert in np.flatnonzero(met):
-        for part, (finite, value) in parts.items():
-            found[f"experts.{expert}.{part}"] = finite[expert], value[expert]
-    return found
 
 
 def batches(

@@ -84,13 +84,17 @@ def tile_rows(pairs: int, experts: int) -> int:
     return min(MOST_ROWS, 1 << (-(-pairs // experts) - 1).bit_length())
 
 
-Watch = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What looks on while rows go through experts: seen = see(seen, expert, x, inner) for each
+    tile of rows x [S, D] that `up` reads and inner [S, F] that `down` reads, zero where the tile
+    is not full."""
+
+    start: Any
+    see: Callable[[Any, jax.Array, jax.Array, jax.Array], Any]
 
 
-def unwatched(seen: Any, expert: jax.Array, x: jax.Array, inner: jax.Array) -> Any:
-    """A watch sees rows x [S, D] and inner [S, F] of an expert (rows of no token are zero) and
-    returns what has been seen so far; this one looks at nothing."""
-    return seen
+UNWATCHED = Watch(start=(), see=lambda seen, expert, x, inner: seen)
 
 
 def mix_experts(
@@ -99,14 +103,12 @@ def mix_experts(
     x: jax.Array,
     shares: jax.Array,
     chosen: jax.Array,
-    watch: Watch = unwatched,
-    seen: Any = (),
+    watch: Watch = UNWATCHED,
 ) -> tuple[jax.Array, Any]:
-    """sum over each row's experts of share * expert(x), and what was seen on the way.
+    """sum over each row's experts of share * expert(x): x [B, T, D], shares and chosen [R, P].
 
-    x [B, T, D], shares and chosen [R, P] -> [B, T, D]. per_tensor activations have a scale for an
-    expert's rows of one sequence (docs/spec.md, section 2), so these rows are then one tile.
-    watch: called with `seen` and each tile on its way through an expert.
+    Returns the sum [B, T, D] and what the watch has seen. per_tensor activations have a scale
+    for an expert's rows of one sequence (docs/spec.md, section 2): these rows are then one tile.
     """
     rows, places = x.reshape(-1, x.shape[-1]), chosen.shape[1]
     layers = weights.gate or weights.up, weights.up, weights.down
@@ -127,7 +129,7 @@ def mix_experts(
         inputs = jnp.where(here[:, None], rows[row], jnp.float32(0))
         inner = expert_inner(config, weights, group % count, inputs, here)
         mixed = linear(inner, take(weights.down, group % count))[0]
-        seen = watch(seen, group % count, inputs, inner[0])
+        seen = watch.see(seen, group % count, inputs, inner[0])
         share = shares.reshape(-1)[pair]
         row = jnp.where(here, row, rows.shape[0])  # out of range: dropped
         return tile + 1, y.at[row].add(share[:, None] * mixed, mode="drop"), seen
@@ -135,7 +137,8 @@ def mix_experts(
     def going(state: tuple[jax.Array, jax.Array, Any]) -> jax.Array:
         return state[0] < ends[-1]
 
-    _, y, seen = lax.while_loop(going, compute, (jnp.int32(0), jnp.zeros_like(rows), seen))
+    start = jnp.int32(0), jnp.zeros_like(rows), watch.start
+    _, y, seen = lax.while_loop(going, compute, start)
     return y.reshape(x.shape), seen
 
 
@@ -150,7 +153,7 @@ def one_expert(
 def expert_inner(
     config: ModelConfig, weights: PlacedExperts, index: jax.Array, x: jax.Array, here: jax.Array
 ) -> jax.Array:
-    """What the `down` of one expert reads, [1, S, F], of rows x [S, D]."""
+    """What `down` of one expert reads, [1, S, F], for rows x [S, D]."""
     act: Any = ACTIVATIONS[config.activation]
     inner = linear(x[None], take(weights.up, index))
     gate = weights.gate

@@ -1,6 +1,6 @@
 """One float block in, one quantized block out: every linear by the recipe's method.
 
-observed = method_statistics(config, block, recipe, hidden, names, runner)
+observed = observe_for(config, block, recipe, hidden, names, runner)
 quantize_block(block, recipe, observed, names, schemes)
 """
 
@@ -12,48 +12,53 @@ import numpy as np
 
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Block, block_linears, replace_parts, split_expert
-from planish.reference.quantize.methods import quantize_linear
-from planish.reference.quantize.observe import ABSMAX, ChannelAbsmax, Observer, Statistics
+from planish.reference.quantize.methods import METHODS, NOTHING, quantize_linear
+from planish.reference.quantize.observe import ABSMAX, ChannelAbsmax, Observed, Observer
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import NUMPY, Hidden, Runner
 from planish.reference.scheme import Scheme
 
 
-def method_observer(recipe: Recipe) -> Observer | None:
-    """What a recipe's method has to know about a linear's inputs, if anything."""
-    return ABSMAX if recipe.static else None
+def observers(recipe: Recipe) -> list[Observer]:
+    """What has to be known of a smoothed block: absmax for static scales, what the method wants."""
+    own = METHODS[recipe.method].observer
+    return [ABSMAX] * recipe.static + ([own] if own is not None and recipe.quantizes_blocks else [])
 
 
-def method_statistics(
+def observe_for(
     config: ModelConfig,
     block: Block,
     recipe: Recipe,
     hidden: Hidden,
     names: Mapping[str, str] | None = None,
     runner: Runner = NUMPY.runner,
-) -> Statistics:
-    """What the method wants of the block as it is given: after smoothing, before quantization."""
-    observer = method_observer(recipe)
-    if observer is None:
-        return {}
-    found, _ = runner.observe(config, block, hidden, names, observer)
-    return with_unseen_experts(block, found)
+) -> dict[str, Observed]:
+    """What a recipe has to know of a block as it is given: after smoothing, before quantization."""
+    absmax, statistics, own = {}, {}, METHODS[recipe.method].observer
+    for observer in observers(recipe):
+        found, _ = runner.observe(config, block, hidden, names, observer)
+        absmax = with_unseen_experts(block, found) if observer is ABSMAX else absmax
+        statistics = found if observer is own else statistics
+    return {
+        part: Observed(absmax=absmax.get(part), statistic=statistics.get(part))
+        for part in absmax | statistics
+    }
 
 
 def quantize_block(
     block: Block,
     recipe: Recipe,
-    statistics: Statistics | None = None,
+    observed: Mapping[str, Observed] | None = None,
     names: Mapping[str, str] | None = None,
     schemes: Mapping[str, Scheme | None] | None = None,
 ) -> Block:
     """Every linear of a block by its scheme, by the recipe's method.
 
-    statistics: method_statistics of this block. names: how its parts are called in errors.
+    observed: observe_for this block. names: how its parts are called in errors.
     schemes: of each part, None for one that stays in float (schemes.block_schemes); without any,
     all parts but the router have the recipe's default.
     """
-    linears, observed = block_linears(block), statistics or {}
+    linears = block_linears(block)
     if schemes is None:
         schemes = {part: recipe.default for part in linears if part != "router"}
     changed = {
@@ -62,7 +67,7 @@ def quantize_block(
             scheme,
             method=recipe.method,
             rule=recipe.rule,
-            absmax=observed.get(part),
+            observed=(observed or {}).get(part, NOTHING),
             name=(names or {}).get(part, part),
         )
         for part, scheme in schemes.items()

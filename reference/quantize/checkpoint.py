@@ -10,7 +10,7 @@ those and the statistics; a method (methods/) makes codes of a weight and its st
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,13 +25,9 @@ from planish.reference.model.experts import stacked
 from planish.reference.model.layers import Norm
 from planish.reference.model.shapes import outer_kinds
 from planish.reference.model.weights import Block, Weights, block_linears, block_norms, split_expert
-from planish.reference.quantize.block import (
-    method_observer,
-    method_statistics,
-    quantize_block,
-)
+from planish.reference.quantize.block import observe_for, observers, quantize_block
 from planish.reference.quantize.methods import quantize_linear
-from planish.reference.quantize.observe import ChannelAbsmax, Statistics, fingerprint
+from planish.reference.quantize.observe import ChannelAbsmax, fingerprint
 from planish.reference.quantize.recipe import Recipe, needs_calibration
 from planish.reference.quantize.remarks import Remarks
 from planish.reference.quantize.runner import NUMPY, Hidden, Runner, Runtime
@@ -96,7 +92,7 @@ class Job:
     def first_hidden(self, weights: Weights, samples: Sequence[np.ndarray] | None) -> Hidden:
         """What enters the first block; nothing where no block's inputs have to be seen."""
         seen = self.smoothing is not None and self.smoothing.observed is not None
-        if samples is None or (seen and method_observer(self.recipe) is None):
+        if samples is None or (seen and not observers(self.recipe)):
             return []
         return self.runner.embed(self.checkpoint.config, weights, samples)
 
@@ -109,9 +105,9 @@ class Job:
         smooth = self.smooth(block, layer, absmax)
         if not self.recipe.quantizes:
             return smooth, outputs
-        statistics = self.statistics(smooth, hidden, names)
+        observed = observe_for(config, smooth, self.recipe, hidden, names, self.runner)
         schemes = block_schemes(self.checkpoint, self.recipe, layer)
-        quantized = quantize_block(smooth, self.recipe, statistics, names, schemes)
+        quantized = quantize_block(smooth, self.recipe, observed, names, schemes)
         floats = block_linears(smooth)
         for part, linear in block_linears(quantized).items():
             if isinstance(linear.weight, QuantizedWeight):
@@ -128,11 +124,6 @@ class Job:
         after = smoothed(config, block, absmax, self.recipe, alpha)
         require_smoothed(block, after, linear_names(self.checkpoint, layer))
         return after
-
-    def statistics(self, block: Block, hidden: Hidden, names: Mapping[str, str]) -> Statistics:
-        """What the method wants to know about the block's linears."""
-        config = self.checkpoint.config
-        return method_statistics(config, block, self.recipe, hidden, names, self.runner)
 
 
 def check_request(checkpoint: Checkpoint, recipe: Recipe, layout: str) -> None:

@@ -21,7 +21,8 @@ import numpy as np
 from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.model.shapes import block_shapes
 from planish.reference.model.weights import Block, Weights
-from planish.reference.quantize.block import method_observer, method_statistics, quantize_block
+from planish.reference.quantize.block import observe_for, observers, quantize_block
+from planish.reference.quantize.observe import Observed
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import Hidden, Runner
 from planish.reference.quantize.schemes import block_schemes, linear_names
@@ -65,9 +66,9 @@ def quantizing_seconds(checkpoint: Checkpoint, block: Block, recipe: Recipe) -> 
     if not quantized:
         return 0.0
     first, shapes = quantized[0], block_shapes(checkpoint.config, 0)
-    statistics = {first: np.ones(shapes[first][0][1], np.float32)}
+    seen = {first: Observed(absmax=np.ones(shapes[first][0][1], np.float32))}
     one = {first: schemes[first]}
-    _, seconds = timed(lambda: quantize_block(block, recipe, statistics, schemes=one))
+    _, seconds = timed(lambda: quantize_block(block, recipe, seen, schemes=one))
     sizes = {part: shapes[part][0][0] * shapes[part][0][1] for part in quantized}
     return seconds * sum(sizes.values()) / sizes[first]
 
@@ -81,20 +82,21 @@ def calibration_seconds(
     runner: Runner,
 ) -> float:
     """What carrying all samples through one block takes, as often as the recipe asks for it."""
-    config, wanted = checkpoint.config, method_observer(recipe) is not None
+    config, wanted = checkpoint.config, len(observers(recipe))
     few = samples[: max(1, TOKENS // len(samples[0]))]
     hidden = runner.embed(config, weights, few)
     names = linear_names(checkpoint, 0)
     observing = steady_seconds(lambda: runner.observe(config, block, hidden, names)) / len(few)
     tried = trials(recipe) * min(len(samples), SEARCH_SAMPLES)
-    passes = len(samples) * passes_of(recipe, wanted) + (tried if wanted else 0)
+    passes = len(samples) * passes_of(recipe, wanted) + tried * wanted
     return passes * observing + tried * running_seconds(checkpoint, block, recipe, hidden, runner)
 
 
-def passes_of(recipe: Recipe, wanted: bool) -> int:
-    """Passes of all samples through a float block: for smoothing, and as a method wants them."""
+def passes_of(recipe: Recipe, wanted: int) -> int:
+    """Passes of all samples through a float block: the first, that of each observer which is
+    wanted after smoothing, and one more where a search came before."""
     searched = isinstance(recipe.alpha, str)
-    return 1 + (2 if searched and wanted else int(wanted))
+    return 1 + wanted + (searched and wanted > 0)
 
 
 def running_seconds(
@@ -104,8 +106,9 @@ def running_seconds(
     if trials(recipe) == 0:
         return 0.0
     config = checkpoint.config
-    found = method_statistics(config, block, recipe, hidden, linear_names(checkpoint, 0), runner)
-    candidate = quantize_block(block, recipe, found)
+    found = observe_for(config, block, recipe, hidden, linear_names(checkpoint, 0), runner)
+    schemes = block_schemes(checkpoint, recipe, 0)
+    candidate = quantize_block(block, recipe, found, schemes=schemes)
     return steady_seconds(lambda: runner.run(config, candidate, hidden)) / len(hidden)
 
 

@@ -25,6 +25,19 @@ from planish.reference.progress import Progress, no_progress
 
 NUM_SAMPLES, SAMPLE_LENGTH = 512, 512
 
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What is known of one linear's inputs, if it was asked for.
+
+    absmax: of each channel, float32 [K], for static activation scales. statistic: what the
+    method's own observer found.
+    """
+
+    absmax: np.ndarray | None = None
+    statistic: np.ndarray | None = None
+
+
 Statistics = dict[str, np.ndarray]  # name of a linear in its block -> what an observer found
 ChannelAbsmax = dict[str, np.ndarray]  # the same of ABSMAX: float32 [K]
 
@@ -35,7 +48,9 @@ class Observer:
 
     measure(x) of one sample may use operators and methods of arrays only, for x is NumPy's or
     JAX's; merge takes two results as NumPy arrays, and merge(measure(a), measure(b)) is
-    measure of a and b in sequence. A Hessian is measure=lambda x: x.T @ x, merge=np.add.
+    measure of a and b in sequence. A Hessian is measure=lambda x: x.T @ x, merge=np.add. For
+    experts, whose rows come in tiles filled up with zeros, the fast runner needs a merge that is
+    a ufunc (np.maximum, np.add) and a measure that zeros do not change.
     """
 
     measure: Callable[[Any], Any]

@@ -239,4 +239,5 @@ def _check_effect(recipe: Recipe, grid: Mapping[str, Any]) -> None:
 
 def needs_calibration(recipe: Recipe) -> bool:
     """Whether activations must be seen before the weights can be quantized."""
-    return recipe.smoothing is not None or recipe.static
+    observes = recipe.quantizes_blocks and METHODS[recipe.method].observer is not None
+    return recipe.smoothing is not None or recipe.static or observes

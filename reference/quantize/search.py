@@ -15,7 +15,7 @@ import numpy as np
 
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.model.weights import Block, Weights
-from planish.reference.quantize.block import method_statistics, quantize_block
+from planish.reference.quantize.block import observe_for, quantize_block
 from planish.reference.quantize.observe import ChannelAbsmax
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import NUMPY, Hidden, Runner, Runtime
@@ -80,7 +80,7 @@ class Trial:
         checkpoint, recipe, config = self.checkpoint, self.recipe, self.checkpoint.config
         names = linear_names(checkpoint, self.layer)
         block = smoothed(config, block, absmax, recipe, alpha)
-        found = method_statistics(config, block, recipe, self.hidden, names, self.runner)
+        found = observe_for(config, block, recipe, self.hidden, names, self.runner)
         schemes = block_schemes(checkpoint, recipe, self.layer)
         return quantize_block(block, recipe, found, names, schemes)
 

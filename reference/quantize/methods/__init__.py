@@ -2,16 +2,17 @@
 
 rtn    round to nearest
 
-A method is a function `quantize(w, scheme, rule, statistics, name)` -> QuantizedWeight: w float32
-[N, K], the linear's scheme, the rule of symmetric INT4 scales, what was observed at its input
-(the absmax [K] of its channels, or None), and its name for errors. A new one is one file and one
-row of METHODS (docs/adding-a-method.md).
+A method is a row of METHODS: a function quantize(w, scheme, rule, statistic, name) and, if it has
+to know what a linear reads, an observer (observe.py). w is float32 [N, K]; scheme the linear's;
+rule that of symmetric INT4 scales; statistic what the observer found at this linear's input, or
+None for a method without one, for lm_head, and for an expert that no calibration token chose; name
+is for errors. docs/adding-a-method.md adds one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,11 +20,23 @@ from planish.reference.errors import QuantizationError
 from planish.reference.grids import int8_scale
 from planish.reference.linear import Linear, float_weight
 from planish.reference.quantize.methods.rtn import quantize_weight as rtn
+from planish.reference.quantize.observe import Observed, Observer
 from planish.reference.quantized import QuantizedWeight
 from planish.reference.scheme import Scheme
 
 Quantize = Callable[[np.ndarray, Scheme, str, np.ndarray | None, str], QuantizedWeight]
-METHODS: dict[str, Quantize] = {"rtn": rtn}
+NOTHING = Observed()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How a weight becomes codes, and what has to be observed for that."""
+
+    quantize: Quantize
+    observer: Observer | None = None
+
+
+METHODS = {"rtn": Method(quantize=rtn)}
 
 
 def quantize_linear(
@@ -32,21 +45,20 @@ def quantize_linear(
     *,
     method: str = "rtn",
     rule: str = "signed",
-    absmax: np.ndarray | None = None,
+    observed: Observed = NOTHING,
     name: str = "w",
 ) -> Linear:
     """A float linear -> one of the scheme.
 
-    absmax [K] of its input's channels is needed for static activations; QuantizationError
-    without it.
+    Static activations need observed.absmax; QuantizationError without it.
     """
-    weight = METHODS[method](float_weight(layer), scheme, rule, absmax, name)
+    weight = METHODS[method].quantize(float_weight(layer), scheme, rule, observed.statistic, name)
     quantized = replace(layer, weight=weight)
     if scheme.activation != "static":
         return quantized
-    if absmax is None:
+    if observed.absmax is None:
         raise QuantizationError("static activations need a calibration", name=name)
-    return replace(quantized, activation_scale=static_scale(absmax))
+    return replace(quantized, activation_scale=static_scale(observed.absmax))
 
 
 def static_scale(absmax: np.ndarray) -> np.ndarray:

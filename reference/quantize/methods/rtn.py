@@ -14,13 +14,13 @@ def quantize_weight(
     w: np.ndarray,
     scheme: Scheme,
     rule: str = "signed",
-    statistics: np.ndarray | None = None,
+    statistic: np.ndarray | None = None,
     name: str = "w",
 ) -> QuantizedWeight:
     """float32 [N, K] -> codes on the scheme's grid; raises QuantizationError naming the tensor.
 
     rule: how symmetric INT4 scales are chosen (grids.INT4_RULES). Nothing is asked of the inputs:
-    `statistics` are those of other methods. Where the scheme is symmetric every zero point is 8,
+    `statistic` is for other methods. Where the scheme is symmetric every zero point is 8,
     and none is kept.
     """
     if scheme.bits == 8:

@@ -27,6 +27,7 @@ from planish.reference.model.config import Moe
 from planish.reference.model.experts import Stack, linear_of, together
 from planish.reference.model.weights import Experts, Mlp
 from planish.reference.quantize.methods import quantize_linear
+from planish.reference.quantize.observe import Observed
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantized import QuantizedWeight, to_layout
 from tests.fast.schemes import forced
@@ -94,7 +95,8 @@ def random_linear(name: str, shape: tuple[int, int], rng: np.random.Generator) -
     if name == "float":
         return layer
     chosen = recipe(name.split("-")[0], **RECIPES[name])
-    return quantize_linear(layer, chosen.default, rule=chosen.rule, absmax=rng.uniform(2, 4, 1))
+    observed = Observed(absmax=rng.uniform(2, 4, 1))
+    return quantize_linear(layer, chosen.default, rule=chosen.rule, observed=observed)
 
 
 def random_rows(case: Case, rng: np.random.Generator) -> np.ndarray:

@@ -160,12 +160,12 @@ def test_an_input_that_is_not_finite_is_an_error_that_names_block_and_linear(mod
     assert messages[0] == messages[1] and messages[0].startswith("layers.1.q: the activations")
 
 
-@pytest.mark.parametrize(("factor", "problem"), [(1e38, "the hidden"), (1e25, "the squared")])
-def test_outputs_that_overflow_are_an_error_that_names_the_block(tiny_llama, factor, problem):
+@pytest.mark.parametrize(("weight", "problem"), [(3e38, "the hidden"), (1e25, "the squared")])
+def test_outputs_that_overflow_are_an_error_that_names_the_block(tiny_llama, weight, problem):
     checkpoint = open_checkpoint(tiny_llama)
     config, weights = checkpoint.config, load_weights(checkpoint)
     block = weights.blocks[0]
-    down = replace(block.mlp.down, weight=block.mlp.down.weight * np.float32(factor))
+    down = replace(block.mlp.down, weight=np.full_like(block.mlp.down.weight, weight))
     block = replace(block, mlp=replace(block.mlp, down=down))
     hidden = NUMPY.runner.embed(config, weights, [np.arange(20)])
     names = {"q": "layers.0.q", "k": "layers.0.k"}

@@ -12,7 +12,7 @@ from planish.reference.model.config import Moe
 from planish.reference.model.transformer import forward, mixture, route
 from planish.reference.model.weights import Experts, Mlp, block_linears, block_norms
 from planish.reference.quantize.block import (
-    method_statistics,
+    observe_for,
     quantize_block,
     with_unseen_experts,
 )
@@ -141,7 +141,7 @@ def test_an_expert_that_no_token_chose_expects_what_the_others_saw(opened, sampl
     largest = np.maximum(*(absmax[f"experts.{e}.down"] for e in chosen))
     assert np.array_equal(filled[f"experts.{unseen}.down"], largest)
     chosen = recipe("O3")
-    static = quantize_block(block, chosen, method_statistics(config, block, chosen, hidden))
+    static = quantize_block(block, chosen, observe_for(config, block, chosen, hidden))
     scale = static.mlp.experts[int(unseen)].down.activation_scale
     assert scale == pytest.approx([largest.max() / 127])
 

@@ -18,7 +18,7 @@ from planish.reference.grids import int8_scale
 from planish.reference.linear import Linear
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import Weights
-from planish.reference.quantize.block import method_statistics, quantize_block
+from planish.reference.quantize.block import observe_for, quantize_block
 from planish.reference.quantize.checkpoint import choose_alphas, quantize_checkpoint, quantize_head
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import RECIPES, needs_calibration, recipe
@@ -46,7 +46,7 @@ def in_memory(checkpoint, weights, chosen, samples):
         absmax, outputs = observe_block(config, block, hidden)
         if chosen.alpha is not None:
             block = smoothed(config, block, absmax, chosen, chosen.alpha)
-        statistics = method_statistics(config, block, chosen, hidden)
+        statistics = observe_for(config, block, chosen, hidden)
         quantizes = chosen.default is not None
         blocks.append(quantize_block(block, chosen, statistics) if quantizes else block)
         hidden = outputs

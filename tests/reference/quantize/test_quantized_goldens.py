@@ -14,7 +14,7 @@ from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.folds import folds
 from planish.reference.model.transformer import forward
-from planish.reference.quantize.block import method_statistics, quantize_block
+from planish.reference.quantize.block import observe_for, quantize_block
 from planish.reference.quantize.checkpoint import quantize_checkpoint, quantize_head
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import recipe
@@ -54,7 +54,7 @@ def in_memory(checkpoint, samples, chosen):
         absmax, outputs = observe_block(config, block, hidden)
         if chosen.alpha is not None:
             block = smoothed(config, block, absmax, chosen, chosen.alpha)
-        statistics = method_statistics(config, block, chosen, hidden)
+        statistics = observe_for(config, block, chosen, hidden)
         quantizes = chosen.default is not None
         blocks.append(quantize_block(block, chosen, statistics) if quantizes else block)
         hidden = outputs
