@@ -8,7 +8,6 @@ import pytest
 from planish.reference.architectures import ENTRIES, model_config
 from planish.reference.errors import ConfigError
 from planish.reference.files.load import open_checkpoint
-from planish.reference.json import read_json
 
 GOLDEN, PATH = Path(__file__).parents[3] / "golden", Path("config.json")
 CONFIGS = {}  # the first golden of each model_type
