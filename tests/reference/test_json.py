@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from planish.reference.errors import ConfigError, RecipeError
-from planish.reference.files.json import read_json
+from planish.reference.json import read_json
 
 BAD = [
     ("", "is not JSON"),
