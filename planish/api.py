@@ -21,6 +21,7 @@ from typing import Any, Literal, overload
 from planish.calibration import calibration_samples, tell_estimate
 from planish.opening import ENGINES, KERNELS, KV_CACHES
 from planish.program_cache import compilation_cache
+from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import PlanishError
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
@@ -28,7 +29,6 @@ from planish.reference.quantize.checkpoint import check_request, quantize_checkp
 from planish.reference.quantize.recipe import needs_calibration
 from planish.reference.quantize.recipe import recipe as recipe_named
 from planish.reference.quantize.runner import NUMPY, Runner, Runtime
-from planish.reference.text.engine import Engine as ReferenceEngine
 from planish.reference.text.generate import Stop, text_stream
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer

@@ -39,7 +39,7 @@ VERBS = {
     "bench": "measure speed beside the machine's limits",
 }
 THE_VERBS = f"expected one of {', '.join(VERBS)}"
-COMPUTES_NOTHING = ("inspect",)
+NEED_NO_THREADS = ("inspect", "vectors")
 FREE_TEXT = "TEXT"  # the metavar of a flag whose value may be any word, another flag's name too
 BAD_INPUT, INTERRUPTED = 2, 130
 INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
@@ -136,7 +136,7 @@ def add_verb(parser: Parser, verb: str, words: list[str]) -> list[str]:
     parser.description = module.__doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     module.add_flags(parser)
-    if verb not in COMPUTES_NOTHING:
+    if verb not in NEED_NO_THREADS:
         add_threads_flag(parser)
     joined = parser.join_values(words)
     parser.set_defaults(run=module.run, given=given_flags(joined))

@@ -27,9 +27,9 @@ from planish.figures import smoothing
 from planish.figures.collect import collect_panels
 from planish.opening import keep_programs, prepare_kernels
 from planish.pocket.outliers import write_outlier_model
+from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.quantize.observe import cut_samples
-from planish.reference.text.engine import Engine as ReferenceEngine
 from planish.reference.text.evaluate import cut_windows
 from planish.reference.text.generate import Stop, text_stream
 from planish.reference.text.sampling import Sampling

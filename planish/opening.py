@@ -134,7 +134,7 @@ def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
     """The engine asked for; jax is imported only for the fast one."""
     checkpoint = with_kv_cache(checkpoint, args)
     if args.engine == "reference":
-        from planish.reference.text.engine import Engine as ReferenceEngine
+        from planish.reference.engine import Engine as ReferenceEngine
 
         return ReferenceEngine(checkpoint)
     keep_programs(args.compilation_cache)

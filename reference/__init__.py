@@ -10,9 +10,12 @@ Then
     model/            the transformer: config, weights, forward pass
     quantize/         recipes, SmoothQuant, round to nearest
     architectures/    one table for each model_type
-    files/            model directories, read and written
     text/             tokens, sampling, perplexity
+    files/            model directories, read and written
+    engine            a directory ready to run, as the command asks of both engines
 Everywhere
+    json              a JSON file, which nobody vouches for
+    progress          how far a long loop is
     errors            one family of errors, and notices
     memory            memory that is not there, as one of them
 

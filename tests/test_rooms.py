@@ -60,3 +60,30 @@ def test_a_room_names_every_module_where_its_reader_begins(room):
     packages = {path.parent.name for path in room.glob("*/__init__.py")}
     listed = set(ENTRIES) if room.name == "architectures" else set()  # by the code below it
     assert (modules | packages) - words - listed <= {"__init__", "__main__"}
+
+
+def inner_room(module: str) -> str:
+    """planish.reference.model.rope -> reference.model: what stands directly in a room."""
+    return ".".join(module.split(".")[1:3])
+
+
+def arrows() -> dict[str, set[str]]:
+    """Which inner room imports which others, over the whole house."""
+    found: dict[str, set[str]] = {}
+    for room in BELOW:
+        for file in (ROOT / room).rglob("*.py"):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            here = inner_room(".".join(parts if parts[0] == "planish" else ("planish", *parts)))
+            there = {inner_room(name) for name in imported(file) if name.count(".") > 1}
+            found.setdefault(here, set()).update(there - {here})
+    return found
+
+
+def test_the_house_has_no_cycle():
+    """Not between rooms, and not between what stands in them: each is read before its users."""
+    rest = arrows()
+    assert len(rest) > 20
+    while rest:
+        ready = {room for room, names in rest.items() if not names & set(rest)}
+        assert ready, {room: names & set(rest) for room, names in rest.items()}
+        rest = {room: names for room, names in rest.items() if room not in ready}

@@ -32,7 +32,7 @@ from planish.compare.bench.sizes import Shape
 from planish.reference.errors import PlanishError, notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.model.config import ModelConfig
-from planish.reference.quantize.observe import Progress, no_progress
+from planish.reference.progress import Progress, no_progress
 
 RUNS = 5
 TESTS = ("pp512", "tg128")

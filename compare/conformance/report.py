@@ -49,7 +49,7 @@ from planish.reference.model import transformer as reference_transformer
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.transformer import PREFILL_CHUNK, KVCache
 from planish.reference.model.weights import Block, Weights
-from planish.reference.quantize.observe import Progress, no_progress
+from planish.reference.progress import Progress, no_progress
 from planish.reference.text.generate import Stop, check_fits
 
 PROMPT_LENGTH = 600

@@ -30,8 +30,8 @@ from planish.compare.bench.engines import decode_seconds
 from planish.reference.errors import PromptError
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
+from planish.reference.progress import Progress, no_progress
 from planish.reference.quantize.checkpoint import quantize_checkpoint
-from planish.reference.quantize.observe import Progress, no_progress
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import NumpyRunner, Runner, Runtime
 from planish.reference.text.evaluate import Agreement, agreement, summarize, window_nll

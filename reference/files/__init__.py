@@ -1,6 +1,5 @@
 """Model directories: everything that reads or writes bytes of them, and distrusts what it reads.
 
-json           one JSON file
 safetensors    one safetensors file
 shards         which files hold the tensors
 names          what files call their tensors

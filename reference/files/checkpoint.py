@@ -18,11 +18,11 @@ from planish.reference.architectures.read.keys import Keys
 from planish.reference.errors import CheckpointError, ConfigError, notice
 from planish.reference.files.entries import Declared, named_entry
 from planish.reference.files.formats import Format, find_format
-from planish.reference.files.json import read_json
 from planish.reference.files.names import base_names, is_unused, is_zero_bias, plain_names
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.files.shards import check_file, find_entries
 from planish.reference.files.writer import COPIED
+from planish.reference.json import read_json
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.shapes import block_kinds, block_shapes, outer_kinds
 from planish.reference.model.weights import split_expert

@@ -38,6 +38,7 @@ from planish.reference.model.shapes import (
 )
 from planish.reference.model.weights import Block, Mlp, Weights, put_together, split_expert
 from planish.reference.quantized import QuantizedWeight, to_layout
+from planish.reference.scheme import Scheme
 from planish.reference.text.tokenizer import load_tokenizer
 
 __all__ = ["Checkpoint", "load_block", "load_float", "load_weights", "open_checkpoint"]
@@ -180,10 +181,16 @@ def load_block(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Block
 def _require_alike(checkpoint: Checkpoint, layer: int, linears: dict[str, Linear]) -> None:
     """An older directory has a tensor for each expert, but all of them in one form."""
     experts = {part: x for part, x in linears.items() if split_expert(part)[1] is not None}
-    floats = [part for part, x in experts.items() if isinstance(x.weight, np.ndarray)]
+    floats = [part for part, x in experts.items() if x.scheme is None]
     if floats and len(floats) < len(experts):
         name = f"{checkpoint.prefix(floats[0], layer)}.weight"
         raise bad_value(checkpoint, name, "INT8 or INT4 codes, as other experts have", "floats")
+    schemes: dict[str, Scheme | None] = {}
+    for part, linear in experts.items():
+        first = schemes.setdefault(split_expert(part)[0], linear.scheme)
+        if linear.scheme != first:
+            name = f"{checkpoint.prefix(part, layer)}.weight_scale"
+            raise bad_value(checkpoint, name, f"{first}, as other experts are", linear.scheme)
 
 
 def load_stack(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Stack:

@@ -14,8 +14,8 @@ import re
 from pathlib import Path, PurePath
 
 from planish.reference.errors import CheckpointError, ConfigError, notice
-from planish.reference.files.json import read_json
 from planish.reference.files.safetensors import TensorEntry, read_entries, require_file
+from planish.reference.json import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")

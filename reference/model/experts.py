@@ -29,7 +29,7 @@ def stacked(linears: Sequence[Linear]) -> Linear:
 
     Raises ValueError where their schemes differ.
     """
-    schemes = {layer.scheme for layer in linears}
+    schemes = dict.fromkeys(layer.scheme for layer in linears)
     if len(schemes) > 1:
         raise ValueError(f"experts of one stack differ: {', '.join(map(str, schemes))}")
     return _combine(_with_zero_points(linears), np.stack)

@@ -20,7 +20,7 @@ import numpy as np
 
 from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.model.shapes import block_shapes
-from planish.reference.model.weights import Block, Weights, block_linears
+from planish.reference.model.weights import Block, Weights
 from planish.reference.quantize.block import method_observer, method_statistics, quantize_block
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import Hidden, Runner
@@ -59,15 +59,17 @@ def trials(recipe: Recipe) -> int:
 
 
 def quantizing_seconds(checkpoint: Checkpoint, block: Block, recipe: Recipe) -> float:
-    """What a block's linears take on their grids: as long as q takes, by their sizes."""
-    scheme = block_schemes(checkpoint, recipe, 0)["q"]
-    if scheme is None:
+    """What a block's linears take on their grids: as long as the first takes, by their sizes."""
+    schemes = block_schemes(checkpoint, recipe, 0)
+    quantized = [part for part, scheme in schemes.items() if scheme is not None]
+    if not quantized:
         return 0.0
-    linears, shapes = block_linears(block), block_shapes(checkpoint.config, 0)
-    statistics = {"q": np.ones(linears["q"].weight.shape[1], np.float32)}
-    _, seconds = timed(lambda: quantize_block(block, recipe, statistics, schemes={"q": scheme}))
-    sizes = {part: shape[0] * shape[1] for part, (shape, _) in shapes.items()}
-    return seconds * sum(sizes.values()) / sizes["q"]
+    first, shapes = quantized[0], block_shapes(checkpoint.config, 0)
+    statistics = {first: np.ones(shapes[first][0][1], np.float32)}
+    one = {first: schemes[first]}
+    _, seconds = timed(lambda: quantize_block(block, recipe, statistics, schemes=one))
+    sizes = {part: shapes[part][0][0] * shapes[part][0][1] for part in quantized}
+    return seconds * sum(sizes.values()) / sizes[first]
 
 
 def calibration_seconds(

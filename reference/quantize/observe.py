@@ -10,7 +10,7 @@ memory can be calibrated. Default as in the original: 512 samples of 512 tokens.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
@@ -21,12 +21,12 @@ from planish.reference.errors import PromptError, QuantizationError, notice
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.transformer import Tap, block_forward, embed, no_tap
 from planish.reference.model.weights import Block, Weights
+from planish.reference.progress import Progress, no_progress
 
 NUM_SAMPLES, SAMPLE_LENGTH = 512, 512
 
 Statistics = dict[str, np.ndarray]  # name of a linear in its block -> what an observer found
 ChannelAbsmax = dict[str, np.ndarray]  # the same of ABSMAX: float32 [K]
-Progress = Callable[..., Iterable[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,6 @@ def channel_absmax(x: Any) -> Any:
 
 
 ABSMAX = Observer(measure=channel_absmax, merge=np.maximum)
-
-
-def no_progress(items: Iterable[Any], description: str = "") -> Iterable[Any]:
-    """A progress bar that shows nothing."""
-    return items
 
 
 def cut_samples(

@@ -15,13 +15,12 @@ import numpy as np
 
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Block, Weights
+from planish.reference.progress import Progress, no_progress
 from planish.reference.quantize.observe import (
     ABSMAX,
     Observer,
-    Progress,
     Statistics,
     embed_samples,
-    no_progress,
     observe_block,
     run_block,
 )

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from planish.reference.errors import RecipeError
-from planish.reference.files.json import read_json
 from planish.reference.grids import GROUP_SIZES, INT4_RULES, SYMMETRIC_RULES
+from planish.reference.json import read_json
 from planish.reference.scheme import SCALE_DTYPES, Scheme, int4, int8, scheme_from_values
 
 Spelled = str | Mapping[str, Any] | None  # a scheme by name, or as config_groups write it
@@ -33,7 +33,7 @@ SCHEMES: dict[str, Scheme | None] = {
 }
 
 
-NAMES = ("float", "W8A8", "O1", "O2", "O3", "naive", "W8A16", "W4A16", "W4A8")  # of recipes
+NAMES = (*SCHEMES, "naive")  # of recipes
 SMOOTHED = ("W8A8", "O1", "O2", "O3")  # what naive takes without smoothing
 SEARCHES = ("search", "search_per_block")
 WORDS: dict[str, tuple[str, ...]] = {

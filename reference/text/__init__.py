@@ -6,5 +6,4 @@ tokenizer         text to tokens and back
 sampling          logits to a token
 generate          the loop, stop strings
 evaluate          perplexity, KL, top-1
-engine            the reference as an engine
 """

@@ -19,7 +19,7 @@ import tokenizers
 
 from planish.reference.architectures.read.keys import LARGEST
 from planish.reference.errors import TokenizerError, notice
-from planish.reference.files.json import read_json
+from planish.reference.json import read_json
 
 CONFIG = "tokenizer_config.json"
 OLD_TOKENS, OLD_ROLES = "added_tokens.json", "special_tokens_map.json"

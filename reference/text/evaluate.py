@@ -12,7 +12,7 @@ from planish.reference.errors import PromptError
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.transformer import hidden_states, unembed
 from planish.reference.model.weights import Weights
-from planish.reference.quantize.observe import Progress, no_progress
+from planish.reference.progress import Progress, no_progress
 
 LONGEST_WINDOW = 2048
 LOGITS = 2**24  # that an engine makes at a time: 64 MiB, or those of one token

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from planish.fast.session.engine import Engine
+from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.files.load import open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.recipe import recipe
-from planish.reference.text.engine import Engine as ReferenceEngine
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDENS = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))

@@ -12,8 +12,8 @@ from planish.compare.quality.names import parse_recipes
 from planish.compare.quality.table import HEADER, legend, table_row
 from planish.fast.native.library import choose_kernels
 from planish.pocket.outliers import write_outlier_model
+from planish.reference.engine import Engine
 from planish.reference.files.load import open_checkpoint
-from planish.reference.text.engine import Engine
 from tests.planish.tables import assert_same_row, rows_in
 
 ROOT = Path(__file__).parents[2]

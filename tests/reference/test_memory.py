@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from planish.reference.engine import Engine
 from planish.reference.errors import OutOfMemoryError
 from planish.reference.files.load import open_checkpoint
 from planish.reference.memory import memory_errors
-from planish.reference.text.engine import Engine
 from planish.reference.text.generate import Stop, reserve
 from planish.reference.text.sampling import Sampling
 

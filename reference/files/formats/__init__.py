@@ -4,7 +4,7 @@ fields     typed reading of a quantization_config
 planish    what planish writes
 
 A format is a module with the functions of `Format`. A new one is one file and one row of FORMATS
-(docs/adding-a-format.md).
+(docs/file-format.md, "Adding a format").
 """
 
 from __future__ import annotations

@@ -15,12 +15,12 @@ from planish.compare.bench.engines import (
 from planish.compare.bench.random_model import write_random
 from planish.compare.bench.sizes import Shape
 from planish.fast.session.engine import Engine
+from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import OutputError, RecipeError
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.linear import quantized_weight
 from planish.reference.model.weights import block_linears
 from planish.reference.quantized import dequantize, to_layout
-from planish.reference.text.engine import Engine as ReferenceEngine
 
 TINY = Shape("tiny", 64, 2, 4, 2, 104, 300)
 ODD = Shape("odd", 36, 1, 2, 1, 77, 260)  # no multiple of 16 outputs or of 8 inputs anywhere

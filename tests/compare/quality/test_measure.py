@@ -9,9 +9,9 @@ import pytest
 
 from planish.compare.quality import measure, table
 from planish.compare.quality.names import parse_recipes
+from planish.reference.engine import Engine
 from planish.reference.errors import PromptError
 from planish.reference.files.load import open_checkpoint
-from planish.reference.text.engine import Engine
 from planish.reference.text.evaluate import agreement, perplexity
 
 WINDOWS = [[5, 9, 70, 33, 8, 120, 64, 7], [90, 4, 4, 61, 12, 99, 3, 17]]

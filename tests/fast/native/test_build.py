@@ -270,3 +270,12 @@ def test_a_library_that_others_can_write_is_compiled_anew(tmp_path, fake, caplog
     assert build.build(tmp_path / "cache", ["plain"]) == (paths, ["plain"])
     assert "others, or they can write it" in caplog.messages[0]
     assert paths["plain"].stat().st_mode & 0o022 == 0
+
+
+def test_a_set_that_the_system_refuses_is_an_error(kernels, tmp_path):
+    source, made = tmp_path / "refused.cc", tmp_path / "refused.so"
+    source.write_text('extern "C" void* planish_kernels() { return nullptr; }\n')
+    compiler = find_compiler().path
+    subprocess.run([compiler, "-shared", "-fPIC", str(source), "-o", str(made)], check=True)
+    with pytest.raises(KernelsError, match="the system does not let this process use it"):
+        library._load({"refused": made})

@@ -12,13 +12,13 @@ from planish.fast.model import transformer as fast_model
 from planish.fast.model.weights import place_linear
 from planish.fast.session import engine as fast_engine
 from planish.fast.session.engine import Engine, chunk_size, slot_count
+from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import OutOfMemoryError, PromptError, SamplingError
 from planish.reference.files.load import Checkpoint, load_block, load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model import transformer as reference_transformer
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.recipe import recipe
-from planish.reference.text.engine import Engine as ReferenceEngine
 from planish.reference.text.generate import Stop
 from planish.reference.text.sampling import Sampling
 

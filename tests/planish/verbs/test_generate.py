@@ -101,8 +101,8 @@ def test_eos_ends_the_text_unless_ignored(generate, make_llama):
 
 def first_token(text: str, model) -> int:
     """The greedy token behind a text."""
+    from planish.reference.engine import Engine
     from planish.reference.files.load import open_checkpoint
-    from planish.reference.text.engine import Engine
     from planish.reference.text.tokenizer import load_tokenizer
 
     checkpoint = open_checkpoint(model)

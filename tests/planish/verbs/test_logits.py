@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from planish.reference.engine import Engine
 from planish.reference.files.load import open_checkpoint
-from planish.reference.text.engine import Engine
 
 
 @pytest.mark.parametrize("engine", ["fast", "reference"])

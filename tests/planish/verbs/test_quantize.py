@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from planish.reference.engine import Engine
 from planish.reference.files.load import open_checkpoint
-from planish.reference.text.engine import Engine
 
 SHORT = ("--samples", 2, "--sample_length", 32, "--kernels", "xla")  # enough here
 

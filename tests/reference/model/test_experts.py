@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from planish.reference.errors import CheckpointError, RecipeError
 from planish.reference.files.load import load_block, load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import Linear
-from planish.reference.model.experts import Stack, linear_of
+from planish.reference.model.experts import Stack, linear_of, stacked
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import block_linears
 from planish.reference.quantize.block import with_unseen_experts
@@ -24,6 +25,7 @@ from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.methods import quantize_linear
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantized import to_layout
+from planish.reference.scheme import int4
 from tests.old.version_1 import as_version_1
 from tests.reference.conftest import tensors_of
 
@@ -205,6 +207,32 @@ def test_some_experts_in_floats_are_an_error_that_names_one(directories, tmp_pat
     path = as_version_1(change(directories[8, "tiles"], tmp_path / "mixed", edit))
     with pytest.raises(CheckpointError, match=f"{FIRST}.2.w2.weight: .*as other experts have"):
         read_all(path)
+
+
+def test_experts_whose_scales_differ_in_granularity_are_an_error_that_names_one(
+    directories, tmp_path
+):
+    def edit(tensors):
+        cut_apart(tensors)
+        tensors[f"{FIRST}.2.w2.weight_scale"] = np.ones((1, 1), np.float32)
+
+    path = as_version_1(change(directories[8, "tiles"], tmp_path / "mixed", edit))
+    message = f"{FIRST}.2.w2.weight_scale: .*int8 per_channel, as other.* found int8 per_tensor"
+    with pytest.raises(CheckpointError, match=message):
+        read_all(path)
+
+
+def test_zero_points_that_only_some_experts_have_stored_are_8_in_the_others():
+    rng, scheme = np.random.default_rng(0), int4(32)
+    one, other = (
+        quantize_linear(Linear(rng.normal(size=(5, 40)).astype(np.float32)), scheme)
+        for _ in range(2)
+    )
+    told = np.full((5, 2), 8, np.uint8)
+    stack = stacked([one, replace(other, weight=replace(other.weight, zero_point=told))])
+    assert stack.weight.zero_point.tolist() == [told.tolist()] * 2
+    with pytest.raises(ValueError, match="experts of one stack differ: int4 g=32, int4 g=64"):
+        stacked([one, quantize_linear(Linear(np.ones((5, 40), np.float32)), int4(64))])
 
 
 def test_an_older_directory_with_a_tensor_for_each_expert_reads_the_same(directories, tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from planish.reference.engine import Engine
 from planish.reference.errors import PromptError
 from planish.reference.model.transformer import (
     block_forward,
@@ -13,7 +14,6 @@ from planish.reference.model.transformer import (
     prefill,
 )
 from planish.reference.model.weights import block_linears
-from planish.reference.text.engine import Engine
 from planish.reference.text.generate import Stop
 from planish.reference.text.sampling import Sampling
 

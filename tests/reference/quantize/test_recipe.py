@@ -39,7 +39,7 @@ def test_recipe_is_the_spec_s_row(name, bits, granularity, activation, alpha):
 
 
 def test_there_are_no_other_recipes():
-    assert list(RECIPES) == "float W8A8 O1 O2 O3 naive W8A16 W4A16 W4A8".split()
+    assert list(RECIPES) == "float W8A8 O1 O2 O3 W8A16 W4A16 W4A8 naive".split()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planish.reference.engine import Engine
 from planish.reference.errors import PromptError, SamplingError
-from planish.reference.text.engine import Engine
 from planish.reference.text.generate import Stop, StopStrings, check_fits, text_stream
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer

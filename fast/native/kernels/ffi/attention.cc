@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 
+#include "attributes.h"
 #include "buffers.h"
 
 namespace planish {
@@ -20,17 +21,17 @@ struct AttentionCall {
   float cap;
 };
 
-}  // namespace planish
+// Their names, in that order.
+inline auto attention_attributes() {
+  return std::tuple(StructMember<std::string_view>("isa"), StructMember<int64_t>("heads"),
+                    StructMember<int64_t>("kv_heads"), StructMember<int64_t>("head_dim"),
+                    StructMember<int64_t>("rotary"), StructMember<bool>("interleaved"),
+                    StructMember<bool>("int8"), StructMember<float>("divisor"),
+                    StructMember<int64_t>("window"), StructMember<ffi::Span<const float>>("slopes"),
+                    StructMember<bool>("divided"), StructMember<bool>("bfloat16"),
+                    StructMember<float>("cap"));
+}
 
-XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
-    planish::AttentionCall, StructMember<std::string_view>("isa"), StructMember<int64_t>("heads"),
-    StructMember<int64_t>("kv_heads"), StructMember<int64_t>("head_dim"),
-    StructMember<int64_t>("rotary"), StructMember<bool>("interleaved"), StructMember<bool>("int8"),
-    StructMember<float>("divisor"), StructMember<int64_t>("window"),
-    StructMember<Span<const float>>("slopes"), StructMember<bool>("divided"),
-    StructMember<bool>("bfloat16"), StructMember<float>("cap"));
-
-namespace planish {
 namespace {
 
 void check_call(Reader& in, const AttentionCall& c) {
@@ -155,8 +156,7 @@ ffi::Error attention(ffi::ThreadPool pool, const AttentionCall& call, ffi::Remai
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    planish_attention, attention,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attrs<AttentionCall>().RemainingArgs().RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_attention, handler_of(attention, attention_attributes()),
+                              bind_call(attention_attributes()));
 
 }  // namespace planish

@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 
+#include "attributes.h"
 #include "buffers.h"
 #include "weights.h"
 
@@ -19,17 +20,19 @@ struct ExpertsCall {
   LinearFields fields() const { return {bits, outputs, group_sizes, zero_points, biases}; }
 };
 
-}  // namespace planish
+// Their names, in that order.
+inline auto experts_attributes() {
+  return std::tuple(StructMember<std::string_view>("isa"),
+                    StructMember<std::string_view>("activation"), StructMember<bool>("last"),
+                    StructMember<bool>("residual"), StructMember<int64_t>("sequences"),
+                    StructMember<int64_t>("experts"),
+                    StructMember<ffi::Span<const int64_t>>("bits"),
+                    StructMember<ffi::Span<const int64_t>>("outputs"),
+                    StructMember<ffi::Span<const int64_t>>("group_sizes"),
+                    StructMember<ffi::Span<const int64_t>>("zero_points"),
+                    StructMember<ffi::Span<const int64_t>>("biases"));
+}
 
-XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
-    planish::ExpertsCall, StructMember<std::string_view>("isa"),
-    StructMember<std::string_view>("activation"), StructMember<bool>("last"),
-    StructMember<bool>("residual"), StructMember<int64_t>("sequences"),
-    StructMember<int64_t>("experts"), StructMember<Span<const int64_t>>("bits"),
-    StructMember<Span<const int64_t>>("outputs"), StructMember<Span<const int64_t>>("group_sizes"),
-    StructMember<Span<const int64_t>>("zero_points"), StructMember<Span<const int64_t>>("biases"));
-
-namespace planish {
 namespace {
 
 // Rows and the experts chosen for them.
@@ -124,8 +127,7 @@ ffi::Error experts(ffi::ThreadPool pool, const ExpertsCall& call, ffi::Remaining
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    planish_experts, experts,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attrs<ExpertsCall>().RemainingArgs().RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_experts, handler_of(experts, experts_attributes()),
+                              bind_call(experts_attributes()));
 
 }  // namespace planish

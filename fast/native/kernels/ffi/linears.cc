@@ -3,6 +3,7 @@
 #include <string_view>
 
 #include "../work/linears.h"
+#include "attributes.h"
 #include "buffers.h"
 #include "weights.h"
 
@@ -20,18 +21,20 @@ struct LinearsCall {
   NormFields norm_fields() const { return {norm, eps, norm_weight, norm_bias}; }
 };
 
-}  // namespace planish
+// Their names, in that order.
+inline auto linears_attributes() {
+  return std::tuple(
+      StructMember<std::string_view>("isa"), StructMember<std::string_view>("activation"),
+      StructMember<std::string_view>("norm"), StructMember<float>("eps"),
+      StructMember<bool>("gated"), StructMember<bool>("norm_weight"),
+      StructMember<bool>("norm_bias"), StructMember<bool>("residual"),
+      StructMember<int64_t>("sequences"), StructMember<ffi::Span<const int64_t>>("bits"),
+      StructMember<ffi::Span<const int64_t>>("outputs"),
+      StructMember<ffi::Span<const int64_t>>("group_sizes"),
+      StructMember<ffi::Span<const int64_t>>("zero_points"),
+      StructMember<ffi::Span<const int64_t>>("biases"));
+}
 
-XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
-    planish::LinearsCall, StructMember<std::string_view>("isa"),
-    StructMember<std::string_view>("activation"), StructMember<std::string_view>("norm"),
-    StructMember<float>("eps"), StructMember<bool>("gated"), StructMember<bool>("norm_weight"),
-    StructMember<bool>("norm_bias"), StructMember<bool>("residual"),
-    StructMember<int64_t>("sequences"), StructMember<Span<const int64_t>>("bits"),
-    StructMember<Span<const int64_t>>("outputs"), StructMember<Span<const int64_t>>("group_sizes"),
-    StructMember<Span<const int64_t>>("zero_points"), StructMember<Span<const int64_t>>("biases"));
-
-namespace planish {
 namespace {
 
 // x [.., K] float32.
@@ -100,8 +103,7 @@ ffi::Error linears(ffi::ThreadPool pool, const LinearsCall& call, ffi::Remaining
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    planish_linears, linears,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attrs<LinearsCall>().RemainingArgs().RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_linears, handler_of(linears, linears_attributes()),
+                              bind_call(linears_attributes()));
 
 }  // namespace planish

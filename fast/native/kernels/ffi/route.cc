@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 
+#include "attributes.h"
 #include "buffers.h"
 #include "weights.h"
 
@@ -16,15 +17,13 @@ struct RouteCall {
   bool norm_weight, norm_bias, normalized;
 };
 
-}  // namespace planish
+// Their names, in that order.
+inline auto route_attributes() {
+  return std::tuple(StructMember<std::string_view>("isa"), StructMember<std::string_view>("norm"),
+                    StructMember<float>("eps"), StructMember<bool>("norm_weight"),
+                    StructMember<bool>("norm_bias"), StructMember<bool>("normalized"));
+}
 
-XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(planish::RouteCall, StructMember<std::string_view>("isa"),
-                                      StructMember<std::string_view>("norm"),
-                                      StructMember<float>("eps"), StructMember<bool>("norm_weight"),
-                                      StructMember<bool>("norm_bias"),
-                                      StructMember<bool>("normalized"));
-
-namespace planish {
 namespace {
 
 // The router's weight [experts, inputs].
@@ -81,8 +80,7 @@ ffi::Error route(ffi::ThreadPool pool, const RouteCall& call, ffi::RemainingArgs
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    planish_route, route,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attrs<RouteCall>().RemainingArgs().RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_route, handler_of(route, route_attributes()),
+                              bind_call(route_attributes()));
 
 }  // namespace planish
