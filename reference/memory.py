@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 from planish.reference.errors import OutOfMemoryError
 
-SIGNS = re.compile(r"RESOURCE_EXHAUSTED|out of memory|bad_alloc|cannot allocate memory", re.I)
+SIGNS = re.compile(
+    r"RESOURCE_EXHAUSTED|out of memory|bad_alloc|cannot allocate memory", re.IGNORECASE
+)
 AMOUNT = re.compile(r"allocat\D*(\d+\.?\d*) *([KMGTPE]iB|B|bytes)\b")
 ENGINE = "a smaller model, or one of fewer bits"
 FORWARD = "fewer tokens"

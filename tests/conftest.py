@@ -23,8 +23,8 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # private_cache keeps programs
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-from planish.program_cache import distrust  # noqa: E402
-from tests.models import make_llama as write_llama  # noqa: E402 (imports NumPy)
+from planish.program_cache import distrust
+from tests.models import make_llama as write_llama
 
 MOST_RESIDENT = 1.5e9  # bytes of one test process
 

@@ -33,7 +33,7 @@ class Chunk:
 def chunk_size(count: int) -> int:
     """Tokens that a chunk of `count` is padded to: a power of two, or three quarters of one."""
     whole = max(SMALLEST_CHUNK, 1 << (count - 1).bit_length())
-    return whole * 3 // 4 if SMALLEST_CHUNK < whole and count <= whole * 3 // 4 else whole
+    return whole * 3 // 4 if whole > SMALLEST_CHUNK and count <= whole * 3 // 4 else whole
 
 
 def split_prompt(tokens: Sequence[int]) -> Iterator[Chunk]:

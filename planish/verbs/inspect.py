@@ -129,7 +129,7 @@ def parameters(checkpoint: Checkpoint) -> int:
     small = sum(
         math.prod(entry.shape)
         for name, entry in checkpoint.entries.items()
-        if name.endswith(".bias") or len(entry.shape) == 1 and name.endswith(".weight")
+        if name.endswith(".bias") or (len(entry.shape) == 1 and name.endswith(".weight"))
     )
     return sum(linear_weights(checkpoint).values()) + sum(map(math.prod, outer.values())) + small
 

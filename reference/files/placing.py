@@ -118,7 +118,7 @@ def _aside(hidden: Path) -> Path:
 def _put_back(aside: Path, target: Path) -> None:
     """Undo a move, whatever was moved; its name may be taken again, which is said."""
     if not os.path.lexists(aside):
-        return
+        return None
     try:
         if aside.is_dir() and not aside.is_symlink():
             return place_directory(aside, target)

@@ -61,9 +61,9 @@ def diffs() -> list[tuple[str, str]]:
     for page in PAGES:
         for block in DIFF.findall(text_of(page)):
             for file, body in re.findall(
-                r"^--- a/(\S+)\n\+\+\+ .*\n((?:[@ +-].*\n)+)", block, re.M
+                r"^--- a/(\S+)\n\+\+\+ .*\n((?:[@ +-].*\n)+)", block, re.MULTILINE
             ):
-                hunks = re.split(r"^@@.*\n", body, flags=re.M)[1:]
+                hunks = re.split(r"^@@.*\n", body, flags=re.MULTILINE)[1:]
                 found += [(file, "".join(before(hunk))) for hunk in hunks]
     return found
 

@@ -35,7 +35,7 @@ def plan_of(room: str) -> str:
 
 
 def test_the_six_files_come_in_the_order_in_which_their_rooms_list_them():
-    files = re.findall(r"^\| \d \| `reference/([\w/]+)\.py`", PAGE.read_text("utf-8"), re.M)
+    files = re.findall(r"^\| \d \| `reference/([\w/]+)\.py`", PAGE.read_text("utf-8"), re.MULTILINE)
     assert len(files) == 6
     rooms = plan_of("reference").replace("/ ", "  ")
     numbers = [rooms.index(f"    {file.split('/')[0]} ") for file in files]

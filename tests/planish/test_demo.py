@@ -24,7 +24,7 @@ PLAIN = BENCHMARKS.partition("As it was trained")[2]
 
 
 def test_the_prompt_ends_where_the_tokenizer_cuts_words():
-    assert demo.PROMPT == demo.PROMPT.rstrip()
+    assert demo.PROMPT.rstrip() == demo.PROMPT
 
 
 def test_the_embedded_model_writes_a_function_and_not_a_column_of_comments():

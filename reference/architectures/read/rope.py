@@ -45,9 +45,14 @@ KNOWN = (
 )
 # What some models' code reads, and the value with which it changes nothing
 OF_OTHERS = {
-    **{"alpha": None, "mrope_section": None, "mrope_interleaved": False},
-    **{"short_mscale": None, "long_mscale": None, "llama_4_scaling_beta": None},
-    **{"attn_factor": 1, "extrapolation_factor": 1},
+    "alpha": None,
+    "mrope_section": None,
+    "mrope_interleaved": False,
+    "short_mscale": None,
+    "long_mscale": None,
+    "llama_4_scaling_beta": None,
+    "attn_factor": 1,
+    "extrapolation_factor": 1,
 }
 
 

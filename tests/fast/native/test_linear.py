@@ -41,7 +41,7 @@ def rescheme(linear: Linear, **fields) -> Linear:
 
 
 def refusal(run) -> str:
-    with pytest.raises(Exception) as caught:  # noqa: B017 (jax's own type has no public name)
+    with pytest.raises(Exception) as caught:
         jax.block_until_ready(run())
     return str(caught.value)
 
