@@ -13,7 +13,13 @@ import numpy as np
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Block, block_linears, replace_parts, split_expert
 from planish.reference.quantize.methods import METHODS, NOTHING, quantize_linear
-from planish.reference.quantize.observe import ABSMAX, ChannelAbsmax, Observed, Observer
+from planish.reference.quantize.observe import (
+    ABSMAX,
+    ChannelAbsmax,
+    Observed,
+    Observer,
+    Statistics,
+)
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import NUMPY, Hidden, Runner
 from planish.reference.scheme import Scheme
@@ -34,7 +40,9 @@ def observe_for(
     runner: Runner = NUMPY.runner,
 ) -> dict[str, Observed]:
     """What a recipe has to know of a block as it is given: after smoothing, before quantization."""
-    absmax, statistics, own = {}, {}, METHODS[recipe.method].observer
+    absmax: ChannelAbsmax = {}
+    statistics: Statistics = {}
+    own = METHODS[recipe.method].observer
     for observer in observers(recipe):
         found, _ = runner.observe(config, block, hidden, names, observer)
         absmax = with_unseen_experts(block, found) if observer is ABSMAX else absmax
