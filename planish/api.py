@@ -112,7 +112,7 @@ def _native(kernels: str) -> bool:
     return choose_kernels(kernels, cache and cache / "kernels")
 
 
-def quantize(
+def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     model: Place,
     out: Place,
     *,

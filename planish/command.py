@@ -70,7 +70,8 @@ class Parser(argparse.ArgumentParser):
             if flag.startswith("--") and flag not in known:
                 self.error(f"unknown flag {flag}{nearest(flag, known)}")
             if not word.startswith("-"):
-                hint = " (did you mean --model DIR?)" if os.path.isdir(word) else ""
+                is_dir = os.path.isdir(word)  # noqa: PTH112  (Path.is_dir raises for a long word)
+                hint = " (did you mean --model DIR?)" if is_dir else ""
                 self.error(f"unexpected {word!r}{hint}: every value follows a flag")
             if rest and word in known and known[word].nargs is None:
                 free = known[word].metavar == FREE_TEXT
@@ -155,7 +156,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         remedy = "a smaller model, or less input at a time"
         with interrupts_raised(), notices_printed(), memory_errors(remedy):
-            return args.run(args)
+            code: int = args.run(args)
+            return code
     except PlanishError as error:
         return complain(str(error))
     except BrokenPipeError:  # the reader of our output went away

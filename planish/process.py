@@ -26,7 +26,12 @@ def claim_jax() -> None:
     """Have this process's jax, before its first use, start the CPU alone and compile for it."""
     for name, value in SETTINGS.items():
         with contextlib.suppress(AttributeError):  # jax retires settings now and then
-            jax.config.update(name, value)
+            set_jax(name, value)
+
+
+def set_jax(name: str, value: object) -> None:
+    """Set one of jax's settings for this process."""
+    jax.config.update(name, value)  # type: ignore[no-untyped-call]  # jax gives it no type
 
 
 def use_compilation_cache(directory: Path | None) -> None:
@@ -37,6 +42,6 @@ def use_compilation_cache(directory: Path | None) -> None:
     """
     words = "Error (reading|writing) persistent compilation cache entry"
     warnings.filterwarnings("ignore", words)
-    jax.config.update("jax_compilation_cache_dir", None if directory is None else str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    set_jax("jax_compilation_cache_dir", None if directory is None else str(directory))
+    set_jax("jax_persistent_cache_min_compile_time_secs", 0)
+    set_jax("jax_persistent_cache_min_entry_size_bytes", -1)

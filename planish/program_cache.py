@@ -52,13 +52,14 @@ def default_cache() -> Path | None:
     The XDG specification has relative paths ignored: they would be another place in every
     directory where the user stands, and anybody's.
     """
-    caches = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(caches):
-        home = os.environ["HOME"] if "HOME" in os.environ else os.path.expanduser("~")
-        caches = os.path.join(home, ".cache")
-    if not os.path.isabs(caches):
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():
+        # Path.expanduser raises where no home directory is known
+        home = os.environ["HOME"] if "HOME" in os.environ else os.path.expanduser("~")  # noqa: PTH111
+        caches = Path(home, ".cache")
+    if not caches.is_absolute():
         return None
-    return Path(os.path.realpath(os.path.join(caches, "planish")))
+    return Path(os.path.realpath(caches / "planish"))
 
 
 def make_trusted(path: Path) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def export(params: Any, tokenizer: Tokenizer, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     hidden = directory / ".model.safetensors.tmp"
     save_file(hub_tensors(params), hidden, metadata={"format": "pt"})
-    os.replace(hidden, directory / "model.safetensors")
+    hidden.replace(directory / "model.safetensors")
     tokenizer.save(str(directory / "tokenizer.json"))
     for name, values in (
         ("config.json", CONFIG),
@@ -56,7 +55,8 @@ def export(params: Any, tokenizer: Tokenizer, directory: Path) -> None:
 def hub_tensors(params: Any) -> dict[str, np.ndarray]:
     """Our parameters under Hugging Face's names; flax keeps a linear as [in, out], it [out, in]."""
     tensors = {}
-    for path, leaf in flatten_dict(params["params"]).items():
+    leaves = flatten_dict(params["params"])  # type: ignore[no-untyped-call]  # flax gives no type
+    for path, leaf in leaves.items():
         array = leaf.T if path[-1] == "kernel" else leaf
         tensors[hub_name(path)] = np.ascontiguousarray(np.asarray(array).astype(ml_dtypes.bfloat16))
     return tensors

@@ -114,4 +114,5 @@ def initial_params(seed: int) -> Any:
 def loss_of(params: Any, batch: jax.Array) -> jax.Array:
     """Mean cross entropy of tokens 1..T given those before; batch is [B, T + 1]."""
     logits = Llama().apply(params, batch[:, :-1])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
+    losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:])
+    return losses.mean()

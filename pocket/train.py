@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,12 +41,12 @@ FIRST_REPORT, REPORT_SECONDS = 20, 240
 
 @flax.struct.dataclass
 class Progress:
-    """All that a checkpoint holds."""
+    """All that a checkpoint holds; seconds of training, over all resumptions."""
 
     params: Any
     state: Any  # the optimizer's
-    step: int = flax.struct.field(pytree_node=False)
-    seconds: float = flax.struct.field(pytree_node=False)  # of training, over all resumptions
+    step: int = flax.struct.field(pytree_node=False)  # type: ignore[no-untyped-call]
+    seconds: float = flax.struct.field(pytree_node=False)  # type: ignore[no-untyped-call]
 
 
 def batches(tokens: np.ndarray, length: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -97,7 +96,7 @@ def save_progress(path: Path, progress: Progress) -> None:
     numbers = json.dumps({"step": progress.step, "seconds": progress.seconds})
     hidden = path.with_suffix(".tmp.npz")
     np.savez(hidden, numbers=np.array(numbers), **arrays)
-    os.replace(hidden, path)
+    hidden.replace(path)
 
 
 def load_progress(path: Path, like: Progress) -> Progress:
@@ -106,7 +105,8 @@ def load_progress(path: Path, like: Progress) -> Progress:
     with np.load(path) as file:
         numbers = json.loads(str(file["numbers"]))
         leaves = [jnp.asarray(file[str(i)]) for i in range(len(leaves))]
-    return jax.tree.unflatten(structure, leaves).replace(**numbers)
+    restored: Progress = jax.tree.unflatten(structure, leaves).replace(**numbers)
+    return restored
 
 
 def train(minutes: float, work: Path, seed: int = 0) -> None:

@@ -55,4 +55,6 @@ def errors_by_alpha(size: float) -> list[float]:
 def int8_product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """x wᵀ by codes, one scale for each token of x [T, K] and each output of w [N, K]."""
     (xq, a_scale), (wq, w_scale) = quantize_int8(x, "per_row"), quantize_int8(w, "per_row")
-    return (xq.astype(np.int32) @ wq.T.astype(np.int32)) * a_scale * w_scale.T
+    sums: np.ndarray = xq.astype(np.int32) @ wq.T.astype(np.int32)  # [T, N]
+    y: np.ndarray = sums * a_scale * w_scale.T
+    return y

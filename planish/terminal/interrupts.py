@@ -56,7 +56,7 @@ def _handled_by(interrupt: Any, termination: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def terminate(number: int, frame: FrameType | None) -> NoReturn:
+def terminate(_number: int, _frame: FrameType | None) -> NoReturn:
     """SIGTERM unwinds like any exit, so that temporary files are removed."""
     sys.exit(TERMINATED)
 

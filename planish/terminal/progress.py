@@ -23,7 +23,8 @@ WORTH_A_LINE, FIRST, AGAIN = 10.0, 30.0, 120.0  # seconds
 def progress(items: Iterable[Any], description: str = "") -> Iterable[Any]:
     """Iterate, and say what, how many and how long."""
     if sys.stderr.isatty():
-        return tqdm(items, desc=description, delay=2, leave=False)
+        bar: Iterable[Any] = tqdm(items, desc=description, delay=2, leave=False)
+        return bar
     return log_progress(items, description)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -41,7 +42,7 @@ def open_streams() -> None:
         os.set_inheritable(free, True)
     os.close(free)
     if sys.stdin is None:
-        sys.stdin = open(0, encoding="utf-8", closefd=False)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  (open to the end)
     if sys.stdout is sys.__stdout__:  # not a caller's
         sys.stdout = _text(Stdout(1, "w", closefd=False), sys.stdout)
     if sys.stderr is sys.__stderr__:
@@ -66,7 +67,7 @@ def flush_output() -> OSError | None:
     try:
         sys.stdout.flush()
     except OSError as problem:
-        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+        with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
             sys.stdout.flush()
         return None if isinstance(problem, BrokenPipeError) else problem

@@ -121,8 +121,10 @@ def place(directory: str | None) -> Iterator[Path]:
 def as_text(result: dict[str, Any]) -> str:
     """A Markdown table, and under it loading and compiling, the machine and its limits."""
     lines = [
-        "| model | engine | format | size | threads | test | tokens/s | low - high | limit |"
-        " of limit | planish / this |",
+        (
+            "| model | engine | format | size | threads | test | tokens/s | low - high | limit |"
+            " of limit | planish / this |"
+        ),
         "| --- | --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |",
         *map(as_line, result["rows"]),
         "",

@@ -14,7 +14,6 @@ from typing import overload
 
 import numpy as np
 
-from planish.reference.architectures import Tensor
 from planish.reference.errors import CheckpointError, TokenizerError, notice
 from planish.reference.files.checkpoint import Checkpoint, head_names, open_checkpoint
 from planish.reference.files.entries import bad_value, checked_entry
@@ -252,7 +251,7 @@ def load_part(
     own, source = f"{checkpoint.prefix(part, layer)}.{kind}", checkpoint.source(part, layer)
     if own in checkpoint.entries or source.plain:
         return load_float(checkpoint, own, shape if kind == "weight" else shape[:1])
-    name, shapes = f"{source.name}.{kind}", dict(fused_shapes(checkpoint, part, layer, source))
+    name, shapes = f"{source.name}.{kind}", dict(fused_shapes(checkpoint, part, layer))
     groups = checkpoint.config.num_kv_heads if source.grouped else 1
     rows = [one[0] // groups for one in shapes.values()]
     start = sum(rows[: list(shapes).index(part)])
@@ -269,7 +268,7 @@ def load_part(
 
 
 def fused_shapes(
-    checkpoint: Checkpoint, part: str, layer: int | None, source: Tensor
+    checkpoint: Checkpoint, part: str, layer: int | None
 ) -> Iterator[tuple[str, Shape]]:
     """The parts that share a tensor, this one among them, and their shapes."""
     if layer is None:

@@ -142,7 +142,7 @@ def _rename(source: Path, target: Path, flag: int) -> bool:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:  # another system, or an old C library
         return False
-    done = rename(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flag) == 0
+    done: bool = rename(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flag) == 0
     if not done and ctypes.get_errno() == errno.EEXIST:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     return done
@@ -183,7 +183,7 @@ def write_file(path: Path) -> Iterator[BinaryIO]:
             return
         hidden = hidden_beside(target)
         try:
-            with open(hidden, "xb") as file:
+            with hidden.open("xb") as file:
                 if target.exists():
                     hidden.chmod(stat.S_IMODE(target.stat().st_mode))
                 yield file
@@ -201,7 +201,7 @@ def _is_descriptor(target: Path) -> bool:
 def _open_as_it_is(target: Path) -> BinaryIO:
     """Open a device or a pipe; of a descriptor of ours a copy, which shares its position."""
     ours = str(target.parent) in ("/dev/fd", f"/proc/{os.getpid()}/fd") and target.name.isdigit()
-    return os.fdopen(os.dup(int(target.name)), "wb") if ours else open(target, "wb")
+    return os.fdopen(os.dup(int(target.name)), "wb") if ours else target.open("wb")
 
 
 def _follow(path: Path) -> Path:

@@ -65,7 +65,8 @@ class TensorEntry:
     def map(self) -> np.ndarray:
         """The tensor as a read-only view of the file; nothing is read before it is used."""
         found = self.data[self.offset : self.offset + self.size]
-        return found.view(DTYPES[self.dtype]).reshape(self.shape)
+        tensor: np.ndarray = found.view(DTYPES[self.dtype]).reshape(self.shape)
+        return tensor
 
 
 def read_entries(path: Path) -> dict[str, TensorEntry]:
@@ -102,7 +103,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         header = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as problem:
         raise CheckpointError(f"its header is not JSON: {problem}", path=path) from None
-    except _Twice as problem:
+    except _DuplicateKeyError as problem:
         raise CheckpointError("stands twice in the header", path=path, name=str(problem)) from None
     return header, 8 + len(text)
 
@@ -110,7 +111,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 def _header_text(path: Path) -> bytes:
     require_file(path)
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             head, size = file.read(8), path.stat().st_size
             if (head + file.read(64)).startswith(b"version https://git-lfs"):
                 hint = "is a Git-LFS pointer, not the weights; run `git lfs pull`"
@@ -126,7 +127,7 @@ def _header_text(path: Path) -> bytes:
     raise CheckpointError(wrong, path=path, expected=expected, found=length)
 
 
-class _Twice(Exception):
+class _DuplicateKeyError(Exception):
     """A key that stands twice in one JSON object."""
 
 
@@ -135,7 +136,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     for name, value in pairs:
         if name in seen:
-            raise _Twice(name)
+            raise _DuplicateKeyError(name)
         seen[name] = value
     return seen
 
@@ -150,14 +151,16 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
             header[f"{PADDING}{index}"], end = _header_entry(np.dtype(np.uint8), (gap,), end)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
             file.write(bytes(-tensor.nbytes % ALIGNMENT))
 
 
-def _header_entry(dtype: np.dtype, shape: tuple[int, ...], start: int) -> tuple[dict, int]:
+def _header_entry(
+    dtype: np.dtype, shape: tuple[int, ...], start: int
+) -> tuple[dict[str, object], int]:
     end = start + int(np.prod(shape)) * dtype.itemsize
-    entry = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    entry: dict[str, object] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     return entry, end

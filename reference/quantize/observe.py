@@ -148,7 +148,8 @@ def require_finite_output(largest: np.floating[Any], names: Mapping[str, str]) -
 
     A norm takes the mean of the squares.
     """
-    where = commonprefix([*names.values()]).rstrip(".") or "block"
+    start = commonprefix([*names.values()])  # noqa: RUF071  (not paths: names, by characters)
+    where = start.rstrip(".") or "block"
     with np.errstate(over="ignore"):
         squared = np.square(largest)
     for what, value in (("", largest), ("squared ", squared)):

@@ -8,7 +8,7 @@ steps, and the errors that they raise, are written once, whatever runs the model
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -77,7 +77,7 @@ class NumpyRunner:
 class Runtime:
     """Who runs the samples, and who shows how far the work is."""
 
-    runner: Runner = NumpyRunner()
+    runner: Runner = field(default_factory=NumpyRunner)
     progress: Progress = no_progress
 
 

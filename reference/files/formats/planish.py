@@ -312,4 +312,5 @@ def unusable_scales(scale: np.ndarray) -> np.ndarray:
     word = np.dtype(f"u{scale.dtype.itemsize}")
     infinity, sign = np.array([np.inf, -0.0], scale.dtype).view(word)
     one = word.type(1)
-    return (scale.view(word) & ~sign) - one >= infinity - one
+    unusable: np.ndarray = (scale.view(word) & ~sign) - one >= infinity - one
+    return unusable

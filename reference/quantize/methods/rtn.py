@@ -14,7 +14,7 @@ def quantize_weight(
     w: np.ndarray,
     scheme: Scheme,
     rule: str = "signed",
-    statistic: np.ndarray | None = None,
+    statistic: np.ndarray | None = None,  # noqa: ARG001  (every method's signature)
     name: str = "w",
 ) -> QuantizedWeight:
     """float32 [N, K] -> codes on the scheme's grid; raises QuantizationError naming the tensor.

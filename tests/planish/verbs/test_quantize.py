@@ -110,8 +110,10 @@ def test_a_text_that_a_recipe_does_not_need_must_be_there_nevertheless(quantize,
         ),
         (
             "float --ignore down_proj --layout tiles",
-            "--ignore: no effect with --recipe float; "
-            "--layout: no effect without quantized weights",
+            (
+                "--ignore: no effect with --recipe float; "
+                "--layout: no effect without quantized weights"
+            ),
         ),
         (
             "float --lm_head int8 --method rtn --samples 4",

@@ -197,8 +197,10 @@ def test_scales_that_do_not_fit_float16_are_float32_with_a_notice(tiny, tmp_path
     names = [f"model.layers.0.mlp.{part}_proj.weight_scale" for part in ("gate", "up")]
     assert [reopened.entries[name].dtype for name in names] == ["F32", "F16"]
     assert [record.getMessage() for record in caplog.records] == [
-        "scales of 2 linears do not fit float16 and are stored as float32; the first is"
-        " model.layers.0.mlp.gate_proj"
+        (
+            "scales of 2 linears do not fit float16 and are stored as float32; the first is"
+            " model.layers.0.mlp.gate_proj"
+        )
     ]
     plain, found = logits(open_checkpoint(source)), logits(reopened)
     assert np.abs(found - plain).max() < 0.5 * np.ptp(plain)
@@ -227,8 +229,10 @@ def test_rows_below_int8_s_floor_are_counted(tiny, tmp_path, caplog):
     source = tiny.write(tmp_path / "source", None, tensors)
     written(source, tmp_path / "out", recipe("W8A16"), None)
     assert [record.getMessage() for record in caplog.records] == [
-        "rows of weights below INT8's floor of 1e-05 become near zeros: 3 in 2 linears, the first"
-        " in model.layers.0.mlp.gate_proj"
+        (
+            "rows of weights below INT8's floor of 1e-05 become near zeros: 3 in 2 linears,"
+            " the first in model.layers.0.mlp.gate_proj"
+        )
     ]
 
 

@@ -155,7 +155,7 @@ def test_a_post_norm_model_cannot_be_smoothed(loaded):
 
 
 def test_a_weight_that_smoothing_makes_overflow_is_named(loaded):
-    checkpoint, weights = loaded["llama"]
+    _, weights = loaded["llama"]
     before, names = weights.blocks[0], {"q": "self_attn.q_proj"}
     with np.errstate(over="ignore"):
         parts = {"q": scale_inputs(before.q, np.full(32, 3e38, F32) * F32(1e3))}
