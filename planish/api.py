@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from planish.calibration import calibration_samples, tell_estimate
+from planish.calibration import announce_estimate, calibration_samples
 from planish.opening import ENGINES, KERNELS, KV_CACHES
 from planish.program_cache import compilation_cache
 from planish.reference.engine import Engine as ReferenceEngine
@@ -33,7 +33,7 @@ from planish.reference.text.generate import Stop, text_stream
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 
-Place = str | Path  # a file or a directory
+PathLike = str | Path  # a file or a directory
 
 
 class Model:
@@ -75,7 +75,7 @@ def _options(given: dict[str, Any]) -> tuple[Stop, Sampling]:
 
 
 def load(
-    model: Place,
+    model: PathLike,
     *,
     engine: str = "fast",
     kernels: str = "auto",
@@ -113,11 +113,11 @@ def _native(kernels: str) -> bool:
 
 
 def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
-    model: Place,
-    out: Place,
+    model: PathLike,
+    out: PathLike,
     *,
     recipe: str,
-    calibration: Place | None = None,
+    calibration: PathLike | None = None,
     samples: int | None = None,
     sample_length: int | None = None,
     engine: str = "fast",
@@ -137,7 +137,7 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     exists is replaced without `overwrite`.
     """
     _require("engine", engine, ENGINES)
-    chosen = recipe_named(recipe, **_named(changes))
+    chosen = recipe_named(recipe, **_rename_changes(changes))
     checkpoint = open_checkpoint(model)
     check_request(checkpoint, chosen, layout)
     writer, cut, runtime = CheckpointWriter(out, model, overwrite), None, NUMPY
@@ -145,7 +145,7 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
         cut = calibration_samples(checkpoint, calibration, samples, sample_length)
         runtime = NUMPY if engine == "reference" else Runtime(runner=_runner(kernels))
     with writer:
-        tell_estimate(checkpoint, chosen, cut, runtime.runner)
+        announce_estimate(checkpoint, chosen, cut, runtime.runner)
         quantize_checkpoint(checkpoint, writer, chosen, cut, layout, runtime)
 
 
@@ -155,7 +155,7 @@ def _runner(kernels: str) -> Runner:
     return FastRunner(_native(kernels))
 
 
-def _named(changes: dict[str, Any]) -> dict[str, Any]:
+def _rename_changes(changes: dict[str, Any]) -> dict[str, Any]:
     """The recipe's own names for what the command calls otherwise; one pattern may stand alone."""
     named = {{"lm_head": "head"}.get(key, key): value for key, value in changes.items()}
     ignore: str | Sequence[str] | None = named.get("ignore")

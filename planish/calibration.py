@@ -50,19 +50,19 @@ def calibration_samples(
     return cut_samples(tokens, NUM_SAMPLES if count is None else count, length)
 
 
-def tell_estimate(
+def announce_estimate(
     checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None, runner: Runner
 ) -> None:
     """One notice before what takes long: how long, how much memory, and what makes it shorter."""
     found = estimate(checkpoint, recipe, samples, runner)
     if found.seconds >= LONG:
-        notice(words(found, checkpoint, recipe, samples))
+        notice(describe_estimate(found, checkpoint, recipe, samples))
 
 
-def words(
+def describe_estimate(
     found: Estimate, checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None
 ) -> str:
-    """The line of tell_estimate."""
+    """The line of announce_estimate."""
     size, time = f"{found.bytes / 1e9:.1f} GB", duration(found.seconds)
     if not samples:
         return f"quantizing {checkpoint.config.num_layers} blocks: about {time}, {size} of memory"

@@ -96,7 +96,7 @@ class Parser(argparse.ArgumentParser):
         return super()._get_values(action, arg_strings)
 
 
-def given_flags(words: Iterable[str]) -> dict[str, list[str]]:
+def collect_flags(words: Iterable[str]) -> dict[str, list[str]]:
     """Each flag among joined words, with its values as typed."""
     given: dict[str, list[str]] = {}
     for word in itertools.takewhile(lambda word: word != "--", words):
@@ -140,7 +140,7 @@ def add_verb(parser: Parser, verb: str, words: list[str]) -> list[str]:
     if verb not in NEED_NO_THREADS:
         add_threads_flag(parser)
     joined = parser.join_values(words)
-    parser.set_defaults(run=module.run, given=given_flags(joined))
+    parser.set_defaults(run=module.run, given=collect_flags(joined))
     return joined
 
 
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
     except BrokenPipeError:  # the reader of our output went away
         return 0
     except OSError as error:
-        return complain(described(error))
+        return complain(describe_error(error))
 
 
 class NoticePrinter(logging.Handler):
@@ -186,7 +186,7 @@ def notices_printed() -> Iterator[None]:
         LOGGER.removeHandler(printer)
 
 
-def described(error: OSError) -> str:
+def describe_error(error: OSError) -> str:
     """Where, and what the system says."""
     return f"{error.filename or 'input or output'}: {error.strerror or error}"
 
@@ -208,4 +208,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     except SystemExit as end:
         code = end.code
     problem = flush_output()
-    sys.exit(complain(described(problem)) if problem and not code else code)
+    sys.exit(complain(describe_error(problem)) if problem and not code else code)

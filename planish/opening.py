@@ -2,7 +2,7 @@
 
 open_model     checkpoint and tokenizer
 open_engine    the engine that --engine asks for, with its programs and kernels
-kernels_used   what inspect says of this machine
+describe_kernels   what inspect says of this machine
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from planish.reference.errors import KernelsError, OutOfMemoryError, PlanishErro
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 from planish.terminal.interrupts import interrupts_kill
-from planish.terminal.progress import said_when_slow
+from planish.terminal.progress import notice_when_slow
 
 ENGINES, KV_CACHES = ("fast", "reference"), ("float32", "int8")
 KERNELS = ("auto", "native", "xla", *BY_NAME)
@@ -67,11 +67,11 @@ def prepare_kernels(choice: str, flag: str | None) -> bool:
     from planish.fast.native.library import choose_kernels
 
     path = compilation_cache(flag, tell=False)
-    with said_when_slow(COMPILING):
+    with notice_when_slow(COMPILING):
         return choose_kernels(choice, path and path / "kernels")
 
 
-def kernels_used(args: argparse.Namespace) -> dict[str, str]:
+def describe_kernels(args: argparse.Namespace) -> dict[str, str]:
     """What generate would use on this machine, and why; nothing is compiled.
 
     Raises KernelsError where --kernels insists on what cannot be had.

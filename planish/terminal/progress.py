@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def said_when_slow(line: str, delay: float = 2.0) -> Iterator[None]:
+def notice_when_slow(line: str, delay: float = 2.0) -> Iterator[None]:
     """Say one line if what is done here takes longer than `delay` seconds."""
     timer = threading.Timer(delay, notice, (line,))
     timer.daemon = True

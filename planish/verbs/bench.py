@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
         from planish.compare.bench.peers import peer
         from planish.compare.bench.sizes import SHAPES
 
-    tests = [speed.Test.parse(name) for name in names(args.tests)]
-    peers, recipes = names(args.peers), names(args.recipes or RECIPES.get(args.shape))
+    tests = [speed.Test.parse(name) for name in split_names(args.tests)]
+    peers, recipes = split_names(args.peers), split_names(args.recipes or RECIPES.get(args.shape))
     for name in peers:
         peer(name)  # an unknown one is refused before anything is measured
     for name in recipes:
@@ -92,19 +92,19 @@ def run(args: argparse.Namespace) -> int:
         checkpoint = with_kv_cache(checkpoint, args)
         result = speed.run_model(checkpoint, tests, native, peers, args.runs, progress)
     else:
-        with place(args.directory) as directory:
+        with model_directory(args.directory) as directory:
             shape, more = SHAPES[args.shape], (peers, args.kv_cache, args.runs, progress)
             result = speed.run_shape(shape, recipes, tests, native, directory, *more)
     print_json(result) if args.json else print(as_text(result))
     return 0
 
 
-def names(text: str | None) -> list[str]:
+def split_names(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 @contextmanager
-def place(directory: str | None) -> Iterator[Path]:
+def model_directory(directory: str | None) -> Iterator[Path]:
     """Where random models are written: a directory that stays, or one that goes."""
     if directory is None:
         with tempfile.TemporaryDirectory(prefix="planish-") as made:
@@ -129,7 +129,7 @@ def as_text(result: dict[str, Any]) -> str:
         *map(as_line, result["rows"]),
         "",
     ]
-    lines += [loading(engine) for engine in result["engines"]]
+    lines += [format_loading(engine) for engine in result["engines"]]
     lines += [f"not measured: {line}" for line in result["missing"]]
     machine, limits = result["machine"], result["limits"]
     lines.append(
@@ -161,7 +161,7 @@ def format_rate(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def loading(engine: dict[str, Any]) -> str:
+def format_loading(engine: dict[str, Any]) -> str:
     """load and compile times of one engine."""
     name = f"{engine['engine']} {engine['format']}"
     name += f" ({engine['version']})" if engine["version"] else ""

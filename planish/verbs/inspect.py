@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from planish.opening import kernels_used
+from planish.opening import describe_kernels
 from planish.reference import architectures
 from planish.reference.errors import one_line
 from planish.reference.files.load import Checkpoint, open_checkpoint
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         return list_architectures(args)
     checkpoint = open_checkpoint(args.model, args.allow_links)
     notice_idle(args, (args.kernels == "xla", "with --kernels xla", ("--compilation_cache",)))
-    facts = {**describe(checkpoint), "kernels": kernels_used(args)}
+    facts = {**describe(checkpoint), "kernels": describe_kernels(args)}
     if args.json:
         print_json(facts)
     else:

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             samples=samples,
             directory=Path(directory),
             keep=False,
-            open_engine=opener(args, checkpoint, native),
+            open_engine=make_opener(args, checkpoint, native),
             runner=Runner(native),
         )
         report(args, study, recipes)
@@ -112,7 +112,7 @@ def samples_of(args: argparse.Namespace, checkpoint: Checkpoint) -> list[np.ndar
     return calibration_samples(checkpoint, args.calibration, args.samples, length, own)
 
 
-def opener(args: argparse.Namespace, source: Checkpoint, native: bool) -> Any:
+def make_opener(args: argparse.Namespace, source: Checkpoint, native: bool) -> Any:
     """Opens the float model and the quantized ones, all with the length and the cache asked for."""
     from planish.fast.session.engine import Engine
 

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from planish.calibration import calibration_samples, tell_estimate
+from planish.calibration import announce_estimate, calibration_samples
 from planish.opening import ENGINES, keep_programs, native_kernels, open_subject
 from planish.reference.errors import RecipeError
 from planish.reference.files.load import Checkpoint
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     with writer:
         notice_idle(args, *idle_rules(args, chosen, checkpoint.config))
         runtime = Runtime(runner=runner_of(args, chosen), progress=progress)
-        tell_estimate(checkpoint, chosen, samples, runtime.runner)
+        announce_estimate(checkpoint, chosen, samples, runtime.runner)
         quantize_checkpoint(checkpoint, writer, chosen, samples, args.layout, runtime)
     seconds = time.perf_counter() - start
     print(f"{args.out}: {chosen.name}, {seconds:.1f} s", file=sys.stderr)

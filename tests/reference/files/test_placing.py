@@ -61,7 +61,7 @@ def state(target):
 def test_what_appears_after_the_start_is_not_replaced(tmp_path, system, appear):
     target = tmp_path / "out"
     with (  # noqa: PT012  (leaving the writer raises)
-        pytest.raises(OutputError, match="out: came into being while this was computed"),
+        pytest.raises(OutputError, match="out: appeared while this was computed"),
         CheckpointWriter(target) as writer,
     ):
         appear(target)
@@ -73,7 +73,7 @@ def test_what_appears_after_the_start_is_not_replaced(tmp_path, system, appear):
 def test_of_two_writers_the_second_loses(tmp_path, system):
     target = tmp_path / "out"
     with (  # noqa: PT012  (leaving the writer raises)
-        pytest.raises(OutputError, match="out: came into being"),
+        pytest.raises(OutputError, match="out: appeared while"),
         CheckpointWriter(target) as second,
     ):
         write_model(target, 1)

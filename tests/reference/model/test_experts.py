@@ -205,7 +205,7 @@ def test_some_experts_in_floats_are_an_error_that_names_one(directories, tmp_pat
         tensors[f"{FIRST}.2.w2.weight"] = np.ones((32, 24), np.float32)
 
     path = as_version_1(change(directories[8, "tiles"], tmp_path / "mixed", edit))
-    with pytest.raises(CheckpointError, match=f"{FIRST}.2.w2.weight: .*as other experts have"):
+    with pytest.raises(CheckpointError, match=f"{FIRST}.2.w2.weight: .*as the other experts have"):
         read_all(path)
 
 
