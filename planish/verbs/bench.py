@@ -1,4 +1,4 @@
-"""Tokens per second of prompts and of decoding, beside the limits and peers of the same run."""
+"""Tokens per second of prefill and decoding, compared with the machine's limits and with peers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=5,
         metavar="N",
-        help="rounds that are measured, after one that is not (default: 5)",
+        help="rounds to measure, after one warm-up round (default: 5)",
     )
     parser.add_argument("--peers", metavar="NAMES", help="with commas: llama.cpp, openvino, torch")
     parser.add_argument(
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         refuse_given(args, of_a_model, "is for --model, not for --shape")
     checkpoint = open_subject(args) if args.model else None
     with interrupts_kill():
-        from planish.compare.bench import engines as contenders
+        from planish.compare.bench import engines
         from planish.compare.bench import speed
         from planish.compare.bench.peers import peer
         from planish.compare.bench.sizes import SHAPES
@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
     tests = [speed.Test.parse(name) for name in split_names(args.tests)]
     peers, recipes = split_names(args.peers), split_names(args.recipes or RECIPES.get(args.shape))
     for name in peers:
-        peer(name)  # an unknown one is refused before anything is measured
+        peer(name)  # raises for an unknown one before anything is measured
     for name in recipes:
-        contenders.parse_recipe(name)
+        engines.parse_recipe(name)
     if not tests or (args.shape and not recipes):
         raise PlanishError("is empty", name="recipes" if tests else "tests")
     if args.runs < 1:
@@ -105,7 +105,7 @@ def split_names(text: str | None) -> list[str]:
 
 @contextmanager
 def model_directory(directory: str | None) -> Iterator[Path]:
-    """Where random models are written: a directory that stays, or one that goes."""
+    """Where random models are written: --directory, or a temporary one."""
     if directory is None:
         with tempfile.TemporaryDirectory(prefix="planish-") as made:
             yield Path(made)
@@ -119,7 +119,7 @@ def model_directory(directory: str | None) -> Iterator[Path]:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """A Markdown table, and under it loading and compiling, the machine and its limits."""
+    """A Markdown table, then load and compile times, the machine and its limits."""
     lines = [
         (
             "| model | engine | format | size | threads | test | tokens/s | low - high | limit |"
@@ -156,13 +156,13 @@ def as_line(row: dict[str, Any]) -> str:
 
 
 def format_rate(value: float) -> str:
-    """Three digits at least, and no more than a measurement is good for: 0.123, 12.3, 1234."""
+    """Format with three significant digits or more: 0.123, 12.3, 1234."""
     digits = next((n for n, least in enumerate((100, 10, 1)) if value >= least), 3)
     return f"{value:.{digits}f}"
 
 
 def format_loading(engine: dict[str, Any]) -> str:
-    """load and compile times of one engine."""
+    """The load and compile times of one engine."""
     name = f"{engine['engine']} {engine['format']}"
     name += f" ({engine['version']})" if engine["version"] else ""
     line = f"{name}: load {engine['load_seconds']:.2f} s"
