@@ -1,4 +1,4 @@
-"""Trained parameters -> a Hugging Face directory in bfloat16."""
+"""Export trained parameters as a Hugging Face directory in bfloat16."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TOKENIZER_CONFIG = {
 
 
 def export(params: Any, tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes the five files; the weights are renamed into place when whole, for those who read."""
+    """Write the files; the weights are renamed into place when complete, for concurrent readers."""
     directory.mkdir(parents=True, exist_ok=True)
     hidden = directory / ".model.safetensors.tmp"
     save_file(hub_tensors(params), hidden, metadata={"format": "pt"})
@@ -53,7 +53,7 @@ def export(params: Any, tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def hub_tensors(params: Any) -> dict[str, np.ndarray]:
-    """Our parameters under Hugging Face's names; flax keeps a linear as [in, out], it [out, in]."""
+    """Our parameters under Hugging Face's names; its linears are [N, K], flax's are [K, N]."""
     tensors = {}
     leaves = flatten_dict(params["params"])  # type: ignore[no-untyped-call]  # flax gives no type
     for path, leaf in leaves.items():

@@ -54,7 +54,7 @@ def panels(work: Path) -> dict[str, np.ndarray]:
 
 
 def study(work: Path) -> Study:
-    """What the demo measures, in a directory that goes when the picture is drawn."""
+    """The demo's measurement, in a temporary directory."""
     keep_programs(None)
     native = prepare_kernels("auto", None)
     return replace(demo.study_of(open_checkpoint(work), native), directory=work.parent, keep=False)

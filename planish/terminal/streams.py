@@ -1,8 +1,8 @@
 """Standard streams that are closed, full, or have lost their reader.
 
 A closed stream is replaced by /dev/null: otherwise the next file that is opened gets its
-descriptor, and output for the user goes to that file. What stderr cannot write is dropped, as there is no other
-place for it. What stdout cannot write is an error, unless its reader has closed the pipe.
+descriptor, and output for the user goes to that file. What stderr cannot write is dropped, as there
+is no other place for it. What stdout cannot write is an error, unless its reader closed the pipe.
 """
 
 from __future__ import annotations

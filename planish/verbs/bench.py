@@ -70,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
         refuse_given(args, of_a_model, "is for --model, not for --shape")
     checkpoint = open_subject(args) if args.model else None
     with interrupts_kill():
-        from planish.compare.bench import engines
-        from planish.compare.bench import speed
+        from planish.compare.bench import engines, speed
         from planish.compare.bench.peers import peer
         from planish.compare.bench.sizes import SHAPES
 

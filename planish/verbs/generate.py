@@ -110,7 +110,7 @@ class Completion:
         return self._grow(self.stream.push(token))
 
     def finish(self) -> str:
-        """End the text; returns what was held back as a possible stop string or partial character."""
+        """End the text; returns what was held back as the possible start of a stop string."""
         return self._grow(self.stream.finish())
 
     def _grow(self, piece: str) -> str:

@@ -1,8 +1,9 @@
 """Write the ops level of compare as .npz files, or check a kernel's results on them.
 
 --out writes inputs, codes, scales and expected results with a README.md and a manifest.json;
-running a kernel on them does not need planish. --check reads DIR/results/NAME.npz, an array under each
-output's key, and reports the first that differs: exit 0 all agree, 3 one differs, 2 unreadable.
+running a kernel on them does not need planish. --check reads DIR/results/NAME.npz, one array per
+output, under its key, and reports the first mismatch. Exit code 0: all agree, 3: one differs, 2:
+results cannot be read.
 """
 
 from __future__ import annotations
