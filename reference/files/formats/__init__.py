@@ -4,7 +4,7 @@ fields     read the fields of a quantization_config, with type checks
 planish    the format that planish writes
 
 A format is a module with the functions of `Format`. A new one is one file and one row of FORMATS
-(docs/file-format.md, "Adding a format").
+(docs/adding-a-format.md).
 """
 
 from __future__ import annotations
