@@ -119,7 +119,7 @@ def linear_weights(checkpoint: Checkpoint) -> dict[str, int]:
     weights: Counter[str] = Counter()
     for layer in range(checkpoint.config.num_layers):
         for part, (shape, _) in block_shapes(checkpoint.config, layer).items():
-            weights[checkpoint.stored(part, layer)] += math.prod(shape)
+            weights[checkpoint.stored_prefix(part, layer)] += math.prod(shape)
     return weights
 
 

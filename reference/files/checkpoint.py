@@ -101,16 +101,16 @@ class Checkpoint:
         name = source.name.replace(".{h}", "")
         return name if plain else f"{name}.{part}"
 
-    def stacked(self, layer: int) -> bool:
+    def has_stacked_experts(self, layer: int) -> bool:
         """Whether a layer's experts are stacked: one tensor for all gates, ups or downs."""
         if self.format is None or not self.config.layers[layer].experts:
             return False
         return self.scheme("experts.up", layer) is not None
 
-    def stored(self, part: str, layer: int | None = None) -> str:
+    def stored_prefix(self, part: str, layer: int | None = None) -> str:
         """Prefix of the stored tensor that contains this linear, alone, fused or stacked."""
         general, expert = split_expert(part)
-        if expert is not None and layer is not None and self.stacked(layer):
+        if expert is not None and layer is not None and self.has_stacked_experts(layer):
             return self.prefix(general, layer)
         own = self.prefix(part, layer)
         return own if f"{own}.weight" in self.entries else self.source(part, layer).name
@@ -121,7 +121,7 @@ class Checkpoint:
         Stacked experts are one entry.
         """
         found = {
-            self.stored(part, layer): self.scheme(self._stored_part(part, layer), layer)
+            self.stored_prefix(part, layer): self.scheme(self._stored_part(part, layer), layer)
             for layer in range(self.config.num_layers)
             for part in block_shapes(self.config, layer)
             if part != "router"
@@ -131,7 +131,7 @@ class Checkpoint:
     def _stored_part(self, part: str, layer: int) -> str:
         """experts.3.gate -> experts.gate if this layer's experts are stacked."""
         general, expert = split_expert(part)
-        return general if expert is not None and self.stacked(layer) else part
+        return general if expert is not None and self.has_stacked_experts(layer) else part
 
     @cached_property
     def left_off(self) -> str:
@@ -256,7 +256,7 @@ def _known_names(checkpoint: Checkpoint) -> set[str]:
         tied = part == "head" and config.tie_embeddings
         known |= _require(checkpoint, part, None, kinds, optional=tied)
     for layer in range(config.num_layers):  # raises at the first missing one
-        stacked = checkpoint.stacked(layer)
+        stacked = checkpoint.has_stacked_experts(layer)
         for part, kinds in block_kinds(config, layer).items():
             part = split_expert(part)[0] if stacked else part
             known |= _require(checkpoint, part, layer, kinds)

@@ -165,7 +165,7 @@ def load_block(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Block
     """Read one layer's tensors."""
     config = checkpoint.config
     shapes = block_shapes(config, layer).items()
-    stack = load_stack(checkpoint, layer, tiled) if checkpoint.stacked(layer) else None
+    stack = load_stack(checkpoint, layer, tiled) if checkpoint.has_stacked_experts(layer) else None
     linears = {
         part: load_linear(checkpoint, part, layer, shape, bias, tiled)
         for part, (shape, bias) in shapes

@@ -45,10 +45,10 @@ def estimate(
     """Measure the first block and multiply. samples: None without calibration."""
     weights = load_weights(checkpoint)
     block, reading = measure_time(lambda: weights.blocks[0])
-    seconds = reading + quantizing_seconds(checkpoint, block, recipe) * (1 + count_trials(recipe))
+    seconds = reading + measure_quantizing(checkpoint, block, recipe) * (1 + count_trials(recipe))
     states = 0
     if samples:
-        seconds += calibration_seconds(checkpoint, weights, block, recipe, samples, runner)
+        seconds += measure_calibration(checkpoint, weights, block, recipe, samples, runner)
         states = sum(map(len, samples)) * checkpoint.config.hidden_size * 4  # float32
     total = checkpoint.config.num_layers * seconds
     return Estimate(
@@ -61,7 +61,7 @@ def count_trials(recipe: Recipe) -> int:
     return len(ALPHAS) if isinstance(recipe.alpha, str) else 0
 
 
-def quantizing_seconds(checkpoint: Checkpoint, block: Block, recipe: Recipe) -> float:
+def measure_quantizing(checkpoint: Checkpoint, block: Block, recipe: Recipe) -> float:
     """Time to quantize a block: that of its first linear, scaled to the size of all."""
     schemes = block_schemes(checkpoint, recipe, 0)
     quantized = [part for part, scheme in schemes.items() if scheme is not None]
@@ -75,7 +75,7 @@ def quantizing_seconds(checkpoint: Checkpoint, block: Block, recipe: Recipe) -> 
     return seconds * sum(sizes.values()) / sizes[first]
 
 
-def calibration_seconds(
+def measure_calibration(
     checkpoint: Checkpoint,
     weights: Weights,
     block: Block,
@@ -88,10 +88,10 @@ def calibration_seconds(
     few = samples[: max(1, TOKENS // len(samples[0]))]
     hidden = runner.embed(config, weights, few)
     names = linear_names(checkpoint, 0)
-    observing = steady_seconds(lambda: runner.observe(config, block, hidden, names)) / len(few)
+    observing = measure_second_call(lambda: runner.observe(config, block, hidden, names)) / len(few)
     tried = count_trials(recipe) * min(len(samples), SEARCH_SAMPLES)
     passes = len(samples) * count_passes(recipe, wanted) + tried * wanted
-    return passes * observing + tried * running_seconds(checkpoint, block, recipe, hidden, runner)
+    return passes * observing + tried * measure_running(checkpoint, block, recipe, hidden, runner)
 
 
 def count_passes(recipe: Recipe, wanted: int) -> int:
@@ -101,7 +101,7 @@ def count_passes(recipe: Recipe, wanted: int) -> int:
     return 1 + wanted + (searched and wanted > 0)
 
 
-def running_seconds(
+def measure_running(
     checkpoint: Checkpoint, block: Block, recipe: Recipe, hidden: Hidden, runner: Runner
 ) -> float:
     """Time of one sample through a quantized candidate of the search; 0 without a search."""
@@ -111,10 +111,10 @@ def running_seconds(
     found = observe_for(config, block, recipe, hidden, linear_names(checkpoint, 0), runner)
     schemes = block_schemes(checkpoint, recipe, 0)
     candidate = quantize_block(block, recipe, found, schemes=schemes)
-    return steady_seconds(lambda: runner.run(config, candidate, hidden)) / len(hidden)
+    return measure_second_call(lambda: runner.run(config, candidate, hidden)) / len(hidden)
 
 
-def steady_seconds(action: Callable[[], Any]) -> float:
+def measure_second_call(action: Callable[[], Any]) -> float:
     """The second call's time: the first may compile."""
     action()
     return measure_time(action)[1]

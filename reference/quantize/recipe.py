@@ -72,7 +72,9 @@ class Recipe:
 
     def scheme_of(self, *names: str) -> Scheme | None:
         """The scheme of a linear with these names; None if it stays in float."""
-        return next((scheme for pattern, scheme in self.schemes if _any(pattern, names)), None)
+        return next(
+            (scheme for pattern, scheme in self.schemes if _matches_any(pattern, names)), None
+        )
 
     @property
     def default(self) -> Scheme | None:
@@ -100,7 +102,7 @@ class Recipe:
         return any(scheme is not None for pattern, scheme in self.schemes if pattern != HEAD)
 
 
-def _any(pattern: str, names: tuple[str, ...]) -> bool:
+def _matches_any(pattern: str, names: tuple[str, ...]) -> bool:
     return any(matches(pattern, name) for name in names)
 
 
