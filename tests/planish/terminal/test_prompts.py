@@ -70,4 +70,4 @@ def test_a_bad_line_is_named_with_its_field(jsonl, line, message):
 def test_a_file_without_a_prompt_is_refused(jsonl):
     problem = r"prompts.jsonl: contains no prompt; expected lines like"
     with pytest.raises(PromptError, match=problem):
-        PromptError, match = r"prompts.jsonl: contains no prompt; expected lines like"
+        prompts.read_prompts([], [jsonl("", "  ")])
