@@ -12,7 +12,7 @@ import pytest
 from planish.command import parse
 from planish.opening import with_max_positions
 from planish.reference.files.load import open_checkpoint
-from planish.verbs.quantize import samples_of
+from planish.verbs.quantize import recipe_of, samples_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LEARNED = GOLDEN / "opt-pre-norm"  # of 512 positions
@@ -80,7 +80,7 @@ def test_calibration_samples_follow(tiny_llama, tmp_path):
     words = ["--model", tiny_llama, "--out", tmp_path, "--recipe", "O1"]
     args = parse(["planish", "quantize", *map(str, words), "--max_positions", "8"])
     checkpoint = with_max_positions(open_checkpoint(tiny_llama), args)
-    samples = samples_of(args, checkpoint, list(range(100)))
+    samples = samples_of(args, checkpoint, recipe_of(args))
     assert {len(sample) for sample in samples} == {8}
 
 

@@ -217,7 +217,7 @@ def test_experts_whose_scales_differ_in_granularity_are_an_error_that_names_one(
         tensors[f"{FIRST}.2.w2.weight_scale"] = np.ones((1, 1), np.float32)
 
     path = as_version_1(change(directories[8, "tiles"], tmp_path / "mixed", edit))
-    message = f"{FIRST}.2.w2.weight_scale: .*int8 per_channel, as other.* found int8 per_tensor"
+    message = f"{FIRST}.2.w2.weight_scale: .*int8 per_channel, as the other.* found int8 per_tensor"
     with pytest.raises(CheckpointError, match=message):
         read_all(path)
 
