@@ -21,7 +21,7 @@ from planish.reference.files.formats import FORMATS
 from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import Linear, float_weight, quantized_weight
-from planish.reference.model.experts import stacked
+from planish.reference.model.experts import stack_linears
 from planish.reference.model.layers import Norm
 from planish.reference.model.shapes import outer_kinds
 from planish.reference.model.weights import Block, Weights, block_linears, block_norms, split_expert
@@ -172,7 +172,7 @@ def _add_block(
         else:
             _add_float(checkpoint, writer, prefix, value, raw)
     for part, each in experts.items():
-        stack = stacked([_laid_out(layer, layout) for layer in each])
+        stack = stack_linears([_laid_out(layer, layout) for layer in each])
         WRITTEN.write(writer, checkpoint.prefix(part, layer), stack)
 
 

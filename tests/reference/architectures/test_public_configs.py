@@ -61,16 +61,36 @@ def test_a_public_config_has_the_published_sizes(name):
     assert parameters(config) == pytest.approx(public["parameters"], rel=0.01)
 
 
-# theta, turned entries, neighbours, stretch
+# theta, turned entries, neighbours, scaling
 ROPES = {
     "meta-llama/Llama-2-7b-hf": [(1e4, 128, False, None)],
     "codellama/CodeLlama-7b-hf": [(1e6, 128, False, None)],
     "lmsys/vicuna-13b-v1.5-16k": [(1e4, 128, False, Interpolation(factor=4.0))],
     "meta-llama/Llama-3.1-8B-Instruct": [
-        (5e5, 128, False, Llama3(factor=8.0, low=1.0, high=4.0, original=8192))
+        (
+            5e5,
+            128,
+            False,
+            Llama3(
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=8192,
+            ),
+        )
     ],
     "meta-llama/Llama-3.2-1B": [
-        (5e5, 64, False, Llama3(factor=32.0, low=1.0, high=4.0, original=8192))
+        (
+            5e5,
+            64,
+            False,
+            Llama3(
+                factor=32.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=8192,
+            ),
+        )
     ],
     "mistralai/Ministral-8B-Instruct-2410": [(1e8, 128, False, None)],
     "mistralai/Mixtral-8x22B-v0.1": [(1e6, 128, False, None)],
@@ -105,7 +125,7 @@ ROPES = {
 @pytest.mark.parametrize("name", ROPES)
 def test_public_models_turn_as_they_were_trained(name):
     ropes = read(name).ropes
-    assert [(r.theta, r.dim, r.interleaved, r.stretch) for r in ropes] == ROPES[name]
+    assert [(r.theta, r.dim, r.interleaved, r.scaling) for r in ropes] == ROPES[name]
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -150,11 +170,13 @@ def test_stretched_positions_reach_as_far_as_the_card_says(name, scaling, positi
 )
 def test_long_context_models_stretch_48_pairs(name, head_dim):
     (rope,) = read(name).ropes
-    assert isinstance(rope.stretch, LongRope) and (rope.dim, read(name).head_dim) == (96, head_dim)
-    assert rope.stretch.original == 4096
-    assert rope.stretch.magnitude == pytest.approx(1.1902380714238083)  # 1 + 5 / 12, its root
+    assert isinstance(rope.scaling, LongRope) and (rope.dim, read(name).head_dim) == (96, head_dim)
+    assert rope.scaling.original_max_position_embeddings == 4096
+    assert rope.scaling.attention_factor == pytest.approx(
+        1.1902380714238083
+    )  # 1 + 5 / 12, its root
     scaling = PUBLIC[name]["config"]["rope_scaling"]
-    assert rope.stretch.long == tuple(map(float, scaling["long_factor"]))
+    assert rope.scaling.long_factor == tuple(map(float, scaling["long_factor"]))
     assert read(name, rope_scaling={**scaling, "type": "su"}) == read(name)  # the first spelling
 
 
@@ -296,5 +318,5 @@ def test_a_wrapper_of_several_models_is_refused_in_one_line(kind):
     values = {"model_type": kind, "text_config": {"model_type": "llama"}, "vision_config": {}}
     with pytest.raises(ConfigError) as caught:
         model_config(values, PATH)
-    said = "config.json: model_type: wraps a text model and others; only models of text alone can"
+    said = "config.json: model_type: wraps a text model and others; only pure text models can"
     assert str(caught.value) == f"{said} be read; found {kind!r}"

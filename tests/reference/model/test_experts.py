@@ -17,7 +17,7 @@ from planish.reference.errors import CheckpointError, RecipeError
 from planish.reference.files.load import load_block, load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import Linear
-from planish.reference.model.experts import Stack, linear_of, stacked
+from planish.reference.model.experts import Stack, linear_of, stack_linears
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import block_linears
 from planish.reference.quantize.block import with_unseen_experts
@@ -229,10 +229,10 @@ def test_zero_points_that_only_some_experts_have_stored_are_8_in_the_others():
         for _ in range(2)
     )
     told = np.full((5, 2), 8, np.uint8)
-    stack = stacked([one, replace(other, weight=replace(other.weight, zero_point=told))])
+    stack = stack_linears([one, replace(other, weight=replace(other.weight, zero_point=told))])
     assert stack.weight.zero_point.tolist() == [told.tolist()] * 2
     with pytest.raises(ValueError, match="experts of one stack differ: int4 g=32, int4 g=64"):
-        stacked([one, quantize_linear(Linear(np.ones((5, 40), np.float32)), int4(64))])
+        stack_linears([one, quantize_linear(Linear(np.ones((5, 40), np.float32)), int4(64))])
 
 
 def test_an_older_directory_with_a_tensor_for_each_expert_reads_the_same(directories, tmp_path):

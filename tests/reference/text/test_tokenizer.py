@@ -167,7 +167,7 @@ def test_what_is_no_readable_file_is_said(model, monkeypatch):
     for make, message in (
         (lambda: file.mkdir(), "found a directory"),
         (lambda: os.mkfifo(file), "found a device or a pipe"),
-        (lambda: file.symlink_to("gone"), "is a link to gone, which is not there"),
+        (lambda: file.symlink_to("gone"), "is a link to gone, which does not exist"),
     ):
         make()
         with pytest.raises(TokenizerError, match=message):
@@ -231,12 +231,12 @@ def test_a_template_beyond_the_embedding_is_refused(model, tiny):
 
 
 @pytest.mark.parametrize("stated", [33, 10**9])
-def test_an_added_token_out_of_its_place_is_refused_only_in_a_text(model, tiny, caplog, stated):
+def test_an_added_token_out_of_order_is_refused_only_in_a_text(model, tiny, caplog, stated):
     tokenizer = with_added(model, tiny, "<x>", id=stated)
     assert tokenizer.encode("a b") == [3, 4]
-    with pytest.raises(PromptError, match=f"'<x>': is out of its place; expected id {stated}"):
+    with pytest.raises(PromptError, match=f"'<x>': is out of order; expected id {stated}"):
         tokenizer.encode("a <x>")
-    assert f"place: 1, the first '<x>' with id {stated}, by its place 30;" in caplog.text
+    assert f"order: 1, the first '<x>' with id {stated}, by its order 30;" in caplog.text
 
 
 def test_a_tokenizer_that_cannot_encode_is_one_line(model):
