@@ -2,7 +2,7 @@
 
 `linear` looks at the weight: an array is in floats, a QuantizedWeight has a scheme. Sources:
 SmoothQuant, arXiv 2211.10438, for INT8; Efficient LLM Inference on CPUs, arXiv 2311.00502, for
-INT4 weights with INT8 activations.
+INT4 weights.
 
     weights   activations                        name in the recipes
     float     float                              float

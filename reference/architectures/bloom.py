@@ -8,7 +8,7 @@ from __future__ import annotations
 from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.alibi import alibi_slopes
 from planish.reference.architectures.read.keys import Keys, divide_evenly
-from planish.reference.model.config import Alibi, ModelConfig, same_layers
+from planish.reference.model.config import Alibi, ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -22,7 +22,7 @@ def config(keys: Keys) -> ModelConfig:
         vocab_size=keys.count("vocab_size", 250880),
         hidden_size=hidden,
         embedding_size=hidden,
-        layers=same_layers(keys.count("n_layer", 2), head_dim),
+        layers=repeat_layer(keys.count("n_layer", 2), head_dim),
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=head_dim,

@@ -2,15 +2,15 @@
 
 Source: modeling_chatglm.py in those checkpoints; Zeng et al. 2022, arXiv 2210.02414; GLM team 2024,
 arXiv 2406.12793. rope_ratio multiplies the rotary base in ChatGLM3 and GLM-4, and divides positions
-in ChatGLM2-6B-32K (https://github.com/ztxz16/fastllm/issues/374). Only _name_or_path tells their
-configs apart.
+in ChatGLM2-6B-32K (https://github.com/ztxz16/fastllm/issues/374). Only _name_or_path distinguishes
+their configs.
 """
 
 from __future__ import annotations
 
 from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.keys import Keys, check_heads
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 from planish.reference.model.rope import Interpolation, Rope
 
 
@@ -26,7 +26,7 @@ def config(keys: Keys) -> ModelConfig:
         vocab_size=keys.count("padded_vocab_size", VOCABULARY),
         hidden_size=hidden,
         embedding_size=hidden,
-        layers=same_layers(keys.count("num_layers", 28), head_dim, rope=0),
+        layers=repeat_layer(keys.count("num_layers", 28), head_dim, rope=0),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,

@@ -20,7 +20,7 @@ from planish.reference.architectures.read.keys import (
     divide_evenly,
 )
 from planish.reference.architectures.read.rope import read_rope
-from planish.reference.model.config import Alibi, ModelConfig, same_layers
+from planish.reference.model.config import Alibi, ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -35,7 +35,7 @@ def config(keys: Keys) -> ModelConfig:
         vocab_size=keys.count("vocab_size", 65024),
         hidden_size=hidden,
         embedding_size=hidden,
-        layers=same_layers(
+        layers=repeat_layer(
             keys.count("num_hidden_layers", 32), head_dim, rope=None if with_alibi else 0
         ),
         num_heads=heads,

@@ -40,8 +40,8 @@ def config(keys: Keys) -> ModelConfig:
         **features,
         layers=tuple(LayerKind(score_divisor=divisor, rope=0, window=w) for w in windows),
         ropes=(read_rope(keys, features["head_dim"]),),
-        score_cap=soft_cap(keys, "attn_logit_softcapping", 50.0),
-        logit_cap=soft_cap(keys, "final_logit_softcapping", 30.0),
+        score_cap=read_soft_cap(keys, "attn_logit_softcapping", 50.0),
+        logit_cap=read_soft_cap(keys, "final_logit_softcapping", 30.0),
     )
 
 
@@ -69,7 +69,7 @@ def score_divisor(keys: Keys) -> float:
     return math.sqrt(keys.number("query_pre_attn_scalar", 256))
 
 
-def soft_cap(keys: Keys, name: str, default: float | None) -> float | None:
+def read_soft_cap(keys: Keys, name: str, default: float | None) -> float | None:
     """A soft cap; null means none."""
     if keys.values.get(name, default) is None:
         return None

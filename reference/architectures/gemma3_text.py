@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from planish.reference.architectures.entry import Architecture
-from planish.reference.architectures.gemma2 import SANDWICH, gemma, score_divisor, soft_cap
+from planish.reference.architectures.gemma2 import SANDWICH, gemma, read_soft_cap, score_divisor
 from planish.reference.architectures.read.attention import (
     LAYER_TYPES,
     sliding_types,
@@ -41,7 +41,7 @@ def config(keys: Keys) -> ModelConfig:
         layers=layers(keys),
         ropes=ropes(keys, features["head_dim"]),
         qk_norm="head",
-        logit_cap=soft_cap(keys, "final_logit_softcapping", None),
+        logit_cap=read_soft_cap(keys, "final_logit_softcapping", None),
     )
 
 

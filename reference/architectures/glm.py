@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from planish.reference.architectures.entry import Architecture, Tensor
+from planish.reference.architectures.read.decoder import ATTENTION, LAYER, TENSORS
 from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, check_heads
 from planish.reference.architectures.read.rope import read_rope
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 END_IDS = (151329, 151336, 151338)
 
@@ -25,7 +26,7 @@ def config(keys: Keys, **features: Any) -> ModelConfig:
         "vocab_size": keys.count("vocab_size", 151552),
         "hidden_size": hidden,
         "embedding_size": hidden,
-        "layers": same_layers(keys.count("num_hidden_layers", 40), head_dim, rope=0),
+        "layers": repeat_layer(keys.count("num_hidden_layers", 40), head_dim, rope=0),
         "num_heads": heads,
         "num_kv_heads": kv_heads,
         "head_dim": head_dim,
@@ -33,7 +34,7 @@ def config(keys: Keys, **features: Any) -> ModelConfig:
         "max_positions": keys.count("max_position_embeddings", 131072),
         "norm": "rms_norm",
         "norm_eps": keys.number("rms_norm_eps", 1.5625e-7),
-        "ropes": (read_rope(keys, head_dim, part=0.5, interleaved=True),),
+        "ropes": (read_rope(keys, head_dim, partial_rotary_factor=0.5, interleaved=True),),
         "activation": keys.choice("hidden_act", ACTIVATION_NAMES, "silu"),
         "gated_mlp": True,
         "qkv_bias": keys.flag("attention_bias", True),
@@ -44,23 +45,8 @@ def config(keys: Keys, **features: Any) -> ModelConfig:
     return ModelConfig(**{**named, **features})
 
 
-GATE_UP = Tensor("model.layers.{i}.mlp.gate_up_proj", fused=True)
-TENSORS: dict[str, str | Tensor] = {
-    "embed": "model.embed_tokens",
-    "final_norm": "model.norm",
-    "head": "lm_head",
-}
-BLOCK: dict[str, str | Tensor] = {
-    "attention_norm": "model.layers.{i}.input_layernorm",
-    "q": "model.layers.{i}.self_attn.q_proj",
-    "k": "model.layers.{i}.self_attn.k_proj",
-    "v": "model.layers.{i}.self_attn.v_proj",
-    "o": "model.layers.{i}.self_attn.o_proj",
-    "mlp_norm": "model.layers.{i}.post_attention_layernorm",
-    "gate": GATE_UP,
-    "up": GATE_UP,
-    "down": "model.layers.{i}.mlp.down_proj",
-}
+GATE_UP = Tensor(LAYER + "mlp.gate_up_proj", fused=True)
+BLOCK = ATTENTION | {"gate": GATE_UP, "up": GATE_UP, "down": LAYER + "mlp.down_proj"}
 
 GLM = Architecture(
     model_type="glm",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divide_evenly
 from planish.reference.architectures.read.rope import read_rope
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -21,7 +21,7 @@ def config(keys: Keys) -> ModelConfig:
         vocab_size=keys.count("vocab_size", 50432),
         hidden_size=hidden,
         embedding_size=hidden,
-        layers=same_layers(keys.count("num_hidden_layers", 44), head_dim, rope=0),
+        layers=repeat_layer(keys.count("num_hidden_layers", 44), head_dim, rope=0),
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=head_dim,
@@ -30,7 +30,7 @@ def config(keys: Keys) -> ModelConfig:
         norm="layer_norm",
         norm_eps=keys.number("layer_norm_eps", 1e-5),
         parallel=keys.flag("use_parallel_residual", True),
-        ropes=(read_rope(keys, head_dim, part=0.25),),
+        ropes=(read_rope(keys, head_dim, partial_rotary_factor=0.25),),
         activation=keys.choice("hidden_act", ACTIVATION_NAMES, "gelu"),
         gated_mlp=False,
         qkv_bias=attention_bias,

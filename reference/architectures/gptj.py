@@ -8,7 +8,7 @@ from __future__ import annotations
 from planish.reference.architectures.entry import Architecture
 from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divide_evenly
 from planish.reference.architectures.read.rope import check_pairs
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 from planish.reference.model.rope import Rope
 
 
@@ -27,7 +27,7 @@ def config(keys: Keys) -> ModelConfig:
         vocab_size=keys.count("vocab_size", 50400),
         hidden_size=hidden,
         embedding_size=hidden,
-        layers=same_layers(keys.count("n_layer", 28), head_dim, rope=0),
+        layers=repeat_layer(keys.count("n_layer", 28), head_dim, rope=0),
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=head_dim,

@@ -19,7 +19,7 @@ from planish.reference.architectures.read.decoder import (
 )
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.architectures.read.rope import read_rope
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -29,7 +29,7 @@ def config(keys: Keys) -> ModelConfig:
         model_type="llama",
         **heads,
         **read_decoder(keys, Defaults(max_positions=2048, bos=(1,), eos=(2,))),
-        layers=same_layers(keys.count("num_hidden_layers"), heads["head_dim"], rope=0),
+        layers=repeat_layer(keys.count("num_hidden_layers"), heads["head_dim"], rope=0),
         ropes=(read_rope(keys, heads["head_dim"]),),
         **read_biases(keys, "attention_bias", False, "qkv", "o"),
         **read_biases(keys, "mlp_bias", False, "mlp"),

@@ -17,7 +17,7 @@ from planish.reference.architectures.read.decoder import (
 )
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.architectures.read.rope import read_rope
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -27,7 +27,7 @@ def config(keys: Keys) -> ModelConfig:
         model_type="mistral",
         **heads,
         **read_decoder(keys, Defaults(max_positions=131072, bos=(1,), eos=(2,))),
-        layers=same_layers(
+        layers=repeat_layer(
             keys.count("num_hidden_layers"), heads["head_dim"], rope=0, window=window
         ),
         ropes=(read_rope(keys, heads["head_dim"]),),

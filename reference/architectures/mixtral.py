@@ -18,7 +18,7 @@ from planish.reference.architectures.read.decoder import (
 from planish.reference.architectures.read.experts import read_moe
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.architectures.read.rope import read_rope
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -30,7 +30,7 @@ def config(keys: Keys) -> ModelConfig:
         **read_decoder(
             keys, Defaults(max_positions=131072, eps=("rms_norm_eps", 1e-5), bos=(1,), eos=(2,))
         ),
-        layers=same_layers(layers, heads["head_dim"], rope=0, window=window, experts=True),
+        layers=repeat_layer(layers, heads["head_dim"], rope=0, window=window, experts=True),
         ropes=(read_rope(keys, heads["head_dim"], theta=1e6),),
         moe=read_moe(keys, experts=("num_local_experts", 8), top_k=2, width=width, normalized=True),
     )

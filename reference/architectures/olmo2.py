@@ -20,7 +20,7 @@ from planish.reference.architectures.read.decoder import (
 )
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.architectures.read.rope import read_rope
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -31,7 +31,7 @@ def config(keys: Keys) -> ModelConfig:
         **read_decoder(
             keys, Defaults(max_positions=2048, eps=("rms_norm_eps", 1e-5), eos=(50279,))
         ),
-        layers=same_layers(keys.count("num_hidden_layers"), heads["head_dim"], rope=0),
+        layers=repeat_layer(keys.count("num_hidden_layers"), heads["head_dim"], rope=0),
         ropes=(read_rope(keys, heads["head_dim"]),),
         norm_placement="output",
         qk_norm="width",
@@ -44,7 +44,9 @@ OLMO2 = Architecture(
     config=config,
     tensors=TENSORS,
     block={
-        part: name for part, name in ATTENTION.items() if part not in ("attention_norm", "mlp_norm")
+        module: name
+        for module, name in ATTENTION.items()
+        if module not in ("attention_norm", "mlp_norm")
     }
     | QK_NORMS
     | GATED_MLP

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from planish.reference.architectures.entry import Architecture
 from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divide_evenly
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -20,7 +20,7 @@ def config(keys: Keys) -> ModelConfig:
         vocab_size=keys.count("vocab_size"),
         hidden_size=hidden,
         embedding_size=keys.count("word_embed_proj_dim", hidden),
-        layers=same_layers(keys.count("num_hidden_layers"), head_dim),
+        layers=repeat_layer(keys.count("num_hidden_layers"), head_dim),
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=head_dim,

@@ -18,7 +18,7 @@ from planish.reference.architectures.read.decoder import (
 )
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.architectures.read.rope import read_rope
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 from planish.reference.model.rope import LongRope, Rope
 
 
@@ -31,7 +31,7 @@ def config(keys: Keys) -> ModelConfig:
         **read_decoder(
             keys, Defaults(max_positions=4096, eps=("rms_norm_eps", 1e-5), bos=(1,), eos=(32000,))
         ),
-        layers=same_layers(layers, heads["head_dim"], rope=0, window=window),
+        layers=repeat_layer(layers, heads["head_dim"], rope=0, window=window),
         ropes=(phi3_rope(keys, heads["head_dim"]),),
     )
 
@@ -42,7 +42,9 @@ def phi3_rope(keys: Keys, head_dim: int) -> Rope:
         name: keys.count(name, 4096)
         for name in ("max_position_embeddings", "original_max_position_embeddings")
     }
-    rope = read_rope(Keys({**keys.values, **lengths}, keys.path), head_dim, part=1.0)
+    rope = read_rope(
+        Keys({**keys.values, **lengths}, keys.path), head_dim, partial_rotary_factor=1.0
+    )
     if not isinstance(rope.scaling, LongRope | None):
         found = type(rope.scaling).__name__.lower()
         raise keys.fail("rope_type", "default or longrope, for phi3", found)

@@ -21,7 +21,7 @@ from planish.reference.architectures.read.decoder import (
 )
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.architectures.read.rope import read_rope
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -34,8 +34,8 @@ def config(keys: Keys) -> ModelConfig:
         **read_decoder(
             keys, Defaults(max_positions=4096, norm="layer_norm", eps=eps, bos=(0,), eos=(0,))
         ),
-        layers=same_layers(keys.count("num_hidden_layers"), head_dim, rope=0),
-        ropes=(read_rope(keys, head_dim, part=0.25),),
+        layers=repeat_layer(keys.count("num_hidden_layers"), head_dim, rope=0),
+        ropes=(read_rope(keys, head_dim, partial_rotary_factor=0.25),),
         qk_norm="each_head" if keys.flag("qk_layernorm", False) else None,
         parallel=parallel,
         shared_norm=parallel,

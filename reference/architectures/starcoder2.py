@@ -18,7 +18,7 @@ from planish.reference.architectures.read.decoder import (
 )
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.architectures.read.rope import read_rope
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -42,7 +42,7 @@ def config(keys: Keys) -> ModelConfig:
                 eos=(50256,),
             ),
         ),
-        layers=same_layers(layers, heads["head_dim"], rope=0, window=window),
+        layers=repeat_layer(layers, heads["head_dim"], rope=0, window=window),
         ropes=(read_rope(keys, heads["head_dim"]),),
         **read_biases(keys, "use_bias", True, "qkv", "o", "mlp"),
     )

@@ -123,6 +123,6 @@ class ModelConfig:
         return self.norm_placement in ("output", "sandwich")
 
 
-def same_layers(count: int, head_dim: int, **features: Any) -> tuple[LayerKind, ...]:
+def repeat_layer(count: int, head_dim: int, **features: Any) -> tuple[LayerKind, ...]:
     """`count` identical layers whose scores are divided by sqrt(head_dim)."""
     return (LayerKind(score_divisor=math.sqrt(head_dim), **features),) * count

@@ -81,7 +81,7 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
 ACTIVATIONS = {"relu": relu, "silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
 
 
-def capped(x: np.ndarray, cap: float | None) -> np.ndarray:
+def soft_cap(x: np.ndarray, cap: float | None) -> np.ndarray:
     """cap * tanh(x / cap), which keeps x between -cap and cap; x itself where cap is None."""
     return x if cap is None else np.float32(cap) * np.tanh(x / np.float32(cap))
 
@@ -135,14 +135,14 @@ def attention(
     q = q.reshape(kv_heads, shared * tokens, head_dim)  # [K, H/K * T, Hd]
     k, v = k.transpose(1, 2, 0), v.transpose(1, 0, 2)  # [K, Hd, S] and [K, S, Hd]
     scores = (q @ k).reshape(kv_heads, shared, tokens, -1)  # [K, H/K, T, S]
-    scores = capped(biased(scores, divisor, alibi), cap)
+    scores = soft_cap(scale_and_bias(scores, divisor, alibi), cap)
     weights = softmax(np.where(mask, scores, np.float32(-np.inf)))  # [K, H/K, T, S]
     context: np.ndarray = weights.reshape(kv_heads, shared * tokens, -1) @ v  # [K, H/K * T, Hd]
     context = context.reshape(kv_heads, shared, tokens, head_dim).transpose(2, 0, 1, 3)
     return context.reshape(tokens, heads * head_dim)
 
 
-def biased(scores: np.ndarray, divisor: float, alibi: Alibi | None) -> np.ndarray:
+def scale_and_bias(scores: np.ndarray, divisor: float, alibi: Alibi | None) -> np.ndarray:
     """scores / divisor + biases, or (scores + biases) / divisor: [K, H/K, T, S]."""
     scaled: np.ndarray
     if alibi is None:

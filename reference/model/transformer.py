@@ -24,9 +24,9 @@ from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import (
     ACTIVATIONS,
     attention,
-    capped,
     causal_mask,
     normalize,
+    soft_cap,
     softmax,
 )
 from planish.reference.model.rope import rotate, rotations
@@ -223,7 +223,7 @@ def unembed(config: ModelConfig, weights: Weights, x: np.ndarray) -> np.ndarray:
     x = normalize(x, weights.final_norm)
     if weights.project_out is not None:
         x = linear(x, weights.project_out)  # [T, E]
-    return capped(linear(x, weights.head), config.logit_cap)
+    return soft_cap(linear(x, weights.head), config.logit_cap)
 
 
 def extend(
@@ -270,8 +270,8 @@ def hidden_states(
     """For each chunk of a prompt, the input [T, D] of the final norm, and the cache so far."""
     cache = empty_cache(config)
     for start in range(0, len(tokens), chunk):
-        part = np.asarray(tokens[start : start + chunk])
-        x, cache = extend(config, weights, part, cache, len(tokens))
+        some = np.asarray(tokens[start : start + chunk])
+        x, cache = extend(config, weights, some, cache, len(tokens))
         yield x, cache
 
 

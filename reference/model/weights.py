@@ -134,20 +134,20 @@ def _build_experts(linears: Mapping[str, Linear]) -> Sequence[Mlp]:
     return tuple(experts)
 
 
-def replace_parts(block: Block, parts: Mapping[str, Linear | Norm]) -> Block:
+def replace_modules(block: Block, modules: Mapping[str, Linear | Norm]) -> Block:
     """The block with some of its linears and norms replaced, by name."""
-    own = {name: module for name, module in parts.items() if name in (*NORMS, *"qkvo")}
-    inner = {name: module for name, module in parts.items() if name not in own}
+    own = {name: module for name, module in modules.items() if name in (*NORMS, *"qkvo")}
+    inner = {name: module for name, module in modules.items() if name not in own}
     changed: dict[str, Any] = {**own, "mlp": _replace_in_mlp(block.mlp, inner)}
     return replace(block, **changed)
 
 
-def _replace_in_mlp(mlp: Mlp | Experts, parts: Mapping[str, Any]) -> Mlp | Experts:
+def _replace_in_mlp(mlp: Mlp | Experts, linears: Mapping[str, Any]) -> Mlp | Experts:
     if isinstance(mlp, Mlp):
-        return replace(mlp, **parts)
+        return replace(mlp, **linears)
     experts = []
     for index, expert in enumerate(mlp.experts):
         prefix = f"experts.{index}."
-        own = {n.removeprefix(prefix): new for n, new in parts.items() if n.startswith(prefix)}
+        own = {n.removeprefix(prefix): new for n, new in linears.items() if n.startswith(prefix)}
         experts.append(replace(expert, **own))
-    return Experts(parts.get("router", mlp.router), tuple(experts))
+    return Experts(linears.get("router", mlp.router), tuple(experts))

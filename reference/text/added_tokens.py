@@ -47,33 +47,33 @@ def add_missing_tokens(inner: tokenizers.Tokenizer, directory: Path) -> None:
     known = inner.get_added_tokens_decoder()
     flags = {token.content: _flags_of(token) for token in known.values()}
     free = max(inner.get_vocab_size(with_added_tokens=False), max(known, default=-1) + 1)
-    chosen, others = [], []
+    added, ignored = [], []
     for token in _listed_tokens(directory, flags).values():
         if not token.text:  # transformers skips it as well
             continue
-        there = inner.token_to_id(token.text)
-        given = free if there is None else there
-        taken = there is None and inner.id_to_token(free) is not None  # ids with gaps
+        existing = inner.token_to_id(token.text)
+        given = free if existing is None else existing
+        taken = existing is None and inner.id_to_token(free) is not None  # ids with gaps
         if taken or token.id not in (None, given):
-            others.append((token, given))
+            ignored.append((token, given))
             continue
-        free += there is None
+        free += existing is None
         if flags.get(token.text) != token.flags:
-            chosen.append(tokenizers.AddedToken(token.text, **token.flags))
-    if chosen:
-        inner.add_tokens(chosen)
-    _notice_others(others)
+            added.append(tokenizers.AddedToken(token.text, **token.flags))
+    if added:
+        inner.add_tokens(added)
+    _notice_ignored(ignored)
 
 
-def _notice_others(others: list[tuple[ListedToken, int]]) -> None:
+def _notice_ignored(ignored: list[tuple[ListedToken, int]]) -> None:
     """Log one line about the tokens whose id would differ from the one listed."""
-    if not others:
+    if not ignored:
         return
-    token, given = others[0]
+    token, given = ignored[0]
     listed = "no id" if token.id is None else f"id {token.id}"
     notice(
         f"{token.file}: tokens ignored, as tokenizer.json gives them another id:"
-        f" {len(others)}, the first {token.text!r} with {listed}, not {given}"
+        f" {len(ignored)}, the first {token.text!r} with {listed}, not {given}"
     )
 
 

@@ -20,7 +20,7 @@ LOGITS = 2**24  # held at a time: 64 MiB, or those of one token if they are more
 Losses = Callable[[Sequence[int]], np.ndarray]  # tokens [T] -> -log p of tokens 1..T-1, [T - 1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Perplexity:
     """exp of the mean cross entropy (nats) of the predicted tokens, and its standard error.
 
@@ -95,10 +95,17 @@ def summarize(nll: np.ndarray, tokens: int, windows: int, window: int) -> Perple
     mean = float(nll.mean())
     value = math.exp(min(mean, 700.0))
     error = value * float(nll.std()) / math.sqrt(len(nll))
-    return Perplexity(value, error, mean, tokens, windows, window)
+    return Perplexity(
+        perplexity=value,
+        standard_error=error,
+        mean_nll=mean,
+        tokens=tokens,
+        windows=windows,
+        window=window,
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Agreement:
     """How closely one model's next-token distributions follow another's."""
 
@@ -112,4 +119,4 @@ def agreement(expected: np.ndarray, found: np.ndarray) -> Agreement:
     p, q = log_softmax(expected), log_softmax(found)
     kl = (np.exp(p) * (p - q)).sum(axis=-1)
     top1 = float(np.mean(expected.argmax(axis=-1) == found.argmax(axis=-1)))
-    return Agreement(float(kl.mean()), float(kl.max()), top1)
+    return Agreement(mean_kl=float(kl.mean()), max_kl=float(kl.max()), top1=top1)

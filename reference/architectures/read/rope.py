@@ -59,19 +59,19 @@ OF_OTHERS = {
 def read_rope(
     keys: Keys,
     head_dim: int,
-    part: float | None = None,
+    partial_rotary_factor: float | None = None,
     interleaved: bool = False,
     theta: float = THETA,
 ) -> Rope:
     """The rotary parameters of a config, in the old or the new spelling.
 
-    `part` is the default of partial_rotary_factor, the fraction of a head that is rotated; None if
-    the architecture rotates only whole heads. `theta` is the default of rope_theta. Raises
+    `partial_rotary_factor` is the default of that key, the fraction of a head that is rotated; None
+    if the architecture rotates only whole heads. `theta` is the default of rope_theta. Raises
     ConfigError for an unknown rope type (computing the default type instead would produce text
     that looks right for the first few hundred tokens), for an unknown parameter that would change
     the angles, and for a missing one that the type requires.
     """
-    return parse_rope(keys, rope_values(keys), head_dim, part, interleaved, theta)
+    return parse_rope(keys, rope_values(keys), head_dim, partial_rotary_factor, interleaved, theta)
 
 
 def rope_values(keys: Keys) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def parse_rope(
     keys: Keys,
     values: dict[str, Any],
     head_dim: int,
-    part: float | None = None,
+    partial_rotary_factor: float | None = None,
     interleaved: bool = False,
     theta: float = THETA,
 ) -> Rope:
@@ -99,7 +99,7 @@ def parse_rope(
         if name not in KNOWN:
             check_unknown(Keys(values, keys.path), name)
     inner = merge_original_length(keys, merge_outer_keys(keys, values))
-    dim = read_rotary_dim(inner, head_dim, part)
+    dim = read_rotary_dim(inner, head_dim, partial_rotary_factor)
     base = inner.number("rope_theta", theta)
     scaling = SCALINGS[rope_kind(inner)](inner, dim)
     if isinstance(scaling, Yarn) and base <= 1:
@@ -135,13 +135,13 @@ def merge_original_length(keys: Keys, inner: Keys) -> Keys:
     return Keys({**inner.values, ORIGINAL: known}, keys.path)
 
 
-def read_rotary_dim(inner: Keys, head_dim: int, part: float | None) -> int:
+def read_rotary_dim(inner: Keys, head_dim: int, factor: float | None) -> int:
     """How many channels of a head are rotated."""
-    if part is None:
+    if factor is None:
         inner.only("partial_rotary_factor", 1.0, 1.0)
         check_pairs(inner, head_dim, head_dim)
         return head_dim
-    dim = int(head_dim * inner.number("partial_rotary_factor", part))
+    dim = int(head_dim * inner.number("partial_rotary_factor", factor))
     check_pairs(inner, dim, head_dim, "head_dim" if dim == head_dim else "partial_rotary_factor")
     return dim
 

@@ -16,7 +16,7 @@ from planish.compare.bench.peers import PEERS, Peer, PeerError, installed, peer,
 from planish.compare.bench.peers.process import ROOT, PeerProcess
 from planish.compare.bench.sizes import Shape
 from planish.reference.linear import Linear
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 from planish.reference.model.layers import Norm
 from planish.reference.model.rope import Rope
 from planish.reference.model.transformer import forward
@@ -75,7 +75,7 @@ def config(shape: Shape) -> ModelConfig:
         norm_eps=weights.EPS,
         activation="silu",
         gated_mlp=True,
-        layers=same_layers(shape.layers, shape.head_dim, rope=0),
+        layers=repeat_layer(shape.layers, shape.head_dim, rope=0),
         ropes=(Rope(theta=weights.THETA, dim=shape.head_dim),),
         embedding_size=shape.hidden,
         tie_embeddings=False,

@@ -1,6 +1,6 @@
 """The config.json files of public checkpoints, against what is known of these models.
 
-public_configs.json has their values, but for keys that say nothing of the model; the `sizes` that
+public_configs.json has their values, except keys that say nothing of the model; the `sizes` that
 the model has: layers, heads, key-value heads, head_dim, tied; and the published number of
 parameters. `unsure` are the keys (or `parameters`) whose published value we are not sure of.
 """
@@ -32,13 +32,13 @@ def read(name, **changes):
 
 
 def count(kinds, shapes):
-    """The numbers in the tensors of some parts."""
+    """The number of values in the tensors of some modules."""
     rows = {"weight": math.prod, "bias": lambda shape: shape[0]}
     return sum(rows[kind](shapes[part]) for part, each in kinds.items() for kind in each)
 
 
 def parameters(config):
-    """The numbers in all tensors; a tied head has none of its own."""
+    """The numbers in all tensors; a tied lm_head adds none."""
     kinds = outer_kinds(config)
     if config.tie_embeddings:
         del kinds["head"]
@@ -61,7 +61,7 @@ def test_a_public_config_has_the_published_sizes(name):
     assert parameters(config) == pytest.approx(public["parameters"], rel=0.01)
 
 
-# theta, turned entries, neighbours, scaling
+# theta, rotary dim, interleaved, scaling
 ROPES = {
     "meta-llama/Llama-2-7b-hf": [(1e4, 128, False, None)],
     "codellama/CodeLlama-7b-hf": [(1e6, 128, False, None)],
@@ -159,7 +159,7 @@ REACHES = [
 
 
 @pytest.mark.parametrize(("name", "scaling", "positions"), REACHES)
-def test_stretched_positions_reach_as_far_as_the_card_says(name, scaling, positions):
+def test_scaled_positions_reach_as_far_as_the_card_says(name, scaling, positions):
     config = read(name) if scaling is None else read(name, rope_scaling=scaling)
     assert config.max_positions == positions
 
@@ -168,7 +168,7 @@ def test_stretched_positions_reach_as_far_as_the_card_says(name, scaling, positi
     ("name", "head_dim"),
     [("microsoft/Phi-3.5-mini-instruct", 96), ("microsoft/Phi-4-mini-instruct", 128)],
 )
-def test_long_context_models_stretch_48_pairs(name, head_dim):
+def test_long_context_models_scale_48_pairs(name, head_dim):
     (rope,) = read(name).ropes
     assert isinstance(rope.scaling, LongRope) and (rope.dim, read(name).head_dim) == (96, head_dim)
     assert rope.scaling.original_max_position_embeddings == 4096

@@ -54,7 +54,11 @@ REFUSED = [
     ("gemma2-caps", {"hidden_activation": "tanh"}, "hidden_activation: .*found 'tanh'"),
     ("gemma3_text-two-bases", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: .*null"),
     ("gemma3_text-two-bases", {"rope_parameters": GEMMA3_FLAT}, "rope_parameters: .*for each of"),
-    ("gemma3_text-two-bases", {"rope_scaling": GEMMA3_FLAT}, "rope_scaling: .*the same as rope_param"),
+    (
+        "gemma3_text-two-bases",
+        {"rope_scaling": GEMMA3_FLAT},
+        "rope_scaling: .*the same as rope_param",
+    ),
     ("gemma3_text-old-spelling", {"rope_local_base_freq": -1.0}, "rope_theta: .*found -1"),
     ("gemma3_text-old-spelling", {"rope_scaling": {"rope_type": "linear"}}, "factor: .*None"),
     ("gemma3_text-old-spelling", {"sliding_window_pattern": 0}, "sliding_window_pattern: .*0"),

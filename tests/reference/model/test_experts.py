@@ -1,4 +1,4 @@
-"""Experts that lie together, one tensor for each of their parts: written, read, and read badly."""
+"""Stacked experts, one tensor for each of their linears: written, read, and damaged."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_a_config_of_more_experts_than_lie_there_is_an_error(directories, tmp_pa
         read_all(tmp_path / "more")
 
 
-def cut_apart(tensors):
+def unstack(tensors):
     """The experts' tensors as older directories have them, one for each."""
     for name in [name for name in tensors if ".experts." in name]:
         stack, (prefix, rest) = tensors.pop(name), name.split(".experts.")
@@ -200,7 +200,7 @@ def cut_apart(tensors):
 
 def test_some_experts_in_floats_are_an_error_that_names_one(directories, tmp_path):
     def edit(tensors):
-        cut_apart(tensors)
+        unstack(tensors)
         del tensors[f"{FIRST}.2.w2.weight_scale"]
         tensors[f"{FIRST}.2.w2.weight"] = np.ones((32, 24), np.float32)
 
@@ -213,7 +213,7 @@ def test_experts_whose_scales_differ_in_granularity_are_an_error_that_names_one(
     directories, tmp_path
 ):
     def edit(tensors):
-        cut_apart(tensors)
+        unstack(tensors)
         tensors[f"{FIRST}.2.w2.weight_scale"] = np.ones((1, 1), np.float32)
 
     path = as_version_1(change(directories[8, "tiles"], tmp_path / "mixed", edit))
@@ -228,15 +228,15 @@ def test_zero_points_that_only_some_experts_have_stored_are_8_in_the_others():
         quantize_linear(Linear(rng.normal(size=(5, 40)).astype(np.float32)), scheme)
         for _ in range(2)
     )
-    told = np.full((5, 2), 8, np.uint8)
-    stack = stack_linears([one, replace(other, weight=replace(other.weight, zero_point=told))])
-    assert stack.weight.zero_point.tolist() == [told.tolist()] * 2
+    eights = np.full((5, 2), 8, np.uint8)
+    stack = stack_linears([one, replace(other, weight=replace(other.weight, zero_point=eights))])
+    assert stack.weight.zero_point.tolist() == [eights.tolist()] * 2
     with pytest.raises(ValueError, match="experts of one stack differ: int4 g=32, int4 g=64"):
         stack_linears([one, quantize_linear(Linear(np.ones((5, 40), np.float32)), int4(64))])
 
 
 def test_an_older_directory_with_a_tensor_for_each_expert_reads_the_same(directories, tmp_path):
-    path = as_version_1(change(directories[4, "tiles"], tmp_path / "older", cut_apart))
+    path = as_version_1(change(directories[4, "tiles"], tmp_path / "older", unstack))
     for ours, older in zip(read_all(directories[4, "tiles"]), read_all(path), strict=True):
         for one, other in zip(ours, older, strict=True):
             if not isinstance(one.weight, np.ndarray):
@@ -287,7 +287,7 @@ def test_static_scales_lie_together_and_an_expert_that_nobody_chose_has_the_larg
     np.testing.assert_array_equal(filled["experts.0.down"], [4])
 
 
-def test_a_stack_of_float_linears_is_cut_apart():
+def test_a_stack_of_float_linears_is_unstacked():
     bias = np.arange(6, dtype=np.float32).reshape(2, 3)
     stack = Linear(np.arange(24, dtype=np.float32).reshape(2, 3, 4), bias)
     second = linear_of(stack, 1)

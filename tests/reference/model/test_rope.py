@@ -24,7 +24,7 @@ def test_rotations_are_position_times_frequency():
         (True, [1, 0, 0, 1], [math.cos(2), math.sin(2), -math.sin(0.2), math.cos(0.2)]),
     ],
 )
-def test_pairs_are_halves_apart_or_neighbours(interleaved, x, expected):
+def test_pairs_are_half_a_head_or_one_channel_distant(interleaved, x, expected):
     rope = Rope(theta=100.0, dim=4, interleaved=interleaved)
     cos, sin = rotations(rope, np.array([2]), 3)
     rotated = rotate(np.array([*x, 7], F32).reshape(1, 1, 5), cos, sin, rope).reshape(-1)

@@ -93,7 +93,7 @@ class Mixed(Letters):
         (["<", "e", ">", "b"], ["<e>"], ""),
         (["<e", -1, "b"], ["<e>"], "<e"),
         (["a", -2, "b", "c"], ["ab", "<e>"], ""),  # passed over, as no string names it
-        (["a", -1, "b"], ["e>b"], None),  # not a part of a special token's text
+        (["a", -1, "b"], ["e>b"], None),  # does not occur in a special token's text
         (["a", -3, "b"], ["<think>"], "a"),
         (["a", -3, "b"], ["hin"], "a t"),
     ],

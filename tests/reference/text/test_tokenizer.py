@@ -203,7 +203,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(model):
 
 
 def with_added(model, tiny, *added, **changes):
-    """The model with these special tokens behind its 30 tokens; `changes`: keys of the last."""
+    """The model with these special tokens after its 30 tokens; `changes`: keys of the last."""
     path, config = model
     inner = tiny.tokenizer()
     inner.add_special_tokens(list(added))

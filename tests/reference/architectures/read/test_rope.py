@@ -146,7 +146,7 @@ def test_without_an_original_length_it_is_the_model_s():
     assert (scaling.beta_fast, scaling.beta_slow, scaling.truncate) == (32.0, 1.0, True)
 
 
-def test_part_of_a_head_is_turned_where_the_architecture_can():
+def test_part_of_a_head_is_rotated_if_the_architecture_can():
     assert read({"partial_rotary_factor": 0.75}, part=1.0) == Rope(theta=1e4, dim=6)
     assert read({}, part=0.25, partial_rotary_factor=0.5) == Rope(theta=1e4, dim=4)
     assert read({}, part=0.25) == Rope(theta=1e4, dim=2)
