@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.model.config import ModelConfig
@@ -33,14 +33,14 @@ class Tensor:
         return not (self.fused or self.transposed or "{h}" in self.name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """One Hugging Face model_type.
 
     `tensors` names the modules outside the blocks (embed, positions, project_in, embed_norm,
     final_norm, project_out, head), and `block` those of a block (reference/model/weights.py;
     `experts.gate` means every expert's), each by a Tensor or just its name. Checkpoints may omit
-    the first word of the names, or add others before it (reference/files/checkpoint.py).
+    the first word of the names, or add others before it (reference/files/names.py).
 
     `interpolated`: max_position_embeddings already includes the factor of linear rope scaling.
     """
@@ -50,7 +50,7 @@ class Architecture:
     tensors: dict[str, str | Tensor]
     block: dict[str, str | Tensor]
     examples: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = field(default=())  # patterns of tensors that carry no weights
+    ignored: tuple[str, ...] = ()  # patterns of tensors that carry no weights
     interpolated: bool = False
 
     def tensor(self, module: str) -> Tensor:

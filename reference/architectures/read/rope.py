@@ -44,7 +44,7 @@ KNOWN = (
     "finetuned",  # written by the first yarn models, read by no code
 )
 # Keys that the code of other models reads, and the value with which they change nothing
-OF_OTHERS = {
+HARMLESS = {
     "alpha": None,
     "mrope_section": None,
     "mrope_interleaved": False,
@@ -110,8 +110,8 @@ def parse_rope(
 def check_unknown(values: Keys, name: str) -> None:
     """A key that no rope type reads: refuse it if it may change the angles, else log a notice."""
     value = values.get(name)
-    if name in OF_OTHERS:
-        values.only(name, OF_OTHERS[name], OF_OTHERS[name])
+    if name in HARMLESS:
+        values.only(name, HARMLESS[name], HARMLESS[name])
     elif isinstance(value, dict | list):
         raise values.fail(name, "no such rotary parameter", repr(value))
     elif value is not None:
