@@ -31,7 +31,7 @@ def test_chatglm3_scales_the_base():
 
 
 @pytest.mark.parametrize("name", [None, "", "my-model", 3])
-def test_a_ratio_of_either_is_refused_and_the_remedy_said(name):
+def test_an_ambiguous_ratio_is_refused_with_a_remedy(name):
     with pytest.raises(ConfigError, match="config.json: _name_or_path: bad value; .*chatglm2.*3"):
         rope_of(rope_ratio=16, _name_or_path=name)
 

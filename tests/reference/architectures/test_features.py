@@ -38,7 +38,7 @@ def whole_heads(config):
 
 
 def one_window(config):
-    """The first layer's, for all."""
+    """The features of the first layer, for all layers."""
     return each_layer(window=config.layers[0].window)(config)
 
 

@@ -223,7 +223,7 @@ def test_damaged_tiles_are_refused_by_name(odd, written, name, tensor, change, m
         ("W8A8", f"{DOWN}.weight", (slice(None), 18, slice(None), 3), 101),
     ],
 )
-def test_what_lies_in_the_padding_does_not_matter(odd, written, name, tensor, padding, value):
+def test_the_values_of_the_padding_do_not_matter(odd, written, name, tensor, padding, value):
     changes = {"rule": "minmax", "group_size": 32} if name == "W4A8" else {}
     path = written(odd, "tiles", name, **changes)
     before = logits(path)

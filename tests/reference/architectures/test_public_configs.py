@@ -38,7 +38,7 @@ def count(kinds, shapes):
 
 
 def parameters(config):
-    """The numbers in all tensors; a tied lm_head adds none."""
+    """The number of values in all tensors; a tied lm_head adds none."""
     kinds = outer_kinds(config)
     if config.tie_embeddings:
         del kinds["head"]
@@ -123,7 +123,7 @@ ROPES = {
 
 
 @pytest.mark.parametrize("name", ROPES)
-def test_public_models_turn_as_they_were_trained(name):
+def test_public_models_rotate_as_they_were_trained(name):
     ropes = read(name).ropes
     assert [(r.theta, r.dim, r.interleaved, r.scaling) for r in ropes] == ROPES[name]
 
@@ -272,7 +272,7 @@ def test_every_fourth_layer_of_smollm3_has_no_positions():
 
 
 def test_a_config_saved_without_its_attention_object_has_the_defaults():
-    """transformers 4.33 to 4.40 lost what stood in it."""
+    """transformers 4.33 to 4.40 lost its content."""
     plain, lost = read("mosaicml/mpt-7b"), read("OpenVINO/mpt-7b-int8-ov")
     assert plain == lost and plain.alibi is not None
 

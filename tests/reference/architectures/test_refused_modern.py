@@ -162,7 +162,7 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("name", "tensor"), MISSING)
-def test_a_missing_part_is_refused_by_its_name(name, tensor, tmp_path):
+def test_a_missing_tensor_is_refused_by_its_name(name, tensor, tmp_path):
     directory = changed(tmp_path, name, change=lambda tensors: tensors.pop(tensor))
     with pytest.raises(CheckpointError, match=f"{tensor}: is missing"):
         open_checkpoint(directory)
@@ -178,7 +178,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "tensor", "shape"), WRONG)
-def test_a_part_of_the_wrong_width_is_refused_by_its_name(name, tensor, shape, tmp_path):
+def test_a_tensor_of_the_wrong_width_is_refused_by_its_name(name, tensor, shape, tmp_path):
     def cut(tensors):
         assert tensors[tensor].shape == shape
         tensors[tensor] = tensors[tensor][:-1]

@@ -62,7 +62,7 @@ SHAPES = {  # of 4 experts with 24 outputs and 32 inputs: codes, scales
 
 
 @pytest.mark.parametrize("kind", SHAPES, ids=str)
-def test_a_quantized_directory_has_one_tensor_for_a_part_of_all_experts(directories, kind):
+def test_a_quantized_directory_has_one_tensor_for_a_linear_of_all_experts(directories, kind):
     entries = open_checkpoint(directories[kind]).entries
     found = [list(entries[f"{UP}.{name}"].shape) for name in ("weight", "weight_scale")]
     assert found == list(SHAPES[kind])
@@ -159,7 +159,7 @@ def test_a_bad_stack_is_an_error_that_names_it(directories, tmp_path, kind, edit
         read_all(path)
 
 
-def test_what_lies_beyond_the_outputs_is_never_looked_at(directories, tmp_path):
+def test_padding_beyond_the_outputs_is_never_read(directories, tmp_path):
     def edit(tensors):
         tensors[f"{UP}.weight_scale"][:, 1, :, 8:] = np.nan
         tensors[f"{UP}.weight_zero_point"][:, 1, :, 8:] = 99
@@ -181,7 +181,7 @@ def test_a_truncated_file_is_an_error(directories, tmp_path):
         read_all(tmp_path / "short")
 
 
-def test_a_config_of_more_experts_than_lie_there_is_an_error(directories, tmp_path):
+def test_a_config_with_more_experts_than_are_stored_is_an_error(directories, tmp_path):
     shutil.copytree(directories[4, "tiles"], tmp_path / "more")
     config = tmp_path / "more" / "config.json"
     values = json.loads(config.read_text()) | {"num_local_experts": 5}
@@ -191,7 +191,7 @@ def test_a_config_of_more_experts_than_lie_there_is_an_error(directories, tmp_pa
 
 
 def unstack(tensors):
-    """The experts' tensors as older directories have them, one for each."""
+    """The experts' tensors in the form of older directories, one for each expert."""
     for name in [name for name in tensors if ".experts." in name]:
         stack, (prefix, rest) = tensors.pop(name), name.split(".experts.")
         for index, one in enumerate(stack):
@@ -263,7 +263,7 @@ def test_experts_are_ignored_all_or_none(tmp_path):
         ("opt-pre-norm", "k", "model.decoder.layers.0.self_attn.k_proj"),
     ],
 )
-def test_a_directory_says_where_it_has_a_linear(name, part, stored):
+def test_a_checkpoint_names_the_tensor_of_a_linear(name, part, stored):
     assert open_checkpoint(GOLDEN / name).stored(part, 0) == stored
 
 
@@ -273,7 +273,7 @@ def test_a_quantized_expert_is_stored_with_the_others(directories):
     assert checkpoint.stored("router", 0) == "model.layers.0.block_sparse_moe.gate"
 
 
-def test_static_scales_lie_together_and_an_expert_that_nobody_chose_has_the_largest(tmp_path):
+def test_static_scales_are_stacked_and_an_expert_without_tokens_has_the_largest(tmp_path):
     samples = [np.arange(3)]
     path = quantized(tmp_path / "static", recipe("O3"), samples=samples)
     checkpoint = open_checkpoint(path)

@@ -151,7 +151,7 @@ def test_a_missing_tokenizer_is_named_with_what_to_do(model):
         load_tokenizer(path, config)
 
 
-def test_a_slow_tokenizer_alone_is_said_with_the_call_that_converts_it(model):
+def test_a_slow_tokenizer_is_reported_with_the_call_that_converts_it(model):
     path, config = model
     (path / "tokenizer.json").rename(path / "tokenizer.model")
     call = f"AutoTokenizer.from_pretrained('{path}').save_pretrained('{path}')"
@@ -160,7 +160,7 @@ def test_a_slow_tokenizer_alone_is_said_with_the_call_that_converts_it(model):
     assert call in str(caught.value)
 
 
-def test_what_is_no_readable_file_is_said(model, monkeypatch):
+def test_an_unreadable_file_is_reported(model, monkeypatch):
     path, config = model
     file = path / "tokenizer.json"
     file.unlink()
@@ -180,7 +180,7 @@ def test_what_is_no_readable_file_is_said(model, monkeypatch):
 
 
 def refuse(path):
-    """As the system does where the reader has no right to."""
+    """Fail as the system does without the right to read."""
     raise PermissionError(13, "Permission denied", path)
 
 
@@ -262,7 +262,7 @@ def test_a_panic_while_loading_is_one_line_and_its_page_is_not_printed(model, ca
 
 
 class PanicException(BaseException):
-    """Of the name by which alone pyo3's class can be known."""
+    """An exception with the name of pyo3's class, by which it is recognized."""
 
 
 def test_a_panic_while_encoding_is_one_line_and_its_page_is_not_printed(model, capfd):

@@ -1,4 +1,4 @@
-"""Rotary positions as configs spell them: every type, both spellings, what each cannot lack."""
+"""Rotary positions in configs: every type, both spellings, what each requires."""
 
 from pathlib import Path
 
@@ -208,7 +208,7 @@ def test_parameters_that_contradict_each_other_are_refused():
         read({"rope_type": "yarn", "factor": 2.0, **ORIGINAL}, original_max_position_embeddings=32)
 
 
-def test_a_part_that_is_no_pairs_is_refused():
+def test_an_odd_number_of_rotated_channels_is_refused():
     for part, named in ((0.4, "partial_rotary_factor"), (2.0, "partial_rotary_factor")):
         with pytest.raises(ConfigError, match=f"{named}: .*even number in 2..8"):
             read({"partial_rotary_factor": part}, part=1.0)
