@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from planish import demo, pocket
-from planish.compare.quality.measure import measure_recipes
+from planish.compare.quality.measure import Study, measure_recipes
 from planish.compare.quality.names import parse_recipes
 from planish.figures import absmax, alpha, collect, flow, fold, group, size, smoothing
 from planish.opening import keep_programs, prepare_kernels
@@ -29,35 +29,24 @@ def draw_absmax(path: Path, work: Path) -> None:
     absmax.draw(panels(work), path)
 
 
-def draw_fold(path: Path, work: Path) -> None:
-    fold.draw(path)
-
-
-def draw_flow(path: Path, work: Path) -> None:
-    flow.draw(path)
-
-
-def draw_group(path: Path, work: Path) -> None:
-    group.draw(path)
-
-
 def draw_size(path: Path, work: Path) -> None:
     rows = measure_recipes(study(work), parse_recipes(demo.OUTLIER_RECIPES))
     size.draw(list(rows), path)
 
 
-def draw_alpha(path: Path, work: Path) -> None:
-    alpha.draw(path)
+def without_model(draw: Callable[[Path], None]) -> Callable[[Path, Path], None]:
+    """A picture that needs no model, called as the others are."""
+    return lambda path, _: draw(path)
 
 
 PICTURES: dict[str, Callable[[Path, Path], None]] = {
     "smoothing": draw_smoothing,
     "absmax": draw_absmax,
-    "fold": draw_fold,
-    "flow": draw_flow,
-    "group": draw_group,
+    "fold": without_model(fold.draw),
+    "flow": without_model(flow.draw),
+    "group": without_model(group.draw),
     "size": draw_size,
-    "alpha": draw_alpha,
+    "alpha": without_model(alpha.draw),
 }
 
 
@@ -68,7 +57,7 @@ def panels(work: Path) -> dict[str, np.ndarray]:
     return collect.collect_panels(checkpoint, sample, LAYER, LINEAR, ALPHA)
 
 
-def study(work: Path) -> demo.Study:
+def study(work: Path) -> Study:
     """What the demo measures, in a directory that goes when the picture is drawn."""
     keep_programs(None)
     native = prepare_kernels("auto", None)

@@ -55,4 +55,5 @@ def errors_by_alpha(size: float) -> list[float]:
 def int8_product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """x wᵀ by codes, one scale for each token of x [T, K] and each output of w [N, K]."""
     (xq, a_scale), (wq, w_scale) = quantize_int8(x, "per_row"), quantize_int8(w, "per_row")
-    return (xq.astype(np.int32) @ wq.T.astype(np.int32)) * a_scale * w_scale.T
+    total: np.ndarray = xq.astype(np.int32) @ wq.T.astype(np.int32)
+    return np.asarray(total * a_scale * w_scale.T)

@@ -27,10 +27,14 @@ def draw(path: Path) -> None:
     axes.plot([6.05, 6.05], [0.95, 5.2], color="#cccccc", linewidth=1)
     words = (
         "s[j] = max(1e-5, xmax[j]^alpha / wmax[j]^(1 - alpha))",
-        "xmax[j]: largest |x| of channel j on the calibration text    "
-        "wmax[j]: largest |W[:, j]| over all the readers",
-        "(x / s) (W * s)ᵀ = x Wᵀ: every output stays what it was; "
-        "only what is quantized is smoother",
+        (
+            "xmax[j]: largest |x| of channel j on the calibration text    "
+            "wmax[j]: largest |W[:, j]| over all the readers"
+        ),
+        (
+            "(x / s) (W * s)ᵀ = x Wᵀ: every output stays what it was; "
+            "only what is quantized is smoother"
+        ),
     )
     for index, line in enumerate(words):
         axes.text(6.05, 0.72 - 0.27 * index, line, ha="center", va="center", fontsize=10.5)
