@@ -224,7 +224,7 @@ def expert_names(checkpoint: Checkpoint) -> set[str]:
     """The tensors that hold experts, one each or all of a layer together."""
     config = checkpoint.config
     prefixes = {
-        checkpoint.stored(part, layer)
+        checkpoint.stored_prefix(part, layer)
         for layer in range(config.num_layers)
         for part in block_shapes(config, layer)
         if split_expert(part)[1] is not None

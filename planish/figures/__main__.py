@@ -34,19 +34,15 @@ def draw_size(path: Path, work: Path) -> None:
     size.draw(list(rows), path)
 
 
-def without_model(draw: Callable[[Path], None]) -> Callable[[Path, Path], None]:
-    """A picture that needs no model, called as the others are."""
-    return lambda path, _: draw(path)
-
-
+# each draws to a path, from the directory of the model with outlier channels
 PICTURES: dict[str, Callable[[Path, Path], None]] = {
     "smoothing": draw_smoothing,
     "absmax": draw_absmax,
-    "fold": without_model(fold.draw),
-    "flow": without_model(flow.draw),
-    "group": without_model(group.draw),
+    "fold": lambda path, _: fold.draw(path),
+    "flow": lambda path, _: flow.draw(path),
+    "group": lambda path, _: group.draw(path),
     "size": draw_size,
-    "alpha": without_model(alpha.draw),
+    "alpha": lambda path, _: alpha.draw(path),
 }
 
 
@@ -58,7 +54,7 @@ def panels(work: Path) -> dict[str, np.ndarray]:
 
 
 def study(work: Path) -> Study:
-    """What the demo measures, in a directory that goes when the picture is drawn."""
+    """The demo's measurement, in a temporary directory."""
     keep_programs(None)
     native = prepare_kernels("auto", None)
     return replace(demo.study_of(open_checkpoint(work), native), directory=work.parent, keep=False)

@@ -20,7 +20,7 @@ READERS = ("q", "k", "v")
 
 
 def draw(path: Path) -> None:
-    """The same function twice: as it was, and with s folded in."""
+    """Draw the same function twice: before, and with s folded in."""
     figure, axes = open_diagram(12, 5.4)
     draw_half(axes, 0.0, folded=False)
     draw_half(axes, 6.1, folded=True)
@@ -42,7 +42,7 @@ def draw(path: Path) -> None:
 
 
 def draw_half(axes: Any, left: float, folded: bool) -> None:
-    """One block's norm and its readers, from top to bottom."""
+    """Draw a norm, its output and its readers, from top to bottom."""
     title = (
         "after: s is part of the stored weights" if folded else "before: channel j is an outlier"
     )

@@ -1,4 +1,4 @@
-"""One W4A8 group, worked through: eight numbers from floats to the sum (SPEC 4)."""
+"""One W4A8 group, worked through: eight numbers, from floats to their integer sum (SPEC 4)."""
 
 from __future__ import annotations
 

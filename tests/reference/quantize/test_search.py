@@ -12,7 +12,7 @@ from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantize.runner import NUMPY, NumpyRunner, Runtime
 from planish.reference.quantize.search import output_error, search_alpha, spread
-from planish.reference.quantize.smooth import scale_inputs, scale_norm, smoothed
+from planish.reference.quantize.smooth import apply_smoothing, scale_inputs, scale_norm
 
 F32 = np.float32
 
@@ -35,7 +35,7 @@ def test_alpha_search_finds_the_alpha_with_the_least_output_error(loaded, sample
     alphas, hidden, table = (0.0, 0.5, 0.9), embed_samples(config, weights, samples), []
     for block in weights.blocks:
         absmax, outputs = observe_block(config, block, hidden)
-        candidates = [smoothed(config, block, absmax, chosen, a) for a in alphas]
+        candidates = [apply_smoothing(config, block, absmax, chosen, a) for a in alphas]
         found = [NUMPY.runner.run(config, quantize_block(c, chosen), hidden) for c in candidates]
         table.append([output_error(hidden, y, outputs) for y in found])
         hidden = outputs

@@ -15,6 +15,7 @@ from planish.reference.model.weights import block_linears, replace_modules
 from planish.reference.quantize.observe import calibrate
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantize.smooth import (
+    apply_smoothing,
     require_folds,
     require_smoothed,
     scale_inputs,
@@ -22,7 +23,6 @@ from planish.reference.quantize.smooth import (
     scale_outputs,
     smooth_block,
     smooth_block_outputs,
-    smoothed,
     smoothing_scale,
 )
 
@@ -89,7 +89,7 @@ def smooth_model(checkpoint, weights, samples, chosen, alpha):
     config = checkpoint.config
     observed = calibrate(config, weights, samples)
     pairs = zip(weights.blocks, observed, strict=True)
-    blocks = [smoothed(config, b, o, chosen, alpha) for b, o in pairs]
+    blocks = [apply_smoothing(config, b, o, chosen, alpha) for b, o in pairs]
     return replace(weights, blocks=blocks), observed
 
 
@@ -155,7 +155,7 @@ def test_a_post_norm_model_cannot_be_smoothed(loaded):
 
 
 def test_a_weight_that_smoothing_makes_overflow_is_named(loaded):
-    checkpoint, weights = loaded["llama"]
+    _, weights = loaded["llama"]
     before, names = weights.blocks[0], {"q": "self_attn.q_proj"}
     with np.errstate(over="ignore"):
         parts = {"q": scale_inputs(before.q, np.full(32, 3e38, F32) * F32(1e3))}
