@@ -14,7 +14,7 @@ kernels were compiled) go to the logger "planish". jax's configuration is left a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -34,6 +34,7 @@ from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 
 Place = str | Path  # a file or a directory
+OPTIONS = {"max_new_tokens", "stop", "ignore_eos", *(one.name for one in fields(Sampling))}
 
 
 class Model:
@@ -69,6 +70,9 @@ class Model:
 
 def _options(given: dict[str, Any]) -> tuple[Stop, Sampling]:
     """The options of `generate` by what they are for; TypeError for one that does not exist."""
+    if unknown := given.keys() - OPTIONS:
+        expected = ", ".join(sorted(OPTIONS))
+        raise TypeError(f"generate() has no {', '.join(sorted(unknown))}; it has {expected}")
     most, stop = given.pop("max_new_tokens", 128), given.pop("stop", ())
     strings = (stop,) if isinstance(stop, str) else tuple(stop)
     return Stop(most, strings, given.pop("ignore_eos", False)), Sampling(**given)
@@ -128,7 +132,8 @@ def quantize(
 ) -> None:
     """Write a float model in 8 or 4 bits, whole or not at all.
 
-    recipe: float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8. changes: scheme ({pattern:
+    recipe: float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8, or with its changes in one
+    word, as W4A8-g32-alpha0.5. changes: scheme ({pattern:
     "W8A16"} or the flag's text), method, group_size, rule, scale_dtype, activation, alpha,
     smooth_outputs, lm_head, ignore, as the flags of `planish quantize`. calibration: a UTF-8
     text, for recipes that need one (default: the embedded one), of which `samples` (512) of

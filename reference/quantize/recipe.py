@@ -32,6 +32,7 @@ from planish.reference.quantize.spelling import (
     Spelled,
     check_pattern,
     choose,
+    parse_name,
     read_schemes,
     scheme_spelled,
     with_grid,
@@ -135,14 +136,16 @@ def recipe(
 ) -> Recipe:
     """The named recipe with changes; raises RecipeError naming the nearest where one is misspelt.
 
+    name: of RECIPES, or one with its changes in one word, as W4A8-g32-alpha0.5 (spelling.py).
     changes: method, rule, group_size, scale_dtype, activation (of the recipe's linears), alpha,
     smooth_outputs, head (of lm_head: float, int8, int4), ignore (patterns); None is not given.
     scheme: other schemes by pattern, as a mapping or spelled as read_schemes reads it. Of the
     recipe naive it may be the name of another, whose scheme it takes without smoothing: O2, which
     is what SmoothQuant's tables call W8A8, if none is given.
     """
+    name, given = _with_words(name, {"scheme": scheme, **changes})
+    scheme = given.pop("scheme", None)
     choose("recipe", name, RECIPES)
-    given = {key: value for key, value in changes.items() if value is not None}
     if unknown := given.keys() - set(CHANGES):
         raise TypeError(f"recipe() has no {', '.join(sorted(unknown))}")
     base, mixed = _base(name, scheme)
@@ -162,6 +165,16 @@ def recipe(
     )
     _check_effect(chosen, grid)
     return chosen
+
+
+def _with_words(text: str, changes: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """W4A8-g32 and {alpha: 0.5} -> W4A8 and {group_size: 32, alpha: 0.5}; None is not given."""
+    name, words = parse_name(text)
+    given = {key: value for key, value in changes.items() if value is not None}
+    if twice := words.keys() & given.keys():
+        key = min(twice)
+        raise RecipeError("is given twice", name=key, found=f"{words[key]} in {text}, {given[key]}")
+    return name, words | given
 
 
 def _base(
