@@ -56,10 +56,12 @@ To check a kernel, write `results/NAME.npz` with an array under each output's KE
 - scale = max(absmax, 1e-5) / 127 in float32 for INT8. Divide by a scale; never multiply by its
   reciprocal. rint rounds half to even. Clip before the cast.
 - INT4 scales by `rule`, over the weights of a group; a group of zeros has scale 1 and zero_point 8:
-  `signed`   m / -8, m the weight of largest magnitude, the first of equals   zero_point 8
-  `absmax`   absmax / 7.5                                                     zero_point 8
-  `absmax7`  absmax / 7                                                       zero_point 8
-  `minmax`   (hi - lo) / 15, lo = min(w, 0), hi = max(w, 0)   clip(rint(-lo / scale), 0, 15)
+  - `signed`: m / -8, m the weight of largest magnitude, the first of equals; zero_point 8
+  - `absmax`: absmax / 7.5; zero_point 8
+  - `absmax7`: absmax / 7; zero_point 8
+  - `minmax`: (hi - lo) / 15, lo = min(w, 0), hi = max(w, 0); zero_point clip(rint(-lo / scale), 0, 15)
+- They are stored as float16. Where that would make one of a weight's scales 0 or Inf, all are stored
+  as float32: those as they are, the others with their float16 value.
 - A scale is rounded to its storage type first, and codes are computed with the rounded scale.
 - Integer sums are exact. The float operations after them are rounded one by one, in the order of
   the case's formula, without fused multiply-add; bias comes last.

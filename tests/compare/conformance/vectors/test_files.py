@@ -151,7 +151,7 @@ def test_a_result_of_no_case_is_named_with_the_nearest(written):
 
 def test_its_page_has_every_rule_and_no_broken_cell(written):
     page = (written / "README.md").read_text()
-    assert all(f"  `{rule}` " in page for rule in INT4_RULES)
+    assert all(f"  - `{rule}`: " in page for rule in INT4_RULES)
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert {line.replace("\\|", "").count("|") for line in rows} == {3}
 
