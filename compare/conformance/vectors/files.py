@@ -59,9 +59,10 @@ To check a kernel, write `results/NAME.npz` with an array under each output's KE
   - `signed`: m / -8, m the weight of largest magnitude, the first of equals; zero_point 8
   - `absmax`: absmax / 7.5; zero_point 8
   - `absmax7`: absmax / 7; zero_point 8
-  - `minmax`: (hi - lo) / 15, lo = min(w, 0), hi = max(w, 0); zero_point clip(rint(-lo / scale), 0, 15)
-- They are stored as float16. Where that would make one of a weight's scales 0 or Inf, all are stored
-  as float32: those as they are, the others with their float16 value.
+  - `minmax`: (hi - lo) / 15, lo = min(w, 0), hi = max(w, 0);
+    zero_point clip(rint(-lo / scale), 0, 15)
+- They are stored as float16. Where that would make one of a weight's scales 0 or Inf, all are
+  stored as float32: those as they are, the others with their float16 value.
 - A scale is rounded to its storage type first, and codes are computed with the rounded scale.
 - Integer sums are exact. The float operations after them are rounded one by one, in the order of
   the case's formula, without fused multiply-add; bias comes last.
