@@ -88,7 +88,9 @@ def check_linear(
     return count
 
 
-def count_unequal(expected: np.ndarray, found: np.ndarray, tolerance: np.ndarray) -> str:
+def count_unequal(
+    expected: np.ndarray, found: np.ndarray, tolerance: np.ndarray | np.float64
+) -> str:
     """How many elements differ: one says an edge, many a formula."""
     error = np.abs(found.astype(np.float64) - expected)
     return f"{np.count_nonzero(~(error <= tolerance))} of {expected.size} elements differ"
