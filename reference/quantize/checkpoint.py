@@ -70,7 +70,7 @@ def quantize_checkpoint(
     job = Job(checkpoint=checkpoint, recipe=recipe, smoothing=smoothing, runner=runtime.runner)
     hidden = job.first_hidden(weights, samples)
     remarks = Remarks(recipe)
-    for layer in runtime.progress(range(len(weights.blocks)), recipe.name):
+    for layer in runtime.progress(range(len(weights.blocks)), f"quantize {recipe.name}"):
         block, hidden = job.convert(weights.blocks[layer], layer, hidden, remarks)
         _add_block(checkpoint, writer, layer, block, layout, raw=smoothing is None)
         del block  # before the next one is read
