@@ -14,7 +14,7 @@ compiled) go to the logger "planish". jax's configuration is not changed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -34,6 +34,7 @@ from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 
 PathLike = str | Path  # a file or a directory
+OPTIONS = {"max_new_tokens", "stop", "ignore_eos", *(one.name for one in fields(Sampling))}
 
 
 class Model:
@@ -69,6 +70,9 @@ class Model:
 
 def _options(given: dict[str, Any]) -> tuple[Stop, Sampling]:
     """Split the options of `generate`; TypeError for an unknown one."""
+    if unknown := given.keys() - OPTIONS:
+        expected = ", ".join(sorted(OPTIONS))
+        raise TypeError(f"generate() has no {', '.join(sorted(unknown))}; it has {expected}")
     most, stop = given.pop("max_new_tokens", 128), given.pop("stop", ())
     strings = (stop,) if isinstance(stop, str) else tuple(stop)
     return Stop(most, strings, given.pop("ignore_eos", False)), Sampling(**given)
@@ -128,7 +132,8 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
 ) -> None:
     """Quantize a float model to 8 or 4 bits; writes the directory `out`, whole or not at all.
 
-    recipe: float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8. changes: scheme ({pattern:
+    recipe: float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8, or with its changes in one
+    word, as W4A8-g32-alpha0.5. changes: scheme ({pattern:
     "W8A16"} or the flag's text), method, group_size, rule, scale_dtype, activation, alpha,
     smooth_outputs, lm_head, ignore, as the flags of `planish quantize`. calibration: a UTF-8 text
     file for recipes that need one (default: the embedded text), cut into `samples` (512) of

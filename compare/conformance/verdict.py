@@ -70,8 +70,11 @@ class Report:
         first = self.first_mismatch
         if first is not None:
             return f"DIFFER: {first}"
-        levels = len({item.level for item in self.checks})
-        return f"AGREE: {len(self.checks)} checks on {levels} level{'s' * (levels > 1)}"
+        seen = {item.level for item in self.checks}
+        levels = f"{len(seen)} level{'s' * (len(seen) > 1)}"
+        silent = ", ".join(name for level, name in LEVELS.items() if level not in seen)
+        rest = f"; not judged: {silent}" if silent else ""
+        return f"AGREE: {len(self.checks)} checks on {levels}{rest}"
 
 
 def in_words(f: ModelFigures) -> str:

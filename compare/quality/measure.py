@@ -33,7 +33,7 @@ from planish.reference.files.writer import CheckpointWriter
 from planish.reference.progress import Progress, no_progress
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.recipe import Recipe
-from planish.reference.quantize.runner import NumpyRunner, Runner, Runtime
+from planish.reference.quantize.runner import NUMPY, Runner, Runtime
 from planish.reference.text.evaluate import Agreement, agreement, summarize, window_nll
 
 KEPT_BYTES = 2**30  # of the float model's logits; those of a longer text are computed again
@@ -54,7 +54,7 @@ class Study:
     directory: Path
     keep: bool  # the quantized models, replacing older ones, or remove each when it is measured
     open_engine: Callable[[Checkpoint], AnyEngine]
-    runner: Runner = NumpyRunner()  # of the calibration
+    runner: Runner = NUMPY.runner  # of the calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Baseline:
         """Of one window, [T, V]; kept, or computed again."""
         if index < len(self._kept):
             return self._kept[index]
-        return self.engine.forward(self.windows[index])
+        return np.asarray(self.engine.forward(self.windows[index]))
 
 
 def measure_recipes(

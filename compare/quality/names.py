@@ -21,7 +21,9 @@ def parse_recipes(text: str) -> dict[str, Recipe]:
 
     Raises RecipeError naming the word that is not known, or a change that the recipe cannot take.
     """
-    names = [name.strip() for name in text.split(",")]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise RecipeError("names no recipe", name="recipes", expected="W8A8,...", found=repr(text))
     return {name: parse_recipe(name) for name in names}
 
 

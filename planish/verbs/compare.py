@@ -47,9 +47,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="planish (default): the fast engine; transformers: its float model, layer by layer",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_kv_cache_flag(parser)
-    add_kernels_flag(parser)
-    add_cache_flag(parser)
+    engine = parser.add_argument_group("the engine")
+    add_kv_cache_flag(engine)
+    add_kernels_flag(engine)
+    add_cache_flag(engine)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from planish.reference.files.load import Checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.config import ModelConfig
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
+from planish.reference.quantize.methods import METHODS
 from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH
 from planish.reference.quantize.recipe import Recipe, needs_calibration, recipe
 from planish.reference.quantize.runner import NUMPY, Runner, Runtime
@@ -33,6 +34,12 @@ CALIBRATION_FLAGS = (
     "--compilation_cache",
 )
 
+GROUP_SIZE_HELP = "inputs that share an INT4 scale (default: 128); -1 a row"
+ALPHA_HELP = (
+    "smoothing: 0..1, search or search_per_block (default: 0.5 of W8A8, O1, O2 and O3; none of"
+    " the others)"
+)
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
@@ -40,7 +47,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         required=True,
-        help="float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8",
+        help="float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8; changes may be words of its"
+        " name, as `planish quality` spells them: W4A8-g32-alpha0.5",
     )
     parser.add_argument(
         "--scheme",
@@ -48,18 +56,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="other schemes for some linears: '*.down_proj=W8A16,lm_head=W4A16-g32,o_proj=float',"
         " or FILE.json; with --recipe naive: O2 (default), O1, O3 or W8A8",
     )
-    parser.add_argument("--method", help="how INT4 codes are chosen: rtn")
-    parser.add_argument(
-        "--group_size", type=int, help="how many inputs share an INT4 scale; -1: a whole row"
-    )
-    parser.add_argument(
-        "--rule", help="how INT4 scales are chosen: signed (default), absmax, absmax7 or minmax"
-    )
-    parser.add_argument("--scale_dtype", help="type of INT4 scales: float16 (default) or float32")
-    parser.add_argument(
-        "--activation", help="activation scales of W4A8: per_group (default) or per_token"
-    )
-    parser.add_argument("--alpha", help="smoothing: 0..1, search or search_per_block")
+    parser.add_argument("--method", help=f"how codes are chosen: {', '.join(METHODS)}")
+    parser.add_argument("--group_size", type=int, help=GROUP_SIZE_HELP)
+    parser.add_argument("--rule", help="INT4: signed (default), absmax, absmax7 or minmax")
+    parser.add_argument("--scale_dtype", help="of INT4 scales: float16 (default) or float32")
+    parser.add_argument("--activation", help="of W4A8: per_group (default) or per_token")
+    parser.add_argument("--alpha", help=ALPHA_HELP)
     parser.add_argument(
         "--smooth_outputs",
         action="store_true",
@@ -160,7 +162,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     if args.activation is not None and args.activation not in ("per_group", "per_token"):
         expected = "per_group or per_token"
         raise RecipeError("unknown", name="activation", expected=expected, found=args.activation)
-    if args.activation is not None and args.recipe != "W4A8":
+    if args.activation is not None and args.recipe.partition("-")[0] != "W4A8":
         raise RecipeError("is only valid with --recipe W4A8", name="activation", found=args.recipe)
     return recipe(
         args.recipe,

@@ -35,7 +35,7 @@ from planish.reference.model.shapes import (
     outer_norms,
     outer_shapes,
 )
-from planish.reference.model.weights import Block, Mlp, Weights, put_together, split_expert
+from planish.reference.model.weights import Block, Mlp, Weights, build_block, split_expert
 from planish.reference.quantized import QuantizedWeight, to_layout
 from planish.reference.scheme import Scheme
 from planish.reference.text.tokenizer import load_tokenizer
@@ -176,7 +176,7 @@ def load_block(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Block
         part: load_norm(checkpoint, part, shape, layer)
         for part, shape in block_norms(config).items()
     }
-    return put_together(config.layers[layer], linears, norms, stack)
+    return build_block(config.layers[layer], linears, norms, stack)
 
 
 def _require_same_schemes(checkpoint: Checkpoint, layer: int, linears: dict[str, Linear]) -> None:
@@ -277,7 +277,7 @@ def fused_shapes(
         yield part, outer_shapes(checkpoint.config)[part]
         return
     shapes, (general, _) = block_shapes(checkpoint.config, layer), split_expert(part)
-    for other in checkpoint.architecture.together(general):
+    for other in checkpoint.architecture.fused_modules(general):
         name = part.removesuffix(general.rpartition(".")[2]) + other.rpartition(".")[2]
         yield name, shapes[name][0]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from planish.reference.model.config import ModelConfig
-from planish.reference.model.weights import Block, block_linears, replace_parts, split_expert
+from planish.reference.model.weights import Block, block_linears, replace_modules, split_expert
 from planish.reference.quantize.methods import METHODS, NOTHING, quantize_linear
 from planish.reference.quantize.observe import (
     ABSMAX,
@@ -81,7 +81,7 @@ def quantize_block(
         for part, scheme in schemes.items()
         if scheme is not None
     }
-    return replace_parts(block, changed)
+    return replace_modules(block, changed)
 
 
 def with_unseen_experts(block: Block, absmax: ChannelAbsmax) -> ChannelAbsmax:

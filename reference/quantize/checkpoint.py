@@ -21,7 +21,7 @@ from planish.reference.files.formats import FORMATS
 from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import Linear, float_weight, quantized_weight
-from planish.reference.model.experts import stacked
+from planish.reference.model.experts import stack_linears
 from planish.reference.model.layers import Norm
 from planish.reference.model.shapes import outer_kinds
 from planish.reference.model.weights import Block, Weights, block_linears, block_norms, split_expert
@@ -70,7 +70,7 @@ def quantize_checkpoint(
     job = Job(checkpoint=checkpoint, recipe=recipe, smoothing=smoothing, runner=runtime.runner)
     hidden = job.first_hidden(weights, samples)
     remarks = Remarks(recipe)
-    for layer in runtime.progress(range(len(weights.blocks)), recipe.name):
+    for layer in runtime.progress(range(len(weights.blocks)), f"quantize {recipe.name}"):
         block, hidden = job.convert(weights.blocks[layer], layer, hidden, remarks)
         _add_block(checkpoint, writer, layer, block, layout, raw=smoothing is None)
         del block  # before the next one is read
@@ -172,7 +172,7 @@ def _add_block(
         else:
             _add_float(checkpoint, writer, prefix, value, raw)
     for part, each in experts.items():
-        stack = stacked([_put_in_layout(layer, layout) for layer in each])
+        stack = stack_linears([_put_in_layout(layer, layout) for layer in each])
         WRITTEN.write(writer, checkpoint.prefix(part, layer), stack)
 
 

@@ -32,6 +32,7 @@ from planish.reference.quantize.spelling import (
     Spelled,
     check_pattern,
     choose,
+    parse_name,
     parse_scheme,
     read_schemes,
     with_grid,
@@ -140,14 +141,16 @@ def recipe(
 ) -> Recipe:
     """The named recipe with changes; RecipeError suggests the nearest name for a misspelt one.
 
+    name: of RECIPES, or one with its changes in one word, as W4A8-g32-alpha0.5 (spelling.py).
     changes: method, rule, group_size, scale_dtype, activation (of the recipe's linears), alpha,
     smooth_outputs, head (of lm_head: float, int8, int4), ignore (patterns); None means not given.
     scheme: other schemes by pattern, as a mapping or as text for read_schemes. For the recipe
     naive it may name a smoothed recipe, whose scheme is then used without smoothing; the default,
     O2, is the baseline that SmoothQuant's tables call W8A8 (arXiv 2211.10438).
     """
+    name, given = _with_words(name, {"scheme": scheme, **changes})
+    scheme = given.pop("scheme", None)
     choose("recipe", name, RECIPES)
-    given = {key: value for key, value in changes.items() if value is not None}
     if unknown := given.keys() - set(CHANGES):
         raise TypeError(f"recipe() has no {', '.join(sorted(unknown))}")
     base, mixed = _base_and_patterns(name, scheme)
@@ -167,6 +170,16 @@ def recipe(
     )
     _check_effect(chosen, grid)
     return chosen
+
+
+def _with_words(text: str, changes: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """W4A8-g32 and {alpha: 0.5} -> W4A8 and {group_size: 32, alpha: 0.5}; None is not given."""
+    name, words = parse_name(text)
+    given = {key: value for key, value in changes.items() if value is not None}
+    if twice := words.keys() & given.keys():
+        key = min(twice)
+        raise RecipeError("is given twice", name=key, found=f"{words[key]} in {text}, {given[key]}")
+    return name, words | given
 
 
 def _base_and_patterns(

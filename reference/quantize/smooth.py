@@ -26,7 +26,7 @@ from planish.reference.model.weights import (
     Block,
     block_linears,
     block_norms,
-    replace_parts,
+    replace_modules,
     split_expert,
 )
 from planish.reference.quantize.observe import ChannelAbsmax
@@ -76,7 +76,7 @@ def smooth_block(
         s = smoothing_scale(xmax, weights, alpha)
         scaled: dict[str, Linear | Norm] = {n: scale_inputs(r, s) for n, r in readers.items()}
         scaled[fold.norm] = scale_norm(block_norms(block)[fold.norm], s)
-        block = replace_parts(block, scaled)
+        block = replace_modules(block, scaled)
     return block
 
 
@@ -105,7 +105,7 @@ def smooth_block_outputs(
             s = smoothing_scale(absmax[name], [float_weight(linears[name])], alpha)
             scaled[above] = scale_outputs(linears[above], s)
             scaled[name] = scale_inputs(linears[name], s)
-    return replace_parts(block, scaled)
+    return replace_modules(block, scaled)
 
 
 def output_folds(config: ModelConfig) -> tuple[bool, bool]:

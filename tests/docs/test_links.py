@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOMS = "reference|fast|compare|planish|pocket|tests|docs|examples"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md")) + [ROOT / "pocket" / "README.md"]
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), ROOT / "pocket" / "README.md"]
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?\)")
 PATH = re.compile(rf"(?<![\w/.$~-])((?:{ROOMS})/[\w./*-]*)")
 DIFF = re.compile(r"```diff\n(.*?)```", re.DOTALL)
@@ -76,6 +77,15 @@ def before(hunk: str) -> list[str]:
 @pytest.mark.parametrize(("file", "lines"), diffs())
 def test_every_diff_fits_the_file_that_it_changes(file, lines):
     assert lines in text_of(ROOT / file)
+
+
+@pytest.mark.parametrize(
+    "patch", [block for page in PAGES for block in DIFF.findall(text_of(page)) if "@@" in block]
+)
+def test_every_diff_can_be_applied_as_it_is(patch):
+    command = ["git", "apply", "--check", "-"]
+    done = subprocess.run(command, input=patch, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_pages_were_found():

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reading-path.md"
-QUOTED = re.compile(r"In `([\w/]+\.py)`:\n\n```python\n(.*?)```", re.DOTALL)
+QUOTED = re.compile(r"In `([\w/]+\.py)`, `(\w+)`:\n\n```python\n(.*?)```", re.DOTALL)
 QUOTES = QUOTED.findall(PAGE.read_text(encoding="utf-8"))
 
 
@@ -20,9 +20,11 @@ def test_the_ten_numbers_are_what_the_code_computes():
     assert found.attempted > 10 and found.failed == 0
 
 
-@pytest.mark.parametrize(("file", "lines"), QUOTES)
-def test_every_line_that_is_quoted_is_in_its_file(file, lines):
-    assert lines in (ROOT / file).read_text(encoding="utf-8")
+@pytest.mark.parametrize(("file", "function", "lines"), QUOTES)
+def test_every_line_that_is_quoted_is_in_its_function(file, function, lines):
+    source = (ROOT / file).read_text(encoding="utf-8")
+    found = [node for node in ast.walk(ast.parse(source)) if getattr(node, "name", "") == function]
+    assert lines.strip() in (ast.get_source_segment(source, found[0]) or "")
 
 
 def test_the_equations_are_quoted():

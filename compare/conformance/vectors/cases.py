@@ -247,6 +247,12 @@ def cache(seed: int) -> Case:
     )
 
 
+SMOOTHING = (
+    "s = max(1e-5, xmax ** alpha / wmax ** (1 - alpha)), 1 where xmax = 0;"
+    " wmax = max(1e-5, the largest |w| of a column of w0 and w1)"
+)
+
+
 def smoothings(seed: int) -> Iterator[Case]:
     """absmax of activations and two weights that read them -> s [K]; powers are not exact."""
     rng = np.random.default_rng((seed, 6))
@@ -259,7 +265,7 @@ def smoothings(seed: int) -> Iterator[Case]:
         yield Case(
             name=f"smoothing-alpha{alpha}",
             kind="smoothing",
-            says="s = max(1e-5, xmax ** alpha / wmax ** (1 - alpha)); 1 where xmax = 0",
+            says=SMOOTHING,
             parameters={"alpha": alpha},
             inputs={"xmax": xmax, "w0": first, "w1": second},
             expected={"s": s},
@@ -274,6 +280,12 @@ SAMPLINGS = {
     "top_p": Sampling(temperature=1.3, top_p=0.9, seed=3),
 }
 
+DRAW = (
+    "temperature 0: the largest logit. Else p = softmax(logits / temperature) of the top_k largest"
+    " (0: of all), likeliest first; keep the fewest whose sum reaches top_p; the first of them at"
+    " which the running sum exceeds u times the sum kept"
+)
+
 
 def samplings(seed: int) -> Iterator[Case]:
     """logits [B, V] and u [B] in 0..1 -> token [B]; ties go to the lowest id."""
@@ -285,7 +297,7 @@ def samplings(seed: int) -> Iterator[Case]:
         yield Case(
             name=f"sampling-{name}",
             kind="sampling",
-            says="temperature, top_k, top_p, then the token at which the mass kept passes u",
+            says=DRAW,
             parameters={
                 "temperature": sampling.temperature,
                 "top_k": sampling.top_k,

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ To check a kernel, write `results/NAME.npz` with an array under each output's KE
 - activation, how a linear treats X before the integer product: `per_token` a scale for each row,
   `per_tensor` one for all rows, `static` the one given as activation_scale, `per_group` one for
   each row and group of inputs; `float` leaves X in floats.
+- `grow` in a name is the group size -1, the whole row. wq are codes, q - z codes less the
+  zero point, a_scale the scales of X that `activation` asks for, f32 a rounding to float32.
 - INT4 codes of linears are packed: byte j of a row holds input 2j in its low nibble and input
   2j + 1 in its high nibble.
 
@@ -52,6 +55,14 @@ To check a kernel, write `results/NAME.npz` with an array under each output's KE
 
 - scale = max(absmax, 1e-5) / 127 in float32 for INT8. Divide by a scale; never multiply by its
   reciprocal. rint rounds half to even. Clip before the cast.
+- INT4 scales by `rule`, over the weights of a group; a group of zeros has scale 1 and zero_point 8:
+  - `signed`: m / -8, m the weight of largest magnitude, the first of equals; zero_point 8
+  - `absmax`: absmax / 7.5; zero_point 8
+  - `absmax7`: absmax / 7; zero_point 8
+  - `minmax`: (hi - lo) / 15, lo = min(w, 0), hi = max(w, 0);
+    zero_point clip(rint(-lo / scale), 0, 15)
+- They are stored as float16. Where that would make one of a weight's scales 0 or Inf, all are
+  stored as float32: those as they are, the others with their float16 value.
 - A scale is rounded to its storage type first, and codes are computed with the rounded scale.
 - Integer sums are exact. The float operations after them are rounded one by one, in the order of
   the case's formula, without fused multiply-add; bias comes last.
@@ -85,11 +96,16 @@ def write_vectors(out: Path, seed: int = 0) -> int:
         for case in cases:
             np.savez(out / f"{case.name}.npz", allow_pickle=False, **arrays_of(case))
         (out / "manifest.json").write_text(json.dumps(manifest(cases, seed), indent=1) + "\n")
-        lines = [f"| `{case.name}` | {case.says} |" for case in cases]
+        lines = [f"| `{case.name}` | {_in_a_cell(case.says)} |" for case in cases]
         (out / "README.md").write_text(README + "\n".join(lines) + "\n")
     except OSError as error:
         raise OutputError("cannot be written", path=out, found=error.strerror) from error
     return len(cases)
+
+
+def _in_a_cell(text: str) -> str:
+    """Markdown ends a table's cell at a bare |."""
+    return text.replace("|", "\\|")
 
 
 def arrays_of(case: Case) -> Arrays:
@@ -130,11 +146,12 @@ def form_of(array: np.ndarray) -> dict[str, Any]:
 def check_vectors(directory: Path) -> Outcome:
     """Judge DIR/results by DIR.
 
-    Raises PlanishError for a directory or a file that cannot be read, for a result without one of
-    its keys, and where there are no results at all.
+    Raises PlanishError for a directory or a file that cannot be read, for a result of no case or
+    without one of its keys, and where there are no results at all.
     """
-    checked, missing = 0, []
-    for entry in read_manifest(directory):
+    checked, missing, entries = 0, [], read_manifest(directory)
+    require_known(directory / "results", {entry["name"] for entry in entries})
+    for entry in entries:
         results = directory / "results" / f"{entry['name']}.npz"
         if not results.exists():
             missing.append(entry["name"])
@@ -196,7 +213,7 @@ def read_arrays(path: Path) -> Arrays:
     except OSError as error:
         found = error.strerror or str(error)
     except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        found = f"{type(error).__name__} {error}"
+        found = f"{type(error).__name__} {error}" if zipfile.is_zipfile(path) else "no zip archive"
     else:
         for name, array in arrays.items():
             if array.dtype.kind not in "biuf":
@@ -206,9 +223,18 @@ def read_arrays(path: Path) -> Arrays:
     raise PlanishError("cannot be read", path=path, expected="an .npz file", found=found)
 
 
+def require_known(results: Path, names: Set[str]) -> None:
+    """Raise PlanishError for a result of no case: a name misspelt would not be judged."""
+    for path in sorted(results.glob("*.npz")):
+        if path.stem not in names:
+            near = get_close_matches(path.stem, sorted(names), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise PlanishError("is no case", path=path, expected=f"a name of manifest.json{hint}")
+
+
 def require_keys(path: Path, expected: Arrays, found: Arrays) -> None:
     """Raise PlanishError for a result that is not there."""
     for key in expected:
         if key not in found:
             have = ", ".join(sorted(found)) or "nothing"
-            raise PlanishError("is missing", path=path, name=key, found=have)
+            raise PlanishError("is missing", path=path, name=key, expected="an array", found=have)

@@ -12,6 +12,11 @@ from planish.compare.conformance.check import check
 from planish.compare.conformance.vectors.cases import Case, linears
 from planish.reference.errors import PlanishError
 
+COMBINATIONS = (
+    "bits 8 with activation float, per_token, per_tensor or static, or bits 4 with float,"
+    " per_token or per_group"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearInputs:
@@ -41,7 +46,10 @@ class LinearInputs:
 
 
 class MismatchError(PlanishError):
-    """A result that differs: `case`, and in it `index`, `wanted` and `got` of the worst element."""
+    """A result that differs: `case`, and in it `index`, `wanted` and `got` of one element.
+
+    The first that differs where all must be equal, else the one farthest from its tolerance.
+    """
 
     case: str = ""
     index: tuple[int, ...] = ()
@@ -59,8 +67,9 @@ def check_linear(
     """Call a function on every case of a linear; return how many cases there were.
 
     function(inputs) returns y [T, N]. `bits` (8 or 4) and `activation` (float, per_token,
-    per_tensor, static, per_group) choose the cases. Outputs must be equal bit for bit, except where
-    activations are floats: there each must be within the bound of K float32 additions in any order.
+    per_tensor, static, per_group) choose the cases; by default all of
+    them. Outputs must be equal bit for bit, except where activations are floats: there each must be
+    within the bound of K float32 additions in any order.
 
     Raises MismatchError at the first case that differs, PlanishError if no case was chosen.
     """
@@ -75,8 +84,16 @@ def check_linear(
             count += 1
     if count == 0:
         found = f"bits {bits}, activation {activation}"
-        raise PlanishError("no case", expected="a combination that SPEC 2 or 4 has", found=found)
+        raise PlanishError("no case", expected=COMBINATIONS, found=found)
     return count
+
+
+def count_unequal(
+    expected: np.ndarray, found: np.ndarray, tolerance: np.ndarray | np.float64
+) -> str:
+    """How many elements differ: one says an edge, many a formula."""
+    error = np.abs(found.astype(np.float64) - expected)
+    return f"{np.count_nonzero(~(error <= tolerance))} of {expected.size} elements differ"
 
 
 def require_equal(case: Case, found: dict[str, np.ndarray]) -> None:
@@ -95,7 +112,7 @@ def require_equal(case: Case, found: dict[str, np.ndarray]) -> None:
             f"{key} at {list(result.index)} differs",
             name=case.name,
             expected=f"{result.expected:.9g}{bound}",
-            found=f"{result.found:.9g}",
+            found=f"{result.found:.9g}; {count_unequal(expected, found[key], tolerance)}",
         )
         error.case, error.index = case.name, result.index
         error.wanted, error.got = result.expected, result.found

@@ -128,6 +128,11 @@ def test_every_part_of_a_block_is_named(judge):
     assert [part for part in parts if part in order] == order
 
 
+def test_the_verdict_names_the_levels_that_were_not_judged(judge):
+    assert judge("llama", "W8A8", [2]).verdict().endswith("on 1 level; not judged: 1 ops, 3 model")
+    assert judge("llama", "float").verdict().endswith("on 3 levels")
+
+
 def test_the_report_is_a_table_and_json(judge):
     result = judge("llama", "float")
     lines = result.table().splitlines()

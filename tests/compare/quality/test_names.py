@@ -51,3 +51,9 @@ def test_a_wrong_name_says_which_word_is_wrong(name, words):
 
 def test_a_list_keeps_its_order_and_each_name_once():
     assert list(parse_recipes("W8A8, W4A8-g32,W8A8")) == ["W8A8", "W4A8-g32"]
+
+
+def test_a_list_may_end_with_a_comma_and_names_something():
+    assert list(parse_recipes("W8A8,")) == ["W8A8"]
+    with pytest.raises(RecipeError, match="recipes: names no recipe"):
+        parse_recipes(" ,")

@@ -115,7 +115,7 @@ def write_index(text):
         (write_index("{}"), "weight_map: bad value; expected tensor name -> file name"),
         (write_index('{"weight_map": []}'), "weight_map: bad value"),
         (write_index('{"weight_map": {"a": 3}}'), "weight_map: bad value"),
-        (write_index('{"weight_map": {"a": "x", "a": "y"}}'), "a key stands twice"),
+        (write_index('{"weight_map": {"a": "x", "a": "y"}}'), "a key occurs twice"),
         (write_index('{"weight_map": {}}'), "is missing"),
         (write_index("version https://git-lfs.github.com/spec/v1\n"), "Git-LFS pointer"),
     ],

@@ -7,7 +7,7 @@ from planish.reference.errors import QuantizationError
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import Linear
-from planish.reference.model.weights import block_linears, replace_parts
+from planish.reference.model.weights import block_linears, replace_modules
 from planish.reference.quantize.block import observe_for, quantize_block
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.methods import METHODS, Method
@@ -57,7 +57,7 @@ def test_static_scales_are_calibrated_on_the_block_as_it_is_given(loaded, sample
 
 def test_a_weight_that_cannot_be_quantized_is_named_by_its_tensor(loaded):
     block = loaded["llama"][1].blocks[0]
-    bad = replace_parts(block, {"up": Linear(np.full_like(block.mlp.up.weight, np.nan))})
+    bad = replace_modules(block, {"up": Linear(np.full_like(block.mlp.up.weight, np.nan))})
     names = {**dict.fromkeys(block_linears(bad), "other"), "up": "mlp.up_proj"}
     with pytest.raises(QuantizationError, match=r"^mlp\.up_proj: cannot be quantized"):
         quantize_block(bad, recipe("naive"), names=names)

@@ -178,3 +178,14 @@ def test_names_with_options_are_taken_apart():
     )
     assert parse_name("W4A16-g-1") == ("W4A16", {"group_size": -1})
     assert parse_name("naive") == ("naive", {})
+
+
+def test_changes_may_be_words_of_the_name():
+    assert recipe("W4A8-g32-alpha0.5") == recipe("W4A8", group_size=32, alpha=0.5)
+    assert recipe("W4A8-g32", alpha=0.5) == recipe("W4A8", group_size=32, alpha=0.5)
+    assert recipe("naive-O1") == recipe("naive", scheme="O1")
+
+
+def test_a_change_is_given_once():
+    with pytest.raises(RecipeError, match="group_size: is given twice; found 32 in W4A8-g32, 64"):
+        recipe("W4A8-g32", group_size=64)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from planish.reference.linear import Linear
-from planish.reference.model.weights import block_linears, replace_parts
+from planish.reference.model.weights import block_linears, replace_modules
 from planish.reference.quantize.block import quantize_block
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import recipe
@@ -57,7 +57,7 @@ def test_output_error_is_0_for_the_same_block_and_1_for_one_that_does_nothing(lo
     _, outputs = observe_block(config, block, hidden)
     assert output_error(hidden, NUMPY.runner.run(config, block, hidden), outputs) == 0
     silent = {p: Linear(np.zeros_like(block_linears(block)[p].weight)) for p in ("o", "down")}
-    found = NUMPY.runner.run(config, replace_parts(block, silent), hidden)
+    found = NUMPY.runner.run(config, replace_modules(block, silent), hidden)
     assert output_error(hidden, found, outputs) == pytest.approx(1)
 
 

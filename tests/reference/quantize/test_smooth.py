@@ -11,7 +11,7 @@ from planish.reference.errors import QuantizationError, RecipeError
 from planish.reference.linear import Linear, linear
 from planish.reference.model.layers import Norm
 from planish.reference.model.transformer import forward
-from planish.reference.model.weights import block_linears, replace_parts
+from planish.reference.model.weights import block_linears, replace_modules
 from planish.reference.quantize.observe import calibrate
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantize.smooth import (
@@ -162,5 +162,5 @@ def test_a_weight_that_smoothing_makes_overflow_is_named(loaded):
     with pytest.raises(
         QuantizationError, match=r"^self_attn\.q_proj: overflows float32 when it is"
     ):
-        require_smoothed(before, replace_parts(before, parts), names)
+        require_smoothed(before, replace_modules(before, parts), names)
     require_smoothed(before, before, names)

@@ -11,6 +11,7 @@ import pytest
 from planish.command import parse, run
 from planish.compare.conformance.vectors.files import check_vectors, write_vectors
 from planish.reference.errors import OutputError, PlanishError
+from planish.reference.grids import INT4_RULES
 
 LARGEST = 4_000_000  # bytes of a directory
 
@@ -76,7 +77,9 @@ def test_the_first_mismatch_is_named(written, capsys):
     assert (first.case, first.index) == ("int8-per_row", (5, 3))
     assert (first.got - first.wanted) == -1
     assert run(parse(["planish", "vectors", "--check", str(written)])) == 3
-    assert capsys.readouterr().out.startswith("DIFFER: int8-per_row: codes at [5, 3] differs")
+    said = capsys.readouterr().out
+    assert said.startswith("DIFFER: int8-per_row: codes at [5, 3] differs")
+    assert said.endswith(f"; 1 of {codes.size} elements differ\n")
 
 
 def test_floats_may_differ_within_their_tolerance(written):
@@ -108,7 +111,7 @@ def test_a_negative_seed_is_refused(tmp_path):
 
 def damaged(written: Path, case: str) -> None:
     results = written / "results"
-    results.mkdir()
+    results.mkdir(exist_ok=True)
     if case == "no zip":
         (results / "int8-per_row.npz").write_bytes(b"PK")
     elif case == "a key is missing":
@@ -123,16 +126,34 @@ def damaged(written: Path, case: str) -> None:
         answer(written, "int8-per_row")
         (written / "int8-per_row.npz").write_bytes(b"")
 
+    elif case == "a name misspelt":
+        answer(written, "int8-per_row")
+        answer(written, "kv-cache-int8")
+        (results / "kv-cache-int8.npz").rename(results / "kv_cache-int8.npz")
+
 
 BAD = ("nothing", "no zip", "a key is missing", "text", "manifest", "manifest without cases")
 
 
-@pytest.mark.parametrize("case", [*BAD, "vectors"])
+@pytest.mark.parametrize("case", [*BAD, "vectors", "a name misspelt"])
 def test_what_cannot_be_read_is_one_line_and_exit_code_2(written, case, capsys):
     damaged(written, case)
     assert run(parse(["planish", "vectors", "--check", str(written)])) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_result_of_no_case_is_named_with_the_nearest(written):
+    damaged(written, "a name misspelt")
+    with pytest.raises(PlanishError, match="kv_cache.*did you mean kv-cache-int8"):
+        check_vectors(written)
+
+
+def test_its_page_has_every_rule_and_no_broken_cell(written):
+    page = (written / "README.md").read_text()
+    assert all(f"  - `{rule}`: " in page for rule in INT4_RULES)
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert {line.replace("\\|", "").count("|") for line in rows} == {3}
 
 
 def test_the_command_writes_and_checks(tmp_path, capsys):
