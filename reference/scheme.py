@@ -132,6 +132,7 @@ def scheme_from_values(values: Mapping[str, Any]) -> Scheme:
     What other tools write besides (observers, targets) is not looked at.
     """
     weights, inputs = _object(values, "weights"), values.get("input_activations")
+    _require("output_activations", values.get("output_activations"), (None,))
     _require("weights.type", weights.get("type", "int"), ("int",))
     bits: Any = weights.get("num_bits")
     _require("weights.num_bits", bits, tuple(GRANULARITIES))
