@@ -18,9 +18,11 @@ def read_json(path: Path, error: type[PlanishError] = ConfigError) -> dict[str, 
     A byte order mark, with which some editors begin a file, is skipped. Raises `error`.
     """
     try:
-        if path.stat().st_size > LARGEST_FILE:
+        with path.open("rb") as file:  # a device has no size beforehand
+            data = file.read(LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
             raise error("is too large to be JSON", path=path)
-        text = path.read_text(encoding="utf-8-sig")
+        text = data.decode("utf-8-sig")
     except FileNotFoundError:
         raise error("no such file", path=path) from None
     except OSError as problem:
@@ -31,7 +33,7 @@ def read_json(path: Path, error: type[PlanishError] = ConfigError) -> dict[str, 
         raise error("is a Git-LFS pointer, not the file; run `git lfs pull`", path=path)
     try:
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
+            text, object_pairs_hook=unique_keys, parse_float=_finite, parse_constant=_finite
         )
     except (ValueError, RecursionError) as problem:
         raise error(f"is not JSON: {problem}", path=path) from None
@@ -40,7 +42,7 @@ def read_json(path: Path, error: type[PlanishError] = ConfigError) -> dict[str, 
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of these pairs; the json module would keep the last of two equal keys."""
     seen = dict(pairs)
     if len(seen) != len(pairs):

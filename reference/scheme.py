@@ -132,6 +132,7 @@ def scheme_from_values(values: Mapping[str, Any]) -> Scheme:
     Other keys that tools write (observers, targets) are ignored.
     """
     weights, inputs = _object(values, "weights"), values.get("input_activations")
+    _require("output_activations", values.get("output_activations"), (None,))
     _require("weights.type", weights.get("type", "int"), ("int",))
     bits: Any = weights.get("num_bits")
     _require("weights.num_bits", bits, tuple(GRANULARITIES))

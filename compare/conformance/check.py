@@ -82,9 +82,9 @@ def check(
     tolerance: np.ndarray | float,
     off_by_one: int = 0,
 ) -> Check:
-    """Compare elementwise; a wrong shape is the worst of errors."""
+    """Compare elementwise; a wrong shape, or nothing to compare, is the worst of errors."""
     expected, found = np.asarray(expected), np.asarray(found)
-    if expected.shape != found.shape:
+    if expected.shape != found.shape or expected.size == 0:
         return wrong_shape(level, layer, part, expected, found)
     difference = np.abs(found.astype(np.float64) - expected)
     difference = np.where(np.isfinite(difference), difference, np.inf)

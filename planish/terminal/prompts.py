@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from planish.reference.errors import PromptError, notice
+from planish.reference.json import unique_keys
 from planish.reference.text.tokenizer import read_text
 
+MOST_NAMED = 8  # fields that are not read
 FIELD, FORM = "prompt", '{"prompt": "text"}'
 
 
@@ -32,7 +34,8 @@ def read_file(path: str) -> list[str]:
     if not texts:
         raise PromptError("contains no prompt", path=path, expected=f"lines like {FORM}")
     if extra:
-        notice(f"{path}: fields that are not read: {', '.join(extra)}")
+        names = ", ".join([*list(extra)[:MOST_NAMED], *["..."][: len(extra) > MOST_NAMED]])
+        notice(f"{path}: fields that are not read: {names}")
     return texts
 
 
@@ -51,7 +54,7 @@ def read_lines(path: str, extra: dict[str, None]) -> Iterator[str]:
 
 def parse_line(path: str, number: int, line: str) -> dict[str, object]:
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as problem:
         name, found = f"line {number}", line.strip()[:40]
         where = f" at column {problem.colno}" if isinstance(problem, json.JSONDecodeError) else ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import re
 from collections.abc import Sequence
 
 FLAG = "--threads"
@@ -24,10 +25,15 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
+def _fits(text: str) -> bool:
+    """int() takes other alphabets' digits, which XLA cannot read, and refuses thousands of them."""
+    return re.fullmatch("[0-9]{1,9}", text) is not None and 1 <= int(text) <= processors()
+
+
 def thread_count(text: str) -> int:
     """Parse the value of --threads; raises ArgumentTypeError if it is out of range."""
     most = processors()
-    if not text.isdecimal() or not 1 <= int(text) <= most:
+    if not _fits(text):
         expected = f"1..{most}, the processors that this process may use"
         raise argparse.ArgumentTypeError(f"bad value; expected {expected}, found {text[:40]!r}")
     return int(text)
@@ -49,5 +55,5 @@ def limit_threads(words: Sequence[str]) -> None:
         flag, equals, value = word.partition("=")
         values += [value if equals else following] if flag == FLAG else []
     for value in values[-1:]:
-        if value.isdecimal() and 1 <= int(value) <= processors():
+        if _fits(value):
             os.environ.update(dict.fromkeys(VARIABLES, value))

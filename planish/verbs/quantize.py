@@ -120,9 +120,10 @@ def run(args: argparse.Namespace) -> int:
     check_request(checkpoint, chosen, args.layout)
     writer = CheckpointWriter(args.out, args.model, args.overwrite)
     samples, start = samples_of(args, checkpoint, chosen), time.perf_counter()
+    runner = runner_of(args, chosen)  # first: Ctrl-C in its imports kills, and undoes nothing
     with writer:
         notice_idle(args, *idle_rules(args, chosen, checkpoint.config))
-        runtime = Runtime(runner=runner_of(args, chosen), progress=progress)
+        runtime = Runtime(runner=runner, progress=progress)
         announce_estimate(checkpoint, chosen, samples, runtime.runner)
         quantize_checkpoint(checkpoint, writer, chosen, samples, args.layout, runtime)
     seconds = time.perf_counter() - start

@@ -16,7 +16,7 @@ from typing import Any
 from planish.reference.architectures import Architecture, Tensor, architecture_of, model_config
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.errors import CheckpointError, ConfigError, notice
-from planish.reference.files.entries import Declared, find_entry
+from planish.reference.files.entries import Declared, find_entry, general_name
 from planish.reference.files.formats import Format, find_format
 from planish.reference.files.names import base_names, is_unused, is_zero_bias, plain_names
 from planish.reference.files.safetensors import TensorEntry
@@ -179,7 +179,11 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
         format=form,
         declared=declared,
     )
-    return _set_aside_unused(checkpoint, {plain[name]: shard for name, shard in absent.items()})
+    checkpoint = _set_aside_unused(
+        checkpoint, {plain[name]: shard for name, shard in absent.items()}
+    )
+    _check_targets(checkpoint)
+    return checkpoint
 
 
 def _with_generation(config: ModelConfig, path: Path) -> ModelConfig:
@@ -202,6 +206,26 @@ def _format_of(values: dict[str, Any], path: Path) -> tuple[Format | None, Decla
         raise ConfigError("wrong form", path=file, name=name, expected="an object", found=found)
     form = find_format(found, file)
     return form, form.parse(found, file)
+
+
+def _check_targets(checkpoint: Checkpoint) -> None:
+    """Raise ConfigError for a target that is no linear of this model: a misspelt name, or a
+    config.json of another model, whose linears would be read as something else."""
+    if checkpoint.declared is None or not checkpoint.declared.targets:
+        return
+    linears = {checkpoint.prefix("head")}
+    for layer in range(checkpoint.config.num_layers):
+        parts = filter(can_be_quantized, block_shapes(checkpoint.config, layer))
+        named = {name for part in parts for name in (part, split_expert(part)[0])}
+        linears |= {checkpoint.prefix(part, layer) for part in named}
+    known = linears | {general_name(prefix) for prefix in linears}
+    for target in checkpoint.declared.targets:
+        if target not in known:
+            file, name = checkpoint.path / "config.json", "quantization_config"
+            expected = "targets that are linears of this model"
+            raise ConfigError(
+                "bad value", path=file, name=name, expected=expected, found=repr(target)
+            )
 
 
 def _rename_entries(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,11 @@ class Declared:
     targets: Mapping[str, Scheme] = field(default_factory=dict)
     rest: Scheme | None = None
     head: Scheme | None = None
+
+
+def general_name(prefix: str) -> str:
+    """model.layers.3.mlp -> model.layers.{i}.mlp"""
+    return re.sub(r"(?<![^.])[0-9]+(?![^.])", "{i}", prefix)
 
 
 class Directory(Protocol):

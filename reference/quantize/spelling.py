@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "scale_dtype": SCALE_DTYPES[4],
     "scheme": SMOOTHED,
 }
-NUMBERS = re.compile(r"(g)(-1|\d+)|(alpha)(\d+(?:\.\d+)?)")
+NUMBERS = re.compile(r"(g)(-1|[0-9]{1,9})|(alpha)([0-9]{1,9}(?:\.[0-9]{1,99})?)")
+GROUP_KEYS = ("weights", "input_activations", "output_activations", "targets", "format")
 
 
 def read_schemes(text: str) -> dict[str, Spelled]:
@@ -113,6 +115,8 @@ def parse_scheme(pattern: str, value: Spelled, grid: Mapping[str, Any]) -> Schem
     if not isinstance(value, Mapping):
         expected, found = "the name of a scheme, null or an object", type(value).__name__
         raise RecipeError("wrong form", name=f"scheme {pattern}", expected=expected, found=found)
+    for key in value:
+        choose(f"scheme {pattern}", key, GROUP_KEYS)
     try:
         return scheme_from_values(value)
     except RecipeError as problem:
@@ -175,8 +179,10 @@ def check_pattern(pattern: str, name: str) -> None:
     if not pattern.removeprefix("re:"):
         raise RecipeError("an empty pattern", name=name, found=repr(pattern))
     try:
-        re.compile(pattern[3:] if pattern.startswith("re:") else "")
-    except (re.error, OverflowError, RecursionError) as problem:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # what re warns of has another meaning in other Pythons
+            re.compile(pattern[3:] if pattern.startswith("re:") else "")
+    except (re.error, Warning, OverflowError, RecursionError) as problem:
         raise RecipeError(
             f"not a regular expression: {problem}", name=name, found=pattern
         ) from None

@@ -39,7 +39,13 @@ def test_a_file_that_may_not_be_read_is_said_to_be_that(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr(Path, "read_text", refuse)  # root may read everything
+    monkeypatch.setattr(Path, "open", refuse)  # root may read everything
     with pytest.raises(ConfigError) as caught:
         read_json(file)
     assert str(caught.value) == f"{file}: cannot be read: Permission denied"
+
+
+def test_a_device_without_an_end_is_too_large(tmp_path):
+    (tmp_path / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match="is too large to be JSON"):
+        read_json(tmp_path / "config.json")

@@ -9,8 +9,11 @@ DIR/results/NAME.npz   yours: an array under each KEY
 from __future__ import annotations
 
 import json
+import re
+import tokenize
 import zipfile
-from collections.abc import Mapping, Set
+import zlib
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,11 +22,17 @@ from typing import Any
 import numpy as np
 
 from planish.compare.conformance.vectors.cases import Arrays, Case, all_cases
-from planish.compare.conformance.vectors.linear import MismatchError, require_equal
+from planish.compare.conformance.vectors.linear import NUMBERS, MismatchError, require_equal
 from planish.reference.errors import OutputError, PlanishError
+from planish.reference.json import read_json
 
 FORMAT, VERSION = "planish-vectors", 1
-ENTRY = ("name", "kind", "compute", "parameters", "inputs", "outputs")
+ENTRY = {"name": str, "kind": str, "compute": str, "parameters": dict, "inputs": dict}
+ENTRY |= {"outputs": dict}
+BROKEN = (  # what a damaged or a hostile .npz file may raise
+    *(ValueError, EOFError, KeyError, SyntaxError, RecursionError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 README = """\
 # Conformance vectors
 
@@ -92,14 +101,23 @@ def write_vectors(out: Path, seed: int = 0) -> int:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise OutputError("is not empty", path=out, expected="a new or an empty directory")
-        cases = list(all_cases(seed))
-        for case in cases:
-            np.savez(out / f"{case.name}.npz", allow_pickle=False, **arrays_of(case))
-        (out / "manifest.json").write_text(json.dumps(manifest(cases, seed), indent=1) + "\n")
-        lines = [f"| `{case.name}` | {_in_a_cell(case.says)} |" for case in cases]
-        (out / "README.md").write_text(README + "\n".join(lines) + "\n")
+        return _write_into(out, list(all_cases(seed)), seed)
     except OSError as error:
         raise OutputError("cannot be written", path=out, found=error.strerror) from error
+
+
+def _write_into(out: Path, cases: list[Case], seed: int) -> int:
+    """Every file, or none where one cannot be written, so that the same command may run again."""
+    try:
+        for case in cases:
+            np.savez(out / f"{case.name}.npz", allow_pickle=False, **arrays_of(case))
+        lines = [f"| `{case.name}` | {_in_a_cell(case.says)} |" for case in cases]
+        (out / "README.md").write_text(README + "\n".join(lines) + "\n")
+        (out / "manifest.json").write_text(json.dumps(manifest(cases, seed), indent=1) + "\n")
+    except BaseException:
+        for name in (*(f"{case.name}.npz" for case in cases), "README.md", "manifest.json"):
+            (out / name).unlink(missing_ok=True)
+        raise
     return len(cases)
 
 
@@ -174,26 +192,42 @@ def read_manifest(directory: Path) -> list[dict[str, Any]]:
     """The entries of manifest.json; raises PlanishError where it is none."""
     path = directory / "manifest.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if (values["format"], values["version"]) == (FORMAT, VERSION):
-            return [{key: entry[key] for key in ENTRY} for entry in values["cases"]]
+        values = read_json(path, PlanishError)
+        if values["format"] == FORMAT and repr(values["version"]) == repr(VERSION):
+            return [_checked_entry(entry) for entry in values["cases"]]
         found = f"{values['format']} {values['version']}"
-    except OSError as error:
-        found = error.strerror or str(error)
     except (ValueError, KeyError, TypeError) as error:
         found = f"{type(error).__name__} {error}"
     expected = f"{FORMAT} {VERSION}, as planish vectors --out writes it"
     raise PlanishError("cannot be read", path=path, expected=expected, found=found)
 
 
+def _checked_entry(entry: Any) -> dict[str, Any]:
+    """An entry whose fields have their types; its name is that of a file beside the manifest."""
+    entry = {key: entry[key] for key in ENTRY}
+    for key, kind in ENTRY.items():
+        if not isinstance(entry[key], kind):
+            raise TypeError(f"in {key}: {type(entry[key]).__name__}")
+    if not entry["outputs"] or not re.fullmatch(r"[\w.-]+", entry["name"]):
+        raise ValueError(f"in a case: name {entry['name']!r}, outputs {list(entry['outputs'])}")
+    return entry
+
+
 def read_case(directory: Path, entry: Mapping[str, Any]) -> Case:
     """A case as it was written."""
-    arrays = read_arrays(directory / f"{entry['name']}.npz")
+    path = directory / f"{entry['name']}.npz"
+    arrays = read_arrays(path)
+    require_keys(path, [f"expected_{key}" for key in entry["outputs"]], arrays)
     parts: dict[str, Arrays] = {"expected": {}, "tolerance": {}}
     for name, array in arrays.items():
         prefix, _, key = name.partition("_")
         if prefix in parts and key in entry["outputs"]:
             parts[prefix][key] = array
+    for key, tolerance in parts["tolerance"].items():
+        expected = parts["expected"][key].shape
+        if tolerance.shape != expected or not (tolerance >= 0).all():
+            form = f"numbers from 0 on, of shape {list(expected)}"
+            raise PlanishError("bad value", path=path, name=f"tolerance_{key}", expected=form)
     inputs = {name: arrays[name] for name in entry["inputs"] if name in arrays}
     return Case(
         name=entry["name"],
@@ -208,15 +242,17 @@ def read_case(directory: Path, entry: Mapping[str, Any]) -> Case:
 def read_arrays(path: Path) -> Arrays:
     """Every array of an .npz file; raises PlanishError where it is none."""
     try:
-        with np.load(path, allow_pickle=False) as loaded:
-            arrays = {name: loaded[name] for name in loaded.files}
+        if not path.is_file():
+            raise OSError("no file")
+        with zipfile.ZipFile(path) as file:
+            arrays = {n.removesuffix(".npy"): _read_array(file, n) for n in file.namelist()}
     except OSError as error:
         found = error.strerror or str(error)
-    except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         found = f"{type(error).__name__} {error}" if zipfile.is_zipfile(path) else "no zip archive"
     else:
         for name, array in arrays.items():
-            if array.dtype.kind not in "biuf":
+            if array.dtype.kind not in NUMBERS:
                 problem = "holds no numbers"
                 raise PlanishError(problem, path=path, name=name, found=array.dtype)
         return arrays
@@ -232,7 +268,12 @@ def require_known(results: Path, names: Set[str]) -> None:
             raise PlanishError("is no case", path=path, expected=f"a name of manifest.json{hint}")
 
 
-def require_keys(path: Path, expected: Arrays, found: Arrays) -> None:
+def _read_array(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    with file.open(name) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def require_keys(path: Path, expected: Iterable[str], found: Arrays) -> None:
     """Raise PlanishError for a result that is not there."""
     for key in expected:
         if key not in found:

@@ -12,6 +12,7 @@ from planish.compare.conformance.check import check
 from planish.compare.conformance.vectors.cases import Case, linears
 from planish.reference.errors import PlanishError
 
+NUMBERS = "biuf"  # the kinds of dtype that a result may have
 COMBINATIONS = (
     "bits 8 with activation float, per_token, per_tensor or static, or bits 4 with float,"
     " per_token or per_group"
@@ -73,14 +74,14 @@ def check_linear(
 
     Raises MismatchError at the first case that differs, PlanishError if no case was chosen.
     """
+    if seed < 0:
+        raise PlanishError("bad value", name="seed", expected="0 or more", found=seed)
     count = 0
     for case in linears(seed):
         given: dict[str, Any] = {**case.inputs, **case.parameters}
         inputs = LinearInputs(**given)
-        if inputs.bits == (bits or inputs.bits) and inputs.activation == (
-            activation or inputs.activation
-        ):
-            require_equal(case, {"y": np.asarray(function(inputs))})
+        if bits in (None, inputs.bits) and activation in (None, inputs.activation):
+            require_equal(case, {"y": _numbers(case, function(inputs))})
             count += 1
     if count == 0:
         found = f"bits {bits}, activation {activation}"
@@ -94,6 +95,18 @@ def count_unequal(
     """How many elements differ: one says an edge, many a formula."""
     error = np.abs(found.astype(np.float64) - expected)
     return f"{np.count_nonzero(~(error <= tolerance))} of {expected.size} elements differ"
+
+
+def _numbers(case: Case, result: Any) -> np.ndarray:
+    """What a function returned; raises PlanishError where it is no array of numbers."""
+    try:
+        found = np.asarray(result)
+    except ValueError:  # rows of different lengths
+        found = np.empty(0, object)
+    if found.dtype.kind not in NUMBERS:
+        expected, kind = "y, an array of numbers", type(result).__name__
+        raise PlanishError("bad result", name=case.name, expected=expected, found=kind)
+    return found
 
 
 def require_equal(case: Case, found: dict[str, np.ndarray]) -> None:

@@ -29,7 +29,6 @@ linear is quantized if it has a scale, and experts may be stored one by one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,13 @@ from typing import Any
 import numpy as np
 
 from planish.reference.errors import ConfigError, RecipeError
-from planish.reference.files.entries import Declared, Directory, bad_value, require_entry
+from planish.reference.files.entries import (
+    Declared,
+    Directory,
+    bad_value,
+    general_name,
+    require_entry,
+)
 from planish.reference.files.floats import load_float
 from planish.reference.files.formats.fields import bad_field, require, require_names, require_object
 from planish.reference.files.writer import CheckpointWriter
@@ -90,18 +95,13 @@ def _targets(schemes: Mapping[str, Scheme | None]) -> dict[str, Scheme | None]:
     """Schemes by general name if all linears of it have the same scheme, else by prefix."""
     general: dict[str, set[Scheme | None]] = {}
     for prefix, scheme in schemes.items():
-        general.setdefault(_general(prefix), set()).add(scheme)
+        general.setdefault(general_name(prefix), set()).add(scheme)
     uniform = {name for name, found in general.items() if len(found) == 1}
-    names = {prefix: _general(prefix) for prefix in schemes}
+    names = {prefix: general_name(prefix) for prefix in schemes}
     return {
         names[prefix] if names[prefix] in uniform else prefix: scheme
         for prefix, scheme in schemes.items()
     }
-
-
-def _general(prefix: str) -> str:
-    """model.layers.3.mlp -> model.layers.{i}.mlp"""
-    return re.sub(r"(?<![^.])[0-9]+(?![^.])", "{i}", prefix)
 
 
 def parse(values: Mapping[str, Any], path: Path) -> Declared:
@@ -167,7 +167,7 @@ def scheme(directory: Directory, prefix: str, part: str) -> Scheme | None:
     if declared is None:
         return None
     if declared.targets:
-        return declared.targets.get(prefix) or declared.targets.get(_general(prefix))
+        return declared.targets.get(prefix) or declared.targets.get(general_name(prefix))
     found = declared.head if part == "head" else declared.rest
     name = f"{prefix}.weight_scale"
     if found is None or name not in directory.entries:
@@ -263,13 +263,16 @@ def _read_int4(
     stored, beside = (*stack, *stored), (*stack, *beside)
     return {
         "codes": require_entry(directory, f"{prefix}.weight", ("U8",), stored).map(),
-        "scale": _read_int4_scale(directory, f"{prefix}.weight_scale", beside, rows),
+        "scale": _read_int4_scale(directory, f"{prefix}.weight_scale", beside, rows, scheme),
         "zero_point": _read_zero_point(directory, f"{prefix}.weight_zero_point", beside, rows),
     }
 
 
-def _read_int4_scale(directory: Directory, name: str, shape: Shape, rows: int) -> np.ndarray:
-    scale = require_entry(directory, name, ("F16", "F32"), shape).map()
+def _read_int4_scale(
+    directory: Directory, name: str, shape: Shape, rows: int, scheme: Scheme
+) -> np.ndarray:
+    dtypes = ("F32",) if scheme.scale_dtype == "float32" else ("F16", "F32")
+    scale = require_entry(directory, name, dtypes, shape).map()
     for part in _without_padding(scale, rows, _in_tiles(directory)):
         unusable = unusable_scales(part)
         if unusable.any():

@@ -71,3 +71,16 @@ def test_a_file_without_a_prompt_is_refused(jsonl):
     problem = r"prompts.jsonl: contains no prompt; expected lines like"
     with pytest.raises(PromptError, match=problem):
         prompts.read_prompts([], [jsonl("", "  ")])
+
+
+def test_a_field_that_is_there_twice_is_refused(jsonl):
+    with pytest.raises(PromptError, match="line 1: is not JSON"):
+        prompts.read_prompts([], [jsonl('{"prompt": "a", "prompt": "b"}')])
+
+
+def test_of_many_fields_that_are_not_read_some_are_named(jsonl, caplog):
+    fields = {"prompt": "a", **{f"k{i}": 1 for i in range(1000)}}
+    assert prompts.read_prompts([], [jsonl(json.dumps(fields))]) == ["a"]
+    assert caplog.messages[0].endswith(
+        "fields that are not read: k0, k1, k2, k3, k4, k5, k6, k7, ..."
+    )

@@ -78,3 +78,10 @@ def test_what_numpy_and_xla_read_is_set_before_they_are_imported(monkeypatch, wo
     monkeypatch.setattr("os.environ", {})
     threads.limit_threads(words)
     assert os.environ == ({} if value is None else dict.fromkeys(threads.VARIABLES, value))
+
+
+@pytest.mark.parametrize("text", ["1" * 5000, "\u0661", "\u00b2"])
+def test_a_count_in_other_digits_or_too_many_is_refused(text):
+    threads.limit_threads(["--threads", text])
+    with pytest.raises(threads.argparse.ArgumentTypeError, match="bad value"):
+        threads.thread_count(text)

@@ -405,3 +405,22 @@ def test_the_head_s_width_is_the_config_s(quantized):
     change_config(path, head="float")
     with pytest.raises(CheckpointError, match="lm_head.weight_scale: is not a tensor"):
         load_all(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing.here", "model.norm", "model.embed_tokens", "model.layers.99.mlp.up_proj"]
+)
+def test_a_target_that_is_no_linear_of_the_model_is_refused(quantized, name):
+    path = quantized("W8A16")
+    given = json.loads((path / "config.json").read_text())["quantization_config"]
+    targets = given["config_groups"]["group_0"]["targets"]
+    change_group(path, None, targets=[*targets, name])
+    with pytest.raises(ConfigError, match=f"targets that are linears of .* found '{name}'"):
+        open_checkpoint(path)
+
+
+def test_scales_of_a_narrower_type_than_declared_are_refused(quantized):
+    path = quantized("W4A16")
+    change_group(path, "weights", scale_dtype="float32")
+    with pytest.raises(CheckpointError, match="weight_scale: wrong type; expected F32, found F16"):
+        load_all(path)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from planish.command import parse, run
+from planish.compare.conformance.vectors import files
 from planish.compare.conformance.vectors.files import check_vectors, write_vectors
 from planish.reference.errors import OutputError, PlanishError
 from planish.reference.grids import INT4_RULES
@@ -166,3 +170,90 @@ def test_the_command_writes_and_checks(tmp_path, capsys):
     assert (values["agree"], values["first_mismatch"], values["checked"]) == (True, None, 1)
     assert run(parse(["planish", "vectors", "--check", str(out)])) == 0
     assert capsys.readouterr().out.startswith("AGREE: 1 cases; ")
+
+
+NAME = "w8a8-per_channel-per_token"
+HEADER = b"\x93NUMPY\x01\x00\x80\x13" + b"(" * 4992
+
+
+def packed(member: bytes, name: str = "y.npy", flag: int = 0, method: int = 0) -> bytes:
+    """A zip of one member, its flag bits and its compression method as given."""
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(name, member)
+        data = bytearray(file.getvalue())
+    start = data.rfind(b"PK\x01\x02")
+    data[start + 8] |= flag
+    data[6] |= flag
+    data[start + 10], data[8] = method or data[start + 10], method or data[8]
+    return bytes(data)
+
+
+BROKEN = {
+    "empty": b"",
+    "pickle": b"\x80\x04N.",
+    "no array": packed(b"garbage"),
+    "no npy": packed(b"garbage", "y"),
+    "header": packed(HEADER),
+    "encrypted": packed(b"garbage", flag=1),
+    "method": packed(b"garbage", method=97),
+}
+
+
+@pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
+def test_a_broken_result_is_one_error(written, data):
+    (written / "results").mkdir()
+    (written / "results" / f"{NAME}.npz").write_bytes(data)
+    with pytest.raises(PlanishError, match=r"npz: cannot be read; expected an \.npz file"):
+        check_vectors(written)
+
+
+def test_a_pipe_is_no_result(written):
+    (written / "results").mkdir()
+    os.mkfifo(written / "results" / f"{NAME}.npz")
+    with pytest.raises(PlanishError, match="cannot be read"):
+        check_vectors(written)
+
+
+ENTRIES = [
+    ("outputs", None),
+    ("outputs", {}),
+    ("inputs", [[]]),
+    ("parameters", 5),
+    ("name", "../x"),
+    ("name", 5),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), ENTRIES, ids=str)
+def test_an_entry_of_a_wrong_form_is_refused(written, key, value):
+    manifest = json.loads((written / "manifest.json").read_text())
+    manifest["cases"][0][key] = value
+    (written / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PlanishError, match=r"manifest\.json: cannot be read"):
+        check_vectors(written)
+
+
+@pytest.mark.parametrize("change", ["nothing expected", "shape", "nan"])
+def test_a_case_that_would_let_anything_pass_is_refused(written, change):
+    answer(written, NAME)
+    with np.load(written / f"{NAME}.npz") as file:
+        arrays = dict(file)
+    shape = arrays["expected_y"].shape
+    if change == "nothing expected":
+        del arrays["expected_y"]
+    else:
+        arrays["tolerance_y"] = np.full((3,) if change == "shape" else shape, np.nan)
+    np.savez(written / f"{NAME}.npz", **arrays)
+    with pytest.raises(PlanishError, match="expected_y: is missing|tolerance_y: bad value"):
+        check_vectors(written)
+
+
+def test_what_cannot_be_written_whole_is_not_written(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "manifest", full)
+    with pytest.raises(OutputError, match="No space left"):
+        write_vectors(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []

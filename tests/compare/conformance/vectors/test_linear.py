@@ -84,3 +84,15 @@ def test_the_example_runs():
     command = [sys.executable, ROOT / "examples" / "check_a_kernel.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "7 cases agree, bit for bit\n"
+
+
+@pytest.mark.parametrize("result", [None, "y", [[1.0], [1.0, 2.0]], np.array([None])], ids=repr)
+def test_what_is_no_array_of_numbers_is_refused(result):
+    with pytest.raises(PlanishError, match="bad result; expected y, an array of numbers"):
+        check_linear(lambda _: result, bits=8)
+
+
+@pytest.mark.parametrize("choice", [{"bits": 0}, {"activation": ""}, {"seed": -1}], ids=str)
+def test_a_choice_that_is_false_is_not_taken_for_none(choice):
+    with pytest.raises(PlanishError, match="no case|seed: bad value"):
+        check_linear(w8a8, **choice)
