@@ -1,4 +1,4 @@
-"""Write the ops level of compare as .npz files, or check what a kernel made of them.
+"""Write the ops level of compare as .npz files, or check a kernel's results for them.
 
 --out writes inputs, codes, scales and expected results with a README.md and a manifest.json; nobody
 who runs a kernel on them needs planish. --check reads DIR/results/NAME.npz, an array under each
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from planish.terminal.given import notice_idle
 from planish.terminal.output import print_json
 
 AGREE, DIFFER = 0, 3
@@ -24,6 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    notice_idle(args, (args.check is not None, "with --check", ("--seed",)))
     if args.out is not None:
         return write(args)
     return check(args)

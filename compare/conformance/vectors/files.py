@@ -1,6 +1,6 @@
-"""The cases as files, for kernels in any language, and their results read back.
+"""Write the cases as files, for kernels in any language, and read results back.
 
-DIR/manifest.json      every case: parameters, the arrays that go in, those that should come out
+DIR/manifest.json      every case: parameters, inputs and outputs
 DIR/README.md          how to read them
 DIR/NAME.npz           a case's arrays: inputs by name, expected_KEY, and tolerance_KEY of floats
 DIR/results/NAME.npz   yours: an array under each KEY
@@ -42,9 +42,9 @@ To check a kernel, write `results/NAME.npz` with an array under each output's KE
   a case has no zero_point it is 8 everywhere.
 - group_size: consecutive inputs of one row that share a scale; -1 is the whole row. The last group
   may be shorter.
-- activation, how a linear treats X before the integer product: `per_token` a scale for each row,
-  `per_tensor` one for all rows, `static` the one given as activation_scale, `per_group` one for
-  each row and group of inputs; `float` leaves X in floats.
+- activation, the granularity at which a linear quantizes X: `per_token` has a scale for each row,
+  `per_tensor` one for all rows, `static` the given activation_scale, `per_group` one for each row
+  and group of inputs; `float` leaves X in floats.
 - INT4 codes of linears are packed: byte j of a row holds input 2j in its low nibble and input
   2j + 1 in its high nibble.
 
@@ -73,7 +73,7 @@ class Outcome:
 def write_vectors(out: Path, seed: int = 0) -> int:
     """Write every case into a new or empty directory; return how many there are.
 
-    Raises OutputError where the directory holds something or cannot be written.
+    Raises OutputError where the directory is not empty or cannot be written.
     """
     if seed < 0:
         raise PlanishError("bad value", name="seed", expected="0 or more", found=seed)
@@ -83,23 +83,23 @@ def write_vectors(out: Path, seed: int = 0) -> int:
             raise OutputError("is not empty", path=out, expected="a new or an empty directory")
         cases = list(all_cases(seed))
         for case in cases:
-            np.savez(out / f"{case.name}.npz", allow_pickle=False, **arrays_of(case))
+            np.savez(out / f"{case.name}.npz", allow_pickle=False, **collect_arrays(case))
         (out / "manifest.json").write_text(json.dumps(manifest(cases, seed), indent=1) + "\n")
-        lines = [f"| `{case.name}` | {case.says} |" for case in cases]
+        lines = [f"| `{case.name}` | {case.compute} |" for case in cases]
         (out / "README.md").write_text(README + "\n".join(lines) + "\n")
     except OSError as error:
         raise OutputError("cannot be written", path=out, found=error.strerror) from error
     return len(cases)
 
 
-def arrays_of(case: Case) -> Arrays:
-    """What a case's file holds."""
+def collect_arrays(case: Case) -> Arrays:
+    """The arrays of a case's file, by name."""
     expected = {f"expected_{key}": array for key, array in case.expected.items()}
     return case.inputs | expected | {f"tolerance_{k}": v for k, v in case.tolerance.items()}
 
 
 def manifest(cases: list[Case], seed: int) -> dict[str, Any]:
-    """The list of cases, for programs."""
+    """The list of cases as JSON values, for programs."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -109,11 +109,11 @@ def manifest(cases: list[Case], seed: int) -> dict[str, Any]:
                 "name": case.name,
                 "file": f"{case.name}.npz",
                 "kind": case.kind,
-                "compute": case.says,
+                "compute": case.compute,
                 "parameters": dict(case.parameters),
-                "inputs": {name: form_of(array) for name, array in case.inputs.items()},
+                "inputs": {name: describe_array(array) for name, array in case.inputs.items()},
                 "outputs": {
-                    key: {**form_of(array), "equal": key not in case.tolerance}
+                    key: {**describe_array(array), "equal": key not in case.tolerance}
                     for key, array in case.expected.items()
                 },
             }
@@ -122,16 +122,16 @@ def manifest(cases: list[Case], seed: int) -> dict[str, Any]:
     }
 
 
-def form_of(array: np.ndarray) -> dict[str, Any]:
+def describe_array(array: np.ndarray) -> dict[str, Any]:
     """Type and shape."""
     return {"dtype": str(array.dtype), "shape": list(array.shape)}
 
 
 def check_vectors(directory: Path) -> Outcome:
-    """Judge DIR/results by DIR.
+    """Compare DIR/results with the cases in DIR.
 
     Raises PlanishError for a directory or a file that cannot be read, for a result without one of
-    its keys, and where there are no results at all.
+    its keys, and where there are no results.
     """
     checked, missing = 0, []
     for entry in read_manifest(directory):
@@ -154,7 +154,7 @@ def check_vectors(directory: Path) -> Outcome:
 
 
 def read_manifest(directory: Path) -> list[dict[str, Any]]:
-    """The entries of manifest.json; raises PlanishError where it is none."""
+    """Read the entries of manifest.json; raises PlanishError for any other file."""
     path = directory / "manifest.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -170,7 +170,7 @@ def read_manifest(directory: Path) -> list[dict[str, Any]]:
 
 
 def read_case(directory: Path, entry: Mapping[str, Any]) -> Case:
-    """A case as it was written."""
+    """Read a case back."""
     arrays = read_arrays(directory / f"{entry['name']}.npz")
     parts: dict[str, Arrays] = {"expected": {}, "tolerance": {}}
     for name, array in arrays.items():
@@ -181,7 +181,7 @@ def read_case(directory: Path, entry: Mapping[str, Any]) -> Case:
     return Case(
         name=entry["name"],
         kind=entry["kind"],
-        says=entry["compute"],
+        compute=entry["compute"],
         parameters=entry["parameters"],
         inputs=inputs,
         **parts,
@@ -189,7 +189,7 @@ def read_case(directory: Path, entry: Mapping[str, Any]) -> Case:
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Every array of an .npz file; raises PlanishError where it is none."""
+    """Read every array of an .npz file; raises PlanishError for any other file."""
     try:
         with np.load(path, allow_pickle=False) as loaded:
             arrays = {name: loaded[name] for name in loaded.files}
@@ -207,7 +207,7 @@ def read_arrays(path: Path) -> Arrays:
 
 
 def require_keys(path: Path, expected: Arrays, found: Arrays) -> None:
-    """Raise PlanishError for a result that is not there."""
+    """Raise PlanishError for a missing output."""
     for key in expected:
         if key not in found:
             have = ", ".join(sorted(found)) or "nothing"
