@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOMS = "reference|fast|compare|planish|pocket|tests|docs|examples"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md")) + [ROOT / "pocket" / "README.md"]
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), ROOT / "pocket" / "README.md"]
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?\)")
 PATH = re.compile(rf"(?<![\w/.$~-])((?:{ROOMS})/[\w./*-]*)")
 DIFF = re.compile(r"```diff\n(.*?)```", re.DOTALL)

@@ -16,7 +16,7 @@ LARGEST = 4_000_000  # bytes of a directory
 
 
 @pytest.fixture
-def write_slots(tmp_path: Path) -> Path:
+def written(tmp_path: Path) -> Path:
     write_vectors(tmp_path / "vectors")
     return tmp_path / "vectors"
 
