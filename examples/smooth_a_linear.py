@@ -1,6 +1,6 @@
 """SmoothQuant on one linear, by hand: python examples/smooth_a_linear.py
 
-Equation 4 of arXiv 2211.10438 on random numbers with eight outlier channels.
+Equation 4 of arXiv 2211.10438 on random numbers of which eight channels are outliers.
 """
 
 import numpy as np
@@ -15,18 +15,18 @@ X[:, rng.choice(K, 8, replace=False)] *= 80  # outlier channels
 W = (0.05 * rng.standard_normal((N, K))).astype(np.float32)
 
 
-def w8a8(X: np.ndarray, W: np.ndarray) -> np.ndarray:  # noqa: N803  the paper's names
-    """X Wᵀ by INT8 codes: one scale for each token of X [T, K] and each output of W [N, K]."""
-    xq, a_scale = quantize_int8(X, "per_row", "X")  # int8 [T, K], float32 [T, 1]
-    wq, w_scale = quantize_int8(W, "per_row", "W")  # int8 [N, K], float32 [N, 1]
+def w8a8(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x wᵀ by INT8 codes: one scale for each token of x [T, K] and each output of w [N, K]."""
+    xq, a_scale = quantize_int8(x, "per_row", "x")  # int8 [T, K], float32 [T, 1]
+    wq, w_scale = quantize_int8(w, "per_row", "w")  # int8 [N, K], float32 [N, 1]
     total = xq.astype(np.int32) @ wq.T.astype(np.int32)  # exact
     return (total * a_scale * w_scale.T).astype(np.float32)
 
 
-def relative_error(Y: np.ndarray) -> float:  # noqa: N803
+def relative_error(y: np.ndarray) -> float:
     """Root mean square of the error, relative to that of the exact product."""
     exact = X @ W.T
-    return float(np.sqrt(np.square(Y - exact).mean() / np.square(exact).mean()))
+    return float(np.sqrt(np.square(y - exact).mean() / np.square(exact).mean()))
 
 
 print(f"without smoothing   {relative_error(w8a8(X, W)):.4f}")

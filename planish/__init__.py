@@ -1,20 +1,20 @@
-"""SmoothQuant W8A8 and INT4 language models on CPUs: defined, run fast, compared.
+"""SmoothQuant W8A8 and INT4 language models on CPUs: defined, run fast, verified.
 
 From Python (api):
 
     planish.load, planish.quantize, planish.PlanishError, planish.__version__
-    planish.check_linear (a kernel of yours, compare/conformance/vectors/)
+    planish.check_linear (checks your own kernel, compare/conformance/vectors/)
 
-The rooms: reference/ defines, fast/ runs, compare/ judges, pocket/ is the embedded model. The
-command `planish`, the only room where flags are read:
+The rooms: reference/ defines, fast/ runs, compare/ judges, pocket/ is the embedded model. This room
+is the command `planish`, the only one that reads flags:
 
-    command          words to a verb, errors to one line and an exit code
+    command          from a command line to a verb; errors in one line, and exit codes
     verbs/           one file for each verb
     terminal/        flags, streams, progress, JSON, Ctrl-C
     opening          from flags to a checkpoint, kernels and an engine
-    calibration      which text quantize calibrates on, and how long that takes
-    program_cache    where compiled programs are kept
-    process          what the command claims of jax's settings
+    calibration      the text that quantize calibrates on, and how long that takes
+    program_cache    where compiled programs are stored
+    process          the jax settings that the command changes
     demo, figures/   make demo, and the pictures of README and docs
 """
 
@@ -40,12 +40,12 @@ __all__ = [
 
 try:
     __version__ = version("planish")
-except PackageNotFoundError:  # a checkout that was not installed
+except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
 
 
 def __getattr__(name: str) -> Any:
-    """The interface, imported when it is asked for: `planish --help` needs no NumPy."""
+    """Import the interface on first use: `planish --help` needs no NumPy."""
     if name not in __all__:
         raise AttributeError(f"module 'planish' has no attribute {name!r}")
     if name in ("LinearInputs", "check_linear"):

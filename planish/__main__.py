@@ -2,8 +2,8 @@
 
 import signal
 
-# Until a verb runs there is nothing to undo: Ctrl-C ends the process without a word, also in the
-# middle of an import, where an exception may be lost or, in compiled modules, end in a crash.
+# Until a verb runs there is nothing to undo, so Ctrl-C kills the process silently. In the middle of
+# an import KeyboardInterrupt might be lost or, in a compiled module, crash.
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

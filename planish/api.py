@@ -1,4 +1,4 @@
-"""planish from Python: load a model and let it write, or quantize one.
+"""planish from Python: quantize a model, load one, and generate text.
 
     import planish
 
@@ -7,8 +7,8 @@
     for piece in model.generate("def add(a, b):", max_new_tokens=32, stream=True):
         print(piece, end="", flush=True)
 
-Errors are of the one family planish.PlanishError, each one line. Notices (what was tolerated, that
-kernels were compiled) go to the logger "planish". jax's configuration is left as it is.
+All errors are planish.PlanishError, each one line. Notices (what was tolerated, that kernels were
+compiled) go to the logger "planish". jax's configuration is not changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from planish.calibration import calibration_samples, tell_estimate
+from planish.calibration import announce_estimate, calibration_samples
 from planish.opening import ENGINES, KERNELS, KV_CACHES
 from planish.program_cache import compilation_cache
 from planish.reference.engine import Engine as ReferenceEngine
@@ -33,11 +33,11 @@ from planish.reference.text.generate import Stop, text_stream
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 
-Place = str | Path  # a file or a directory
+PathLike = str | Path  # a file or a directory
 
 
 class Model:
-    """A model that is ready to run; `engine` has forward, losses and generate on token ids."""
+    """A loaded model; `engine` has forward, losses and generate on token ids."""
 
     def __init__(self, engine: Any, tokenizer: Tokenizer):
         self.engine, self.tokenizer = engine, tokenizer
@@ -49,11 +49,11 @@ class Model:
     def generate(self, prompt: str, *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
 
     def generate(self, prompt: str, *, stream: bool = False, **options: Any) -> Any:
-        """The text that follows a prompt; with `stream`, piece by piece as it comes.
+        """Continue a prompt: the new text or, with `stream`, its pieces as they are generated.
 
         options: max_new_tokens (128), temperature (0, greedy), top_k (0, all), top_p (1, all),
         seed (0), stop (strings that end the text), ignore_eos (False). Raises PromptError for a
-        prompt that is empty or does not fit, SamplingError for an option out of its range.
+        prompt that is empty or too long, SamplingError for an option outside its range.
         """
         pieces = self._pieces(self.tokenizer.encode(prompt), *_options(options))
         return pieces if stream else "".join(pieces)
@@ -68,14 +68,14 @@ class Model:
 
 
 def _options(given: dict[str, Any]) -> tuple[Stop, Sampling]:
-    """The options of `generate` by what they are for; TypeError for one that does not exist."""
+    """Split the options of `generate`; TypeError for an unknown one."""
     most, stop = given.pop("max_new_tokens", 128), given.pop("stop", ())
     strings = (stop,) if isinstance(stop, str) else tuple(stop)
     return Stop(most, strings, given.pop("ignore_eos", False)), Sampling(**given)
 
 
 def load(
-    model: Place,
+    model: PathLike,
     *,
     engine: str = "fast",
     kernels: str = "auto",
@@ -84,9 +84,9 @@ def load(
 ) -> Model:
     """Open a Hugging Face directory, float or quantized by planish.
 
-    engine: "fast" (JAX and native kernels) or "reference" (NumPy). kernels: "auto", "native",
-    "xla" or an instruction set, of the fast engine. kv_cache: "float32" or "int8". allow_links:
-    whether files may be links out of the directory. Raises PlanishError.
+    engine: "fast" (JAX and native kernels) or "reference" (NumPy). kernels, for the fast engine:
+    "auto", "native", "xla" or an instruction set. kv_cache: "float32" or "int8". allow_links:
+    accept files that are links out of the directory. Raises PlanishError.
     """
     _require("engine", engine, ENGINES)
     _require("kv_cache", kv_cache, KV_CACHES)
@@ -104,7 +104,7 @@ def _fast(checkpoint: Checkpoint, kernels: str) -> Any:
 
 
 def _native(kernels: str) -> bool:
-    """Whether the native kernels are used; compiled here on first use."""
+    """Whether to use the native kernels; compiles them on first use."""
     from planish.fast.native.library import choose_kernels
 
     _require("kernels", kernels, KERNELS)
@@ -112,12 +112,12 @@ def _native(kernels: str) -> bool:
     return choose_kernels(kernels, cache and cache / "kernels")
 
 
-def quantize(
-    model: Place,
-    out: Place,
+def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
+    model: PathLike,
+    out: PathLike,
     *,
     recipe: str,
-    calibration: Place | None = None,
+    calibration: PathLike | None = None,
     samples: int | None = None,
     sample_length: int | None = None,
     engine: str = "fast",
@@ -126,18 +126,18 @@ def quantize(
     overwrite: bool = False,
     **changes: Any,
 ) -> None:
-    """Write a float model in 8 or 4 bits, whole or not at all.
+    """Quantize a float model to 8 or 4 bits; writes the directory `out`, whole or not at all.
 
     recipe: float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8. changes: scheme ({pattern:
     "W8A16"} or the flag's text), method, group_size, rule, scale_dtype, activation, alpha,
-    smooth_outputs, lm_head, ignore, as the flags of `planish quantize`. calibration: a UTF-8
-    text, for recipes that need one (default: the embedded one), of which `samples` (512) of
-    `sample_length` (512) tokens are taken. engine: who runs them through the model, "fast" (JAX,
-    and native kernels by `kernels`) or "reference" (NumPy). Raises PlanishError; nothing that
-    exists is replaced without `overwrite`.
+    smooth_outputs, lm_head, ignore, as the flags of `planish quantize`. calibration: a UTF-8 text
+    file for recipes that need one (default: the embedded text), cut into `samples` (512) of
+    `sample_length` (512) tokens. engine: what runs them through the model, "fast" (JAX, with
+    native kernels according to `kernels`) or "reference" (NumPy). Raises PlanishError; replaces
+    an existing model only with `overwrite`.
     """
     _require("engine", engine, ENGINES)
-    chosen = recipe_named(recipe, **_named(changes))
+    chosen = recipe_named(recipe, **_rename_changes(changes))
     checkpoint = open_checkpoint(model)
     check_request(checkpoint, chosen, layout)
     writer, cut, runtime = CheckpointWriter(out, model, overwrite), None, NUMPY
@@ -145,7 +145,7 @@ def quantize(
         cut = calibration_samples(checkpoint, calibration, samples, sample_length)
         runtime = NUMPY if engine == "reference" else Runtime(runner=_runner(kernels))
     with writer:
-        tell_estimate(checkpoint, chosen, cut, runtime.runner)
+        announce_estimate(checkpoint, chosen, cut, runtime.runner)
         quantize_checkpoint(checkpoint, writer, chosen, cut, layout, runtime)
 
 
@@ -155,8 +155,8 @@ def _runner(kernels: str) -> Runner:
     return FastRunner(_native(kernels))
 
 
-def _named(changes: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's own names for what the command calls otherwise; one pattern may stand alone."""
+def _rename_changes(changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes under recipe()'s names; a single ignore pattern becomes a tuple."""
     named = {{"lm_head": "head"}.get(key, key): value for key, value in changes.items()}
     ignore: str | Sequence[str] | None = named.get("ignore")
     if ignore is not None:

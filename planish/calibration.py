@@ -1,6 +1,6 @@
-"""The calibration of `quantize`: which text, cut how, run by whom, and how long it will take.
+"""The calibration of `quantize`: its text, its samples, and an estimate of its time.
 
-One set of rules for the command and for planish.quantize; only the names of the options differ.
+The command and planish.quantize have the same rules; only the names of the options differ.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from planish.reference.quantize.runner import Runner
 from planish.reference.text.tokenizer import load_tokenizer, read_text
 from planish.terminal.progress import duration
 
-LONG = 15  # seconds, of which a word is said beforehand
+LONG = 15  # seconds from which an estimate is announced
 
 
 def calibration_samples(
@@ -32,10 +32,10 @@ def calibration_samples(
 ) -> list[np.ndarray]:
     """Token ids of the samples that a model is calibrated on.
 
-    text: a UTF-8 file; None takes the embedded one, with a notice that names the option `own`.
-    count, length: by default 512 samples of 512 tokens, or as long as the model or the text is.
-    A length that was asked for is cut to what the model can read, with a notice. Fewer samples
-    than asked for are a notice, none at all a PromptError.
+    text: a UTF-8 file; None means the embedded text, with a notice that names the option `own`.
+    count, length: by default 512 samples of 512 tokens, shorter if the model or the text is.
+    A notice reports a length that exceeds the model's positions and is reduced to them, or a text
+    too short for `count` samples. Raises PromptError if there is no sample at all.
     """
     if text is None:
         notice(f"calibrating on the embedded text; {own} takes your own")
@@ -50,19 +50,19 @@ def calibration_samples(
     return cut_samples(tokens, NUM_SAMPLES if count is None else count, length)
 
 
-def tell_estimate(
+def announce_estimate(
     checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None, runner: Runner
 ) -> None:
-    """One notice before what takes long: how long, how much memory, and what makes it shorter."""
+    """Announce a long quantization: its time and memory, and how to shorten it."""
     found = estimate(checkpoint, recipe, samples, runner)
     if found.seconds >= LONG:
-        notice(words(found, checkpoint, recipe, samples))
+        notice(describe_estimate(found, checkpoint, recipe, samples))
 
 
-def words(
+def describe_estimate(
     found: Estimate, checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None
 ) -> str:
-    """The line of tell_estimate."""
+    """The text of announce_estimate."""
     size, time = f"{found.bytes / 1e9:.1f} GB", duration(found.seconds)
     if not samples:
         return f"quantizing {checkpoint.config.num_layers} blocks: about {time}, {size} of memory"

@@ -1,6 +1,6 @@
 """Quantize language models to 8 and 4 bits, and run them on CPUs.
 
-`planish VERB --help` says what a verb takes; `python -m planish VERB` is the same command.
+`planish VERB --help` lists a verb's flags; `python -m planish VERB` is the same command.
 
 Exit codes: 0 done, 2 bad input (one line on stderr), 3 compare found a difference, 130 Ctrl-C.
 """
@@ -29,25 +29,25 @@ from planish.terminal.threads import add_threads_flag, limit_threads
 
 VERBS = {
     "generate": "continue a prompt",
-    "quantize": "write a model in 8 or 4 bits",
+    "quantize": "quantize a model to 8 or 4 bits",
     "perplexity": "measure a model on a text",
     "quality": "measure what each recipe costs a model",
     "logits": "write the logits of given tokens",
-    "compare": "judge the fast engine by the reference",
+    "compare": "check the fast engine against the reference",
     "vectors": "write conformance vectors for a kernel, or check its results",
-    "inspect": "say what a model directory holds",
-    "bench": "measure speed beside the machine's limits",
+    "inspect": "show what a model directory contains",
+    "bench": "measure speed, and compare it with the machine's limits",
 }
 THE_VERBS = f"expected one of {', '.join(VERBS)}"
 NEED_NO_THREADS = ("inspect", "vectors")
-FREE_TEXT = "TEXT"  # the metavar of a flag whose value may be any word, another flag's name too
+FREE_TEXT = "TEXT"  # metavar of a flag whose value may be any word, even the name of a flag
 BAD_INPUT, INTERRUPTED = 2, 130
 INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 VERB = "argument VERB: "
 
 
 class Parser(argparse.ArgumentParser):
-    """One line for a wrong command line, with the nearest right word, and exit code 2."""
+    """Reports a wrong command line in one line, with the nearest valid word; exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         if found := INVALID_CHOICE.search(message):
@@ -58,10 +58,10 @@ class Parser(argparse.ArgumentParser):
         sys.exit(BAD_INPUT)
 
     def join_values(self, words: Sequence[str]) -> list[str]:
-        """The same words, each value joined to its flag by =, as it may begin with dashes.
+        """Join each value to its flag by =, because it may begin with dashes.
 
-        Refuses an unknown flag, and a word that is no flag's value, before argparse misses the
-        flag that was meant. A known flag is no value of another, unless that takes free text.
+        Refuses an unknown flag, and a word that is not the value of a flag, with a better message
+        than argparse. A known flag is a value only of a flag that takes free text.
         """
         known, joined, rest = self._option_string_actions, [], deque(words)
         while rest and rest[0] != "--":
@@ -70,7 +70,8 @@ class Parser(argparse.ArgumentParser):
             if flag.startswith("--") and flag not in known:
                 self.error(f"unknown flag {flag}{nearest(flag, known)}")
             if not word.startswith("-"):
-                hint = " (did you mean --model DIR?)" if os.path.isdir(word) else ""
+                is_dir = os.path.isdir(word)  # noqa: PTH112  (Path.is_dir raises for a long word)
+                hint = " (did you mean --model DIR?)" if is_dir else ""
                 self.error(f"unexpected {word!r}{hint}: every value follows a flag")
             if rest and word in known and known[word].nargs is None:
                 free = known[word].metavar == FREE_TEXT
@@ -87,7 +88,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unknown flag {word}{near}; the verb comes first")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """Keep a value of two dashes, `--prompt=--`, which older Pythons drop."""
+        """Keep the value `--` of `--prompt=--`, which older Pythons drop."""
         if action.nargs is None and action.option_strings and arg_strings == ["--"]:
             value = self._get_value(action, "--")
             self._check_value(action, value)
@@ -95,7 +96,7 @@ class Parser(argparse.ArgumentParser):
         return super()._get_values(action, arg_strings)
 
 
-def given_flags(words: Iterable[str]) -> dict[str, list[str]]:
+def collect_flags(words: Iterable[str]) -> dict[str, list[str]]:
     """Each flag among joined words, with its values as typed."""
     given: dict[str, list[str]] = {}
     for word in itertools.takewhile(lambda word: word != "--", words):
@@ -106,13 +107,13 @@ def given_flags(words: Iterable[str]) -> dict[str, list[str]]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """What a misspelt word was probably meant to be."""
+    """A hint at the known word that is most like a misspelt one."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of one verb. Only its own module is imported."""
+    """Parse a command line. Imports only the module of its verb."""
     words = [*argv[2:], "--help"] if argv[1:2] == ["help"] else list(argv[1:])
     wanted = next((word for word in words if not word.startswith("-")), None)
     first = words.index(wanted) + 1 if wanted else len(words)
@@ -130,7 +131,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def add_verb(parser: Parser, verb: str, words: list[str]) -> list[str]:
-    """Give a verb's parser its flags; returns the words with values joined to flags."""
+    """Add a verb's flags to its parser; returns the words with values joined to flags."""
     limit_threads(words)
     module = importlib.import_module(f"planish.verbs.{verb}")
     parser.description = module.__doc__
@@ -139,29 +140,30 @@ def add_verb(parser: Parser, verb: str, words: list[str]) -> list[str]:
     if verb not in NEED_NO_THREADS:
         add_threads_flag(parser)
     joined = parser.join_values(words)
-    parser.set_defaults(run=module.run, given=given_flags(joined))
+    parser.set_defaults(run=module.run, given=collect_flags(joined))
     return joined
 
 
 def top_format(prog: str) -> argparse.HelpFormatter:
-    """Each verb with its summary in one line; argparse forgets that verbs are indented."""
+    """Show each verb with its summary in one line; argparse ignores that verbs are indented."""
     formatter = argparse.RawTextHelpFormatter(prog)
     formatter._action_max_length = 4 + max(map(len, VERBS))
     return formatter
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a verb; what is the input's fault becomes one line and exit code 2."""
+    """Run a verb; an error of the input becomes one line and exit code 2."""
     try:
         remedy = "a smaller model, or less input at a time"
         with interrupts_raised(), notices_printed(), memory_errors(remedy):
-            return args.run(args)
+            code: int = args.run(args)
+            return code
     except PlanishError as error:
         return complain(str(error))
-    except BrokenPipeError:  # the reader of our output went away
+    except BrokenPipeError:  # the reader of stdout has gone
         return 0
     except OSError as error:
-        return complain(described(error))
+        return complain(describe_error(error))
 
 
 class NoticePrinter(logging.Handler):
@@ -173,7 +175,7 @@ class NoticePrinter(logging.Handler):
 
 @contextlib.contextmanager
 def notices_printed() -> Iterator[None]:
-    """While a verb runs, what the rooms have to say goes to stderr, and nowhere else."""
+    """While a verb runs, print notices of all rooms to stderr, and nowhere else."""
     printer = NoticePrinter()
     LOGGER.addHandler(printer)
     LOGGER.propagate = False
@@ -184,13 +186,13 @@ def notices_printed() -> Iterator[None]:
         LOGGER.removeHandler(printer)
 
 
-def described(error: OSError) -> str:
-    """Where, and what the system says."""
+def describe_error(error: OSError) -> str:
+    """The file, and the system's message."""
     return f"{error.filename or 'input or output'}: {error.strerror or error}"
 
 
 def complain(message: str) -> int:
-    """One line on stderr, whatever the message holds."""
+    """Print one line on stderr, even if the message has several."""
     print(f"error: {one_line(message)}", file=sys.stderr)
     return BAD_INPUT
 
@@ -206,4 +208,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     except SystemExit as end:
         code = end.code
     problem = flush_output()
-    sys.exit(complain(described(problem)) if problem and not code else code)
+    sys.exit(complain(describe_error(problem)) if problem and not code else code)

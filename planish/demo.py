@@ -1,11 +1,11 @@
-"""python -m planish.demo: the whole story on the embedded model, in about four minutes.
+"""python -m planish.demo: everything that planish does, on the embedded model, in four minutes.
 
     the model with outlier channels, then as it was trained
       -> each recipe -> the table of `planish quality`
-    the same text by both engines; compare's verdict; the picture of the outliers
+    the same prompt in both engines; compare's verdict; the picture of the outliers
 
-Everything it writes goes into the directory `demo`; what is there already is replaced. Compiled
-programs, which are trusted, go to the user's cache as those of the other commands do.
+All output goes to the directory `demo` and replaces what is there. Compiled programs, which are
+trusted, go to the user's cache, as with the other commands.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def rows_of(study: Study, recipes: str) -> Iterator[Quality]:
 
 
 def judge(smoothed: Checkpoint, native: bool) -> None:
-    """Both engines on the smoothed W8A8 model: the text that they write, and compare's verdict."""
+    """Run both engines on the smoothed W8A8 model: print their text and compare's verdict."""
     write_text(smoothed, native)
     print("\n## Does the fast engine compute what the reference defines? (W8A8, with outliers)\n")
     print(report.run(smoothed, held_out_tokens(smoothed)[:600], native=native).table())
@@ -121,7 +121,7 @@ def calibration_samples(checkpoint: Checkpoint) -> list[np.ndarray]:
 
 
 def write_text(checkpoint: Checkpoint, native: bool) -> None:
-    """The same prompt continued by both engines; two texts are printed only where they differ."""
+    """Continue a prompt with both engines; print one text if they agree, both if not."""
     engines = (ReferenceEngine(checkpoint), Engine(checkpoint, native))
     texts = {engine.name: continue_prompt(checkpoint, engine) for engine in engines}
     names = {text: [n for n, t in texts.items() if t == text] for text in texts.values()}
@@ -141,7 +141,7 @@ def continue_prompt(checkpoint: Checkpoint, engine: Engine | ReferenceEngine) ->
 
 
 def picture(checkpoint: Checkpoint) -> int:
-    """The picture of smoothing, where matplotlib is installed."""
+    """Draw the picture of smoothing, if matplotlib is installed."""
     layer = checkpoint.config.num_layers // 2
     panels = collect_panels(checkpoint, calibration_samples(checkpoint)[0], layer, "q", 0.5)
     try:

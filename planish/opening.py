@@ -1,8 +1,8 @@
-"""From flags to what runs: a checkpoint, its tokenizer, the native kernels, an engine.
+"""From flags to a checkpoint, its tokenizer, the native kernels and an engine.
 
-open_model     checkpoint and tokenizer
-open_engine    the engine that --engine asks for, with its programs and kernels
-kernels_used   what inspect says of this machine
+open_model          checkpoint and tokenizer
+open_engine         the engine of --engine, with its compiled programs and kernels
+describe_kernels    the kernels that this machine would use
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from planish.reference.errors import KernelsError, OutOfMemoryError, PlanishErro
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 from planish.terminal.interrupts import interrupts_kill
-from planish.terminal.progress import said_when_slow
+from planish.terminal.progress import notice_when_slow
 
 ENGINES, KV_CACHES = ("fast", "reference"), ("float32", "int8")
 KERNELS = ("auto", "native", "xla", *BY_NAME)
-COMPILING = "kernels: compiling them for this processor, which takes 10 to 60 s the first time"
-LEAST_ADDRESSES = 2 * 2**30  # bytes; 1.5 GiB did on 2 cores, and each core takes more
+COMPILING = "kernels: compiling for this processor, which takes 10 to 60 s the first time"
+LEAST_ADDRESSES = 2 * 2**30  # bytes; 1.5 GiB were enough on 2 cores, and each core needs more
 
 
 def keep_programs(flag: str | None) -> None:
-    """Have every engine from here on keep its compiled programs where the flag says."""
+    """Make jax ready for the command, and store compiled programs where the flag says."""
     check_address_space()
     with interrupts_kill(), jax_errors():
         from planish.process import claim_jax, use_compilation_cache
@@ -40,7 +40,7 @@ def keep_programs(flag: str | None) -> None:
 
 
 def check_address_space() -> None:
-    """Refuse a limit (ulimit -v) under which XLA's threads abort the process where they begin."""
+    """Refuse an address-space limit (ulimit -v) under which XLA's threads abort the process."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESSES:
         problem = f"is limited to {limit / 2**30:.2f} GiB of addresses (ulimit -v)"
@@ -50,7 +50,7 @@ def check_address_space() -> None:
 
 @contextmanager
 def jax_errors() -> Iterator[None]:
-    """What jax makes of its variables, or of an installation that does not fit, is one line."""
+    """Report in one line that jax rejects its environment variables or its installation."""
     try:
         yield
     except (ImportError, OSError, RuntimeError, ValueError) as problem:
@@ -58,23 +58,23 @@ def jax_errors() -> Iterator[None]:
 
 
 def native_kernels(args: argparse.Namespace) -> bool:
-    """Whether the native kernels are used, after --kernels; compiled here on first use."""
+    """Whether --kernels selects the native kernels; compiles them on first use."""
     return prepare_kernels(args.kernels, args.compilation_cache)
 
 
 def prepare_kernels(choice: str, flag: str | None) -> bool:
-    """The same after the values of --kernels and --compilation_cache."""
+    """The same from the values of --kernels and --compilation_cache."""
     from planish.fast.native.library import choose_kernels
 
     path = compilation_cache(flag, tell=False)
-    with said_when_slow(COMPILING):
+    with notice_when_slow(COMPILING):
         return choose_kernels(choice, path and path / "kernels")
 
 
-def kernels_used(args: argparse.Namespace) -> dict[str, str]:
-    """What generate would use on this machine, and why; nothing is compiled.
+def describe_kernels(args: argparse.Namespace) -> dict[str, str]:
+    """The kernels that generate would use on this machine, and why; compiles nothing.
 
-    Raises KernelsError where --kernels insists on what cannot be had.
+    Raises KernelsError if --kernels names kernels that are not available.
     """
     from planish.fast.native.build import plan
 
@@ -95,15 +95,15 @@ def kernels_used(args: argparse.Namespace) -> dict[str, str]:
 
 
 def with_kv_cache(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
-    """The checkpoint with the form of the cache that --kv_cache asks for."""
+    """The checkpoint with the KV cache of --kv_cache."""
     return replace(checkpoint, config=replace(checkpoint.config, kv_cache=args.kv_cache))
 
 
 def with_max_positions(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
-    """The checkpoint with the length that --max_positions asks for; no number changes by it.
+    """The checkpoint with the length of --max_positions; no result changes.
 
-    Rotary positions and linear biases go on beyond the length that the model was made for, which
-    is told; a table of learned positions ends.
+    RoPE and ALiBi continue beyond the length that the model was trained for, with a notice; a table
+    of learned positions ends.
     """
     wanted, config = args.max_positions, checkpoint.config
     if wanted is None:
@@ -119,18 +119,18 @@ def with_max_positions(checkpoint: Checkpoint, args: argparse.Namespace) -> Chec
 
 
 def open_subject(args: argparse.Namespace) -> Checkpoint:
-    """The checkpoint of --model, opened as its flags ask."""
+    """Open the checkpoint of --model, with --allow_links and --max_positions."""
     return with_max_positions(open_checkpoint(args.model, args.allow_links), args)
 
 
 def open_model(args: argparse.Namespace) -> tuple[Checkpoint, Tokenizer]:
-    """A checkpoint and its tokenizer."""
+    """Open the checkpoint of --model and its tokenizer."""
     checkpoint = open_subject(args)
     return checkpoint, load_tokenizer(args.model, checkpoint.config)
 
 
 def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
-    """The engine asked for; jax is imported only for the fast one."""
+    """The engine of --engine; imports jax only for the fast one."""
     checkpoint = with_kv_cache(checkpoint, args)
     if args.engine == "reference":
         from planish.reference.engine import Engine as ReferenceEngine
@@ -141,5 +141,5 @@ def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
     from planish.fast.session.engine import Engine
 
     if native and checkpoint.layout == "canonical":
-        notice("weights: in canonical order, put into tiles while loading (quantize writes tiles)")
+        notice("weights: in canonical layout, tiled while loading (quantize writes tiles)")
     return Engine(checkpoint, native)

@@ -1,4 +1,4 @@
-"""What the command claims of the whole process, and a library may not: jax's settings."""
+"""jax's process-wide settings, which the command may change and a library may not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-# what the environment may have set for other programs, and the engine's results or life depend on
+# the environment may set these for other programs; the engine's results or survival depend on them
 SETTINGS = {
     "jax_platforms": "cpu",
     "jax_platform_name": "cpu",
@@ -23,20 +23,25 @@ SETTINGS = {
 
 
 def claim_jax() -> None:
-    """Have this process's jax, before its first use, start the CPU alone and compile for it."""
+    """Before jax's first use, restrict it to the CPU and reset what the environment may change."""
     for name, value in SETTINGS.items():
         with contextlib.suppress(AttributeError):  # jax retires settings now and then
-            jax.config.update(name, value)
+            set_jax(name, value)
+
+
+def set_jax(name: str, value: object) -> None:
+    """Set one of jax's settings for this process."""
+    jax.config.update(name, value)  # type: ignore[no-untyped-call]  # jax gives it no type
 
 
 def use_compilation_cache(directory: Path | None) -> None:
-    """Keep compiled programs in a directory, or nowhere.
+    """Store compiled programs in a directory, or nowhere.
 
-    It must be the user's own, for they are trusted. One that cannot be read or written costs
-    time only, and jax would say so in two lines for every program.
+    It must be the user's own, because programs are trusted. If it cannot be read or written, that
+    only costs time, so jax's warnings, two lines for each program, are suppressed.
     """
     words = "Error (reading|writing) persistent compilation cache entry"
     warnings.filterwarnings("ignore", words)
-    jax.config.update("jax_compilation_cache_dir", None if directory is None else str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    set_jax("jax_compilation_cache_dir", None if directory is None else str(directory))
+    set_jax("jax_persistent_cache_min_compile_time_secs", 0)
+    set_jax("jax_persistent_cache_min_entry_size_bytes", -1)

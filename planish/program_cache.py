@@ -1,9 +1,9 @@
-"""Where compiled programs are kept between runs.
+"""Where compiled programs are stored between runs.
 
-What lies there is run without a question, so a directory counts only where nobody but the user
-(and root) can put a program: it and everything above it belongs to them, and others can write in
-none of it. A directory above may be one like /tmp, where others write but cannot replace what is
-not theirs.
+Stored programs are run without further checks, so we use a directory only if nobody except the user
+and root can put a program there: the directory and all its parents must belong to them and must not
+be writable by others. A parent may be sticky, as /tmp is: others can write there but cannot replace
+what belongs to somebody else.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from pathlib import Path
 
 from planish.reference.errors import OutputError, notice
 
-PARTS = ("kernels", "xla")  # who writes there: fast/kernels and jax
-UNMAPPED = 65534  # how a container shows an owner whom it does not know, as of its own root
+PARTS = ("kernels", "xla")  # written by fast/native/build.py and by jax
+UNMAPPED = 65534  # the owner of files, such as /, that a container's user namespace does not map
 
 
 def compilation_cache(flag: str | None, tell: bool = True) -> Path | None:
-    """The directory asked for, or one in the user's cache; None where nothing is to be kept.
+    """The directory of --compilation_cache, or the user's cache; None if nothing is stored.
 
-    A default that cannot be made or trusted is done without, and one that cannot be written is
-    read only; a notice says so, if `tell`. A directory that was asked for must be made, trusted
-    and written, or OutputError is raised.
+    If the default directory cannot be made or trusted, none is used; if it cannot be written, it is
+    only read; with `tell`, a notice says so. For a directory from the flag these are OutputErrors.
     """
     if flag in ("none", ""):
         return None
@@ -47,22 +46,23 @@ def give_up(problem: str, tell: bool) -> None:
 
 
 def default_cache() -> Path | None:
-    """`planish` in the user's cache directory; None where the environment names none.
+    """`planish` in the user's cache directory; None if the environment names none.
 
-    The XDG specification has relative paths ignored: they would be another place in every
-    directory where the user stands, and anybody's.
+    Relative paths are ignored, as the XDG specification demands: they would mean a different
+    directory in every working directory, perhaps one of somebody else.
     """
-    caches = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(caches):
-        home = os.environ["HOME"] if "HOME" in os.environ else os.path.expanduser("~")
-        caches = os.path.join(home, ".cache")
-    if not os.path.isabs(caches):
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():
+        # Path.expanduser raises where no home directory is known
+        home = os.environ["HOME"] if "HOME" in os.environ else os.path.expanduser("~")  # noqa: PTH111
+        caches = Path(home, ".cache")
+    if not caches.is_absolute():
         return None
-    return Path(os.path.realpath(os.path.join(caches, "planish")))
+    return Path(os.path.realpath(caches / "planish"))
 
 
 def make_trusted(path: Path) -> str | None:
-    """Make a directory and its parts that only the user can write; or say why that is not so."""
+    """Make a directory and its PARTS, writable by the user only; returns why not, or None."""
     if problem := distrust(path):
         return problem
     try:
@@ -73,7 +73,7 @@ def make_trusted(path: Path) -> str | None:
 
 
 def why_not_writable(path: Path) -> str | None:
-    """Why nothing new can be kept in a trusted directory, or None."""
+    """Why nothing new can be stored in a trusted directory, or None."""
     try:
         for part in PARTS:
             (path / part).mkdir(mode=0o700, exist_ok=True)
@@ -85,7 +85,7 @@ def why_not_writable(path: Path) -> str | None:
 def distrust(path: Path) -> str | None:
     """Why somebody else could put a program into a directory (resolved), or None.
 
-    What does not exist yet is made by us.
+    Directories that do not exist yet will be made by us.
     """
     for place in (path, *path.parents):
         try:

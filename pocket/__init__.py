@@ -1,7 +1,7 @@
-"""The embedded model: a small Llama trained on what every machine has, Python's own library.
+"""The embedded model: a small Llama trained on Python's standard library.
 
-MODEL is a Hugging Face directory, CALIBRATION a text of its training split, HELDOUT one that it
-never saw. README.md beside this file is the model card, train.py made all three.
+MODEL is a Hugging Face directory, CALIBRATION a text of its training split, HELDOUT a text that it
+never saw; train.py made all three. README.md in this folder is the model card.
 """
 
 from pathlib import Path

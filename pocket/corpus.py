@@ -1,7 +1,7 @@
-"""The corpus: CPython's own sources and documentation strings, split by file.
+"""The corpus: CPython's sources and documentation strings, split by file.
 
-It is on every machine that runs Python, and it is text that a reader of this repository can
-judge. Tests, IDLE and generated tables are left out; nothing comes from site-packages.
+Every machine with Python has it, and a reader of this repository can judge it. Tests, IDLE and
+generated tables are left out, and so is site-packages.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Document:
 
     @property
     def heldout(self) -> bool:
-        """A hash of the name, so that a file is on the same side whatever else there is."""
+        """Decided by a hash of the name, so that a file's split does not depend on other files."""
         digest = hashlib.sha256(self.name.encode()).digest()
         return int.from_bytes(digest[:4], "big") < HELDOUT_SHARE * 2**32
 
     @property
     def prose(self) -> bool:
-        """Documentation rather than source."""
+        """Whether it is documentation, not source."""
         return self.name.startswith(("topic/", "builtin/"))
 
 
@@ -56,7 +56,7 @@ def topic_documents() -> list[Document]:
 
 
 def docstring_documents() -> list[Document]:
-    """What the compiled modules say of themselves, for which there is no source to read."""
+    """The docstrings of modules compiled into the interpreter, which have no Python source."""
     documents = []
     for name in sorted(sys.builtin_module_names):
         module = importlib.import_module(name)
@@ -86,9 +86,9 @@ def fingerprint(documents: Sequence[Document]) -> str:
 def sample_text(
     documents: Sequence[Document], size: int, prose_share: float = 0.3, most_per_file: int = 12_000
 ) -> str:
-    """About `size` characters: beginnings of documents in a fixed order, prose among the code.
+    """About `size` characters: the starts of documents in a fixed order, prose mixed with code.
 
-    The next document is prose whenever prose has less than its share so far and some is left.
+    The next document is prose whenever prose has less than its share so far, if any remains.
     """
     waiting = {prose: _ordered(documents, prose) for prose in (True, False)}
     text, prose_length = "", 0

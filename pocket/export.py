@@ -1,9 +1,8 @@
-"""Trained parameters -> a Hugging Face directory in bfloat16."""
+"""Export trained parameters as a Hugging Face directory in bfloat16."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,11 @@ TOKENIZER_CONFIG = {
 
 
 def export(params: Any, tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes the five files; the weights are renamed into place when whole, for those who read."""
+    """Write the files; the weights are renamed into place when complete, for concurrent readers."""
     directory.mkdir(parents=True, exist_ok=True)
     hidden = directory / ".model.safetensors.tmp"
     save_file(hub_tensors(params), hidden, metadata={"format": "pt"})
-    os.replace(hidden, directory / "model.safetensors")
+    hidden.replace(directory / "model.safetensors")
     tokenizer.save(str(directory / "tokenizer.json"))
     for name, values in (
         ("config.json", CONFIG),
@@ -54,9 +53,10 @@ def export(params: Any, tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def hub_tensors(params: Any) -> dict[str, np.ndarray]:
-    """Our parameters under Hugging Face's names; flax keeps a linear as [in, out], it [out, in]."""
+    """Our parameters under Hugging Face's names; its linears are [N, K], flax's are [K, N]."""
     tensors = {}
-    for path, leaf in flatten_dict(params["params"]).items():
+    leaves = flatten_dict(params["params"])  # type: ignore[no-untyped-call]  # flax gives no type
+    for path, leaf in leaves.items():
         array = leaf.T if path[-1] == "kernel" else leaf
         tensors[hub_name(path)] = np.ascontiguousarray(np.asarray(array).astype(ml_dtypes.bfloat16))
     return tensors

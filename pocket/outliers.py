@@ -1,21 +1,21 @@
-"""Outlier channels for a small model: the same function, the activations of a large one.
+"""Give a small model the outlier channels of a large one, without changing its function.
 
-From about 6.7 billion parameters on, a few channels of what the norms give out are 20 to 100 times
-as large as the others: the same channels in every layer, for every token (Dettmers et al. 2022,
-LLM.int8(), section 4; Xiao et al. 2022, SmoothQuant, section 3). One INT8 scale per token then
-leaves the other channels a handful of levels. Small models have no such channels, which is why
-naive W8A8 does not hurt them. Here they get some without changing what they compute: for a norm,
-the linears that read it, and a factor f_j of channel j,
+From about 6.7 billion parameters on, a few channels of the norms' outputs are 20 to 100 times as
+large as the others: the same channels in every layer, for every token (LLM.int8(), arXiv
+2208.07339, section 4; SmoothQuant, arXiv 2211.10438, section 3). One INT8 scale per token then
+leaves only a few levels for the other channels. Small models have no such channels, so naive W8A8
+does not hurt them. Here we add some: for a norm, the linears that read it, and a factor f_j of
+channel j,
 
     norm.weight[j] *= f_j        W[:, j] /= f_j        (norm(x) f) (W / f)t = norm(x) Wt
     f_j = 2 ** rint(log2(magnitude * median |norm.weight| / |norm.weight[j]|))
 
-It is SmoothQuant's migration backwards, and smoothing undoes it. Powers of two, because then every
-product is exact, in bfloat16 too: the logits keep their bits as long as the sums keep their order.
-The price: a channel lands within sqrt(2) of `magnitude` and not on it. And what is aimed at is the
-norm's weight, so the activations, which have a spread of their own, land less closely. What it
-does not imitate: a large model's outliers keep their sign and size from token to token, these vary
-as the channel always did.
+This is SmoothQuant's migration in reverse, and smoothing undoes it. With powers of two every
+product is exact, also in bfloat16: the logits stay equal to the bit as long as sums keep their
+order. The price is that a channel ends up within a factor of sqrt(2) of `magnitude`. The factor is
+chosen for the norm's weight, so activations, which have their own spread, differ more. One
+difference remains: a large model's outliers keep their sign and size from token to token, these
+vary as before.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from safetensors.numpy import load_file, save_file
 
 from planish.reference.files.placing import hidden_beside, put_directory
 
-READERS = {  # norm of a block -> the linears that read what it gives out
+READERS = {  # norm of a block -> the linears that read its output
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
 }
 CHANNELS, MAGNITUDE = 24, 80.0
-SMALLEST = 1 / 16  # of the median: a norm weight below it is treated as this large
+SMALLEST = 1 / 16  # of the median; smaller norm weights count as this large
 
 
 def outlier_factors(weight: np.ndarray, chosen: np.ndarray, magnitude: float) -> np.ndarray:
@@ -55,10 +55,10 @@ def add_outliers(
     channels: int = CHANNELS,
     magnitude: float = MAGNITUDE,
 ) -> dict[str, np.ndarray]:
-    """A Hugging Face Llama's tensors, the same `channels` outstanding in every norm of a block.
+    """A Hugging Face Llama's tensors, with the same `channels` outlier channels in all its blocks.
 
-    `magnitude` is how many times the median they are to be. Types and the order of names are kept;
-    a name that a Llama has and `tensors` lacks is a KeyError.
+    magnitude: their size relative to the median. Types and the order of names do not change; raises
+    KeyError if a Llama's tensor is missing.
     """
     changed = dict(tensors)
     width = len(tensors["model.layers.0.input_layernorm.weight"])
@@ -76,9 +76,9 @@ def add_outliers(
 
 
 def write_outlier_model(source: Path, target: Path) -> None:
-    """A copy of the one-file model directory `source` with outlier channels, in its own type.
+    """Copy the one-file model directory `source`, with outlier channels added, types unchanged.
 
-    A model directory that is at `target` is replaced; anything else there is a FileExistsError.
+    Replaces a model directory at `target`; raises FileExistsError for anything else there.
     """
     if target.exists() and not (target / "config.json").is_file():
         raise FileExistsError(f"{target}: exists and is not a model directory; not replaced")

@@ -2,19 +2,18 @@
 
     corpus -> byte-level BPE -> tokens -> Llama (flax) by AdamW (optax) -> pocket/model
 
-The schedule follows the share of the time that has passed, not the steps, so that a busy machine
-gives a less trained model but never one whose rate has not decayed: warm-up, then a cosine to a
-twentieth. For the last part of the time the sequences are as long as the model allows, so that
-every position is trained. Every four minutes there is a checkpoint, from which an interrupted run
-goes on, an export and a line with the held-out perplexity. The price of following the clock: two
-runs take different numbers of steps, so a run is repeatable in kind and not to the bit.
+The learning rate follows the elapsed share of the time, not the steps: warm-up, then a cosine to a
+twentieth. So a busy machine gives a less trained model, but never one whose rate has not decayed.
+In the last part of the time the sequences are as long as the model allows, so that every position
+is trained. Every four minutes the run writes a checkpoint, from which it can resume, exports the
+model and prints the held-out perplexity. Because it follows the clock, two runs take different
+numbers of steps, and a run cannot be repeated to the bit.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,12 +41,12 @@ FIRST_REPORT, REPORT_SECONDS = 20, 240
 
 @flax.struct.dataclass
 class Progress:
-    """All that a checkpoint holds."""
+    """All that a checkpoint holds; seconds of training, over all resumptions."""
 
     params: Any
     state: Any  # the optimizer's
-    step: int = flax.struct.field(pytree_node=False)
-    seconds: float = flax.struct.field(pytree_node=False)  # of training, over all resumptions
+    step: int = flax.struct.field(pytree_node=False)  # type: ignore[no-untyped-call]
+    seconds: float = flax.struct.field(pytree_node=False)  # type: ignore[no-untyped-call]
 
 
 def batches(tokens: np.ndarray, length: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -58,7 +57,7 @@ def batches(tokens: np.ndarray, length: int, rng: np.random.Generator) -> Iterat
 
 
 def rate(share: float) -> float:
-    """Learning rate when `share` of the time has passed."""
+    """The learning rate after a share of the time."""
     if share < WARMUP:
         return PEAK_RATE * share / WARMUP + 1e-6
     along = min(1.0, (share - WARMUP) / (1 - WARMUP))
@@ -66,7 +65,7 @@ def rate(share: float) -> float:
 
 
 def make_optimizer() -> optax.GradientTransformation:
-    """AdamW with clipped gradients; the rate is a state, set before each step."""
+    """AdamW (arXiv 1711.05101) with clipped gradients; train_step sets the rate in its state."""
     adam = optax.inject_hyperparams(optax.adamw)(
         learning_rate=0.0, b1=0.9, b2=0.95, weight_decay=0.1
     )
@@ -90,27 +89,28 @@ def heldout_perplexity(params: Any, tokens: np.ndarray, count: int = 64) -> floa
 
 
 def save_progress(path: Path, progress: Progress) -> None:
-    """Plain arrays and two numbers; renamed into place when whole."""
+    """Save arrays and two numbers; renamed into place when complete."""
     arrays: dict[str, Any] = {
         str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(progress))
     }
     numbers = json.dumps({"step": progress.step, "seconds": progress.seconds})
     hidden = path.with_suffix(".tmp.npz")
     np.savez(hidden, numbers=np.array(numbers), **arrays)
-    os.replace(hidden, path)
+    hidden.replace(path)
 
 
 def load_progress(path: Path, like: Progress) -> Progress:
-    """The checkpoint at `path`, in the shape of `like`."""
+    """Load the checkpoint at `path` into the structure of `like`."""
     leaves, structure = jax.tree.flatten(like)
     with np.load(path) as file:
         numbers = json.loads(str(file["numbers"]))
         leaves = [jnp.asarray(file[str(i)]) for i in range(len(leaves))]
-    return jax.tree.unflatten(structure, leaves).replace(**numbers)
+    restored: Progress = jax.tree.unflatten(structure, leaves).replace(**numbers)
+    return restored
 
 
 def train(minutes: float, work: Path, seed: int = 0) -> None:
-    """The whole run; goes on from `work` where one was interrupted."""
+    """Train; resumes an interrupted run from `work`."""
     work.mkdir(parents=True, exist_ok=True)
     documents = corpus()
     seen = [d for d in documents if not d.heldout]
@@ -128,7 +128,7 @@ def train(minutes: float, work: Path, seed: int = 0) -> None:
 
 
 def prepare(path: Path, seen: Sequence[Document], unseen: Sequence[Document]) -> Tokenizer:
-    """The tokenizer, and the two texts that come with the model, unless a run has made them."""
+    """Make the tokenizer and the two texts of the model, unless an earlier run has made them."""
     if path.exists():
         return Tokenizer.from_file(str(path))
     CALIBRATION.write_text(sample_text(seen, 400_000), encoding="utf-8")
@@ -146,7 +146,7 @@ def run(
     tokens: np.ndarray,
     heldout: np.ndarray,
 ) -> None:
-    """Steps until `budget` seconds are over, with a checkpoint, an export and a line at times."""
+    """Train for `budget` seconds, with a checkpoint, an export and a report now and then."""
     rng = np.random.default_rng(progress.step)
     sources = {length: batches(tokens, length, rng) for length in (SHORT, LONG)}
     losses: list[float] = []

@@ -1,4 +1,4 @@
-"""The reference as an engine: what a verb asks of fast.engine.Engine too."""
+"""The reference as an engine, with the interface of fast/session/engine.py."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from planish.reference.text.sampling import Sampling
 
 
 @contextmanager
-def unwarned() -> Iterator[None]:
-    """A model that overflows ends in NaN, which whoever reads the result refuses by name."""
+def silence_overflow() -> Iterator[None]:
+    """Silence NumPy's warnings: an overflow ends in NaN, which the reader of the result reports."""
     with np.errstate(over="ignore", invalid="ignore"):
         yield
 
@@ -37,14 +37,14 @@ class Engine:
         self.weights = replace(weights, blocks=list(weights.blocks))
         self.load_seconds = time.perf_counter() - start
 
-    @unwarned()
+    @silence_overflow()
     @memory_errors(FORWARD)
     def forward(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits float32 [T, V] of every token of one sequence."""
         loop.check_fits(self.config, [tokens], loop.Stop(0), self.config.max_positions)
         return model.prefill(self.config, self.weights, tokens)[0]
 
-    @unwarned()
+    @silence_overflow()
     @memory_errors(LOSSES)
     def losses(self, tokens: Sequence[int]) -> np.ndarray:
         """-log p of tokens 1..T-1 of one sequence, each given those before it, float64 [T - 1]."""
@@ -54,13 +54,13 @@ class Engine:
     def generate(
         self, prompts: Sequence[Sequence[int]], stop: loop.Stop, sampling: Sampling
     ) -> Iterator[tuple[int, int]]:
-        """(row, token) as tokens come."""
+        """Yield (row, token) as tokens are generated."""
         loop.check_fits(self.config, prompts, stop, self.config.max_positions)
-        with memory_errors(GENERATE), unwarned():
+        with memory_errors(GENERATE), silence_overflow():
             loop.reserve(self._cache_bytes(max(map(len, prompts), default=0) + stop.max_new_tokens))
             yield from loop.generate(self.config, self.weights, prompts, stop, sampling)
 
     def _cache_bytes(self, slots: int) -> int:
-        """Of one sequence's keys and values in float32; they grow, but must fit at the end."""
-        each = self.config.num_kv_heads * self.config.head_dim * 4
-        return 2 * self.config.num_layers * each * slots
+        """Bytes of one sequence's keys and values, float32, once all `slots` are filled."""
+        per_slot = self.config.num_kv_heads * self.config.head_dim * 4
+        return 2 * self.config.num_layers * per_slot * slots

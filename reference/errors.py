@@ -1,8 +1,8 @@
-"""The one family of errors, and the one way to tell a user what is not an error.
+"""The family of typed errors, and notices for what is not an error.
 
-Each error names the place, what was expected and what was found. A notice is one line on
-something that was tolerated or done in the user's place; it goes to the logger `planish`, which
-the command prints on stderr and a program that imports us may handle as it likes.
+Each error names where the problem is, what was expected and what was found. A notice is one line
+about something that planish tolerated or decided for the user. It goes to the logger `planish`:
+the command prints it on stderr, and a program that imports planish may handle it as it likes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 from os import PathLike
 
-LONGEST = 300  # characters of any one part of a message
+LONGEST = 300  # characters of one value in a message
 LOGGER = logging.getLogger("planish")
 
 
 def notice(line: str) -> None:
-    """Tell the user one line that is not an error."""
+    """Log one line that is not an error."""
     LOGGER.warning("%s", one_line(line))
 
 
@@ -47,18 +47,18 @@ class PlanishError(Exception):
 
 
 def _short(value: object) -> str:
-    """A damaged file may hold a megabyte where a word should be."""
+    """Shorten a value: a damaged file may hold a megabyte where a word should be."""
     text = str(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def one_line(message: str) -> str:
-    """Names come from files: no line break and no control character reaches the terminal."""
+    """Make a message one line; names come from files, and may hold control characters."""
     return "".join(c if c.isprintable() else _escape(c) for c in " ".join(message.split()))
 
 
 def _escape(character: str) -> str:
-    """\\x1b; the bytes of a path that is not UTF-8 as they are, \\xe8, not as \\udce8."""
+    """ESC -> \\x1b; a byte of a path that is not UTF-8 as itself, \\xe8, not as \\udce8."""
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
@@ -69,7 +69,7 @@ class ConfigError(PlanishError):
 
 
 class CheckpointError(PlanishError):
-    """A weights file or a tensor in it is damaged, missing, extra or of the wrong form."""
+    """A weights file or one of its tensors is damaged, missing, unexpected or of the wrong form."""
 
 
 class QuantizationError(PlanishError):
@@ -77,7 +77,7 @@ class QuantizationError(PlanishError):
 
 
 class RecipeError(PlanishError):
-    """A recipe, rule, method or one of their parameters does not exist or does not fit."""
+    """A recipe, rule or method, or one of its parameters, does not exist or does not fit."""
 
 
 class TokenizerError(PlanishError):
@@ -93,11 +93,11 @@ class SamplingError(PlanishError):
 
 
 class OutputError(PlanishError):
-    """A result cannot be written where it was asked to go."""
+    """A result cannot be written to the path that was given."""
 
 
 class OutOfMemoryError(PlanishError):
-    """The machine, or a limit on the process, has less memory than the work takes."""
+    """The work needs more memory than the machine has or the process is allowed."""
 
 
 class KernelsError(PlanishError):

@@ -10,9 +10,9 @@ INT4, groups of `group_size` inputs that share a scale and a zero point, codes 0
 
 rint rounds half to even; x is divided by the scale and never multiplied by a reciprocal; a
 scale is first rounded to the type in which it is stored, and the codes are computed with the
-rounded scale. If float16 cannot hold some scale of a linear, as that of a row of tiny weights, all
-its scales are stored as float32 (store_scale). NaN and Inf are errors. Where public tools differ,
-each rule below says so: the denominator (127 or 127.5, 7 or 7.5 or 8) alone moves one code in ten.
+rounded scale. If float16 cannot hold some scale of a linear (a row of tiny weights has one), all
+its scales are stored as float32 (store_scale). NaN and Inf are errors. Public tools differ, and
+each rule below says how: the denominator (127 or 127.5, 7 or 7.5 or 8) alone moves one code in ten.
 """
 
 from __future__ import annotations
@@ -44,16 +44,19 @@ def require_finite(x: np.ndarray, name: str) -> None:
 
 def int8_scale(absmax: np.ndarray | np.float32) -> np.ndarray:
     """scale = max(absmax, 1e-5) / 127, float32. Source: SmoothQuant's fake_quant.py."""
-    return np.maximum(np.asarray(absmax, np.float32), SMALLEST_ABSMAX) / np.float32(INT8_MAX)
+    largest = np.maximum(np.asarray(absmax, np.float32), SMALLEST_ABSMAX)
+    scale: np.ndarray = largest / np.float32(INT8_MAX)
+    return scale
 
 
 def int8_codes(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """q = clip(rint(x / scale), -127, 127) as int8; symmetric, so q(-x) = -q(x).
 
-    The clip is what SmoothQuant's code lacks (its issue 96): in half precision the division
-    can round to 128.
+    SmoothQuant's code lacks the clip (its issue 96): in half precision the division can round
+    to 128.
     """
-    return np.clip(np.rint(x / scale), -INT8_MAX, INT8_MAX).astype(np.int8)
+    codes: np.ndarray = np.clip(np.rint(x / scale), -INT8_MAX, INT8_MAX)
+    return codes.astype(np.int8)
 
 
 def quantize_int8(
@@ -71,12 +74,12 @@ def quantize_int8(
 
 
 def num_groups(in_features: int, group_size: int) -> int:
-    """Groups along K; -1 is the whole row, and a last partial group counts."""
+    """Number of groups along K; -1 is the whole row, and a partial last group counts."""
     return 1 if group_size == -1 else -(-in_features // group_size)
 
 
-def grouped(x: np.ndarray, group_size: int) -> np.ndarray:
-    """[N, K] -> [N, G, g], the last group padded with zeros, which change no rule's parameters."""
+def to_groups(x: np.ndarray, group_size: int) -> np.ndarray:
+    """[N, K] -> [N, G, g]; the last group is padded with zeros, which change no rule's result."""
     rows, cols = x.shape
     size = cols if group_size == -1 else group_size
     groups = num_groups(cols, group_size)
@@ -94,8 +97,8 @@ def expand_groups(per_group: np.ndarray, in_features: int, group_size: int) -> n
 def _signed(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """scale = m / -8, m the entry of largest magnitude (the first of equals), z = 8.
 
-    m falls on code 0, so the grid's longer side is used; the scale may be negative.
-    Source: AutoRound's symmetric int; llama.cpp's Q4_0 but for its rounding (half up).
+    m gets code 0, on the longer side of the grid; the scale may be negative.
+    Source: AutoRound's symmetric int; llama.cpp's Q4_0, which rounds half up.
     """
     index = np.abs(groups).argmax(axis=2, keepdims=True)
     extreme = np.take_along_axis(groups, index, axis=2)[..., 0]
@@ -137,9 +140,9 @@ SYMMETRIC_RULES = tuple(rule for rule in INT4_RULES if rule != "minmax")
 def store_scale(scale: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """Round scales [N, G], none of them 0, to their storage type (SPEC 4).
 
-    Where one overflows or vanishes in it, all come out as float32: those lost as they are, the
-    others with the value that they have in the type, so that their codes stay what they were: a
-    single dead row must not stop a model's quantization. Raises QuantizationError for a scale that
+    If one overflows or underflows to 0 in that type, all are returned as float32: that one as it
+    is, the others with their rounded values, so that their codes do not change. A single dead row
+    must not prevent a model from being quantized. Raises QuantizationError for a scale that
     overflows even float32.
     """
     with np.errstate(over="ignore"):
@@ -150,7 +153,7 @@ def store_scale(scale: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     if not np.isfinite(scale).all():
         row, group = (int(i) for i in np.argwhere(~np.isfinite(scale))[0])
         problem = f"row {row} group {group}: the scale overflows float32"
-        raise QuantizationError(problem, name=name, expected="weights that are not as large")
+        raise QuantizationError(problem, name=name, expected="smaller weights")
     return np.where(lost, scale, stored.astype(np.float32))
 
 
@@ -169,13 +172,13 @@ def int4_parameters(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale [N, G] in its storage type and zero point uint8 [N, G] of w [N, K] by a rule.
 
-    A group of zeros gets scale 1 and zero point 8 under every rule, as does one of weights of at
-    most 15 * 2^-150, whose scale is 0 in float32. The scale is float32 where store_scale says so.
+    A group of zeros gets scale 1 and zero point 8 under every rule, and so does a group of weights
+    of at most 15 * 2^-150, whose scale is 0 in float32. store_scale may choose float32.
     """
     _require_choice("rule", rule, tuple(INT4_RULES))
     _require_choice("group_size", group_size, GROUP_SIZES)
     require_finite(w, name)
-    groups = grouped(w.astype(np.float32, copy=False), group_size)
+    groups = to_groups(w.astype(np.float32, copy=False), group_size)
     scale, zero_or_low = INT4_RULES[rule](groups)
     empty = scale == 0
     scale = store_scale(np.where(empty, np.float32(1), scale), np.dtype(scale_dtype), name)
@@ -191,4 +194,5 @@ def int4_codes(w: np.ndarray, scale: np.ndarray, zero: np.ndarray, group_size: i
     k = w.shape[1]
     wide_scale = expand_groups(scale.astype(np.float32), k, group_size)
     wide_zero = expand_groups(zero.astype(np.float32), k, group_size)
-    return np.clip(np.rint(w / wide_scale) + wide_zero, 0, INT4_MAX).astype(np.uint8)
+    codes: np.ndarray = np.clip(np.rint(w / wide_scale) + wide_zero, 0, INT4_MAX)
+    return codes.astype(np.uint8)

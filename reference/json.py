@@ -1,4 +1,4 @@
-"""A JSON file that nobody vouches for: one object, or a typed error."""
+"""Read an untrusted JSON file: one object, or a typed error."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ LARGEST_FILE = 2**26  # a JSON file of more than 64 MiB is not a config
 
 
 def read_json(path: Path, error: type[PlanishError] = ConfigError) -> dict[str, Any]:
-    """A JSON object from a file, or a typed error; duplicate keys and NaN are refused.
+    """Read a JSON object from a file; duplicate keys, NaN and Inf are refused.
 
-    A byte order mark, which some editors put first, is no part of it.
+    A byte order mark, with which some editors begin a file, is skipped. Raises `error`.
     """
     try:
         if path.stat().st_size > LARGEST_FILE:
@@ -41,13 +41,15 @@ def read_json(path: Path, error: type[PlanishError] = ConfigError) -> dict[str, 
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; the json module would keep the last of two equal keys."""
     seen = dict(pairs)
     if len(seen) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key occurs twice")
     return seen
 
 
 def _finite(text: str) -> float:
+    """A number; the json module would also read NaN, Infinity and 1e999."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text} is not a finite number")

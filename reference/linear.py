@@ -1,6 +1,8 @@
-"""One linear layer, whatever its weight is: y = x Wt + b, in floats or in integers (SPEC 2 and 4).
+"""One linear layer: y = x Wt + b, in floats or on integer codes (SPEC 2 and 4).
 
-`linear` looks at the weight: an array is in floats, a QuantizedWeight has a scheme.
+`linear` looks at the weight: an array is in floats, a QuantizedWeight has a scheme. Sources:
+SmoothQuant, arXiv 2211.10438, for INT8; Efficient LLM Inference on CPUs, arXiv 2311.00502, for
+INT4 weights.
 
     weights   activations                        name in the recipes
     float     float                              float
@@ -9,9 +11,9 @@
     INT4      float                              W4A16
     INT4      INT8 per_group or per_token        W4A8
 
-T tokens, K inputs, N outputs, G groups. Integer sums are int32, exact for K <= 133,144; here
-they go through a float64 matrix product, which is exact too and ten times faster than NumPy's
-integer one. The float operations behind a sum are rounded one by one, in the order written.
+T tokens, K inputs, N outputs, G groups. Integer sums are int32, exact for K <= 133,144. Here they
+are computed as a float64 matrix product, which is exact too and ten times faster than NumPy's
+integer product. The float operations after a sum are rounded one by one, in the order written.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ import numpy as np
 
 from planish.reference.grids import (
     expand_groups,
-    grouped,
     int8_codes,
     int8_scale,
     num_groups,
     quantize_int8,
     require_finite,
+    to_groups,
 )
 from planish.reference.quantized import QuantizedWeight, centred_codes, dequantize, to_layout
 from planish.reference.scheme import Scheme
@@ -35,9 +37,9 @@ from planish.reference.scheme import Scheme
 
 @dataclass(frozen=True)
 class Linear:
-    """Weight float32 [N, K] or quantized, and bias float32 [N] or none.
+    """Weight [N, K], float32 or quantized, and bias float32 [N] or None.
 
-    activation_scale: float32 [1], of a scheme with static activations only.
+    activation_scale: float32 [1], only for a scheme with static activations.
     """
 
     weight: np.ndarray | QuantizedWeight
@@ -46,24 +48,24 @@ class Linear:
 
     @property
     def scheme(self) -> Scheme | None:
-        """How it is quantized; None in floats."""
+        """How the weight is quantized; None if it is in floats."""
         return self.weight.scheme if isinstance(self.weight, QuantizedWeight) else None
 
     @property
     def activation(self) -> str:
-        """How its input is quantized: scheme.ACTIVATIONS; `float` where it is not."""
+        """How the input is quantized, one of scheme.ACTIVATIONS; `float` if it is not."""
         return "float" if self.scheme is None else self.scheme.activation
 
 
 def float_weight(layer: Linear) -> np.ndarray:
-    """The weight [N, K] of a linear that is still in floats."""
+    """The weight [N, K] of a linear in floats; TypeError if it is quantized."""
     if isinstance(layer.weight, QuantizedWeight):
         raise TypeError(f"expected a linear in floats, found {layer.weight.scheme}")
     return layer.weight
 
 
 def quantized_weight(layer: Linear) -> QuantizedWeight:
-    """The weight of a linear that is on a grid, in the canonical layout."""
+    """The weight of a quantized linear, in the canonical layout; TypeError if it is in floats."""
     if not isinstance(layer.weight, QuantizedWeight):
         raise TypeError("expected a quantized linear, found one in floats")
     return to_layout(layer.weight, "canonical")
@@ -72,6 +74,7 @@ def quantized_weight(layer: Linear) -> QuantizedWeight:
 def linear(x: np.ndarray, layer: Linear) -> np.ndarray:
     """y = x Wt + b for x [T, K] of one sequence -> [T, N] float32."""
     scheme = layer.scheme
+    y: np.ndarray
     if scheme is None:
         y = x @ float_weight(layer).T
     elif scheme.activation == "float":
@@ -93,8 +96,8 @@ def integer_product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 def quantize_activations(x: np.ndarray, layer: Linear) -> tuple[np.ndarray, np.ndarray]:
     """Codes int8 [T, K] and scale [T, 1] or [1, 1] of one sequence's activations x [T, K].
 
-    per_tensor takes its maximum over the tokens that are computed together: those of one
-    sequence in one prefill chunk or decode step, never over other sequences of a batch.
+    per_tensor takes its maximum over the tokens of one sequence in one prefill chunk or decode
+    step, never over other sequences of a batch.
     """
     if layer.activation == "static":
         require_finite(x, "activations")
@@ -109,25 +112,27 @@ def int8_linear(x: np.ndarray, layer: Linear) -> np.ndarray:
     weight = quantized_weight(layer)
     codes, a_scale = quantize_activations(x, layer)
     total = integer_product(codes, weight.codes)
-    return (total.astype(np.float32) * a_scale) * weight.scale.T
+    y: np.ndarray = (total.astype(np.float32) * a_scale) * weight.scale.T
+    return y
 
 
 def int4_linear_per_token(x: np.ndarray, weight: QuantizedWeight) -> np.ndarray:
     """y[t,n] = (sum over g of f32(sum_{k in g} xq[t,k] (q - z)[n,k]) * w_scale[n,g]) * a_scale[t].
 
-    The groups are added in ascending order.
+    The groups are added in ascending order. codes [T, K], a_scale [T, 1].
     """
     codes, a_scale = quantize_int8(x, "per_row", "activations")
     y = np.zeros((x.shape[0], weight.shape[0]), np.float32)
     for g, total in enumerate(group_products(codes, weight)):
         y = y + total.astype(np.float32) * weight.scale[:, g].astype(np.float32)
-    return y * a_scale
+    scaled: np.ndarray = y * a_scale
+    return scaled
 
 
 def int4_linear_per_group(x: np.ndarray, weight: QuantizedWeight) -> np.ndarray:
     """y[t,n] = sum over g of (f32(sum_{k in g} xq[t,k] (q-z)[n,k]) * w_scale[n,g]) * a_scale[t,g].
 
-    The groups are added in ascending order.
+    The groups are added in ascending order. codes [T, K], a_scale [T, G].
     """
     codes, a_scale = quantize_int8_groups(x, weight.scheme.group_size)
     y = np.zeros((x.shape[0], weight.shape[0]), np.float32)
@@ -140,12 +145,12 @@ def int4_linear_per_group(x: np.ndarray, weight: QuantizedWeight) -> np.ndarray:
 def quantize_int8_groups(x: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Activations per (token, group): codes int8 [T, K], scale float32 [T, G]."""
     require_finite(x, "activations")
-    scale = int8_scale(np.abs(grouped(x, group_size)).max(axis=2))
+    scale = int8_scale(np.abs(to_groups(x, group_size)).max(axis=2))
     return int8_codes(x, expand_groups(scale, x.shape[1], group_size)), scale
 
 
 def group_products(codes: np.ndarray, weight: QuantizedWeight) -> list[np.ndarray]:
-    """For each group ascending, the exact integer products int32 [T, N] over its inputs."""
+    """The exact integer products int32 [T, N] over the inputs of each group, in ascending order."""
     centred, k, size = centred_codes(weight), weight.shape[1], weight.scheme.group_size
     groups, size = num_groups(k, size), k if size == -1 else size
     starts = range(0, groups * size, size)

@@ -1,4 +1,4 @@
-"""Memory that is not there becomes one typed line, whichever library asked for it."""
+"""A lack of memory becomes one typed error, whichever library ran out of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from planish.reference.errors import OutOfMemoryError
 
-SIGNS = re.compile(
+SYMPTOMS = re.compile(
     r"RESOURCE_EXHAUSTED|out of memory|bad_alloc|cannot allocate memory", re.IGNORECASE
 )
 AMOUNT = re.compile(r"allocat\D*(\d+\.?\d*) *([KMGTPE]iB|B|bytes)\b")
@@ -21,29 +21,29 @@ GENERATE = "fewer or shorter prompts, or fewer max_new_tokens"
 
 @contextmanager
 def memory_errors(remedy: str) -> Iterator[None]:
-    """Raise OutOfMemoryError for what NumPy, XLA or the system say where memory runs out.
+    """Raise OutOfMemoryError for the errors of NumPy, XLA and the system when memory runs out.
 
-    `remedy`: what takes less. Other errors pass, and so does one that is typed already.
+    `remedy`: what needs less memory. Other errors pass through, typed ones included.
     """
     try:
         yield
     except (MemoryError, OSError, RuntimeError, ValueError) as error:
         if not is_out_of_memory(error):
             raise
-        amount = wanted(str(error))
+        amount = requested_amount(str(error))
         problem = f"is not enough for {amount} more" if amount else "is not enough"
         raise OutOfMemoryError(problem, name="memory", expected=remedy) from error
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says so by its type or number; XLA's say so in words only."""
+    """Whether the type, errno or text of an error says so; XLA's errors say it only in words."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or SIGNS.search(str(error)) is not None
+    return isinstance(error, MemoryError) or SYMPTOMS.search(str(error)) is not None
 
 
-def wanted(message: str) -> str:
-    """How much could not be had, like "977 MiB"; empty where the message does not say."""
+def requested_amount(message: str) -> str:
+    """The amount that could not be allocated, such as "977 MiB"; empty if the message has none."""
     found = AMOUNT.search(message)
     if found is None:
         return ""

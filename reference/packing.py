@@ -1,23 +1,23 @@
-"""Where codes lie in memory: the canonical packing, and every permutation of it.
+"""The order of codes in memory: the canonical packing, and the tiles of the native kernels.
 
-Canonical INT4: uint8 [N, ceil(K / 2)], the low nibble holds the even input:
+Canonical INT4: uint8 [N, ceil(K / 2)]; the low nibble holds the even input:
 
     byte j of a row  =  codes[2j]  |  codes[2j + 1] << 4        (odd K: the last high nibble is 0)
 
-Canonical INT8: int8 [N, K] as it is.
+Canonical INT8: int8 [N, K], one code per byte.
 
 Tiles: the order in which the native kernels read. 16 outputs by 4 inputs of INT8, or 16 outputs
 by 8 inputs of INT4, are 64 bytes: one cache line, one AVX-512 register. Each 32-bit lane belongs
-to one output, as the instructions that multiply four bytes at once want it (x86 `vpdpbusd`,
-Arm `sdot`). Tiles of the same 16 outputs follow each other along K:
+to one output, as instructions that multiply four bytes at once require (x86 `vpdpbusd`, Arm
+`sdot`). Tiles of the same 16 outputs follow each other along K:
 
     INT8  int8  [ceil(N/16), ceil(K/4), 16, 4]   byte [t, b, n, i] = codes[16t + n, 4b + i]
     INT4  uint8 [ceil(N/16), ceil(K/8), 16, 4]   byte [t, b, n, i] = codes[16t + n, 8b + i]
                                                                    | codes[16t + n, 8b + 4 + i] << 4
     scales, zero points  [ceil(N/16), G, 16]     [t, g, n] = values[16t + n, g]
 
-What lies beyond N and K is zero. A group of inputs is a multiple of 32 (or the whole row), so no
-tile holds two groups.
+Tiles are padded with zeros beyond N and K. A group of inputs is a multiple of 32 (or the whole
+row), so no tile holds two groups.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 
 TILE_OUTPUTS = 16
-TILE_INPUTS = {8: 4, 4: 8}  # by bits
+TILE_INPUTS = {8: 4, 4: 8}  # by the bits of a code
 
 
 def pack_nibbles(codes: np.ndarray) -> np.ndarray:
@@ -33,7 +33,8 @@ def pack_nibbles(codes: np.ndarray) -> np.ndarray:
     even = codes[:, 0::2]
     odd = np.zeros_like(even)
     odd[:, : codes.shape[1] // 2] = codes[:, 1::2]
-    return even | odd << 4
+    packed: np.ndarray = even | odd << 4
+    return packed
 
 
 def unpack_nibbles(packed: np.ndarray, in_features: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A quantized weight: codes, scales and zero points, and the order in which they are stored.
 
-It is data, and one class for every scheme and every layout. Methods (quantize/methods/) produce
-it, file formats (files/formats/) read and write it, `linear` and the engine consume it.
+It is data: one class for every scheme and every layout. Methods (quantize/methods/) produce it,
+file formats (files/formats/) read and write it, `linear` and the engine consume it.
 
 N outputs, K inputs, G groups of inputs that share a scale:
 
@@ -12,9 +12,9 @@ N outputs, K inputs, G groups of inputs that share a scale:
     tiles      codes     int8 [ceil(N/16), ceil(K/4), 16, 4]    uint8 [ceil(N/16), ceil(K/8), 16, 4]
                scale     as canonical                  [ceil(N/16), G, 16], so is zero_point
 
-packing.py has the permutations. A backend may have layouts of its own (fast/model/weights.py).
-Experts of a layer are stacked: every array has an axis of experts in front (model/experts.py);
-scheme, shape and layout are those of each.
+packing.py has the permutations. A backend may add layouts (fast/model/weights.py). The experts of
+a layer are stacked: every array has a leading axis of experts (model/experts.py); scheme, shape and
+layout are those of each expert.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ LAYOUTS = ("tiles", "canonical")  # of quantized weights in files
 class QuantizedWeight:
     """W [N, K] on the grid of its scheme: w = (code - zero_point) * scale.
 
-    The arrays are those of the module's table. A zero point that is not stored is 8 (INT4) or
-    0 (INT8) everywhere.
+    The arrays are those of the table above. A zero point that is not stored is 8 everywhere in
+    INT4, and 0 in INT8.
     """
 
     codes: np.ndarray
@@ -55,7 +55,7 @@ class QuantizedWeight:
 
 
 def to_layout(weight: QuantizedWeight, layout: str) -> QuantizedWeight:
-    """The same weight, canonical or in tiles; itself where it is so already."""
+    """The same weight in a layout, `canonical` or `tiles`; itself if it has that layout."""
     if weight.layout == layout:
         return weight
     known = {("canonical", "tiles"): _tile, ("tiles", "canonical"): _untile}
@@ -86,13 +86,16 @@ def dequantize(weight: QuantizedWeight) -> np.ndarray:
     weight = to_layout(weight, "canonical")
     codes = centred_codes(weight).astype(np.float32)
     if weight.scheme.bits == 8:
-        return codes * weight.scale
-    scale = weight.scale.astype(np.float32)
-    return codes * expand_groups(scale, weight.shape[1], weight.scheme.group_size)
+        wide = weight.scale  # [N, 1] or [1, 1]
+    else:
+        scale = weight.scale.astype(np.float32)
+        wide = expand_groups(scale, weight.shape[1], weight.scheme.group_size)  # [N, K]
+    w: np.ndarray = codes * wide
+    return w
 
 
 def centred_codes(weight: QuantizedWeight) -> np.ndarray:
-    """q - z, int8 [N, K]: in -15..15 for INT4; INT8 codes are centred as they are."""
+    """q - z, int8 [N, K]: -15..15 for INT4; INT8 codes have no zero point."""
     weight = to_layout(weight, "canonical")
     if weight.scheme.bits == 8:
         return weight.codes
@@ -100,4 +103,6 @@ def centred_codes(weight: QuantizedWeight) -> np.ndarray:
     codes = unpack_nibbles(weight.codes, cols).astype(np.int8)
     if weight.zero_point is None:
         return codes - np.int8(SYMMETRIC_ZERO)
-    return codes - expand_groups(weight.zero_point.astype(np.int8), cols, weight.scheme.group_size)
+    zero = expand_groups(weight.zero_point.astype(np.int8), cols, weight.scheme.group_size)
+    centred: np.ndarray = codes - zero
+    return centred

@@ -1,6 +1,6 @@
-"""The scheme of one linear: the grid of its weight, and what is done to its input (SPEC 2 and 4).
+"""The scheme of one linear: the grid of its weight, and how its input is quantized (SPEC 2 and 4).
 
-A scheme belongs to a linear and not to a model: two linears of one block may differ.
+A scheme belongs to a linear, not to a model: two linears of one block may have different ones.
 
     scheme of         bits  granularity   activation
     W8A8              8     per_channel   per_token
@@ -11,8 +11,8 @@ A scheme belongs to a linear and not to a model: two linears of one block may di
     W4A16             4     per_group     float
     W4A8              4     per_group     per_group, or per_token
 
-The words are those of compressed-tensors (https://github.com/neuralmagic/compressed-tensors,
-quantization/quant_args.py), whose `strategy` is our granularity; docs/file-format.md has the
+The terms are those of compressed-tensors (https://github.com/neuralmagic/compressed-tensors,
+quantization/quant_args.py), which calls the granularity `strategy`; docs/file-format.md has the
 table.
 """
 
@@ -30,24 +30,24 @@ ACTIVATIONS = {
     8: ("float", "per_token", "per_tensor", "static"),
     4: ("float", "per_token", "per_group"),
 }
-HEAD_ACTIVATIONS = ("float", "per_token", "per_group")  # lm_head sees some tokens, or all at once
+HEAD_ACTIVATIONS = ("float", "per_token", "per_group")  # no scale over several tokens
 SCALE_DTYPES = {8: ("float32",), 4: ("float16", "float32")}
 SYMMETRIC = {8: (True,), 4: (True, False)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """How one linear is quantized. Raises RecipeError for a combination that has no meaning.
+    """How one linear is quantized. Raises RecipeError for a combination that does not exist.
 
-    bits:         of a code: 8 or 4
+    bits:         of a code, 8 or 4
     granularity:  which weights share a scale: all (per_tensor), a row of W [N, K] (per_channel),
                   or `group_size` neighbours in a row (per_group)
     group_size:   32 .. 1024 for per_group, else -1
-    symmetric:    no zero points; INT4 codes then stand for -8..7
-    scale_dtype:  in which INT4 scales are stored where it can hold them (grids.store_scale)
+    symmetric:    no zero points; INT4 codes then represent -8..7
+    scale_dtype:  the type of stored INT4 scales, if it can hold them (grids.store_scale)
     activation:   float     the input stays in float32
-                  per_token, per_tensor, per_group   INT8, scales computed as the input comes
-                  static    INT8, one scale per linear, calibrated
+                  per_token, per_tensor, per_group   INT8, dynamic: scales computed from the input
+                  static    INT8, one calibrated scale per linear
     """
 
     bits: int
@@ -67,7 +67,7 @@ class Scheme:
         _require("activation", self.activation, ACTIVATIONS[self.bits])
 
     def __str__(self) -> str:
-        """As `inspect` shows it: int4 g=32 asymmetric, input int8 per_group."""
+        """The form that `inspect` prints: int4 g=32 asymmetric, input int8 per_group."""
         words = [f"int{self.bits}", self.granularity if self.group_size == -1 else ""]
         words += [f"g={self.group_size}" if self.group_size != -1 else ""]
         words += ["" if self.symmetric else "asymmetric"]
@@ -76,7 +76,7 @@ class Scheme:
 
 
 def int8(granularity: str = "per_channel", activation: str = "float") -> Scheme:
-    """An INT8 scheme, symmetric as all of them are."""
+    """An INT8 scheme; INT8 is always symmetric."""
     return Scheme(bits=8, granularity=granularity, activation=activation)
 
 
@@ -87,7 +87,7 @@ def int4(
     scale_dtype: str = "float16",
     activation: str = "float",
 ) -> Scheme:
-    """An INT4 scheme; the group size -1 means a whole row."""
+    """An INT4 scheme; a group size of -1 means the whole row."""
     return Scheme(
         bits=4,
         granularity="per_channel" if group_size == -1 else "per_group",
@@ -98,7 +98,7 @@ def int4(
     )
 
 
-# In compressed-tensors' words: strategy <- granularity, and (strategy, dynamic) <- activation.
+# compressed-tensors' strategy <- granularity, and its (strategy, dynamic) <- activation
 STRATEGIES = {"per_tensor": "tensor", "per_channel": "channel", "per_group": "group"}
 INPUTS = {
     "per_token": ("token", True),
@@ -129,7 +129,7 @@ def scheme_values(scheme: Scheme) -> dict[str, Any]:
 def scheme_from_values(values: Mapping[str, Any]) -> Scheme:
     """The inverse of scheme_values. Raises RecipeError naming the value that does not fit.
 
-    What other tools write besides (observers, targets) is not looked at.
+    Other keys that tools write (observers, targets) are ignored.
     """
     weights, inputs = _object(values, "weights"), values.get("input_activations")
     _require("weights.type", weights.get("type", "int"), ("int",))
@@ -169,7 +169,7 @@ def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _require(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Types count: neither True nor 4.0 is a number of bits."""
+    """Refuse a value that is not among the choices, type included: neither True nor 4.0 is 4."""
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         expected = f"one of {', '.join(map(str, dict.fromkeys(choices)))}"
         raise RecipeError("bad value", name=name, expected=expected, found=repr(value))

@@ -24,7 +24,7 @@ from planish.reference.files.writer import CheckpointWriter
 from planish.reference.grids import SYMMETRIC_ZERO, num_groups
 from planish.reference.linear import Linear
 from planish.reference.model.config import ModelConfig
-from planish.reference.model.experts import stacked
+from planish.reference.model.experts import stack_linears
 from planish.reference.model.shapes import block_norms, block_shapes, outer_norms, outer_shapes
 from planish.reference.model.weights import split_expert
 from planish.reference.packing import TILE_OUTPUTS, tile_shape
@@ -153,7 +153,7 @@ def draw_linear(
     elif expert == 0 and config.moe is not None:
         count = config.moe.num_experts
         linears = [Linear(draw_weight(shape, scheme, rng)) for _ in range(count)]
-        yield name.replace(".{e}", "").format(i=layer), stacked(linears)
+        yield name.replace(".{e}", "").format(i=layer), stack_linears(linears)
 
 
 def draw_weight(

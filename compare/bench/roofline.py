@@ -55,7 +55,7 @@ def find_expert_tensors(checkpoint: Checkpoint) -> set[str]:
     """Names of the tensors that hold experts, one expert each or all of a layer stacked."""
     config = checkpoint.config
     prefixes = {
-        checkpoint.stored(part, layer)
+        checkpoint.stored_prefix(part, layer)
         for layer in range(config.num_layers)
         for part in block_shapes(config, layer)
         if split_expert(part)[1] is not None

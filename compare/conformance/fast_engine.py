@@ -41,7 +41,7 @@ from planish.fast.xla import grids as fast_grids
 from planish.fast.xla import linear as fast_linear
 from planish.fast.xla import moe as xla_moe
 from planish.reference.files.load import Checkpoint
-from planish.reference.grids import grouped
+from planish.reference.grids import to_groups
 from planish.reference.linear import Linear, quantized_weight
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import Norm
@@ -252,7 +252,7 @@ class FastOps:
             bare = replace(linear, weight=weight, bias=None)
             codes, scale = run_compiled(fast_linear.quantize_activations, x[None], bare)
             return codes[0], scale
-        given = grouped(x, weight.scheme.group_size), linear.activation
+        given = to_groups(x, weight.scheme.group_size), linear.activation
         codes, scale = run_compiled(fast_linear.quantize_groups, *given, static=(1,))
         return codes.reshape(len(x), -1)[:, : x.shape[1]], scale[:, :, 0]
 
@@ -262,7 +262,7 @@ class FastOps:
     def group_sums(self, codes: np.ndarray, linear: Linear, groups: int) -> np.ndarray:
         weight = np.asarray(self.place(linear).weight.codes)[:groups]  # [G, N, g]
         _, outputs, size = weight.shape
-        split = grouped(codes[:, : groups * size], size)
+        split = to_groups(codes[:, : groups * size], size)
         placed = QuantizedWeight(
             codes=weight,
             scale=np.ones((groups, outputs), np.float32),

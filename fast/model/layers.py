@@ -51,7 +51,7 @@ ACTIVATIONS = {
 }
 
 
-def capped(x: jax.Array, cap: float | None) -> jax.Array:
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
     """cap * tanh(x / cap); None caps nothing."""
     return x if cap is None else jnp.float32(cap) * jnp.tanh(x / jnp.float32(cap))
 

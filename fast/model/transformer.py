@@ -23,7 +23,7 @@ from jax import lax
 
 from planish.fast.model.backend import QKV, Backend, Draw, Normed, Positions, attention_config
 from planish.fast.model.cache import KVCache, LayerCache
-from planish.fast.model.layers import ACTIVATIONS, by_parts, capped, normalize
+from planish.fast.model.layers import ACTIVATIONS, by_parts, normalize, soft_cap
 from planish.fast.model.weights import PlacedExperts
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Block, Weights
@@ -174,9 +174,9 @@ def unembed(config: ModelConfig, weights: Weights, x: jax.Array, backend: Backen
     """Final norm and head: [B, T, D] -> logits [B, T, V]."""
     n = Normed(x, weights.final_norm)
     if weights.project_out is None:
-        return capped(backend.project(n, (weights.head,))[0], config.logit_cap)
+        return soft_cap(backend.project(n, (weights.head,))[0], config.logit_cap)
     x = backend.project(n, (weights.project_out,))[0]  # [B, T, E]
-    return capped(backend.linear(x, weights.head), config.logit_cap)
+    return soft_cap(backend.linear(x, weights.head), config.logit_cap)
 
 
 def extend(

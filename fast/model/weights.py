@@ -25,9 +25,9 @@ import jax
 import numpy as np
 
 from planish.fast.placement import put
-from planish.reference.grids import grouped
+from planish.reference.grids import to_groups
 from planish.reference.linear import Linear
-from planish.reference.model.experts import linear_of, together
+from planish.reference.model.experts import linear_of, stack_experts
 from planish.reference.model.layers import Norm
 from planish.reference.model.weights import NORMS, Block, Experts, Mlp, Weights
 from planish.reference.quantized import QuantizedWeight, centred_codes
@@ -89,7 +89,7 @@ def place_experts(experts: Experts) -> PlacedExperts:
 
     What lies so in the file, in tiles or as INT8 codes, is neither copied nor read.
     """
-    whole = together(experts.experts)
+    whole = stack_experts(experts.experts)
     gate = None if whole.gate is None else place_stack(whole.gate)
     return PlacedExperts(
         place_linear(experts.router), gate, place_stack(whole.up), place_stack(whole.down)
@@ -122,7 +122,7 @@ def is_placed(weight: QuantizedWeight) -> bool:
 
 def to_grouped(weight: QuantizedWeight) -> QuantizedWeight:
     """Canonical INT4 for integer dots: the layout `grouped`."""
-    codes = grouped(centred_codes(weight), weight.scheme.group_size).transpose(1, 0, 2)
+    codes = to_groups(centred_codes(weight), weight.scheme.group_size).transpose(1, 0, 2)
     scale = np.ascontiguousarray(weight.scale.astype(np.float32).T)
     codes = np.ascontiguousarray(codes)
     return replace(weight, codes=codes, scale=scale, zero_point=None, layout="grouped")

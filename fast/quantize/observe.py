@@ -31,7 +31,7 @@ from planish.reference.linear import Linear
 from planish.reference.memory import memory_errors
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.rope import rotations
-from planish.reference.model.weights import Block, Weights, block_linears, replace_parts
+from planish.reference.model.weights import Block, Weights, block_linears, replace_modules
 from planish.reference.quantize.observe import (
     ABSMAX,
     Observer,
@@ -168,7 +168,7 @@ def backend_of(native: bool) -> Backend:
 def place(block: Block, native: bool) -> Block:
     """The block on the device, its weights as XLA or the kernels read them."""
     if native:
-        block = replace_parts(block, {p: tiled(x) for p, x in block_linears(block).items()})
+        block = replace_modules(block, {p: tiled(x) for p, x in block_linears(block).items()})
     return put(place_block(block))
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from planish.fast.model.backend import QKV, AttentionConfig, Positions
-from planish.fast.model.layers import by_parts, capped
+from planish.fast.model.layers import by_parts, soft_cap
 from planish.fast.xla.cache import Slots, append, read
 from planish.reference.model.config import Alibi
 from planish.reference.model.rope import Rope
@@ -126,12 +126,12 @@ def score_weights(
     scores: jax.Array, mask: CausalMask, divisor: float, alibi: Alibi | None, cap: float | None
 ) -> jax.Array:
     """softmax over the slots that each token may read: scores [B, H, T, S], not yet divided."""
-    scores = capped(biased(scores, divisor, alibi, mask.positions), cap)
+    scores = soft_cap(scale_and_bias(scores, divisor, alibi, mask.positions), cap)
     visible = causal_mask(mask.positions, scores.shape[-1], mask.window)[:, None]  # [B, 1, T, S]
     return jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
 
 
-def biased(
+def scale_and_bias(
     scores: jax.Array, divisor: float, alibi: Alibi | None, positions: jax.Array
 ) -> jax.Array:
     """Scores [B, H, T, S] divided, and biased before or after."""

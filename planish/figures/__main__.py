@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from planish import demo, pocket
-from planish.compare.quality.measure import measure_recipes
+from planish.compare.quality.measure import Study, measure_recipes
 from planish.compare.quality.names import parse_recipes
 from planish.figures import absmax, alpha, collect, flow, fold, group, size, smoothing
 from planish.opening import keep_programs, prepare_kernels
@@ -29,35 +29,20 @@ def draw_absmax(path: Path, work: Path) -> None:
     absmax.draw(panels(work), path)
 
 
-def draw_fold(path: Path, work: Path) -> None:
-    fold.draw(path)
-
-
-def draw_flow(path: Path, work: Path) -> None:
-    flow.draw(path)
-
-
-def draw_group(path: Path, work: Path) -> None:
-    group.draw(path)
-
-
 def draw_size(path: Path, work: Path) -> None:
     rows = measure_recipes(study(work), parse_recipes(demo.OUTLIER_RECIPES))
     size.draw(list(rows), path)
 
 
-def draw_alpha(path: Path, work: Path) -> None:
-    alpha.draw(path)
-
-
+# each draws to a path, from the directory of the model with outlier channels
 PICTURES: dict[str, Callable[[Path, Path], None]] = {
     "smoothing": draw_smoothing,
     "absmax": draw_absmax,
-    "fold": draw_fold,
-    "flow": draw_flow,
-    "group": draw_group,
+    "fold": lambda path, _: fold.draw(path),
+    "flow": lambda path, _: flow.draw(path),
+    "group": lambda path, _: group.draw(path),
     "size": draw_size,
-    "alpha": draw_alpha,
+    "alpha": lambda path, _: alpha.draw(path),
 }
 
 
@@ -68,8 +53,8 @@ def panels(work: Path) -> dict[str, np.ndarray]:
     return collect.collect_panels(checkpoint, sample, LAYER, LINEAR, ALPHA)
 
 
-def study(work: Path) -> demo.Study:
-    """What the demo measures, in a directory that goes when the picture is drawn."""
+def study(work: Path) -> Study:
+    """The demo's measurement, in a temporary directory."""
     keep_programs(None)
     native = prepare_kernels("auto", None)
     return replace(demo.study_of(open_checkpoint(work), native), directory=work.parent, keep=False)

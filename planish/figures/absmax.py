@@ -26,7 +26,7 @@ def draw(panels: dict[str, np.ndarray], path: Path) -> None:
 
 
 def draw_channels(axes: Any, values: np.ndarray, when: str, colour: str) -> None:
-    """One value for each channel, and how far the largest is above the median."""
+    """Plot one point for each channel; the label says how far the largest is above the median."""
     peaks = values.max(axis=0)  # [K]
     spread = peaks.max() / np.median(peaks)
     label = f"{when} smoothing: largest / median = {spread:.1f}"

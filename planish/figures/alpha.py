@@ -1,8 +1,8 @@
-"""The error by alpha: too little migration and the activations suffer, too much and the weights.
+"""The error against alpha: too little migration hurts the activations, too much the weights.
 
-One linear of random numbers, as in examples/smooth_a_linear.py: eight of 256 input channels are
-larger than the others, and the weights do not know of it. On the embedded model every alpha is as
-good: its outliers were made by a factor that its weights take back (pocket/outliers.py).
+One random linear, as in examples/smooth_a_linear.py: eight of 256 input channels are larger than
+the others, and the weights do not compensate. On the embedded model every alpha is equally good,
+because its weights compensate for its outliers exactly (pocket/outliers.py).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from planish.reference.grids import quantize_int8
 from planish.reference.quantize.smooth import smoothing_scale
 
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
-SIZES = {10: BLUE, 30: AMBER, 100: RED}  # of the outlier channels, times the others
+SIZES = {10: BLUE, 30: AMBER, 100: RED}  # outlier channels are this many times the others
 TOKENS, INPUTS, OUTPUTS, OUTLIERS = 64, 256, 128, 8
 
 
 def draw(path: Path) -> None:
-    """One line for each size of the outliers; a dot where it is lowest."""
+    """One curve for each size of the outliers, with a dot at its minimum."""
     figure = open_canvas(8.5, 4.8)
     axes = figure.add_axes((0.1, 0.12, 0.87, 0.78))
     for size, colour in SIZES.items():
@@ -39,7 +39,7 @@ def draw(path: Path) -> None:
 
 
 def errors_by_alpha(size: float) -> list[float]:
-    """The relative error of y at each of ALPHAS, for outliers of a size."""
+    """The relative RMS error of y at each of ALPHAS, for outliers of one size."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((TOKENS, INPUTS)).astype(np.float32)
     x[:, rng.choice(INPUTS, OUTLIERS, replace=False)] *= size
@@ -53,6 +53,8 @@ def errors_by_alpha(size: float) -> list[float]:
 
 
 def int8_product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """x wᵀ by codes, one scale for each token of x [T, K] and each output of w [N, K]."""
+    """x wᵀ in INT8, one scale for each token of x [T, K] and each output of w [N, K]."""
     (xq, a_scale), (wq, w_scale) = quantize_int8(x, "per_row"), quantize_int8(w, "per_row")
-    return (xq.astype(np.int32) @ wq.T.astype(np.int32)) * a_scale * w_scale.T
+    sums: np.ndarray = xq.astype(np.int32) @ wq.T.astype(np.int32)  # [T, N]
+    y: np.ndarray = sums * a_scale * w_scale.T
+    return y

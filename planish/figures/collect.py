@@ -1,4 +1,4 @@
-"""What the pictures of smoothing show: one linear's input and weight, before and after."""
+"""Collect one linear's input and weight, before and after smoothing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def collect_panels(
 
 
 def input_of(checkpoint: Checkpoint, block: Block, x: np.ndarray, linear: str) -> np.ndarray:
-    """What one linear of a block reads."""
+    """The input [T, K] of one linear of a block."""
     seen: dict[str, np.ndarray] = {}
 
     def keep(name: str, value: np.ndarray) -> None:

@@ -1,11 +1,10 @@
-"""What the pictures share: a canvas that needs no window, the colours, boxes and arrows.
+"""Shared by the pictures: a canvas that needs no window, colours, boxes and arrows.
 
-matplotlib is imported when a picture is drawn: the demo does without it where it is not installed.
+matplotlib is imported when a picture is drawn, because the demo also runs without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ BLUE, RED, GREEN, AMBER = "#2f6db3", "#c8452f", "#3a8a4d", "#b98200"
 
 
 def open_canvas(width: float, height: float) -> Any:
-    """An empty figure, in inches. Raises ImportError where matplotlib is absent."""
+    """An empty figure, its size in inches. Raises ImportError if matplotlib is not installed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -33,19 +32,19 @@ def open_diagram(width: float, height: float) -> tuple[Any, Any]:
 
 
 def save(figure: Any, path: Path, dpi: int = 100) -> None:
-    """A PNG, cut to what is drawn, so that no label is cut."""
+    """Save a PNG, cropped to its content, so that no label is cut off."""
     figure.savefig(path, dpi=dpi, bbox_inches="tight", pad_inches=0.15)
 
 
 def clean(axes: Any) -> None:
-    """No frame above and to the right, a pale grid."""
+    """Remove the frame above and to the right; add a pale grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
 def draw_box(axes: Any, place: tuple[float, float, float, float], text: str, **style: Any) -> None:
-    """A rounded box: place is x, y of its centre, width and height."""
+    """Draw a rounded box; place: x and y of its centre, width, height."""
     from matplotlib.patches import FancyBboxPatch
 
     x, y, width, height = place
@@ -68,6 +67,3 @@ def draw_arrow(axes: Any, start: tuple[float, float], end: tuple[float, float]) 
     axes.annotate(
         "", xy=end, xytext=start, arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.2}
     )
-
-
-Draw = Callable[[Path], None]  # a picture into a file

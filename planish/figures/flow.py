@@ -1,4 +1,4 @@
-"""From a checkpoint to text: what goes where, and which room does it."""
+"""From a checkpoint to text: the steps, and the room of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from planish.figures.drawing import (
     save,
 )
 
-Step = tuple[str, str]  # what, and the folder that does it
+Step = tuple[str, str]  # a description, and the folder of its code
 
 QUANTIZE: tuple[Step, ...] = (
     ("float checkpoint\nconfig, tensors,\none block at a time", "reference/files"),
@@ -36,16 +36,14 @@ COLOURS = {"reference": AMBER, "fast": BLUE, "compare": GREEN}
 
 
 def draw(path: Path) -> None:
-    """Two rows: planish quantize, planish generate; compare judges the second."""
+    """Draw two rows, planish quantize and planish generate; compare checks the second."""
     figure, axes = open_diagram(13.2, 5.3)
     draw_row(axes, 4.15, "planish quantize", QUANTIZE)
     draw_row(axes, 2.15, "planish generate", RUN)
     axes.plot([11.85, 11.85, 4.2, 4.2], [3.38, 3.18, 3.18, 3.1], color=GREY, linewidth=1.4)
     draw_arrow(axes, (4.2, 3.14), (4.2, 2.78))
-    words = (
-        "planish compare: the same tokens through reference/ and fast/, operation by operation, "
-    )
-    words += "layer by layer, logit by logit"
+    words = "planish compare: the same tokens through reference/ and fast/, operation by operation,"
+    words += " layer by layer, logit by logit"
     draw_box(axes, (6.8, 0.62, 11.7, 0.5), words, edge=GREEN, fill="#eef7ef", size=11)
     for index in (2, 3):
         draw_arrow(axes, (1.65 + 2.55 * index, 1.3), (1.65 + 2.55 * index, 0.93))
@@ -53,7 +51,7 @@ def draw(path: Path) -> None:
 
 
 def draw_row(axes: Any, y: float, title: str, steps: tuple[Step, ...]) -> None:
-    """Boxes from left to right, the folder below each."""
+    """Draw boxes from left to right, with the folder below each."""
     axes.text(0.5, y + 0.83, title, fontsize=12.5, family="monospace", va="center")
     for index, (what, folder) in enumerate(steps):
         x, colour = 1.65 + 2.55 * index, COLOURS[folder.split("/")[0]]

@@ -20,17 +20,21 @@ READERS = ("q", "k", "v")
 
 
 def draw(path: Path) -> None:
-    """The same function twice: as it was, and with s folded in."""
+    """Draw the same function twice: before, and with s folded in."""
     figure, axes = open_diagram(12, 5.4)
     draw_half(axes, 0.0, folded=False)
     draw_half(axes, 6.1, folded=True)
     axes.plot([6.05, 6.05], [0.95, 5.2], color="#cccccc", linewidth=1)
     words = (
         "s[j] = max(1e-5, xmax[j]^alpha / wmax[j]^(1 - alpha))",
-        "xmax[j]: largest |x| of channel j on the calibration text    "
-        "wmax[j]: largest |W[:, j]| over all the readers",
-        "(x / s) (W * s)ᵀ = x Wᵀ: every output stays what it was; "
-        "only what is quantized is smoother",
+        (
+            "xmax[j]: largest |x| of channel j on the calibration text    "
+            "wmax[j]: largest |W[:, j]| over all the readers"
+        ),
+        (
+            "(x / s) (W * s)ᵀ = x Wᵀ: every output stays what it was; "
+            "only what is quantized is smoother"
+        ),
     )
     for index, line in enumerate(words):
         axes.text(6.05, 0.72 - 0.27 * index, line, ha="center", va="center", fontsize=10.5)
@@ -38,7 +42,7 @@ def draw(path: Path) -> None:
 
 
 def draw_half(axes: Any, left: float, folded: bool) -> None:
-    """One block's norm and its readers, from top to bottom."""
+    """Draw a norm, its output and its readers, from top to bottom."""
     title = (
         "after: s is part of the stored weights" if folded else "before: channel j is an outlier"
     )

@@ -1,4 +1,4 @@
-"""One W4A8 group, worked through: eight numbers from floats to the sum (SPEC 4)."""
+"""One W4A8 group, worked through: eight numbers, from floats to their integer sum (SPEC 4)."""
 
 from __future__ import annotations
 
@@ -47,10 +47,14 @@ def draw(path: Path) -> None:
         draw_numbers(axes, 5.15 - 0.62 * index - 0.25 * (index > 2) - 0.25 * (index > 4), row)
     exact = float((WEIGHTS * INPUTS).sum())
     words = (
-        f"scale = m / -8 = {largest:.2f} / -8 = {scale:.4g}, m the entry of largest magnitude,"
-        f" stored as float16        a_scale = max |x| / 127 = {a_scale:.4g}",
-        f"integer sum = {int(found['total'][0])}        y = (sum * scale) * a_scale ="
-        f" {float(found['y'][0]):.4f}        in float: {exact:.4f}",
+        (
+            f"scale = m / -8 = {largest:.2f} / -8 = {scale:.4g}, m the entry of largest magnitude,"
+            f" stored as float16        a_scale = max |x| / 127 = {a_scale:.4g}"
+        ),
+        (
+            f"integer sum = {int(found['total'][0])}        y = (sum * scale) * a_scale ="
+            f" {float(found['y'][0]):.4f}        in float: {exact:.4f}"
+        ),
     )
     for index, line in enumerate(words):
         axes.text(6.6, 0.82 - 0.4 * index, line, ha="center", va="center", fontsize=11.5)

@@ -8,12 +8,12 @@ from pathlib import Path
 from planish.compare.quality.measure import Quality
 from planish.figures.drawing import BLUE, RED, clean, open_canvas, save
 
-LEFT = ("W4A16-g128", "W4A8-g128", "W4A16-g128-alpha0.5", "O1", "O2")  # of the point
-SHIFTED = {"W4A8-g32-alpha0.5": 7, "W4A16-g32-alpha0.5": -7}  # points: labels of one place
+LEFT = ("W4A16-g128", "W4A8-g128", "W4A16-g128-alpha0.5", "O1", "O2")  # labels on the left
+SHIFTED = {"W4A8-g32-alpha0.5": 7, "W4A16-g32-alpha0.5": -7}  # by points, as they overlap
 
 
 def draw(rows: Sequence[Quality], path: Path) -> None:
-    """Size to the right, KL from the float model upward, on a logarithmic scale."""
+    """Plot KL from the float model, on a logarithmic scale, against size."""
     figure = open_canvas(9.5, 5.6)
     axes = figure.add_axes((0.09, 0.1, 0.88, 0.82))
     for row in rows:
@@ -34,6 +34,6 @@ def draw(rows: Sequence[Quality], path: Path) -> None:
 
 
 def colour_of(recipe: str) -> str:
-    """Blue where it is smoothed, red where not."""
+    """Blue for a smoothed recipe, red for others."""
     smoothed = "alpha" in recipe or recipe in ("O1", "O2", "O3", "W8A8")
     return BLUE if smoothed else RED

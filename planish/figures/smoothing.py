@@ -1,7 +1,7 @@
-"""SmoothQuant in one picture: a few tall walls become a low plain, and the weights hardly rise.
+"""SmoothQuant in one picture: the outliers of the activations vanish, and the weights hardly grow.
 
 As figure 4 of arXiv 2211.10438: channels to the right, tokens (or outputs) into the depth,
-magnitude upward. Before and after have one scale.
+magnitude upward. Before and after share one scale.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 
 from planish.figures.drawing import open_canvas, save
 
-ROWS = 48  # of the depth that are drawn
+ROWS = 48  # tokens or outputs that are drawn
 PANELS = ("activations before", "activations after", "weights before", "weights after")
 DEPTHS = {"activations": "token", "weights": "output"}
 
 
 def draw(panels: dict[str, np.ndarray], path: Path) -> None:
-    """Four surfaces from |X| [T, K] and |W| [N, K]; raises ImportError without matplotlib."""
+    """Draw four surfaces from |X| [T, K] and |W| [N, K]; raises ImportError without matplotlib."""
     figure = open_canvas(16, 4.8)
     for index, name in enumerate(PANELS):
         kind = name.split()[0]
@@ -31,7 +31,7 @@ def draw(panels: dict[str, np.ndarray], path: Path) -> None:
 
 
 def draw_surface(axes: Any, values: np.ndarray, top: float, depth: str) -> None:
-    """One panel: at most ROWS rows, every channel, up to `top`."""
+    """Draw one panel: at most ROWS rows, every channel, the vertical axis up to `top`."""
     step = max(1, len(values) // ROWS)
     rows = values[: ROWS * step : step]
     channels, places = np.meshgrid(np.arange(rows.shape[1]), np.arange(len(rows)) * step)

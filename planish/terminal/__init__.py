@@ -1,11 +1,11 @@
 """The command's side of the terminal.
 
-flags         those that several verbs share
-given         which flags were given: without effect, or contradicting each other
-threads       how many compute
-prompts       those of --prompt and --prompt_file
-output        JSON, counts
-progress      a bar, or lines in a log
-streams       closed, full, without reader
+flags         the flags that several verbs share
+given         flags that have no effect, or contradict each other
+threads       --threads
+prompts       read --prompt and --prompt_file
+output        print JSON, format counts
+progress      a progress bar, or lines in a log
+streams       standard streams that are closed, full, or without a reader
 interrupts    Ctrl-C and SIGTERM
 """

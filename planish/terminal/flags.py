@@ -1,4 +1,4 @@
-"""The flags that several verbs share, each spelled once."""
+"""The flags that several verbs share, each defined once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Flags = argparse.ArgumentParser | argparse._ArgumentGroup  # what flags can be a
 
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
-    """--model, and how much of it is used."""
+    """--model, --allow_links and --max_positions."""
     parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face directory")
     more = parser.add_argument_group("the model")
     add_links_flag(more)
@@ -21,7 +21,7 @@ def add_links_flag(parser: Flags) -> None:
     parser.add_argument(
         "--allow_links",
         action="store_true",
-        help="follow links out of the model's directory, as of DVC, git-annex or Nix",
+        help="follow links out of the model's directory, such as those of DVC, git-annex or Nix",
     )
 
 
@@ -30,12 +30,12 @@ def add_max_positions_flag(parser: Flags) -> None:
         "--max_positions",
         type=int,
         metavar="N",
-        help="the longest sequence, prompt and new tokens together (default: as config.json says)",
+        help="the longest sequence, prompt plus new tokens (default: as in config.json)",
     )
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    """--engine, and the fast engine's own."""
+    """--engine, and the flags of the fast engine."""
     engine = parser.add_argument_group("the engine")
     engine.add_argument(
         "--engine",
@@ -62,8 +62,8 @@ def add_kernels_flag(parser: Flags) -> None:
         "--kernels",
         choices=KERNELS,
         default="auto",
-        help="auto (default): native where they can be had, otherwise xla; native: C++, compiled"
-        " on first use, or an error; xla: the portable form; or the C++ of one instruction set",
+        help="auto (default): native if available, otherwise xla; native: C++, compiled on first"
+        " use; xla: portable; or the name of an instruction set",
     )
 
 
@@ -72,5 +72,5 @@ def add_cache_flag(parser: Flags) -> None:
         "--compilation_cache",
         metavar="DIR",
         default=None,
-        help="where compiled programs are kept (default: the user's cache); none: nowhere",
+        help="where compiled programs are stored (default: the user's cache); none: nowhere",
     )

@@ -1,11 +1,11 @@
-"""The flags that a user gave: those that change nothing are said, those that contradict refused.
+"""Check the given flags: report those without effect, refuse those that contradict.
 
     refuse_given(args, ("--recipes",), "is for --shape, not for --model")
     notice_idle(args, (args.temperature == 0, "at temperature 0", ("--top_k", "--seed")))
 
-`args.given` maps each flag on the command line to its values as typed, so that a flag which was
-given its default counts as given. A script may pass all flags always: what changes nothing costs
-one line on stderr and no exit code.
+`args.given` maps each flag on the command line to its values as typed, so that a flag counts as
+given even with its default value. Scripts may pass flags without effect: they cause one line on
+stderr and no error.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Sequence
 
 from planish.reference.errors import PlanishError, notice
 
-Rule = tuple[bool, str, Sequence[str]]  # whether it holds, why, the flags without effect then
+Rule = tuple[bool, str, Sequence[str]]  # if it holds, these flags have no effect; why
 
 
 def notice_idle(args: argparse.Namespace, *rules: Rule) -> None:
-    """Say in one line which of the given flags have no effect; call it once, behind all checks.
+    """Report in one line which given flags have no effect; call it once, after all checks.
 
-    A flag of one value that was given several is said too: the last counts.
+    It also reports a flag for one value that was given several times: the last value counts.
     """
     parts = [line for holds, why, flags in rules if holds and (line := _idle(args, flags, why))]
     parts += [f"{flag}: given more than once, the last counts" for flag in _repeated(args)]
@@ -51,7 +51,7 @@ def _idle(args: argparse.Namespace, flags: Sequence[str], why: str) -> str:
 
 
 def _repeated(args: argparse.Namespace) -> list[str]:
-    """Flags with several different values of which argparse keeps the last."""
+    """Flags given with several different values, of which argparse keeps the last."""
     return [
         flag
         for flag, values in args.given.items()

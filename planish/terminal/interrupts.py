@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM end a verb wherever it is, and what it has begun is undone.
+"""Ctrl-C and SIGTERM end a verb at any point, and its temporary files are removed.
 
-Python raises KeyboardInterrupt between any two steps of the main thread. In the middle of an
-import of compiled modules that may crash, and inside a callback of the garbage collector, of which
-jax has one, it is dropped. So the process dies of a signal during such imports, before which
-nothing is begun, and an interrupt that was dropped is repeated.
+Python raises KeyboardInterrupt between any two steps of the main thread. In the import of a
+compiled module this may crash, and in a callback of the garbage collector, such as jax's, it is
+dropped. So during such imports, when there is nothing to undo yet, the signal kills the process,
+and a dropped interrupt is repeated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AGAIN = 0.02  # seconds until a dropped interrupt is repeated
 
 @contextlib.contextmanager
 def interrupts_raised() -> Iterator[None]:
-    """Ctrl-C is KeyboardInterrupt and SIGTERM is SystemExit; one that is ignored stays so."""
+    """Ctrl-C raises KeyboardInterrupt and SIGTERM SystemExit; an ignored signal stays ignored."""
     hook = sys.unraisablehook
     sys.unraisablehook = repeat_dropped
     try:
@@ -35,7 +35,7 @@ def interrupts_raised() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts_kill() -> Iterator[None]:
-    """For imports: Ctrl-C and SIGTERM end the process at once, without unwinding."""
+    """For imports: Ctrl-C and SIGTERM kill the process, without unwinding."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -47,7 +47,7 @@ def interrupts_kill() -> Iterator[None]:
 def _handled_by(interrupt: Any, termination: Any) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in zip(before, (interrupt, termination), strict=True):
-        if before[number] != signal.SIG_IGN:  # as for a job in the background
+        if before[number] != signal.SIG_IGN:  # it is for background jobs
             signal.signal(number, handler)
     try:
         yield
@@ -56,13 +56,13 @@ def _handled_by(interrupt: Any, termination: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM unwinds like any exit, so that temporary files are removed."""
+def terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Handle SIGTERM by unwinding, so that temporary files are removed."""
     sys.exit(TERMINATED)
 
 
 def repeat_dropped(dropped: Any) -> None:
-    """An exception could not be raised where it happened; one that ends us comes again."""
+    """Repeat the signal of a KeyboardInterrupt or SystemExit that Python dropped."""
     numbers = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}
     number = numbers.get(dropped.exc_type)
     if number is None:

@@ -1,4 +1,4 @@
-"""What verbs print: one JSON object and nothing else, or lines with counts in them."""
+"""Print one JSON object; format counts in lines of text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def print_json(values: dict[str, Any]) -> None:
-    """Print one object; JSON has no NaN and no infinity, so they become null."""
+    """Print one object; JSON has neither NaN nor infinity, so they become null."""
     print(json.dumps(finite(values), allow_nan=False))
 
 

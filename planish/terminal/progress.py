@@ -1,7 +1,7 @@
-"""How far a long stage has come, on stderr: a bar on a terminal, few whole lines in a log.
+"""Progress of long stages on stderr: a bar on a terminal, a few lines in a log.
 
 A log gets a line when a stage has taken half a minute, then every two minutes, and one at the end
-of a stage that took ten seconds or more; what is quick says nothing.
+of a stage that took ten seconds or more; shorter stages print nothing.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ WORTH_A_LINE, FIRST, AGAIN = 10.0, 30.0, 120.0  # seconds
 
 
 def progress(items: Iterable[Any], description: str = "") -> Iterable[Any]:
-    """Iterate, and say what, how many and how long."""
+    """Iterate, and show the description, how many items are done, and the time."""
     if sys.stderr.isatty():
-        return tqdm(items, desc=description, delay=2, leave=False)
+        bar: Iterable[Any] = tqdm(items, desc=description, delay=2, leave=False)
+        return bar
     return log_progress(items, description)
 
 
 def log_progress(
     items: Iterable[Any], description: str, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Any]:
-    """Iterate with a line now and then."""
+    """Iterate, with a notice now and then."""
     of = f" of {len(items)}" if isinstance(items, Collection) else ""
     start, due, done = clock(), FIRST, 0
     for done, item in enumerate(items):
@@ -51,8 +52,8 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def said_when_slow(line: str, delay: float = 2.0) -> Iterator[None]:
-    """Say one line if what is done here takes longer than `delay` seconds."""
+def notice_when_slow(line: str, delay: float = 2.0) -> Iterator[None]:
+    """Give a notice if the block takes longer than `delay` seconds."""
     timer = threading.Timer(delay, notice, (line,))
     timer.daemon = True
     timer.start()

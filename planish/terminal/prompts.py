@@ -1,6 +1,6 @@
-"""The prompts of --prompt and --prompt_file, in the order: those typed, then those of each file.
+"""Read the prompts: first those of --prompt, then those of each --prompt_file.
 
-A file is one prompt, and a FILE.jsonl holds one in each line, as {"prompt": "text"}.
+A file is one prompt; a FILE.jsonl has one on each line: {"prompt": "text"}.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FIELD, FORM = "prompt", '{"prompt": "text"}'
 
 
 def read_prompts(typed: Sequence[str], files: Sequence[str]) -> list[str]:
-    """Every prompt; raises PromptError for an empty one and for a file that holds none."""
+    """All prompts; raises PromptError for an empty one and for a file without any."""
     texts = [*typed, *(text for file in files for text in read_file(file))]
     if any(text == "" for text in texts):
         raise PromptError("is empty", name="prompt", expected="text, or no --prompt at all")
@@ -30,7 +30,7 @@ def read_file(path: str) -> list[str]:
     extra: dict[str, None] = {}
     texts = list(read_lines(path, extra))
     if not texts:
-        raise PromptError("holds no prompt", path=path, expected=f"lines like {FORM}")
+        raise PromptError("contains no prompt", path=path, expected=f"lines like {FORM}")
     if extra:
         notice(f"{path}: fields that are not read: {', '.join(extra)}")
     return texts
@@ -39,7 +39,7 @@ def read_file(path: str) -> list[str]:
 def read_lines(path: str, extra: dict[str, None]) -> Iterator[str]:
     """The prompt of each line; `extra` collects the names of other fields.
 
-    Only a newline ends a line: JSON strings may hold what else Unicode calls a line's end.
+    Only a newline ends a line: JSON strings may contain Unicode's other line separators.
     """
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
@@ -59,12 +59,12 @@ def parse_line(path: str, number: int, line: str) -> dict[str, object]:
         raise PromptError(reason, path=path, name=name, expected=FORM, found=found) from None
     if not isinstance(fields, dict):
         name, found = f"line {number}", type(fields).__name__
-        raise PromptError("is no object", path=path, name=name, expected=FORM, found=found)
+        raise PromptError("is not an object", path=path, name=name, expected=FORM, found=found)
     return fields
 
 
 def check_prompt(path: str, number: int, fields: dict[str, object]) -> str:
-    """The field "prompt"; raises PromptError where it is missing, empty or no text."""
+    """The field "prompt"; raises PromptError if it is missing, empty or not text."""
     name, text = f"line {number}: {FIELD}", fields.get(FIELD)
     if FIELD not in fields:
         found = ", ".join(fields) or "no field"

@@ -1,8 +1,8 @@
-"""Standard streams as a user's shell may leave them: closed, full, or without a reader.
+"""Standard streams that are closed, full, or have lost their reader.
 
-A closed one is /dev/null: otherwise the next file that is opened gets its number, and what was
-meant for the user goes into that file. What stderr cannot take is dropped, as nobody can be told.
-What stdout cannot take is an error, unless its reader went away on purpose.
+A closed stream is replaced by /dev/null: otherwise the next file that is opened gets its
+descriptor, and output for the user goes to that file. What stderr cannot write is dropped, as there
+is no other place for it. What stdout cannot write is an error, unless its reader closed the pipe.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import contextlib
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 
 class Stdout(io.FileIO):
-    """Standard output, whose errors say so."""
+    """Standard output, which names itself in errors."""
 
     def write(self, data: Any) -> int:
         try:
@@ -26,7 +27,7 @@ class Stdout(io.FileIO):
 
 
 class Stderr(io.FileIO):
-    """Standard error, which drops what it cannot take."""
+    """Standard error, which drops what it cannot write."""
 
     def write(self, data: Any) -> int:
         try:
@@ -36,12 +37,12 @@ class Stderr(io.FileIO):
 
 
 def open_streams() -> None:
-    """Open what is closed; to be called before any file is opened."""
+    """Open the streams that are closed; call this before any file is opened."""
     while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(free, True)
     os.close(free)
     if sys.stdin is None:
-        sys.stdin = open(0, encoding="utf-8", closefd=False)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  (open to the end)
     if sys.stdout is sys.__stdout__:  # not a caller's
         sys.stdout = _text(Stdout(1, "w", closefd=False), sys.stdout)
     if sys.stderr is sys.__stderr__:
@@ -49,7 +50,7 @@ def open_streams() -> None:
 
 
 def _text(raw: io.FileIO, like: Any) -> io.TextIOWrapper:
-    """A text stream with the properties of another; what it cannot show it escapes."""
+    """A text stream with another's encoding; escapes what that cannot encode."""
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=getattr(like, "encoding", "utf-8"),
@@ -59,14 +60,14 @@ def _text(raw: io.FileIO, like: Any) -> io.TextIOWrapper:
 
 
 def flush_output() -> OSError | None:
-    """Flush stdout; where that fails drop what is left, so that it does not fail again at exit.
+    """Flush stdout; if that fails, drop the rest, so that it does not fail again at exit.
 
-    Returns what is to be complained of: not a reader that went away.
+    Returns the error to report, if any: a closed pipe is none.
     """
     try:
         sys.stdout.flush()
     except OSError as problem:
-        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+        with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
             sys.stdout.flush()
         return None if isinstance(problem, BrokenPipeError) else problem

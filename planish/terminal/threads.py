@@ -1,9 +1,9 @@
 """--threads: how many threads compute, in both engines.
 
-XLA's pool, which the native kernels use too, counts the processors that the process may use, or
-takes NPROC where the environment has it; NumPy's BLAS reads a variable of its own. Both do so when
-they are imported or first used, so the variables are set before any verb is imported. Nothing is
-bound to a processor: two runs with --threads 2 share a machine of four.
+XLA's thread pool, which the native kernels also use, has NPROC threads if the environment sets it,
+otherwise one for each processor that the process may use; NumPy's BLAS reads other variables. Both
+read them on import or first use, so we set them before any verb is imported. Threads are not bound
+to processors: two runs with --threads 2 share a machine of four.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ VARIABLES = ("NPROC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREAD
 
 
 def processors() -> int:
-    """Those that this process may use."""
+    """The number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def thread_count(text: str) -> int:
-    """The value of --threads; raises ArgumentTypeError for one that is out of range."""
+    """Parse the value of --threads; raises ArgumentTypeError if it is out of range."""
     most = processors()
     if not text.isdecimal() or not 1 <= int(text) <= most:
         expected = f"1..{most}, the processors that this process may use"
@@ -43,7 +43,7 @@ def add_threads_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def limit_threads(words: Sequence[str]) -> None:
-    """Set what NumPy and XLA read, before they do; a bad value is the parser's to refuse."""
+    """Set the variables that NumPy and XLA read; the parser refuses a bad value later."""
     values = []
     for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
         flag, equals, value = word.partition("=")

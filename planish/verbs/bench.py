@@ -1,4 +1,4 @@
-"""Tokens per second of prompts and of decoding, beside the limits and peers of the same run."""
+"""Tokens per second of prefill and decoding, compared with the machine's limits and with peers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=5,
         metavar="N",
-        help="rounds that are measured, after one that is not (default: 5)",
+        help="rounds to measure, after one warm-up round (default: 5)",
     )
     parser.add_argument("--peers", metavar="NAMES", help="with commas: llama.cpp, openvino, torch")
     parser.add_argument(
@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
         from planish.compare.bench.sizes import MODEL_SIZES
         from planish.compare.bench.workload import parse_workload
 
-    tests = [parse_workload(name) for name in names(args.tests)]
-    peers, recipes = names(args.peers), names(args.recipes or RECIPES.get(args.shape))
+    tests = [parse_workload(name) for name in split_names(args.tests)]
+    peers, recipes = split_names(args.peers), split_names(args.recipes or RECIPES.get(args.shape))
     for name in peers:
         find_peer(name)  # an unknown one is refused before anything is measured
     for name in recipes:
@@ -99,20 +99,20 @@ def run(args: argparse.Namespace) -> int:
         checkpoint = with_kv_cache(checkpoint, args)
         result = speed.measure_model(checkpoint, options)
     else:
-        with place(args.directory) as directory:
+        with model_directory(args.directory) as directory:
             size = MODEL_SIZES[args.shape]
             result = speed.measure_size(size, recipes, options, directory, args.kv_cache)
     print_json(result) if args.json else print(as_text(result))
     return 0
 
 
-def names(text: str | None) -> list[str]:
+def split_names(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 @contextmanager
-def place(directory: str | None) -> Iterator[Path]:
-    """Where random models are written: a directory that stays, or one that goes."""
+def model_directory(directory: str | None) -> Iterator[Path]:
+    """Where random models are written: --directory, or a temporary one."""
     if directory is None:
         with tempfile.TemporaryDirectory(prefix="planish-") as made:
             yield Path(made)
@@ -126,7 +126,7 @@ def place(directory: str | None) -> Iterator[Path]:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """A Markdown table, and under it loading and compiling, the machine and its limits."""
+    """A Markdown table, then load and compile times, the machine and its limits."""
     lines = [
         (
             "| model | engine | format | size | threads | test | tokens/s | low - high | limit |"
@@ -136,7 +136,7 @@ def as_text(result: dict[str, Any]) -> str:
         *map(as_line, result["rows"]),
         "",
     ]
-    lines += [loading(engine) for engine in result["engines"]]
+    lines += [format_loading(engine) for engine in result["engines"]]
     lines += [f"not measured: {line}" for line in result["missing"]]
     machine, limits = result["machine"], result["limits"]
     lines.append(
@@ -163,13 +163,13 @@ def as_line(row: dict[str, Any]) -> str:
 
 
 def format_rate(value: float) -> str:
-    """Three digits at least, and no more than a measurement is good for: 0.123, 12.3, 1234."""
+    """Format with three significant digits or more: 0.123, 12.3, 1234."""
     digits = next((n for n, least in enumerate((100, 10, 1)) if value >= least), 3)
     return f"{value:.{digits}f}"
 
 
-def loading(engine: dict[str, Any]) -> str:
-    """load and compile times of one engine."""
+def format_loading(engine: dict[str, Any]) -> str:
+    """The load and compile times of one engine."""
     name = f"{engine['engine']} {engine['format']}"
     name += f" ({engine['version']})" if engine["version"] else ""
     line = f"{name}: load {engine['load_seconds']:.2f} s"

@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--prompt_file",
         action="append",
         metavar="FILE",
-        help="UTF-8; several are joined (default: drawn at random)",
+        help="UTF-8 text; several files are joined (default: random tokens)",
     )
     parser.add_argument(
         "--subject",
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def judge_transformers(checkpoint: Checkpoint, tokens: Sequence[int] | None) -> Report:
-    """The model as transformers runs it; SubjectError where that is not installed."""
+    """Judge the model as transformers runs it; SubjectError if that is not installed."""
     with interrupts_kill():
         from planish.compare.conformance import report
         from planish.compare.conformance.hugging_face import hugging_face

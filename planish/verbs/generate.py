@@ -1,8 +1,8 @@
-"""Continue a prompt: the new text goes to stdout as it comes, figures go to stderr.
+"""Continue a prompt: stream the new text to stdout, print timings to stderr.
 
-Without a prompt the text begins from the model's bos token alone. Several prompts are computed
-as one batch; their completions are printed whole, in order, a blank line between them. --json
-prints one object at the end: for each prompt its text, tokens and why it ended.
+Without a prompt the text starts from the model's bos token. Several prompts are computed as one
+batch; their completions are printed at the end, in order, separated by blank lines. --json prints
+one object at the end: for each prompt the text, the tokens and the reason why it ended.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from planish.terminal.given import Rule, engine_rule, notice_idle
 from planish.terminal.output import counted, print_json
 from planish.terminal.prompts import read_prompts
 
-NEW_TOKENS = 128  # where --max_new_tokens is not given
+NEW_TOKENS = 128  # the default of --max_new_tokens
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="what is continued; give it several times for a batch",
+        help="the text to continue; may be given several times, for a batch",
     )
     parser.add_argument(
         "--prompt_file",
@@ -50,35 +50,35 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--max_new_tokens",
         type=int,
         metavar="N",
-        help="the most tokens that are written (default: 128, or what fits)",
+        help="the most tokens to generate (default: 128, or what fits)",
     )
     parser.add_argument(
         "--temperature",
         type=float,
         default=0.0,
         metavar="T",
-        help="0 takes the likeliest token (default); above 0 tokens are drawn",
+        help="0 (default): take the likeliest token; above 0: sample",
     )
     parser.add_argument(
         "--top_k",
         type=int,
         default=0,
         metavar="K",
-        help="draw among the K likeliest tokens (default: 0, all)",
+        help="sample from the K likeliest tokens (default: 0, all)",
     )
     parser.add_argument(
         "--top_p",
         type=float,
         default=1.0,
         metavar="P",
-        help="draw among the fewest tokens whose probabilities sum to P (default: 1, all)",
+        help="sample from the fewest tokens whose probabilities sum to P (default: 1, all)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="S",
-        help="chooses the draws; the same seed, the same text (default: 0)",
+        help="seed of the samples; the same seed gives the same text (default: 0)",
     )
     parser.add_argument(
         "--stop",
@@ -96,7 +96,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(kw_only=True)
 class Completion:
-    """What follows one prompt, as it comes."""
+    """The completion of one prompt, as it grows."""
 
     prompt: list[int]
     stream: StopStrings
@@ -104,13 +104,13 @@ class Completion:
     text: str = ""
 
     def push(self, token: int) -> str:
-        """The text that one more token settles."""
+        """Add a token; returns the text that is now final."""
         if not self.stream.stopped:
             self.tokens.append(token)
         return self._grow(self.stream.push(token))
 
     def finish(self) -> str:
-        """What was held back as it might have begun a stop string or a character."""
+        """End the text; returns what was held back as the possible start of a stop string."""
         return self._grow(self.stream.finish())
 
     def _grow(self, piece: str) -> str:
@@ -118,7 +118,7 @@ class Completion:
         return piece
 
     def facts(self, stop: Stop) -> dict[str, Any]:
-        """Of --json. stop_reason: a `stop` string, the end-of-text token `eos`, or `length`."""
+        """The fields of --json; stop_reason is `stop` (a stop string), `eos` or `length`."""
         reason = "length" if len(self.tokens) == stop.max_new_tokens else "eos"
         return {
             "text": self.text,
@@ -155,9 +155,9 @@ def run(args: argparse.Namespace) -> int:
 def write(
     rows: Sequence[Completion], tokens: Iterable[tuple[int, int]], printed: bool
 ) -> list[float]:
-    """Take every token, and print: one prompt's text streams, that of several comes at the end.
+    """Consume the tokens and print: one completion is streamed, several are printed at the end.
 
-    Returns when each token came.
+    Returns the time of each token.
     """
     streams, times = printed and len(rows) == 1, []
     for row, token in tokens:
@@ -174,7 +174,7 @@ def write(
 
 
 def timing(engine: Any, seconds: float) -> dict[str, Any]:
-    """Of --json: loading, then all the rest, of which compiling is a part."""
+    """The timings of --json; `seconds` is all after loading, compiling included."""
     return {
         "engine": engine.name,
         "load_seconds": engine.load_seconds,
@@ -184,20 +184,20 @@ def timing(engine: Any, seconds: float) -> dict[str, Any]:
 
 
 def stop_of(args: argparse.Namespace, config: ModelConfig, prompts: Sequence[list[int]]) -> Stop:
-    """When the text ends, after the flags."""
+    """When generation ends, from the flags."""
     most = args.max_new_tokens
     most = default_new_tokens(config, prompts) if most is None else most
     return Stop(most, tuple(args.stop), args.ignore_eos)
 
 
 def default_new_tokens(config: ModelConfig, prompts: Sequence[Sequence[int]]) -> int:
-    """128, or as many as the model's positions leave to the longest prompt, if any (check_fits)."""
+    """128, or what the model's positions leave after the longest prompt; check_fits if nothing."""
     room = config.max_positions - max(map(len, prompts)) + 1  # the last new token takes none
     return NEW_TOKENS if room < 1 else min(room, NEW_TOKENS)
 
 
 def idle_rules(args: argparse.Namespace, stop: Stop, checkpoint: Checkpoint) -> list[Rule]:
-    """When which flags change nothing."""
+    """The rules for flags without effect."""
     draws = ("--top_k", "--top_p", "--seed")
     nothing = ("--temperature", *draws, "--stop", "--ignore_eos")
     endless = not checkpoint.config.eos_token_ids
@@ -212,7 +212,7 @@ def idle_rules(args: argparse.Namespace, stop: Stop, checkpoint: Checkpoint) -> 
 def prompt_tokens(
     args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
 ) -> list[list[int]]:
-    """Every prompt as token ids; none given means the bos token alone."""
+    """Every prompt as token ids; without a prompt, the bos token."""
     if texts := read_prompts(args.prompt, args.prompt_file):
         return [tokenizer.encode(text) for text in texts]
     if checkpoint.config.bos_token_id is None:
@@ -221,7 +221,7 @@ def prompt_tokens(
 
 
 def report(engine: Any, prompts: Sequence[Sequence[int]], times: list[float]) -> None:
-    """Speed on stderr: loading, compiling, and decoding from each row's second token on."""
+    """Print timings on stderr: load, compile, and decoding from each row's second token on."""
     line = f"{engine.name}: load {engine.load_seconds:.2f} s"
     line += f", compile {engine.compile_seconds:.2f} s"
     line += f"; prompt {counted(sum(map(len, prompts)), 'token')}"

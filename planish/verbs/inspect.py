@@ -1,7 +1,7 @@
-"""What a model directory holds: architecture, sizes, the scheme of every tensor, bytes by kind.
+"""What a model directory contains: architecture, sizes, scheme of every tensor, bytes by kind.
 
-Only headers are read. With --architectures: every model_type that can be read, its features (in
-brackets those of some models only), examples, and how many goldens check it.
+Only headers are read. With --architectures: every supported model_type, its features (in brackets
+those that only some models have), examples, and how many goldens check it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from planish.opening import kernels_used
+from planish.opening import describe_kernels
 from planish.reference import architectures
 from planish.reference.errors import one_line
 from planish.reference.files.load import Checkpoint, open_checkpoint
@@ -36,7 +36,9 @@ KINDS = {
 def add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", metavar="DIR", help="a Hugging Face directory")
-    what.add_argument("--architectures", action="store_true", help="list what can be read")
+    what.add_argument(
+        "--architectures", action="store_true", help="list the supported architectures"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_links_flag(parser.add_argument_group("the model"))
     engine = parser.add_argument_group("the engine")
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         return list_architectures(args)
     checkpoint = open_checkpoint(args.model, args.allow_links)
     notice_idle(args, (args.kernels == "xla", "with --kernels xla", ("--compilation_cache",)))
-    facts = {**describe(checkpoint), "kernels": kernels_used(args)}
+    facts = {**describe(checkpoint), "kernels": describe_kernels(args)}
     if args.json:
         print_json(facts)
     else:
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def list_architectures(args: argparse.Namespace) -> int:
-    """What can be read, no model at hand: a flag of the engine would say nothing."""
+    """List the supported architectures; flags of a model are refused."""
     of_a_model = ("--kernels", "--compilation_cache", "--allow_links")
     refuse_given(args, of_a_model, "is for --model, not for --architectures")
     notice_idle(args)
@@ -71,7 +73,7 @@ def list_architectures(args: argparse.Namespace) -> int:
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:
-    """The same for people; features that only some goldens have are in brackets."""
+    """The same as a Markdown table; features that only some goldens have are in brackets."""
     lines = ["| model_type | features | examples | goldens |", "| --- | --- | --- | ---: |"]
     for row in rows:
         words = ", ".join([*row["features"], *(f"[{word}]" for word in row["in_some"])])
@@ -81,9 +83,9 @@ def as_table(rows: list[dict[str, Any]]) -> str:
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything that the headers and the config tell; no tensor is read.
+    """Everything that headers and config say; no tensor is read.
 
-    Shapes and bytes are those in the files: of tiles, with the zeros that fill the last ones.
+    Shapes and bytes are those in the files: tiles with their padding.
     """
     every = sorted(checkpoint.entries | checkpoint.unused)
     schemes = checkpoint.schemes()
@@ -113,16 +115,16 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def linear_weights(checkpoint: Checkpoint) -> dict[str, int]:
-    """Prefix in the files -> number of weights of the linears inside the blocks that lie there."""
+    """Prefix in the files -> how many weights of the blocks' linears are stored there."""
     weights: Counter[str] = Counter()
     for layer in range(checkpoint.config.num_layers):
         for part, (shape, _) in block_shapes(checkpoint.config, layer).items():
-            weights[checkpoint.stored(part, layer)] += math.prod(shape)
+            weights[checkpoint.stored_prefix(part, layer)] += math.prod(shape)
     return weights
 
 
 def parameters(checkpoint: Checkpoint) -> int:
-    """Weights of linears, embeddings, biases and norms, as the float model counts them."""
+    """How many parameters the float model has: linears, embeddings, biases and norms."""
     outer = outer_shapes(checkpoint.config)
     if checkpoint.config.tie_embeddings:
         outer.pop("head")
@@ -137,7 +139,7 @@ def parameters(checkpoint: Checkpoint) -> int:
 def tensor_facts(
     checkpoint: Checkpoint, schemes: dict[str, Scheme | None], name: str
 ) -> dict[str, Any]:
-    """One tensor: type, shape, bytes, and what kind of thing it is."""
+    """One tensor: type, shape, bytes and kind."""
     entry = checkpoint.unused.get(name) or checkpoint.entries[name]
     prefix, _, ending = name.rpartition(".")
     kind, words = KINDS.get(ending, "float weights"), entry.dtype.lower()
@@ -149,7 +151,7 @@ def tensor_facts(
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """The same for people: tensors of equal form in different layers are one line."""
+    """The same as text: tensors that differ only in their layer share a line."""
     config, lines = facts["config"], []
     model = one_line(facts["model"])
     lines.append(f"{model}: {facts['architecture']}, {facts['parameters']:,} parameters")
@@ -193,7 +195,7 @@ def quantized_lines(facts: dict[str, Any]) -> list[str]:
 
 
 def grouped_lines(tensors: dict[str, Any]) -> list[str]:
-    """name with {i} for the layer, scheme, shape, how many."""
+    """Lines of name with {i} for the layer, scheme, shape, and count."""
     groups: Counter[tuple[str, str, str]] = Counter()
     for name, facts in tensors.items():
         generic = ".".join("{i}" if part.isdigit() else part for part in name.split("."))

@@ -19,9 +19,14 @@ from planish.terminal.given import engine_rule, notice_idle
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
-    parser.add_argument("--tokens", required=True, metavar="IDS", help="with commas, as 1,2,3")
     parser.add_argument(
-        "--out", required=True, metavar="FILE.npy", help="written; one that is there is replaced"
+        "--tokens", required=True, metavar="IDS", help="token ids, separated by commas: 1,2,3"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE.npy",
+        help="the file to write; an existing one is replaced",
     )
     add_engine_flags(parser)
 
@@ -44,12 +49,12 @@ def parse_tokens(text: str) -> list[int]:
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
-        expected = "ids with commas, as 1,2,3"
+        expected = "ids separated by commas, as 1,2,3"
         raise PromptError("bad value", name="tokens", expected=expected, found=text[:40]) from None
 
 
 def check_numbers(logits: np.ndarray) -> None:
-    """Raise SamplingError for NaN and Inf, of which nothing is written; -Inf bars a token."""
+    """Raise SamplingError for NaN and Inf; -Inf is allowed, as it excludes a token."""
     bad = np.isnan(logits) | (logits == np.inf) | np.isneginf(logits).all(axis=-1, keepdims=True)
     if bad.any():
         row, token = np.argwhere(bad)[0]
@@ -58,7 +63,7 @@ def check_numbers(logits: np.ndarray) -> None:
 
 
 def write_array(out: Path, array: np.ndarray) -> None:
-    """As np.save, which would not say why it cannot write."""
+    """Write as np.save does, but with an error that says why it failed."""
     array = np.ascontiguousarray(array, np.float32)
     with write_file(out) as file:
         npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(array))

@@ -1,6 +1,6 @@
 """How well a model predicts a text: perplexity with its standard error; lower is better.
 
-The text is cut into windows, each predicted from its own beginning; a rest that fills no window
+The text is cut into windows, each predicted without the text before it; an incomplete last window
 is left out.
 """
 
@@ -19,7 +19,7 @@ from planish.terminal.given import engine_rule, notice_idle
 from planish.terminal.output import counted, print_json
 from planish.terminal.progress import progress
 
-WINDOW_HELP = "tokens of a window (default: 2048, or what the model or the text has, if less)"
+WINDOW_HELP = "tokens of a window (default: 2048, or the length of the model or the text, if less)"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         raise PromptError("bad value", name="window", expected=expected, found=args.window)
     tokens = tokenizer.encode(read_text(args.text))
     window = default_window(tokens, longest) if args.window is None else args.window
-    cut_windows(tokens, window)  # refuses before the model is loaded
+    cut_windows(tokens, window)  # raises before the model is loaded
     notice_idle(args, idle)
     result = perplexity(open_engine(checkpoint, args).losses, tokens, window, progress)
     if args.json:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def default_window(tokens: Sequence[int], longest: int) -> int:
-    """As long as the protocol and the model allow; a shorter text is one window."""
+    """The longest window of the protocol and the model; a shorter text is one window."""
     window = min(LONGEST_WINDOW, longest)
     if not 2 <= len(tokens) < window:
         return window

@@ -1,7 +1,7 @@
 """What each recipe costs a model: perplexity, KL, top-1, bytes and tokens per second.
 
 A recipe is one word: W8A8, W4A16-g32, W4A8-g64-minmax, W8A8-alpha0.8, naive-O1. Each quantized
-model is written to the system's temporary directory (TMPDIR) and removed when it is measured.
+model is written to the system's temporary directory (TMPDIR) and removed after the measurement.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
     words = f"separated by commas (default: {RECIPES})"
     parser.add_argument("--recipes", default=RECIPES, metavar="NAMES", help=words)
-    words = "UTF-8, to measure on (default: the pocket's held-out text)"
+    words = "UTF-8 text to measure on (default: the embedded held-out text)"
     parser.add_argument("--text", metavar="FILE", help=words)
     parser.add_argument("--window", type=int, metavar="N", help=WINDOW_HELP)
     sampling = parser.add_argument_group("the calibration")
-    words = "UTF-8 text (default: the pocket's)"
+    words = "UTF-8 text (default: the embedded one)"
     sampling.add_argument("--calibration", metavar="FILE", help=words)
-    words = f"how many samples of that text (default: {NUM_SAMPLES})"
+    words = f"how many samples to cut from it (default: {NUM_SAMPLES})"
     sampling.add_argument("--samples", type=int, metavar="N", help=words)
     words = f"tokens of a sample (default: {SAMPLE_LENGTH})"
     sampling.add_argument("--sample_length", type=int, metavar="N", help=words)
@@ -64,7 +64,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     recipes = parse_recipes(args.recipes)
-    recipes.pop("float", None)  # its row is always there
+    recipes.pop("float", None)  # it always has a row
     checkpoint, tokenizer = open_model(args)
     for chosen in recipes.values():
         check_request(checkpoint, chosen, "tiles")
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             samples=samples,
             directory=Path(directory),
             keep=False,
-            open_engine=opener(args, checkpoint, native),
+            open_engine=make_opener(args, checkpoint, native),
             runner=Runner(native),
         )
         report(args, study, recipes)
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 def text_windows(
     args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
 ) -> list[list[int]]:
-    """The text as `planish perplexity` cuts it."""
+    """Cut the text into windows as `planish perplexity` does."""
     if args.text is None:
         notice("measuring on the embedded held-out text; --text FILE takes your own")
     longest = checkpoint.config.max_positions
@@ -107,13 +107,13 @@ def text_windows(
 
 
 def samples_of(args: argparse.Namespace, checkpoint: Checkpoint) -> list[np.ndarray]:
-    """The calibration's, as `planish quantize` cuts them."""
+    """The calibration samples, cut as `planish quantize` does."""
     own, length = "--calibration FILE", args.sample_length
     return calibration_samples(checkpoint, args.calibration, args.samples, length, own)
 
 
-def opener(args: argparse.Namespace, source: Checkpoint, native: bool) -> Any:
-    """Opens the float model and the quantized ones, all with the length and the cache asked for."""
+def make_opener(args: argparse.Namespace, source: Checkpoint, native: bool) -> Any:
+    """A function that opens an engine with the length and the KV cache that the flags ask for."""
     from planish.fast.session.engine import Engine
 
     def open_engine(checkpoint: Checkpoint) -> Engine:
@@ -125,7 +125,7 @@ def opener(args: argparse.Namespace, source: Checkpoint, native: bool) -> Any:
 
 
 def report(args: argparse.Namespace, study: Any, recipes: dict[str, Any]) -> None:
-    """Rows as they come, or one JSON object."""
+    """Print rows as they are measured, or one JSON object."""
     from planish.compare.quality import measure, table
 
     text = "the embedded held-out text" if args.text is None else args.text

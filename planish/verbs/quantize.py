@@ -1,4 +1,4 @@
-"""A float model in, a quantized one out, whole or not at all."""
+"""Quantize a float model and write it, whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from planish.calibration import calibration_samples, tell_estimate
+from planish.calibration import announce_estimate, calibration_samples
 from planish.opening import ENGINES, keep_programs, native_kernels, open_subject
 from planish.reference.errors import RecipeError
 from planish.reference.files.load import Checkpoint
@@ -36,7 +36,7 @@ CALIBRATION_FLAGS = (
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="the directory to be made")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the directory to write")
     parser.add_argument(
         "--recipe",
         required=True,
@@ -46,37 +46,50 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--scheme",
         metavar="PATTERN=SCHEME,...",
         help="other schemes for some linears: '*.down_proj=W8A16,lm_head=W4A16-g32,o_proj=float',"
-        " or FILE.json; of the recipe naive: O2 (default), O1, O3 or W8A8",
+        " or FILE.json; with --recipe naive: O2 (default), O1, O3 or W8A8",
     )
     parser.add_argument("--method", help="how INT4 codes are chosen: rtn")
-    parser.add_argument("--group_size", type=int, help="inputs that share an INT4 scale; -1 a row")
-    parser.add_argument("--rule", help="INT4: signed (default), absmax, absmax7 or minmax")
-    parser.add_argument("--scale_dtype", help="of INT4 scales: float16 (default) or float32")
-    parser.add_argument("--activation", help="of W4A8: per_group (default) or per_token")
+    parser.add_argument(
+        "--group_size", type=int, help="how many inputs share an INT4 scale; -1: a whole row"
+    )
+    parser.add_argument(
+        "--rule", help="how INT4 scales are chosen: signed (default), absmax, absmax7 or minmax"
+    )
+    parser.add_argument("--scale_dtype", help="type of INT4 scales: float16 (default) or float32")
+    parser.add_argument(
+        "--activation", help="activation scales of W4A8: per_group (default) or per_token"
+    )
     parser.add_argument("--alpha", help="smoothing: 0..1, search or search_per_block")
     parser.add_argument(
-        "--smooth_outputs", action="store_true", default=None, help="fold v -> o, up -> down too"
+        "--smooth_outputs",
+        action="store_true",
+        default=None,
+        help="also fold v -> o and up -> down",
     )
     parser.add_argument("--lm_head", help="float (default), int8 or int4")
     parser.add_argument(
         "--ignore",
         action="append",
         metavar="PATTERN",
-        help="linears left in float: down_proj, layers.0, *.experts.*, re:REGEX, ...",
+        help="linears to leave in float: down_proj, layers.0, *.experts.*, re:REGEX, ...",
     )
     parser.add_argument(
-        "--layout", default="tiles", help="of codes: tiles (default), as kernels read, or canonical"
+        "--layout",
+        default="tiles",
+        help="order of the codes: tiles (default), for the kernels, or canonical",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace the model that --out holds"
+        "--overwrite", action="store_true", help="replace a model that exists at --out"
     )
     add_calibration_flags(parser)
 
 
 def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
-    """The text, how much of it, and who runs the model over it."""
+    """The calibration text, how much of it, and the engine that runs it."""
     group = parser.add_argument_group("the calibration")
-    group.add_argument("--calibration", metavar="FILE", help="UTF-8 text (default: the pocket's)")
+    group.add_argument(
+        "--calibration", metavar="FILE", help="UTF-8 text (default: the embedded one)"
+    )
     group.add_argument(
         "--samples",
         type=int,
@@ -93,7 +106,7 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=ENGINES,
         default="fast",
-        help="of the calibration: fast (default), by JAX; reference, by the definition in NumPy",
+        help="what runs the calibration: fast (default), in JAX; reference, in NumPy",
     )
     add_kernels_flag(group)
     add_cache_flag(group)
@@ -108,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     with writer:
         notice_idle(args, *idle_rules(args, chosen, checkpoint.config))
         runtime = Runtime(runner=runner_of(args, chosen), progress=progress)
-        tell_estimate(checkpoint, chosen, samples, runtime.runner)
+        announce_estimate(checkpoint, chosen, samples, runtime.runner)
         quantize_checkpoint(checkpoint, writer, chosen, samples, args.layout, runtime)
     seconds = time.perf_counter() - start
     print(f"{args.out}: {chosen.name}, {seconds:.1f} s", file=sys.stderr)
@@ -116,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def runner_of(args: argparse.Namespace, chosen: Recipe) -> Runner:
-    """Who carries the samples through the model; jax is imported only where it is needed."""
+    """What runs the samples through the model; imports jax only if needed."""
     if args.engine == "reference" or not needs_calibration(chosen):
         return NUMPY.runner
     keep_programs(args.compilation_cache)
@@ -127,7 +140,7 @@ def runner_of(args: argparse.Namespace, chosen: Recipe) -> Runner:
 
 
 def idle_rules(args: argparse.Namespace, chosen: Recipe, config: ModelConfig) -> tuple[Rule, ...]:
-    """Flags that change nothing; those that contradict the recipe are refused by recipe()."""
+    """The rules for flags without effect; recipe() refuses those that contradict the recipe."""
     calibrates = needs_calibration(chosen)
     return (
         (
@@ -143,12 +156,12 @@ def idle_rules(args: argparse.Namespace, chosen: Recipe, config: ModelConfig) ->
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The recipe with the changes that the flags ask for."""
+    """The recipe with the changes of the flags."""
     if args.activation is not None and args.activation not in ("per_group", "per_token"):
         expected = "per_group or per_token"
         raise RecipeError("unknown", name="activation", expected=expected, found=args.activation)
     if args.activation is not None and args.recipe != "W4A8":
-        raise RecipeError("goes with the recipe W4A8 only", name="activation", found=args.recipe)
+        raise RecipeError("is only valid with --recipe W4A8", name="activation", found=args.recipe)
     return recipe(
         args.recipe,
         scheme=args.scheme,
@@ -165,7 +178,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 
 def alpha_of(text: str | None) -> float | str | None:
-    """A number where it is one; recipe() judges the rest."""
+    """--alpha as a number if it is one; recipe() checks it."""
     try:
         return None if text is None else float(text)
     except ValueError:
@@ -175,8 +188,7 @@ def alpha_of(text: str | None) -> float | str | None:
 def samples_of(
     args: argparse.Namespace, checkpoint: Checkpoint, chosen: Recipe
 ) -> list[np.ndarray] | None:
-    """The samples; None for a recipe that needs none, but a file that was named must be
-    readable."""
+    """The samples, or None if the recipe needs none; a given file must be readable even then."""
     if needs_calibration(chosen):
         given = args.calibration, args.samples, args.sample_length, "--calibration FILE"
         return calibration_samples(checkpoint, *given)

@@ -1,8 +1,9 @@
-"""Write the ops level of compare as .npz files, or check a kernel's results for them.
+"""Write the ops level of compare as .npz files, or check a kernel's results on them.
 
---out writes inputs, codes, scales and expected results with a README.md and a manifest.json; nobody
-who runs a kernel on them needs planish. --check reads DIR/results/NAME.npz, an array under each
-output's key, and reports the first that differs: exit 0 all agree, 3 one differs, 2 unreadable.
+--out writes inputs, codes, scales and expected results with a README.md and a manifest.json;
+running a kernel on them does not need planish. --check reads DIR/results/NAME.npz, one array per
+output, under its key, and reports the first mismatch. Exit code 0: all agree, 3: one differs, 2:
+results cannot be read.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ AGREE, DIFFER = 0, 3
 def add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", metavar="DIR", help="a new or empty directory to write to")
-    what.add_argument("--check", metavar="DIR", help="a directory with results of yours")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws others (default 0)")
+    what.add_argument("--check", metavar="DIR", help="a directory with your results")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the inputs (default: 0)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -32,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write(args: argparse.Namespace) -> int:
-    """Write, and say what to do next."""
+    """Write the vectors, and print what to do next."""
     from planish.compare.conformance.vectors.files import write_vectors
 
     count = write_vectors(Path(args.out), args.seed)
@@ -44,7 +47,7 @@ def write(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Judge, and say what differs first."""
+    """Check the results, and print the first mismatch."""
     from planish.compare.conformance.vectors.files import check_vectors
 
     outcome = check_vectors(Path(args.check))

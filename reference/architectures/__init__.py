@@ -1,30 +1,30 @@
 """Architectures: each Hugging Face `model_type` is one small entry, a table and not a program.
 
-An entry (entry.py) says two things: how its config.json becomes a ModelConfig, and what its
-tensors are called. Which norm feeds which linears follows from the config (model/folds.py).
+An entry (entry.py) says two things: how its config.json becomes a ModelConfig, and under which
+names its tensors are stored. Which norm feeds which linears follows from the config
+(reference/model/folds.py).
 
 To add one, with qwen2.py as the example:
 
-    1. write reference/architectures/NAME.py: a function config(keys) and a table of tensors for
-       the parts that shapes.py lists. Every key of the model's configuration class is
-       read with its default there, or refused with keys.only where the transformer lacks the
-       graph that another value asks for: a key that is silently ignored computes another model
-    2. list it in _LISTED below
+    1. write reference/architectures/NAME.py: a function config(keys) and a table of tensor names
+       for the modules that reference/model/shapes.py lists. Read every key of the model's
+       configuration class with its default there, or refuse it with keys.only if the transformer
+       lacks the graph that another value selects: silently ignoring a key computes another model
+    2. list the entry in _LISTED below
     3. add rows for every flag that real checkpoints use to tests/golden/modern.py and run
-       `python tests/golden/make.py NAME-...`, which writes table.json, too (what `planish
-       inspect --architectures` prints); tests/ finds the new directories by itself
+       `python tests/golden/make.py NAME-...`, which also writes table.json (what `planish
+       inspect --architectures` prints); the tests find new golden directories by themselves
     4. add the config.json of a public checkpoint to public_configs.json in
        tests/reference/architectures: its number of parameters, computed from shapes alone, must
        be the published one
 
-Parts of a fused tensor name the same Tensor, in the order of its rows; `grouped` where the rows
-of one key-value head lie together, `transposed` where weights are [inputs, outputs].
+Modules that are fused in one tensor name the same Tensor, in the order of its rows. It is `grouped`
+if the rows of a key-value head are contiguous, and `transposed` if weights are [inputs, outputs].
 
-read/ has the readers of keys that entries share.
+read/ has the readers of config keys that several entries share.
 
-If it needs an `if` on its own name anywhere else, the transformer lacks a feature: add that
-feature to ModelConfig under its own name, in reference/model/transformer.py
-and in fast/model/transformer.py.
+If a model needs an `if` on its name anywhere else, the transformer lacks a feature: add the feature
+to ModelConfig, to reference/model/transformer.py and to fast/model/transformer.py.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from planish.reference.architectures import (
 )
 from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.keys import Keys
-from planish.reference.architectures.read.rope import with_reach
+from planish.reference.architectures.read.rope import extend_max_positions
 from planish.reference.errors import ConfigError
 from planish.reference.model.config import ModelConfig
 
@@ -101,8 +101,8 @@ def architecture_of(values: dict[str, Any], path: Path) -> Architecture:
     name = values.get("model_type")
     if isinstance(name, str) and name in ENTRIES:
         return ENTRIES[name]
-    if any(isinstance(values.get(part), dict) for part in ("text_config", "vision_config")):
-        problem = "wraps a text model and others; only models of text alone can be read"
+    if any(isinstance(values.get(key), dict) for key in ("text_config", "vision_config")):
+        problem = "wraps a text model and others; only pure text models can be read"
         raise ConfigError(problem, path=path, name="model_type", found=repr(name))
     near = difflib.get_close_matches(str(name), ENTRIES, n=3)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
@@ -114,4 +114,4 @@ def architecture_of(values: dict[str, Any], path: Path) -> Architecture:
 def model_config(values: dict[str, Any], path: Path) -> ModelConfig:
     """config.json -> ModelConfig; raises ConfigError for anything unknown or impossible."""
     entry = architecture_of(values, path)
-    return with_reach(entry.config(Keys(values, path)), entry.interpolated)
+    return extend_max_positions(entry.config(Keys(values, path)), entry.interpolated)

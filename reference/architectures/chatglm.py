@@ -1,20 +1,21 @@
-"""ChatGLM2, ChatGLM3 and GLM-4 in the layout of their own code: the graph is GLM's.
+"""ChatGLM2, ChatGLM3 and GLM-4 in the layout of their remote code: GLM's graph, other names.
 
-Source: modeling_chatglm.py beside those checkpoints; Zeng et al. 2022, GLM team 2024. rope_ratio
-multiplies the rotary base in ChatGLM3 and GLM-4, and divides positions in ChatGLM2-6B-32K
-(https://github.com/ztxz16/fastllm/issues/374). Their configs differ in nothing but _name_or_path.
+Source: modeling_chatglm.py in those checkpoints; Zeng et al. 2022, arXiv 2210.02414; GLM team 2024,
+arXiv 2406.12793. rope_ratio multiplies the rotary base in ChatGLM3 and GLM-4, and divides positions
+in ChatGLM2-6B-32K (https://github.com/ztxz16/fastllm/issues/374). Only _name_or_path distinguishes
+their configs.
 """
 
 from __future__ import annotations
 
 from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.keys import Keys, check_heads
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 from planish.reference.model.rope import Interpolation, Rope
 
 
 def config(keys: Keys) -> ModelConfig:
-    keys = keys.spelled(num_layers="num_hidden_layers", padded_vocab_size="vocab_size")
+    keys = keys.with_aliases(num_layers="num_hidden_layers", padded_vocab_size="vocab_size")
     check_graph(keys)
     hidden, heads = keys.count("hidden_size", 4096), keys.count("num_attention_heads", 32)
     head_dim, kv_heads = keys.count("kv_channels", 128), keys.count("multi_query_group_num", 1)
@@ -25,7 +26,7 @@ def config(keys: Keys) -> ModelConfig:
         vocab_size=keys.count("padded_vocab_size", VOCABULARY),
         hidden_size=hidden,
         embedding_size=hidden,
-        layers=same_layers(keys.count("num_layers", 28), head_dim, rope=0),
+        layers=repeat_layer(keys.count("num_layers", 28), head_dim, rope=0),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
@@ -40,16 +41,16 @@ def config(keys: Keys) -> ModelConfig:
         o_bias=bias,
         mlp_bias=bias,
         tie_embeddings=False,
-        bos_token_id=next(iter(keys.token_ids("bos_token_id")), None),
+        bos_token_id=keys.token_id("bos_token_id"),
         eos_token_ids=keys.token_ids("eos_token_id"),
     )
 
 
 def check_graph(keys: Keys) -> None:
-    """Refuse what no published checkpoint of this layout has, and we have not."""
+    """Refuse graphs that no published checkpoint of this layout has and the transformer lacks."""
     for flag, default in (("rmsnorm", True), ("post_layer_norm", True)):
         keys.only(flag, True, default)
-    keys.only("multi_query_attention", True, False)  # else its rows lie head by head
+    keys.only("multi_query_attention", True, False)  # otherwise the fused rows are in another order
     for flag in ("apply_residual_connection_post_layernorm", "tie_word_embeddings"):
         keys.only(flag, False, False)
     keys.only("quantization_bit", 0, 0)
@@ -57,20 +58,20 @@ def check_graph(keys: Keys) -> None:
 
 
 def rope(keys: Keys, head_dim: int) -> Rope:
-    """Neighbours in the first half of a head are turned; rope_theta may replace the base 10000."""
+    """Neighbours in the first half of a head are rotated; rope_theta defaults to 10000."""
     if head_dim % 4:
-        raise keys.fail("kv_channels", "a multiple of 4, as half a head is turned", head_dim)
+        raise keys.fail("kv_channels", "a multiple of 4, as half a head is rotated", head_dim)
     theta, ratio = keys.number("rope_theta", 10000.0), keys.number("rope_ratio", 1.0)
     if ratio != 1 and divides_positions(keys):
-        stretch = Interpolation(factor=ratio)
-        return Rope(theta=theta, dim=head_dim // 2, interleaved=True, stretch=stretch)
+        scaling = Interpolation(factor=ratio)
+        return Rope(theta=theta, dim=head_dim // 2, interleaved=True, scaling=scaling)
     return Rope(theta=theta * ratio, dim=head_dim // 2, interleaved=True)
 
 
 def divides_positions(keys: Keys) -> bool:
-    """Whether rope_ratio divides positions, as in ChatGLM2; raises ConfigError where it is either.
+    """Whether rope_ratio divides positions, as in ChatGLM2; ConfigError if that is ambiguous.
 
-    GLM-4 has another vocabulary than ChatGLM2 and ChatGLM3.
+    The vocabulary of GLM-4 differs from that of ChatGLM2 and ChatGLM3.
     """
     name = str(keys.get("_name_or_path") or "").lower()
     if "chatglm2" in name:

@@ -5,23 +5,29 @@
                 num_ln_in_parallel_attn 1 (11B) under one norm
     RW          sequential block, ALiBi, a key-value head for each query head, biases
 
-Source: transformers' modeling_falcon; Almazrouei et al. 2023, Penedo et al. 2023.
+Source: transformers' modeling_falcon; Almazrouei et al. 2023, arXiv 2311.16867; Penedo et al. 2023,
+arXiv 2306.01116.
 """
 
 from __future__ import annotations
 
 from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.alibi import alibi_slopes
-from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, check_heads, divided
-from planish.reference.architectures.read.rope import rope_from
-from planish.reference.model.config import Alibi, ModelConfig, same_layers
+from planish.reference.architectures.read.keys import (
+    ACTIVATION_NAMES,
+    Keys,
+    check_heads,
+    divide_evenly,
+)
+from planish.reference.architectures.read.rope import read_rope
+from planish.reference.model.config import Alibi, ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
-    keys = keys.spelled(hidden_size="n_embed", num_attention_heads="n_head")
-    keys = keys.spelled(num_hidden_layers="n_layer", num_kv_heads="n_head_kv")
+    keys = keys.with_aliases(hidden_size="n_embed", num_attention_heads="n_head")
+    keys = keys.with_aliases(num_hidden_layers="n_layer", num_kv_heads="n_head_kv")
     hidden, heads = keys.count("hidden_size", 4544), keys.count("num_attention_heads", 71)
-    head_dim = divided(keys, "hidden_size", hidden, heads)
+    head_dim = divide_evenly(keys, "hidden_size", hidden, heads)
     bias, with_alibi = keys.flag("bias", False), keys.flag("alibi", False)
     parallel, shared = block_form(keys)
     return ModelConfig(
@@ -29,7 +35,7 @@ def config(keys: Keys) -> ModelConfig:
         vocab_size=keys.count("vocab_size", 65024),
         hidden_size=hidden,
         embedding_size=hidden,
-        layers=same_layers(
+        layers=repeat_layer(
             keys.count("num_hidden_layers", 32), head_dim, rope=None if with_alibi else 0
         ),
         num_heads=heads,
@@ -41,7 +47,7 @@ def config(keys: Keys) -> ModelConfig:
         norm_eps=keys.number("layer_norm_epsilon", 1e-5),
         parallel=parallel,
         shared_norm=shared,
-        ropes=() if with_alibi else (rope_from(keys, head_dim),),
+        ropes=() if with_alibi else (read_rope(keys, head_dim),),
         alibi=falcon_alibi(heads) if with_alibi else None,
         activation=keys.choice("activation", ACTIVATION_NAMES, "gelu"),
         gated_mlp=False,
@@ -49,13 +55,13 @@ def config(keys: Keys) -> ModelConfig:
         o_bias=bias,
         mlp_bias=bias,
         tie_embeddings=keys.flag("tie_word_embeddings", True),
-        bos_token_id=next(iter(keys.token_ids("bos_token_id", (11,))), None),
+        bos_token_id=keys.token_id("bos_token_id", (11,)),
         eos_token_ids=keys.token_ids("eos_token_id", (11,)),
     )
 
 
 def kv_heads(keys: Keys, heads: int) -> int:
-    """In the older form num_kv_heads counts only where each query head has its own."""
+    """The older form ignores num_kv_heads: it has 1, or one for each query head."""
     if keys.flag("new_decoder_architecture", False):
         count = keys.count("num_kv_heads", heads)
         check_heads(keys, heads, count, "num_kv_heads")
@@ -67,7 +73,7 @@ def kv_heads(keys: Keys, heads: int) -> int:
 
 
 def block_form(keys: Keys) -> tuple[bool, bool]:
-    """Whether the block is parallel, and whether both its parts read one norm."""
+    """Whether the block is parallel, and whether attention and MLP share one norm."""
     new = keys.flag("new_decoder_architecture", False)
     norms = keys.count("num_ln_in_parallel_attn", 2 if new else 1)
     parallel = keys.flag("parallel_attn", True)
@@ -79,7 +85,7 @@ def block_form(keys: Keys) -> tuple[bool, bool]:
 
 
 def falcon_alibi(heads: int) -> Alibi:
-    """Added before the division, and rounded to bfloat16 even where the model is float32."""
+    """ALiBi, added before the division and rounded to bfloat16 even in a float32 model."""
     return Alibi(slopes=alibi_slopes(heads), divided=True, bfloat16=True)
 
 

@@ -1,7 +1,7 @@
-"""Gemma 2: norms before and after each part, soft caps, a window in every other layer.
+"""Gemma 2: norms before and after attention and MLP, soft caps, a window in every other layer.
 
-A norm multiplies by 1 + weight, and embeddings by the square root of the width.
-Source: transformers' modeling_gemma2; Gemma team 2024.
+Norms multiply by 1 + weight; embeddings are multiplied by sqrt(hidden_size).
+Source: transformers' modeling_gemma2; Gemma team 2024, arXiv 2408.00118.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from planish.reference.architectures.read.decoder import (
     GATED_MLP,
     LAYER,
     TENSORS,
-    decoder,
-    one_bias,
+    Defaults,
+    read_biases,
+    read_decoder,
 )
 from planish.reference.architectures.read.keys import Keys
-from planish.reference.architectures.read.rope import rope_from
+from planish.reference.architectures.read.rope import read_rope
 from planish.reference.model.config import LayerKind, ModelConfig
 
 
@@ -38,22 +39,25 @@ def config(keys: Keys) -> ModelConfig:
         model_type="gemma2",
         **features,
         layers=tuple(LayerKind(score_divisor=divisor, rope=0, window=w) for w in windows),
-        ropes=(rope_from(keys, features["head_dim"]),),
-        score_cap=soft_cap(keys, "attn_logit_softcapping", 50.0),
-        logit_cap=soft_cap(keys, "final_logit_softcapping", 30.0),
+        ropes=(read_rope(keys, features["head_dim"]),),
+        score_cap=read_soft_cap(keys, "attn_logit_softcapping", 50.0),
+        logit_cap=read_soft_cap(keys, "final_logit_softcapping", 30.0),
     )
 
 
 def gemma(keys: Keys, max_positions: int) -> dict[str, Any]:
-    """What the generations of Gemma share."""
+    """The features that Gemma 2 and 3 share."""
     keys.only("use_bidirectional_attention", False, False)
     activation = ("hidden_activation", "gelu_pytorch_tanh")
     return {
         **attention_heads(keys, kv_heads=4, head_dim=256),
-        **decoder(
-            keys, max_positions=max_positions, activation=activation, tied=True, bos=(2,), eos=(1,)
+        **read_decoder(
+            keys,
+            Defaults(
+                max_positions=max_positions, activation=activation, tied=True, bos=(2,), eos=(1,)
+            ),
         ),
-        **one_bias(keys, "attention_bias", False, "qkv", "o"),
+        **read_biases(keys, "attention_bias", False, "qkv", "o"),
         "embed_scale": math.sqrt(keys.count("hidden_size")),
         "norm_plus_one": True,
         "norm_placement": "sandwich",
@@ -61,11 +65,12 @@ def gemma(keys: Keys, max_positions: int) -> dict[str, Any]:
 
 
 def score_divisor(keys: Keys) -> float:
+    """sqrt(query_pre_attn_scalar), by which attention scores are divided."""
     return math.sqrt(keys.number("query_pre_attn_scalar", 256))
 
 
-def soft_cap(keys: Keys, name: str, default: float | None) -> float | None:
-    """A cap; null is none."""
+def read_soft_cap(keys: Keys, name: str, default: float | None) -> float | None:
+    """A soft cap; null means none."""
     if keys.values.get(name, default) is None:
         return None
     return keys.number(name, default)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from planish.reference.architectures import glm
 from planish.reference.architectures.entry import Architecture
+from planish.reference.architectures.read.decoder import LAYER, TENSORS
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.model.config import ModelConfig
 
@@ -18,11 +19,11 @@ def config(keys: Keys) -> ModelConfig:
 GLM4 = Architecture(
     model_type="glm4",
     config=config,
-    tensors=glm.TENSORS,
-    block={
-        **glm.BLOCK,
-        "attention_output_norm": "model.layers.{i}.post_self_attn_layernorm",
-        "mlp_output_norm": "model.layers.{i}.post_mlp_layernorm",
+    tensors=TENSORS,
+    block=glm.BLOCK
+    | {
+        "attention_output_norm": LAYER + "post_self_attn_layernorm",
+        "mlp_output_norm": LAYER + "post_mlp_layernorm",
     },
     examples=("zai-org/GLM-4-9B-0414", "zai-org/GLM-4-32B-0414"),
 )

@@ -1,7 +1,7 @@
 """GPT-2, and Megatron's GPT checkpoints converted to it: learned positions, transposed weights.
 
-Source: transformers' modeling_gpt2 (Conv1D holds [inputs, outputs]); Radford et al. 2019. MT-NLG
-is a GPT of Megatron-LM, whose layer this is.
+Source: transformers' modeling_gpt2 (its Conv1D stores [inputs, outputs]); Radford et al. 2019.
+MT-NLG is a Megatron-LM GPT and has this layer.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 
 from planish.reference.architectures.entry import Architecture, Tensor
-from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divided
+from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divide_evenly
 from planish.reference.model.config import LayerKind, ModelConfig
 
 
 def config(keys: Keys) -> ModelConfig:
-    keys = keys.spelled(n_embd="hidden_size", n_layer="num_hidden_layers")
-    keys = keys.spelled(n_head="num_attention_heads", n_positions="max_position_embeddings")
+    keys = keys.with_aliases(n_embd="hidden_size", n_layer="num_hidden_layers")
+    keys = keys.with_aliases(n_head="num_attention_heads", n_positions="max_position_embeddings")
     keys.only("add_cross_attention", False, False)
-    keys.only("attention_head_type", "multihead", "multihead")  # else: the first SantaCoder
+    keys.only("attention_head_type", "multihead", "multihead")  # otherwise: the first SantaCoder
     hidden, heads = keys.count("n_embd", 768), keys.count("n_head", 12)
-    head_dim = divided(keys, "n_embd", hidden, heads)
+    head_dim = divide_evenly(keys, "n_embd", hidden, heads)
     return ModelConfig(
         model_type="gpt2",
         vocab_size=keys.count("vocab_size", 50257),
@@ -40,13 +40,13 @@ def config(keys: Keys) -> ModelConfig:
         o_bias=True,
         mlp_bias=True,
         tie_embeddings=keys.flag("tie_word_embeddings", True),
-        bos_token_id=next(iter(keys.token_ids("bos_token_id", (50256,))), None),
+        bos_token_id=keys.token_id("bos_token_id", (50256,)),
         eos_token_ids=keys.token_ids("eos_token_id", (50256,)),
     )
 
 
 def layer_kinds(keys: Keys, head_dim: int) -> tuple[LayerKind, ...]:
-    """Scores divided by sqrt(head_dim), or not, and by the layer's number from 1, or not."""
+    """Scores may be divided by sqrt(head_dim), and by the number of the layer, from 1."""
     divisor = math.sqrt(head_dim) if keys.flag("scale_attn_weights", True) else 1.0
     by_layer = keys.flag("scale_attn_by_inverse_layer_idx", False)
     layers = range(keys.count("n_layer", 12))

@@ -1,6 +1,6 @@
-"""GPT-BigCode (SantaCoder, StarCoder): GPT-2 whose heads may share one key and value.
+"""GPT-BigCode (SantaCoder, StarCoder): GPT-2 with multi-query attention.
 
-Source: transformers' modeling_gpt_bigcode; Li et al. 2023.
+Source: transformers' modeling_gpt_bigcode; Li et al. 2023, arXiv 2305.06161.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 
 from planish.reference.architectures.entry import Architecture, Tensor
-from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divided
+from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divide_evenly
 from planish.reference.model.config import LayerKind, ModelConfig
 
 
 def config(keys: Keys) -> ModelConfig:
-    keys = keys.spelled(n_embd="hidden_size", n_layer="num_hidden_layers")
-    keys = keys.spelled(n_head="num_attention_heads", n_positions="max_position_embeddings")
+    keys = keys.with_aliases(n_embd="hidden_size", n_layer="num_hidden_layers")
+    keys = keys.with_aliases(n_head="num_attention_heads", n_positions="max_position_embeddings")
     keys.only("add_cross_attention", False, False)
     hidden, heads = keys.count("n_embd", 768), keys.count("n_head", 12)
-    head_dim = divided(keys, "n_embd", hidden, heads)
+    head_dim = divide_evenly(keys, "n_embd", hidden, heads)
     divisor = math.sqrt(head_dim) if keys.flag("scale_attn_weights", True) else 1.0
     return ModelConfig(
         model_type="gpt_bigcode",
@@ -39,12 +39,12 @@ def config(keys: Keys) -> ModelConfig:
         o_bias=True,
         mlp_bias=True,
         tie_embeddings=keys.flag("tie_word_embeddings", True),
-        bos_token_id=next(iter(keys.token_ids("bos_token_id", (50256,))), None),
+        bos_token_id=keys.token_id("bos_token_id", (50256,)),
         eos_token_ids=keys.token_ids("eos_token_id", (50256,)),
     )
 
 
-# all queries, then the one key and value; or, without multi_query, head by head: a group each
+# multi_query: all queries, then the one key and value; otherwise q, k and v head by head
 QKV = Tensor("transformer.h.{i}.attn.c_attn", fused=True, grouped=True)
 
 GPT_BIGCODE = Architecture(

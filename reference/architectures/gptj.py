@@ -1,4 +1,4 @@
-"""GPT-J: parallel block under one norm, rotary neighbours, biases in the MLP and in the head only.
+"""GPT-J: a parallel block with one norm, rotary neighbours, biases only in the MLP and lm_head.
 
 Source: transformers' modeling_gptj; Wang and Komatsuzaki 2021.
 """
@@ -6,25 +6,28 @@ Source: transformers' modeling_gptj; Wang and Komatsuzaki 2021.
 from __future__ import annotations
 
 from planish.reference.architectures.entry import Architecture
-from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divided
+from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divide_evenly
 from planish.reference.architectures.read.rope import check_pairs
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 from planish.reference.model.rope import Rope
 
 
 def config(keys: Keys) -> ModelConfig:
-    keys = keys.spelled(n_embd="hidden_size", n_layer="num_hidden_layers")
-    keys = keys.spelled(n_head="num_attention_heads", n_positions="max_position_embeddings")
-    keys.only("tie_word_embeddings", False, False)  # a tied head would still have its own bias
+    keys = keys.with_aliases(n_embd="hidden_size", n_layer="num_hidden_layers")
+    keys = keys.with_aliases(n_head="num_attention_heads", n_positions="max_position_embeddings")
+    keys.only("tie_word_embeddings", False, False)  # a tied lm_head would still have a bias
     hidden, heads = keys.count("n_embd", 4096), keys.count("n_head", 16)
-    head_dim, rotary_dim = divided(keys, "n_embd", hidden, heads), keys.count("rotary_dim", 64)
+    head_dim, rotary_dim = (
+        divide_evenly(keys, "n_embd", hidden, heads),
+        keys.count("rotary_dim", 64),
+    )
     check_pairs(keys, rotary_dim, head_dim, "rotary_dim")
     return ModelConfig(
         model_type="gptj",
         vocab_size=keys.count("vocab_size", 50400),
         hidden_size=hidden,
         embedding_size=hidden,
-        layers=same_layers(keys.count("n_layer", 28), head_dim, rope=0),
+        layers=repeat_layer(keys.count("n_layer", 28), head_dim, rope=0),
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=head_dim,
@@ -40,7 +43,7 @@ def config(keys: Keys) -> ModelConfig:
         mlp_bias=True,
         head_bias=True,
         tie_embeddings=False,
-        bos_token_id=next(iter(keys.token_ids("bos_token_id", (50256,))), None),
+        bos_token_id=keys.token_id("bos_token_id", (50256,)),
         eos_token_ids=keys.token_ids("eos_token_id", (50256,)),
     )
 

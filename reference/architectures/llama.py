@@ -1,7 +1,7 @@
-"""Llama 1, 2 and 3: RMSNorm, rotary positions (3.1 and later stretch them), grouped queries, a
-gated MLP.
+"""Llama 1, 2 and 3: RMSNorm, rotary positions (scaled from 3.1 on), grouped queries, a gated MLP.
 
-Source: transformers' modeling_llama; Touvron et al. 2023, Dubey et al. 2024.
+Source: transformers' modeling_llama; Touvron et al. 2023, arXiv 2302.13971 and 2307.09288;
+Dubey et al. 2024, arXiv 2407.21783.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ from planish.reference.architectures.read.decoder import (
     GATED_MLP,
     OLD_BUFFERS,
     TENSORS,
-    decoder,
-    one_bias,
+    Defaults,
+    read_biases,
+    read_decoder,
 )
 from planish.reference.architectures.read.keys import Keys
-from planish.reference.architectures.read.rope import rope_from
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.architectures.read.rope import read_rope
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
-    keys.only("rope_condense_ratio", 1, 1)  # LongChat's first way to stretch positions
+    keys.only("rope_condense_ratio", 1, 1)  # how the first LongChat scaled positions
     heads = attention_heads(keys)
     return ModelConfig(
         model_type="llama",
         **heads,
-        **decoder(keys, max_positions=2048, bos=(1,), eos=(2,)),
-        layers=same_layers(keys.count("num_hidden_layers"), heads["head_dim"], rope=0),
-        ropes=(rope_from(keys, heads["head_dim"]),),
-        **one_bias(keys, "attention_bias", False, "qkv", "o"),
-        **one_bias(keys, "mlp_bias", False, "mlp"),
+        **read_decoder(keys, Defaults(max_positions=2048, bos=(1,), eos=(2,))),
+        layers=repeat_layer(keys.count("num_hidden_layers"), heads["head_dim"], rope=0),
+        ropes=(read_rope(keys, heads["head_dim"]),),
+        **read_biases(keys, "attention_bias", False, "qkv", "o"),
+        **read_biases(keys, "mlp_bias", False, "mlp"),
     )
 
 

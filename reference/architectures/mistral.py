@@ -1,6 +1,6 @@
-"""Mistral: Llama's graph, each token reading a sliding window of the last ones.
+"""Mistral: Llama's graph with sliding window attention.
 
-Source: transformers' modeling_mistral; Jiang et al. 2023.
+Source: transformers' modeling_mistral; Jiang et al. 2023, arXiv 2310.06825.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from planish.reference.architectures.read.decoder import (
     GATED_MLP,
     OLD_BUFFERS,
     TENSORS,
-    decoder,
+    Defaults,
+    read_decoder,
 )
 from planish.reference.architectures.read.keys import Keys
-from planish.reference.architectures.read.rope import rope_from
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.architectures.read.rope import read_rope
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -25,11 +26,11 @@ def config(keys: Keys) -> ModelConfig:
     return ModelConfig(
         model_type="mistral",
         **heads,
-        **decoder(keys, max_positions=131072, bos=(1,), eos=(2,)),
-        layers=same_layers(
+        **read_decoder(keys, Defaults(max_positions=131072, bos=(1,), eos=(2,))),
+        layers=repeat_layer(
             keys.count("num_hidden_layers"), heads["head_dim"], rope=0, window=window
         ),
-        ropes=(rope_from(keys, heads["head_dim"]),),
+        ropes=(read_rope(keys, heads["head_dim"]),),
     )
 
 

@@ -1,6 +1,6 @@
-"""Mixtral: Mistral with a mixture of experts for its MLP, two of eight for each token.
+"""Mixtral: Mistral with a mixture of experts instead of the MLP, two of eight for each token.
 
-Source: transformers' modeling_mixtral; Jiang et al. 2024.
+Source: transformers' modeling_mixtral; Jiang et al. 2024, arXiv 2401.04088.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from planish.reference.architectures.read.decoder import (
     LAYER,
     OLD_BUFFERS,
     TENSORS,
-    decoder,
+    Defaults,
+    read_decoder,
 )
-from planish.reference.architectures.read.experts import mixture
+from planish.reference.architectures.read.experts import read_moe
 from planish.reference.architectures.read.keys import Keys
-from planish.reference.architectures.read.rope import rope_from
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.architectures.read.rope import read_rope
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -26,15 +27,17 @@ def config(keys: Keys) -> ModelConfig:
     return ModelConfig(
         model_type="mixtral",
         **heads,
-        **decoder(keys, max_positions=131072, eps=("rms_norm_eps", 1e-5), bos=(1,), eos=(2,)),
-        layers=same_layers(layers, heads["head_dim"], rope=0, window=window, experts=True),
-        ropes=(rope_from(keys, heads["head_dim"], theta=1e6),),
-        moe=mixture(keys, experts=("num_local_experts", 8), top_k=2, width=width, normalized=True),
+        **read_decoder(
+            keys, Defaults(max_positions=131072, eps=("rms_norm_eps", 1e-5), bos=(1,), eos=(2,))
+        ),
+        layers=repeat_layer(layers, heads["head_dim"], rope=0, window=window, experts=True),
+        ropes=(read_rope(keys, heads["head_dim"], theta=1e6),),
+        moe=read_moe(keys, experts=("num_local_experts", 8), top_k=2, width=width, normalized=True),
     )
 
 
 def expert(name: str) -> Tensor:
-    """Two spellings: of the hub's files, and of transformers 5 before it packs the experts."""
+    """Two spellings: that of published files, and that of transformers 5 with unpacked experts."""
     return Tensor(
         LAYER + "block_sparse_moe.experts.{e}." + name, also=(LAYER + "mlp.experts.{e}." + name,)
     )

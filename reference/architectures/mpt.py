@@ -1,7 +1,7 @@
-"""MPT: ALiBi, no biases at all, queries, keys and values fused and perhaps clipped.
+"""MPT: ALiBi, no biases, fused queries, keys and values, which may be clipped.
 
-Source: transformers' modeling_mpt, which ignores some of the keys that MosaicML's own code reads;
-where these ask for another graph they are refused. MosaicML 2023.
+Source: transformers' modeling_mpt, which ignores some of the keys that MosaicML's code reads; those
+that select another graph are refused. MosaicML 2023.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import math
 
 from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.alibi import mpt_slopes
-from planish.reference.architectures.read.keys import Keys, divided
+from planish.reference.architectures.read.keys import Keys, divide_evenly
 from planish.reference.model.config import Alibi, LayerKind, ModelConfig
 
 
 def config(keys: Keys) -> ModelConfig:
-    keys = keys.spelled(d_model="hidden_size", n_layers="num_hidden_layers")
-    keys = keys.spelled(n_heads="num_attention_heads")
+    keys = keys.with_aliases(d_model="hidden_size", n_layers="num_hidden_layers")
+    keys = keys.with_aliases(n_heads="num_attention_heads")
     attention = inner_keys(keys, "attn_config")
     check_graph(keys, attention)
     hidden, heads = keys.count("d_model", 2048), keys.count("n_heads", 16)
-    head_dim = divided(keys, "d_model", hidden, heads)
+    head_dim = divide_evenly(keys, "d_model", hidden, heads)
     scale = attention.number("softmax_scale", 1 / math.sqrt(head_dim))
     slopes = mpt_slopes(heads, attention.number("alibi_bias_max", 8))
     return ModelConfig(
@@ -42,7 +42,7 @@ def config(keys: Keys) -> ModelConfig:
         gated_mlp=False,
         qkv_clip=attention.number("clip_qkv") if attention.get("clip_qkv") else None,
         tie_embeddings=keys.flag("tie_word_embeddings", True),
-        bos_token_id=next(iter(keys.token_ids("bos_token_id")), None),
+        bos_token_id=keys.token_id("bos_token_id"),
         eos_token_ids=keys.token_ids("eos_token_id"),
     )
 
@@ -56,7 +56,7 @@ def inner_keys(keys: Keys, name: str) -> Keys:
 
 
 def check_graph(keys: Keys, attention: Keys) -> None:
-    """Refuse what MosaicML's code computes and transformers' silently does not."""
+    """Refuse the graphs that MosaicML's code computes and transformers silently does not."""
     keys.only("no_bias", True, True)
     keys.only("expansion_ratio", 4, 4)
     keys.only("logit_scale", None)

@@ -1,7 +1,7 @@
-"""OLMo 2: the outputs of attention and MLP are normalized, not their inputs; so are queries and
-keys, over all heads together.
+"""OLMo 2: norms on the outputs of attention and MLP, not on their inputs.
 
-Source: transformers' modeling_olmo2; OLMo team 2024.
+Queries and keys are normalized over all heads at once. Source: transformers' modeling_olmo2; OLMo
+team 2024, arXiv 2501.00656.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from planish.reference.architectures.read.decoder import (
     LAYER,
     QK_NORMS,
     TENSORS,
-    decoder,
-    one_bias,
+    Defaults,
+    read_biases,
+    read_decoder,
 )
 from planish.reference.architectures.read.keys import Keys
-from planish.reference.architectures.read.rope import rope_from
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.architectures.read.rope import read_rope
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -27,12 +28,14 @@ def config(keys: Keys) -> ModelConfig:
     return ModelConfig(
         model_type="olmo2",
         **heads,
-        **decoder(keys, max_positions=2048, eps=("rms_norm_eps", 1e-5), eos=(50279,)),
-        layers=same_layers(keys.count("num_hidden_layers"), heads["head_dim"], rope=0),
-        ropes=(rope_from(keys, heads["head_dim"]),),
+        **read_decoder(
+            keys, Defaults(max_positions=2048, eps=("rms_norm_eps", 1e-5), eos=(50279,))
+        ),
+        layers=repeat_layer(keys.count("num_hidden_layers"), heads["head_dim"], rope=0),
+        ropes=(read_rope(keys, heads["head_dim"]),),
         norm_placement="output",
         qk_norm="width",
-        **one_bias(keys, "attention_bias", False, "qkv", "o"),
+        **read_biases(keys, "attention_bias", False, "qkv", "o"),
     )
 
 
@@ -41,7 +44,9 @@ OLMO2 = Architecture(
     config=config,
     tensors=TENSORS,
     block={
-        part: name for part, name in ATTENTION.items() if part not in ("attention_norm", "mlp_norm")
+        module: name
+        for module, name in ATTENTION.items()
+        if module not in ("attention_norm", "mlp_norm")
     }
     | QK_NORMS
     | GATED_MLP

@@ -1,26 +1,26 @@
 """OPT: LayerNorm, learned positions with an offset of 2, ReLU, biases everywhere.
 
-The 350m form normalises after the residual sum and projects a narrower embedding in and out.
-Source: transformers' modeling_opt; Zhang et al. 2022.
+The 350m model normalizes after the residual sum and projects a narrower embedding in and out.
+Source: transformers' modeling_opt; Zhang et al. 2022, arXiv 2205.01068.
 """
 
 from __future__ import annotations
 
 from planish.reference.architectures.entry import Architecture
-from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divided
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys, divide_evenly
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
     hidden, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
     bias, norm_first = keys.flag("enable_bias", True), keys.flag("do_layer_norm_before", True)
-    head_dim = divided(keys, "hidden_size", hidden, heads)
+    head_dim = divide_evenly(keys, "hidden_size", hidden, heads)
     return ModelConfig(
         model_type="opt",
         vocab_size=keys.count("vocab_size"),
         hidden_size=hidden,
         embedding_size=keys.count("word_embed_proj_dim", hidden),
-        layers=same_layers(keys.count("num_hidden_layers"), head_dim),
+        layers=repeat_layer(keys.count("num_hidden_layers"), head_dim),
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=head_dim,
@@ -38,7 +38,7 @@ def config(keys: Keys) -> ModelConfig:
         o_bias=bias,
         mlp_bias=bias,
         tie_embeddings=keys.flag("tie_word_embeddings", True),
-        bos_token_id=next(iter(keys.token_ids("bos_token_id")), None),
+        bos_token_id=keys.token_id("bos_token_id"),
         eos_token_ids=keys.token_ids("eos_token_id"),
     )
 

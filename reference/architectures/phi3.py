@@ -1,7 +1,7 @@
-"""Phi-3, Phi-3.5 and Phi-4: Llama's graph, queries, keys and values fused, gate and up fused.
+"""Phi-3, Phi-3.5 and Phi-4: Llama's graph with q, k and v fused, and gate and up fused.
 
-Long-context models stretch positions by longrope; Phi-4-mini turns part of a head only.
-Source: transformers' modeling_phi3; Abdin et al. 2024.
+Long-context models have the rope scaling longrope; Phi-4-mini rotates only part of a head.
+Source: transformers' modeling_phi3; Abdin et al. 2024, arXiv 2404.14219.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from planish.reference.architectures.read.decoder import (
     LAYER,
     OLD_BUFFERS,
     TENSORS,
-    decoder,
+    Defaults,
+    read_decoder,
 )
 from planish.reference.architectures.read.keys import Keys
-from planish.reference.architectures.read.rope import rope_from
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.architectures.read.rope import read_rope
+from planish.reference.model.config import ModelConfig, repeat_layer
 from planish.reference.model.rope import LongRope, Rope
 
 
@@ -27,21 +28,25 @@ def config(keys: Keys) -> ModelConfig:
     return ModelConfig(
         model_type="phi3",
         **heads,
-        **decoder(keys, max_positions=4096, eps=("rms_norm_eps", 1e-5), bos=(1,), eos=(32000,)),
-        layers=same_layers(layers, heads["head_dim"], rope=0, window=window),
+        **read_decoder(
+            keys, Defaults(max_positions=4096, eps=("rms_norm_eps", 1e-5), bos=(1,), eos=(32000,))
+        ),
+        layers=repeat_layer(layers, heads["head_dim"], rope=0, window=window),
         ropes=(phi3_rope(keys, heads["head_dim"]),),
     )
 
 
 def phi3_rope(keys: Keys, head_dim: int) -> Rope:
-    """As it comes, or longrope."""
+    """The rotary parameters: unscaled, or longrope."""
     lengths = {
         name: keys.count(name, 4096)
         for name in ("max_position_embeddings", "original_max_position_embeddings")
     }
-    rope = rope_from(Keys({**keys.values, **lengths}, keys.path), head_dim, part=1.0)
-    if not isinstance(rope.stretch, LongRope | None):
-        found = type(rope.stretch).__name__.lower()
+    rope = read_rope(
+        Keys({**keys.values, **lengths}, keys.path), head_dim, partial_rotary_factor=1.0
+    )
+    if not isinstance(rope.scaling, LongRope | None):
+        found = type(rope.scaling).__name__.lower()
         raise keys.fail("rope_type", "default or longrope, for phi3", found)
     return rope
 

@@ -1,23 +1,24 @@
-"""Qwen3: queries and keys of each head are normalized; no biases.
+"""Qwen3: Llama's graph; queries and keys are normalized per head.
 
-Source: transformers' modeling_qwen3; Yang et al. 2025.
+Source: transformers' modeling_qwen3; Yang et al. 2025, arXiv 2505.09388.
 """
 
 from __future__ import annotations
 
 from planish.reference.architectures.entry import Architecture
 from planish.reference.architectures.qwen2 import windows
-from planish.reference.architectures.read.attention import attention_heads, layers_with
+from planish.reference.architectures.read.attention import attention_heads, make_layers
 from planish.reference.architectures.read.decoder import (
     ATTENTION,
     GATED_MLP,
     QK_NORMS,
     TENSORS,
-    decoder,
-    one_bias,
+    Defaults,
+    read_biases,
+    read_decoder,
 )
 from planish.reference.architectures.read.keys import Keys
-from planish.reference.architectures.read.rope import rope_from
+from planish.reference.architectures.read.rope import read_rope
 from planish.reference.model.config import ModelConfig
 
 
@@ -26,11 +27,11 @@ def config(keys: Keys) -> ModelConfig:
     return ModelConfig(
         model_type="qwen3",
         **heads,
-        **decoder(keys, max_positions=32768),
-        layers=layers_with(windows(keys), heads["head_dim"]),
-        ropes=(rope_from(keys, heads["head_dim"]),),
+        **read_decoder(keys, Defaults(max_positions=32768)),
+        layers=make_layers(windows(keys), heads["head_dim"]),
+        ropes=(read_rope(keys, heads["head_dim"]),),
         qk_norm="head",
-        **one_bias(keys, "attention_bias", False, "qkv", "o"),
+        **read_biases(keys, "attention_bias", False, "qkv", "o"),
     )
 
 

@@ -1,6 +1,6 @@
-"""Qwen3's mixture of experts: many small ones, in some layers or all.
+"""Qwen3-MoE: Qwen3 with mixtures of many small experts, in some layers or all.
 
-Source: transformers' modeling_qwen3_moe; Yang et al. 2025.
+Source: transformers' modeling_qwen3_moe; Yang et al. 2025, arXiv 2505.09388.
 """
 
 from __future__ import annotations
@@ -8,34 +8,35 @@ from __future__ import annotations
 import math
 
 from planish.reference.architectures.entry import Architecture
-from planish.reference.architectures.read.attention import attention_heads, switched_window
+from planish.reference.architectures.read.attention import attention_heads, optional_window
 from planish.reference.architectures.read.decoder import (
     ATTENTION,
     GATED_MLP,
     LAYER,
     QK_NORMS,
     TENSORS,
-    decoder,
-    one_bias,
+    Defaults,
+    read_biases,
+    read_decoder,
 )
-from planish.reference.architectures.read.experts import mixture
+from planish.reference.architectures.read.experts import read_moe
 from planish.reference.architectures.read.keys import Keys
-from planish.reference.architectures.read.rope import rope_from
+from planish.reference.architectures.read.rope import read_rope
 from planish.reference.model.config import LayerKind, ModelConfig
 
 
 def config(keys: Keys) -> ModelConfig:
-    keys = keys.spelled(num_experts="num_local_experts")
+    keys = keys.with_aliases(num_experts="num_local_experts")
     heads = attention_heads(keys, kv_heads=4)
     return ModelConfig(
         model_type="qwen3_moe",
         **heads,
-        **decoder(keys, max_positions=32768),
+        **read_decoder(keys, Defaults(max_positions=32768)),
         layers=layers(keys, heads["head_dim"]),
-        ropes=(rope_from(keys, heads["head_dim"]),),
+        ropes=(read_rope(keys, heads["head_dim"]),),
         qk_norm="head",
-        **one_bias(keys, "attention_bias", False, "qkv", "o"),
-        moe=mixture(
+        **read_biases(keys, "attention_bias", False, "qkv", "o"),
+        moe=read_moe(
             keys,
             experts=("num_experts", 128),
             top_k=8,
@@ -46,11 +47,11 @@ def config(keys: Keys) -> ModelConfig:
 
 
 def layers(keys: Keys, head_dim: int) -> tuple[LayerKind, ...]:
-    """Experts in one layer of decoder_sparse_step, but for mlp_only_layers; one window for all."""
-    step, window = keys.count("decoder_sparse_step", 1), switched_window(keys, 4096)
-    plain = () if keys.get("mlp_only_layers") is None else keys.integers("mlp_only_layers")
+    """Experts in every decoder_sparse_step-th layer except mlp_only_layers; one window for all."""
+    step, window = keys.count("decoder_sparse_step", 1), optional_window(keys, 4096)
+    dense = () if keys.get("mlp_only_layers") is None else keys.integers("mlp_only_layers")
     sparse = [
-        layer not in plain and (layer + 1) % step == 0
+        layer not in dense and (layer + 1) % step == 0
         for layer in range(keys.count("num_hidden_layers"))
     ]
     divisor = math.sqrt(head_dim)

@@ -1,8 +1,8 @@
 """StableLM 3B, 2 1.6B and 2 12B: LayerNorm, a gated MLP, rotary positions in part of each head.
 
-The 1.6B has biases on queries, keys and values; the 12B has a parallel block under one norm, and a
-norm of its own for each head's queries and keys.
-Source: transformers' modeling_stablelm; Bellagente et al. 2024.
+The 1.6B has biases on queries, keys and values; the 12B has a parallel block with one norm, and a
+separate norm for the queries and keys of each head.
+Source: transformers' modeling_stablelm; Bellagente et al. 2024, arXiv 2402.17834.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from planish.reference.architectures.read.decoder import (
     LAYER,
     OLD_BUFFERS,
     TENSORS,
-    decoder,
-    one_bias,
+    Defaults,
+    read_biases,
+    read_decoder,
 )
 from planish.reference.architectures.read.keys import Keys
-from planish.reference.architectures.read.rope import rope_from
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.architectures.read.rope import read_rope
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -30,13 +31,15 @@ def config(keys: Keys) -> ModelConfig:
     return ModelConfig(
         model_type="stablelm",
         **heads,
-        **decoder(keys, max_positions=4096, norm="layer_norm", eps=eps, bos=(0,), eos=(0,)),
-        layers=same_layers(keys.count("num_hidden_layers"), head_dim, rope=0),
-        ropes=(rope_from(keys, head_dim, part=0.25),),
+        **read_decoder(
+            keys, Defaults(max_positions=4096, norm="layer_norm", eps=eps, bos=(0,), eos=(0,))
+        ),
+        layers=repeat_layer(keys.count("num_hidden_layers"), head_dim, rope=0),
+        ropes=(read_rope(keys, head_dim, partial_rotary_factor=0.25),),
         qk_norm="each_head" if keys.flag("qk_layernorm", False) else None,
         parallel=parallel,
         shared_norm=parallel,
-        **one_bias(keys, "use_qkv_bias", False, "qkv"),
+        **read_biases(keys, "use_qkv_bias", False, "qkv"),
     )
 
 

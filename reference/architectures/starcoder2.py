@@ -1,6 +1,6 @@
 """StarCoder2: LayerNorm, rotary positions, grouped queries, a plain MLP, biases everywhere.
 
-Source: transformers' modeling_starcoder2; Lozhkov et al. 2024.
+Source: transformers' modeling_starcoder2; Lozhkov et al. 2024, arXiv 2402.19173.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from planish.reference.architectures.read.decoder import (
     LAYER,
     OLD_BUFFERS,
     TENSORS,
-    decoder,
-    one_bias,
+    Defaults,
+    read_biases,
+    read_decoder,
 )
 from planish.reference.architectures.read.keys import Keys
-from planish.reference.architectures.read.rope import rope_from
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.architectures.read.rope import read_rope
+from planish.reference.model.config import ModelConfig, repeat_layer
 
 
 def config(keys: Keys) -> ModelConfig:
@@ -28,20 +29,22 @@ def config(keys: Keys) -> ModelConfig:
     return ModelConfig(
         model_type="starcoder2",
         **heads,
-        **decoder(
+        **read_decoder(
             keys,
-            max_positions=4096,
-            norm="layer_norm",
-            eps=("norm_epsilon", 1e-5),
-            activation=("hidden_act", "gelu_pytorch_tanh"),
-            gated=False,
-            tied=True,
-            bos=(50256,),
-            eos=(50256,),
+            Defaults(
+                max_positions=4096,
+                norm="layer_norm",
+                eps=("norm_epsilon", 1e-5),
+                activation=("hidden_act", "gelu_pytorch_tanh"),
+                gated=False,
+                tied=True,
+                bos=(50256,),
+                eos=(50256,),
+            ),
         ),
-        layers=same_layers(layers, heads["head_dim"], rope=0, window=window),
-        ropes=(rope_from(keys, heads["head_dim"]),),
-        **one_bias(keys, "use_bias", True, "qkv", "o", "mlp"),
+        layers=repeat_layer(layers, heads["head_dim"], rope=0, window=window),
+        ropes=(read_rope(keys, heads["head_dim"]),),
+        **read_biases(keys, "use_bias", True, "qkv", "o", "mlp"),
     )
 
 

@@ -1,13 +1,13 @@
-"""Model directories: everything that reads or writes bytes of them, and distrusts what it reads.
+"""Reading and writing model directories. Files are untrusted: everything that is read is checked.
 
-safetensors    one safetensors file
-shards         which files hold the tensors
-names          what files call their tensors
-entries        tensors by name, of the type and shape that they must have
-checkpoint     a directory, opened and checked, no tensor read yet
-floats         float tensors, finite
+safetensors    read and write one safetensors file
+shards         which files contain the tensors
+names          the names that files give their tensors
+entries        find a tensor by name, check its type and shape
+checkpoint     open a directory and check it, without reading tensors
+floats         read float tensors, check that they are finite
 formats/       how quantized linears are stored
-load           the weights, one block at a time
-placing        a path, filled whole and never replaced unasked
-writer         a directory, written whole
+load           read the weights, one block at a time
+placing        put a finished file or directory in place, replacing nothing without being asked
+writer         write a directory, whole or not at all
 """

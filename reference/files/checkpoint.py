@@ -1,8 +1,8 @@
-"""A model directory, opened: its config read, its tensors found and named, none of them read yet.
+"""Open a model directory: read its config, find and name its tensors, without reading them.
 
-A `quantization_config` must be of a format that can be read (formats/), and every tensor that the
-model needs must be there. Others may be, if they change nothing (names.py). load.py reads what was
-found here.
+A `quantization_config` must be in a format that we read (formats/), and every tensor that the model
+needs must exist. Others are allowed if they change nothing (names.py). load.py then reads the
+tensors.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from planish.reference.architectures import Architecture, Tensor, architecture_of, model_config
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.errors import CheckpointError, ConfigError, notice
-from planish.reference.files.entries import Declared, named_entry
+from planish.reference.files.entries import Declared, find_entry
 from planish.reference.files.formats import Format, find_format
 from planish.reference.files.names import base_names, is_unused, is_zero_bias, plain_names
 from planish.reference.files.safetensors import TensorEntry
-from planish.reference.files.shards import check_file, find_entries
+from planish.reference.files.shards import check_link, find_entries
 from planish.reference.files.writer import COPIED
 from planish.reference.json import read_json
 from planish.reference.model.config import ModelConfig
@@ -28,26 +28,26 @@ from planish.reference.model.shapes import block_kinds, block_shapes, outer_kind
 from planish.reference.model.weights import split_expert
 from planish.reference.scheme import HEAD_ACTIVATIONS, Scheme
 
-FILES = ("config.json", *COPIED)  # that are read, besides weights and their index, or copied
-NAMED_UNUSED = 3  # tensors that a notice names of those that it counts
+FILES = ("config.json", *COPIED)  # read or copied, in addition to weights and their index
+NAMED_UNUSED = 3  # how many unused tensors a notice names
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened directory: headers read and checked, tensors not yet.
+    """An opened directory: headers read and checked, tensors not read yet.
 
-    Tensors go by the architecture's names, without a wrapper's prefix.
+    entries has the architecture's names, without a wrapper's prefix.
     """
 
     path: Path
-    values: dict[str, Any]  # config.json as it stands
+    values: dict[str, Any]  # config.json, unchanged
     config: ModelConfig
     architecture: Architecture
     entries: dict[str, TensorEntry]
-    unused: dict[str, TensorEntry] = field(default_factory=dict)  # that no part of the model reads
-    learned_positions: int | None = None  # of the table, where config.max_positions is less
+    unused: dict[str, TensorEntry] = field(default_factory=dict)  # not read by the model
+    learned_positions: int | None = None  # rows of the table, if more than config.max_positions
     format: Format | None = None  # of quantized weights; None in a float model
-    declared: Declared | None = None  # what the format found in quantization_config
+    declared: Declared | None = None  # what quantization_config declares
 
     @property
     def quantization(self) -> dict[str, Any] | None:
@@ -59,9 +59,9 @@ class Checkpoint:
         return None if self.declared is None else self.declared.layout
 
     def scheme(self, part: str, layer: int | None = None) -> Scheme | None:
-        """How a linear, or `experts.up` for those of all experts, is quantized here; None if not.
+        """The scheme of a linear, or of all experts' (`experts.up`); None if it is in float.
 
-        Raises ConfigError where quantization_config gives it what it cannot have.
+        Raises ConfigError for a scheme that the linear cannot have.
         """
         if self.format is None or not can_be_quantized(part):
             return None
@@ -76,9 +76,9 @@ class Checkpoint:
         return scheme
 
     def source(self, part: str, layer: int | None = None) -> Tensor:
-        """Where one of our parts lies in the source, by the name that this directory uses.
+        """The source's tensor for a linear or norm, under the name that this directory uses.
 
-        `experts.gate` is that of all experts together: the name without the expert's number.
+        `experts.gate` gives the stacked experts' name: that without the expert's number.
         """
         general, expert = split_expert(part)
         tensor = self.architecture.tensor(general)
@@ -90,10 +90,10 @@ class Checkpoint:
         return replace(tensor, name=next(there, names[0]))
 
     def prefix(self, part: str, layer: int | None = None) -> str:
-        """The tensor-name prefix of a part by itself: where planish writes and looks for it.
+        """The tensor-name prefix under which planish writes a linear or norm, and looks for it.
 
-        A part that a source has fused, transposed or reduced by one gets a name of its own, and so
-        does the weight that smoothing gives to a norm without one.
+        It differs from the source's name if that tensor is fused, transposed or has 1 subtracted,
+        and for the weight that smoothing adds to a norm without one.
         """
         source, config = self.source(part, layer), self.config
         as_is = config.norm_affine and not config.norm_plus_one
@@ -101,27 +101,27 @@ class Checkpoint:
         name = source.name.replace(".{h}", "")
         return name if plain else f"{name}.{part}"
 
-    def stacked(self, layer: int) -> bool:
-        """Whether a layer's experts lie in one tensor for each of their parts."""
+    def has_stacked_experts(self, layer: int) -> bool:
+        """Whether a layer's experts are stacked: one tensor for all gates, ups or downs."""
         if self.format is None or not self.config.layers[layer].experts:
             return False
         return self.scheme("experts.up", layer) is not None
 
-    def stored(self, part: str, layer: int | None = None) -> str:
-        """The tensor-name prefix under which this directory has a linear, perhaps with others."""
+    def stored_prefix(self, part: str, layer: int | None = None) -> str:
+        """Prefix of the stored tensor that contains this linear, alone, fused or stacked."""
         general, expert = split_expert(part)
-        if expert is not None and layer is not None and self.stacked(layer):
+        if expert is not None and layer is not None and self.has_stacked_experts(layer):
             return self.prefix(general, layer)
         own = self.prefix(part, layer)
         return own if f"{own}.weight" in self.entries else self.source(part, layer).name
 
     def schemes(self) -> dict[str, Scheme | None]:
-        """The scheme of every linear that can be quantized, by the prefix that it is stored under.
+        """The scheme of every linear that can be quantized, by the prefix of its stored tensor.
 
-        Experts that are stored in one piece are one of them.
+        Stacked experts are one entry.
         """
         found = {
-            self.stored(part, layer): self.scheme(self._stored_part(part, layer), layer)
+            self.stored_prefix(part, layer): self.scheme(self._stored_part(part, layer), layer)
             for layer in range(self.config.num_layers)
             for part in block_shapes(self.config, layer)
             if part != "router"
@@ -129,26 +129,26 @@ class Checkpoint:
         return found | {self.prefix("head"): self.scheme("head")}
 
     def _stored_part(self, part: str, layer: int) -> str:
-        """experts.3.gate -> experts.gate where this layer's experts are stored in one piece."""
+        """experts.3.gate -> experts.gate if this layer's experts are stacked."""
         general, expert = split_expert(part)
-        return general if expert is not None and self.stacked(layer) else part
+        return general if expert is not None and self.has_stacked_experts(layer) else part
 
     @cached_property
     def left_off(self) -> str:
-        """The start of the architecture's names that this directory leaves off."""
+        """The prefix of the architecture's names that this directory omits."""
         embed, base = base_names(self.architecture)
         left_off = embed not in self.entries and embed.removeprefix(base) in self.entries
         return base if left_off else ""
 
 
 def can_be_quantized(part: str) -> bool:
-    """Whether a part is a linear of a block, but for a router, or the head."""
+    """Whether this is lm_head or a linear of a block other than the router."""
     general, _ = split_expert(part)
     return general.rpartition(".")[2] in (*"qkvo", "gate", "up", "down", "head")
 
 
 def head_names(checkpoint: Checkpoint, source: str, part: str) -> list[str]:
-    """The names of a norm that has a tensor for each head."""
+    """The names of a norm that is stored as one tensor for each head."""
     config = checkpoint.config
     heads = config.num_heads if part == "q_norm" else config.num_kv_heads
     return [source.format(h=head) for head in range(heads)]
@@ -163,7 +163,7 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError("is not a directory with a model", path=path)
     for name in FILES:
-        check_file(path / name, allow_links)
+        check_link(path / name, allow_links)
     values = read_json(path / "config.json")
     form, declared = _format_of(values, path)
     config = _with_generation(model_config(values, path / "config.json"), path)
@@ -175,15 +175,15 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
         values,
         config,
         architecture,
-        _renamed(path, entries, plain),
+        _rename_entries(path, entries, plain),
         format=form,
         declared=declared,
     )
-    return _sort_out(checkpoint, {plain[name]: shard for name, shard in absent.items()})
+    return _set_aside_unused(checkpoint, {plain[name]: shard for name, shard in absent.items()})
 
 
 def _with_generation(config: ModelConfig, path: Path) -> ModelConfig:
-    """generation_config.json, where there is one, has the last word on the end-of-text ids."""
+    """The config with the end-of-text ids of generation_config.json, if it exists."""
     file = path / "generation_config.json"
     if not file.exists():
         return config
@@ -192,7 +192,7 @@ def _with_generation(config: ModelConfig, path: Path) -> ModelConfig:
 
 
 def _format_of(values: dict[str, Any], path: Path) -> tuple[Format | None, Declared | None]:
-    """The format of quantized weights, which must be one that we read, and what it finds here."""
+    """The format of quantized weights and what it declares; ConfigError if we do not read it."""
     found = values.get("quantization_config")
     if found is None:
         return None, None
@@ -204,30 +204,30 @@ def _format_of(values: dict[str, Any], path: Path) -> tuple[Format | None, Decla
     return form, form.parse(found, file)
 
 
-def _renamed(
+def _rename_entries(
     path: Path, entries: dict[str, TensorEntry], plain: dict[str, str]
 ) -> dict[str, TensorEntry]:
-    """The tensors by their plain names; raises CheckpointError where two have the same."""
+    """The tensors by their plain names; raises CheckpointError if two have the same."""
     renamed: dict[str, TensorEntry] = {}
     for name, entry in entries.items():
         if plain[name] in renamed:
-            problem = "is there twice, with a prefix and without it or another"
+            problem = "is given twice, with different prefixes"
             raise CheckpointError(problem, path=path, name=plain[name])
         renamed[plain[name]] = entry
     return renamed
 
 
-def _sort_out(checkpoint: Checkpoint, absent: Mapping[str, str]) -> Checkpoint:
-    """The checkpoint with what no part loads set aside; what would change a number is refused.
+def _set_aside_unused(checkpoint: Checkpoint, absent: Mapping[str, str]) -> Checkpoint:
+    """Move tensors that the model does not read to `unused`; refuse those that would change it.
 
-    absent: the tensors that only the index names, and the shard that it gives for each.
+    absent: the shard of each tensor that only the index names.
     """
     known, path = _known_names(checkpoint), checkpoint.path
     entries, architecture = checkpoint.entries, checkpoint.architecture
     unused = {name: entry for name, entry in entries.items() if name not in known}
     for name, entry in unused.items():
         if not (is_unused(name, architecture, entry) or is_zero_bias(name, entry, known)):
-            raise _stranger(path, name)
+            raise _unknown_tensor(path, name)
     for name, shard in absent.items():
         if name not in known and not is_unused(name, architecture):
             raise CheckpointError("is missing", path=path / shard, name=name)
@@ -239,8 +239,8 @@ def _sort_out(checkpoint: Checkpoint, absent: Mapping[str, str]) -> Checkpoint:
     return replace(checkpoint, entries=used, unused=unused)
 
 
-def _stranger(path: Path, name: str) -> CheckpointError:
-    """The error for a tensor that would change the numbers if the model had a place for it."""
+def _unknown_tensor(path: Path, name: str) -> CheckpointError:
+    """The error for a tensor that is not part of the model but is meant to change its results."""
     problem, expected = "is not a tensor of this model", None
     if "lora_" in name:
         expected = "weights with the adapter merged into them"
@@ -250,13 +250,13 @@ def _stranger(path: Path, name: str) -> CheckpointError:
 
 
 def _known_names(checkpoint: Checkpoint) -> set[str]:
-    """The tensors that some part loads, after all that must be there were found."""
+    """The names of all tensors that the model may read; raises if a required one is missing."""
     config, known = checkpoint.config, set[str]()
     for part, kinds in outer_kinds(config).items():
         tied = part == "head" and config.tie_embeddings
         known |= _require(checkpoint, part, None, kinds, optional=tied)
-    for layer in range(config.num_layers):  # stops at the first missing one, however many
-        stacked = checkpoint.stacked(layer)
+    for layer in range(config.num_layers):  # raises at the first missing one
+        stacked = checkpoint.has_stacked_experts(layer)
         for part, kinds in block_kinds(config, layer).items():
             part = split_expert(part)[0] if stacked else part
             known |= _require(checkpoint, part, layer, kinds)
@@ -270,10 +270,10 @@ def _require(
     kinds: tuple[str, ...],
     optional: bool = False,
 ) -> set[str]:
-    """The names that one part may have, after all that it must have were found."""
+    """The tensor names of one linear or norm; CheckpointError if a required one is missing."""
     prefix, source = checkpoint.prefix(part, layer), checkpoint.source(part, layer).name
     must, may = _companions(checkpoint, part, layer)
-    may = may if kinds else ("weight",)  # of a norm that had none before it was smoothed
+    may = may if kinds else ("weight",)  # smoothing gives one to a norm without
     names = {f"{prefix}.{kind}" for kind in (*must, *may)}
     for kind in kinds:
         own, origins = f"{prefix}.{kind}", [f"{source}.{kind}"]
@@ -281,16 +281,16 @@ def _require(
             origins = [f"{name}.{kind}" for name in head_names(checkpoint, source, part)]
         names |= {own} if own in checkpoint.entries else set(origins)
         for name in () if optional or own in checkpoint.entries else origins:
-            named_entry(checkpoint, name)
+            find_entry(checkpoint, name)
     for kind in must:
-        named_entry(checkpoint, f"{prefix}.{kind}")
+        find_entry(checkpoint, f"{prefix}.{kind}")
     return names
 
 
 def _companions(
     checkpoint: Checkpoint, part: str, layer: int | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The tensors that a quantized linear must and may have beside its codes."""
+    """Required and optional companion tensors of a quantized linear."""
     scheme = checkpoint.scheme(part, layer)
     if scheme is None or checkpoint.format is None:
         return (), ()

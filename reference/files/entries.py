@@ -1,4 +1,4 @@
-"""The tensors of a directory by name: found, or an error that names directory and tensor."""
+"""Find a directory's tensors by name; errors name the file and the tensor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from planish.reference.scheme import Scheme
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """What config.json says of quantized weights, as their format has parsed it.
+    """What config.json declares about quantized weights, as their format parsed it.
 
-    targets: the scheme of each linear that is named, by its prefix, or by its prefix with {i} for
-    every number. rest, head: those of linears that are quantized without being named.
+    targets: schemes by the prefix of a linear, or by its prefix with {i} in place of every number.
+    rest, head: the schemes of linears that are quantized without being named (version 1).
     """
 
     layout: str
@@ -27,7 +27,7 @@ class Declared:
 
 
 class Directory(Protocol):
-    """What a file format is given: where tensors are, and what config.json says of their codes."""
+    """What a file format needs of a directory: its tensors, and what config.json declares."""
 
     @property
     def path(self) -> Path: ...
@@ -38,21 +38,23 @@ class Directory(Protocol):
 
 
 def bad_value(directory: Directory, name: str, expected: object, found: object) -> CheckpointError:
+    """The error for a tensor that contains a bad value."""
     path = directory.path
     return CheckpointError("bad value", path=path, name=name, expected=expected, found=found)
 
 
-def named_entry(directory: Directory, name: str) -> TensorEntry:
+def find_entry(directory: Directory, name: str) -> TensorEntry:
+    """A tensor's entry; raises CheckpointError if it is missing."""
     if name not in directory.entries:
         raise CheckpointError("is missing", path=directory.path, name=name)
     return directory.entries[name]
 
 
-def checked_entry(
+def require_entry(
     directory: Directory, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...]
 ) -> TensorEntry:
-    """A tensor's place, after its type and shape were found to be right."""
-    entry, types = named_entry(directory, name), " or ".join(dtypes)
+    """A tensor's entry; raises CheckpointError unless its type and shape are as expected."""
+    entry, types = find_entry(directory, name), " or ".join(dtypes)
     pairs = {
         "wrong type": (types, entry.dtype, entry.dtype in dtypes),
         "wrong shape": (list(shape), list(entry.shape), entry.shape == tuple(shape)),

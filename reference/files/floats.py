@@ -1,4 +1,4 @@
-"""Reading a float tensor: float32, float16 or bfloat16 in the file, float32 out of it, finite."""
+"""Read float tensors: float32, float16 or bfloat16 in the file, float32 in memory, finite."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from planish.reference.files.entries import Directory, bad_value, checked_entry
+from planish.reference.files.entries import Directory, bad_value, require_entry
 from planish.reference.model.shapes import Shape
 
 FLOATS = ("F32", "F16", "BF16")
-CHECKED_TOGETHER = 2**18  # numbers: 1 MiB, which a second look finds in the cache
+CHECKED_TOGETHER = 2**18  # numbers: 1 MiB, still cached if isfinite has to read them again
 
 
 def load_float(
@@ -19,7 +19,7 @@ def load_float(
     shape: Shape,
     cut: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """read_float's tensor; it must be finite."""
+    """read_float, and raise CheckpointError unless the tensor is finite."""
     tensor = read_float(directory, name, shape, cut)
     require_finite(directory, name, tensor)
     return tensor
@@ -31,10 +31,10 @@ def read_float(
     shape: Shape,
     cut: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """A float tensor, or what is cut from it, as float32, a view of the file if it is float32."""
-    mapped = checked_entry(directory, name, FLOATS, shape).map()
+    """A float tensor, or a slice of it by `cut`, as float32; a view of the file if stored so."""
+    mapped = require_entry(directory, name, FLOATS, shape).map()
     mapped = mapped if cut is None else np.ascontiguousarray(cut(mapped))
-    with np.errstate(invalid="ignore"):  # a signalling NaN is reported later, by name
+    with np.errstate(invalid="ignore"):  # require_finite reports a signalling NaN by name
         return mapped.astype(np.float32, copy=False)
 
 
@@ -46,10 +46,10 @@ def require_finite(directory: Directory, name: str, tensor: np.ndarray) -> None:
 
 
 def all_finite(tensor: np.ndarray) -> bool:
-    """Whether a contiguous float32 tensor holds neither NaN nor Inf.
+    """Whether a contiguous float32 tensor has neither NaN nor Inf.
 
-    A sum of squares is finite only then, as squares cannot cancel; it costs one pass and no
-    memory. Where it is not, large numbers may have overflowed, so isfinite has the last word.
+    If the sum of squares is finite, so is every number, as squares cannot cancel; it takes one
+    pass and no memory. If it is not, large numbers may have overflowed, so isfinite decides.
     """
     numbers = tensor.reshape(-1)
     for start in range(0, numbers.size, CHECKED_TOGETHER):

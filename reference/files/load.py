@@ -1,9 +1,9 @@
-"""A Hugging Face directory, read lazily: config, tensors by name, one block at a time.
+"""Read a model's weights lazily, one block at a time.
 
-Float tensors may be float32, float16 or bfloat16 and come out as float32. Quantized linears are
-read by the format that wrote them (formats/) and come out in the layout that is asked for:
-`canonical`, which the definition reads, or `tiles`, which the native kernels read; as views of the
-file where it has this layout. Nothing is unpickled and no path leaves the directory.
+Float tensors may be float32, float16 or bfloat16 and are returned as float32. A quantized linear is
+read by its format (formats/) and returned in the layout that is asked for: `canonical`, which the
+reference reads, or `tiles`, which the native kernels read. It is a view of the file if that has the
+same layout. Nothing is unpickled and no path leaves the directory.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import overload
 
 import numpy as np
 
-from planish.reference.architectures import Tensor
 from planish.reference.errors import CheckpointError, TokenizerError, notice
 from planish.reference.files.checkpoint import Checkpoint, head_names, open_checkpoint
-from planish.reference.files.entries import bad_value, checked_entry
+from planish.reference.files.entries import bad_value, require_entry
 from planish.reference.files.floats import (
     FLOATS,
     all_finite,
@@ -36,7 +35,7 @@ from planish.reference.model.shapes import (
     outer_norms,
     outer_shapes,
 )
-from planish.reference.model.weights import Block, Mlp, Weights, put_together, split_expert
+from planish.reference.model.weights import Block, Mlp, Weights, build_block, split_expert
 from planish.reference.quantized import QuantizedWeight, to_layout
 from planish.reference.scheme import Scheme
 from planish.reference.text.tokenizer import load_tokenizer
@@ -49,8 +48,8 @@ ROWS_TOGETHER = 256
 def load_weights(checkpoint: Checkpoint, tiled: bool = False) -> Weights:
     """The model with lazy blocks: each is read when it is indexed.
 
-    Quantized weights come out in the canonical layout or, if `tiled`, in tiles: views of the
-    file where it has them in this layout, converted where it has not.
+    Quantized weights are in the canonical layout or, if `tiled`, in tiles: views of the file if it
+    has this layout, otherwise converted.
     """
     config = checkpoint.config
     embed = _load_embed(checkpoint)
@@ -82,9 +81,9 @@ def _load_outer(checkpoint: Checkpoint, part: str) -> np.ndarray:
 
 
 def _load_embed(checkpoint: Checkpoint) -> np.ndarray:
-    """The embedding [V, E]. Rows that no token reads may hold NaN or Inf, and come out as zeros.
+    """The embedding [V, E]. Rows of ids without a token may be NaN or Inf and become zeros.
 
-    Not where the head is the embedding: there each of its rows makes a logit.
+    Not if lm_head is the embedding: then each row gives a logit.
     """
     name = f"{checkpoint.prefix('embed')}.weight"
     embed = read_float(checkpoint, name, outer_shapes(checkpoint.config)["embed"])
@@ -94,12 +93,14 @@ def _load_embed(checkpoint: Checkpoint) -> np.ndarray:
     if not _head_is_embedding(checkpoint):
         embed = np.where((bad & _rows_without_token(checkpoint))[:, None], np.float32(0), embed)
     require_finite(checkpoint, name, embed)
-    notice(f"{checkpoint.path}: {name}: not finite, read as zeros: {bad.sum()} rows of no token")
+    notice(
+        f"{checkpoint.path}: {name}: not finite, read as zeros: {bad.sum()} rows without a token"
+    )
     return embed
 
 
 def _rows_without_token(checkpoint: Checkpoint) -> np.ndarray:
-    """Which rows of the embedding [V] belong to no token of the tokenizer; none without one."""
+    """Which rows of the embedding, bool [V], have no token; none if there is no tokenizer."""
     config = checkpoint.config
     rows = range(config.vocab_size)
     try:
@@ -111,12 +112,12 @@ def _rows_without_token(checkpoint: Checkpoint) -> np.ndarray:
 
 
 def _head_is_embedding(checkpoint: Checkpoint) -> bool:
-    """Whether the head has no weight of its own; quantized, a tied one has."""
+    """Whether lm_head uses the embedding; a tied one that was quantized does not."""
     return checkpoint.config.tie_embeddings and checkpoint.scheme("head") is None
 
 
 def _load_head(checkpoint: Checkpoint, embed: np.ndarray, tiled: bool) -> Linear:
-    """The head's own weight, or the embedding; a tied head that was quantized has its own."""
+    """lm_head: its own weight, or the embedding."""
     config, prefix = checkpoint.config, checkpoint.prefix("head")
     if _head_is_embedding(checkpoint):
         _require_tied(checkpoint, f"{prefix}.weight", embed)
@@ -126,13 +127,13 @@ def _load_head(checkpoint: Checkpoint, embed: np.ndarray, tiled: bool) -> Linear
 
 
 def _require_tied(checkpoint: Checkpoint, name: str, embed: np.ndarray) -> None:
-    """A tied head may lie in the file, too, but it must be the embedding.
+    """Raise CheckpointError if the file has a tied lm_head that differs from the embedding.
 
-    transformers does not tie a head that differs, whatever the config says; one of them is wrong.
+    transformers does not tie such a head, in spite of the config; one of the two is wrong.
     """
     if name not in checkpoint.entries:
         return
-    own = checked_entry(checkpoint, name, FLOATS, embed.shape).map()
+    own = require_entry(checkpoint, name, FLOATS, embed.shape).map()
     for row in range(0, len(own), ROWS_TOGETHER):
         rows = slice(row, row + ROWS_TOGETHER)
         if not np.array_equal(own[rows].astype(np.float32), embed[rows]):
@@ -141,7 +142,7 @@ def _require_tied(checkpoint: Checkpoint, name: str, embed: np.ndarray) -> None:
 
 
 class Blocks(Sequence[Block]):
-    """The blocks of a checkpoint, each read from disk whenever it is asked for."""
+    """The blocks of a checkpoint; each access reads the block from the file."""
 
     def __init__(self, checkpoint: Checkpoint, tiled: bool = False):
         self.checkpoint, self.tiled = checkpoint, tiled
@@ -164,37 +165,37 @@ def load_block(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Block
     """Read one layer's tensors."""
     config = checkpoint.config
     shapes = block_shapes(config, layer).items()
-    stack = load_stack(checkpoint, layer, tiled) if checkpoint.stacked(layer) else None
+    stack = load_stack(checkpoint, layer, tiled) if checkpoint.has_stacked_experts(layer) else None
     linears = {
         part: load_linear(checkpoint, part, layer, shape, bias, tiled)
         for part, (shape, bias) in shapes
         if stack is None or split_expert(part)[1] is None
     }
-    _require_alike(checkpoint, layer, linears)
+    _require_same_schemes(checkpoint, layer, linears)
     norms = {
         part: load_norm(checkpoint, part, shape, layer)
         for part, shape in block_norms(config).items()
     }
-    return put_together(config.layers[layer], linears, norms, stack)
+    return build_block(config.layers[layer], linears, norms, stack)
 
 
-def _require_alike(checkpoint: Checkpoint, layer: int, linears: dict[str, Linear]) -> None:
-    """An older directory has a tensor for each expert, but all of them in one form."""
+def _require_same_schemes(checkpoint: Checkpoint, layer: int, linears: dict[str, Linear]) -> None:
+    """Raise CheckpointError unless experts that are stored one by one have the same schemes."""
     experts = {part: x for part, x in linears.items() if split_expert(part)[1] is not None}
     floats = [part for part, x in experts.items() if x.scheme is None]
     if floats and len(floats) < len(experts):
         name = f"{checkpoint.prefix(floats[0], layer)}.weight"
-        raise bad_value(checkpoint, name, "INT8 or INT4 codes, as other experts have", "floats")
+        raise bad_value(checkpoint, name, "INT8 or INT4 codes, as the other experts have", "floats")
     schemes: dict[str, Scheme | None] = {}
     for part, linear in experts.items():
         first = schemes.setdefault(split_expert(part)[0], linear.scheme)
         if linear.scheme != first:
             name = f"{checkpoint.prefix(part, layer)}.weight_scale"
-            raise bad_value(checkpoint, name, f"{first}, as other experts are", linear.scheme)
+            raise bad_value(checkpoint, name, f"{first}, as the other experts have", linear.scheme)
 
 
 def load_stack(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Stack:
-    """The quantized experts of one layer, mapped whole; each is converted when it is asked for."""
+    """The stacked experts of one layer, mapped; each access converts one expert if needed."""
     shapes = block_shapes(checkpoint.config, layer)
     found: dict[str, Linear] = {}
     for part in ("gate", "up", "down"):
@@ -205,7 +206,7 @@ def load_stack(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Stack
 
 
 def _load_experts(checkpoint: Checkpoint, part: str, layer: int) -> Linear:
-    """One linear of every expert in the layout on disk, an axis of experts in front."""
+    """The gate, up or down of all experts in the file's layout, with a leading axis of experts."""
     moe, prefix = checkpoint.config.moe, checkpoint.prefix(part, layer)
     shape, has_bias = block_shapes(checkpoint.config, layer)[part.replace(".", ".0.")]
     stack = () if moe is None else (moe.num_experts,)
@@ -217,7 +218,7 @@ def _load_experts(checkpoint: Checkpoint, part: str, layer: int) -> Linear:
 def _read_quantized(
     checkpoint: Checkpoint, part: str, layer: int | None, shape: Shape, stack: Shape = ()
 ) -> Linear:
-    """A linear without its bias as its format reads it."""
+    """Read a quantized linear, without its bias, by its format."""
     scheme, form = checkpoint.scheme(part, layer), checkpoint.format
     prefix = checkpoint.prefix(part, layer)
     if scheme is None or form is None:
@@ -234,7 +235,7 @@ def load_linear(
     has_bias: bool,
     tiled: bool = False,
 ) -> Linear:
-    """Weight (float or quantized) and bias of one linear, with its activations' scale."""
+    """Read a linear: weight (float or quantized), bias, and static activation scale."""
     bias = load_part(checkpoint, part, layer, "bias", shape) if has_bias else None
     if checkpoint.scheme(part, layer) is None:
         return Linear(load_part(checkpoint, part, layer, "weight", shape), bias)
@@ -248,11 +249,11 @@ def load_linear(
 def load_part(
     checkpoint: Checkpoint, part: str, layer: int | None, kind: str, shape: Shape
 ) -> np.ndarray:
-    """The weight [N, K] or bias [N] of a linear, by itself or out of a fused tensor."""
+    """Read the weight [N, K] or bias [N] of a float linear, also from a fused tensor."""
     own, source = f"{checkpoint.prefix(part, layer)}.{kind}", checkpoint.source(part, layer)
     if own in checkpoint.entries or source.plain:
         return load_float(checkpoint, own, shape if kind == "weight" else shape[:1])
-    name, shapes = f"{source.name}.{kind}", dict(fused_shapes(checkpoint, part, layer, source))
+    name, shapes = f"{source.name}.{kind}", dict(fused_shapes(checkpoint, part, layer))
     groups = checkpoint.config.num_kv_heads if source.grouped else 1
     rows = [one[0] // groups for one in shapes.values()]
     start = sum(rows[: list(shapes).index(part)])
@@ -269,23 +270,23 @@ def load_part(
 
 
 def fused_shapes(
-    checkpoint: Checkpoint, part: str, layer: int | None, source: Tensor
+    checkpoint: Checkpoint, part: str, layer: int | None
 ) -> Iterator[tuple[str, Shape]]:
-    """The parts that share a tensor, this one among them, and their shapes."""
+    """The linears that are fused in one tensor, this one among them, and their shapes."""
     if layer is None:
         yield part, outer_shapes(checkpoint.config)[part]
         return
     shapes, (general, _) = block_shapes(checkpoint.config, layer), split_expert(part)
-    for other in checkpoint.architecture.together(general):
+    for other in checkpoint.architecture.fused_modules(general):
         name = part.removesuffix(general.rpartition(".")[2]) + other.rpartition(".")[2]
         yield name, shapes[name][0]
 
 
 def load_norm(checkpoint: Checkpoint, part: str, shape: Shape, layer: int | None = None) -> Norm:
-    """A norm, its weight as it multiplies, whether the checkpoint reduced it by one or not."""
+    """Read a norm; 1 is added to its weight if the checkpoint stores weight - 1."""
     kinds = norm_kinds(checkpoint.config, part)
     if f"{checkpoint.prefix(part, layer)}.weight" in checkpoint.entries:
-        kinds = kinds or ("weight",)  # smoothing gave it one
+        kinds = kinds or ("weight",)  # smoothing added it
     weight, bias = (
         load_norm_part(checkpoint, part, layer, kind, shape) if kind in kinds else None
         for kind in ("weight", "bias")

@@ -1,11 +1,11 @@
-"""What a file may call its tensors, and what it may hold besides a model's.
+"""The names that files give tensors, and tensors that are not the model's but may be present.
 
-    module.model.norm.weight     a wrapper's prefix: DDP, FSDP, torch.compile, a trainer, a larger
-    language_model.model.norm.…  model; the name without it is the architecture's
-    norm.weight                  the base model saved alone, without the architecture's first word
-    …rotary_emb.inv_freq         a buffer, another head, a cache's scale: no part of the graph
+    module.model.norm.weight     the prefix of a wrapper (DDP, FSDP, torch.compile, a trainer) or of
+    language_model.model.norm.…  a larger model; without it the name is the architecture's
+    norm.weight                  the base model saved without the architecture's first word
+    …rotary_emb.inv_freq         a buffer, another head, a cache's scale: not used by the model
 
-As transformers reads them; but a tensor that would change a number is never passed over.
+transformers reads them in the same way, but we never ignore a tensor that would change a number.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from planish.reference.files.safetensors import DTYPES, TensorEntry
 WRAPPERS = re.compile(
     r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-UNUSED = (  # patterns of tensors that no graph of ours reads, whatever their values
+UNUSED = (  # patterns of tensors that no model of ours reads
     r".*rot\w*\.\w*inv_freq",
     r".*\.(cos|sin)_cached",
     r"(.*\.)?position_ids",
     r".*\.(attn|attention|self_attn|self_attention)\.masked_bias",
-    r".*\.[kqv]_scale|.*\.(kv|prob)_scale",  # of a cache or of attention in eight bits
+    r".*\.[kqv]_scale|.*\.(kv|prob)_scale",  # of an 8-bit cache or attention
     r".*\._extra_state",
     r"(\w+\.)?(score|classifier|classification_head|qa_outputs|summary|v_head|value_head)\..+",
     r"(\w+\.)?(vision_tower|vision_model|visual|audio_tower|multi_modal_projector)\..+",
@@ -33,15 +33,15 @@ MASK = r".*\.(attn|attention|self_attn|self_attention)\.(bias|mask|causal_mask)"
 
 
 def base_names(architecture: Architecture) -> tuple[str, str]:
-    """The embedding's name, and its first word, with which all names of the base model begin."""
+    """The embedding's name, and its first component, the prefix of all names of the base model."""
     name = architecture.tensor("embed").name
     return f"{name}.weight", name.partition(".")[0] + "."
 
 
 def plain_names(names: Iterable[str], architecture: Architecture) -> dict[str, str]:
-    """Each name -> the same without wrappers' prefixes.
+    """Each name -> the name without wrappers' prefixes.
 
-    What comes before the embedding's name is the prefix, if only one tensor can be that.
+    The prefix is what precedes the embedding's name, if only one tensor can be the embedding.
     """
     plain = {name: WRAPPERS.sub("", name) for name in names}
     full, base = base_names(architecture)
@@ -55,9 +55,9 @@ def plain_names(names: Iterable[str], architecture: Architecture) -> dict[str, s
 
 
 def is_unused(name: str, architecture: Architecture, entry: TensorEntry | None = None) -> bool:
-    """Whether a tensor that is no part of the model may be passed over by its name alone.
+    """Whether a tensor that the model does not read can be ignored because of its name.
 
-    Without its entry, a tensor that only the index names.
+    entry: None for a tensor that only the index names.
     """
     if any(re.fullmatch(pattern, name) for pattern in (*UNUSED, *architecture.ignored)):
         return True
@@ -65,6 +65,6 @@ def is_unused(name: str, architecture: Architecture, entry: TensorEntry | None =
 
 
 def is_zero_bias(name: str, entry: TensorEntry, known: set[str]) -> bool:
-    """Whether it is the bias of a part that has none in the graph, and adds nothing."""
+    """Whether a tensor is the bias of a module without bias in this model, and is all zeros."""
     of_a_part = name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in known
     return of_a_part and entry.dtype in DTYPES and not entry.map().any()

@@ -1,8 +1,8 @@
-"""Putting what was written where it was asked to go: whole, and nothing replaced unasked.
+"""Put a finished file or directory in place: whole, and replacing nothing without being asked.
 
-What is written begins beside its target, hidden, and one rename puts it in place. Whether the
-target is free is looked at before anything is computed and once more by that rename, which
-refuses to replace what has come into being meanwhile: of two writers the second loses.
+Output is first written under a hidden name next to its target; one rename puts it in place. The
+target is checked before anything is computed, and again by that rename, which refuses to replace
+what has appeared since: of two writers the second fails.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ DESCRIPTORS = re.compile(r"/proc/\d+(/task/\d+)?/fd|/dev/fd")
 
 
 def hidden_beside(target: Path) -> Path:
-    """A name in the same directory that nobody else uses; long names are cut."""
+    """An unused hidden name in the same directory; long names are shortened."""
     return target.with_name(f".{target.name[:50]}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def check_directory(target: Path, overwrite: bool, there: Path | None = None) -> None:
-    """Refuse what must not be replaced: all but a model that is asked to be, or nothing at all.
+    """Raise OutputError unless the target is free, or a model and `overwrite` is set.
 
-    `there` is what was found at the target and has been moved aside.
+    there: where the target's old content is now, if it has been moved aside.
     """
     there = there or target
     if there.is_symlink():
@@ -47,13 +47,13 @@ def check_directory(target: Path, overwrite: bool, there: Path | None = None) ->
     if not overwrite:
         raise OutputError("exists; give --overwrite to replace it", path=target)
     if any(there.iterdir()) and not (there / "config.json").exists():
-        raise OutputError("exists and holds no model; it is not replaced", path=target)
+        raise OutputError("exists and contains no model; it is not replaced", path=target)
 
 
 def put_directory(hidden: Path, target: Path, overwrite: bool) -> None:
-    """Put a finished directory in place; one that it replaces is then found under `hidden`.
+    """Put a finished directory in place; a directory that it replaces is moved to `hidden`.
 
-    Raises OutputError for what has appeared since the start, unless it may be replaced.
+    Raises OutputError if something that must not be replaced has appeared since the start.
     """
     if overwrite and os.path.lexists(target):
         check_directory(target, overwrite)
@@ -61,15 +61,15 @@ def put_directory(hidden: Path, target: Path, overwrite: bool) -> None:
     try:
         place_directory(hidden, target)
     except FileExistsError:
-        problem = "came into being while this was computed, and is not replaced"
+        problem = "appeared while this was computed, and is not replaced"
         raise OutputError(problem, path=target, expected="a free name") from None
 
 
 def place_directory(hidden: Path, target: Path) -> None:
-    """Rename a finished directory; FileExistsError where there is anything already."""
+    """Rename a finished directory; FileExistsError if the target exists."""
     if _rename(hidden, target, RENAME_NOREPLACE):
         return
-    target.mkdir()  # claims the name where a rename cannot: it refuses whatever is there
+    target.mkdir()  # claims the name if renameat2 is missing: it fails if anything exists
     try:
         hidden.rename(target)  # onto an empty directory, or not at all
     except BaseException as problem:
@@ -81,10 +81,10 @@ def place_directory(hidden: Path, target: Path) -> None:
 
 
 def exchange_directory(hidden: Path, target: Path, check: Callable[[Path], None]) -> None:
-    """Put a finished directory in the place of another, which is then found under `hidden`.
+    """Exchange a finished directory with another, which is then at `hidden`.
 
-    `check` raises for what must not be replaced. It judges what was really taken away, and what
-    it refuses goes back.
+    check raises for a directory that must not be replaced. It sees the one that was really moved,
+    which is put back if it raises.
     """
     if not _rename(hidden, target, RENAME_EXCHANGE):
         return _exchange_in_steps(hidden, target, check)
@@ -92,14 +92,14 @@ def exchange_directory(hidden: Path, target: Path, check: Callable[[Path], None]
         check(hidden)
     except BaseException:
         if not _rename(hidden, target, RENAME_EXCHANGE):
-            aside = _aside(hidden)  # what is found under `hidden` may be removed
+            aside = _aside(hidden)  # the caller may remove `hidden`
             hidden.rename(aside)
             raise _not_put_back(target, aside) from None
         raise
 
 
 def _exchange_in_steps(hidden: Path, target: Path, check: Callable[[Path], None]) -> None:
-    """For a file system that cannot exchange: the old state is moved aside first."""
+    """For file systems without exchange: first move the old directory aside."""
     aside = _aside(hidden)
     try:
         target.rename(aside)
@@ -116,7 +116,7 @@ def _aside(hidden: Path) -> Path:
 
 
 def _put_back(aside: Path, target: Path) -> None:
-    """Undo a move, whatever was moved; its name may be taken again, which is said."""
+    """Undo a move; raises OutputError if the old name has been taken meanwhile."""
     if not os.path.lexists(aside):
         return None
     try:
@@ -129,31 +129,31 @@ def _put_back(aside: Path, target: Path) -> None:
 
 
 def _not_put_back(target: Path, aside: Path) -> OutputError:
-    problem = "could not be replaced, nor what was there be put back; it is kept"
+    problem = "could not be replaced, and the old one could not be put back; it is kept"
     return OutputError(problem, path=target, found=aside)
 
 
 def _rename(source: Path, target: Path, flag: int) -> bool:
-    """Linux's renameat2: False where it does not exist or failed, so that plain calls may try.
+    """Linux's renameat2; False if it is missing or failed, and the caller tries plain calls.
 
-    Raises FileExistsError where RENAME_NOREPLACE finds something.
+    Raises FileExistsError if RENAME_NOREPLACE finds the target.
     """
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:  # another system, or an old C library
         return False
-    done = rename(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flag) == 0
+    done: bool = rename(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flag) == 0
     if not done and ctypes.get_errno() == errno.EEXIST:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     return done
 
 
 def check_file(path: Path) -> None:
-    """Refuse a path to which no file can be written, before anything is computed.
+    """Raise OutputError for a path that cannot be written, before anything is computed.
 
-    Links are followed. What is no regular file, as a pipe or /dev/null, is written to as it is.
+    Links are followed. A pipe or a device such as /dev/null is written to directly.
     """
-    with _said_of(path):
+    with _report_errors(path):
         target = _follow(path)
         if not target.parent.is_dir():
             raise OutputError("cannot be written: no such directory", path=path)
@@ -169,13 +169,13 @@ def check_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def write_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file whose content appears under `path` when the block is left without an error.
+    """A binary file whose content appears at `path` when the block ends without an error.
 
-    A regular file is replaced by a whole one or keeps its content, its permissions in either
-    case. What is no regular file takes the bytes as they come. Raises OutputError, and
-    BrokenPipeError where a reader has gone away.
+    A regular file is replaced as a whole or keeps its content, and always keeps its permissions.
+    A pipe or a device gets the bytes directly. Raises OutputError, and BrokenPipeError if a pipe
+    has lost its reader.
     """
-    with _said_of(path):
+    with _report_errors(path):
         target = _follow(path)
         if _is_descriptor(target) or (target.exists() and not target.is_file()):
             with _open_as_it_is(target) as file:
@@ -183,7 +183,7 @@ def write_file(path: Path) -> Iterator[BinaryIO]:
             return
         hidden = hidden_beside(target)
         try:
-            with open(hidden, "xb") as file:
+            with hidden.open("xb") as file:
                 if target.exists():
                     hidden.chmod(stat.S_IMODE(target.stat().st_mode))
                 yield file
@@ -199,13 +199,13 @@ def _is_descriptor(target: Path) -> bool:
 
 
 def _open_as_it_is(target: Path) -> BinaryIO:
-    """Open a device or a pipe; of a descriptor of ours a copy, which shares its position."""
+    """Open a device or a pipe; duplicate a descriptor of this process, to share its position."""
     ours = str(target.parent) in ("/dev/fd", f"/proc/{os.getpid()}/fd") and target.name.isdigit()
-    return os.fdopen(os.dup(int(target.name)), "wb") if ours else open(target, "wb")
+    return os.fdopen(os.dup(int(target.name)), "wb") if ours else target.open("wb")
 
 
 def _follow(path: Path) -> Path:
-    """Where links lead, be it a name that is still free; the name of a descriptor is kept."""
+    """The path that links lead to, which need not exist; a descriptor's name is not resolved."""
     for _ in range(MOST_LINKS):
         path = Path(os.path.realpath(path.parent), path.name)
         if DESCRIPTORS.fullmatch(str(path.parent)) or not path.is_symlink():
@@ -215,8 +215,8 @@ def _follow(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _said_of(path: Path) -> Iterator[None]:
-    """What the system has to say becomes one line on the path as the user wrote it."""
+def _report_errors(path: Path) -> Iterator[None]:
+    """Turn the system's errors into one line that names the path as the user wrote it."""
     try:
         yield
     except BrokenPipeError:

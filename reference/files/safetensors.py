@@ -1,13 +1,13 @@
-"""One safetensors file: its header checked and its tensors mapped, or written at 64-byte offsets.
+"""Read and write one safetensors file: check its header, map its tensors, align them.
 
     8 bytes   length n of the header, little endian
     n bytes   JSON: name -> {dtype, shape, data_offsets}, padded with spaces
     the rest  the tensors, without holes
 
-The safetensors library judges the file (sizes, overlaps, holes, truncation); we read its
-header once more only for the offsets, which the library keeps to itself and a zero-copy
-mapping needs. The format allows no holes, so the writer fills the gaps between aligned
-tensors with tensors named `__padding__.*`, which readers skip.
+The safetensors library checks the file (sizes, overlaps, holes, truncation); we read its header
+again only for the offsets, which the library does not expose and a zero-copy mapping needs. We
+write every tensor at a multiple of 64 bytes. The format allows no holes, so the gaps are filled
+with tensors named `__padding__.*`, which readers skip.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import safetensors
 from planish.reference.errors import CheckpointError
 
 ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register, and what XLA wants for zero copies
-LARGEST_HEADER = 100_000_000  # as the safetensors library has it
+LARGEST_HEADER = 100_000_000  # the limit of the safetensors library
 PADDING = "__padding__."
 
-DTYPES = {  # those that are computed with; the format has more
+DTYPES = {  # those that we compute with; the format has more
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -37,7 +37,7 @@ DTYPES = {  # those that are computed with; the format has more
     "U8": np.dtype(np.uint8),
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-ENDLESS = {  # no files: open() may wait for them for ever, and they have no size
+ENDLESS = {  # not files: open() may block for ever, and they have no size
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -47,9 +47,9 @@ ENDLESS = {  # no files: open() may wait for them for ever, and they have no siz
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: `size` bytes at `offset` of `file`, whose bytes are `data`.
+    """Where one tensor is: `size` bytes at `offset` of `file`, whose bytes are `data`.
 
-    The file gives the size, so that every type has one, even those of less than a byte.
+    The size is that in the header, so that types of less than a byte have one.
 
     The file is mapped once for all of its tensors: a mapping holds a file descriptor, and a
     process has about a thousand.
@@ -63,9 +63,10 @@ class TensorEntry:
     data: np.ndarray = field(repr=False, compare=False)
 
     def map(self) -> np.ndarray:
-        """The tensor as a read-only view of the file; nothing is read before it is used."""
+        """The tensor as a read-only view of the file; nothing is read until it is used."""
         found = self.data[self.offset : self.offset + self.size]
-        return found.view(DTYPES[self.dtype]).reshape(self.shape)
+        tensor: np.ndarray = found.view(DTYPES[self.dtype]).reshape(self.shape)
+        return tensor
 
 
 def read_entries(path: Path) -> dict[str, TensorEntry]:
@@ -89,28 +90,30 @@ def require_file(path: Path) -> None:
     """Raise CheckpointError for a pipe, a socket or a device, before anything waits for it."""
     try:
         kind = ENDLESS.get(stat.S_IFMT(path.stat().st_mode))
-    except OSError:  # whoever opens it says so
+    except OSError:  # opening it reports that
         return
     if kind is not None:
         raise CheckpointError("is not a file", path=path, expected="a file", found=kind)
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header's JSON and where the data starts; checks what the library reports poorly."""
+    """The header's JSON and the offset of the data; checks what the library reports poorly."""
     text = _header_text(path)
     try:
         header = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as problem:
         raise CheckpointError(f"its header is not JSON: {problem}", path=path) from None
-    except _Twice as problem:
-        raise CheckpointError("stands twice in the header", path=path, name=str(problem)) from None
+    except _DuplicateKeyError as problem:
+        raise CheckpointError(
+            "is a duplicate key of the header", path=path, name=str(problem)
+        ) from None
     return header, 8 + len(text)
 
 
 def _header_text(path: Path) -> bytes:
     require_file(path)
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             head, size = file.read(8), path.stat().st_size
             if (head + file.read(64)).startswith(b"version https://git-lfs"):
                 hint = "is a Git-LFS pointer, not the weights; run `git lfs pull`"
@@ -122,20 +125,20 @@ def _header_text(path: Path) -> bytes:
     except OSError as problem:
         raise CheckpointError(f"cannot be read: {problem.strerror}", path=path) from None
     expected = f"a header within the file's {size} bytes"
-    wrong = "is truncated or no safetensors file"
+    wrong = "is truncated or not a safetensors file"
     raise CheckpointError(wrong, path=path, expected=expected, found=length)
 
 
-class _Twice(Exception):
-    """A key that stands twice in one JSON object."""
+class _DuplicateKeyError(Exception):
+    """A key occurs twice in one JSON object."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys differ; parsers disagree on which of two equal ones counts."""
+    """A JSON object without duplicate keys; parsers disagree on which of two values counts."""
     seen: dict[str, Any] = {}
     for name, value in pairs:
         if name in seen:
-            raise _Twice(name)
+            raise _DuplicateKeyError(name)
         seen[name] = value
     return seen
 
@@ -150,14 +153,20 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
             header[f"{PADDING}{index}"], end = _header_entry(np.dtype(np.uint8), (gap,), end)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
             file.write(bytes(-tensor.nbytes % ALIGNMENT))
 
 
-def _header_entry(dtype: np.dtype, shape: tuple[int, ...], start: int) -> tuple[dict, int]:
+def _header_entry(
+    dtype: np.dtype, shape: tuple[int, ...], start: int
+) -> tuple[dict[str, object], int]:
     end = start + int(np.prod(shape)) * dtype.itemsize
-    entry = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    entry: dict[str, object] = {
+        "dtype": DTYPE_NAMES[dtype],
+        "shape": list(shape),
+        "data_offsets": [start, end],
+    }
     return entry, end

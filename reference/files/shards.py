@@ -1,11 +1,11 @@
-"""Which files hold a model's tensors: model.safetensors, or shards with an index.
+"""Which files contain a model's tensors: model.safetensors, or shards with an index.
 
-Nothing is unpickled, and no path leaves the directory, but for
+Nothing is unpickled, and no path may leave the directory, with two exceptions:
 
-    snapshots/<revision>/x -> ../../blobs/<hash>     the links that Hugging Face's own cache makes
-    x -> anywhere                                    what the user allows: Nix, DVC, git-annex
+    snapshots/<revision>/x -> ../../blobs/<hash>     links that Hugging Face's cache makes
+    x -> anywhere                                    links that the user allows: Nix, DVC, git-annex
 
-Links that end in the directory are its own affair, however many there are on the way.
+A chain of links that ends in the directory is accepted.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 def find_entries(
     path: Path, allow_links: bool = False
 ) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    """Every tensor of the directory, and those that only its index names, with their shards.
+    """Every tensor of the directory, and the shard of each tensor that only the index names.
 
-    As transformers decides, the one file goes before an index.
+    If both exist, model.safetensors is read and the index ignored, as in transformers.
     """
     index, single = path / INDEX, path / SINGLE
     if single.exists():
@@ -36,7 +36,7 @@ def find_entries(
         return read_entries(_inside(path, SINGLE, allow_links)), {}
     if index.exists():
         return _indexed_entries(path, index, allow_links)
-    if single.is_symlink():  # to nothing, which the error says
+    if single.is_symlink():  # a dangling link, which _inside reports
         _inside(path, SINGLE, allow_links)
     pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
     if pickles:
@@ -48,17 +48,17 @@ def find_entries(
 def _indexed_entries(
     path: Path, index: Path, allow_links: bool
 ) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    """The tensors of all shards, and those of the index that are in none.
+    """The tensors of all shards, and those that only the index names.
 
-    Raises CheckpointError where the index says another place than the shards.
+    Raises CheckpointError if the index and the shards disagree.
     """
-    check_file(index, allow_links)
+    check_link(index, allow_links)
     weight_map = _weight_map(index)
     entries: dict[str, TensorEntry] = {}
     for shard in sorted(set(weight_map.values())):
         for name, entry in read_entries(_inside(path, shard, allow_links)).items():
             if name in entries:
-                raise CheckpointError("stands in two shards", path=index, name=name, found=shard)
+                raise CheckpointError("is in two shards", path=index, name=name, found=shard)
             if weight_map.get(name) != shard:
                 found, problem = weight_map.get(name, "no entry"), "is not where the index says"
                 raise CheckpointError(problem, path=index, name=name, expected=shard, found=found)
@@ -67,7 +67,7 @@ def _indexed_entries(
 
 
 def _refuse_climbing(index: Path) -> None:
-    """An index that is not read may say anything but names that lead out of the directory."""
+    """Refuse file names that leave the directory, even in an index that is not read."""
     try:
         values = read_json(index).get("weight_map")
     except ConfigError:
@@ -93,20 +93,20 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _inside(path: Path, name: str, allow_links: bool) -> Path:
-    """A weights file by its plain name, which must lie in the directory or the cache's blobs."""
+    """A weights file by its plain name; it must be in the directory or in the cache's blobs."""
     file = path / name
     if not file.exists():
         found = f"a link to {file.readlink()}, which is not there" if file.is_symlink() else None
         raise CheckpointError("shard is missing", path=file, found=found)
-    check_file(file, allow_links)
+    check_link(file, allow_links)
     return file
 
 
-def check_file(file: Path, allow_links: bool = False) -> None:
-    """Raise CheckpointError for a link out of the file's directory, unless links are allowed, and
-    for a pipe or the like.
+def check_link(file: Path, allow_links: bool = False) -> None:
+    """Raise CheckpointError for a link out of the file's directory, or a pipe, socket or device.
 
-    Without being asked, only Hugging Face's own cache may link out, from snapshots to its blobs.
+    allow_links permits any link; otherwise only Hugging Face's cache may link from snapshots to
+    its blobs.
     """
     require_file(file)
     if file.is_symlink() and not file.exists():
@@ -115,7 +115,7 @@ def check_file(file: Path, allow_links: bool = False) -> None:
     here = file.parent.resolve()
     try:
         target = file.resolve()
-    except (OSError, RuntimeError):  # it links to itself: whoever opens it says so
+    except (OSError, RuntimeError):  # it links to itself: opening it reports that
         return
     if allow_links or target.is_relative_to(here):
         return

@@ -1,9 +1,9 @@
-"""Writing a model directory: whole, or not at all.
+"""Write a model directory: whole, or not at all.
 
-Everything goes into a hidden directory beside the target, each file is flushed to the disk,
-config.json comes last, and one rename puts it in place (placing.py). A kill at any moment leaves
-the old state or the new one; what a kill leaves behind is a hidden directory, which has a
-config.json only when everything else in it is whole and on the disk.
+Everything is written to a hidden directory next to the target, each file is flushed to the disk,
+config.json last, and one rename puts it in place (placing.py). A kill at any moment leaves the old
+state or the new one. It may also leave the hidden directory, which has a config.json only if all
+its other files are complete and on the disk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from planish.reference.files.placing import check_directory, hidden_beside, put_
 from planish.reference.files.safetensors import write_tensors
 
 SHARD_BYTES = 2 * 2**30
-COPIED = (  # what goes along with the tensors; open_checkpoint refuses links out of these
+COPIED = (  # copied with the tensors; open_checkpoint refuses those that link out
     "tokenizer.json",
     "tokenizer_config.json",
     "generation_config.json",
@@ -40,9 +40,9 @@ class CheckpointWriter:
             writer.add(name, tensor)
             writer.finish(config_values)
 
-    The tokenizer's files come along from `source`, the model that was read; a model made from
-    nothing has no source and brings its own with `add_text`.
-    Leaving the block without `finish`, by an error or Ctrl-C, removes what was written.
+    The tokenizer's files are copied from `source`, the model that was read; a random model has no
+    source and adds its own with `add_text`. Leaving the block without `finish`, because of an error
+    or Ctrl-C, removes what was written.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class CheckpointWriter:
         self.total_bytes = 0
 
     def _check(self) -> None:
-        """Refuse what must not be replaced, before anything is computed."""
+        """Raise OutputError for a target that must not be replaced, before anything is computed."""
         if self.source is not None:
             target, source = self.target.resolve(), self.source.resolve()
             inside, around = source in target.parents, target in source.parents
@@ -91,7 +91,7 @@ class CheckpointWriter:
             ) from None
 
     def add(self, name: str, tensor: np.ndarray) -> None:
-        """Take one tensor; full shards go to the disk at once, so memory stays bounded."""
+        """Add one tensor; full shards are written at once, so memory stays bounded."""
         waiting = sum(other.nbytes for other in self.pending.values())
         if self.pending and waiting + tensor.nbytes > SHARD_BYTES:
             self._flush()
@@ -99,7 +99,7 @@ class CheckpointWriter:
         self.total_bytes += tensor.nbytes
 
     def add_text(self, name: str, text: str) -> None:
-        """A file beside the tensors, as tokenizer.json."""
+        """Add a text file, such as tokenizer.json."""
         (self.hidden / name).write_text(text, encoding="utf-8")
 
     def _flush(self) -> None:
@@ -108,7 +108,7 @@ class CheckpointWriter:
         self.pending = {}
 
     def finish(self, values: dict[str, Any]) -> None:
-        """Write index and config.json, sync everything, and rename into place."""
+        """Write index and config.json, flush everything to the disk, and rename into place."""
         self._flush()
         self._name_shards()
         files = [] if self.source is None else [self.source / name for name in COPIED]
@@ -149,7 +149,7 @@ def _sync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a directory, config.json first: half removed it must not look like a model."""
+    """Remove a directory, config.json first, so that half of it does not look like a model."""
     with contextlib.suppress(OSError):
         (path / "config.json").unlink()
     shutil.rmtree(path, ignore_errors=True)

@@ -1,11 +1,11 @@
 """The transformer: one forward pass, driven by a ModelConfig; nothing here knows files or recipes.
 
-config         the shape of a model, and of its rotary positions
-shapes         the shape of every tensor
-weights        the weights of a block and of a model
-experts        experts stacked along one axis
-folds          which norm feeds which linears
-rope           rotary positions and their scaling
+config         the features of a model
+shapes         the shape of every tensor, from the config alone
+rope           rotary position embeddings and their scaling
 layers         norms, attention, activation functions
+weights        the weights of a block and of a model
+experts        the experts of a layer, stacked along one axis
+folds          which norm feeds which linears
 transformer    forward, prefill, decode_step
 """

@@ -1,7 +1,7 @@
-"""What a model's shape is: one frozen record of features, filled from a config.json.
+"""The features of a model: one frozen record, filled from its config.json.
 
-The transformer in model.py looks only at these features; no file but the entries of
-`architectures/` knows a model's name.
+The transformer (reference/model/transformer.py) reads only these features. Only the entries of
+reference/architectures/ know a model by name.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from planish.reference.model.rope import Rope
 
 @dataclass(frozen=True, kw_only=True)
 class LayerKind:
-    """What may differ from layer to layer of one model."""
+    """The features that may differ between layers of one model."""
 
-    score_divisor: float  # attention's scores are q kt / this: sqrt(head_dim), as a rule
-    rope: int | None = None  # which of ModelConfig.ropes turns this layer's queries and keys
-    window: int | None = None  # a token reads itself and the window - 1 tokens before it
+    score_divisor: float  # scores are q kt / score_divisor, usually sqrt(head_dim)
+    rope: int | None = None  # index in ModelConfig.ropes; None: queries and keys are not rotated
+    window: int | None = None  # a token attends to itself and the window - 1 tokens before it
     experts: bool = False  # the MLP is a mixture of experts
 
 
@@ -27,9 +27,10 @@ class LayerKind:
 class Alibi:
     """Attention with linear biases: slopes[h] * (slot - position) is added to head h's scores.
 
-    Press et al. 2022. `divided`: added before the scores are divided, not after. `bfloat16`:
-    slope, slot and product are rounded to bfloat16, and the product is not taken relative to
-    the token's position (which a softmax does not see, but the rounding does).
+    Source: Press et al. 2022, arXiv 2108.12409. `divided`: the bias is added before the scores are
+    divided, not after. `bfloat16`: slope, slot and product are rounded to bfloat16, and the bias
+    is slope * slot, not relative to the token's position (the softmax is the same, the rounding
+    is not).
     """
 
     slopes: tuple[float, ...]
@@ -39,9 +40,10 @@ class Alibi:
 
 @dataclass(frozen=True, kw_only=True)
 class Moe:
-    """A mixture of experts: each token goes through the top_k experts that the router scores best.
+    """A mixture of experts: each token goes through the top_k experts with the largest logits.
 
-    Their weights are the softmax over all experts; `normalized`: divided by the chosen ones' sum.
+    Routing weights are a softmax over all experts. `normalized`: those of the top_k experts are
+    divided by their sum (norm_topk_prob in Hugging Face's configs).
     """
 
     num_experts: int
@@ -52,7 +54,7 @@ class Moe:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The features that drive the transformer. Sizes are counts of entries."""
+    """The features that drive the transformer; sizes count channels, tokens, heads or experts."""
 
     model_type: str
     vocab_size: int
@@ -61,7 +63,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     intermediate_size: int
-    max_positions: int  # the longest sequence, prompt and new tokens together
+    max_positions: int  # the longest sequence: the prompt and the new tokens
     layers: tuple[LayerKind, ...]
     moe: Moe | None = None  # of the layers that have experts
 
@@ -74,14 +76,14 @@ class ModelConfig:
     norm_plus_one: bool = False  # checkpoints store a norm's weight minus one
     norm_placement: str = "pre"
     parallel: bool = False  # x + attention(norm(x)) + mlp(norm'(x)), where norms are `pre`
-    shared_norm: bool = False  # both parts of a parallel block read the one attention_norm
+    shared_norm: bool = False  # attention and MLP of a parallel block both read attention_norm
     embed_norm: bool = False
     final_norm: bool = True
-    qk_norm: str | None = None  # over each head_dim: head (one weight) | each_head; over all: width
+    qk_norm: str | None = None  # head: per head, one weight | each_head: a weight per head | width
 
-    # Positions: rotary (ropes, chosen by each layer), learned, linear biases, or none at all.
+    # Positions: rotary (each layer chooses one of `ropes`), learned, linear biases, or none.
     ropes: tuple[Rope, ...] = ()
-    position_offset: int | None = None  # learned positions: token t reads row t + offset
+    position_offset: int | None = None  # learned positions: token t uses row t + offset
     alibi: Alibi | None = None
 
     activation: str
@@ -90,16 +92,16 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False
-    qkv_clip: float | None = None  # queries, keys and values are cut to -clip .. clip
-    score_cap: float | None = None  # scores become cap * tanh(scores / cap)
-    logit_cap: float | None = None  # and so do logits
+    qkv_clip: float | None = None  # queries, keys and values are clipped to -clip .. clip
+    score_cap: float | None = None  # attention scores become cap * tanh(scores / cap)
+    logit_cap: float | None = None  # logits become cap * tanh(logits / cap)
 
-    embedding_size: int  # differs from hidden_size where the model projects in and out
+    embedding_size: int  # differs from hidden_size in models that project in and out
     embed_scale: float = 1.0
     tie_embeddings: bool
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
-    kv_cache: str = "float32"  # or int8, one scale per token and head; the user's choice
+    kv_cache: str = "float32"  # or int8, with a scale per token and head; the user's choice
 
     @property
     def num_layers(self) -> int:
@@ -107,12 +109,12 @@ class ModelConfig:
 
     @property
     def projects(self) -> bool:
-        """Whether linears stand between the embedding's width and the blocks' width."""
+        """Whether linears project between the width of the embedding and that of the blocks."""
         return self.embedding_size != self.hidden_size
 
     @property
     def norms_before(self) -> bool:
-        """Whether attention and MLP read a norm of the residual stream."""
+        """Whether attention and MLP read the normalized residual stream."""
         return self.norm_placement in ("pre", "sandwich")
 
     @property
@@ -121,6 +123,6 @@ class ModelConfig:
         return self.norm_placement in ("output", "sandwich")
 
 
-def same_layers(count: int, head_dim: int, **features: Any) -> tuple[LayerKind, ...]:
-    """Layers that are all alike, their scores divided by sqrt(head_dim)."""
+def repeat_layer(count: int, head_dim: int, **features: Any) -> tuple[LayerKind, ...]:
+    """`count` identical layers whose scores are divided by sqrt(head_dim)."""
     return (LayerKind(score_divisor=math.sqrt(head_dim), **features),) * count

@@ -1,8 +1,8 @@
-"""The experts of a layer in one array for each kind of tensor, not one for each expert.
+"""The experts of a layer, stacked: one array for each kind of tensor, not one for each expert.
 
-A linear whose arrays have an axis of experts in front holds all the experts' linears: codes
-[E, N, K] for [N, K], a bias [E, N] for [N]. It is what a quantized directory stores and what the
-engine reads; an expert is a slice of it, and slices are views.
+A stack is a Linear whose arrays have a leading axis of experts: codes [E, N, K] for [N, K], a bias
+[E, N] for [N]. Quantized directories store stacks and the engine reads them. One expert is a slice
+of a stack, and a slice is a view.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from planish.reference.quantized import QuantizedWeight, to_layout
 
 
 def linear_of(stack: Linear, index: int) -> Linear:
-    """One expert's linear out of a stack of them, as views."""
+    """One expert's linear from a stack, as views."""
     return _combine([stack], lambda arrays: arrays[0][index])
 
 
-def stacked(linears: Sequence[Linear]) -> Linear:
-    """Linears that differ in nothing but their numbers -> one, with an axis in front.
+def stack_linears(linears: Sequence[Linear]) -> Linear:
+    """Stack linears of one shape and scheme along a new leading axis.
 
-    Raises ValueError where their schemes differ.
+    Raises ValueError if their schemes differ.
     """
     schemes = dict.fromkeys(layer.scheme for layer in linears)
     if len(schemes) > 1:
@@ -36,7 +36,7 @@ def stacked(linears: Sequence[Linear]) -> Linear:
 
 
 def _with_zero_points(linears: Sequence[Linear]) -> Sequence[Linear]:
-    """Zero points written out where only some of the linears have them stored."""
+    """Write out the implied zero points (8) if only some of the linears store theirs."""
     weights: Any = [layer.weight for layer in linears]
     if len({getattr(weight, "zero_point", None) is None for weight in weights}) < 2:
         return linears
@@ -53,24 +53,24 @@ def _with_zero_points(linears: Sequence[Linear]) -> Sequence[Linear]:
 
 
 def _combine(linears: Sequence[Linear], change: Callable[[list[Any]], np.ndarray]) -> Linear:
-    """Combine the linears field by field with `change`."""
+    """Combine the linears field by field with `change`, and return one Linear."""
 
-    def made(owners: Sequence[Any], names: tuple[str, ...]) -> dict[str, Any]:
+    def combine(owners: Sequence[Any], names: tuple[str, ...]) -> dict[str, Any]:
         found = {name: [getattr(owner, name) for owner in owners] for name in names}
         return {name: None if a[0] is None else change(a) for name, a in found.items()}
 
     weights = [layer.weight for layer in linears]
     first = weights[0]
     if isinstance(first, QuantizedWeight):
-        weight: Any = replace(first, **made(weights, ("codes", "scale", "zero_point")))
+        weight: Any = replace(first, **combine(weights, ("codes", "scale", "zero_point")))
     else:
         weight = change(weights)
-    return replace(linears[0], weight=weight, **made(linears, ("bias", "activation_scale")))
+    return replace(linears[0], weight=weight, **combine(linears, ("bias", "activation_scale")))
 
 
 @dataclass(frozen=True)
 class Stack(Sequence[Mlp]):
-    """Quantized experts, `whole` as they are stored; each comes out in `layout`."""
+    """Quantized experts as stored, in `whole`; indexing gives one expert, in `layout`."""
 
     whole: Mlp  # of stacked linears
     layout: str
@@ -88,25 +88,25 @@ class Stack(Sequence[Mlp]):
         return self._expert(chosen) if isinstance(chosen, int) else [*map(self._expert, chosen)]
 
     def _expert(self, index: int) -> Mlp:
-        return _combine_parts([self.whole], lambda parts: self._laid_out(parts[0], index))
+        return _combine_mlps([self.whole], lambda stacks: self._slice(stacks[0], index))
 
-    def _laid_out(self, stack: Linear, index: int) -> Linear:
+    def _slice(self, stack: Linear, index: int) -> Linear:
         layer = linear_of(stack, index)
         weight: Any = layer.weight
         return replace(layer, weight=to_layout(weight, self.layout))
 
 
-def _combine_parts(mlps: Sequence[Mlp], change: Callable[[list[Any]], Linear]) -> Mlp:
+def _combine_mlps(mlps: Sequence[Mlp], change: Callable[[list[Any]], Linear]) -> Mlp:
     """Combine MLPs linear by linear with `change`."""
-    parts = {name: [getattr(mlp, name) for mlp in mlps] for name in ("gate", "up", "down")}
-    gate = None if parts["gate"][0] is None else change(parts["gate"])
-    return Mlp(gate, change(parts["up"]), change(parts["down"]))
+    linears = {name: [getattr(mlp, name) for mlp in mlps] for name in ("gate", "up", "down")}
+    gate = None if linears["gate"][0] is None else change(linears["gate"])
+    return Mlp(gate, change(linears["up"]), change(linears["down"]))
 
 
-def together(experts: Sequence[Mlp]) -> Mlp:
-    """All experts' linears as stacks, in the layout that the experts have; a view if stored so."""
+def stack_experts(experts: Sequence[Mlp]) -> Mlp:
+    """Stack all experts' linears, in the experts' layout; a view if they are stored in it."""
     if isinstance(experts, Stack):
         weight: Any = experts.whole.up.weight
         if weight.layout == experts.layout:
             return experts.whole
-    return _combine_parts(list(experts), stacked)
+    return _combine_mlps(list(experts), stack_linears)

@@ -1,15 +1,15 @@
-"""The shape that every tensor must have, from the config alone."""
+"""The shape of every tensor of a model, derived from the config alone."""
 
 from __future__ import annotations
 
 from planish.reference.model.config import LayerKind, ModelConfig
 
 Shape = tuple[int, ...]
-Linears = dict[str, tuple[Shape, bool]]  # part -> shape [N, K] and whether it has a bias
+Linears = dict[str, tuple[Shape, bool]]  # name -> shape [N, K] and whether it has a bias
 
 
 def outer_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Shapes of the weights outside the blocks, but for norms, where this config has them."""
+    """Shapes of the weights outside the blocks, norms excepted, by name."""
     width, narrow = config.hidden_size, config.embedding_size
     shapes: dict[str, Shape] = {
         "embed": (config.vocab_size, narrow),
@@ -23,21 +23,21 @@ def outer_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def outer_norms(config: ModelConfig) -> dict[str, Shape]:
-    """Shapes of the norms outside the blocks."""
+    """Shapes of the norms outside the blocks, by name."""
     has = {"embed_norm": config.embed_norm, "final_norm": config.final_norm}
-    return {part: (config.hidden_size,) for part, there in has.items() if there}
+    return {name: (config.hidden_size,) for name, present in has.items() if present}
 
 
 def outer_kinds(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """The tensors (weight, bias) of each part outside the blocks, for the parts it has."""
+    """The tensors (weight, bias) of each module outside the blocks, by the module's name."""
     kinds: dict[str, tuple[str, ...]] = dict.fromkeys(outer_shapes(config), ("weight",))
     if config.head_bias:
         kinds["head"] = ("weight", "bias")
-    return kinds | {part: norm_kinds(config, part) for part in outer_norms(config)}
+    return kinds | {name: norm_kinds(config, name) for name in outer_norms(config)}
 
 
 def block_norms(config: ModelConfig) -> dict[str, Shape]:
-    """Shapes of a block's norms, for those that it has."""
+    """Shapes of the norms that a block has, by name."""
     width, queries, keys = config.hidden_size, config.num_heads, config.num_kv_heads
     before = config.norms_before or config.norm_placement == "post"
     shapes: dict[str, Shape] = {"attention_norm": (width,)} if before else {}
@@ -56,22 +56,22 @@ def block_norms(config: ModelConfig) -> dict[str, Shape]:
 
 
 def block_kinds(config: ModelConfig, layer: int) -> dict[str, tuple[str, ...]]:
-    """The tensors (weight, bias) of each part of a block."""
-    norms = {part: norm_kinds(config, part) for part in block_norms(config)}
+    """The tensors (weight, bias) of each module of a block, by the module's name."""
+    norms = {name: norm_kinds(config, name) for name in block_norms(config)}
     linears = block_shapes(config, layer).items()
-    return norms | {part: ("weight", "bias")[: 1 + bias] for part, (_, bias) in linears}
+    return norms | {name: ("weight", "bias")[: 1 + bias] for name, (_, bias) in linears}
 
 
-def norm_kinds(config: ModelConfig, part: str) -> tuple[str, ...]:
-    """The tensors of a norm: none without affine; no bias in an rms_norm or on queries and keys."""
+def norm_kinds(config: ModelConfig, name: str) -> tuple[str, ...]:
+    """The tensors of a norm: none if not affine; an RMSNorm and the q and k norms have no bias."""
     if not config.norm_affine:
         return ()
-    has_bias = config.norm == "layer_norm" and config.norm_bias and part not in ("q_norm", "k_norm")
+    has_bias = config.norm == "layer_norm" and config.norm_bias and name not in ("q_norm", "k_norm")
     return ("weight", "bias") if has_bias else ("weight",)
 
 
 def block_shapes(config: ModelConfig, layer: int) -> Linears:
-    """Shape [N, K] of a block's linears and whether each has a bias, in the order of execution."""
+    """Shape [N, K] of a block's linears and whether each has a bias, in execution order."""
     width = config.hidden_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     shapes: Linears = {
@@ -84,17 +84,18 @@ def block_shapes(config: ModelConfig, layer: int) -> Linears:
 
 
 def mlp_shapes(config: ModelConfig, kind: LayerKind) -> Linears:
-    """The linears of an MLP or of a mixture of experts."""
+    """The linears of a dense MLP or of a mixture of experts."""
     if not kind.experts or config.moe is None:
         return one_mlp_shapes(config, config.intermediate_size)
     expert = one_mlp_shapes(config, config.moe.intermediate_size)
     shapes: Linears = {"router": ((config.moe.num_experts, config.hidden_size), False)}
     for index in range(config.moe.num_experts):
-        shapes |= {f"experts.{index}.{part}": shape for part, shape in expert.items()}
+        shapes |= {f"experts.{index}.{name}": shape for name, shape in expert.items()}
     return shapes
 
 
 def one_mlp_shapes(config: ModelConfig, inner: int) -> Linears:
+    """The linears of one MLP of `inner` channels; `gate` only if the MLP is gated."""
     width, bias = config.hidden_size, config.mlp_bias
     shapes: Linears = {
         "gate": ((inner, width), bias),

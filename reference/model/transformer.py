@@ -1,11 +1,14 @@
-"""The transformer: tokens in, logits out, one sequence at a time, weights passed in.
+"""The transformer: tokens in, logits out, one sequence at a time; weights are arguments.
 
     forward      logits of every token of a sequence
-    prefill      the same, chunk by chunk, keeping keys and values in a cache
-    decode_step  one more token against the cache
+    prefill      the same, chunk by chunk, with keys and values kept in a cache
+    decode_step  the logits of one more token, given the cache
 
-A batch is a list of sequences, so prompts of different lengths need no padding and no mask
-between them. T tokens, D model width, E embedding width, V vocabulary.
+A batch is a list of sequences, so prompts of different lengths need neither padding nor a mask
+between them.
+
+T new tokens, S slots (cached and new tokens), D model width, E embedding width, V vocabulary,
+H query heads, K key-value heads, Hd head width, F feed-forward width.
 """
 
 from __future__ import annotations
@@ -21,15 +24,15 @@ from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import (
     ACTIVATIONS,
     attention,
-    capped,
     causal_mask,
     normalize,
+    soft_cap,
     softmax,
 )
 from planish.reference.model.rope import rotate, rotations
 from planish.reference.model.weights import Block, Experts, Mlp, Weights
 
-PREFILL_CHUNK = 512  # tokens computed together; matters only to per_tensor activations
+PREFILL_CHUNK = 512  # tokens computed at once; only per_tensor activation scales depend on it
 
 Tap = Callable[[str, np.ndarray], None]
 Past = tuple[np.ndarray, np.ndarray]  # one layer's keys and values [S, K, Hd]
@@ -37,23 +40,25 @@ Past = tuple[np.ndarray, np.ndarray]  # one layer's keys and values [S, K, Hd]
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys (rotated) and values per layer, [S, K, Hd] each; S grows as tokens come."""
+    """The rotated keys and the values of each layer, [S, K, Hd] each; S grows with every token."""
 
     keys: tuple[np.ndarray, ...]
     values: tuple[np.ndarray, ...]
 
     @property
     def length(self) -> int:
-        return self.keys[0].shape[0]
+        """How many tokens are cached."""
+        return len(self.keys[0])
 
 
 def empty_cache(config: ModelConfig) -> KVCache:
+    """A cache of no tokens."""
     nothing = np.zeros((0, config.num_kv_heads, config.head_dim), np.float32)
     return KVCache((nothing,) * config.num_layers, (nothing,) * config.num_layers)
 
 
 def no_tap(name: str, x: np.ndarray) -> None:
-    """A tap sees the input [T, K] of every linear; this one looks away."""
+    """The default tap: does nothing. A tap receives each linear's name and its input [T, K]."""
 
 
 def embed(
@@ -77,10 +82,16 @@ def block_forward(
     tap: Tap = no_tap,
     length: int | None = None,
 ) -> tuple[np.ndarray, Past]:
-    """One layer over x [T, D] -> [T, D], and its keys and values with the new tokens appended.
+    """One layer: x [T, D] -> [T, D], and its keys and values with those of the new tokens.
 
-    `length` of the whole sequence, where it does not end with x, is for rotary positions that
-    depend on it.
+    pre         x + attention(norm(x)), then x + mlp(norm(x))
+    post        norm(x + attention(x)), then norm(x + mlp(x))
+    output      x + norm(attention(x)), then x + norm(mlp(x))
+    sandwich    x + norm'(attention(norm(x))), then x + norm'(mlp(norm(x)))
+    parallel    x + attention(norm(x)) + mlp(norm'(x))
+
+    `length` is that of the whole sequence if it continues after x; rotary scalings that depend on
+    the length (model/rope.py) need it.
     """
     if config.norm_placement == "post":
         attended, past = attend(config, block, x, positions, past, tap, length)
@@ -92,8 +103,8 @@ def block_forward(
         n = n if config.shared_norm else normalize(x, block.mlp_norm)
         return x + attended + mlp(config, block.mlp, n, tap), past
     x = x + normalize(attended, block.attention_output_norm)
-    mixed = mlp(config, block.mlp, normalize(x, block.mlp_norm), tap)
-    return x + normalize(mixed, block.mlp_output_norm), past
+    y = mlp(config, block.mlp, normalize(x, block.mlp_norm), tap)
+    return x + normalize(y, block.mlp_output_norm), past
 
 
 def attend(
@@ -105,7 +116,7 @@ def attend(
     tap: Tap = no_tap,
     length: int | None = None,
 ) -> tuple[np.ndarray, Past]:
-    """Attention of x [T, D] over the past and itself -> [T, D], and the longer past."""
+    """Attention of x [T, D] to the past and to itself -> [T, D], and the extended past."""
     q, k, v = heads(config, block, x, tap)  # [T, H, Hd], [T, K, Hd] twice
     if block.kind.rope is not None:
         rope = config.ropes[block.kind.rope]
@@ -114,22 +125,22 @@ def attend(
     if config.kv_cache == "int8":
         k, v = on_int8_grid(k), on_int8_grid(v)
     keys, values = np.concatenate([past[0], k]), np.concatenate([past[1], v])  # [S, K, Hd]
-    mask = causal_mask(positions, len(keys), block.kind.window)
-    mixed = attention(
+    mask = causal_mask(positions, len(keys), block.kind.window)  # [T, S]
+    context = attention(
         q, keys, values, mask, block.kind.score_divisor, config.alibi, config.score_cap
     )  # [T, H * Hd]
-    tap("o", mixed)
-    return linear(mixed, block.o), (keys, values)
+    tap("o", context)
+    return linear(context, block.o), (keys, values)
 
 
 def heads(
     config: ModelConfig, block: Block, x: np.ndarray, tap: Tap = no_tap
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Queries [T, H, Hd], keys and values [T, K, Hd]: clipped and normalized, not yet turned."""
+    """Queries [T, H, Hd], keys and values [T, K, Hd]: clipped and normalized, not yet rotated."""
     for name in ("q", "k", "v"):
         tap(name, x)
-    q, k, v = (clipped(linear(x, layer), config.qkv_clip) for layer in (block.q, block.k, block.v))
-    if config.qk_norm == "width":
+    q, k, v = (clip(linear(x, layer), config.qkv_clip) for layer in (block.q, block.k, block.v))
+    if config.qk_norm == "width":  # q [T, H * Hd], k [T, K * Hd]
         q, k = normalize(q, block.q_norm), normalize(k, block.k_norm)
     q, k, v = (y.reshape(len(x), -1, config.head_dim) for y in (q, k, v))
     if config.qk_norm in ("head", "each_head"):
@@ -137,20 +148,28 @@ def heads(
     return q, k, v
 
 
-def clipped(x: np.ndarray, clip: float | None) -> np.ndarray:
-    return x if clip is None else np.clip(x, np.float32(-clip), np.float32(clip))
+def clip(x: np.ndarray, limit: float | None) -> np.ndarray:
+    """x clipped to -limit .. limit; x itself where the limit is None."""
+    return x if limit is None else np.clip(x, np.float32(-limit), np.float32(limit))
 
 
 def on_int8_grid(x: np.ndarray) -> np.ndarray:
-    """What an INT8 cache keeps of keys or values [T, K, Hd]: a scale per token and head."""
-    scale = int8_scale(np.abs(x).max(axis=-1, keepdims=True))
-    return int8_codes(x, scale).astype(np.float32) * scale
+    """Keys or values [T, K, Hd] as an INT8 cache stores them: codes * scale.
+
+    There is one scale for each token and head (SPEC 3).
+    """
+    scale = int8_scale(np.abs(x).max(axis=-1, keepdims=True))  # [T, K, 1]
+    rounded: np.ndarray = int8_codes(x, scale).astype(np.float32) * scale
+    return rounded
 
 
 def mlp(
     config: ModelConfig, weights: Mlp | Experts, x: np.ndarray, tap: Tap = no_tap
 ) -> np.ndarray:
-    """down(act(up x)), or down(act(gate x) * up x) where gated (Shazeer 2020): [T, D] -> [T, D]."""
+    """down(act(up x)), or down(act(gate x) * up x) where gated: [T, D] -> [T, D].
+
+    The gated form is a GLU variant: Shazeer 2020, arXiv 2002.05202.
+    """
     if isinstance(weights, Experts):
         return mixture(config, weights, x, tap)
     act = ACTIVATIONS[config.activation]
@@ -164,45 +183,47 @@ def mlp(
 
 
 def mixture(config: ModelConfig, weights: Experts, x: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
-    """Each token through its top experts, weighted by the router: [T, D] -> [T, D].
+    """The sum of each token's top_k experts, with routing weights: [T, D] -> [T, D].
 
-    Shazeer et al. 2017. Tokens are grouped by expert, and an expert without tokens is not read.
+    Source: Shazeer et al. 2017, arXiv 1701.06538. Tokens are grouped by expert; an expert without
+    tokens is not read.
     """
     tap("router", x)
-    shares, chosen = route(config, linear(x, weights.router))  # [T, top_k] both
+    routing_weights, expert_ids = route(config, linear(x, weights.router))  # [T, top_k] both
     y = np.zeros_like(x)
-    for index in np.unique(chosen):
-        rows, places = np.nonzero(chosen == index)
+    for index in np.unique(expert_ids):
+        rows, columns = np.nonzero(expert_ids == index)
 
         def inner_tap(name: str, value: np.ndarray, index: int = index) -> None:
             tap(f"experts.{index}.{name}", value)
 
-        mixed = mlp(config, weights.experts[index], x[rows], inner_tap)
-        y[rows] += shares[rows, places][:, None] * mixed
+        output = mlp(config, weights.experts[index], x[rows], inner_tap)  # [rows, D]
+        y[rows] += routing_weights[rows, columns][:, None] * output
     return y
 
 
 def route(config: ModelConfig, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The experts of each token and their shares, from scores [T, E]: both [T, top_k].
+    """Routing weights and expert ids of each token, both [T, top_k], from router logits [T, E].
 
-    A softmax over all, then the largest, the lowest index first among equals.
+    A softmax over all experts, then the top_k largest; among equals, the lowest id first. The
+    weights are divided by their sum if config.moe.normalized.
     """
     if config.moe is None:
         raise ValueError("the model has no experts")
-    shares = softmax(scores)
-    chosen = np.argsort(-shares, axis=-1, kind="stable")[:, : config.moe.top_k]
-    shares = np.take_along_axis(shares, chosen, axis=-1)
+    p = softmax(scores)  # [T, E]
+    expert_ids = np.argsort(-p, axis=-1, kind="stable")[:, : config.moe.top_k]
+    routing_weights = np.take_along_axis(p, expert_ids, axis=-1)
     if config.moe.normalized:
-        shares = shares / np.sum(shares, axis=-1, keepdims=True)
-    return shares, chosen
+        routing_weights = routing_weights / np.sum(routing_weights, axis=-1, keepdims=True)
+    return routing_weights, expert_ids
 
 
 def unembed(config: ModelConfig, weights: Weights, x: np.ndarray) -> np.ndarray:
-    """Final norm and head: [T, D] -> logits [T, V]."""
+    """Final norm and lm_head: [T, D] -> logits [T, V]."""
     x = normalize(x, weights.final_norm)
     if weights.project_out is not None:
         x = linear(x, weights.project_out)  # [T, E]
-    return capped(linear(x, weights.head), config.logit_cap)
+    return soft_cap(linear(x, weights.head), config.logit_cap)
 
 
 def extend(
@@ -212,22 +233,22 @@ def extend(
     cache: KVCache,
     length: int | None = None,
 ) -> tuple[np.ndarray, KVCache]:
-    """Hidden states [T, D] of new tokens after those in the cache, and the longer cache.
+    """Hidden states [T, D] of the tokens that follow the cached ones, and the extended cache.
 
-    `length` of the whole sequence, where it goes on after these tokens.
+    `length` is that of the whole sequence if it continues after these tokens.
     """
     positions = np.arange(cache.length, cache.length + len(tokens))
     x, layers = embed(config, weights, tokens, positions), []
     pasts = zip(cache.keys, cache.values, strict=True)
     for block, past in zip(weights.blocks, pasts, strict=True):
-        x, longer = block_forward(config, block, x, positions, past, length=length)
-        layers.append(longer)
+        x, extended = block_forward(config, block, x, positions, past, length=length)
+        layers.append(extended)
     keys, values = zip(*layers, strict=True)
     return x, KVCache(keys, values)
 
 
 def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> np.ndarray:
-    """Logits [T, V] of one sequence, all tokens at once, no cache kept."""
+    """Logits [T, V] of one sequence, all tokens at once; the cache is dropped."""
     x, _ = extend(config, weights, np.asarray(tokens), empty_cache(config))
     return unembed(config, weights, x)
 
@@ -235,10 +256,10 @@ def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> np.
 def prefill(
     config: ModelConfig, weights: Weights, tokens: Sequence[int], chunk: int = PREFILL_CHUNK
 ) -> tuple[np.ndarray, KVCache]:
-    """Logits [T, V] of a prompt computed `chunk` tokens at a time, and the cache it leaves."""
+    """Logits [T, V] of a prompt, computed `chunk` tokens at a time, and its cache."""
     cache, logits = empty_cache(config), []
-    for x, longer in hidden_states(config, weights, tokens, chunk):
-        cache = longer
+    for x, extended in hidden_states(config, weights, tokens, chunk):
+        cache = extended
         logits.append(unembed(config, weights, x))
     return np.concatenate(logits), cache
 
@@ -246,17 +267,17 @@ def prefill(
 def hidden_states(
     config: ModelConfig, weights: Weights, tokens: Sequence[int], chunk: int = PREFILL_CHUNK
 ) -> Iterator[tuple[np.ndarray, KVCache]]:
-    """Chunk by chunk of a prompt: what the head reads [T, D], and the cache so far."""
+    """For each chunk of a prompt, the input [T, D] of the final norm, and the cache so far."""
     cache = empty_cache(config)
     for start in range(0, len(tokens), chunk):
-        part = np.asarray(tokens[start : start + chunk])
-        x, cache = extend(config, weights, part, cache, len(tokens))
+        some = np.asarray(tokens[start : start + chunk])
+        x, cache = extend(config, weights, some, cache, len(tokens))
         yield x, cache
 
 
 def decode_step(
     config: ModelConfig, weights: Weights, token: int, cache: KVCache
 ) -> tuple[np.ndarray, KVCache]:
-    """Logits [V] after one more token, and the cache with it."""
+    """Logits [V] after one more token, and the extended cache."""
     x, cache = extend(config, weights, np.asarray([token]), cache)
     return unembed(config, weights, x)[0], cache

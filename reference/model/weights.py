@@ -1,7 +1,10 @@
-"""The weights of a model, taken apart: what the functions of model.py unpack.
+"""The weights of a model: the dataclasses that reference/model/transformer.py computes with.
 
-A linear's name in its block is `q`, `k`, `v`, `o`, `gate`, `up` or `down`; in a mixture of experts
-`router` and `experts.3.gate`. A norm's is the name of its field.
+A linear's name in its block is `q`, `k`, `v`, `o`, `gate`, `up` or `down`; in a mixture of experts,
+`router` and, for expert 3, `experts.3.gate`. A norm's name is that of its field.
+
+H query heads, K key-value heads, Hd head width, D model width, F feed-forward width, E experts (of
+a router) or embedding width (of a model), V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ NORMS = (
 
 @dataclass(frozen=True)
 class Mlp:
-    """One MLP, or one expert. `gate` is absent where it is not gated."""
+    """One MLP, or one expert. `gate` is None if the MLP is not gated."""
 
     gate: Linear | None  # [F, D]
     up: Linear  # [F, D]
@@ -38,7 +41,7 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture of experts: the router scores them, float, and the best few are computed."""
+    """A mixture of experts: the router, in float, scores them, and the top_k are computed."""
 
     router: Linear  # [E, D]
     experts: Sequence[Mlp]
@@ -46,7 +49,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class Block:
-    """One layer. Norms are absent where the model's placement has none."""
+    """One layer. A norm is None if the model has no norm there (ModelConfig.norm_placement)."""
 
     kind: LayerKind
     attention_norm: Norm | None
@@ -64,7 +67,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Weights:
-    """A model. `blocks` may be lazy: it is only ever indexed and iterated in order."""
+    """A model. `blocks` may be lazy: it is only indexed, or iterated in order."""
 
     embed: np.ndarray  # [V, E]
     positions: np.ndarray | None  # [max_positions + offset, D]
@@ -77,13 +80,13 @@ class Weights:
 
 
 def block_norms(block: Block) -> dict[str, Norm]:
-    """The norms that a block has, by name."""
+    """The norms of a block, by name."""
     found = {name: getattr(block, name) for name in NORMS}
     return {name: norm for name, norm in found.items() if norm is not None}
 
 
 def block_linears(block: Block) -> dict[str, Linear]:
-    """The linears of a block by name, in the order of execution."""
+    """The linears of a block by name, in execution order."""
     return {name: getattr(block, name) for name in "qkvo"} | mlp_linears(block.mlp)
 
 
@@ -98,31 +101,31 @@ def mlp_linears(mlp: Mlp | Experts) -> dict[str, Linear]:
     return named
 
 
-def split_expert(part: str) -> tuple[str, int | None]:
-    """experts.3.gate -> experts.gate and 3; any other part and None."""
-    found = re.fullmatch(r"experts\.(\d+)\.(\w+)", part)
-    return (f"experts.{found[2]}", int(found[1])) if found else (part, None)
+def split_expert(name: str) -> tuple[str, int | None]:
+    """experts.3.gate -> experts.gate and 3; any other name -> itself and None."""
+    found = re.fullmatch(r"experts\.(\d+)\.(\w+)", name)
+    return (f"experts.{found[2]}", int(found[1])) if found else (name, None)
 
 
-def put_together(
+def build_block(
     kind: LayerKind,
     linears: Mapping[str, Linear],
     norms: Mapping[str, Norm],
     experts: Sequence[Mlp] | None = None,
 ) -> Block:
-    """A block from its parts by name; the experts may be given in one piece."""
-    parts: dict[str, Any] = {name: linears[name] for name in "qkvo"}
-    parts |= {name: norms.get(name) for name in NORMS}
-    return Block(kind=kind, mlp=_mlp_of(linears, experts), **parts)
+    """A block from its linears and norms, by name; `experts` replaces linears named experts.*."""
+    fields: dict[str, Any] = {name: linears[name] for name in "qkvo"}
+    fields |= {name: norms.get(name) for name in NORMS}
+    return Block(kind=kind, mlp=_build_mlp(linears, experts), **fields)
 
 
-def _mlp_of(linears: Mapping[str, Linear], experts: Sequence[Mlp] | None) -> Mlp | Experts:
+def _build_mlp(linears: Mapping[str, Linear], experts: Sequence[Mlp] | None) -> Mlp | Experts:
     if "router" not in linears:
         return Mlp(linears.get("gate"), linears["up"], linears["down"])
-    return Experts(linears["router"], _experts_of(linears) if experts is None else experts)
+    return Experts(linears["router"], _build_experts(linears) if experts is None else experts)
 
 
-def _experts_of(linears: Mapping[str, Linear]) -> Sequence[Mlp]:
+def _build_experts(linears: Mapping[str, Linear]) -> Sequence[Mlp]:
     count = 1 + max(int(name.split(".")[1]) for name in linears if name.startswith("experts."))
     experts = []
     for index in range(count):
@@ -131,20 +134,20 @@ def _experts_of(linears: Mapping[str, Linear]) -> Sequence[Mlp]:
     return tuple(experts)
 
 
-def replace_parts(block: Block, parts: Mapping[str, Linear | Norm]) -> Block:
-    """The block with some of its linears and norms, by name, replaced."""
-    own = {name: part for name, part in parts.items() if name in (*NORMS, *"qkvo")}
-    inner = {name: part for name, part in parts.items() if name not in own}
-    changed: dict[str, Any] = {**own, "mlp": _replace_inside(block.mlp, inner)}
+def replace_modules(block: Block, modules: Mapping[str, Linear | Norm]) -> Block:
+    """The block with some of its linears and norms replaced, by name."""
+    own = {name: module for name, module in modules.items() if name in (*NORMS, *"qkvo")}
+    inner = {name: module for name, module in modules.items() if name not in own}
+    changed: dict[str, Any] = {**own, "mlp": _replace_in_mlp(block.mlp, inner)}
     return replace(block, **changed)
 
 
-def _replace_inside(mlp: Mlp | Experts, parts: Mapping[str, Any]) -> Mlp | Experts:
+def _replace_in_mlp(mlp: Mlp | Experts, linears: Mapping[str, Any]) -> Mlp | Experts:
     if isinstance(mlp, Mlp):
-        return replace(mlp, **parts)
+        return replace(mlp, **linears)
     experts = []
     for index, expert in enumerate(mlp.experts):
         prefix = f"experts.{index}."
-        own = {n.removeprefix(prefix): part for n, part in parts.items() if n.startswith(prefix)}
+        own = {n.removeprefix(prefix): new for n, new in linears.items() if n.startswith(prefix)}
         experts.append(replace(expert, **own))
-    return Experts(parts.get("router", mlp.router), tuple(experts))
+    return Experts(linears.get("router", mlp.router), tuple(experts))

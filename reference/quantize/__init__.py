@@ -1,15 +1,15 @@
 """Quantization: a float checkpoint in, a quantized one out.
 
-recipe        what is done, by name: a method, a smoothing, schemes by pattern
-spelling      how schemes are written down by a user
+recipe        a method, a smoothing, and schemes by pattern, under one name
+spelling      how a user writes schemes: by name, by pattern, in a JSON file
 schemes       which scheme each linear of a model gets
-observe       what linears read on real text, reduced to statistics: absmax by channel
-runner        who carries the samples through a block: NumPy, or fast/quantize
+observe       statistics of the inputs of linears on real text: absmax of each channel
+runner        what runs the samples through a block: NumPy, or fast/quantize
 smooth        SmoothQuant
-methods/      how a weight is put on its grid
-block         every linear of one block by its method
-search        SmoothQuant's alpha by the error of each block's outputs
-remarks       what a grid could not hold
-checkpoint    block by block: read, observe, smooth, quantize, write
-estimate      how long that will take, measured on the first block
+methods/      how a weight becomes codes, one method a file
+block         quantize every linear of one block
+search        choose SmoothQuant's alpha by the error of each block's outputs
+remarks       count what a grid could not represent
+checkpoint    for each block: read, observe, smooth, quantize, write
+estimate      how long that takes and how much memory, measured on the first block
 """

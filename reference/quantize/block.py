@@ -1,4 +1,4 @@
-"""One float block in, one quantized block out: every linear by the recipe's method.
+"""Quantize one block: every linear by the recipe's method.
 
 observed = observe_for(config, block, recipe, hidden, names, runner)
 quantize_block(block, recipe, observed, names, schemes)
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from planish.reference.model.config import ModelConfig
-from planish.reference.model.weights import Block, block_linears, replace_parts, split_expert
+from planish.reference.model.weights import Block, block_linears, replace_modules, split_expert
 from planish.reference.quantize.methods import METHODS, NOTHING, quantize_linear
 from planish.reference.quantize.observe import (
     ABSMAX,
@@ -26,7 +26,7 @@ from planish.reference.scheme import Scheme
 
 
 def observers(recipe: Recipe) -> list[Observer]:
-    """What has to be known of a smoothed block: absmax for static scales, what the method wants."""
+    """The observers of a smoothed block: absmax for static scales, and the method's own."""
     own = METHODS[recipe.method].observer
     return [ABSMAX] * recipe.static + ([own] if own is not None and recipe.quantizes_blocks else [])
 
@@ -39,7 +39,7 @@ def observe_for(
     names: Mapping[str, str] | None = None,
     runner: Runner = NUMPY.runner,
 ) -> dict[str, Observed]:
-    """What a recipe has to know of a block as it is given: after smoothing, before quantization."""
+    """The statistics that a recipe needs of a block, smoothed but not yet quantized."""
     absmax: ChannelAbsmax = {}
     statistics: Statistics = {}
     own = METHODS[recipe.method].observer
@@ -60,11 +60,11 @@ def quantize_block(
     names: Mapping[str, str] | None = None,
     schemes: Mapping[str, Scheme | None] | None = None,
 ) -> Block:
-    """Every linear of a block by its scheme, by the recipe's method.
+    """Quantize every linear of a block under its scheme by the recipe's method.
 
-    observed: observe_for this block. names: how its parts are called in errors.
-    schemes: of each part, None for one that stays in float (schemes.block_schemes); without any,
-    all parts but the router have the recipe's default.
+    observed: from observe_for on this block. names: of its linears, for errors. schemes: of each
+    linear, None if it stays in float (schemes.block_schemes); by default every linear except the
+    router has the recipe's default scheme.
     """
     linears = block_linears(block)
     if schemes is None:
@@ -81,11 +81,11 @@ def quantize_block(
         for part, scheme in schemes.items()
         if scheme is not None
     }
-    return replace_parts(block, changed)
+    return replace_modules(block, changed)
 
 
 def with_unseen_experts(block: Block, absmax: ChannelAbsmax) -> ChannelAbsmax:
-    """An expert that no calibration token chose expects what the others saw at most."""
+    """Give each expert that no calibration token selected the largest absmax of the others."""
     largest: ChannelAbsmax = {}
     for part, seen in absmax.items():
         general, _ = split_expert(part)

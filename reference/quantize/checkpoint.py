@@ -1,10 +1,10 @@
-"""Checkpoint in, quantized checkpoint out, one block at a time.
+"""Quantize a checkpoint, one block at a time.
 
     for each block:  read -> observe -> smooth -> (observe, for static scales) -> quantize -> write
 
-The float model is never whole in memory; what is kept is one block and, where the recipe needs
-a calibration, the hidden states of the samples before and after it. A runner (runner.py) computes
-those and the statistics; a method (methods/) makes codes of a weight and its statistics.
+The float model is never in memory as a whole: only one block and, if the recipe needs a
+calibration, the samples' hidden states before and after it. A runner (runner.py) computes these and
+the statistics; a method (methods/) turns a weight and its statistics into codes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from planish.reference.files.formats import FORMATS
 from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import Linear, float_weight, quantized_weight
-from planish.reference.model.experts import stacked
+from planish.reference.model.experts import stack_linears
 from planish.reference.model.layers import Norm
 from planish.reference.model.shapes import outer_kinds
 from planish.reference.model.weights import Block, Weights, block_linears, block_norms, split_expert
@@ -36,10 +36,10 @@ from planish.reference.quantize.schemes import (
     check_schemes,
     head_scheme,
     linear_names,
-    written_schemes,
+    schemes_to_write,
 )
 from planish.reference.quantize.search import BlockAlphas, search_alpha
-from planish.reference.quantize.smooth import require_folds, require_smoothed, smoothed
+from planish.reference.quantize.smooth import apply_smoothing, require_folds, require_smoothed
 from planish.reference.quantized import LAYOUTS, QuantizedWeight, to_layout
 from planish.reference.scheme import Scheme
 
@@ -54,12 +54,12 @@ def quantize_checkpoint(
     layout: str = "tiles",
     runtime: Runtime = NUMPY,
 ) -> None:
-    """Write the model by the recipe. `samples` are calibration tokens, for recipes that need them.
+    """Quantize the model by the recipe and write it; samples: calibration token ids, if needed.
 
-    layout: `tiles`, as the native kernels read quantized weights, or `canonical` (checkpoint.py).
-    Raises RecipeError for a model that is quantized already, a recipe that cannot be applied,
-    or missing samples; QuantizationError for a tensor that does not fit its grid, or a float
-    model that overflows on the samples.
+    layout: `tiles`, which the native kernels read, or `canonical` (reference/quantized.py).
+    Raises RecipeError for a model that is already quantized, a recipe that cannot be applied, or
+    missing samples; QuantizationError for a tensor that does not fit its grid, or a float model
+    that overflows on the samples.
     """
     check_request(checkpoint, recipe, layout)
     if needs_calibration(recipe) and not samples:
@@ -75,14 +75,14 @@ def quantize_checkpoint(
         _add_block(checkpoint, writer, layer, block, layout, raw=smoothing is None)
         del block  # before the next one is read
     _add_outer(checkpoint, writer, weights, recipe, layout, remarks)
-    remarks.tell()
+    remarks.report()
     alphas = None if smoothing is None else smoothing.alphas
     writer.finish(_config_values(checkpoint, recipe, layout, alphas, samples))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One model under one recipe: what every block's conversion has in common."""
+    """One model under one recipe: what the conversion of every block needs."""
 
     checkpoint: Checkpoint
     recipe: Recipe
@@ -90,7 +90,7 @@ class Job:
     runner: Runner
 
     def first_hidden(self, weights: Weights, samples: Sequence[np.ndarray] | None) -> Hidden:
-        """What enters the first block; nothing where no block's inputs have to be seen."""
+        """The first block's input; empty if no statistics are needed."""
         seen = self.smoothing is not None and self.smoothing.observed is not None
         if samples is None or (seen and not observers(self.recipe)):
             return []
@@ -99,7 +99,7 @@ class Job:
     def convert(
         self, block: Block, layer: int, hidden: Hidden, remarks: Remarks
     ) -> tuple[Block, Hidden]:
-        """observe -> smooth -> quantize one float block; and the float hidden states after it."""
+        """observe -> smooth -> quantize one float block; also the float block's outputs."""
         names, config = linear_names(self.checkpoint, layer), self.checkpoint.config
         absmax, outputs = self.runner.observe(config, block, hidden, names)
         smooth = self.smooth(block, layer, absmax)
@@ -115,13 +115,13 @@ class Job:
         return quantized, outputs
 
     def smooth(self, block: Block, layer: int, absmax: ChannelAbsmax) -> Block:
-        """The block smoothed at its alpha; as it is where the recipe does not smooth."""
+        """Smooth the block at its alpha, if the recipe smooths."""
         if self.smoothing is None:
             return block
         if self.smoothing.observed is not None:
             absmax = self.smoothing.observed[layer]
         config, alpha = self.checkpoint.config, self.smoothing.alphas[layer]
-        after = smoothed(config, block, absmax, self.recipe, alpha)
+        after = apply_smoothing(config, block, absmax, self.recipe, alpha)
         require_smoothed(block, after, linear_names(self.checkpoint, layer))
         return after
 
@@ -134,7 +134,7 @@ def check_request(checkpoint: Checkpoint, recipe: Recipe, layout: str) -> None:
     if checkpoint.quantization is not None:
         found = checkpoint.quantization.get("recipe")
         raise RecipeError(
-            "is quantized already", path=checkpoint.path, expected="a float model", found=found
+            "is already quantized", path=checkpoint.path, expected="a float model", found=found
         )
     if recipe.smoothing is not None:
         require_folds(checkpoint.config)
@@ -148,7 +148,7 @@ def choose_alphas(
     samples: Sequence[np.ndarray] | None,
     runtime: Runtime = NUMPY,
 ) -> BlockAlphas | None:
-    """The alpha of each block: as given, or searched for; None without smoothing."""
+    """The alpha of each block, given or searched for; None without smoothing."""
     if recipe.alpha is None or samples is None:
         return None
     if not isinstance(recipe.alpha, str):
@@ -164,20 +164,20 @@ def _add_block(
     layout: str,
     raw: bool,
 ) -> None:
-    linears, experts = apart(block_linears(block))
+    linears, experts = split_experts(block_linears(block))
     for part, value in (block_norms(block) | linears).items():
         prefix = checkpoint.prefix(part, layer)
         if isinstance(value, Linear) and isinstance(value.weight, QuantizedWeight):
-            WRITTEN.write(writer, prefix, _laid_out(value, layout))
+            WRITTEN.write(writer, prefix, _put_in_layout(value, layout))
         else:
             _add_float(checkpoint, writer, prefix, value, raw)
     for part, each in experts.items():
-        stack = stacked([_laid_out(layer, layout) for layer in each])
+        stack = stack_linears([_put_in_layout(layer, layout) for layer in each])
         WRITTEN.write(writer, checkpoint.prefix(part, layer), stack)
 
 
-def apart(linears: dict[str, Linear]) -> tuple[dict[str, Linear], dict[str, list[Linear]]]:
-    """Linears that are written one by one, and the quantized experts', which lie together."""
+def split_experts(linears: dict[str, Linear]) -> tuple[dict[str, Linear], dict[str, list[Linear]]]:
+    """The linears that are written one by one, and the quantized experts, which are stacked."""
     single: dict[str, Linear] = {}
     experts: dict[str, list[Linear]] = {}
     for part, linear in linears.items():
@@ -192,7 +192,7 @@ def apart(linears: dict[str, Linear]) -> tuple[dict[str, Linear], dict[str, list
 def _add_float(
     checkpoint: Checkpoint, writer: CheckpointWriter, prefix: str, value: Linear | Norm, raw: bool
 ) -> None:
-    """Weight and bias: as they lie in the source where nothing changed them, else float32."""
+    """Write weight and bias: unchanged ones (raw) in the source's type, others in float32."""
     for kind in ("weight", "bias"):
         tensor, name = getattr(value, kind), f"{prefix}.{kind}"
         if raw and name in checkpoint.entries:
@@ -201,8 +201,8 @@ def _add_float(
             writer.add(name, tensor.astype(np.float32, copy=False))
 
 
-def _laid_out(layer: Linear, layout: str) -> Linear:
-    """A quantized linear with its codes as they are to lie in the file."""
+def _put_in_layout(layer: Linear, layout: str) -> Linear:
+    """The linear with its quantized weight in the file's layout."""
     weight = layer.weight
     if not isinstance(weight, QuantizedWeight):
         return layer
@@ -217,13 +217,13 @@ def _add_outer(
     layout: str,
     remarks: Remarks,
 ) -> None:
-    """Embeddings, final norm and projections as they are; the head by its scheme."""
+    """Write embeddings, final norm and projections unchanged, and lm_head under its scheme."""
     for part, kinds in outer_kinds(checkpoint.config).items():
         prefix, source = checkpoint.prefix(part), checkpoint.source(part).name
         if part == "head" and (scheme := head_scheme(checkpoint, recipe)) is not None:
             head = quantize_head(weights.head, scheme, recipe, prefix)
             remarks.see(prefix, float_weight(weights.head), quantized_weight(head))
-            WRITTEN.write(writer, prefix, _laid_out(head, layout))
+            WRITTEN.write(writer, prefix, _put_in_layout(head, layout))
             continue
         if part == "head" and checkpoint.config.tie_embeddings:
             continue
@@ -232,7 +232,7 @@ def _add_outer(
 
 
 def quantize_head(head: Linear, scheme: Scheme, recipe: Recipe, name: str) -> Linear:
-    """lm_head by its scheme and the recipe's method."""
+    """Quantize lm_head under its scheme by the recipe's method."""
     return quantize_linear(head, scheme, method=recipe.method, rule=recipe.rule, name=name)
 
 
@@ -248,7 +248,7 @@ def _config_values(
         if alphas is not None:
             values["torch_dtype" if "torch_dtype" in values else "dtype"] = "float32"
         return values
-    said = WRITTEN.config(written_schemes(checkpoint, recipe), layout)
+    said = WRITTEN.config(schemes_to_write(checkpoint, recipe), layout)
     facts = recipe_facts(recipe, alphas, fingerprint(samples) if samples else None)
     return {**values, "quantization_config": {**said, **facts}}
 
@@ -256,7 +256,7 @@ def _config_values(
 def recipe_facts(
     recipe: Recipe, alphas: list[float] | None = None, calibration: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a directory records of its making: nothing that a reader of it needs."""
+    """How a directory was made, for config.json; no reader needs it."""
     smoothing = recipe.smoothing
     return {
         "recipe": recipe.name,

@@ -1,10 +1,10 @@
-"""How long a model will take, and how much memory: measured on its first block, then counted.
+"""Estimate the time and memory of a quantization from its first block.
 
     seconds = blocks * (read + quantize (1 + trials) + samples observe passes + some run trials)
 
-Everything that depends on machine, model and runner is timed here: reading a block, one of its
-linears put on the grid, two samples carried through it. What is not counted is small: embeddings,
-smoothing, the head.
+What depends on machine, model and runner is measured: reading a block, quantizing one of its
+linears, running a few samples through it. Embeddings, smoothing and lm_head are small and left
+out.
 """
 
 from __future__ import annotations
@@ -28,39 +28,41 @@ from planish.reference.quantize.runner import Hidden, Runner
 from planish.reference.quantize.schemes import block_schemes, linear_names
 from planish.reference.quantize.search import ALPHAS, SEARCH_SAMPLES
 
-TOKENS = 1024  # at least, that are carried through the first block; one sample at least
+TOKENS = 1024  # run through the first block, rounded to whole samples, at least one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Of a whole quantization, from here on."""
+    """What is still to come: seconds, and the peak resident memory."""
 
     seconds: float
-    bytes: int  # resident at most
+    bytes: int
 
 
 def estimate(
     checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None, runner: Runner
 ) -> Estimate:
-    """Measure the first block and count the rest. samples: None without calibration."""
+    """Measure the first block and multiply. samples: None without calibration."""
     weights = load_weights(checkpoint)
-    block, reading = timed(lambda: weights.blocks[0])
-    seconds = reading + quantizing_seconds(checkpoint, block, recipe) * (1 + trials(recipe))
+    block, reading = measure_time(lambda: weights.blocks[0])
+    seconds = reading + measure_quantizing(checkpoint, block, recipe) * (1 + count_trials(recipe))
     states = 0
     if samples:
-        seconds += calibration_seconds(checkpoint, weights, block, recipe, samples, runner)
+        seconds += measure_calibration(checkpoint, weights, block, recipe, samples, runner)
         states = sum(map(len, samples)) * checkpoint.config.hidden_size * 4  # float32
     total = checkpoint.config.num_layers * seconds
-    return Estimate(seconds=total, bytes=peak_resident() + 2 * states)  # before and after a block
+    return Estimate(
+        seconds=total, bytes=peak_resident() + 2 * states
+    )  # a block's inputs and outputs
 
 
-def trials(recipe: Recipe) -> int:
-    """Candidates that a search makes of each block."""
+def count_trials(recipe: Recipe) -> int:
+    """How many alphas a search tries for each block."""
     return len(ALPHAS) if isinstance(recipe.alpha, str) else 0
 
 
-def quantizing_seconds(checkpoint: Checkpoint, block: Block, recipe: Recipe) -> float:
-    """What a block's linears take on their grids: as long as the first takes, by their sizes."""
+def measure_quantizing(checkpoint: Checkpoint, block: Block, recipe: Recipe) -> float:
+    """Time to quantize a block: that of its first linear, scaled to the size of all."""
     schemes = block_schemes(checkpoint, recipe, 0)
     quantized = [part for part, scheme in schemes.items() if scheme is not None]
     if not quantized:
@@ -68,12 +70,12 @@ def quantizing_seconds(checkpoint: Checkpoint, block: Block, recipe: Recipe) -> 
     first, shapes = quantized[0], block_shapes(checkpoint.config, 0)
     seen = {first: Observed(absmax=np.ones(shapes[first][0][1], np.float32))}
     one = {first: schemes[first]}
-    _, seconds = timed(lambda: quantize_block(block, recipe, seen, schemes=one))
+    _, seconds = measure_time(lambda: quantize_block(block, recipe, seen, schemes=one))
     sizes = {part: shapes[part][0][0] * shapes[part][0][1] for part in quantized}
     return seconds * sum(sizes.values()) / sizes[first]
 
 
-def calibration_seconds(
+def measure_calibration(
     checkpoint: Checkpoint,
     weights: Weights,
     block: Block,
@@ -81,50 +83,51 @@ def calibration_seconds(
     samples: Sequence[np.ndarray],
     runner: Runner,
 ) -> float:
-    """What carrying all samples through one block takes, as often as the recipe asks for it."""
+    """Time to run all samples through one block, as often as the recipe needs."""
     config, wanted = checkpoint.config, len(observers(recipe))
     few = samples[: max(1, TOKENS // len(samples[0]))]
     hidden = runner.embed(config, weights, few)
     names = linear_names(checkpoint, 0)
-    observing = steady_seconds(lambda: runner.observe(config, block, hidden, names)) / len(few)
-    tried = trials(recipe) * min(len(samples), SEARCH_SAMPLES)
-    passes = len(samples) * passes_of(recipe, wanted) + tried * wanted
-    return passes * observing + tried * running_seconds(checkpoint, block, recipe, hidden, runner)
+    observing = measure_second_call(lambda: runner.observe(config, block, hidden, names)) / len(few)
+    tried = count_trials(recipe) * min(len(samples), SEARCH_SAMPLES)
+    passes = len(samples) * count_passes(recipe, wanted) + tried * wanted
+    return passes * observing + tried * measure_running(checkpoint, block, recipe, hidden, runner)
 
 
-def passes_of(recipe: Recipe, wanted: int) -> int:
-    """Passes of all samples through a float block: the first, that of each observer which is
-    wanted after smoothing, and one more where a search came before."""
+def count_passes(recipe: Recipe, wanted: int) -> int:
+    """Passes of all samples through a float block: one to observe, one for each observer after
+    smoothing, and one more after a search."""
     searched = isinstance(recipe.alpha, str)
     return 1 + wanted + (searched and wanted > 0)
 
 
-def running_seconds(
+def measure_running(
     checkpoint: Checkpoint, block: Block, recipe: Recipe, hidden: Hidden, runner: Runner
 ) -> float:
-    """What one sample takes through a candidate of the search; 0 where nothing is searched."""
-    if trials(recipe) == 0:
+    """Time of one sample through a quantized candidate of the search; 0 without a search."""
+    if count_trials(recipe) == 0:
         return 0.0
     config = checkpoint.config
     found = observe_for(config, block, recipe, hidden, linear_names(checkpoint, 0), runner)
     schemes = block_schemes(checkpoint, recipe, 0)
     candidate = quantize_block(block, recipe, found, schemes=schemes)
-    return steady_seconds(lambda: runner.run(config, candidate, hidden)) / len(hidden)
+    return measure_second_call(lambda: runner.run(config, candidate, hidden)) / len(hidden)
 
 
-def steady_seconds(action: Callable[[], Any]) -> float:
+def measure_second_call(action: Callable[[], Any]) -> float:
     """The second call's time: the first may compile."""
     action()
-    return timed(action)[1]
+    return measure_time(action)[1]
 
 
-def timed(action: Callable[[], Any]) -> tuple[Any, float]:
+def measure_time(action: Callable[[], Any]) -> tuple[Any, float]:
+    """The result of a call, and how many seconds it took."""
     start = time.perf_counter()
     result = action()
     return result, time.perf_counter() - start
 
 
 def peak_resident() -> int:
-    """Bytes that this process has had in memory at most, mapped files among them."""
+    """The peak resident memory of this process in bytes, mapped files included."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

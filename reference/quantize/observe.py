@@ -1,10 +1,10 @@
-"""Calibration: what the linears of a block read on real text, reduced to statistics.
+"""Calibration: statistics of the inputs of a block's linears on real text.
 
 SmoothQuant and static scales need the absmax of each input channel of each linear; other methods
-need other statistics. All are running ones: an Observer measures the inputs of one sample and
-merges what it finds with what it found before, so no input is kept longer than the observer wants.
-The samples' hidden states are carried through one block after another, so a model larger than
-memory can be calibrated. Default as in the original: 512 samples of 512 tokens.
+need other statistics. All are running statistics: an Observer measures the inputs of one sample
+and merges the result with the previous one, so inputs need not be kept. The samples' hidden states
+pass through one block after another, so a model larger than memory can be calibrated. The default
+is that of SmoothQuant's code (arXiv 2211.10438): 512 samples of 512 tokens.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ NUM_SAMPLES, SAMPLE_LENGTH = 512, 512
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """What is known of one linear's inputs, if it was asked for.
+    """Statistics of one linear's inputs, those that were asked for.
 
-    absmax: of each channel, float32 [K], for static activation scales. statistic: what the
-    method's own observer found.
+    absmax: of each channel, float32 [K], for static activation scales. statistic: the result of
+    the method's observer.
     """
 
     absmax: np.ndarray | None = None
     statistic: np.ndarray | None = None
 
 
-Statistics = dict[str, np.ndarray]  # name of a linear in its block -> what an observer found
-ChannelAbsmax = dict[str, np.ndarray]  # the same of ABSMAX: float32 [K]
+Statistics = dict[str, np.ndarray]  # name of a linear in its block -> an observer's result
+ChannelAbsmax = dict[str, np.ndarray]  # the results of ABSMAX, float32 [K]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observer:
     """A running statistic of the inputs x [T, K] of a linear.
 
-    measure(x) of one sample may use operators and methods of arrays only, for x is NumPy's or
-    JAX's; merge takes two results as NumPy arrays, and merge(measure(a), measure(b)) is
-    measure of a and b in sequence. A Hessian is measure=lambda x: x.T @ x, merge=np.add. For
-    experts, whose rows come in tiles filled up with zeros, the fast runner needs a merge that is
-    a ufunc (np.maximum, np.add) and a measure that zeros do not change.
+    measure(x) takes one sample, as a NumPy or JAX array, so it may use only operators and methods
+    of arrays. merge takes two results as NumPy arrays; merge(measure(a), measure(b)) must equal
+    measure of a followed by b. A Hessian is measure=lambda x: x.T @ x, merge=np.add. For experts,
+    whose rows come in tiles padded with zeros, the fast runner needs a merge that is a ufunc
+    (np.maximum, np.add) and a measure that zero rows do not change.
     """
 
     measure: Callable[[Any], Any]
     merge: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
     def add(self, statistics: Statistics, name: str, found: np.ndarray) -> None:
-        """Merge what was found at one linear's input into its statistic."""
+        """Merge one result into the statistic of a linear."""
         before = statistics.get(name)
         statistics[name] = found if before is None else self.merge(before, found)
 
@@ -92,7 +92,7 @@ def cut_samples(
 
 
 def fingerprint(samples: Sequence[np.ndarray]) -> dict[str, Any]:
-    """What a checkpoint records of its calibration: count, length and a hash of the token ids."""
+    """The calibration as config.json records it: count, length, and a hash of the token ids."""
     digest = hashlib.sha256(np.stack(samples).astype("<i4").tobytes()).hexdigest()
     return {"samples": len(samples), "length": len(samples[0]), "sha256": digest}
 
@@ -100,12 +100,12 @@ def fingerprint(samples: Sequence[np.ndarray]) -> dict[str, Any]:
 def embed_samples(
     config: ModelConfig, weights: Weights, samples: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-    """Hidden states [T, D] that enter the first block."""
+    """The input of the first block: hidden states [T, D] of each sample."""
     return [embed(config, weights, tokens, np.arange(len(tokens))) for tokens in samples]
 
 
 def run_block(config: ModelConfig, block: Block, x: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
-    """One block over one whole sample [T, D], nothing cached."""
+    """Run one block on a whole sample [T, D], without a KV cache."""
     nothing = np.zeros((0, config.num_kv_heads, config.head_dim), np.float32)
     return block_forward(config, block, x, np.arange(len(x)), (nothing, nothing), tap)[0]
 
@@ -117,10 +117,10 @@ def observe_block(
     names: Mapping[str, str] | None = None,
     observer: Observer = ABSMAX,
 ) -> tuple[Statistics, list[np.ndarray]]:
-    """Statistics of the inputs of a block's linears, and the hidden states that leave it.
+    """Statistics of the inputs of a block's linears, and the block's output hidden states.
 
-    Raises QuantizationError where the float model overflows on the samples. `names` says how the
-    block's linears are called there.
+    Raises QuantizationError if the float model overflows on the samples; `names` are the names of
+    the block's linears for this error.
     """
     statistics: Statistics = {}
     called, outputs = names or {}, []
@@ -130,7 +130,7 @@ def observe_block(
             raise reads_overflow(called.get(name, name))
         observer.add(statistics, name, observer.measure(x))
 
-    with np.errstate(all="ignore"):  # reported by name instead
+    with np.errstate(all="ignore"):  # the checks report them by name
         for x in hidden:
             outputs.append(run_block(config, block, x, tap))
             require_finite_output(np.abs(outputs[-1]).max(), called)
@@ -138,17 +138,18 @@ def observe_block(
 
 
 def reads_overflow(name: str) -> QuantizationError:
-    """What to raise where the input of the linear `name` is not finite."""
+    """The error for a linear whose input is not finite."""
     what = f"{name}: the activations that it reads"
     return QuantizationError(f"{what} overflow float32 in the float model's calibration")
 
 
 def require_finite_output(largest: np.floating[Any], names: Mapping[str, str]) -> None:
-    """Raise QuantizationError unless a block's largest output, and its square, is finite.
+    """Raise QuantizationError unless a block's largest output and its square are finite.
 
-    A norm takes the mean of the squares.
+    The next norm takes the mean of the squares.
     """
-    where = commonprefix([*names.values()]).rstrip(".") or "block"
+    start = commonprefix([*names.values()])  # noqa: RUF071  (not paths: names, by characters)
+    where = start.rstrip(".") or "block"
     with np.errstate(over="ignore"):
         squared = np.square(largest)
     for what, value in (("", largest), ("squared ", squared)):
@@ -163,9 +164,10 @@ def calibrate(
     samples: Sequence[np.ndarray],
     progress: Progress = no_progress,
 ) -> list[ChannelAbsmax]:
-    """xmax_j = max over tokens of |x_j| at the input of every linear of every block.
+    """xmax_j = max over tokens of |x_j|, float32 [K], at the input of every linear of every block.
 
-    Source: SmoothQuant's calibration.py (get_act_scales).
+    Source: get_act_scales of SmoothQuant's calibration.py,
+    https://github.com/mit-han-lab/smoothquant.
     """
     hidden, observed = embed_samples(config, weights, samples), []
     for block in progress(weights.blocks, "calibrate"):

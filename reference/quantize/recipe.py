@@ -7,9 +7,9 @@
     W8A16 ...    none          lm_head float, * of the same name
     float        none          * float
 
-What a user asks for comes before these: patterns of `ignore` (float), then those of `scheme`, so
-that `recipe("W4A16", scheme={"down_proj": "W8A16"})` has two widths, then a width for lm_head.
-Every linear goes by several names, lm_head always by this one, too (schemes.py).
+A user's patterns come before these: first those of `ignore` (float), then those of `scheme`, as in
+`recipe("W4A16", scheme={"down_proj": "W8A16"})`, then the width of lm_head. Each linear has several
+names that a pattern can match (schemes.py); lm_head always has this one.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from planish.reference.quantize.spelling import (
     Spelled,
     check_pattern,
     choose,
+    parse_scheme,
     read_schemes,
-    scheme_spelled,
     with_grid,
 )
 from planish.reference.scheme import ACTIVATIONS, SCALE_DTYPES, Scheme, int4, int8
 
-HEAD, REST = "lm_head", "*"  # patterns: the head, and what no other pattern takes
+HEAD, REST = "lm_head", "*"  # patterns: lm_head, and every linear that nothing else matches
 HEADS = ("float", "int8", "int4")
 
 Entry = tuple[str, Scheme | None]
@@ -46,8 +46,11 @@ Entry = tuple[str, Scheme | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Smoothing:
-    """alpha: SmoothQuant's migration strength 0..1; `search` finds one for the model and
-    `search_per_block` one for each block. outputs: fold v -> o and up -> down too."""
+    """SmoothQuant's settings.
+
+    alpha: the migration strength, 0..1; `search` finds one for the model, `search_per_block` one
+    for each block. outputs: also fold v -> o and up -> down.
+    """
 
     alpha: float | str = 0.5
     outputs: bool = False
@@ -57,9 +60,8 @@ class Smoothing:
 class Recipe:
     """How a model is quantized.
 
-    schemes: patterns of names and what the linears that match get, None for float; the first
-    match wins, the last pattern is `*`. rule: of INT4 scales where the scheme is symmetric;
-    asymmetric ones have minmax.
+    schemes: (pattern, scheme) pairs, None for float; the first match wins, and the last pattern
+    is `*`. rule: how symmetric INT4 scales are chosen; asymmetric schemes use minmax.
     """
 
     name: str
@@ -69,17 +71,19 @@ class Recipe:
     rule: str = "signed"
 
     def scheme_of(self, *names: str) -> Scheme | None:
-        """The scheme of a linear that goes by these names; None where it stays in float."""
-        return next((scheme for pattern, scheme in self.schemes if _any(pattern, names)), None)
+        """The scheme of a linear with these names; None if it stays in float."""
+        return next(
+            (scheme for pattern, scheme in self.schemes if _matches_any(pattern, names)), None
+        )
 
     @property
     def default(self) -> Scheme | None:
-        """The scheme of the linears that no pattern but `*` takes."""
+        """The scheme of the linears that only `*` matches."""
         return self.schemes[-1][1]
 
     @property
     def alpha(self) -> float | str | None:
-        """The smoothing's; None without."""
+        """The smoothing's alpha; None without smoothing."""
         return None if self.smoothing is None else self.smoothing.alpha
 
     @property
@@ -94,20 +98,21 @@ class Recipe:
 
     @property
     def quantizes_blocks(self) -> bool:
-        """Whether any pattern but that of the head has one."""
+        """Whether any pattern except lm_head has a scheme."""
         return any(scheme is not None for pattern, scheme in self.schemes if pattern != HEAD)
 
 
-def _any(pattern: str, names: tuple[str, ...]) -> bool:
+def _matches_any(pattern: str, names: tuple[str, ...]) -> bool:
     return any(matches(pattern, name) for name in names)
 
 
 def matches(pattern: str, name: str) -> bool:
     """Whether a pattern matches a tensor's name, with or without its `.weight`.
 
-    re:PATTERN is a regular expression for the start of the name (re.match), as in
-    compressed-tensors. Any other is shell-style, for the whole name or a run of its components:
-    `*.layers.0.*`, `down_proj`, `mlp.c_fc`; {i} is any number, as in what `inspect` prints.
+    re:PATTERN is a regular expression that matches the start of the name (re.match), as in
+    compressed-tensors. Any other pattern is shell-style and matches the whole name or consecutive
+    components of it: `*.layers.0.*`, `down_proj`, `mlp.c_fc`; {i} matches any layer number, as
+    `inspect` prints it.
     """
     if pattern.startswith("re:"):
         return any(re.match(pattern[3:], name + end) for end in ("", ".weight"))
@@ -115,14 +120,14 @@ def matches(pattern: str, name: str) -> bool:
     return fnmatch.fnmatchcase(f".{name}.", f"*.{pattern}.*")
 
 
-def _named(name: str) -> Recipe:
-    """The recipe of a name as it is without changes."""
+def _make_recipe(name: str) -> Recipe:
+    """The recipe of this name, unchanged."""
     scheme = SCHEMES["O2" if name == "naive" else name]
     smoothing = Smoothing() if name in SMOOTHED else None
     return Recipe(name=name, schemes=((HEAD, None), (REST, scheme)), smoothing=smoothing)
 
 
-RECIPES = {name: _named(name) for name in NAMES}
+RECIPES = {name: _make_recipe(name) for name in NAMES}
 GRID = ("group_size", "scale_dtype", "rule")  # of INT4 weights
 CHANGES = (
     *("method", "rule", "group_size", "scale_dtype", "activation"),
@@ -133,25 +138,25 @@ CHANGES = (
 def recipe(
     name: str, *, scheme: str | Mapping[str, Spelled] | None = None, **changes: Any
 ) -> Recipe:
-    """The named recipe with changes; raises RecipeError naming the nearest where one is misspelt.
+    """The named recipe with changes; RecipeError suggests the nearest name for a misspelt one.
 
     changes: method, rule, group_size, scale_dtype, activation (of the recipe's linears), alpha,
-    smooth_outputs, head (of lm_head: float, int8, int4), ignore (patterns); None is not given.
-    scheme: other schemes by pattern, as a mapping or spelled as read_schemes reads it. Of the
-    recipe naive it may be the name of another, whose scheme it takes without smoothing: O2, which
-    is what SmoothQuant's tables call W8A8, if none is given.
+    smooth_outputs, head (of lm_head: float, int8, int4), ignore (patterns); None means not given.
+    scheme: other schemes by pattern, as a mapping or as text for read_schemes. For the recipe
+    naive it may name a smoothed recipe, whose scheme is then used without smoothing; the default,
+    O2, is the baseline that SmoothQuant's tables call W8A8 (arXiv 2211.10438).
     """
     choose("recipe", name, RECIPES)
     given = {key: value for key, value in changes.items() if value is not None}
     if unknown := given.keys() - set(CHANGES):
         raise TypeError(f"recipe() has no {', '.join(sorted(unknown))}")
-    base, mixed = _base(name, scheme)
+    base, mixed = _base_and_patterns(name, scheme)
     _check_values(given, base)
     grid: dict[str, Any] = {key: given[key] for key in GRID if key in given}
     changed = with_grid(base, grid, given.get("activation"))
     entries: list[Entry] = [(pattern, None) for pattern in given.get("ignore", ())]
-    entries += [(pattern, scheme_spelled(pattern, value, grid)) for pattern, value in mixed.items()]
-    schemes = (*entries, (HEAD, _head(given.get("head", "float"), grid)), (REST, changed))
+    entries += [(pattern, parse_scheme(pattern, value, grid)) for pattern, value in mixed.items()]
+    schemes = (*entries, (HEAD, _head_scheme(given.get("head", "float"), grid)), (REST, changed))
     rule = given.get("rule", "signed")
     chosen = Recipe(
         name=name,
@@ -164,10 +169,10 @@ def recipe(
     return chosen
 
 
-def _base(
+def _base_and_patterns(
     name: str, scheme: str | Mapping[str, Spelled] | None
 ) -> tuple[Scheme | None, Mapping[str, Spelled]]:
-    """The scheme of the recipe, and those by pattern."""
+    """The recipe's default scheme, and the schemes by pattern."""
     own = RECIPES[name].default
     if scheme is None:
         return own, {}
@@ -176,7 +181,7 @@ def _base(
     if "=" in scheme or scheme.endswith(".json"):
         return own, read_schemes(scheme)
     if name != "naive" and scheme in SCHEMES:
-        raise RecipeError("goes with the recipe naive only", name="scheme", found=name)
+        raise RecipeError("is only valid with --recipe naive", name="scheme", found=name)
     if name != "naive":
         expected = "PATTERN=SCHEME,... or a FILE.json"
         raise RecipeError("wrong form", name="scheme", expected=expected, found=repr(scheme))
@@ -184,8 +189,8 @@ def _base(
     return SCHEMES[scheme], {}
 
 
-def _head(width: str, grid: Mapping[str, Any]) -> Scheme | None:
-    """lm_head's scheme: its activations stay in float."""
+def _head_scheme(width: str, grid: Mapping[str, Any]) -> Scheme | None:
+    """lm_head's scheme at this width, its activations in float."""
     return with_grid({"float": None, "int8": int8(), "int4": int4()}[width], grid, None)
 
 
@@ -199,7 +204,7 @@ def _smoothing(own: Smoothing | None, given: Mapping[str, Any]) -> Smoothing | N
 
 
 def _check_values(given: Mapping[str, Any], base: Scheme | None) -> None:
-    """Raise RecipeError for a value out of its range."""
+    """Raise RecipeError for a value outside its range."""
     activations = ("float",) if base is None else ACTIVATIONS[base.bits]
     choices: dict[str, tuple[str, Any]] = {
         "method": ("method", METHODS),
@@ -225,7 +230,7 @@ def _check_alpha(alpha: Any) -> None:
 
 
 def _check_effect(recipe: Recipe, grid: Mapping[str, Any]) -> None:
-    """Raise RecipeError for a value that the recipe would ignore, or that contradicts it."""
+    """Raise RecipeError for a value that has no effect on the recipe, or contradicts it."""
     alpha = recipe.alpha
     if isinstance(alpha, str) and not recipe.quantizes_blocks:
         problem = "has no error to minimise in a float model"
@@ -238,6 +243,6 @@ def _check_effect(recipe: Recipe, grid: Mapping[str, Any]) -> None:
 
 
 def needs_calibration(recipe: Recipe) -> bool:
-    """Whether activations must be seen before the weights can be quantized."""
+    """Whether the recipe needs activations: for smoothing, static scales or the method."""
     observes = recipe.quantizes_blocks and METHODS[recipe.method].observer is not None
     return recipe.smoothing is not None or recipe.static or observes

@@ -1,4 +1,4 @@
-"""What a grid could not hold as it was asked to, counted over a model and told once."""
+"""Count what the grids could not represent, over a whole model, and report it once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from planish.reference.quantized import QuantizedWeight
 
 
 class Remarks:
-    """Linears with scales too large or too small for their type, and rows below INT8's floor."""
+    """Counts linears whose scales do not fit float16, and rows below INT8's floor."""
 
     def __init__(self, recipe: Recipe):
         self.wide: list[str] = []  # linears
@@ -19,7 +19,7 @@ class Remarks:
         self.nothing = recipe.quantizes  # so far
 
     def see(self, name: str, w: np.ndarray, quantized: QuantizedWeight) -> None:
-        """Look at one linear's weight [N, K] and what became of it."""
+        """Compare one linear's weight [N, K] with its quantized form."""
         self.nothing = False
         if quantized.scheme.bits == 4:
             fits = quantized.scale.dtype == np.dtype(quantized.scheme.scale_dtype)
@@ -29,18 +29,18 @@ class Remarks:
         if rows := int(w[at_floor].any(axis=1).sum()):
             self.floored[name] = rows
 
-    def tell(self) -> None:
-        """One notice for each kind of remark."""
+    def report(self) -> None:
+        """Give one notice for each kind of remark."""
         if self.nothing:
-            notice("nothing is quantized: every linear is to be ignored")
+            notice("nothing is quantized: --ignore matches every linear")
         if self.wide:
             problem = "do not fit float16 and are stored as float32"
-            notice(f"scales of {_counted(self.wide)} {problem}; the first is {self.wide[0]}")
+            notice(f"scales of {_count_linears(self.wide)} {problem}; the first is {self.wide[0]}")
         if self.floored:
             rows, first = sum(self.floored.values()), next(iter(self.floored))
-            where = f"{rows} in {_counted([*self.floored])}, the first in {first}"
+            where = f"{rows} in {_count_linears([*self.floored])}, the first in {first}"
             notice(f"rows of weights below INT8's floor of 1e-05 become near zeros: {where}")
 
 
-def _counted(linears: list[str]) -> str:
+def _count_linears(linears: list[str]) -> str:
     return f"{len(linears)} linear{'s' * (len(linears) > 1)}"

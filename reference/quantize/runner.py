@@ -1,14 +1,14 @@
-"""Who carries the calibration's samples through a block: NumPy here, XLA in fast/quantize.
+"""What runs the calibration samples through a block: NumPy here, XLA in fast/quantize.
 
-Quantization is a pipeline that does not compute a block itself: it hands hidden states and a
-block to a runner and gets back statistics of what the linears read, and hidden states. So the
-steps, and the errors that they raise, are written once, whatever runs the model.
+The quantization pipeline does not compute blocks: it gives a runner a block and hidden states, and
+gets back statistics of the linears' inputs and the block's outputs. So the steps and their errors
+are written once for every runner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -29,10 +29,10 @@ Hidden = Sequence[np.ndarray]  # float32 [T, D] of each sample
 
 
 class Runner(Protocol):
-    """What the pipeline asks for. Blocks are float, or quantized candidates (`run` only)."""
+    """What the pipeline needs. Blocks are float; `run` also takes quantized candidates."""
 
     def embed(self, config: ModelConfig, weights: Weights, samples: Sequence[np.ndarray]) -> Hidden:
-        """Hidden states that enter the first block, from the samples' token ids."""
+        """The first block's input from the samples' token ids."""
 
     def observe(
         self,
@@ -42,14 +42,14 @@ class Runner(Protocol):
         names: Mapping[str, str] | None = None,
         observer: Observer = ABSMAX,
     ) -> tuple[Statistics, Hidden]:
-        """The observer's statistics by linear, and the hidden states that leave the block.
+        """The observer's statistics by linear, and the block's outputs.
 
-        An expert that no token chose has no entry. Raises QuantizationError, by `names`, where
-        an input, an output or an output's square is not finite.
+        An expert that no token selected has no entry. Raises QuantizationError, with the name from
+        `names`, if an input, an output or an output's square is not finite.
         """
 
     def run(self, config: ModelConfig, block: Block, hidden: Hidden) -> Hidden:
-        """The hidden states that leave the block, finite or not."""
+        """The block's outputs, finite or not."""
 
 
 class NumpyRunner:
@@ -75,9 +75,9 @@ class NumpyRunner:
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """Who runs the samples, and who shows how far the work is."""
+    """What runs the samples, and what shows the progress."""
 
-    runner: Runner = NumpyRunner()
+    runner: Runner = field(default_factory=NumpyRunner)
     progress: Progress = no_progress
 
 

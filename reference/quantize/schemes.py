@@ -1,17 +1,17 @@
 """Which scheme each linear of a model gets, and whether a recipe's patterns fit the model.
 
-A pattern (recipe.py) may use any of the names that a linear goes by:
+A pattern (recipe.py) may match any of a linear's names:
 
-    h.0.attn.c_attn.q              where planish writes it, and `inspect` shows it afterwards
-    h.0.attn.c_attn                in the source; the name of q, k and v where they are fused
-    transformer.h.0.attn.c_attn    the module's, where this checkpoint leaves a prefix off
-    ...block_sparse_moe.experts.w1 that of all experts together, as they are written
-    lm_head                        the head, whatever the source calls it
+    h.0.attn.c_attn.q              the name that planish writes, and that `inspect` then shows
+    h.0.attn.c_attn                the source's name, which fused q, k and v share
+    transformer.h.0.attn.c_attn    the module's full name, if the checkpoint leaves a prefix off
+    ...block_sparse_moe.experts.w1 the stacked experts' name, as planish writes it
+    lm_head                        the output projection, under any architecture
 
-Linears that are fused in the source are cut and written one by one, so each may have a scheme of
-its own. The experts of a layer are stored in one piece: those of one part (gate, up or down) have
-one scheme, and a layer's are quantized all or none. Routers stay in float: a code that is off by
-one would choose another expert.
+Linears that are fused in the source are split and written one by one, so each can have its own
+scheme. The experts of a layer are stacked: all their gates have one scheme, and so have all ups
+and all downs, and either all of a layer's experts are quantized or none. Routers stay in float: a
+rounding error could select another expert.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from planish.reference.quantize.recipe import HEAD, Entry, Recipe, matches
 from planish.reference.scheme import HEAD_ACTIVATIONS, Scheme
 
 
-def names_of(checkpoint: Checkpoint, part: str, layer: int | None = None) -> set[str]:
-    """Every name that a part of the model goes by; an expert's own is that in the source."""
+def linear_aliases(checkpoint: Checkpoint, part: str, layer: int | None = None) -> set[str]:
+    """Every name that a pattern can match for this linear or norm; an expert has its source's."""
     source = checkpoint.source(part, layer).name
     names = {source, checkpoint.prefix(split_expert(part)[0], layer)}
     names |= {HEAD} if part == "head" else set()
@@ -37,27 +37,31 @@ def names_of(checkpoint: Checkpoint, part: str, layer: int | None = None) -> set
 
 
 def linear_names(checkpoint: Checkpoint, layer: int) -> dict[str, str]:
-    """How a block's linears are called in errors: where planish writes them."""
+    """The names that errors use for a block's linears: those that planish writes."""
     parts = block_shapes(checkpoint.config, layer)
     return {part: checkpoint.prefix(part, layer) for part in parts}
 
 
 def block_schemes(checkpoint: Checkpoint, recipe: Recipe, layer: int) -> dict[str, Scheme | None]:
-    """The scheme of every linear of a block by its name there; None for one that stays in float."""
+    """The scheme of each linear of a block, by its name in the block; None: it stays in float."""
     return {
-        part: None if part == "router" else recipe.scheme_of(*names_of(checkpoint, part, layer))
+        part: None
+        if part == "router"
+        else recipe.scheme_of(*linear_aliases(checkpoint, part, layer))
         for part in block_shapes(checkpoint.config, layer)
     }
 
 
 def head_scheme(checkpoint: Checkpoint, recipe: Recipe) -> Scheme | None:
     """The scheme of lm_head."""
-    return recipe.scheme_of(*names_of(checkpoint, "head"))
+    return recipe.scheme_of(*linear_aliases(checkpoint, "head"))
 
 
-def written_schemes(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Scheme | None]:
-    """The scheme of every linear by the name under which planish writes it; that of all experts
-    of a layer together, even of those in float, which are written one by one."""
+def schemes_to_write(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Scheme | None]:
+    """The scheme of every linear by the name that planish writes.
+
+    The experts of a layer share an entry, even those in float, which are written one by one.
+    """
     found: dict[str, Scheme | None] = {}
     for layer in range(checkpoint.config.num_layers):
         for part, scheme in block_schemes(checkpoint, recipe, layer).items():
@@ -66,16 +70,18 @@ def written_schemes(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Scheme 
 
 
 def check_schemes(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Raise RecipeError for a pattern without a match, or one that contradicts the rest.
+    """Raise RecipeError for a pattern that matches nothing or contradicts the others.
 
-    A pattern for what is never quantized (a router, a norm) does no harm: many published recipes
-    have one.
+    A pattern for a module that is never quantized (a router, a norm) is accepted: many published
+    recipes have one.
     """
     names = all_names(checkpoint)
     for pattern, scheme in recipe.schemes:
         if not any(matches(pattern, name) for name in names):
             linears = all_names(checkpoint, linears_only=True)
-            expected = f"the name of a linear, or a part of one, as {_nearest(pattern, linears)}"
+            expected = (
+                f"the name of a linear, or a part of one, such as {_nearest(pattern, linears)}"
+            )
             raise RecipeError(
                 "matches nothing in this model",
                 name="ignore" if scheme is None else "scheme",
@@ -90,47 +96,47 @@ def check_schemes(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
 
 def _check_used(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Raise RecipeError for a scheme that no linear gets, as other patterns come before it."""
+    """Raise RecipeError for a scheme that no linear gets because earlier patterns match first."""
     if len(recipe.schemes) == 2 and recipe.schemes[0][1] is None:
         return
-    used = {_winner(recipe, names_of(checkpoint, "head"))}
+    used = {_winner(recipe, linear_aliases(checkpoint, "head"))}
     for layer in range(checkpoint.config.num_layers):
         for part in block_shapes(checkpoint.config, layer):
             if part != "router":
-                used.add(_winner(recipe, names_of(checkpoint, part, layer)))
+                used.add(_winner(recipe, linear_aliases(checkpoint, part, layer)))
     for pattern, scheme in recipe.schemes[:-1]:
         if scheme is None or (pattern, scheme) in used:
             continue
         if pattern == HEAD:
             problem = f"contradicts lm_head int{scheme.bits}"
             raise RecipeError(problem, name="ignore", found="lm_head")
-        expected = "a linear of a block or lm_head that no pattern before it takes"
+        expected = "a linear of a block or lm_head that no earlier pattern matches"
         raise RecipeError("has no effect", name="scheme", expected=expected, found=repr(pattern))
 
 
 def _winner(recipe: Recipe, names: Iterable[str]) -> Entry:
-    """The entry whose scheme a linear gets."""
+    """The first entry whose pattern matches: it gives the scheme."""
     names = [*names]
     return next(entry for entry in recipe.schemes if any(matches(entry[0], n) for n in names))
 
 
 def _check_head(scheme: Scheme | None) -> None:
-    """What the head's input is at once differs between engines, so no scale may depend on it."""
+    """Raise RecipeError for a scale over all tokens: engines batch lm_head's input differently."""
     if scheme is not None and scheme.activation not in HEAD_ACTIVATIONS:
         expected = "activations in float, per_token or per_group; put lm_head=float first"
         raise RecipeError(
-            "cannot be that of lm_head", name="scheme", expected=expected, found=scheme
+            "cannot be used for lm_head", name="scheme", expected=expected, found=scheme
         )
 
 
 def _check_experts(checkpoint: Checkpoint, recipe: Recipe, layer: int) -> None:
-    """A layer's experts are stored in one piece: all quantized or none, one scheme a part."""
+    """Raise RecipeError unless the layer's experts can be stacked: all quantized, same schemes."""
     schemes = block_schemes(checkpoint, recipe, layer)
     experts = {part: s for part, s in schemes.items() if split_expert(part)[1] is not None}
     floats = [part for part, scheme in experts.items() if scheme is None]
     if floats and len(floats) < len(experts):
         problem = "leaves some experts of a layer in float"
-        expected = "all of them or none, as with layers.3.*.experts"
+        expected = "all of them or none, as layers.3.*.experts does"
         found = checkpoint.prefix(min(floats), layer)
         raise RecipeError(problem, name="ignore", expected=expected, found=found)
     by_part: dict[str, Scheme | None] = {}
@@ -143,17 +149,17 @@ def _check_experts(checkpoint: Checkpoint, recipe: Recipe, layer: int) -> None:
 
 
 def all_names(checkpoint: Checkpoint, linears_only: bool = False) -> dict[str, None]:
-    """Every name of every part of the model, in its order; or of those that can be quantized."""
+    """Every name of every module in model order, or only of those that can be quantized."""
     config, of_block = checkpoint.config, block_shapes if linears_only else block_kinds
     outer = ["head"] if linears_only else [*outer_kinds(config)]
     parts: list[tuple[str, int | None]] = [(part, None) for part in outer]
     for layer in range(config.num_layers):
         parts += [(part, layer) for part in of_block(config, layer)]
-    return {name: None for part, layer in parts for name in names_of(checkpoint, part, layer)}
+    return {name: None for part, layer in parts for name in linear_aliases(checkpoint, part, layer)}
 
 
 def _nearest(pattern: str, names: Iterable[str]) -> str:
-    """Names like the pattern, with {i} for numbers as `inspect` writes them; else the last words
+    """Names similar to the pattern, with {i} for layer numbers; if none is, the last components
     of all names."""
     generic = {re.sub(r"\b\d+\b", "{i}", name): None for name in names}
     words = {word: None for name in generic for word in name.split(".")}

@@ -2,8 +2,8 @@
 
     error[block, alpha] = sum |quantized(smoothed block)(x) - block(x)|^2 / sum |block(x) - x|^2
 
-x are the float model's hidden states, of at most SEARCH_SAMPLES samples, spread evenly over all:
-fourteen candidates on a sixteenth of the default samples cost about as much as one pass over all.
+x are the float model's hidden states, of at most SEARCH_SAMPLES samples, evenly spaced among all of
+them: fourteen candidates on a sixteenth of the default samples cost about one pass over all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from planish.reference.quantize.observe import ChannelAbsmax
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import NUMPY, Hidden, Runner, Runtime
 from planish.reference.quantize.schemes import block_schemes, linear_names
-from planish.reference.quantize.smooth import smoothed
+from planish.reference.quantize.smooth import apply_smoothing
 
 ALPHAS = tuple(round(0.3 + 0.05 * i, 2) for i in range(14))  # 0.3 .. 0.95
 SEARCH_SAMPLES = 32
@@ -28,11 +28,11 @@ SEARCH_SAMPLES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class BlockAlphas:
-    """The alpha of each block; and where it was searched for, what was found on the way."""
+    """The alpha of each block; after a search also the errors and the absmax that it measured."""
 
     alphas: list[float]
     errors: np.ndarray | None = None  # [blocks, alphas tried]
-    observed: list[ChannelAbsmax] | None = None  # of each block, on all samples
+    observed: list[ChannelAbsmax] | None = None  # absmax of each block, on all samples
 
 
 def search_alpha(
@@ -43,10 +43,10 @@ def search_alpha(
     alphas: Sequence[float] = ALPHAS,
     runtime: Runtime = NUMPY,
 ) -> BlockAlphas:
-    """The alpha of every block that minimises its output error, or one for all blocks.
+    """Search for the alpha that minimises the output error, for each block or for the model.
 
-    recipe.alpha `search_per_block` takes each block's best, `search` the alpha whose errors sum
-    to the least (SmoothQuant, section 5.1, searches per model; the per-block form is ours).
+    recipe.alpha `search_per_block` takes each block's best alpha, `search` the one with the least
+    sum of errors (arXiv 2211.10438, section 5.1, searches per model; the per-block form is ours).
     """
     runner, config = runtime.runner, checkpoint.config
     hidden, some = runner.embed(config, weights, samples), spread(len(samples), SEARCH_SAMPLES)
@@ -61,47 +61,47 @@ def search_alpha(
         observed.append(absmax)
         hidden = outputs
     table = np.array(errors)
-    best = best_alphas(table, alphas, per_block=recipe.alpha == "search_per_block")
+    best = choose_best_alphas(table, alphas, per_block=recipe.alpha == "search_per_block")
     return BlockAlphas(alphas=best, errors=table, observed=observed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A block of a model under one recipe, to be tried at several alphas."""
+    """One block under one recipe, to try at several alphas."""
 
     checkpoint: Checkpoint
     layer: int
     recipe: Recipe
     runner: Runner
-    hidden: Hidden  # what enters the block
+    hidden: Hidden  # the block's input
 
     def candidate(self, block: Block, absmax: ChannelAbsmax, alpha: float) -> Block:
-        """The block smoothed at one alpha and quantized."""
+        """Smooth the block at one alpha and quantize it."""
         checkpoint, recipe, config = self.checkpoint, self.recipe, self.checkpoint.config
         names = linear_names(checkpoint, self.layer)
-        block = smoothed(config, block, absmax, recipe, alpha)
+        block = apply_smoothing(config, block, absmax, recipe, alpha)
         found = observe_for(config, block, recipe, self.hidden, names, self.runner)
         schemes = block_schemes(checkpoint, recipe, self.layer)
         return quantize_block(block, recipe, found, names, schemes)
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers below `count`, evenly spread; all of them where they fit."""
+    """At most `most` of the numbers below `count`, evenly spaced."""
     chosen = min(count, most)
     return [index * count // chosen for index in range(chosen)]
 
 
-def best_alphas(errors: np.ndarray, alphas: Sequence[float], per_block: bool) -> list[float]:
-    """From errors [blocks, alphas]: each block's best, or the one best in sum."""
+def choose_best_alphas(errors: np.ndarray, alphas: Sequence[float], per_block: bool) -> list[float]:
+    """From errors [blocks, alphas]: the best alpha of each block, or of their sum."""
     if per_block:
         return [alphas[i] for i in errors.argmin(axis=1)]
     return [alphas[int(errors.sum(axis=0).argmin())]] * len(errors)
 
 
 def output_error(hidden: Hidden, found: Hidden, expected: Hidden) -> float:
-    """How far a block's outputs are from the expected ones, relative to what the block adds.
+    """Squared error of a block's outputs, relative to what the float block adds to its input.
 
-    Inf where a square overflows.
+    Inf if a square overflows.
     """
     with np.errstate(all="ignore"):
         wrong = sum(_square_distance(y, right) for y, right in zip(found, expected, strict=True))

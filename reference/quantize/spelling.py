@@ -1,6 +1,6 @@
-"""How schemes are spelled: by name, by pattern on the command line, and in a small JSON file.
+"""How a user writes schemes: by name, by pattern on the command line, or in a small JSON file.
 
-W4A16-g32                              a scheme by its name, its group size and its rule
+W4A16-g32                              a name, a group size, a rule
 *.down_proj=W8A16,re:.*q_proj$=float   schemes by pattern, the first match wins
 {"down_proj": "W8A16", "o_proj": null, "lm_head": {"weights": {"num_bits": 8, ...}}}
 """
@@ -19,7 +19,7 @@ from planish.reference.grids import GROUP_SIZES, INT4_RULES, SYMMETRIC_RULES
 from planish.reference.json import read_json
 from planish.reference.scheme import SCALE_DTYPES, Scheme, int4, int8, scheme_from_values
 
-Spelled = str | Mapping[str, Any] | None  # a scheme by name, or as config_groups write it
+Spelled = str | Mapping[str, Any] | None  # a name, an object as in config_groups, None: float
 
 SCHEMES: dict[str, Scheme | None] = {
     "float": None,
@@ -34,7 +34,7 @@ SCHEMES: dict[str, Scheme | None] = {
 
 
 NAMES = (*SCHEMES, "naive")  # of recipes
-SMOOTHED = ("W8A8", "O1", "O2", "O3")  # what naive takes without smoothing
+SMOOTHED = ("W8A8", "O1", "O2", "O3")  # naive uses the scheme of one of them, not smoothed
 SEARCHES = ("search", "search_per_block")
 WORDS: dict[str, tuple[str, ...]] = {
     "rule": tuple(INT4_RULES),
@@ -47,11 +47,11 @@ NUMBERS = re.compile(r"(g)(-1|\d+)|(alpha)(\d+(?:\.\d+)?)")
 
 
 def read_schemes(text: str) -> dict[str, Spelled]:
-    """Schemes by pattern out of `PATTERN=SCHEME,PATTERN=SCHEME` or a FILE.json, in their order.
+    """Read schemes by pattern from `PATTERN=SCHEME,PATTERN=SCHEME` or from FILE.json, in order.
 
-    A pattern may have commas and equals signs, as regular expressions do: an entry ends where a
-    comma follows a scheme's name. The file is one object, pattern -> name of a scheme, null for
-    float, or an object as config_groups have it (docs/file-format.md).
+    A pattern may contain commas and equals signs, as regular expressions do: an entry ends where a
+    comma follows a scheme's name. The file holds one object that maps a pattern to the name of a
+    scheme, to null for float, or to an object as in config_groups (docs/file-format.md).
     """
     if text.endswith(".json"):
         return read_json(Path(text), RecipeError)
@@ -62,32 +62,32 @@ def read_schemes(text: str) -> dict[str, Spelled]:
             expected = "PATTERN=SCHEME, separated by commas"
             raise RecipeError("wrong form", name="scheme", expected=expected, found=repr(rest))
         if entry[1] in found:
-            raise RecipeError("is there twice", name="scheme", found=repr(entry[1]))
+            raise RecipeError("is given twice", name="scheme", found=repr(entry[1]))
         found[entry[1]], rest = entry[2], rest[entry.end() :]
     return found
 
 
 def parse_name(text: str) -> tuple[str, dict[str, Any]]:
-    """W4A8-g64-minmax-alpha0.8 -> W4A8 and the changes that recipe() takes.
+    """W4A8-g64-minmax-alpha0.8 -> W4A8 and the changes for recipe().
 
-    Words in any order: gN (g-1 a whole row), a rule, per_group or per_token, float16 or float32,
-    alphaN, search or search_per_block, and for naive the scheme that it takes. Raises RecipeError
-    for another; the name and the numbers are for others to judge.
+    Words in any order: gN (g-1: a whole row), a rule, per_group or per_token, float16 or float32,
+    alphaN, search or search_per_block, and for naive the scheme that it uses. Raises RecipeError
+    for any other word; does not check the name and the numbers.
     """
     name, *words = re.split(r"-(?=[A-Za-z])", text)
     changes: dict[str, Any] = {}
     for word in words:
         key, value = _parse_word(word, text)
         if key in changes:
-            raise RecipeError(f"says {key} twice", name=text)
+            raise RecipeError(f"gives {key} twice", name=text)
         changes[key] = value
     if "activation" in changes and name != "W4A8":
-        raise RecipeError("activation goes with the recipe W4A8 only", name=text)
+        raise RecipeError("activation is only valid with W4A8", name=text)
     return name, changes
 
 
 def _parse_word(word: str, text: str) -> tuple[str, Any]:
-    """One word of a name -> the argument of recipe() that it changes, and its value."""
+    """One word -> the argument of recipe() that it sets, and its value."""
     for key, choices in WORDS.items():
         if word in choices:
             return key, word
@@ -100,8 +100,8 @@ def _parse_word(word: str, text: str) -> tuple[str, Any]:
     raise RecipeError("unknown", name=text, expected=expected, found=repr(word))
 
 
-def scheme_spelled(pattern: str, value: Spelled, grid: Mapping[str, Any]) -> Scheme | None:
-    """The scheme that a pattern is given; `grid` are the recipe's own group size and the like."""
+def parse_scheme(pattern: str, value: Spelled, grid: Mapping[str, Any]) -> Scheme | None:
+    """The scheme that a user gives a pattern; grid: the recipe's group size, rule, scale_dtype."""
     check_pattern(pattern, "scheme")
     if value is None:
         return None
@@ -120,16 +120,16 @@ def scheme_spelled(pattern: str, value: Spelled, grid: Mapping[str, Any]) -> Sch
 
 
 def _own_grid(spelled: str, changes: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a scheme spelled out, over those of the recipe."""
+    """The recipe's grid, overridden by the words after the scheme's name."""
     if "alpha" in changes or "scheme" in changes:
-        problem = "says what is the recipe's and not a linear's"
+        problem = "sets what belongs to the recipe, not to a linear"
         raise RecipeError(problem, name="scheme", found=spelled)
     if changes and not _is_int4(spelled):
         raise RecipeError("has no effect without INT4 weights", name="scheme", found=spelled)
     rule = changes.get("rule")
     own = grid.get("rule") if grid.get("rule") in SYMMETRIC_RULES else "signed"
     if rule in SYMMETRIC_RULES and rule != own:
-        problem = "all symmetric schemes have the recipe's rule; give --rule"
+        problem = "every symmetric scheme uses the recipe's rule; give --rule"
         raise RecipeError(problem, name="scheme", found=spelled)
     if "group_size" in changes:
         choose("group_size", changes["group_size"], GROUP_SIZES)
@@ -144,7 +144,7 @@ def _is_int4(spelled: str) -> bool:
 def with_grid(
     scheme: Scheme | None, grid: Mapping[str, Any], activation: str | None
 ) -> Scheme | None:
-    """A scheme with another activation and, of INT4 weights, another grid."""
+    """The scheme with another activation and, for INT4 weights, another grid."""
     if scheme is None:
         return None
     activation = activation or scheme.activation
@@ -159,6 +159,7 @@ def with_grid(
 
 
 def choose(name: str, value: Any, choices: Any, besides: str = "") -> None:
+    """Raise RecipeError, with the nearest choice, unless the value is one of them."""
     if value not in choices:
         near = difflib.get_close_matches(str(value).lower(), [str(c).lower() for c in choices], n=1)
         nearest = [c for c in choices if near and str(c).lower() == near[0]]
@@ -170,6 +171,7 @@ def choose(name: str, value: Any, choices: Any, besides: str = "") -> None:
 
 
 def check_pattern(pattern: str, name: str) -> None:
+    """Raise RecipeError for an empty pattern or a bad regular expression."""
     if not pattern.removeprefix("re:"):
         raise RecipeError("an empty pattern", name=name, found=repr(pattern))
     try:

@@ -1,9 +1,9 @@
-"""From text to tokens, from logits to text, and how good a model is at it.
+"""From text to tokens, from logits to tokens and text, and how well a model predicts a text.
 
-tokenizer_file    tokenizer.json, opened
-added_tokens      tokens beside the vocabulary
-tokenizer         text to tokens and back
+tokenizer_file    reading tokenizer.json, and the errors of the library
+added_tokens      tokens that only the files beside tokenizer.json list
+tokenizer         text to tokens, and tokens to text
 sampling          logits to a token
-generate          the loop, stop strings
-evaluate          perplexity, KL, top-1
+generate          the generation loop, and stop strings
+evaluate          perplexity, KL divergence, top-1 agreement
 """

@@ -1,10 +1,10 @@
-"""Tokens that tokenizer.json lacks, from the files beside it, added as transformers 5 adds them.
+"""Add the tokens that tokenizer.json lacks from the files beside it, as transformers 5 does.
 
-tokenizer_config.json lists tokens under `added_tokens_decoder`, id -> token. A checkpoint from
-before that key has added_tokens.json, text -> id, and special_tokens_map.json instead. Both name
-tokens by their role (bos_token, pad_token ...) as well; those are special, and have no id there.
+tokenizer_config.json lists tokens under `added_tokens_decoder`, id -> token. Checkpoints older than
+that key have added_tokens.json, text -> id, and special_tokens_map.json instead. Both also name
+tokens by their role (bos_token, pad_token ...); those are special and have no id there.
 
-The library gives a new token the next free id and takes no other. Where a file states a different
+The tokenizers library gives a new token the next free id and no other. If a file lists a different
 id, the token is left out with a notice: a model must not read an id that it was not trained on.
 """
 
@@ -30,8 +30,8 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stated:
-    """A token as a file beside tokenizer.json states it; without an id where it has a role only."""
+class ListedToken:
+    """A token that a file beside tokenizer.json lists; one that has only a role has no id."""
 
     text: str
     id: int | None
@@ -40,48 +40,47 @@ class Stated:
 
 
 def add_missing_tokens(inner: tokenizers.Tokenizer, directory: Path) -> None:
-    """Add what the files beside tokenizer.json state; TokenizerError for what is no token.
+    """Add the tokens that the files beside tokenizer.json list; TokenizerError for a bad entry.
 
-    A token that tokenizer.json has keeps the id it has there, and takes the flags stated here.
+    A token of tokenizer.json keeps its id and takes the flags that the other files give it.
     """
     known = inner.get_added_tokens_decoder()
     flags = {token.content: _flags_of(token) for token in known.values()}
     free = max(inner.get_vocab_size(with_added_tokens=False), max(known, default=-1) + 1)
-    chosen, others = [], []
-    for token in _stated_tokens(directory, flags).values():
-        if not token.text:  # transformers passes over it as well
+    added, ignored = [], []
+    for token in _listed_tokens(directory, flags).values():
+        if not token.text:  # transformers skips it as well
             continue
-        there = inner.token_to_id(token.text)
-        given = free if there is None else there
-        taken = there is None and inner.id_to_token(free) is not None  # ids with gaps
+        existing = inner.token_to_id(token.text)
+        given = free if existing is None else existing
+        taken = existing is None and inner.id_to_token(free) is not None  # ids with gaps
         if taken or token.id not in (None, given):
-            others.append((token, given))
+            ignored.append((token, given))
             continue
-        free += there is None
+        free += existing is None
         if flags.get(token.text) != token.flags:
-            chosen.append(tokenizers.AddedToken(token.text, **token.flags))
-    if chosen:
-        inner.add_tokens(chosen)
-    _say_others(others)
+            added.append(tokenizers.AddedToken(token.text, **token.flags))
+    if added:
+        inner.add_tokens(added)
+    _notice_ignored(ignored)
 
 
-def _say_others(others: list[tuple[Stated, int]]) -> None:
-    """One line on the tokens whose id would be another than the one stated."""
-    if not others:
+def _notice_ignored(ignored: list[tuple[ListedToken, int]]) -> None:
+    """Log one line about the tokens whose id would differ from the one listed."""
+    if not ignored:
         return
-    token, given = others[0]
-    stated = "no id" if token.id is None else f"id {token.id}"
+    token, given = ignored[0]
+    listed = "no id" if token.id is None else f"id {token.id}"
     notice(
-        f"{token.file}: tokens that are not taken from there, as tokenizer.json gives them another"
-        f" id: {len(others)}, the first {token.text!r} with {stated}, not {given}"
+        f"{token.file}: tokens ignored, as tokenizer.json gives them another id:"
+        f" {len(ignored)}, the first {token.text!r} with {listed}, not {given}"
     )
 
 
-def _stated_tokens(directory: Path, known: dict[str, dict[str, bool]]) -> dict[str, Stated]:
-    """Text -> token: those with an id by their ids, then those with a role.
+def _listed_tokens(directory: Path, known: dict[str, dict[str, bool]]) -> dict[str, ListedToken]:
+    """Text -> token: first those with an id, in order of ids, then those with a role.
 
-    `known`: the flags of the added tokens of tokenizer.json, which a role changes only in making
-    the token special.
+    `known`: the flags of the added tokens of tokenizer.json; a role changes only `special`.
     """
     file, old = directory / CONFIG, directory / OLD_ROLES
     config = _read(file)
@@ -89,7 +88,7 @@ def _stated_tokens(directory: Path, known: dict[str, dict[str, bool]]) -> dict[s
     sources = [(file, config)] if listed else [(old, _read(old)), (file, config)]
     special = {token.text: token for token in _role_tokens(sources)}
     numbered = _numbered(config, file) if listed else _old_tokens(directory, set(special))
-    tokens: dict[str, Stated] = {}
+    tokens: dict[str, ListedToken] = {}
     for token in sorted(numbered, key=lambda token: token.id or 0):
         tokens.setdefault(token.text, token)
     for text, token in special.items():
@@ -98,7 +97,7 @@ def _stated_tokens(directory: Path, known: dict[str, dict[str, bool]]) -> dict[s
     return tokens
 
 
-def _numbered(config: dict[str, Any], file: Path) -> Iterator[Stated]:
+def _numbered(config: dict[str, Any], file: Path) -> Iterator[ListedToken]:
     """The tokens of added_tokens_decoder."""
     listed, expected = config["added_tokens_decoder"], "an object, id -> token"
     if not isinstance(listed, dict):
@@ -110,26 +109,26 @@ def _numbered(config: dict[str, Any], file: Path) -> Iterator[Stated]:
         text, flags = _token(value, file, name)
         plain = key.isascii() and key.isdigit() and len(key) < 10
         number = _checked_id(int(key) if plain else key, file, name)
-        yield Stated(text=text, id=number, flags=flags, file=file)
+        yield ListedToken(text=text, id=number, flags=flags, file=file)
 
 
-def _old_tokens(directory: Path, special: set[str]) -> Iterator[Stated]:
+def _old_tokens(directory: Path, special: set[str]) -> Iterator[ListedToken]:
     """The tokens of added_tokens.json: normalized like other text unless they are special."""
     file = directory / OLD_TOKENS
     for text, value in _read(file).items():
         _token(text, file, text)
         flags = _flags(special=text in special, normalized=text not in special)
-        yield Stated(text=text, id=_checked_id(value, file, text), flags=flags, file=file)
+        yield ListedToken(text=text, id=_checked_id(value, file, text), flags=flags, file=file)
 
 
-def _role_tokens(sources: list[tuple[Path, dict[str, Any]]]) -> Iterator[Stated]:
-    """Each token with a role; the first source that has the role decides, for lists the last."""
+def _role_tokens(sources: list[tuple[Path, dict[str, Any]]]) -> Iterator[ListedToken]:
+    """Each token with a role; the first source with that role decides, for lists the last."""
     for role in ROLES:
         having = ((file, values[role]) for file, values in sources if role in values)
         file, value = next(having, (None, None))
         if file is not None and value not in (None, ""):
             text, flags = _token(value, file, role)
-            yield Stated(text=text, id=None, flags=flags, file=file)
+            yield ListedToken(text=text, id=None, flags=flags, file=file)
     for name in LISTS:
         for file, values in reversed(sources):
             listed = values.get(name) or []
@@ -137,13 +136,13 @@ def _role_tokens(sources: list[tuple[Path, dict[str, Any]]]) -> Iterator[Stated]
                 raise _bad(file, name, "a list of tokens", listed)
             for value in listed.values() if isinstance(listed, dict) else listed:
                 text, flags = _token(value, file, name)
-                yield Stated(text=text, id=None, flags=flags, file=file)
+                yield ListedToken(text=text, id=None, flags=flags, file=file)
             if listed:
                 break
 
 
 def _token(value: Any, file: Path, name: str) -> tuple[str, dict[str, bool]]:
-    """Text and flags of a token: a string, or an object with its flags."""
+    """Text and flags of a token, which is a string or an object with flags."""
     values = value if isinstance(value, dict) else {"content": value, "special": True}
     text, special = values.get("content"), values.get("special", False)
     flags = _flags(special=special, normalized=not special)
@@ -177,5 +176,5 @@ def _bad(file: Path, name: str, expected: str, found: object) -> TokenizerError:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A file that need not be there."""
+    """The object in a file, or an empty one if there is no such file."""
     return read_json(file) if file.exists() else {}

@@ -15,17 +15,17 @@ from planish.reference.model.weights import Weights
 from planish.reference.progress import Progress, no_progress
 
 LONGEST_WINDOW = 2048
-LOGITS = 2**24  # that an engine makes at a time: 64 MiB, or those of one token
+LOGITS = 2**24  # held at a time: 64 MiB, or those of one token if they are more
 
-Losses = Callable[[Sequence[int]], np.ndarray]  # tokens [T] -> -log p of tokens 1.. [T - 1]
+Losses = Callable[[Sequence[int]], np.ndarray]  # tokens [T] -> -log p of tokens 1..T-1, [T - 1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """exp of the mean cross entropy (nats) of the predicted tokens, and how sure it is.
+    """exp of the mean cross entropy (nats) of the predicted tokens, and its standard error.
 
     standard_error = perplexity * std(nll) / sqrt(n), to first order, over the n predicted tokens.
-    `tokens` counts the whole text; the tail behind the last whole window is dropped.
+    `tokens` counts the whole text; the tail after the last full window is dropped.
     """
 
     perplexity: float
@@ -39,7 +39,8 @@ class Perplexity:
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """log p, float64, over the last axis."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    log_p: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return log_p
 
 
 def target_losses(logits: np.ndarray, targets: Sequence[int]) -> np.ndarray:
@@ -49,12 +50,12 @@ def target_losses(logits: np.ndarray, targets: Sequence[int]) -> np.ndarray:
 
 
 def window_nll(logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
-    """-log p of tokens 1..T-1, each given what lies before it, float64 [T - 1]."""
+    """-log p of tokens 1..T-1, each given the tokens before it, float64 [T - 1]."""
     return target_losses(logits[:-1], tokens[1:])
 
 
 def token_losses(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> np.ndarray:
-    """window_nll of a model's logits, of which at most LOGITS are made at a time."""
+    """window_nll of a model, which never holds more than LOGITS logits at a time."""
     rows, found = max(1, LOGITS // config.vocab_size), [np.zeros(0)]
     for x, cache in hidden_states(config, weights, tokens):
         targets = tokens[cache.length - len(x) + 1 : cache.length + 1]
@@ -66,7 +67,7 @@ def token_losses(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -
 
 
 def cut_windows(tokens: Sequence[int], window: int) -> list[list[int]]:
-    """Consecutive windows, the tail dropped; raises PromptError where not even one is full."""
+    """Consecutive windows without the tail; PromptError if the text is shorter than one window."""
     if window < 2:
         raise PromptError("bad value", name="window", expected="at least 2 tokens", found=window)
     count = len(tokens) // window
@@ -80,7 +81,7 @@ def cut_windows(tokens: Sequence[int], window: int) -> list[list[int]]:
 def perplexity(
     losses: Losses, tokens: Sequence[int], window: int, progress: Progress = no_progress
 ) -> Perplexity:
-    """Perplexity of a text tokenised once. Protocol: SmoothQuant's ppl_eval.py, GPTQ's, AWQ's."""
+    """Perplexity of a tokenized text; the protocol of SmoothQuant's ppl_eval.py, GPTQ and AWQ."""
     windows = cut_windows(tokens, window)
     parts = [np.asarray(losses(w), np.float64) for w in progress(windows, "perplexity")]
     nll = np.concatenate(parts)
@@ -94,16 +95,23 @@ def summarize(nll: np.ndarray, tokens: int, windows: int, window: int) -> Perple
     mean = float(nll.mean())
     value = math.exp(min(mean, 700.0))
     error = value * float(nll.std()) / math.sqrt(len(nll))
-    return Perplexity(value, error, mean, tokens, windows, window)
+    return Perplexity(
+        perplexity=value,
+        standard_error=error,
+        mean_nll=mean,
+        tokens=tokens,
+        windows=windows,
+        window=window,
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How one model's next-token distributions follow another's."""
+    """How closely one model's next-token distributions follow another's."""
 
     mean_kl: float  # nats per token, KL(expected || found)
     max_kl: float
-    top1: float  # share of tokens whose most likely successor is the same
+    top1: float  # fraction of tokens whose most likely successor is the same
 
 
 def agreement(expected: np.ndarray, found: np.ndarray) -> Agreement:
@@ -111,4 +119,4 @@ def agreement(expected: np.ndarray, found: np.ndarray) -> Agreement:
     p, q = log_softmax(expected), log_softmax(found)
     kl = (np.exp(p) * (p - q)).sum(axis=-1)
     top1 = float(np.mean(expected.argmax(axis=-1) == found.argmax(axis=-1)))
-    return Agreement(float(kl.mean()), float(kl.max()), top1)
+    return Agreement(mean_kl=float(kl.mean()), max_kl=float(kl.max()), top1=top1)

@@ -1,4 +1,4 @@
-"""The loop: prompt, then one token after another until something says stop."""
+"""The generation loop: the prompt, then one token after another until a stop condition."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MOST_BYTES = 2**62  # more than any machine has, and still a size that NumPy tak
 
 @dataclass(frozen=True)
 class Stop:
-    """When to end: at the model's end-of-text ids, at any of some strings, or after a number.
+    """When to end: at an eos id of the model, at any of `strings`, or after max_new_tokens.
 
-    A string may be or contain the text of a special token, as "<|im_end|>" or "<|im_end|>\\n":
-    the token's id then counts as its text, though it is not shown. This holds with ignore_eos too.
+    A string may be or contain the text of a special token, such as "<|im_end|>" or
+    "<|im_end|>\\n": the token then counts as its text, though it is not shown, with ignore_eos too.
     """
 
     max_new_tokens: int
@@ -35,9 +35,9 @@ class Stop:
 def check_fits(
     config: ModelConfig, prompts: Sequence[Sequence[int]], stop: Stop, slots: int
 ) -> None:
-    """Refuse before anything is computed: token ids out of range, and what the cache cannot hold.
+    """Before anything is computed, refuse token ids out of range and prompts that do not fit.
 
-    The last new token is never fed back, so a prompt of P and N new tokens take P + N - 1 slots.
+    The last new token is never fed back, so P prompt tokens and N new tokens take P + N - 1 slots.
     """
     if stop.max_new_tokens < 0:
         expected = "0 or more"
@@ -59,9 +59,9 @@ def check_fits(
 
 
 def reserve(size: int) -> None:
-    """Raise MemoryError now, not after minutes of work, where a cache of `size` bytes has no room.
+    """Raise MemoryError now, not after minutes of work, if a cache of `size` bytes cannot fit.
 
-    Nothing is written, so this takes no time; the system refuses what it can never give.
+    Nothing is written, so this takes no time; the system refuses more than it can ever provide.
     """
     np.empty(min(size, MOST_BYTES), np.uint8)
 
@@ -84,7 +84,7 @@ def generate(
     stop: Stop,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
 ) -> Iterator[tuple[int, int]]:
-    """Yield (row, token) as tokens come, prompt after prompt; an eos id ends a row unyielded."""
+    """Yield (row, token), prompt after prompt; an eos id ends a row and is not yielded."""
     sampling.check(config.vocab_size)
     check_fits(config, prompts, stop, config.max_positions)
     eos = () if stop.ignore_eos else config.eos_token_ids
@@ -103,11 +103,11 @@ def generate(
 
 
 class StopStrings:
-    """Streams text up to the first stop string, holding back what might be the start of one.
+    """Stream text up to the first stop string, holding back a possible beginning of one.
 
-    `added`: id -> text of special and other added tokens. Special ones are left out of the text;
-    one whose text is in a stop string is searched for like text, and still not shown. The others
-    are passed over, so a stop string is found across them.
+    `added`: id -> text of special and other added tokens. Special tokens are left out of the text.
+    One whose text occurs in a stop string takes part in the search, but is not shown. The others
+    are skipped, so a stop string is found across them.
     """
 
     def __init__(
@@ -117,10 +117,10 @@ class StopStrings:
         named = (added or {}).items()
         self.named = {i: text for i, text in named if any(text in each for each in self.strings)}
         self.held, self.stopped = "", False
-        self.shown: list[str] = []  # what each character held back puts out: itself or nothing
+        self.shown: list[str] = []  # the output of each character held back: itself or nothing
 
     def push(self, token: int) -> str:
-        """Text that is safe to show; after a stop string was seen `stopped` is true."""
+        """The text that is safe to show; `stopped` is true once a stop string was found."""
         if self.stopped:
             return ""
         if token not in self.named:
@@ -129,7 +129,7 @@ class StopStrings:
         return self._push_named(token)
 
     def _push_named(self, token: int) -> str:
-        """A token that counts as its text, whatever the decoder makes of it."""
+        """Push a token that counts as its text even if the decoder leaves it out."""
         text, before = self.named[token], self.stream.settle()
         shown = self._release(before, before)
         if self.stopped:
@@ -140,7 +140,7 @@ class StopStrings:
         return shown + self._release(text, [piece, *repeat("", len(text) - 1)])
 
     def finish(self) -> str:
-        """What is left at the end."""
+        """The text still held back, at the end of a row."""
         if self.stopped:
             return ""
         piece = self.stream.finish()
@@ -149,7 +149,7 @@ class StopStrings:
         return text
 
     def _release(self, piece: str, shown: Sequence[str]) -> str:
-        """Take text to search, and what to show for each of its characters."""
+        """Search more text; `shown` is the output of each of its characters."""
         text, self.shown = self.held + piece, [*self.shown, *shown]
         found = [text.index(string) for string in self.strings if string in text]
         if found:
@@ -162,12 +162,12 @@ class StopStrings:
 
 
 def _overlap(text: str, string: str) -> int:
-    """How many characters at the end of text begin the string."""
+    """The length of the longest end of `text` that is a beginning of `string`, not all of it."""
     sizes = range(min(len(text), len(string) - 1), 0, -1)
     return next((n for n in sizes if text.endswith(string[:n])), 0)
 
 
 def text_stream(tokenizer: Tokenizer, prompt: Sequence[int], stop: Stop) -> StopStrings:
-    """The text of a row as its tokens come."""
+    """A stream of the text of one row, up to a stop string."""
     added = tokenizer.added_tokens() if stop.strings else {}
     return StopStrings(tokenizer.stream(prompt), stop.strings, added)

@@ -1,4 +1,4 @@
-"""Logits to a token: temperature, then top_k, then top_p, then the draw (SPEC 7)."""
+"""From logits to a token: temperature, then top_k, then top_p, then a draw (SPEC 7)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from planish.reference.errors import SamplingError
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy; top_k 0 keeps every token; top_p 1 keeps the whole mass."""
+    """How to sample. temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -35,17 +35,18 @@ class Sampling:
 
 
 def uniform(seed: int, row: int, step: int) -> float:
-    """The random number in [0, 1) for token `step` of prompt `row`: Philox, counter by position.
+    """The random number in [0, 1) for token `step` of prompt `row`.
 
-    A counter and no running state: the draw depends on nothing that was drawn before.
+    Philox with the position as its counter has no running state: a draw does not depend on
+    earlier draws. Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
     """
     bits = np.random.Philox(key=seed, counter=[0, 0, row, step])
     return float(np.random.Generator(bits).random())
 
 
 def greedy(logits: np.ndarray) -> int:
-    """The most likely token, ties to the lowest id; NaN and Inf are errors, -Inf bars a token."""
-    best = int(np.argmax(logits))  # the first NaN, where there is one
+    """The likeliest token, ties to the lowest id; NaN and Inf are errors, -Inf excludes a token."""
+    best = int(np.argmax(logits))  # the first NaN, if there is one
     if not np.isfinite(logits[best]):
         found = logits[best]
         raise SamplingError("cannot sample", name="logits", expected="numbers", found=found)
@@ -59,10 +60,10 @@ def sample(logits: np.ndarray, sampling: Sampling, row: int = 0, step: int = 0) 
         return best
     ids = np.argsort(-logits, kind="stable")  # ties to the lowest id
     ids = ids[: sampling.top_k or len(ids)]
-    with np.errstate(over="ignore"):  # a tiny temperature: exp(-inf) = 0 is what is meant
+    with np.errstate(over="ignore"):  # a tiny temperature: exp(-inf) = 0 is intended
         p = np.exp((logits[ids].astype(np.float64) - logits[best]) / sampling.temperature)
     p /= p.sum()
-    before = np.cumsum(p) - p  # the mass of everything likelier
+    before = np.cumsum(p) - p  # the mass of all likelier tokens
     keep = max(1, int(np.sum(before < sampling.top_p)))
     cumulative = np.cumsum(p[:keep])
     drawn = np.searchsorted(cumulative, uniform(sampling.seed, row, step) * cumulative[-1], "right")

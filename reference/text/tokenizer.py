@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the `tokenizers` library, with our errors around it."""
+"""Text to token ids and back: the `tokenizers` library, with typed errors."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from planish.reference.errors import PromptError, TokenizerError, notice
 from planish.reference.model.config import ModelConfig
 from planish.reference.text.added_tokens import add_missing_tokens
 from planish.reference.text.tokenizer_file import (
+    hide_panics,
     library_errors,
-    panics_unprinted,
     read_tokenizer_file,
 )
 
-CONTEXT = 8  # settled pieces that are decoded again with each new one
+CONTEXT = 8  # settled pieces that are decoded again with each new token
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decodes to
 
 
 class Tokenizer:
     """A model directory's tokenizer, checked against the model's vocabulary.
 
-    `moved`: ids that the library gave to added tokens -> the ids that tokenizer.json states. The
-    model knows such a token by the second, so a text with one of them is refused.
+    `moved`: the library's id of an added token -> its id in tokenizer.json, where they differ. The
+    model was trained on the latter, so a text with such a token is refused.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Tokenizer:
         self.moved = moved or {}
 
     def encode(self, text: str) -> list[int]:
-        """Token ids with the template's special tokens.
+        """Token ids of a text, with the special tokens of the template.
 
-        Raises PromptError for what is not text and for a token that the embedding has no row for,
-        TokenizerError where the library cannot encode.
+        Raises PromptError if the text is not Unicode or a token has no row in the embedding, and
+        TokenizerError if the library cannot encode it.
         """
         try:
             text.encode("utf-8")
@@ -53,7 +53,7 @@ class Tokenizer:
             raise PromptError(
                 "is not text", name="prompt", expected="Unicode", found=found
             ) from None
-        with library_errors(self.path, "cannot encode the text"), panics_unprinted():
+        with library_errors(self.path, "cannot encode the text"), hide_panics():
             ids = self.inner.encode(text).ids
         if not ids:
             raise PromptError("is empty", name="prompt", expected="at least one token")
@@ -61,9 +61,9 @@ class Tokenizer:
         return ids
 
     def _check_rows(self, ids: Sequence[int]) -> None:
-        """Refuse an id without a row in the embedding, or not the one that tokenizer.json states.
+        """Refuse an id that has no row in the embedding or differs from that in tokenizer.json.
 
-        It comes from the text, or from the template that puts tokens around every text.
+        It may come from the text or from the template, which adds tokens to every text.
         """
         rows = self.config.vocab_size
         wrong = next((i for i in ids if i >= rows or i in self.moved), None)
@@ -73,16 +73,16 @@ class Tokenizer:
         name = "a token of the template" if text is None else f"token {text!r}"
         problem, expected = "has no row in the embedding", f"an id below {rows}"
         if wrong in self.moved:
-            problem, expected = "is out of its place", f"id {self.moved[wrong]} of its entry"
+            problem, expected = "is out of order", f"id {self.moved[wrong]} of its entry"
         raise PromptError(problem, path=self.path, name=name, expected=expected, found=wrong)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens left out; TokenizerError where the library cannot."""
+        """The text of ids without special tokens; TokenizerError if the library cannot decode."""
         with library_errors(self.path, "cannot decode"):
             return self.inner.decode(list(ids), skip_special_tokens=True)
 
     def added_tokens(self) -> dict[int, str]:
-        """The model's id -> the text of special and other added tokens."""
+        """Id, as the model knows it, -> text of special and other added tokens."""
         added = self.inner.get_added_tokens_decoder().items()
         return {self.moved.get(i, i): token.content for i, token in added}
 
@@ -92,12 +92,12 @@ class Tokenizer:
 
 
 class TextStream:
-    """Turns tokens into text one by one: a piece comes out when it can no longer change.
+    """Turn tokens into text one by one; a piece is returned once it can no longer change.
 
-    A character split over tokens is held back until it is whole, and the first new word keeps
-    the space that separates it from the prompt: each piece is what the decoded text grows by,
-    behind a context of the last few pieces. (The library's own DecodeStream raises an error
-    where a run of byte tokens turns out to be no character, which a model may well produce.)
+    A character that is split over tokens is held back until it is complete, and the first new word
+    keeps the space that separates it from the prompt: each piece is what one more token adds to
+    the decoded text of the last few pieces. (The library's DecodeStream raises an error if a run
+    of byte tokens is not a character, and models do produce such runs.)
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class TextStream:
         self.bounds = deque([0, len(self.ids)], maxlen=CONTEXT)  # where settled pieces end
 
     def push(self, token: int) -> str:
-        """The text that is settled by one more token; may be empty."""
+        """The text that one more token settles; may be empty."""
         self.ids.append(token)
         piece = self.finish()
         if piece.endswith(REPLACEMENT):
@@ -116,14 +116,14 @@ class TextStream:
         return piece
 
     def finish(self) -> str:
-        """What is held back: the pieces of a character that is not whole."""
+        """The text held back: the bytes of an incomplete character."""
         start, settled = self.bounds[0], self.bounds[-1]
         with library_errors(self.path, "cannot decode"):
             before = self.inner.decode(self.ids[start:settled], skip_special_tokens=True)
             return self.inner.decode(self.ids[start:], skip_special_tokens=True)[len(before) :]
 
     def settle(self) -> str:
-        """What is held back, which no later token completes any more."""
+        """The text held back, which no later token will complete."""
         piece = self.finish()
         if piece:
             self.bounds.append(len(self.ids))
@@ -133,12 +133,12 @@ class TextStream:
 def load_tokenizer(path: str | Path, config: ModelConfig) -> Tokenizer:
     """Read tokenizer.json and the tokens that the files beside it add.
 
-    TokenizerError if it is missing, damaged, or made for a larger vocabulary. Added tokens may
-    lie beyond the embedding, as where a [PAD] was added that no text contains: with a notice.
+    Raises TokenizerError if it is missing, damaged, or made for a larger vocabulary. Added tokens
+    may exceed the embedding (a [PAD], say, that no text contains); that gives a notice.
     """
     file = Path(path) / "tokenizer.json"
     content = read_tokenizer_file(file)
-    with library_errors(file, "is damaged"), panics_unprinted():
+    with library_errors(file, "is damaged"), hide_panics():
         inner = tokenizers.Tokenizer.from_buffer(content)
         moved = _moved_ids(inner, content)
         add_missing_tokens(inner, file.parent)
@@ -148,16 +148,16 @@ def load_tokenizer(path: str | Path, config: ModelConfig) -> Tokenizer:
     tokenizer = Tokenizer(inner, config, file, moved)
     if moved:
         given, stated = next(iter(moved.items()))
-        first = f"{tokenizer.added_tokens()[stated]!r} with id {stated}, by its place {given}"
+        first = f"{tokenizer.added_tokens()[stated]!r} with id {stated}, by its order {given}"
         notice(
-            f"{file}: added tokens out of their place: {len(moved)}, the first {first}; a text"
+            f"{file}: added tokens out of order: {len(moved)}, the first {first}; a text"
             " with one of them is refused"
         )
     return tokenizer
 
 
 def _check_fits(inner: tokenizers.Tokenizer, config: ModelConfig, file: Path) -> None:
-    """Ordinary tokens, which any text may contain, must have a row in the embedding."""
+    """Check that ordinary tokens, which any text may contain, have rows in the embedding."""
     vocabulary, rows = inner.get_vocab(with_added_tokens=True), config.vocab_size
     largest = max(vocabulary.values(), default=-1)
     if largest < rows:
@@ -175,9 +175,9 @@ def _check_fits(inner: tokenizers.Tokenizer, config: ModelConfig, file: Path) ->
 
 
 def _moved_ids(inner: tokenizers.Tokenizer, content: bytes) -> dict[int, int]:
-    """The id of each added token that the library read under another -> the id in the file.
+    """The library's id of an added token -> its id in the file, where they differ.
 
-    The library numbers them through and keeps quiet about it.
+    The library renumbers added tokens without a warning.
     """
     start = re.search(rb'"added_tokens"\s*:\s*(?=\[)', content)
     if start is None:
@@ -191,8 +191,8 @@ def _moved_ids(inner: tokenizers.Tokenizer, content: bytes) -> dict[int, int]:
 def read_text(path: str | Path) -> str:
     """A UTF-8 text file; raises PromptError otherwise.
 
-    Line ends become newlines, as in Python's text mode: perplexities elsewhere are taken so. A
-    byte order mark at the head is no part of the text.
+    Line ends become newlines, as in Python's text mode, with which others measure perplexity. A
+    byte order mark at the beginning is skipped.
     """
     try:
         return Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")

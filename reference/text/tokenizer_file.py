@@ -1,4 +1,4 @@
-"""tokenizer.json as bytes, and the library's errors as ours."""
+"""Read tokenizer.json as bytes, and turn the errors of the library into typed ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from pathlib import Path
 
 from planish.reference.errors import PlanishError, TokenizerError
 
-BOM = b"\xef\xbb\xbf"  # some editors put it at the head of a UTF-8 file
-_descriptor = threading.Lock()  # file descriptor 2 is the process's: one thread at a time moves it
+BOM = b"\xef\xbb\xbf"  # with which some editors begin a UTF-8 file
+_descriptor = (
+    threading.Lock()
+)  # file descriptor 2 belongs to the process: one thread at a time redirects it
 SLOW = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")  # of slow tokenizers
 
 
@@ -35,9 +37,9 @@ def read_tokenizer_file(file: Path) -> bytes:
 
 
 def _missing(file: Path) -> str:
-    """Why there is no tokenizer.json, and what to do."""
+    """Say why there is no tokenizer.json, and what to do."""
     if file.is_symlink():
-        return f"is a link to {file.readlink()}, which is not there"
+        return f"is a link to {file.readlink()}, which does not exist"
     slow = any((file.parent / name).exists() for name in SLOW)
     path = str(file.parent)
     save = f"AutoTokenizer.from_pretrained({path!r}).save_pretrained({path!r})"
@@ -47,9 +49,9 @@ def _missing(file: Path) -> str:
 
 @contextlib.contextmanager
 def library_errors(path: Path | None, problem: str) -> Iterator[None]:
-    """What the library raises, a panic of its Rust code too, becomes a TokenizerError.
+    """Turn the library's errors, panics of its Rust code included, into TokenizerError.
 
-    A panic derives from BaseException, as Ctrl-C does, and its class can only be known by name.
+    A panic derives from BaseException, as Ctrl-C does, and its class is known only by its name.
     """
     try:
         yield
@@ -62,15 +64,17 @@ def library_errors(path: Path | None, problem: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def panics_unprinted() -> Iterator[None]:
+def hide_panics() -> Iterator[None]:
     """Hold back what is written to file descriptor 2, and drop it if there is an error.
 
-    Rust prints a page about a panic before Python hears of it, and only here can that be kept from
-    the user, who gets one line. What others wrote meanwhile comes out at the end.
+    Rust prints a page about a panic before Python sees the error, and only here can it be kept
+    from the user, who gets one line. If there is no error, everything is written at the end.
     """
     with _descriptor, contextlib.ExitStack() as stack:
         page = None
-        with contextlib.suppress(OSError):  # descriptor 2 is closed, or no disk takes the page
+        with contextlib.suppress(
+            OSError
+        ):  # descriptor 2 is closed, or no disk has room for the page
             saved = os.dup(2)
             stack.callback(os.close, saved)
             page = stack.enter_context(tempfile.TemporaryFile())

@@ -76,8 +76,8 @@ def position_facts(config: ModelConfig) -> dict[str, bool]:
     for rope in config.ropes:
         partial = "partial " if rope.dim < config.head_dim else ""
         facts[f"{partial}{'interleaved ' if rope.interleaved else ''}rotary"] = True
-        if rope.stretch is not None:
-            facts[f"rope {type(rope.stretch).__name__.lower()}"] = True
+        if rope.scaling is not None:
+            facts[f"rope {type(rope.scaling).__name__.lower()}"] = True
     facts["several ropes"] = len(config.ropes) > 1
     unturned = any(layer.rope is None for layer in config.layers)
     facts["layers without rotary"] = bool(config.ropes) and unturned

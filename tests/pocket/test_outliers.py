@@ -152,7 +152,7 @@ def test_what_appears_while_it_is_written_is_not_replaced(
         return tensors
 
     monkeypatch.setattr("planish.pocket.outliers.add_outliers", appear)
-    with pytest.raises(OutputError, match="letters: exists and holds no model"):
+    with pytest.raises(OutputError, match="letters: exists and contains no model"):
         write_outlier_model(source, target)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["letters", "plain"]
     assert (target / "letter.txt").read_text(encoding="utf-8") == "keep me"

@@ -11,13 +11,13 @@ from planish.reference.grids import (
     GROUP_SIZES,
     INT4_RULES,
     expand_groups,
-    grouped,
     int4_codes,
     int4_parameters,
     int8_codes,
     int8_scale,
     num_groups,
     quantize_int8,
+    to_groups,
 )
 
 F32 = np.float32
@@ -249,7 +249,7 @@ def test_int4_codes_do_not_change_with_a_power_of_two(rule, w, power):
     codes, scale, zero = int4(w, 32, rule, np.float32)
     again, scaled, same = int4(w * F32(2.0**power), 32, rule, np.float32)
     assert np.array_equal(codes, again) and np.array_equal(zero, same)
-    empty = ~grouped(w, 32).any(axis=2)
+    empty = ~to_groups(w, 32).any(axis=2)
     assert np.array_equal(scaled, np.where(empty, F32(1), scale * F32(2.0**power)))
 
 
@@ -293,7 +293,7 @@ def test_relative_error_on_gaussian_weights_is_the_spec_s(rule, published):
 
 def test_grouping_pads_the_last_group_with_zeros():
     x = np.arange(1, 34, dtype=F32)[None]
-    groups = grouped(x, 32)
+    groups = to_groups(x, 32)
     assert groups.shape == (1, 2, 32)
     assert groups[0, 1, :2].tolist() == [33, 0]
     assert num_groups(33, 32) == 2 and num_groups(32, 32) == 1 and num_groups(33, -1) == 1

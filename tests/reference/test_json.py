@@ -10,7 +10,7 @@ from planish.reference.json import read_json
 BAD = [
     ("", "is not JSON"),
     ("[1]", "wrong form; expected a JSON object, found list"),
-    ('{"a": 1, "a": 2}', "is not JSON: a key stands twice"),
+    ('{"a": 1, "a": 2}', "is not JSON: a key occurs twice"),
     ('{"a": NaN}', "is not JSON: NaN is not a finite number"),
     ('{"a": 1e999}', "is not JSON: 1e999 is not a finite number"),
     ("[" * 100_000, "is not JSON"),

@@ -1,9 +1,9 @@
 """Readers of config.json keys that several architectures share.
 
-keys         config.json, read with types
-attention    heads and windows
-decoder      a decoder's usual keys, all at once
+keys         typed access to an untrusted config.json
+attention    heads and sliding windows
+rope         rotary position embeddings and their scaling
+alibi        the slopes of ALiBi
 experts      mixtures of experts
-rope         rotary positions and their scaling
-alibi        ALiBi's slopes
+decoder      the usual keys of decoders since Llama, all at once
 """

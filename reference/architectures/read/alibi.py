@@ -1,6 +1,6 @@
-"""The slopes of linear biases (ALiBi), one for each head, as two families of models draw them.
+"""The slopes of linear biases (ALiBi), one for each head, in the order of two families of models.
 
-Press et al. 2022: for H heads, a power of two, slope h = 2 ** (-8 (h + 1) / H).
+Press et al. 2022, arXiv 2108.12409: slope h = 2 ** (-8 (h + 1) / H) for H heads, a power of two.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ Slopes = tuple[float, ...]
 
 
 def alibi_slopes(heads: int) -> Slopes:
-    """Of other counts: those of the next smaller power of two, then every second of the larger.
+    """The slopes of BLOOM and Falcon.
 
-    Powers are taken in float32, as transformers' build_alibi_tensor of BLOOM and Falcon does.
+    If the number of heads is not a power of two: the slopes of the next smaller power, then every
+    second slope of the next larger one. Powers are computed in float32, as in transformers'
+    build_alibi_tensor.
     """
     small = 2 ** math.floor(math.log2(heads))
     slopes = _powers(2 ** -(2 ** -(math.log2(small) - 3)), np.arange(1, small + 1))
@@ -28,9 +30,10 @@ def _powers(base: float, exponents: np.ndarray) -> Slopes:
 
 
 def mpt_slopes(heads: int, bias_max: float) -> Slopes:
-    """2 ** (-bias_max (h + 1) / H), H the next larger power of two: its odd ones, then its even.
+    """The slopes of MPT: 2 ** (-bias_max (h + 1) / H), H the next larger power of two.
 
-    As transformers' build_mpt_alibi_tensor.
+    If the number of heads is not H, every second slope comes first, then the others, as in
+    transformers' build_mpt_alibi_tensor.
     """
     large = 2 ** math.ceil(math.log2(heads))
     exponents = np.arange(1, large + 1, dtype=np.float32) * np.float32(bias_max / large)

@@ -1,4 +1,4 @@
-"""Heads and windows of attention, as most configs of today spell them."""
+"""Attention heads and sliding windows, as most current configs spell them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from planish.reference.architectures.read.keys import Keys, check_heads, divided
+from planish.reference.architectures.read.keys import Keys, check_heads, divide_evenly
 from planish.reference.model.config import LayerKind
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -15,29 +15,30 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 def attention_heads(
     keys: Keys, kv_heads: int | None = None, head_dim: int | None = None
 ) -> dict[str, Any]:
-    """num_heads, num_kv_heads and head_dim, with the architecture's own defaults.
+    """num_heads, num_kv_heads and head_dim; the arguments are the architecture's defaults.
 
-    Without one, each query head has its own key-value head, and heads share the hidden size.
+    Without a default, each query head has its own key-value head, and head_dim is hidden_size /
+    num_heads.
     """
     heads = shared = keys.count("num_attention_heads")
     if keys.values.get("num_key_value_heads", kv_heads) is not None:  # null is not absence
         shared = keys.count("num_key_value_heads", kv_heads)
     check_heads(keys, heads, shared)
     if keys.get("head_dim") is None and head_dim is None:
-        head_dim = divided(keys, "hidden_size", keys.count("hidden_size"), heads)
+        head_dim = divide_evenly(keys, "hidden_size", keys.count("hidden_size"), heads)
     head_dim = keys.count("head_dim", head_dim)
     return {"num_heads": heads, "num_kv_heads": shared, "head_dim": head_dim}
 
 
 def sliding_window(keys: Keys, default: int | None = None) -> int | None:
-    """How many tokens a token reads, itself among them; null is no window."""
+    """How many tokens a token attends to, including itself; null means no window."""
     if keys.values.get("sliding_window", default) is None:
         return None
     return keys.count("sliding_window", default)
 
 
-def switched_window(keys: Keys, default: int | None = None) -> int | None:
-    """A window that counts only with use_sliding_window."""
+def optional_window(keys: Keys, default: int | None = None) -> int | None:
+    """The window, if use_sliding_window is true."""
     window = sliding_window(keys, default)
     return window if keys.flag("use_sliding_window", False) else None
 
@@ -45,7 +46,7 @@ def switched_window(keys: Keys, default: int | None = None) -> int | None:
 def windows_of_types(
     keys: Keys, window: int | None, default: Sequence[str]
 ) -> tuple[int | None, ...]:
-    """The window of each layer by layer_types, which says full or sliding attention for each."""
+    """The window of each layer, by layer_types: full_attention or sliding_attention for each."""
     types = keys.get("layer_types")
     types = default if types is None else types
     if not isinstance(types, list | tuple) or len(types) != len(default):
@@ -59,14 +60,14 @@ def windows_of_types(
 
 
 def sliding_types(sliding: Iterable[bool]) -> list[str]:
-    """layer_types of layers that slide or do not."""
+    """layer_types from whether each layer has a sliding window."""
     return [LAYER_TYPES[each] for each in sliding]
 
 
-def layers_with(
+def make_layers(
     windows: Sequence[int | None], head_dim: int, **features: Any
 ) -> tuple[LayerKind, ...]:
-    """A layer for each window, their scores divided by sqrt(head_dim)."""
+    """One layer for each window; scores are divided by sqrt(head_dim)."""
     divisor = math.sqrt(head_dim)
     features = {"rope": 0, **features}
     return tuple(LayerKind(score_divisor=divisor, window=w, **features) for w in windows)

@@ -1,46 +1,50 @@
-"""What decoders since Llama say in the same keys, and where most of them keep their tensors."""
+"""The keys that decoders since Llama have in common, and the tensor names that most of them use."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from planish.reference.architectures.entry import Tensor
 from planish.reference.architectures.read.keys import ACTIVATION_NAMES, Keys
 
 
-def decoder(
-    keys: Keys,
-    *,
-    max_positions: int,
-    norm: str = "rms_norm",
-    eps: tuple[str, float] = ("rms_norm_eps", 1e-6),
-    activation: tuple[str, str] = ("hidden_act", "silu"),
-    gated: bool = True,
-    tied: bool = False,
-    bos: tuple[int, ...] = (),
-    eos: tuple[int, ...] = (),
-) -> dict[str, Any]:
-    """Sizes, norm, activation and tokens; the arguments are the architecture's own defaults."""
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What a decoder's config means if it leaves a key out, and the keys that differ by name."""
+
+    max_positions: int
+    norm: str = "rms_norm"
+    eps: tuple[str, float] = ("rms_norm_eps", 1e-6)  # the key and its default
+    activation: tuple[str, str] = ("hidden_act", "silu")  # the key and its default
+    gated: bool = True
+    tied: bool = False
+    bos: tuple[int, ...] = ()
+    eos: tuple[int, ...] = ()
+
+
+def read_decoder(keys: Keys, defaults: Defaults) -> dict[str, Any]:
+    """Sizes, norm, activation and special tokens: fields of ModelConfig."""
     hidden = keys.count("hidden_size")
     return {
         "vocab_size": keys.count("vocab_size"),
         "hidden_size": hidden,
         "embedding_size": hidden,
         "intermediate_size": keys.count("intermediate_size"),
-        "max_positions": keys.count("max_position_embeddings", max_positions),
-        "norm": norm,
-        "norm_eps": keys.number(*eps),
-        "activation": keys.choice(activation[0], ACTIVATION_NAMES, activation[1]),
-        "gated_mlp": gated,
-        "tie_embeddings": keys.flag("tie_word_embeddings", tied),
-        "bos_token_id": next(iter(keys.token_ids("bos_token_id", bos)), None),
-        "eos_token_ids": keys.token_ids("eos_token_id", eos),
+        "max_positions": keys.count("max_position_embeddings", defaults.max_positions),
+        "norm": defaults.norm,
+        "norm_eps": keys.number(*defaults.eps),
+        "activation": keys.choice(defaults.activation[0], ACTIVATION_NAMES, defaults.activation[1]),
+        "gated_mlp": defaults.gated,
+        "tie_embeddings": keys.flag("tie_word_embeddings", defaults.tied),
+        "bos_token_id": keys.token_id("bos_token_id", defaults.bos),
+        "eos_token_ids": keys.token_ids("eos_token_id", defaults.eos),
     }
 
 
-def one_bias(keys: Keys, name: str, default: bool, *parts: str) -> dict[str, Any]:
-    """Biases that one flag switches: qkv, o, mlp."""
-    return {f"{part}_bias": keys.flag(name, default) for part in parts}
+def read_biases(keys: Keys, name: str, default: bool, *linears: str) -> dict[str, Any]:
+    """The biases that one flag switches, of `linears`: qkv, o, mlp."""
+    return {f"{linear}_bias": keys.flag(name, default) for linear in linears}
 
 
 TENSORS: dict[str, str | Tensor] = {
@@ -66,4 +70,4 @@ QK_NORMS: dict[str, str | Tensor] = {
     "q_norm": LAYER + "self_attn.q_norm",
     "k_norm": LAYER + "self_attn.k_norm",
 }
-OLD_BUFFERS = (r".*rotary_emb\.inv_freq",)  # saved by older versions, computed anew since
+OLD_BUFFERS = (r".*rotary_emb\.inv_freq",)  # saved by older versions of transformers

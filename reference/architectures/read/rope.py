@@ -1,17 +1,17 @@
-"""Rotary positions as configs spell them: rope_theta and rope_scaling, or rope_parameters.
+"""Rotary position embeddings in configs: rope_theta and rope_scaling, or rope_parameters.
 
-    rope_type          what it needs; what it may have
+    rope_type          required keys; optional keys
     default
     linear             factor
-    dynamic            factor; the trained length is max_position_embeddings
+    dynamic            factor; the original length is max_position_embeddings
     llama3             factor, low_freq_factor, high_freq_factor
     yarn               factor, which may be null; beta_fast, beta_slow, truncate,
                        attention_factor or mscale's pair
     longrope (or su)   short_factor, long_factor: [dim / 2] each; factor, attention_factor
 
-The last three count on original_max_position_embeddings, inside or beside the others; without it
-max_position_embeddings are the original ones. A type of null is no type. Source: transformers'
-modeling_rope_utils.
+The last three need original_max_position_embeddings, in the same object or in the config around
+it; if it is absent, it equals max_position_embeddings. A type of null is no type. Source:
+transformers' modeling_rope_utils.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from planish.reference.model.rope import (
     Llama3,
     LongRope,
     Rope,
-    Stretch,
+    RopeScaling,
     Yarn,
 )
 
@@ -41,10 +41,10 @@ KNOWN = (
     *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", ORIGINAL),
     *("low_freq_factor", "high_freq_factor", "short_factor", "long_factor", "attention_factor"),
     *("beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim"),
-    "finetuned",  # said by the first yarn models, read by none
+    "finetuned",  # written by the first yarn models, read by no code
 )
-# What some models' code reads, and the value with which it changes nothing
-OF_OTHERS = {
+# Keys that the code of other models reads, and the value with which they change nothing
+HARMLESS = {
     "alpha": None,
     "mrope_section": None,
     "mrope_interleaved": False,
@@ -56,78 +56,78 @@ OF_OTHERS = {
 }
 
 
-def rope_from(
+def read_rope(
     keys: Keys,
     head_dim: int,
-    part: float | None = None,
+    partial_rotary_factor: float | None = None,
     interleaved: bool = False,
     theta: float = THETA,
 ) -> Rope:
-    """Rotary parameters in either generation of spelling.
+    """The rotary parameters of a config, in the old or the new spelling.
 
-    `part` is the share of a head that is turned where the config does not say
-    (partial_rotary_factor); None where only whole heads can be. `theta` is the architecture's
-    own default. Raises ConfigError for an unknown rope type (silently computing the default one
-    would produce text that looks right for the first few hundred tokens), for a parameter that
-    would change the angles and for one that its type needs and lacks.
+    `partial_rotary_factor` is the default of that key, the fraction of a head that is rotated; None
+    if the architecture rotates only whole heads. `theta` is the default of rope_theta. Raises
+    ConfigError for an unknown rope type (computing the default type instead would produce text
+    that looks right for the first few hundred tokens), for an unknown parameter that would change
+    the angles, and for a missing one that the type requires.
     """
-    return rope_of(keys, rope_values(keys), head_dim, part, interleaved, theta)
+    return parse_rope(keys, rope_values(keys), head_dim, partial_rotary_factor, interleaved, theta)
 
 
 def rope_values(keys: Keys) -> dict[str, Any]:
-    """The object of rotary parameters under either of its names; two must be equal."""
+    """The object of rotary parameters under either name; if both are given, they must be equal."""
     found = [keys.get(name) for name in ("rope_parameters", "rope_scaling")]
     for name, value in zip(("rope_parameters", "rope_scaling"), found, strict=True):
         if value is not None and not isinstance(value, dict):
             raise keys.fail(name, "an object", repr(value))
     new, old = (value or {} for value in found)
     if new and old and new != old:
-        raise keys.fail("rope_scaling", "what rope_parameters says", repr(old))
+        raise keys.fail("rope_scaling", "the same as rope_parameters", repr(old))
     return new or old
 
 
-def rope_of(
+def parse_rope(
     keys: Keys,
     values: dict[str, Any],
     head_dim: int,
-    part: float | None = None,
+    partial_rotary_factor: float | None = None,
     interleaved: bool = False,
     theta: float = THETA,
 ) -> Rope:
-    """One object of rotary parameters, what it leaves out read from the config around it."""
+    """Parse one object of rotary parameters; missing ones come from the config around it."""
     for name in values:
         if name not in KNOWN:
-            check_unread(Keys(values, keys.path), name)
-    inner = with_original(keys, with_outside(keys, values))
-    dim = turned_entries(inner, head_dim, part)
+            check_unknown(Keys(values, keys.path), name)
+    inner = merge_original_length(keys, merge_outer_keys(keys, values))
+    dim = read_rotary_dim(inner, head_dim, partial_rotary_factor)
     base = inner.number("rope_theta", theta)
-    stretch = STRETCHES[rope_kind(inner)](inner, dim)
-    if isinstance(stretch, Yarn) and base <= 1:
+    scaling = SCALINGS[rope_kind(inner)](inner, dim)
+    if isinstance(scaling, Yarn) and base <= 1:
         raise inner.fail("rope_theta", "a number above 1, for yarn", base)
-    return Rope(theta=base, dim=dim, interleaved=interleaved, stretch=stretch)
+    return Rope(theta=base, dim=dim, interleaved=interleaved, scaling=scaling)
 
 
-def check_unread(values: Keys, name: str) -> None:
-    """A key that no rope type reads: refused if it may turn positions otherwise, or told of."""
+def check_unknown(values: Keys, name: str) -> None:
+    """A key that no rope type reads: refuse it if it may change the angles, else log a notice."""
     value = values.get(name)
-    if name in OF_OTHERS:
-        values.only(name, OF_OTHERS[name], OF_OTHERS[name])
+    if name in HARMLESS:
+        values.only(name, HARMLESS[name], HARMLESS[name])
     elif isinstance(value, dict | list):
-        raise values.fail(name, "no such key among rotary parameters", repr(value))
+        raise values.fail(name, "no such rotary parameter", repr(value))
     elif value is not None:
-        notice(f"{values.path}: {name}: is no rotary parameter, and not read")
+        notice(f"{values.path}: {name}: is not a rotary parameter and is ignored")
 
 
-def with_outside(keys: Keys, values: dict[str, Any]) -> Keys:
-    """The parameters, those that they leave out or have as null from the config around them."""
+def merge_outer_keys(keys: Keys, values: dict[str, Any]) -> Keys:
+    """The parameters; those that are absent or null come from the config around them."""
     outside = {name: keys.get(name) for name in OUTSIDE}
     known = {name: value for name, value in values.items() if name in KNOWN}
-    said = {name: v for name, v in known.items() if v is not None or name not in outside}
-    return Keys({**outside, **said}, keys.path)
+    given = {name: v for name, v in known.items() if v is not None or name not in outside}
+    return Keys({**outside, **given}, keys.path)
 
 
-def with_original(keys: Keys, inner: Keys) -> Keys:
-    """The length that was trained on stands inside or outside; two must be equal."""
+def merge_original_length(keys: Keys, inner: Keys) -> Keys:
+    """Fill in the original length, given inside or outside; if both are, they must be equal."""
     inside, outside = inner.get(ORIGINAL), keys.get(ORIGINAL)
     if inside is not None and outside is not None and inside != outside:
         raise keys.fail(ORIGINAL, f"{inside!r}, as among the rotary parameters", repr(outside))
@@ -135,140 +135,152 @@ def with_original(keys: Keys, inner: Keys) -> Keys:
     return Keys({**inner.values, ORIGINAL: known}, keys.path)
 
 
-def turned_entries(inner: Keys, head_dim: int, part: float | None) -> int:
-    """How many entries of a head are turned."""
-    if part is None:
+def read_rotary_dim(inner: Keys, head_dim: int, factor: float | None) -> int:
+    """How many channels of a head are rotated."""
+    if factor is None:
         inner.only("partial_rotary_factor", 1.0, 1.0)
         check_pairs(inner, head_dim, head_dim)
         return head_dim
-    dim = int(head_dim * inner.number("partial_rotary_factor", part))
+    dim = int(head_dim * inner.number("partial_rotary_factor", factor))
     check_pairs(inner, dim, head_dim, "head_dim" if dim == head_dim else "partial_rotary_factor")
     return dim
 
 
 def check_pairs(keys: Keys, dim: int, head_dim: int, name: str = "head_dim") -> None:
-    """The turned entries of a head are pairs of its entries."""
+    """Check that the rotated channels of a head form pairs."""
     if dim % 2 or not 0 < dim <= head_dim:
         expected = f"an even number in 2..{head_dim}, for rotary pairs"
         raise keys.fail(name, expected, dim)
 
 
 def rope_kind(inner: Keys) -> str:
-    """The rope type, under its new name or its old one; two must be equal."""
-    names = {name: name for name in STRETCHES} | {"su": "longrope"}
-    said = [key for key in ("rope_type", "type") if inner.get(key) is not None]
-    kinds = [inner.choice(key, names) for key in said]
+    """The rope type, under its new or its old key; if both are given, they must be equal."""
+    names = {name: name for name in SCALINGS} | {"su": "longrope"}
+    given = [key for key in ("rope_type", "type") if inner.get(key) is not None]
+    kinds = [inner.choice(key, names) for key in given]
     if len(set(kinds)) > 1:
         raise inner.fail("type", f"{kinds[0]}, as rope_type", kinds[1])
     return kinds[0] if kinds else "default"
 
 
-def with_reach(config: ModelConfig, interpolated: bool = False) -> ModelConfig:
-    """max_positions as far as stretched positions reach, where the config has the trained length.
+def extend_max_positions(config: ModelConfig, interpolated: bool = False) -> ModelConfig:
+    """Extend max_positions to the length for which the rope scaling is made.
 
-    `interpolated`: of an architecture whose max_position_embeddings count linear positions as
-    they are after the stretch.
+    `interpolated`: max_position_embeddings already includes the factor of linear scaling.
     """
-    stretches = [rope.stretch for rope in config.ropes]
+    scalings = [rope.scaling for rope in config.ropes]
     if interpolated:
-        stretches = [each for each in stretches if not isinstance(each, Interpolation)]
-    reaches = [reach(each, config.max_positions) for each in stretches]
-    return replace(config, max_positions=int(max([config.max_positions, *reaches])))
+        scalings = [each for each in scalings if not isinstance(each, Interpolation)]
+    lengths = [scaled_length(each, config.max_positions) for each in scalings]
+    return replace(config, max_positions=int(max([config.max_positions, *lengths])))
 
 
-def reach(stretch: Stretch | None, positions: int) -> float:
-    """How many positions a stretch is made for, given max_position_embeddings.
+def scaled_length(scaling: RopeScaling | None, positions: int) -> float:
+    """How many positions a rope scaling is made for, given max_position_embeddings.
 
-    linear, yarn   factor times the trained length, which max_position_embeddings may be or exceed
-    dynamic        changes nothing up to max_position_embeddings: it is for `factor` of them
-    llama3         as yarn, but where max_position_embeddings exceed the trained length they are
-                   what the model was made for: Llama 3.2 has 131072, of 8192 times 32
-    longrope       max_position_embeddings, always
+    linear, yarn   factor times the original length, which may be below max_position_embeddings
+    dynamic        factor times max_position_embeddings, up to which it changes nothing
+    llama3         as yarn, unless max_position_embeddings exceeds the original length: then it is
+                   the intended length (Llama 3.2: 131072, though 8192 * 32 is more)
+    longrope       max_position_embeddings
     """
-    match stretch:
+    match scaling:
         case Interpolation():
-            return (stretch.original or positions) * stretch.factor
+            return (scaling.original_max_position_embeddings or positions) * scaling.factor
         case Dynamic():
-            return positions * stretch.factor
+            return positions * scaling.factor
         case Yarn():
-            return stretch.original * stretch.factor
-        case Llama3() if positions <= stretch.original:
-            return stretch.original * stretch.factor
+            return scaling.original_max_position_embeddings * scaling.factor
+        case Llama3() if positions <= scaling.original_max_position_embeddings:
+            return scaling.original_max_position_embeddings * scaling.factor
     return positions
 
 
-def unstretched(inner: Keys, dim: int) -> None:
-    """Type `default`: positions beyond the training's are turned as they come."""
+def read_no_scaling(inner: Keys, _dim: int) -> None:
+    """Type `default`: no scaling."""
     if inner.get("factor") is not None:
-        notice(f"{inner.path}: factor: is not read by rope_type default")
+        notice(f"{inner.path}: factor: is ignored by rope_type default")
 
 
-def linear(inner: Keys, dim: int) -> Interpolation:
+def read_linear(inner: Keys, _dim: int) -> Interpolation:
+    """Type `linear`."""
     original = None if inner.get(ORIGINAL) is None else inner.count(ORIGINAL)
-    return Interpolation(factor=inner.number("factor"), original=original)
+    return Interpolation(factor=inner.number("factor"), original_max_position_embeddings=original)
 
 
-def dynamic(inner: Keys, dim: int) -> Dynamic:
-    if dim < 4:  # theta grows by the power dim / (dim - 2)
-        raise inner.fail("head_dim", "at least 4 turned entries, for dynamic", dim)
+def read_dynamic(inner: Keys, dim: int) -> Dynamic:
+    """Type `dynamic`."""
+    if dim < 4:  # the exponent of theta's growth is dim / (dim - 2)
+        raise inner.fail("head_dim", "at least 4 rotated channels, for dynamic", dim)
     original = inner.count("max_position_embeddings")
-    return Dynamic(factor=inner.number("factor"), original=original)
+    return Dynamic(factor=inner.number("factor"), original_max_position_embeddings=original)
 
 
-def llama3(inner: Keys, dim: int) -> Llama3:
+def read_llama3(inner: Keys, _dim: int) -> Llama3:
+    """Type `llama3`."""
     low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
     if high <= low:
         raise inner.fail("high_freq_factor", f"above low_freq_factor, {low}", high)
     factor, original = inner.number("factor"), inner.count(ORIGINAL)
-    return Llama3(factor=factor, low=low, high=high, original=original)
+    return Llama3(
+        factor=factor,
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_position_embeddings=original,
+    )
 
 
-def yarn(inner: Keys, dim: int) -> Yarn:
+def read_yarn(inner: Keys, _dim: int) -> Yarn:
+    """Type `yarn`."""
     fast, slow = inner.number("beta_fast", 32.0), inner.number("beta_slow", 1.0)
     if fast <= slow:
         raise inner.fail("beta_fast", f"above beta_slow, {slow}", fast)
     factor = yarn_factor(inner)
     return Yarn(
         factor=factor,
-        magnitude=yarn_magnitude(inner, factor),
-        fast=fast,
-        slow=slow,
-        original=inner.count(ORIGINAL),
+        attention_factor=yarn_attention_factor(inner, factor),
+        beta_fast=fast,
+        beta_slow=slow,
+        original_max_position_embeddings=inner.count(ORIGINAL),
         truncate=inner.flag("truncate", True),
     )
 
 
 def yarn_factor(inner: Keys) -> float:
-    """The factor; null, but not absence, is the ratio of the lengths, as in transformers."""
+    """The factor; null (not an absent key) means the ratio of the lengths, as in transformers."""
     if "factor" in inner.values and inner.get("factor") is None:
         return inner.count("max_position_embeddings") / inner.count(ORIGINAL)
     return inner.number("factor")
 
 
-def yarn_magnitude(inner: Keys, factor: float) -> float:
-    """0.1 ln(factor) + 1 (Peng et al., equation 22), unless the config says or scales it."""
+def yarn_attention_factor(inner: Keys, factor: float) -> float:
+    """0.1 ln(factor) + 1 (Peng et al. 2023, equation 22), unless the config gives or scales it.
+
+    mscale and mscale_all_dim, given together, make it the ratio of two such values.
+    """
     if inner.get("attention_factor") is not None:
         return inner.number("attention_factor")
 
-    def magnitude(scale: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+    def scaled(mscale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
     if inner.get("mscale") is None or inner.get("mscale_all_dim") is None:
-        return magnitude(1.0)
-    return magnitude(inner.number("mscale")) / magnitude(inner.number("mscale_all_dim"))
+        return scaled(1.0)
+    return scaled(inner.number("mscale")) / scaled(inner.number("mscale_all_dim"))
 
 
-def longrope(inner: Keys, dim: int) -> LongRope:
+def read_longrope(inner: Keys, dim: int) -> LongRope:
+    """Type `longrope`."""
     return LongRope(
-        short=inner.numbers("short_factor", dim // 2),
-        long=inner.numbers("long_factor", dim // 2),
-        magnitude=longrope_magnitude(inner),
-        original=inner.count(ORIGINAL),
+        short_factor=inner.numbers("short_factor", dim // 2),
+        long_factor=inner.numbers("long_factor", dim // 2),
+        attention_factor=longrope_attention_factor(inner),
+        original_max_position_embeddings=inner.count(ORIGINAL),
     )
 
 
-def longrope_magnitude(inner: Keys) -> float:
-    """sqrt(1 + ln(factor) / ln(original)) (Ding et al., equation 4), unless the config says."""
+def longrope_attention_factor(inner: Keys) -> float:
+    """sqrt(1 + ln(factor) / ln(original)) (Ding et al. 2024, equation 4), unless given."""
     if inner.get("attention_factor") is not None:
         return inner.number("attention_factor")
     original = inner.count(ORIGINAL)
@@ -283,11 +295,11 @@ def longrope_magnitude(inner: Keys) -> float:
     return math.sqrt(1 + math.log(factor) / math.log(original))
 
 
-STRETCHES: dict[str, Callable[[Keys, int], Stretch | None]] = {
-    "default": unstretched,
-    "linear": linear,
-    "dynamic": dynamic,
-    "llama3": llama3,
-    "yarn": yarn,
-    "longrope": longrope,
+SCALINGS: dict[str, Callable[[Keys, int], RopeScaling | None]] = {
+    "default": read_no_scaling,
+    "linear": read_linear,
+    "dynamic": read_dynamic,
+    "llama3": read_llama3,
+    "yarn": read_yarn,
+    "longrope": read_longrope,
 }

@@ -1,10 +1,10 @@
 """How quantized linears are stored, one file format a file.
 
-fields     typed reading of a quantization_config
-planish    what planish writes
+fields     read the fields of a quantization_config, with type checks
+planish    the format that planish writes
 
 A format is a module with the functions of `Format`. A new one is one file and one row of FORMATS
-(docs/file-format.md, "Adding a format").
+(docs/adding-a-format.md).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Format(Protocol):
         """Whether a quantization_config is of this format."""
 
     def parse(self, values: Mapping[str, Any], path: Path) -> Declared:
-        """What a quantization_config declares; raises ConfigError where it makes no sense."""
+        """What a quantization_config declares; raises ConfigError for a bad value."""
 
     def scheme(self, directory: Directory, prefix: str, part: str) -> Scheme | None:
-        """The scheme of a linear, None in float. part: its name in its block, or head."""
+        """The scheme of a linear, None if it is in float. part: its name in its block, or head."""
 
     def companions(self, scheme: Scheme) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The tensors beside `weight` that a linear must have, and those that it may have."""
@@ -43,7 +43,7 @@ class Format(Protocol):
     ) -> Linear:
         """The linear [N, K] without its bias, checked, as a view of the file.
 
-        stack: (E,) for E experts that are stored in one piece.
+        stack: (E,) for E stacked experts.
         """
 
     def write(self, writer: CheckpointWriter, prefix: str, layer: Linear) -> None:

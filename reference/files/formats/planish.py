@@ -1,4 +1,4 @@
-"""What planish writes: names, config.json's quantization_config, reading and writing (SPEC 2, 4).
+"""The format that planish writes: tensors and quantization_config (SPEC 2, 4).
 
 For a quantized linear P of N outputs, K inputs and G groups of inputs, by the layout:
 
@@ -11,10 +11,10 @@ For a quantized linear P of N outputs, K inputs and G groups of inputs, by the l
     P.input_scale         float32 [1], static activations only         the same
     P.bias                as in the float model                        the same
 
-The quantized experts of a layer are stored in one piece: P has their name without the number, and
-each of its tensors an axis of E experts in front. Whatever is read in the layout of the file is a
-view of it: nothing is copied, and INT4 codes are not even read, as each of their bytes is good.
-Scales, zero points and INT8 codes are looked at once; the padding of tiles never.
+The quantized experts of a layer are stacked: P is their name without the number, and each tensor
+has a leading axis of E experts. What is read in the file's layout is a view of it: nothing is
+copied, and INT4 codes are not even read, as every byte is valid. Scales, zero points and INT8 codes
+are checked once, the padding of tiles never.
 
 quantization_config, version 2 (docs/file-format.md), names the linears of each scheme:
 
@@ -23,8 +23,8 @@ quantization_config, version 2 (docs/file-format.md), names the linears of each 
         "weights": {"num_bits": 4, "type": "int", "symmetric": true, ...},
         "input_activations": null}}, "ignore": ["lm_head"], ...}
 
-Version 1 (planish 0.1.0) had one scheme for the model and one for lm_head; a linear was quantized
-if it had a scale, and experts might be stored one by one. It is still read.
+Version 1 (planish 0.1.0), which is still read, has one scheme for the model and one for lm_head; a
+linear is quantized if it has a scale, and experts may be stored one by one.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from typing import Any
 import numpy as np
 
 from planish.reference.errors import ConfigError, RecipeError
-from planish.reference.files.entries import Declared, Directory, bad_value, checked_entry
+from planish.reference.files.entries import Declared, Directory, bad_value, require_entry
 from planish.reference.files.floats import load_float
-from planish.reference.files.formats.fields import bad_field, names_of, object_of, require
+from planish.reference.files.formats.fields import bad_field, require, require_names, require_object
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.grids import GROUP_SIZES, INT4_MAX, INT4_RULES, SYMMETRIC_RULES, num_groups
 from planish.reference.linear import Linear
@@ -59,14 +59,14 @@ Shape = tuple[int, ...]
 
 
 def detect(values: Mapping[str, Any]) -> bool:
-    """Whether quant_method is ours."""
+    """Whether quant_method is planish."""
     return values.get("quant_method") == "planish"
 
 
 def config(schemes: Mapping[str, Scheme | None], layout: str) -> dict[str, Any]:
-    """The quantization_config of a directory whose linears have these schemes, by prefix.
+    """The quantization_config for linears with these schemes, by prefix.
 
-    Linears that differ in nothing but numbers, as those of different layers, are one target.
+    Linears whose names differ only in numbers, such as the layer, share a target.
     """
     targets = _targets(schemes)
     kinds = dict.fromkeys(scheme for scheme in targets.values() if scheme is not None)
@@ -87,14 +87,14 @@ def config(schemes: Mapping[str, Scheme | None], layout: str) -> dict[str, Any]:
 
 
 def _targets(schemes: Mapping[str, Scheme | None]) -> dict[str, Scheme | None]:
-    """The same by general names where all linears of one have the same scheme."""
+    """Schemes by general name if all linears of it have the same scheme, else by prefix."""
     general: dict[str, set[Scheme | None]] = {}
     for prefix, scheme in schemes.items():
         general.setdefault(_general(prefix), set()).add(scheme)
-    alike = {name for name, found in general.items() if len(found) == 1}
+    uniform = {name for name, found in general.items() if len(found) == 1}
     names = {prefix: _general(prefix) for prefix in schemes}
     return {
-        names[prefix] if names[prefix] in alike else prefix: scheme
+        names[prefix] if names[prefix] in uniform else prefix: scheme
         for prefix, scheme in schemes.items()
     }
 
@@ -105,18 +105,18 @@ def _general(prefix: str) -> str:
 
 
 def parse(values: Mapping[str, Any], path: Path) -> Declared:
-    """What a quantization_config declares; raises ConfigError for what planish does not write."""
+    """What a quantization_config declares; ConfigError for what planish never writes."""
     version = values.get("version")
     require(path, "version", version, (1, VERSION))
     if version == 1:
         return _parse_version_1(values, path)
     require(path, "layout", values.get("layout"), LAYOUTS)
-    groups = object_of(path, "config_groups", values.get("config_groups"))
+    groups = require_object(path, "config_groups", values.get("config_groups"))
     targets: dict[str, Scheme] = {}
     for key, group in groups.items():
         name = f"config_groups.{key}"
-        scheme = _group_scheme(path, name, object_of(path, name, group))
-        for target in names_of(path, f"{name}.targets", group.get("targets")):
+        scheme = _group_scheme(path, name, require_object(path, name, group))
+        for target in require_names(path, f"{name}.targets", group.get("targets")):
             if target in targets:
                 raise bad_field(path, f"{name}.targets", "names that no other group has", target)
             targets[target] = scheme
@@ -131,7 +131,7 @@ def _group_scheme(path: Path, name: str, group: Mapping[str, Any]) -> Scheme:
 
 
 def _parse_version_1(values: Mapping[str, Any], path: Path) -> Declared:
-    """One scheme for all linears and one for lm_head, from the fields of 0.1.0."""
+    """One scheme for all linears and one for lm_head, as planish 0.1.0 wrote them."""
     bits, head, size = (values.get(name) for name in ("bits", "head", "group_size"))
     has_int4 = bits == 4 or head == "int4"
     allowed_of_bits = ("float",) if bits is None else ACTIVATIONS.get(_hashable(bits), ())
@@ -162,7 +162,7 @@ def _hashable(value: Any) -> Any:
 
 
 def scheme(directory: Directory, prefix: str, part: str) -> Scheme | None:
-    """The scheme of a linear: as its target says, or (version 1) where it has a scale."""
+    """A linear's scheme: its target's or, in version 1, the model's if it has a scale."""
     declared = directory.declared
     if declared is None:
         return None
@@ -177,26 +177,20 @@ def scheme(directory: Directory, prefix: str, part: str) -> Scheme | None:
 
 
 def companions(scheme: Scheme) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The tensors that a quantized linear must have beside its codes, and those that it may have.
+    """The required and the optional companion tensors of a quantized linear.
 
-    Zero points that are 8 everywhere need not be there, but older directories have them.
+    Zero points that are all 8 need not be stored, but older directories have them.
     """
     must: tuple[str, ...] = ("weight_scale",)
     must += ("input_scale",) if scheme.activation == "static" else ()
     if scheme.bits == 8:
         return must, ()
-    return (
-        (must, ("weight_zero_point",))
-        if scheme.symmetric
-        else (
-            (*must, "weight_zero_point"),
-            (),
-        )
-    )
+    zero_point = ("weight_zero_point",)
+    return (must, zero_point) if scheme.symmetric else (must + zero_point, ())
 
 
 def write(writer: CheckpointWriter, prefix: str, layer: Linear) -> None:
-    """Add a quantized linear's tensors, in the layout that its weight has."""
+    """Write a quantized linear's tensors in its weight's layout."""
     weight = layer.weight
     if not isinstance(weight, QuantizedWeight):
         raise TypeError(f"expected a quantized linear, found one in floats: {prefix}")
@@ -213,9 +207,9 @@ def write(writer: CheckpointWriter, prefix: str, layer: Linear) -> None:
 def read(
     directory: Directory, prefix: str, scheme: Scheme, shape: Shape, stack: Shape = ()
 ) -> Linear:
-    """The linear [N, K] without its bias, or experts' linears, in the layout of the file.
+    """Read a linear [N, K], or stacked experts, without the bias, in the file's layout.
 
-    Raises CheckpointError naming the tensor for a wrong type, shape or value.
+    Raises CheckpointError, naming the tensor, for a wrong type, shape or value.
     """
     arrays = (_read_int8 if scheme.bits == 8 else _read_int4)(
         directory, prefix, scheme, shape, stack
@@ -237,13 +231,13 @@ def _read_int8(
     name, (rows, cols) = f"{prefix}.weight", shape
     tiled = _in_tiles(directory)
     stored = tile_shape(rows, cols, 8) if tiled else shape
-    codes = checked_entry(directory, name, ("I8",), (*stack, *stored)).map()
+    codes = require_entry(directory, name, ("I8",), (*stack, *stored)).map()
     if codes.min() == -128:  # the grid is symmetric, and kernels may rely on it
         each = codes.reshape(-1, *stored)
         if not tiled or min(untile_int8(one, rows, cols).min() for one in each) == -128:
             raise bad_value(directory, name, "codes -127..127", -128)
     name, count = f"{prefix}.weight_scale", 1 if scheme.granularity == "per_tensor" else rows
-    scale = checked_entry(directory, name, ("F32",), (*stack, count, 1)).map()
+    scale = require_entry(directory, name, ("F32",), (*stack, count, 1)).map()
     require_positive(directory, name, scale)
     return {"codes": codes, "scale": scale}
 
@@ -253,7 +247,7 @@ def _in_tiles(directory: Directory) -> bool:
 
 
 def require_positive(directory: Directory, name: str, scale: np.ndarray) -> None:
-    """Raise CheckpointError unless every scale is finite and above 0."""
+    """Raise CheckpointError unless every scale is finite and positive."""
     good = np.isfinite(scale) & (scale > 0)
     if not good.all():
         raise bad_value(directory, name, "positive finite scales", scale[~good][0])
@@ -268,14 +262,14 @@ def _read_int4(
     beside: Shape = (stored[0], groups, TILE_OUTPUTS) if tiled else (rows, groups)
     stored, beside = (*stack, *stored), (*stack, *beside)
     return {
-        "codes": checked_entry(directory, f"{prefix}.weight", ("U8",), stored).map(),
+        "codes": require_entry(directory, f"{prefix}.weight", ("U8",), stored).map(),
         "scale": _read_int4_scale(directory, f"{prefix}.weight_scale", beside, rows),
         "zero_point": _read_zero_point(directory, f"{prefix}.weight_zero_point", beside, rows),
     }
 
 
 def _read_int4_scale(directory: Directory, name: str, shape: Shape, rows: int) -> np.ndarray:
-    scale = checked_entry(directory, name, ("F16", "F32"), shape).map()
+    scale = require_entry(directory, name, ("F16", "F32"), shape).map()
     for part in _without_padding(scale, rows, _in_tiles(directory)):
         unusable = unusable_scales(part)
         if unusable.any():
@@ -284,10 +278,10 @@ def _read_int4_scale(directory: Directory, name: str, shape: Shape, rows: int) -
 
 
 def _read_zero_point(directory: Directory, name: str, shape: Shape, rows: int) -> np.ndarray | None:
-    """None where it is not stored: 8 everywhere."""
+    """The zero points, or None if they are not stored, which means 8 everywhere."""
     if name not in directory.entries:
         return None
-    zero = checked_entry(directory, name, ("U8",), shape).map()
+    zero = require_entry(directory, name, ("U8",), shape).map()
     parts = _without_padding(zero, rows, _in_tiles(directory))
     largest = max(part.max() for part in parts)
     if largest > INT4_MAX:
@@ -296,7 +290,7 @@ def _read_zero_point(directory: Directory, name: str, shape: Shape, rows: int) -
 
 
 def _without_padding(values: np.ndarray, rows: int, in_tiles: bool) -> list[np.ndarray]:
-    """Views of the entries of [N, G] or tiles [ceil(N/16), G, 16] that belong to an output."""
+    """Views of [N, G] or of tiles [ceil(N/16), G, 16] without the padding of outputs."""
     if not in_tiles or rows % TILE_OUTPUTS == 0:
         return [values]
     whole, last = values[..., :-1, :, :], values[..., -1:, :, : rows % TILE_OUTPUTS]
@@ -304,12 +298,13 @@ def _without_padding(values: np.ndarray, rows: int, in_tiles: bool) -> list[np.n
 
 
 def unusable_scales(scale: np.ndarray) -> np.ndarray:
-    """Which scales are 0, Inf or NaN, judged by their bits: NumPy's float16 isfinite is slow.
+    """Which scales are 0, Inf or NaN, by their bits: NumPy's isfinite of float16 is slow.
 
-    Without its sign, and read as an integer, a float is 0 for 0, grows with its magnitude and
-    is that of Inf or more for Inf and NaN. One less makes 0 the largest of all.
+    The bits of |x| as an unsigned integer are 0 for 0, grow with |x|, and are at least those of Inf
+    for Inf and NaN. Subtracting 1 wraps 0 around to the largest integer.
     """
     word = np.dtype(f"u{scale.dtype.itemsize}")
     infinity, sign = np.array([np.inf, -0.0], scale.dtype).view(word)
     one = word.type(1)
-    return (scale.view(word) & ~sign) - one >= infinity - one
+    unusable: np.ndarray = (scale.view(word) & ~sign) - one >= infinity - one
+    return unusable

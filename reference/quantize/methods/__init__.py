@@ -1,12 +1,12 @@
-"""How a weight is put on its grid, one method a file.
+"""How a weight becomes codes on its grid, one method a file.
 
 rtn    round to nearest
 
-A method is a row of METHODS: a function quantize(w, scheme, rule, statistic, name) and, if it has
-to know what a linear reads, an observer (observe.py). w is float32 [N, K]; scheme the linear's;
-rule that of symmetric INT4 scales; statistic what the observer found at this linear's input, or
-None for a method without one, for lm_head, and for an expert that no calibration token chose; name
-is for errors. docs/adding-a-method.md adds one.
+A method is a row of METHODS: quantize(w, scheme, rule, statistic, name) and, if it needs statistics
+of a linear's inputs, an observer (observe.py). w is the weight, float32 [N, K]; scheme is the
+linear's; rule says how symmetric INT4 scales are chosen; statistic is the observer's result for
+this linear, or None for a method without an observer, for lm_head, and for an expert that no
+calibration token selected; name is for errors. docs/adding-a-method.md adds one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NOTHING = Observed()
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How a weight becomes codes, and what has to be observed for that."""
+    """A function from weight to codes, and the observer that it needs, if any."""
 
     quantize: Quantize
     observer: Observer | None = None
@@ -48,9 +48,9 @@ def quantize_linear(
     observed: Observed = NOTHING,
     name: str = "w",
 ) -> Linear:
-    """A float linear -> one of the scheme.
+    """Quantize a float linear under a scheme.
 
-    Static activations need observed.absmax; QuantizationError without it.
+    Raises QuantizationError for static activations without observed.absmax.
     """
     weight = METHODS[method].quantize(float_weight(layer), scheme, rule, observed.statistic, name)
     quantized = replace(layer, weight=weight)
@@ -62,5 +62,5 @@ def quantize_linear(
 
 
 def static_scale(absmax: np.ndarray) -> np.ndarray:
-    """max(absmax over every channel, 1e-5) / 127: one float32 for a linear's whole input."""
+    """max(absmax over all channels, 1e-5) / 127: the scale of a linear's input, float32 [1]."""
     return int8_scale(absmax.max()).reshape(1)

@@ -1,4 +1,4 @@
-"""Round to nearest: each weight to its grid, alone. The methods to come end in the same data."""
+"""Round to nearest (RTN): each weight independently of the others and of the inputs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ def quantize_weight(
     w: np.ndarray,
     scheme: Scheme,
     rule: str = "signed",
-    statistic: np.ndarray | None = None,
+    statistic: np.ndarray | None = None,  # noqa: ARG001  (every method's signature)
     name: str = "w",
 ) -> QuantizedWeight:
     """float32 [N, K] -> codes on the scheme's grid; raises QuantizationError naming the tensor.
 
-    rule: how symmetric INT4 scales are chosen (grids.INT4_RULES). Nothing is asked of the inputs:
-    `statistic` is for other methods. Where the scheme is symmetric every zero point is 8,
-    and none is kept.
+    rule: how symmetric INT4 scales are chosen (grids.INT4_RULES). statistic is not used. In a
+    symmetric scheme every zero point is 8, so none is stored.
     """
     if scheme.bits == 8:
         granularity = {"per_channel": "per_row", "per_tensor": "per_tensor"}[scheme.granularity]

@@ -16,11 +16,11 @@ from planish.compare.bench.peers import PEERS, Peer, PeerError, find_peer, is_in
 from planish.compare.bench.peers.process import ROOT, PeerProcess
 from planish.compare.bench.sizes import ModelSize
 from planish.reference.linear import Linear
-from planish.reference.model.config import ModelConfig, same_layers
+from planish.reference.model.config import ModelConfig, repeat_layer
 from planish.reference.model.layers import Norm
 from planish.reference.model.rope import Rope
 from planish.reference.model.transformer import forward
-from planish.reference.model.weights import Weights, put_together
+from planish.reference.model.weights import Weights, build_block
 
 TINY = ModelSize(name="tiny", hidden=256, layers=2, heads=4, kv_heads=2, ffn=512, vocab=320)
 BITS = {"Q4_0": 4, "Q8_0": 8, "int4": 4, "int8": 8, "bf16": 8}  # of the codes
@@ -54,7 +54,7 @@ def float_model(size: ModelSize, bits: int) -> tuple[ModelConfig, Weights]:
     one = Norm(weight=ones, kind=found.norm, eps=found.norm_eps)
     norms = {"attention_norm": one, "mlp_norm": one}
     blocks = [
-        put_together(kind, {part: linears[part, i] for part in PARTS}, norms)
+        build_block(kind, {part: linears[part, i] for part in PARTS}, norms)
         for i, kind in enumerate(found.layers)
     ]
     embed = weights.make_embedding(size)
@@ -75,7 +75,7 @@ def config(size: ModelSize) -> ModelConfig:
         norm_eps=weights.EPS,
         activation="silu",
         gated_mlp=True,
-        layers=same_layers(size.layers, size.head_dim, rope=0),
+        layers=repeat_layer(size.layers, size.head_dim, rope=0),
         ropes=(Rope(theta=weights.THETA, dim=size.head_dim),),
         embedding_size=size.hidden,
         tie_embeddings=False,

@@ -150,7 +150,7 @@ def test_both_engines_compute_the_same_on_a_random_mixture_of_experts(tmp_path, 
 def test_random_experts_are_stored_stacked_and_their_padding_is_zero(tmp_path, size):
     checkpoint = open_checkpoint(write_random(size, tmp_path / "random", "W4A8", 32))
     block = load_weights(checkpoint, tiled=True).blocks[1]
-    assert checkpoint.stacked(1) and len(block.mlp.experts) == size.experts
+    assert checkpoint.has_stacked_experts(1) and len(block.mlp.experts) == size.experts
     for expert in block.mlp.experts:
         again = to_layout(to_layout(expert.up.weight, "canonical"), "tiles")
         assert np.array_equal(again.codes, expert.up.weight.codes)

@@ -24,7 +24,7 @@ from planish.fast.xla import moe as xla_moe
 from planish.reference.linear import Linear, linear
 from planish.reference.model import transformer as reference_transformer
 from planish.reference.model.config import Moe
-from planish.reference.model.experts import Stack, linear_of, together
+from planish.reference.model.experts import Stack, linear_of, stack_experts
 from planish.reference.model.weights import Experts, Mlp
 from planish.reference.quantize.methods import quantize_linear
 from planish.reference.quantize.observe import Observed
@@ -217,7 +217,7 @@ def test_other_activations_and_ungated_experts_run_in_both_forms(
 @pytest.mark.parametrize("name", ["W4A8", "W8A8"])
 def test_stacks_in_a_file_are_placed_without_a_copy(name):
     experts = random_experts(name, np.random.default_rng(4)).experts
-    stack = Stack(together([in_tiles(expert) for expert in experts]), "tiles")
+    stack = Stack(stack_experts([in_tiles(expert) for expert in experts]), "tiles")
     router = Linear(np.zeros((COUNT, WIDTH), np.float32))
     put = place_block(Experts(router, stack))
     assert put.up.weight.codes is stack.whole.up.weight.codes
@@ -297,7 +297,7 @@ def test_codes_of_fewer_experts_than_the_scales_are_refused(kernels):
 
 def test_linears_are_cut_from_a_stack_as_they_were_put_into_it():
     each = random_experts("W4A8-zero-points", np.random.default_rng(8)).experts
-    whole = together(each)
+    whole = stack_experts(each)
     for index, expert in enumerate(each):
         np.testing.assert_array_equal(
             linear_of(whole.down, index).weight.zero_point, expert.down.weight.zero_point

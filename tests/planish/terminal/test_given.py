@@ -17,8 +17,10 @@ GENERATE = ("generate", "--engine", "reference", "--prompt", "ab", "--max_new_to
         (["--kernels", "xla"], "--kernels: no effect with --engine reference"),
         (
             ["--seed", 1, "--compilation_cache", "x", "--kernels", "auto"],
-            "--seed: no effect at temperature 0; "
-            "--compilation_cache, --kernels: no effect with --engine reference",
+            (
+                "--seed: no effect at temperature 0; "
+                "--compilation_cache, --kernels: no effect with --engine reference"
+            ),
         ),
         (["--temperature", 0.5, "--seed", 1], ""),
         (["--ignore_eos"], "--ignore_eos: no effect on a model without eos token"),

@@ -65,13 +65,13 @@ def test_durations(seconds, text):
 def test_what_is_slow_is_said_before_it_ends(monkeypatch):
     said = threading.Event()
     monkeypatch.setattr(progress, "notice", lambda line: said.set())
-    with progress.said_when_slow("compiling", delay=0.0):
+    with progress.notice_when_slow("compiling", delay=0.0):
         assert said.wait(timeout=60)
 
 
 def test_what_is_quick_is_not_said_and_leaves_no_thread(lines):
     before = threading.active_count()
-    with progress.said_when_slow("compiling", delay=3600):
+    with progress.notice_when_slow("compiling", delay=3600):
         timers = [one for one in threading.enumerate() if isinstance(one, threading.Timer)]
         assert threading.active_count() == before + 1
     timers[-1].join(timeout=60)

@@ -52,7 +52,7 @@ def test_other_fields_are_named_once(jsonl, monkeypatch):
         ('{"prompt": "a"', "line 2: is not JSON at column"),
         ("[" * 100_000, "line 2: is not JSON"),
         ("9" * 5000, "line 2: is"),
-        ('["a"]', "line 2: is no object; .*found list"),
+        ('["a"]', "line 2: is not an object; .*found list"),
         ('{"promt": "a"}', "line 2: prompt: is missing; .*found promt"),
         ("{}", "line 2: prompt: is missing; .*found no field"),
         ('{"prompt": 3}', "line 2: prompt: bad value; expected text, found 3"),
@@ -68,5 +68,6 @@ def test_a_bad_line_is_named_with_its_field(jsonl, line, message):
 
 
 def test_a_file_without_a_prompt_is_refused(jsonl):
-    with pytest.raises(PromptError, match=r"prompts.jsonl: holds no prompt; expected lines like"):
+    problem = r"prompts.jsonl: contains no prompt; expected lines like"
+    with pytest.raises(PromptError, match=problem):
         prompts.read_prompts([], [jsonl("", "  ")])

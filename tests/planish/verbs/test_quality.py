@@ -68,7 +68,7 @@ def test_a_quantized_model_cannot_be_quantized_again(planish, tiny_llama, tmp_pa
     out = tmp_path / "q"
     planish("quantize", "--model", tiny_llama, "--out", out, "--recipe", "W8A16")
     done = planish("quality", "--model", out, "--text", text)
-    assert done.refused("is quantized already")
+    assert done.refused("is already quantized")
 
 
 def test_calibration_flags_without_effect_are_named(planish, tiny_llama, text):

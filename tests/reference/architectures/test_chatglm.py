@@ -22,16 +22,16 @@ def rope_of(**changes):
 
 def test_chatglm2_divides_positions():
     rope = rope_of(rope_ratio=16, _name_or_path="THUDM/chatglm2-6b-32k")
-    assert (rope.theta, rope.stretch) == (1e4, Interpolation(factor=16.0))
+    assert (rope.theta, rope.scaling) == (1e4, Interpolation(factor=16.0))
 
 
 def test_chatglm3_scales_the_base():
     rope = rope_of(rope_ratio=50, _name_or_path="/models/ChatGLM3-6B-32k")
-    assert (rope.theta, rope.stretch) == (5e5, None)
+    assert (rope.theta, rope.scaling) == (5e5, None)
 
 
 @pytest.mark.parametrize("name", [None, "", "my-model", 3])
-def test_a_ratio_of_either_is_refused_and_the_remedy_said(name):
+def test_an_ambiguous_ratio_is_refused_with_a_remedy(name):
     with pytest.raises(ConfigError, match="config.json: _name_or_path: bad value; .*chatglm2.*3"):
         rope_of(rope_ratio=16, _name_or_path=name)
 
@@ -40,4 +40,4 @@ def test_a_ratio_of_either_is_refused_and_the_remedy_said(name):
     "changes", [{"rope_ratio": 1}, {"rope_ratio": None}, {"rope_ratio": 5, "padded_vocab_size": 9}]
 )
 def test_without_a_ratio_or_with_another_vocabulary_no_name_is_needed(changes):
-    assert rope_of(**changes).stretch is None
+    assert rope_of(**changes).scaling is None

@@ -132,7 +132,7 @@ def test_an_impossible_value_is_refused_by_name(opened, changes, message):
         ("{", "is not JSON"),
         ("[1]", "wrong form; expected a JSON object, found list"),
         ("null", "expected a JSON object, found NoneType"),
-        ('{"model_type": "llama", "model_type": "opt"}', "a key stands twice"),
+        ('{"model_type": "llama", "model_type": "opt"}', "a key occurs twice"),
         ('{"rms_norm_eps": 1e999}', "is not JSON: 1e999 is not a finite number"),
         ("[" * 100_000, "is not JSON"),
         ("version https://git-lfs.github.com/spec/v1\n", "Git-LFS pointer"),

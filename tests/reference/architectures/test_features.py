@@ -24,11 +24,11 @@ def each_rope(**changes):
     return lambda config: {"ropes": tuple(replace(rope, **changes) for rope in config.ropes)}
 
 
-def each_stretch(**changes):
+def each_scaling(**changes):
     def change(config):
-        stretched = (replace(rope.stretch, **changes) for rope in config.ropes)
+        stretched = (replace(rope.scaling, **changes) for rope in config.ropes)
         ropes = zip(config.ropes, stretched, strict=True)
-        return {"ropes": tuple(replace(rope, stretch=stretch) for rope, stretch in ropes)}
+        return {"ropes": tuple(replace(rope, scaling=scaling) for rope, scaling in ropes)}
 
     return change
 
@@ -38,7 +38,7 @@ def whole_heads(config):
 
 
 def one_window(config):
-    """The first layer's, for all."""
+    """The features of the first layer, for all layers."""
     return each_layer(window=config.layers[0].window)(config)
 
 
@@ -77,16 +77,16 @@ REMOVED = [
     ("gpt_neox-parallel", "ropes.dim", whole_heads),
     ("gptj-partial-rotary", "ropes.interleaved", each_rope(interleaved=False)),
     ("glm-grouped", "ropes.interleaved", each_rope(interleaved=False)),
-    ("llama-linear-rope", "ropes.stretch", each_rope(stretch=None)),
-    ("llama-dynamic-rope", "ropes.stretch", each_rope(stretch=None)),
-    ("llama-3-rope", "ropes.stretch", each_rope(stretch=None)),
-    ("llama-yarn-scaled", "ropes.stretch", each_rope(stretch=None)),
-    ("llama-yarn-scaled", "ropes.stretch", each_stretch(magnitude=1.0)),
-    ("llama-yarn-scaled", "ropes.stretch", each_stretch(truncate=True)),
-    ("qwen2-yarn-old-spelling", "ropes.stretch", each_rope(stretch=None)),
-    ("gemma3_text-old-spelling", "ropes.stretch", each_rope(stretch=None)),
-    ("phi3-longrope-partial", "ropes.stretch", each_rope(stretch=None)),
-    ("phi3-longrope-partial", "ropes.stretch", each_stretch(magnitude=1.0)),
+    ("llama-linear-rope", "ropes.scaling", each_rope(scaling=None)),
+    ("llama-dynamic-rope", "ropes.scaling", each_rope(scaling=None)),
+    ("llama-3-rope", "ropes.scaling", each_rope(scaling=None)),
+    ("llama-yarn-scaled", "ropes.scaling", each_rope(scaling=None)),
+    ("llama-yarn-scaled", "ropes.scaling", each_scaling(attention_factor=1.0)),
+    ("llama-yarn-scaled", "ropes.scaling", each_scaling(truncate=True)),
+    ("qwen2-yarn-old-spelling", "ropes.scaling", each_rope(scaling=None)),
+    ("gemma3_text-old-spelling", "ropes.scaling", each_rope(scaling=None)),
+    ("phi3-longrope-partial", "ropes.scaling", each_rope(scaling=None)),
+    ("phi3-longrope-partial", "ropes.scaling", each_scaling(attention_factor=1.0)),
     ("bloom-tied", "alibi.slopes", to(alibi=None)),
     ("falcon-rw-form", "alibi.slopes", to(alibi=None)),
     ("falcon-rw-form", "alibi.divided", alibi(divided=False)),

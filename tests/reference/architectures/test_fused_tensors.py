@@ -1,4 +1,4 @@
-"""Parts cut from fused tensors are the rows that each layout's own code takes."""
+"""Modules cut from fused tensors are the rows that the code of each model takes."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_queries_keys_and_values_are_cut_head_by_head(name, source, cut, numbers
     assert (block.k.bias is None) == (f"{source}.bias" not in tensors)
 
 
-def test_transposed_weights_are_turned_and_their_biases_cut():
+def test_transposed_weights_are_transposed_back_and_their_biases_cut():
     tensors = load_file(GOLDEN / "gpt2-hub-prefix" / "model.safetensors")
     block = load_block(open_checkpoint(GOLDEN / "gpt2-hub-prefix"), 0)
     assert np.array_equal(block.v.weight, tensors["h.0.attn.c_attn.weight"][:, 64:].T)

@@ -146,10 +146,10 @@ def test_an_unknown_layout_is_not_written(odd, written, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["W8A16", "W4A16"])
-@pytest.mark.parametrize(("written_as", "told"), [("tiles", "canonical"), ("canonical", "tiles")])
-def test_the_wrong_layout_is_a_wrong_shape(odd, written, name, written_as, told):
+@pytest.mark.parametrize(("written_as", "stated"), [("tiles", "canonical"), ("canonical", "tiles")])
+def test_the_wrong_layout_is_a_wrong_shape(odd, written, name, written_as, stated):
     path = written(odd, written_as, name)
-    change_config(path, layout=told)
+    change_config(path, layout=stated)
     for tiled in (False, True):
         with pytest.raises(CheckpointError, match="weight: wrong shape; expected") as caught:
             load(path, tiled)
@@ -223,7 +223,7 @@ def test_damaged_tiles_are_refused_by_name(odd, written, name, tensor, change, m
         ("W8A8", f"{DOWN}.weight", (slice(None), 18, slice(None), 3), 101),
     ],
 )
-def test_what_lies_in_the_padding_does_not_matter(odd, written, name, tensor, padding, value):
+def test_the_values_of_the_padding_do_not_matter(odd, written, name, tensor, padding, value):
     changes = {"rule": "minmax", "group_size": 32} if name == "W4A8" else {}
     path = written(odd, "tiles", name, **changes)
     before = logits(path)

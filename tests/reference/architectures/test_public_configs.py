@@ -1,6 +1,6 @@
 """The config.json files of public checkpoints, against what is known of these models.
 
-public_configs.json has their values, but for keys that say nothing of the model; the `sizes` that
+public_configs.json has their values, except keys that say nothing of the model; the `sizes` that
 the model has: layers, heads, key-value heads, head_dim, tied; and the published number of
 parameters. `unsure` are the keys (or `parameters`) whose published value we are not sure of.
 """
@@ -32,13 +32,13 @@ def read(name, **changes):
 
 
 def count(kinds, shapes):
-    """The numbers in the tensors of some parts."""
+    """The number of values in the tensors of some modules."""
     rows = {"weight": math.prod, "bias": lambda shape: shape[0]}
     return sum(rows[kind](shapes[part]) for part, each in kinds.items() for kind in each)
 
 
 def parameters(config):
-    """The numbers in all tensors; a tied head has none of its own."""
+    """The number of values in all tensors; a tied lm_head adds none."""
     kinds = outer_kinds(config)
     if config.tie_embeddings:
         del kinds["head"]
@@ -61,16 +61,36 @@ def test_a_public_config_has_the_published_sizes(name):
     assert parameters(config) == pytest.approx(public["parameters"], rel=0.01)
 
 
-# theta, turned entries, neighbours, stretch
+# theta, rotary dim, interleaved, scaling
 ROPES = {
     "meta-llama/Llama-2-7b-hf": [(1e4, 128, False, None)],
     "codellama/CodeLlama-7b-hf": [(1e6, 128, False, None)],
     "lmsys/vicuna-13b-v1.5-16k": [(1e4, 128, False, Interpolation(factor=4.0))],
     "meta-llama/Llama-3.1-8B-Instruct": [
-        (5e5, 128, False, Llama3(factor=8.0, low=1.0, high=4.0, original=8192))
+        (
+            5e5,
+            128,
+            False,
+            Llama3(
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=8192,
+            ),
+        )
     ],
     "meta-llama/Llama-3.2-1B": [
-        (5e5, 64, False, Llama3(factor=32.0, low=1.0, high=4.0, original=8192))
+        (
+            5e5,
+            64,
+            False,
+            Llama3(
+                factor=32.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=8192,
+            ),
+        )
     ],
     "mistralai/Ministral-8B-Instruct-2410": [(1e8, 128, False, None)],
     "mistralai/Mixtral-8x22B-v0.1": [(1e6, 128, False, None)],
@@ -103,9 +123,9 @@ ROPES = {
 
 
 @pytest.mark.parametrize("name", ROPES)
-def test_public_models_turn_as_they_were_trained(name):
+def test_public_models_rotate_as_they_were_trained(name):
     ropes = read(name).ropes
-    assert [(r.theta, r.dim, r.interleaved, r.stretch) for r in ropes] == ROPES[name]
+    assert [(r.theta, r.dim, r.interleaved, r.scaling) for r in ropes] == ROPES[name]
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -139,7 +159,7 @@ REACHES = [
 
 
 @pytest.mark.parametrize(("name", "scaling", "positions"), REACHES)
-def test_stretched_positions_reach_as_far_as_the_card_says(name, scaling, positions):
+def test_scaled_positions_reach_as_far_as_the_card_says(name, scaling, positions):
     config = read(name) if scaling is None else read(name, rope_scaling=scaling)
     assert config.max_positions == positions
 
@@ -148,13 +168,15 @@ def test_stretched_positions_reach_as_far_as_the_card_says(name, scaling, positi
     ("name", "head_dim"),
     [("microsoft/Phi-3.5-mini-instruct", 96), ("microsoft/Phi-4-mini-instruct", 128)],
 )
-def test_long_context_models_stretch_48_pairs(name, head_dim):
+def test_long_context_models_scale_48_pairs(name, head_dim):
     (rope,) = read(name).ropes
-    assert isinstance(rope.stretch, LongRope) and (rope.dim, read(name).head_dim) == (96, head_dim)
-    assert rope.stretch.original == 4096
-    assert rope.stretch.magnitude == pytest.approx(1.1902380714238083)  # 1 + 5 / 12, its root
+    assert isinstance(rope.scaling, LongRope) and (rope.dim, read(name).head_dim) == (96, head_dim)
+    assert rope.scaling.original_max_position_embeddings == 4096
+    assert rope.scaling.attention_factor == pytest.approx(
+        1.1902380714238083
+    )  # 1 + 5 / 12, its root
     scaling = PUBLIC[name]["config"]["rope_scaling"]
-    assert rope.stretch.long == tuple(map(float, scaling["long_factor"]))
+    assert rope.scaling.long_factor == tuple(map(float, scaling["long_factor"]))
     assert read(name, rope_scaling={**scaling, "type": "su"}) == read(name)  # the first spelling
 
 
@@ -250,7 +272,7 @@ def test_every_fourth_layer_of_smollm3_has_no_positions():
 
 
 def test_a_config_saved_without_its_attention_object_has_the_defaults():
-    """transformers 4.33 to 4.40 lost what stood in it."""
+    """transformers 4.33 to 4.40 lost its content."""
     plain, lost = read("mosaicml/mpt-7b"), read("OpenVINO/mpt-7b-int8-ov")
     assert plain == lost and plain.alibi is not None
 
@@ -296,5 +318,5 @@ def test_a_wrapper_of_several_models_is_refused_in_one_line(kind):
     values = {"model_type": kind, "text_config": {"model_type": "llama"}, "vision_config": {}}
     with pytest.raises(ConfigError) as caught:
         model_config(values, PATH)
-    said = "config.json: model_type: wraps a text model and others; only models of text alone can"
+    said = "config.json: model_type: wraps a text model and others; only pure text models can"
     assert str(caught.value) == f"{said} be read; found {kind!r}"

@@ -1,4 +1,4 @@
-"""Configs that ask for a graph that is not there, and fused tensors that do not fit theirs."""
+"""Configs of a graph that the transformer lacks, and fused tensors that do not fit their config."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "key", "value", "message"), REFUSED)
-def test_a_graph_that_is_not_there_is_refused_by_its_key(name, key, value, message):
+def test_a_graph_that_the_transformer_lacks_is_refused_by_its_key(name, key, value, message):
     values, path = json.loads((GOLDEN / name / "config.json").read_text()), Path("config.json")
     model_config(values, path)
     outer, _, inner = key.partition(".")

@@ -45,7 +45,7 @@ def test_a_wrapper_s_prefix_is_read_away(tiny, tmp_path, prefix):
 @pytest.mark.parametrize(
     ("also", "message"),
     [
-        ("module.model.norm.weight", "model.norm.weight: is there twice"),
+        ("module.model.norm.weight", "model.norm.weight: is given twice"),
         ("draft.model.embed_tokens.weight", "draft.*is not a tensor of this model"),
     ],
 )

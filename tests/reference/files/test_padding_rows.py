@@ -16,7 +16,7 @@ def test_rows_of_no_token_may_be_nan_in_an_embedding_that_is_no_head(tiny, tmp_p
     assert not found[[30, 47]].any()
     assert np.array_equal(found[:30], embed[:30])
     (record,) = caplog.records
-    assert "not finite, read as zeros: 2 rows of no token" in record.getMessage()
+    assert "not finite, read as zeros: 2 rows without a token" in record.getMessage()
     (path / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"found nan at \(30, 0\)"):
         load_weights(open_checkpoint(path))

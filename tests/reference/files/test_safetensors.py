@@ -31,8 +31,8 @@ DUPLICATE = json.dumps(VALID)[:-1].encode() + b', "a": ' + json.dumps(VALID["a"]
 HUGE = 2**62
 
 CORRUPT = {
-    "empty": (b"", "truncated or no safetensors file"),
-    "seven bytes": (b"\x10\0\0\0\0\0\0", "truncated or no safetensors file"),
+    "empty": (b"", "truncated or not a safetensors file"),
+    "seven bytes": (b"\x10\0\0\0\0\0\0", "truncated or not a safetensors file"),
     "header longer than the file": (container(VALID, length=10_000), "header within the file's"),
     "header length 2**63": (container(VALID, length=2**63), "found 9223372036854775808"),
     "header over the limit": (container(VALID, length=100_000_001), "header within"),
@@ -42,7 +42,7 @@ CORRUPT = {
     "deeply nested": (container(b"[" * 100_000), "header is not JSON"),
     "a JSON list": (container([VALID]), "is damaged"),
     "a JSON number": (container(b"12345678"), "is damaged"),
-    "duplicate key": (container(DUPLICATE), "a: stands twice in the header"),
+    "duplicate key": (container(DUPLICATE), "a: is a duplicate key of the header"),
     "truncated data": (container(VALID, DATA[:-1]), "is damaged"),
     "no data": (container(VALID, b""), "is damaged"),
     "trailing bytes": (container(VALID, DATA + b"\0"), "is damaged"),
@@ -63,10 +63,10 @@ CORRUPT = {
     "entry not an object": (container({"a": 3}), "is damaged"),
     "metadata not text": (container({**VALID, "__metadata__": {"x": 1}}), "is damaged"),
     "Git-LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git-LFS"),
-    "an HTML page": (b"<!DOCTYPE html><html><body>404</body></html>", "no safetensors file"),
-    "a pickle": (b"\x80\x02}q\x00(X\x06\x00\x00\x00weightq\x01K\x01u.", "no safetensors file"),
-    "a zip of pickles": (b"PK\x03\x04" + bytes(100), "no safetensors file|is damaged|not JSON"),
-    "a GGUF file": (b"GGUF\x03\0\0\0" + bytes(64), "no safetensors file"),
+    "an HTML page": (b"<!DOCTYPE html><html><body>404</body></html>", "not a safetensors file"),
+    "a pickle": (b"\x80\x02}q\x00(X\x06\x00\x00\x00weightq\x01K\x01u.", "not a safetensors file"),
+    "a zip of pickles": (b"PK\x03\x04" + bytes(100), "not a safetensors file|is damaged|not JSON"),
+    "a GGUF file": (b"GGUF\x03\0\0\0" + bytes(64), "not a safetensors file"),
 }
 
 

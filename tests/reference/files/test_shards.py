@@ -105,7 +105,7 @@ def write_index(text):
     ("damage", "message"),
     [
         (missing_shard, rf"{B}: shard is missing"),
-        (tensor_in_two_shards, "lm_head.weight: (stands in two|is not where)"),
+        (tensor_in_two_shards, "lm_head.weight: (is in two|is not where)"),
         (tensor_elsewhere, "lm_head.weight: is not where the index says; expected .*00001.*00002"),
         (tensor_without_entry, "lm_head.weight: is not where the index says.*found no entry"),
         (tensor_missing, r"model\.layers\.9\.x\.weight: is missing"),
@@ -115,7 +115,7 @@ def write_index(text):
         (write_index("{}"), "weight_map: bad value; expected tensor name -> file name"),
         (write_index('{"weight_map": []}'), "weight_map: bad value"),
         (write_index('{"weight_map": {"a": 3}}'), "weight_map: bad value"),
-        (write_index('{"weight_map": {"a": "x", "a": "y"}}'), "a key stands twice"),
+        (write_index('{"weight_map": {"a": "x", "a": "y"}}'), "a key occurs twice"),
         (write_index('{"weight_map": {}}'), "is missing"),
         (write_index("version https://git-lfs.github.com/spec/v1\n"), "Git-LFS pointer"),
     ],
@@ -131,7 +131,7 @@ def test_a_tensor_named_for_both_shards_is_refused(sharded):
     extra = {"lm_head.weight": np.zeros((48, 32), np.float32)}
     rest = {n: e.map() for n, e in open_checkpoint(sharded).entries.items() if e.file.name == B}
     save_file({**extra, **{n: np.array(t) for n, t in rest.items()}}, sharded / B)
-    with pytest.raises(CheckpointError, match="lm_head.weight: stands in two shards"):
+    with pytest.raises(CheckpointError, match="lm_head.weight: is in two shards"):
         open_checkpoint(sharded)
 
 

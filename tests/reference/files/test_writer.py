@@ -93,7 +93,7 @@ def test_overwrite_does_not_replace_what_is_no_model(source, tmp_path):
     target = tmp_path / "home"
     target.mkdir()
     (target / "thesis.txt").write_text("precious")
-    with pytest.raises(OutputError, match="home: exists and holds no model"):
+    with pytest.raises(OutputError, match="home: exists and contains no model"):
         write_model(source, target, overwrite=True)
     assert (target / "thesis.txt").read_text() == "precious"
 

@@ -1,4 +1,4 @@
-"""Experts that lie together, one tensor for each of their parts: written, read, and read badly."""
+"""Stacked experts, one tensor for each of their linears: written, read, and damaged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from planish.reference.errors import CheckpointError, RecipeError
 from planish.reference.files.load import load_block, load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import Linear
-from planish.reference.model.experts import Stack, linear_of, stacked
+from planish.reference.model.experts import Stack, linear_of, stack_linears
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import block_linears
 from planish.reference.quantize.block import with_unseen_experts
@@ -62,7 +62,7 @@ SHAPES = {  # of 4 experts with 24 outputs and 32 inputs: codes, scales
 
 
 @pytest.mark.parametrize("kind", SHAPES, ids=str)
-def test_a_quantized_directory_has_one_tensor_for_a_part_of_all_experts(directories, kind):
+def test_a_quantized_directory_has_one_tensor_for_a_linear_of_all_experts(directories, kind):
     entries = open_checkpoint(directories[kind]).entries
     found = [list(entries[f"{UP}.{name}"].shape) for name in ("weight", "weight_scale")]
     assert found == list(SHAPES[kind])
@@ -159,7 +159,7 @@ def test_a_bad_stack_is_an_error_that_names_it(directories, tmp_path, kind, edit
         read_all(path)
 
 
-def test_what_lies_beyond_the_outputs_is_never_looked_at(directories, tmp_path):
+def test_padding_beyond_the_outputs_is_never_read(directories, tmp_path):
     def edit(tensors):
         tensors[f"{UP}.weight_scale"][:, 1, :, 8:] = np.nan
         tensors[f"{UP}.weight_zero_point"][:, 1, :, 8:] = 99
@@ -181,7 +181,7 @@ def test_a_truncated_file_is_an_error(directories, tmp_path):
         read_all(tmp_path / "short")
 
 
-def test_a_config_of_more_experts_than_lie_there_is_an_error(directories, tmp_path):
+def test_a_config_with_more_experts_than_are_stored_is_an_error(directories, tmp_path):
     shutil.copytree(directories[4, "tiles"], tmp_path / "more")
     config = tmp_path / "more" / "config.json"
     values = json.loads(config.read_text()) | {"num_local_experts": 5}
@@ -190,8 +190,8 @@ def test_a_config_of_more_experts_than_lie_there_is_an_error(directories, tmp_pa
         read_all(tmp_path / "more")
 
 
-def cut_apart(tensors):
-    """The experts' tensors as older directories have them, one for each."""
+def unstack(tensors):
+    """The experts' tensors in the form of older directories, one for each expert."""
     for name in [name for name in tensors if ".experts." in name]:
         stack, (prefix, rest) = tensors.pop(name), name.split(".experts.")
         for index, one in enumerate(stack):
@@ -200,12 +200,12 @@ def cut_apart(tensors):
 
 def test_some_experts_in_floats_are_an_error_that_names_one(directories, tmp_path):
     def edit(tensors):
-        cut_apart(tensors)
+        unstack(tensors)
         del tensors[f"{FIRST}.2.w2.weight_scale"]
         tensors[f"{FIRST}.2.w2.weight"] = np.ones((32, 24), np.float32)
 
     path = as_version_1(change(directories[8, "tiles"], tmp_path / "mixed", edit))
-    with pytest.raises(CheckpointError, match=f"{FIRST}.2.w2.weight: .*as other experts have"):
+    with pytest.raises(CheckpointError, match=f"{FIRST}.2.w2.weight: .*as the other experts have"):
         read_all(path)
 
 
@@ -213,7 +213,7 @@ def test_experts_whose_scales_differ_in_granularity_are_an_error_that_names_one(
     directories, tmp_path
 ):
     def edit(tensors):
-        cut_apart(tensors)
+        unstack(tensors)
         tensors[f"{FIRST}.2.w2.weight_scale"] = np.ones((1, 1), np.float32)
 
     path = as_version_1(change(directories[8, "tiles"], tmp_path / "mixed", edit))
@@ -228,15 +228,15 @@ def test_zero_points_that_only_some_experts_have_stored_are_8_in_the_others():
         quantize_linear(Linear(rng.normal(size=(5, 40)).astype(np.float32)), scheme)
         for _ in range(2)
     )
-    told = np.full((5, 2), 8, np.uint8)
-    stack = stacked([one, replace(other, weight=replace(other.weight, zero_point=told))])
-    assert stack.weight.zero_point.tolist() == [told.tolist()] * 2
+    eights = np.full((5, 2), 8, np.uint8)
+    stack = stack_linears([one, replace(other, weight=replace(other.weight, zero_point=eights))])
+    assert stack.weight.zero_point.tolist() == [eights.tolist()] * 2
     with pytest.raises(ValueError, match="experts of one stack differ: int4 g=32, int4 g=64"):
-        stacked([one, quantize_linear(Linear(np.ones((5, 40), np.float32)), int4(64))])
+        stack_linears([one, quantize_linear(Linear(np.ones((5, 40), np.float32)), int4(64))])
 
 
 def test_an_older_directory_with_a_tensor_for_each_expert_reads_the_same(directories, tmp_path):
-    path = as_version_1(change(directories[4, "tiles"], tmp_path / "older", cut_apart))
+    path = as_version_1(change(directories[4, "tiles"], tmp_path / "older", unstack))
     for ours, older in zip(read_all(directories[4, "tiles"]), read_all(path), strict=True):
         for one, other in zip(ours, older, strict=True):
             if not isinstance(one.weight, np.ndarray):
@@ -264,16 +264,16 @@ def test_experts_are_ignored_all_or_none(tmp_path):
     ],
 )
 def test_a_directory_says_where_it_has_a_linear(name, part, stored):
-    assert open_checkpoint(GOLDEN / name).stored(part, 0) == stored
+    assert open_checkpoint(GOLDEN / name).stored_prefix(part, 0) == stored
 
 
 def test_a_quantized_expert_is_stored_with_the_others(directories):
     checkpoint = open_checkpoint(directories[4, "tiles"])
-    assert checkpoint.stored("experts.2.up", 0) == UP
-    assert checkpoint.stored("router", 0) == "model.layers.0.block_sparse_moe.gate"
+    assert checkpoint.stored_prefix("experts.2.up", 0) == UP
+    assert checkpoint.stored_prefix("router", 0) == "model.layers.0.block_sparse_moe.gate"
 
 
-def test_static_scales_lie_together_and_an_expert_that_nobody_chose_has_the_largest(tmp_path):
+def test_static_scales_are_stacked_and_an_expert_without_tokens_has_the_largest(tmp_path):
     samples = [np.arange(3)]
     path = quantized(tmp_path / "static", recipe("O3"), samples=samples)
     checkpoint = open_checkpoint(path)
@@ -287,7 +287,7 @@ def test_static_scales_lie_together_and_an_expert_that_nobody_chose_has_the_larg
     np.testing.assert_array_equal(filled["experts.0.down"], [4])
 
 
-def test_a_stack_of_float_linears_is_cut_apart():
+def test_a_stack_of_float_linears_is_unstacked():
     bias = np.arange(6, dtype=np.float32).reshape(2, 3)
     stack = Linear(np.arange(24, dtype=np.float32).reshape(2, 3, 4), bias)
     second = linear_of(stack, 1)

@@ -63,7 +63,7 @@ def test_softmax_subtracts_the_maximum():
     assert found == pytest.approx(np.array([[0.25, 0.75], [1, 0]]), abs=1e-4)
 
 
-def test_a_token_sees_itself_and_what_lies_before():
+def test_a_token_attends_to_itself_and_to_those_before():
     assert causal_mask(np.array([1, 2]), 4).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]]
 
 

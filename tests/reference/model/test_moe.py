@@ -1,4 +1,4 @@
-"""Mixtures of experts: who is chosen, with which share, and what no token was sent to."""
+"""Mixtures of experts: expert ids, routing weights, and experts without tokens."""
 
 from dataclasses import replace
 
@@ -53,13 +53,13 @@ def moe_config(loaded, **changes):
     return replace(config, moe=Moe(**{"num_experts": 4, "intermediate_size": 1, **changes}))
 
 
-# Computed by transformers 5.23 (MixtralTopKRouter, Qwen3MoeTopKRouter) for these scores, but for
-# the order of equals, which torch.topk leaves open: here the lowest number comes first
-SCORES = np.log(np.array([[1, 4, 2, 1], [3, 1, 1, 5]], F32))
+# Computed by transformers 5.23 (MixtralTopKRouter, Qwen3MoeTopKRouter) for these logits, except
+# the order of equals, which torch.topk leaves open: here the lowest id comes first
+LOGITS = np.log(np.array([[1, 4, 2, 1], [3, 1, 1, 5]], F32))
 
 
 @pytest.mark.parametrize(
-    ("normalized", "top_k", "shares", "chosen"),
+    ("normalized", "top_k", "weights", "ids"),
     [
         (True, 2, [[2 / 3, 1 / 3], [5 / 8, 3 / 8]], [[1, 2], [3, 0]]),
         (False, 2, [[0.5, 0.25], [0.5, 0.3]], [[1, 2], [3, 0]]),
@@ -68,21 +68,21 @@ SCORES = np.log(np.array([[1, 4, 2, 1], [3, 1, 1, 5]], F32))
         (True, 4, [[0.5, 0.25, 0.125, 0.125], [0.5, 0.3, 0.1, 0.1]], [[1, 2, 0, 3], [3, 0, 1, 2]]),
     ],
 )
-def test_shares_are_softmaxes_over_all_experts(loaded, normalized, top_k, shares, chosen):
+def test_routing_weights_are_softmaxes_over_all_experts(loaded, normalized, top_k, weights, ids):
     config = moe_config(loaded, top_k=top_k, normalized=normalized)
-    found, experts = route(config, SCORES)
-    assert found == pytest.approx(np.array(shares), rel=1e-6)
-    assert experts.tolist() == chosen
+    routing_weights, expert_ids = route(config, LOGITS)
+    assert routing_weights == pytest.approx(np.array(weights), rel=1e-6)
+    assert expert_ids.tolist() == ids
 
 
-def test_an_expert_s_output_is_weighted_by_its_share(loaded):
-    """Expert e multiplies by e + 1: y = x * sum of share_e * (e + 1)."""
+def test_the_output_of_an_expert_has_its_routing_weight(loaded):
+    """Expert e multiplies by e + 1: y = x * sum over e of weight_e * (e + 1)."""
     config = replace(moe_config(loaded, top_k=2, normalized=True), activation="relu")
     one = np.ones((1, 1), F32)
     experts = [Mlp(None, Linear(one), Linear(one * (e + 1))) for e in range(4)]
     router = Linear(np.array([[0.0], [2.0], [1.0], [-1.0]], F32) * F32(np.log(2)))
     found = mixture(config, Experts(router, experts), np.array([[1.0], [2.0]], F32))
-    # scores of the first token: 1, 4, 2, 1/2; of the second: 1, 16, 4, 1/4
+    # exp of the logits of the first token: 1, 4, 2, 1/2; of the second: 1, 16, 4, 1/4
     assert found == pytest.approx(np.array([[(4 * 2 + 2 * 3) / 6], [2 * (16 * 2 + 4 * 3) / 20]]))
 
 
@@ -113,7 +113,7 @@ def test_smoothing_folds_the_router_and_every_expert_jointly(opened, samples, al
 
 
 def _check_joint(block, smooth):
-    """Every reader of the MLP's norm was multiplied by what the norm was divided by."""
+    """Every linear that reads the MLP's norm was multiplied by the norm's divisor."""
     s = block_norms(block)["mlp_norm"].weight / block_norms(smooth)["mlp_norm"].weight
     assert np.ptp(s) > 0.1
     readers = [name for name in block_linears(block) if name.split(".")[-1] in READERS]

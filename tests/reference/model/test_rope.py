@@ -18,28 +18,28 @@ def test_rotations_are_position_times_frequency():
 
 
 @pytest.mark.parametrize(
-    "interleaved, x, expected",
+    ("interleaved", "x", "expected"),
     [
         (False, [1, 0, 0, 1], [math.cos(2), -math.sin(0.2), math.sin(2), math.cos(0.2)]),
         (True, [1, 0, 0, 1], [math.cos(2), math.sin(2), -math.sin(0.2), math.cos(0.2)]),
     ],
 )
-def test_pairs_are_halves_apart_or_neighbours(interleaved, x, expected):
+def test_pairs_are_half_a_head_or_one_channel_distant(interleaved, x, expected):
     rope = Rope(theta=100.0, dim=4, interleaved=interleaved)
     cos, sin = rotations(rope, np.array([2]), 3)
-    turned = rotate(np.array(x + [7], F32).reshape(1, 1, 5), cos, sin, rope).reshape(-1)
-    assert turned == pytest.approx([*expected, 7])  # what lies beyond dim is not turned
+    rotated = rotate(np.array([*x, 7], F32).reshape(1, 1, 5), cos, sin, rope).reshape(-1)
+    assert rotated == pytest.approx([*expected, 7])  # what is beyond dim is not rotated
 
 
 def test_rope_keeps_lengths_and_depends_only_on_distance():
     rope = Rope(theta=10000.0, dim=8)
     q, k = np.random.default_rng(0).standard_normal((2, 1, 1, 8)).astype(F32)
 
-    def turned(x, position):
+    def rotated(x, position):
         return rotate(x, *rotations(rope, np.array([position]), 40), rope)
 
     def product(i, j):
-        return float(np.sum(turned(q, i) * turned(k, j)))
+        return float(np.sum(rotated(q, i) * rotated(k, j)))
 
     assert product(5, 2) == pytest.approx(product(33, 30), abs=1e-5)
     assert abs(product(5, 2) - product(5, 3)) > 1e-3

@@ -7,14 +7,14 @@ from planish.reference.errors import QuantizationError
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import Linear
-from planish.reference.model.weights import block_linears, replace_parts
+from planish.reference.model.weights import block_linears, replace_modules
 from planish.reference.quantize.block import observe_for, quantize_block
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.methods import METHODS, Method
 from planish.reference.quantize.methods.rtn import quantize_weight
 from planish.reference.quantize.observe import Observer, embed_samples, observe_block
 from planish.reference.quantize.recipe import recipe
-from planish.reference.quantize.smooth import smoothed
+from planish.reference.quantize.smooth import apply_smoothing
 from planish.reference.quantized import QuantizedWeight
 
 F32 = np.float32
@@ -48,7 +48,7 @@ def test_static_scales_are_calibrated_on_the_block_as_it_is_given(loaded, sample
     absmax, _ = observe_block(config, weights.blocks[0], hidden)
     found = calibrated(config, weights.blocks[0], recipe("naive", scheme="O3"), hidden)
     assert found.mlp.down.activation_scale == absmax["down"].max() / F32(127)
-    smooth = smoothed(config, weights.blocks[0], absmax, recipe("O3"), 0.5)
+    smooth = apply_smoothing(config, weights.blocks[0], absmax, recipe("O3"), 0.5)
     after, _ = observe_block(config, smooth, hidden)
     found = calibrated(config, smooth, recipe("O3"), hidden)
     assert found.q.activation_scale == after["q"].max() / F32(127)
@@ -57,7 +57,7 @@ def test_static_scales_are_calibrated_on_the_block_as_it_is_given(loaded, sample
 
 def test_a_weight_that_cannot_be_quantized_is_named_by_its_tensor(loaded):
     block = loaded["llama"][1].blocks[0]
-    bad = replace_parts(block, {"up": Linear(np.full_like(block.mlp.up.weight, np.nan))})
+    bad = replace_modules(block, {"up": Linear(np.full_like(block.mlp.up.weight, np.nan))})
     names = {**dict.fromkeys(block_linears(bad), "other"), "up": "mlp.up_proj"}
     with pytest.raises(QuantizationError, match=r"^mlp\.up_proj: cannot be quantized"):
         quantize_block(bad, recipe("naive"), names=names)
@@ -78,7 +78,7 @@ def test_a_new_method_is_a_row_that_says_what_it_wants(loaded, samples, tmp_path
         quantize_checkpoint(checkpoint, writer, chosen, samples)
     config, block = checkpoint.config, weights.blocks[0]
     hidden = embed_samples(config, weights, samples)
-    smooth = smoothed(config, block, observe_block(config, block, hidden)[0], chosen, 0.5)
+    smooth = apply_smoothing(config, block, observe_block(config, block, hidden)[0], chosen, 0.5)
     expected, _ = observe_block(config, smooth, hidden, observer=hessian)
     assert np.array_equal(seen["model.layers.0.self_attn.q_proj"], expected["q"])
     assert seen["lm_head"] is None and len(seen) == 15

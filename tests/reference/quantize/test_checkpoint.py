@@ -22,7 +22,7 @@ from planish.reference.quantize.block import observe_for, quantize_block
 from planish.reference.quantize.checkpoint import choose_alphas, quantize_checkpoint, quantize_head
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import RECIPES, needs_calibration, recipe
-from planish.reference.quantize.smooth import smoothed
+from planish.reference.quantize.smooth import apply_smoothing
 from planish.reference.quantized import QuantizedWeight, dequantize
 from planish.reference.text.evaluate import perplexity, window_nll
 
@@ -45,7 +45,7 @@ def in_memory(checkpoint, weights, chosen, samples):
     for block in weights.blocks:
         absmax, outputs = observe_block(config, block, hidden)
         if chosen.alpha is not None:
-            block = smoothed(config, block, absmax, chosen, chosen.alpha)
+            block = apply_smoothing(config, block, absmax, chosen, chosen.alpha)
         statistics = observe_for(config, block, chosen, hidden)
         quantizes = chosen.default is not None
         blocks.append(quantize_block(block, chosen, statistics) if quantizes else block)
@@ -165,7 +165,7 @@ def test_without_smoothing_there_are_no_alphas(loaded, samples):
 
 def test_a_quantized_model_is_not_quantized_again(directories, samples, tmp_path):
     written(directories["llama"], tmp_path / "once", recipe("naive"), samples)
-    with pytest.raises(RecipeError, match="once: is quantized already.*found naive"):
+    with pytest.raises(RecipeError, match="once: is already quantized.*found naive"):
         written(tmp_path / "once", tmp_path / "twice", recipe("W8A8"), samples)
     assert not (tmp_path / "twice").exists()
 
@@ -197,8 +197,10 @@ def test_scales_that_do_not_fit_float16_are_float32_with_a_notice(tiny, tmp_path
     names = [f"model.layers.0.mlp.{part}_proj.weight_scale" for part in ("gate", "up")]
     assert [reopened.entries[name].dtype for name in names] == ["F32", "F16"]
     assert [record.getMessage() for record in caplog.records] == [
-        "scales of 2 linears do not fit float16 and are stored as float32; the first is"
-        " model.layers.0.mlp.gate_proj"
+        (
+            "scales of 2 linears do not fit float16 and are stored as float32; the first is"
+            " model.layers.0.mlp.gate_proj"
+        )
     ]
     plain, found = logits(open_checkpoint(source)), logits(reopened)
     assert np.abs(found - plain).max() < 0.5 * np.ptp(plain)
@@ -227,8 +229,10 @@ def test_rows_below_int8_s_floor_are_counted(tiny, tmp_path, caplog):
     source = tiny.write(tmp_path / "source", None, tensors)
     written(source, tmp_path / "out", recipe("W8A16"), None)
     assert [record.getMessage() for record in caplog.records] == [
-        "rows of weights below INT8's floor of 1e-05 become near zeros: 3 in 2 linears, the first"
-        " in model.layers.0.mlp.gate_proj"
+        (
+            "rows of weights below INT8's floor of 1e-05 become near zeros: 3 in 2 linears,"
+            " the first in model.layers.0.mlp.gate_proj"
+        )
     ]
 
 

@@ -12,7 +12,7 @@ from planish.reference.model.transformer import forward
 from planish.reference.model.weights import block_norms
 from planish.reference.quantize.observe import calibrate
 from planish.reference.quantize.recipe import recipe
-from planish.reference.quantize.smooth import require_folds, smoothed
+from planish.reference.quantize.smooth import apply_smoothing, require_folds
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 DIRECTORIES = sorted(path.parent for path in GOLDEN.glob("*/golden.npz"))
@@ -30,7 +30,7 @@ def smooth_model(checkpoint, weights, tokens, alpha, outputs):
     config = checkpoint.config
     chosen, observed = recipe("W8A8", smooth_outputs=outputs), calibrate(config, weights, [tokens])
     blocks = [
-        smoothed(config, block, absmax, chosen, alpha)
+        apply_smoothing(config, block, absmax, chosen, alpha)
         for block, absmax in zip(weights.blocks, observed, strict=True)
     ]
     return replace(weights, blocks=blocks)

@@ -90,9 +90,11 @@ def test_a_float_model_that_overflows_is_an_error_that_names_the_reader(
     tensors = tiny.tensors(tiny.values())
     tensors[f"model.layers.{name}.weight"] *= np.float32(1e38)
     source = tiny.write(tmp_path / "source", None, tensors)
-    with pytest.raises(QuantizationError, match=f"{OVERFLOWS[name]} overflow float32"):
-        with CheckpointWriter(tmp_path / "out", source) as writer:
-            quantize_checkpoint(open_checkpoint(source), writer, chosen, samples[:2])
+    with (
+        pytest.raises(QuantizationError, match=f"{OVERFLOWS[name]} overflow float32"),
+        CheckpointWriter(tmp_path / "out", source) as writer,
+    ):
+        quantize_checkpoint(open_checkpoint(source), writer, chosen, samples[:2])
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
@@ -124,6 +126,8 @@ def test_hidden_states_whose_squares_overflow_are_an_error(tiny, samples, tmp_pa
     tensors = tiny.tensors(tiny.values())
     tensors["model.layers.0.mlp.down_proj.weight"] *= np.float32(1e25)  # the next norm gives zeros
     source = tiny.write(tmp_path / "source", None, tensors)
-    with pytest.raises(QuantizationError, match="layers.0: the squared hidden states"):
-        with CheckpointWriter(tmp_path / "out", source) as writer:
-            quantize_checkpoint(open_checkpoint(source), writer, recipe("W8A8"), samples[:2])
+    with (
+        pytest.raises(QuantizationError, match="layers.0: the squared hidden states"),
+        CheckpointWriter(tmp_path / "out", source) as writer,
+    ):
+        quantize_checkpoint(open_checkpoint(source), writer, recipe("W8A8"), samples[:2])

@@ -18,7 +18,7 @@ from planish.reference.quantize.block import observe_for, quantize_block
 from planish.reference.quantize.checkpoint import quantize_checkpoint, quantize_head
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import recipe
-from planish.reference.quantize.smooth import smoothed
+from planish.reference.quantize.smooth import apply_smoothing
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 DIRECTORIES = sorted(path.parent for path in GOLDEN.glob("*/golden.npz"))
@@ -53,7 +53,7 @@ def in_memory(checkpoint, samples, chosen):
     for block in weights.blocks:
         absmax, outputs = observe_block(config, block, hidden)
         if chosen.alpha is not None:
-            block = smoothed(config, block, absmax, chosen, chosen.alpha)
+            block = apply_smoothing(config, block, absmax, chosen, chosen.alpha)
         statistics = observe_for(config, block, chosen, hidden)
         quantizes = chosen.default is not None
         blocks.append(quantize_block(block, chosen, statistics) if quantizes else block)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from planish.reference.linear import Linear
-from planish.reference.model.weights import block_linears, replace_parts
+from planish.reference.model.weights import block_linears, replace_modules
 from planish.reference.quantize.block import quantize_block
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantize.runner import NUMPY, NumpyRunner, Runtime
 from planish.reference.quantize.search import output_error, search_alpha, spread
-from planish.reference.quantize.smooth import scale_inputs, scale_norm, smoothed
+from planish.reference.quantize.smooth import apply_smoothing, scale_inputs, scale_norm
 
 F32 = np.float32
 
@@ -35,7 +35,7 @@ def test_alpha_search_finds_the_alpha_with_the_least_output_error(loaded, sample
     alphas, hidden, table = (0.0, 0.5, 0.9), embed_samples(config, weights, samples), []
     for block in weights.blocks:
         absmax, outputs = observe_block(config, block, hidden)
-        candidates = [smoothed(config, block, absmax, chosen, a) for a in alphas]
+        candidates = [apply_smoothing(config, block, absmax, chosen, a) for a in alphas]
         found = [NUMPY.runner.run(config, quantize_block(c, chosen), hidden) for c in candidates]
         table.append([output_error(hidden, y, outputs) for y in found])
         hidden = outputs
@@ -57,7 +57,7 @@ def test_output_error_is_0_for_the_same_block_and_1_for_one_that_does_nothing(lo
     _, outputs = observe_block(config, block, hidden)
     assert output_error(hidden, NUMPY.runner.run(config, block, hidden), outputs) == 0
     silent = {p: Linear(np.zeros_like(block_linears(block)[p].weight)) for p in ("o", "down")}
-    found = NUMPY.runner.run(config, replace_parts(block, silent), hidden)
+    found = NUMPY.runner.run(config, replace_modules(block, silent), hidden)
     assert output_error(hidden, found, outputs) == pytest.approx(1)
 
 

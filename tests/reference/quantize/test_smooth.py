@@ -11,10 +11,11 @@ from planish.reference.errors import QuantizationError, RecipeError
 from planish.reference.linear import Linear, linear
 from planish.reference.model.layers import Norm
 from planish.reference.model.transformer import forward
-from planish.reference.model.weights import block_linears, replace_parts
+from planish.reference.model.weights import block_linears, replace_modules
 from planish.reference.quantize.observe import calibrate
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantize.smooth import (
+    apply_smoothing,
     require_folds,
     require_smoothed,
     scale_inputs,
@@ -22,7 +23,6 @@ from planish.reference.quantize.smooth import (
     scale_outputs,
     smooth_block,
     smooth_block_outputs,
-    smoothed,
     smoothing_scale,
 )
 
@@ -89,7 +89,7 @@ def smooth_model(checkpoint, weights, samples, chosen, alpha):
     config = checkpoint.config
     observed = calibrate(config, weights, samples)
     pairs = zip(weights.blocks, observed, strict=True)
-    blocks = [smoothed(config, b, o, chosen, alpha) for b, o in pairs]
+    blocks = [apply_smoothing(config, b, o, chosen, alpha) for b, o in pairs]
     return replace(weights, blocks=blocks), observed
 
 
@@ -155,12 +155,12 @@ def test_a_post_norm_model_cannot_be_smoothed(loaded):
 
 
 def test_a_weight_that_smoothing_makes_overflow_is_named(loaded):
-    checkpoint, weights = loaded["llama"]
+    _, weights = loaded["llama"]
     before, names = weights.blocks[0], {"q": "self_attn.q_proj"}
     with np.errstate(over="ignore"):
         parts = {"q": scale_inputs(before.q, np.full(32, 3e38, F32) * F32(1e3))}
     with pytest.raises(
         QuantizationError, match=r"^self_attn\.q_proj: overflows float32 when it is"
     ):
-        require_smoothed(before, replace_parts(before, parts), names)
+        require_smoothed(before, replace_modules(before, parts), names)
     require_smoothed(before, before, names)

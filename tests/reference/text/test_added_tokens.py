@@ -85,7 +85,7 @@ def test_a_token_of_another_id_is_left_out_with_a_notice(loaded_with, caplog):
     assert not {31, 33} & set(tokenizer.encode("<x>"))
     (line,) = (record.message for record in caplog.records)
     assert "config.json: " in line
-    assert "not taken from there" in line and "2, the first '<x>' with id 33, not 31" in line
+    assert "tokens ignored" in line and "2, the first '<x>' with id 33, not 31" in line
 
 
 def test_the_id_in_tokenizer_json_counts_with_a_notice(loaded_with, caplog):

@@ -21,7 +21,7 @@ from planish.reference.text.evaluate import (
 
 
 def losses(forward):
-    """What perplexity asks for, of a model that is a function to logits."""
+    """The losses that perplexity needs, from a function that gives logits."""
     return lambda tokens: window_nll(forward(tokens), tokens)
 
 
@@ -57,7 +57,7 @@ def test_cross_entropy_is_that_of_the_next_token():
 
 
 @pytest.mark.parametrize("count", [1, 2, 600])
-def test_losses_are_those_of_all_logits_though_few_are_made_at_a_time(
+def test_losses_are_those_of_all_logits_though_few_are_held_at_a_time(
     tiny_llama, monkeypatch, count
 ):
     config = (checkpoint := open_checkpoint(tiny_llama)).config

@@ -1,4 +1,4 @@
-"""The loop: when it stops, what it refuses, and stop strings split over tokens."""
+"""The generation loop: when it stops, what it refuses, and stop strings split over tokens."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +71,7 @@ PIECES = {-1: "", -2: "", -3: " think "}
 
 
 class Mixed(Letters):
-    """Letters and added tokens; what the decoder does to their text is its own affair."""
+    """Letters and added tokens, whose text the decoder may change."""
 
     def push(self, token):
         return PIECES.get(token, token)
@@ -93,7 +93,7 @@ class Mixed(Letters):
         (["<", "e", ">", "b"], ["<e>"], ""),
         (["<e", -1, "b"], ["<e>"], "<e"),
         (["a", -2, "b", "c"], ["ab", "<e>"], ""),  # passed over, as no string names it
-        (["a", -1, "b"], ["e>b"], None),  # not a part of a special token's text
+        (["a", -1, "b"], ["e>b"], None),  # does not occur in a special token's text
         (["a", -3, "b"], ["<think>"], "a"),
         (["a", -3, "b"], ["hin"], "a t"),
     ],

@@ -151,7 +151,7 @@ def test_a_missing_tokenizer_is_named_with_what_to_do(model):
         load_tokenizer(path, config)
 
 
-def test_a_slow_tokenizer_alone_is_said_with_the_call_that_converts_it(model):
+def test_a_slow_tokenizer_is_reported_with_the_call_that_converts_it(model):
     path, config = model
     (path / "tokenizer.json").rename(path / "tokenizer.model")
     call = f"AutoTokenizer.from_pretrained('{path}').save_pretrained('{path}')"
@@ -160,14 +160,14 @@ def test_a_slow_tokenizer_alone_is_said_with_the_call_that_converts_it(model):
     assert call in str(caught.value)
 
 
-def test_what_is_no_readable_file_is_said(model, monkeypatch):
+def test_an_unreadable_file_is_reported(model, monkeypatch):
     path, config = model
     file = path / "tokenizer.json"
     file.unlink()
     for make, message in (
         (lambda: file.mkdir(), "found a directory"),
         (lambda: os.mkfifo(file), "found a device or a pipe"),
-        (lambda: file.symlink_to("gone"), "is a link to gone, which is not there"),
+        (lambda: file.symlink_to("gone"), "is a link to gone, which does not exist"),
     ):
         make()
         with pytest.raises(TokenizerError, match=message):
@@ -180,7 +180,7 @@ def test_what_is_no_readable_file_is_said(model, monkeypatch):
 
 
 def refuse(path):
-    """As the system does where the reader has no right to."""
+    """Fail as the system does without the right to read."""
     raise PermissionError(13, "Permission denied", path)
 
 
@@ -203,7 +203,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(model):
 
 
 def with_added(model, tiny, *added, **changes):
-    """The model with these special tokens behind its 30 tokens; `changes`: keys of the last."""
+    """The model with these special tokens after its 30 tokens; `changes`: keys of the last."""
     path, config = model
     inner = tiny.tokenizer()
     inner.add_special_tokens(list(added))
@@ -231,12 +231,12 @@ def test_a_template_beyond_the_embedding_is_refused(model, tiny):
 
 
 @pytest.mark.parametrize("stated", [33, 10**9])
-def test_an_added_token_out_of_its_place_is_refused_only_in_a_text(model, tiny, caplog, stated):
+def test_an_added_token_out_of_order_is_refused_only_in_a_text(model, tiny, caplog, stated):
     tokenizer = with_added(model, tiny, "<x>", id=stated)
     assert tokenizer.encode("a b") == [3, 4]
-    with pytest.raises(PromptError, match=f"'<x>': is out of its place; expected id {stated}"):
+    with pytest.raises(PromptError, match=f"'<x>': is out of order; expected id {stated}"):
         tokenizer.encode("a <x>")
-    assert f"place: 1, the first '<x>' with id {stated}, by its place 30;" in caplog.text
+    assert f"order: 1, the first '<x>' with id {stated}, by its order 30;" in caplog.text
 
 
 def test_a_tokenizer_that_cannot_encode_is_one_line(model):
@@ -262,7 +262,7 @@ def test_a_panic_while_loading_is_one_line_and_its_page_is_not_printed(model, ca
 
 
 class PanicException(BaseException):
-    """Of the name by which alone pyo3's class can be known."""
+    """An exception with the name of pyo3's class, by which it is recognized."""
 
 
 def test_a_panic_while_encoding_is_one_line_and_its_page_is_not_printed(model, capfd):

@@ -92,7 +92,7 @@ def test_minus_one_and_null_are_no_token(tiny, value, ids):
         ('{"eos_token_id": -1}', (2,)),
     ],
 )
-def test_a_generation_config_is_read_alike(tiny, tmp_path, text, ids):
+def test_a_generation_config_is_read_in_the_same_way(tiny, tmp_path, text, ids):
     path = tiny.write(tmp_path / "m")
     (path / "generation_config.json").write_text(text, encoding="utf-8-sig")
     assert open_checkpoint(path).config.eos_token_ids == ids

@@ -1,4 +1,4 @@
-"""Rotary positions as configs spell them: every type, both spellings, what each cannot lack."""
+"""Rotary positions in configs: every type, both spellings, what each requires."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from planish.reference.architectures.read.keys import Keys
-from planish.reference.architectures.read.rope import rope_from
+from planish.reference.architectures.read.rope import read_rope
 from planish.reference.errors import ConfigError
-from planish.reference.model.rope import LongRope, Rope, Yarn, frequencies, magnitude
+from planish.reference.model.rope import LongRope, Rope, Yarn, attention_factor, frequencies
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LONG = {"short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.0, 2.0, 4.0, 8.0]}
@@ -81,13 +81,13 @@ FREQUENCIES = [
 
 def read(values, part=None, head_dim=8, **outside):
     around = {"max_position_embeddings": 128, **outside}
-    return rope_from(Keys({"rope_parameters": values, **around}, Path("c.json")), head_dim, part)
+    return read_rope(Keys({"rope_parameters": values, **around}, Path("c.json")), head_dim, part)
 
 
 @pytest.mark.parametrize(("kind", "theta", "factors", "length", "expected", "scale"), FREQUENCIES)
 def test_frequencies_are_those_of_transformers(kind, theta, factors, length, expected, scale):
     rope = read({"rope_type": kind, "rope_theta": theta, **factors})
-    assert magnitude(rope) == pytest.approx(scale, rel=1e-12)
+    assert attention_factor(rope) == pytest.approx(scale, rel=1e-12)
     assert frequencies(rope, length) == pytest.approx(np.array(expected), rel=1e-7)
 
 
@@ -99,7 +99,7 @@ def test_both_spellings_are_the_same(kind, factors):
     new = read({"rope_type": kind, "rope_theta": 5e5, **factors, **ORIGINAL})
     old = {"rope_theta": 5e5, "rope_scaling": {"type": kind, **factors}, **ORIGINAL}
     keys = Keys({"max_position_embeddings": 128, **old}, Path("c.json"))
-    assert rope_from(keys, 8) == new and new.stretch is not None
+    assert read_rope(keys, 8) == new and new.scaling is not None
 
 
 def test_null_is_no_type_and_what_is_outside():
@@ -125,28 +125,28 @@ def test_a_yarn_factor_of_null_is_the_ratio_of_the_lengths():
 def test_a_key_that_changes_no_angle_is_not_read(more, caplog):
     dynamic = {"rope_type": "dynamic", "factor": 4.0}
     assert read({**dynamic, **more}) == read(dynamic)
-    told = [f"c.json: {name}: is no rotary parameter, and not read" for name in more]
-    assert caplog.messages == (told if "comment" in more else [])
+    notices = [f"c.json: {name}: is not a rotary parameter and is ignored" for name in more]
+    assert caplog.messages == (notices if "comment" in more else [])
 
 
-def test_a_factor_without_a_type_is_told(caplog):
+def test_a_factor_without_a_type_gives_a_notice(caplog):
     assert read({"factor": 4.0}) == read({"rope_type": None, "factor": 4.0}) == read({})
-    assert caplog.messages == ["c.json: factor: is not read by rope_type default"] * 2
+    assert caplog.messages == ["c.json: factor: is ignored by rope_type default"] * 2
 
 
 def test_su_is_the_old_name_of_longrope():
     su, new = ({"type": name, **LONG, **ORIGINAL} for name in ("su", "longrope"))
-    assert read(su) == read(new) and isinstance(read(su).stretch, LongRope)
+    assert read(su) == read(new) and isinstance(read(su).scaling, LongRope)
     assert read({"rope_type": "longrope", **su}) == read(su)
 
 
 def test_without_an_original_length_it_is_the_model_s():
-    stretch = read({"rope_type": "yarn", "factor": 4.0}).stretch
-    assert isinstance(stretch, Yarn) and stretch.original == 128
-    assert (stretch.fast, stretch.slow, stretch.truncate) == (32.0, 1.0, True)
+    scaling = read({"rope_type": "yarn", "factor": 4.0}).scaling
+    assert isinstance(scaling, Yarn) and scaling.original_max_position_embeddings == 128
+    assert (scaling.beta_fast, scaling.beta_slow, scaling.truncate) == (32.0, 1.0, True)
 
 
-def test_part_of_a_head_is_turned_where_the_architecture_can():
+def test_part_of_a_head_is_rotated_if_the_architecture_can():
     assert read({"partial_rotary_factor": 0.75}, part=1.0) == Rope(theta=1e4, dim=6)
     assert read({}, part=0.25, partial_rotary_factor=0.5) == Rope(theta=1e4, dim=4)
     assert read({}, part=0.25) == Rope(theta=1e4, dim=2)
@@ -160,7 +160,7 @@ BAD = [
     ({"rope_type": "linear", "type": "dynamic", "factor": 2}, "type: .*linear, as rope_type"),
     ({"rope_type": "default", "mrope_section": [1]}, "mrope_section: bad value"),
     ({"full_attention": {"rope_type": "default"}}, "full_attention: bad value"),
-    ({"rope_type": "default", "alpha": 1000.0}, "alpha: bad value.*null, all that.*1000.0"),
+    ({"rope_type": "default", "alpha": 1000.0}, "alpha: bad value.*null, the only.*1000.0"),
     ({"rope_type": "yarn", "factor": 4.0, "attn_factor": 2}, "attn_factor: bad value.*found 2"),
     ({"rope_type": "linear"}, "factor: bad value.*found None"),
     ({"rope_type": "linear", "factor": None}, "factor: bad value.*found None"),
@@ -189,7 +189,7 @@ BAD = [
     ({"rope_type": "longrope", **LONG, "short_factor": 1.0}, "short_factor: bad.*1.0"),
     ({"rope_type": "longrope", **LONG, LENGTH: 1}, "original.*at least 2"),
     ({"rope_theta": 0}, "rope_theta: bad value"),
-    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: .*1.0, all that is supported"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: .*1.0, the only supported value"),
 ]
 
 
@@ -201,18 +201,18 @@ def test_bad_rotary_parameters_are_refused_by_their_key(values, message):
 
 def test_parameters_that_contradict_each_other_are_refused():
     linear, dynamic = ({"rope_type": kind, "factor": 2.0} for kind in ("linear", "dynamic"))
-    with pytest.raises(ConfigError, match="rope_scaling: bad value; expected what rope_param"):
+    with pytest.raises(ConfigError, match="rope_scaling: bad value; expected the same as"):
         read(linear, rope_scaling=dynamic)
     assert read(linear, rope_scaling=dict(linear)) == read(linear)
     with pytest.raises(ConfigError, match="original_max_position_embeddings: .*64.*found 32"):
         read({"rope_type": "yarn", "factor": 2.0, **ORIGINAL}, original_max_position_embeddings=32)
 
 
-def test_a_part_that_is_no_pairs_is_refused():
+def test_an_odd_number_of_rotated_channels_is_refused():
     for part, named in ((0.4, "partial_rotary_factor"), (2.0, "partial_rotary_factor")):
         with pytest.raises(ConfigError, match=f"{named}: .*even number in 2..8"):
             read({"partial_rotary_factor": part}, part=1.0)
     with pytest.raises(ConfigError, match="head_dim: .*even number in 2..7"):
         read({}, head_dim=7)
-    with pytest.raises(ConfigError, match="head_dim: .*at least 4 turned entries"):
+    with pytest.raises(ConfigError, match="head_dim: .*at least 4 rotated channels"):
         read({"rope_type": "dynamic", "factor": 2.0}, head_dim=2)

@@ -6,8 +6,9 @@ import pytest
 from planish.reference.errors import QuantizationError, RecipeError
 from planish.reference.linear import Linear
 from planish.reference.packing import pack_nibbles, unpack_nibbles
-from planish.reference.quantize.methods import METHODS, quantize_linear
+from planish.reference.quantize.methods import METHODS, Method, quantize_linear
 from planish.reference.quantize.methods.rtn import quantize_weight
+from planish.reference.quantize.observe import Observed
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantized import QuantizedWeight, dequantize
 from planish.reference.scheme import int4, int8
@@ -15,7 +16,7 @@ from planish.reference.scheme import int4, int8
 F32 = np.float32
 
 
-def nothing(w, scheme, rule, statistics, name):
+def nothing(w, scheme, rule, statistic, name):
     """A method that makes zeros of every weight."""
     codes = pack_nibbles(np.full(w.shape, 8, np.uint8))
     scale = np.ones((len(w), 1), np.float16)
@@ -25,7 +26,7 @@ def nothing(w, scheme, rule, statistics, name):
 def test_a_method_is_one_row_of_the_table(monkeypatch):
     with pytest.raises(RecipeError, match="method: unknown; expected one of rtn, found 'nothing'"):
         recipe("W4A16", method="nothing")
-    monkeypatch.setitem(METHODS, "nothing", nothing)
+    monkeypatch.setitem(METHODS, "nothing", Method(quantize=nothing))
     chosen = recipe("W4A16", method="nothing", group_size=-1)
     layer = quantize_linear(Linear(np.ones((3, 5), F32)), chosen.default, method=chosen.method)
     assert dequantize(layer.weight).tolist() == [[0] * 5] * 3
@@ -56,7 +57,7 @@ def test_asymmetric_int4_is_minmax_whatever_the_rule():
 
 def test_static_activations_take_the_largest_channel_or_are_refused():
     layer, scheme = Linear(np.eye(3, dtype=F32)), int8("per_tensor", "static")
-    found = quantize_linear(layer, scheme, absmax=np.array([1, 254, 3], F32))
+    found = quantize_linear(layer, scheme, observed=Observed(absmax=np.array([1, 254, 3], F32)))
     assert found.activation_scale.tolist() == [2]
     with pytest.raises(QuantizationError, match="q: static activations need a calibration"):
         quantize_linear(layer, scheme, name="q")
