@@ -1,7 +1,6 @@
-"""What can be judged: an engine seen as a few questions, asked and answered in NumPy arrays.
+"""What can be judged: a subject is an engine that answers some of these questions in NumPy arrays.
 
-A subject answers as many of them as it can. Each part is a protocol, and what a subject leaves out
-is not judged:
+Each group of questions is a protocol. A protocol that a subject does not implement is not judged:
 
     model     logits of a sequence                                        level 3
     steps     a cache that grows: prefill, single steps, a batch, greedy  level 3
@@ -9,10 +8,10 @@ is not judged:
     modules   each module of a block, given what enters it                level 2
     ops       one linear                                                  level 1
     codes     the integers inside a linear, where they can be seen        level 1
-    slots     attention over a cache that is given                        level 1
+    slots     attention over a given cache                                level 1
 
-The judge speaks in the reference's types (Linear, Block, ModelConfig), so a subject decides for
-itself how it stores a weight, and how many modules one call computes. planish's own engine is
+Arguments are of the reference's types (Linear, Block, ModelConfig), so a subject is free to store a
+weight in any way and to compute several modules in one call. planish's own engine is
 conformance/fast_engine.py, the models of transformers are conformance/hugging_face.py.
 
 B sequences, T tokens, D model width, K inputs, N outputs, H query heads, G key-value heads, Hd
@@ -37,17 +36,17 @@ Slots = Sequence[np.ndarray]
 
 
 class Model(Protocol):
-    """Level 3, the least that a subject can do."""
+    """Level 3, the least that a subject must answer."""
 
     def forward(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits [T, V] of every token of one sequence."""
 
 
 class Steps(Protocol):
-    """Level 3 with a cache. A state is the subject's own; one that was given is consumed."""
+    """Level 3 with a cache. A state is opaque to the judge; one that is passed in is consumed."""
 
     def prefill(self, tokens: Sequence[int], slots: int) -> tuple[np.ndarray, Any]:
-        """Logits [T, V] of a prompt, and the state behind it, with room for `slots` tokens."""
+        """Logits [T, V] of a prompt, and the state after it, with room for `slots` tokens."""
 
     def prefill_batch(
         self, prompts: Sequence[Sequence[int]], new_tokens: int
@@ -58,20 +57,20 @@ class Steps(Protocol):
         """Logits [B, V] after one more token for each row, tokens and positions int [B]."""
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
-        """The greedy continuation of each prompt, ends of text ignored."""
+        """The greedy continuation of each prompt, end-of-text tokens ignored."""
 
     def capacity(self, state: Any) -> int:
         """Slots of a state."""
 
     def slots(self, state: Any) -> list[Slots]:
-        """What a state holds, layer by layer, keys rotated."""
+        """The contents of a state, layer by layer, keys rotated."""
 
 
 class Blocks(Protocol):
     """Level 2, coarsely: whole blocks."""
 
     def blocks(self, tokens: Sequence[int], hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The embeddings of tokens, then what each block makes of hidden[i] [T, D]."""
+        """The embeddings of tokens, then each block's output for hidden[i], [T, D] each."""
 
 
 class Modules(Protocol):
@@ -90,7 +89,7 @@ class Modules(Protocol):
         """Final norm and lm_head: logits [T, V]."""
 
     def normalize(self, norm: Norm, x: np.ndarray) -> np.ndarray:
-        """A norm that no linear reads."""
+        """A norm whose output no linear reads."""
 
     def project(
         self, norm: Norm | None, linears: Sequence[Linear], x: np.ndarray
@@ -103,7 +102,7 @@ class Modules(Protocol):
     def attend(
         self, config: ModelConfig, block: Block, x: np.ndarray, residual: np.ndarray | None = None
     ) -> tuple[np.ndarray, Slots]:
-        """Attention of normalized x, o_proj and the residual included, and the slots it wrote."""
+        """Attention of normalized x with o_proj and the residual, and the slots that it wrote."""
 
     def mlp(
         self, config: ModelConfig, mlp: Mlp, x: np.ndarray, residual: np.ndarray | None = None
@@ -119,22 +118,22 @@ class Modules(Protocol):
         """The mixture of experts of normalized x: [T, D]."""
 
     def expert(self, config: ModelConfig, expert: Mlp, x: np.ndarray) -> np.ndarray:
-        """One expert of a mixture, by the mixture's own code: [T, D]."""
+        """One expert of a mixture, computed by the mixture's code: [T, D]."""
 
     def block(self, config: ModelConfig, block: Block, x: np.ndarray) -> np.ndarray:
         """A whole block over a whole sequence: [T, D]."""
 
 
 class Ops(Protocol):
-    """Level 1: one linear, by each instruction set that the subject has; "" is its only form."""
+    """Level 1: one linear on each instruction set of the subject; "" if it has one form only."""
 
     variants: tuple[str, ...]
 
     def fuses(self, linears: Sequence[Linear]) -> bool:
-        """As in Modules: whether native kernels compute them, so that only the end is seen."""
+        """As in Modules: whether one native call computes them and shows only the outputs."""
 
     def weight(self, linear: Linear) -> dict[str, np.ndarray]:
-        """What the subject stores, read back.
+        """Read back the weight that the subject stores.
 
         `values` [N, K], or `codes` q - z, int8 [N, K or more], and `scale` [N, G] or [1, 1]; also
         `bias` and `activation_scale` where there are any.
@@ -151,7 +150,7 @@ class Ops(Protocol):
 
 
 class Codes(Protocol):
-    """Level 1: the integers between."""
+    """Level 1: the integers inside a linear."""
 
     def int8_scale(self, absmax: np.ndarray) -> np.ndarray:
         """max(absmax, 1e-5) / 127."""
@@ -168,7 +167,7 @@ class Codes(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCall:
-    """New queries, keys and values, and a cache that they are to be written into and to read.
+    """New queries, keys and values, and the cache that they are written into and read.
 
     past: keys and values [B, G, S, Hd], and with int8 codes their scales [B, G, S]
     """

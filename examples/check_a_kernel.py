@@ -1,4 +1,4 @@
-"""Hold a kernel of your own against the definition: python examples/check_a_kernel.py
+"""Check a kernel of your own against the definition: python examples/check_a_kernel.py
 
 W4A8 in NumPy, one scale for each row of x and group of inputs. Change a line, such as the order of
 the groups or the rounding, and see what check_linear finds.

@@ -118,7 +118,7 @@ def kernels(private_cache: Path, request: pytest.FixtureRequest) -> list[str]:
     sets = [one.name for one in available() if every or one.name != "plain"]
     kept = Path(os.environ.get("PLANISH_TEST_KERNELS", private_cache / "planish" / "kernels"))
     kept.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with open(kept.with_suffix(".lock"), "w") as lock:  # one process compiles, others load
+    with kept.with_suffix(".lock").open("w") as lock:  # one process compiles, others load
         fcntl.flock(lock, fcntl.LOCK_EX)
         return load_library(kept, sets).sets
 

@@ -1,9 +1,12 @@
-"""Tokens per second, beside what the machine gives and what other engines reach.
+"""Tokens per second of planish and of other engines, beside the machine's roofline.
 
-sizes           at which sizes of model
-random_model    weights for them
-engines         who is measured
-peers/          other engines, each in a process of its own
-roofline        what the machine gives
+sizes           the sizes of model that are measured
+random_model    random weights for them
+timing          the questions that a timed engine answers
+workload        what it is timed on: pp512, tg128, ...
+peers/          other engines, each in its own process
+engines         the engines of a run: planish with each recipe, and peers
+machine         the machine's peak rates
+roofline        the bound that they set on a model's speed
 speed           the measurement and its rows
 """

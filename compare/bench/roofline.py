@@ -1,130 +1,110 @@
-"""What the machine gives at most, measured in the same run as what is compared with it.
+"""The roofline of a model: how much a token reads and multiplies, and how fast that can go.
 
-    memory    bytes read per second, 512 MiB at a time, by the threads that run the kernels
-    int8      operations per second of byte products in registers (VNNI, dot product)
-    float32   operations per second of XLA's matrix product
+    decoding    every step reads the cache and the weights once (of experts the chosen ones):
+                tokens/s <= batch * memory bandwidth / bytes of a step
+    a prompt    every token is multiplied by every weight:
+                tokens/s <= operations per second / (2 * weights)
 
-Without native kernels the first two are XLA's sum of an array and XLA's int8 product: what the
-portable form could reach, and less than what the machine can do. Each limit is sampled once per
-round between the engines, and the median counts, as theirs does: a shared machine has good and
-bad minutes.
+After Williams, Waterman and Patterson 2009, https://doi.org/10.1145/1498765.1498785. Bytes are
+counted as stored. A model that fits into the processor's caches can exceed the first bound.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+import math
+from collections.abc import Iterable
 
-import jax
-import jax.numpy as jnp
-import jaxlib
-from jax import lax
-
-from planish.fast.native import roofline
-
-READ_BYTES = 2**29  # larger than any cache
-ROUNDS = 200_000  # of 2048 operations, for each of 64 units
-PER_SAMPLE = 3  # measured so often for one sample; the quickest counts
+from planish.reference.files.load import Checkpoint
+from planish.reference.model.config import ModelConfig
+from planish.reference.model.shapes import block_shapes, outer_shapes
+from planish.reference.model.weights import split_expert
 
 
-class Limits:
-    """Samples of the limits; `values()` are their medians."""
-
-    def __init__(self, kernels: bool):
-        array = jax.device_put(jnp.ones((64, READ_BYTES // 64), jnp.uint8))
-        self.measures: dict[str, Callable[[], float]] = {
-            "memory_read_bytes_per_second": partial(native_read if kernels else xla_read, array),
-            "int8_operations_per_second": native_products
-            if kernels
-            else partial(product, jnp.int8, jnp.int32),
-            "float32_operations_per_second": partial(product, jnp.float32, jnp.float32),
-        }
-        self.samples: dict[str, list[float]] = {name: [] for name in self.measures}
-
-    def sample(self) -> None:
-        """One more sample of each."""
-        for name, measure in self.measures.items():
-            self.samples[name].append(measure())
-
-    def values(self) -> dict[str, float]:
-        """The medians so far."""
-        return {name: statistics.median(found) for name, found in self.samples.items()}
+def count_token_bytes(checkpoint: Checkpoint) -> int:
+    """Stored bytes that one token must read: of the experts those that it chooses."""
+    chosen = count_expert_bytes(checkpoint) * active_share(checkpoint.config)
+    return count_dense_bytes(checkpoint) + round(chosen)
 
 
-def native_read(array: jax.Array) -> float:
-    """Bytes per second that the kernels' threads read."""
-    done = jax.jit(roofline.probe), array.reshape(-1), jnp.zeros(1, jnp.int32)
-    return array.nbytes / fastest(*done)
+def count_dense_bytes(checkpoint: Checkpoint) -> int:
+    """Stored bytes that every token reads: all weights except the experts and the embedding.
+
+    A token reads one row of the embedding. A tied embedding is read whole, as lm_head, unless
+    lm_head is stored separately.
+    """
+    config, rows_only = checkpoint.config, {checkpoint.prefix("embed") + ".weight"}
+    if config.tie_embeddings and checkpoint.prefix("head") + ".weight" not in checkpoint.entries:
+        rows_only = set()
+    if "positions" in outer_shapes(config):
+        rows_only.add(checkpoint.prefix("positions") + ".weight")
+    rows_only |= find_expert_tensors(checkpoint)
+    return sum_stored_bytes(checkpoint, checkpoint.entries.keys() - rows_only)
 
 
-def native_products() -> float:
-    """Operations per second of byte products in registers."""
-    nothing, rounds = jnp.zeros(0, jnp.uint8), jnp.full(1, ROUNDS, jnp.int32)
-    return 64 * ROUNDS * 2048 / fastest(jax.jit(roofline.probe), nothing, rounds)
+def count_expert_bytes(checkpoint: Checkpoint) -> int:
+    """Stored bytes of all experts."""
+    return sum_stored_bytes(checkpoint, find_expert_tensors(checkpoint))
 
 
-def xla_read(array: jax.Array) -> float:
-    """Bytes per second of a sum by XLA."""
-    words = jax.lax.bitcast_convert_type(array.reshape(64, -1, 4), jnp.float32)
-    return array.nbytes / fastest(jax.jit(lambda x: x.sum(axis=1)), words)
+def sum_stored_bytes(checkpoint: Checkpoint, names: Iterable[str]) -> int:
+    """Bytes of some tensors in the checkpoint's files."""
+    return sum(checkpoint.entries[name].size for name in names)
 
 
-def product(
-    kind: Any, total: Any, rows: int = 512, inputs: int = 2048, outputs: int = 5632
-) -> float:
-    """Operations per second of XLA's matrix product, [512, 2048] x [5632, 2048]."""
-    x, w = jnp.ones((rows, inputs), kind), jnp.ones((outputs, inputs), kind)
-    contract = (((1,), (1,)), ((), ()))
-    dot = jax.jit(lambda x, w: lax.dot_general(x, w, contract, preferred_element_type=total))
-    return 2 * rows * inputs * outputs / fastest(dot, x, w)
-
-
-def fastest(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:
-    """Seconds of the quickest of several calls, compiled beforehand."""
-    jax.block_until_ready(function(*arguments))
-    seconds = []
-    for _ in range(PER_SAMPLE):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
-def cores() -> int:
-    """Threads of XLA's pool: NPROC, which --threads sets, or the processors to be used."""
-    if os.environ.get("NPROC", "").isdecimal():
-        return int(os.environ["NPROC"])
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def machine() -> dict[str, Any]:
-    """Where it was measured."""
-    return {
-        "cpu": cpu_name(),
-        "cores": cores(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+def find_expert_tensors(checkpoint: Checkpoint) -> set[str]:
+    """Names of the tensors that hold experts, one expert each or all of a layer stacked."""
+    config = checkpoint.config
+    prefixes = {
+        checkpoint.stored_prefix(part, layer)
+        for layer in range(config.num_layers)
+        for part in block_shapes(config, layer)
+        if split_expert(part)[1] is not None
     }
+    return {name for name in checkpoint.entries if name.rpartition(".")[0] in prefixes}
 
 
-def cpu_name() -> str:
-    """The model as Linux tells it, with family and model number, else as Python does."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            lines = [line.partition(":") for line in file]
-    except OSError:
-        lines = []
-    facts = {key.strip(): value.strip() for key, _, value in reversed(lines)}
-    if "model name" not in facts:
-        return platform.processor() or platform.machine()
-    family, model = facts.get("cpu family"), facts.get("model")
-    return facts["model name"] + (f" (family {family}, model {model})" if family else "")
+def active_share(config: ModelConfig, batch: int = 1) -> float:
+    """Expected share of the experts that a step of `batch` tokens reads, chosen at random."""
+    if config.moe is None:
+        return 1.0
+    return 1 - (1 - config.moe.top_k / config.moe.num_experts) ** batch
+
+
+def count_cache_bytes(config: ModelConfig, slots: float) -> float:
+    """Bytes of the keys and values of `slots` tokens, in every layer."""
+    width = config.head_dim + 4 if config.kv_cache == "int8" else 4 * config.head_dim
+    return slots * config.num_layers * 2 * config.num_kv_heads * width
+
+
+def count_token_weights(config: ModelConfig) -> int:
+    """Weights that each prompt token is multiplied by; lm_head is needed for the last one only."""
+    total, chosen = 0, active_share(config)
+    for layer in range(config.num_layers):
+        for part, (shape, _) in block_shapes(config, layer).items():
+            share = 1.0 if split_expert(part)[1] is None else chosen
+            total += round(math.prod(shape) * share)
+    return total
+
+
+def bound_prompt(config: ModelConfig, operations_per_second: float) -> float:
+    """Prompt tokens per second at this peak rate: a multiplication and an addition per weight."""
+    return operations_per_second / (2 * count_token_weights(config))
+
+
+def bound_decoding(
+    config: ModelConfig,
+    *,
+    weight_bytes: int,
+    expert_bytes: int,
+    batch: int,
+    slots: float,
+    bytes_per_second: float,
+) -> float:
+    """New tokens per second of `batch` sequences with `slots` tokens in the cache of each.
+
+    weight_bytes: what one token reads. A batch reads more experts than one token does, out of
+    expert_bytes for all of them.
+    """
+    more = active_share(config, batch) - active_share(config)
+    step = weight_bytes + more * expert_bytes + batch * count_cache_bytes(config, slots)
+    return batch * bytes_per_second / step

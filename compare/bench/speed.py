@@ -1,83 +1,44 @@
-"""Tokens per second of planish and of its peers, and what the machine can give, in one run.
+"""Tokens per second of planish and its peers, and the machine's roofline, in one run.
 
-    pp512          a prompt of 512 tokens, from start to its last logits     (llama-bench's names)
-    tg128          128 tokens, one by one, after one token
-    tg128 x8       the same for 8 sequences at once, tokens of all of them
-    tg32 @4096     32 tokens after 4096
-
-All engines are measured in turns, round by round, so that a shared machine's good and bad minutes
-fall on all of them, and the limits are sampled in every round. A figure is the median of the
-rounds, with the extremes.
-
-Decoding reads every weight and the cache once per step, of experts the chosen ones, so its limit
-is memory bandwidth over these bytes, as they are stored. (A model that fits into the processor's
-caches can pass it.) A prompt multiplies: its limit is the rate of byte products, or of XLA's
-float32 product where activations are floats, over two operations per weight and token.
+All engines are measured in turn, round by round, so that a shared machine's fast and slow minutes
+affect all of them, and the machine's peak rates are sampled in every round. A figure is the median
+of the rounds; the extremes are reported with it. roofline.py has the bounds.
 """
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from planish.compare.bench import engines as contenders
-from planish.compare.bench.engines import Contender, active_share, cache_bytes, weights_per_token
-from planish.compare.bench.roofline import Limits, cores, machine
-from planish.compare.bench.sizes import Shape
-from planish.reference.errors import PlanishError, notice
+from planish.compare.bench.engines import (
+    MeasuredEngine,
+    open_peers,
+    open_planish,
+    open_random,
+    size_of,
+)
+from planish.compare.bench.machine import PeakRates, count_threads, describe_machine
+from planish.compare.bench.roofline import bound_decoding, bound_prompt
+from planish.compare.bench.sizes import ModelSize
+from planish.compare.bench.workload import Workload, shorten_all
 from planish.reference.files.load import Checkpoint
 from planish.reference.model.config import ModelConfig
 from planish.reference.progress import Progress, no_progress
 
-RUNS = 5
-TESTS = ("pp512", "tg128")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Test:
-    """One question: `new` == 0 is a prompt of `context` tokens."""
+class Options:
+    """How to measure. runs: rounds, after one that only warms up."""
 
-    name: str
-    new: int
-    batch: int
-    context: int
-
-    @classmethod
-    def parse(cls, text: str) -> Test:
-        """pp512, tg128, tg128x8, tg32@4096; raises PlanishError."""
-        found = re.fullmatch(r"(pp|tg)([1-9]\d*)(?:x([1-9]\d*))?(?:@([1-9]\d*))?", text)
-        if found is None or (found[1] == "pp" and (found[3] or found[4])):
-            expected = "tests such as pp512, tg128, tg128x8, tg32@4096"
-            raise PlanishError("unknown", name="tests", expected=expected, found=repr(text))
-        count = int(found[2])
-        if found[1] == "pp":
-            return cls(name=text, new=0, batch=1, context=count)
-        batch, context = int(found[3] or 1), int(found[4] or 1)
-        return cls(name=text, new=count, batch=batch, context=context)
-
-    def ask(self, contender: Contender) -> float:
-        """Tokens per second, once."""
-        if self.new == 0:
-            return self.context / contender.asked.prefill(self.context)
-        return self.batch * self.new / contender.asked.decode(self.new, self.batch, self.context)
-
-    def fitting(self, longest: int) -> Test:
-        """The same within a model's positions, shortened where it must be."""
-        if self.new == 0:
-            context = min(self.context, longest)
-            name = f"pp{context}" if context < self.context else self.name
-            return replace(self, name=name, context=context)
-        new = min(self.new, longest - 1)
-        context = min(self.context, longest - new)
-        if (new, context) == (self.new, self.context):
-            return self
-        name = f"tg{new}" + f"@{context}" * (context > 1)
-        return replace(self, name=name, new=new, context=context)
+    workloads: Sequence[Workload]
+    native: bool
+    peers: Sequence[str] = ()
+    runs: int = 5
+    progress: Progress = no_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,162 +63,157 @@ class Row:
     version: str
 
 
-def run(
-    title: str,
-    config: ModelConfig,
-    engines: Sequence[Contender],
-    tests: Sequence[Test],
-    native: bool,
-    runs: int = RUNS,
-    progress: Progress = no_progress,
-    missing: Sequence[str] = (),
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a run measured: rates[engine][workload], one for each round, and the peak rates."""
+
+    title: str
+    config: ModelConfig
+    engines: Sequence[MeasuredEngine]
+    workloads: Sequence[Workload]
+    rates: list[dict[Workload, list[float]]]
+    peaks: dict[str, float]
+
+
+def measure_model(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
+    """Measure a user's model, and peers at its size with random weights."""
+    with ExitStack() as stack:
+        engine, size = open_planish(checkpoint, options.native), size_of(checkpoint)
+        engines, missing = [engine], [f"{name}: only Llama shapes" for name in options.peers]
+        if size is not None:
+            bits = {4, 8} if engine.bits > 8 else {engine.bits}
+            others, missing = open_peers(stack, list(options.peers), size, bits, None)
+            engines += others
+        results = measure(checkpoint.path.name, checkpoint.config, engines, options)
+        return report(results, missing)
+
+
+def measure_size(
+    size: ModelSize,
+    recipes: Sequence[str],
+    options: Options,
+    directory: Path,
+    kv_cache: str = "float32",
 ) -> dict[str, Any]:
-    """Everything: {rows, limits, machine, engines, missing}, ready for JSON."""
-    tests, limits = fitted(tests, config.max_positions), Limits(native)
-    rates: dict[tuple[int, str], list[float]] = {}
-    for number in progress(range(runs + 1), title):
-        limits.sample()
-        for index, engine in enumerate(engines):
-            for test in tests:
-                rate = test.ask(engine)
-                if number > 0:  # the first compiles and warms up
-                    rates.setdefault((index, test.name), []).append(rate)
-    bounds = limits.values()
+    """Measure random models of one size, one for each recipe, and peers at the same size."""
+    with ExitStack() as stack:
+        checkpoints, engines = [], []
+        for name in options.progress(list(recipes), f"{size.name}: random weights"):
+            checkpoints.append(open_random(size, name, directory, kv_cache))
+            engines.append(open_planish(checkpoints[-1], options.native, name))
+        bits = {engine.bits for engine in engines}
+        bits |= {16} if 8 in bits else set()
+        others, missing = open_peers(stack, list(options.peers), size, bits, directory)
+        config = checkpoints[0].config
+        return report(measure(size.name, config, [*engines, *others], options), missing)
+
+
+def measure(
+    title: str, config: ModelConfig, engines: Sequence[MeasuredEngine], options: Options
+) -> Results:
+    """Time every engine on every workload, round by round."""
+    workloads = shorten_all(options.workloads, config.max_positions)
+    peaks = PeakRates(options.native)
+    rates: list[dict[Workload, list[float]]] = [{w: [] for w in workloads} for _ in engines]
+    for number in options.progress(range(options.runs + 1), title):
+        peaks.sample()
+        for engine, found in zip(engines, rates, strict=True):
+            for workload in workloads:
+                rate = workload.measure(engine.timer)
+                if number > 0:  # the first round compiles and warms up
+                    found[workload].append(rate)
+    return Results(
+        title=title,
+        config=config,
+        engines=engines,
+        workloads=workloads,
+        rates=rates,
+        peaks=peaks.medians(),
+    )
+
+
+def report(results: Results, missing: Sequence[str]) -> dict[str, Any]:
+    """{rows, limits, machine, engines, missing}, ready for JSON. missing: peers not measured."""
     rows = [
-        row_of(title, config, engines, index, test, rates, bounds)
-        for test in tests
-        for index in range(len(engines))
+        make_row(results, index, workload)
+        for workload in results.workloads
+        for index in range(len(results.engines))
     ]
     return {
         "rows": [asdict(row) for row in rows],
-        "limits": bounds,
-        "machine": machine(),
-        "engines": [facts(engine) for engine in engines],
+        "limits": results.peaks,
+        "machine": describe_machine(),
+        "engines": [describe_engine(engine) for engine in results.engines],
         "missing": list(missing),
     }
 
 
-def facts(engine: Contender) -> dict[str, Any]:
-    """What is reported besides the speeds: loading and compiling."""
-    compiled = engine.asked.engine.compile_seconds if engine.ours else None  # type: ignore[attr-defined]
+def describe_engine(engine: MeasuredEngine) -> dict[str, Any]:
+    """What is reported besides the speeds: the seconds of loading and compiling."""
     return {
-        "engine": engine.engine,
+        "engine": engine.name,
         "format": engine.format,
         "version": engine.version,
         "load_seconds": engine.load_seconds,
-        "compile_seconds": compiled,
+        "compile_seconds": engine.timer.compile_seconds,
     }
 
 
-def row_of(
-    title: str,
-    config: ModelConfig,
-    engines: Sequence[Contender],
-    index: int,
-    test: Test,
-    rates: dict[tuple[int, str], list[float]],
-    bounds: dict[str, float],
-) -> Row:
-    """The median, the extremes, the limit, and how planish compares."""
-    engine, found = engines[index], rates[index, test.name]
-    median = statistics.median(found)
-    limit, name = limit_of(engine, config, test, bounds)
-    rival = None if engine.ours else rival_of(engines, engine.bits)
-    ratio = statistics.median(rates[rival, test.name]) / median if rival is not None else None
+def make_row(results: Results, index: int, workload: Workload) -> Row:
+    """One engine's median and extremes, its roofline, and how planish compares with it."""
+    engine, rates = results.engines[index], results.rates[index][workload]
+    median = statistics.median(rates)
+    limit, limited_by = bound(results, engine, workload)
+    baseline = None if engine.is_planish else find_baseline(results.engines, engine.bits)
+    ratio = compared_with = None
+    if baseline is not None:
+        ratio = statistics.median(results.rates[baseline][workload]) / median
+        compared_with = results.engines[baseline].format
     return Row(
-        model=title,
-        engine=engine.engine,
+        model=results.title,
+        engine=engine.name,
         format=engine.format,
-        test=test.name,
-        size=engine.bytes,
-        threads=cores(),
+        test=workload.name,
+        size=engine.weight_bytes,
+        threads=count_threads(),
         median=median,
-        low=min(found),
-        high=max(found),
-        runs=len(found),
+        low=min(rates),
+        high=max(rates),
+        runs=len(rates),
         limit=limit,
         percent_of_limit=100 * median / limit,
-        limited_by=name,
+        limited_by=limited_by,
         ratio=ratio,
-        compared_with=None if rival is None else engines[rival].format,
+        compared_with=compared_with,
         version=engine.version,
     )
 
 
-def fitted(tests: Sequence[Test], longest: int) -> list[Test]:
-    """The tests within a model's positions; a notice names those that had to be shortened."""
-    fitting = [test.fitting(longest) for test in tests]
-    for test, shorter in zip(tests, fitting, strict=True):
-        if shorter != test:
-            notice(f"{test.name}: {shorter.name} instead, as the model has {longest} positions")
-    return fitting
-
-
-def limit_of(
-    engine: Contender, config: ModelConfig, test: Test, bounds: dict[str, float]
-) -> tuple[float, str]:
-    """Tokens per second that the machine would allow, and what limits them."""
-    if test.new == 0:
+def bound(results: Results, engine: MeasuredEngine, workload: Workload) -> tuple[float, str]:
+    """The roofline of a workload in tokens per second, and which peak rate sets it."""
+    if workload.new == 0:
         kind = "int8" if engine.integer else "float32"
-        rate = bounds[f"{kind}_operations_per_second"]
-        return rate / (2 * weights_per_token(config)), f"{kind} products"
-    slots = test.context + test.new / 2  # on average
-    more = active_share(config, test.batch) - active_share(config)  # experts, than one token
-    step = engine.bytes + more * engine.experts + test.batch * cache_bytes(config, slots)
-    return test.batch * bounds["memory_read_bytes_per_second"] / step, "memory"
+        rate = results.peaks[f"{kind}_operations_per_second"]
+        return bound_prompt(results.config, rate), f"{kind} products"
+    limit = bound_decoding(
+        results.config,
+        weight_bytes=engine.weight_bytes,
+        expert_bytes=engine.expert_bytes,
+        batch=workload.batch,
+        slots=workload.context + workload.new / 2,  # on average
+        bytes_per_second=results.peaks["memory_read_bytes_per_second"],
+    )
+    return limit, "memory"
 
 
-def rival_of(engines: Sequence[Contender], bits: int) -> int | None:
-    """Our first engine of this width with integer activations; a wider peer meets our INT8."""
-    ours = [index for index, engine in enumerate(engines) if engine.ours]
+def find_baseline(engines: Sequence[MeasuredEngine], bits: int) -> int | None:
+    """The index of the planish engine that a peer with these bits per weight is compared with.
+
+    That is the first with the same bits and INT8 activations; for a wider peer, planish's INT8.
+    """
+    ours = [index for index, engine in enumerate(engines) if engine.is_planish]
     for wanted in (bits, 8):
         for index in ours:
             if engines[index].bits == wanted and engines[index].integer:
                 return index
     return ours[0] if ours else None
-
-
-def run_model(
-    checkpoint: Checkpoint,
-    tests: Sequence[Test],
-    native: bool,
-    peers: Sequence[str] = (),
-    runs: int = RUNS,
-    progress: Progress = no_progress,
-) -> dict[str, Any]:
-    """A directory of the user's, and peers at its shape with random weights."""
-    with ExitStack() as stack:
-        engine, shape = contenders.ours(checkpoint, native), contenders.shape_of(checkpoint)
-        others: list[Contender] = []
-        missing = [f"{name}: only Llama shapes" for name in peers if shape is None]
-        if shape is not None:
-            bits = {4, 8} if engine.bits > 8 else {engine.bits}
-            others, missing = contenders.open_peers(stack, list(peers), shape, bits, None)
-        every = [engine, *others]
-        title = checkpoint.path.name
-        return run(title, checkpoint.config, every, tests, native, runs, progress, missing)
-
-
-def run_shape(
-    shape: Shape,
-    recipes: Sequence[str],
-    tests: Sequence[Test],
-    native: bool,
-    directory: Path,
-    peers: Sequence[str] = (),
-    kv_cache: str = "float32",
-    runs: int = RUNS,
-    progress: Progress = no_progress,
-) -> dict[str, Any]:
-    """Random models of a shape by several recipes, and peers at the same shape."""
-    with ExitStack() as stack:
-        mine = [
-            contenders.random_contender(shape, name, directory, native, kv_cache)
-            for name in progress(list(recipes), f"{shape.name}: random weights")
-        ]
-        bits = {engine.bits for engine in mine}
-        bits |= {16} if 8 in bits else set()
-        others, missing = contenders.open_peers(stack, list(peers), shape, bits, directory)
-        config = mine[0].asked.engine.config  # type: ignore[attr-defined]
-        every = [*mine, *others]
-        return run(shape.name, config, every, tests, native, runs, progress, missing)

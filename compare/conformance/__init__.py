@@ -1,25 +1,26 @@
 """Does an engine compute what the reference defines? (SPEC 9)
 
-subject.py, one level up, says what an engine is asked. In reading order:
+compare/subject.py says what an engine is asked. In reading order:
 
 check            one comparison
-tolerances       how far floats may be apart
-perturbation     how far two right implementations are apart
+tolerances       how much a linear's outputs may differ
+perturbation     how much two correct implementations of a model differ
 ops              level 1: every op on the same inputs, integers equal, floats within ulps
 kernels          level 1 without a model: random linears
-attention        level 1 without a model: odd caches
+attention        level 1 without a model: random caches
+trace            every intermediate result of the reference in one block
 routing          routers near a tie, where more than one choice of experts is right
-trace            the reference's way through a block
-block_case       one block on both sides
-module_checks    one module on both sides
+block_case       one block: the reference's results and the subject's modules
+module_checks    one module: its output, and the codes made from it
 fused_calls      what one kernel call does besides a linear
-layers           level 2: every module of every block, fed with the reference's inputs
-moe              level 2: mixtures of experts
 kv_cache         level 2: the KV cache in each of its forms
+moe              level 2: mixtures of experts
+layers           level 2: every module of every block, given the reference's inputs
 transformer      level 3: logits, prefill against decode, the last slot, greedy tokens
-report           all of them, along the reference's way through the model
 verdict          the table, the first mismatch, one line
-fast_engine      planish's engine as a subject: all that is known of fast/
+report           all three levels in one run
+fast_placement   weights and caches on their way into planish's engine and back
+fast_engine      planish's engine as a subject
 hugging_face     a model of transformers as a subject
-vectors/         level 1 as files, for kernels that are written elsewhere
+vectors/         level 1 as files, for kernels written elsewhere
 """

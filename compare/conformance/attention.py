@@ -1,17 +1,17 @@
-"""Level 1 without a model: the kernels' attention on caches that no prompt of level 2 makes.
+"""Level 1 without a model: the kernels' attention on caches that no prompt of level 2 produces.
 
     rows      one sequence, or two at different positions
-    tokens    1, which splits the slots between threads, and several, which do not divide the rows
-              that are taken together
-    slots     fewer and more than the 128 of one step of the running softmax and the 256 of one
-              thread's segment, and exactly as many; those after a row's position hold large
-              numbers, left over from another text, and nobody may read them
-    heads     of 16 to 128 entries; 1 to 7 query heads per key-value head; rotated or not
+    tokens    1, for which the slots are split between threads; several, which are no multiple of
+              the rows computed at a time
+    slots     fewer than, more than and exactly the 128 of one step of the running softmax and the
+              256 of one thread's segment; the slots after a row's position contain large values,
+              left from another text, that must not be read
+    heads     16 to 128 wide; 1 to 7 query heads per key-value head; rotated or not
     cache     floats or INT8 codes
 
-Three checks each: what the new slots hold (floats within 1e-6 of the largest; codes as kv_cache.py
-has it), that no other slot was touched (equal), and the output over the cache that was found,
-within the tolerance of a softmax (layers.py).
+Three checks each: the contents of the new slots (floats within 1e-6 of the largest; codes as in
+kv_cache.py), that no other slot has changed (equal), and the output over the found cache, within
+the tolerance of a softmax (layers.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from planish.compare.conformance.check import Check, check
-from planish.compare.conformance.kv_cache import as_floats, check_slot_codes
+from planish.compare.conformance.kv_cache import check_slot_codes, dequantize_slots
 from planish.compare.conformance.module_checks import SOFTMAX_TOLERANCE
 from planish.compare.subject import AttentionCall, SlotAttention
 from planish.reference.grids import INT8_MAX, int8_scale
@@ -33,8 +33,8 @@ from planish.reference.model.config import Alibi
 from planish.reference.model.layers import causal_mask
 from planish.reference.model.rope import Rope, rotate
 
-ROTATED = 1e-6  # two products and a sum
-STALE = 1e3
+ROTATION_TOLERANCE = 1e-6  # relative; two products and a sum
+STALE = 1e3  # in slots that no row has reached
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,12 @@ class AttentionCase:
         return ", ".join([text, *other])
 
     def options(self) -> dict[str, Any]:
-        """What not every model has, by the kernel's names."""
+        """The options that only some models use, by the kernel's names."""
         names = ("interleaved", "window", "alibi", "cap")
         return {name: getattr(self, name) for name in names}
 
 
-def case(
+def make_case(
     starts: tuple[int, ...], tokens: int, slots: int, heads: tuple[int, int, int], **options: Any
 ) -> AttentionCase:
     """heads: of queries, of keys and values, and their width."""
@@ -80,16 +80,16 @@ def case(
 
 SLOPES = (0.5, 0.25, 0.125, 0.0625)
 CASES = (
-    case((0,), 13, 16, (4, 2, 16)),
-    case((0,), 150, 160, (3, 1, 48)),  # a second step of 128 slots, not full
-    case((127,), 1, 128, (4, 2, 32)),  # the last slot of the first step
-    case((300, 17), 1, 512, (7, 1, 64)),
-    case((511,), 1, 512, (4, 4, 128), rotary=False),
-    case((5, 122), 9, 144, (6, 2, 64), rotary=False),  # the tokens of row 1 cross into a step
-    case((300, 17), 1, 512, (4, 2, 32), interleaved=True, window=100),
-    case((200,), 70, 512, (4, 2, 32), window=130, cap=2.0),
-    case((300, 17), 1, 512, (4, 4, 16), rotary=False, alibi=Alibi(slopes=SLOPES)),
-    case(
+    make_case((0,), 13, 16, (4, 2, 16)),
+    make_case((0,), 150, 160, (3, 1, 48)),  # a second step of 128 slots, not full
+    make_case((127,), 1, 128, (4, 2, 32)),  # the last slot of the first step
+    make_case((300, 17), 1, 512, (7, 1, 64)),
+    make_case((511,), 1, 512, (4, 4, 128), rotary=False),
+    make_case((5, 122), 9, 144, (6, 2, 64), rotary=False),  # the tokens of row 1 cross into a step
+    make_case((300, 17), 1, 512, (4, 2, 32), interleaved=True, window=100),
+    make_case((200,), 70, 512, (4, 2, 32), window=130, cap=2.0),
+    make_case((300, 17), 1, 512, (4, 4, 16), rotary=False, alibi=Alibi(slopes=SLOPES)),
+    make_case(
         (100,),
         70,
         176,
@@ -101,30 +101,30 @@ CASES = (
 
 
 def check_slot_attention(kernels: SlotAttention, variants: tuple[str, ...]) -> Iterator[Check]:
-    """Every case over both caches, for each instruction set."""
-    for number, item in enumerate(CASES):
+    """Every case with both caches, on each instruction set."""
+    for number, case in enumerate(CASES):
         for int8 in (False, True):
-            call = random_call(item, int8, np.random.default_rng((0, number, int8)))
+            call = draw_call(case, int8, np.random.default_rng((0, number, int8)))
             for isa in variants:
-                yield from check_attention_case(item, call, kernels, isa)
+                yield from check_attention_case(case, call, kernels, isa)
 
 
 def check_attention_case(
-    item: AttentionCase, call: AttentionCall, kernels: SlotAttention, isa: str
+    case: AttentionCase, call: AttentionCall, kernels: SlotAttention, isa: str
 ) -> Iterator[Check]:
-    """One call of the kernel."""
+    """Check one call of the kernel."""
     mixed, past = kernels.attention(call, isa)
-    name = f"{item}, {'INT8' if len(past) == 4 else 'floats'}, {isa}"
-    for row, start in enumerate(item.starts):
-        part, new = f"{name}, row {row}", slice(start, start + item.tokens)
-        q, k, v = rotated(item, call, row)
+    name = f"{case}, {'INT8' if len(past) == 4 else 'floats'}, {isa}"
+    for row, start in enumerate(case.starts):
+        part, new = f"{name}, row {row}", slice(start, start + case.tokens)
+        q, k, v = rotate_heads(case, call, row)
         yield from check_new(part, (k, v), [array[row][:, new] for array in past])
         for kind, *pair in zip(KINDS, call.past, past, strict=False):
             expected, kept = (np.delete(array[row], new, axis=1) for array in pair)
             yield check(1, None, f"{part}, other slots, {kind}", expected, kept, 0.0)
-        keys, values = (array[row].swapaxes(0, 1)[: new.stop] for array in as_floats(past))
-        mask = causal_mask(call.positions[row], new.stop, item.window)
-        scores = item.divisor, item.alibi, item.cap
+        keys, values = (array[row].swapaxes(0, 1)[: new.stop] for array in dequantize_slots(past))
+        mask = causal_mask(call.positions[row], new.stop, case.window)
+        scores = case.divisor, case.alibi, case.cap
         output = reference_layers.attention(q, keys, values, mask, *scores)
         yield check(1, None, part, output, mixed[row], SOFTMAX_TOLERANCE * np.abs(output).max())
 
@@ -135,67 +135,67 @@ KINDS = ("keys", "values", "key scales", "value scales")
 def check_new(
     part: str, floats: tuple[np.ndarray, ...], slots: list[np.ndarray]
 ) -> Iterator[Check]:
-    """The slots [K, T, Hd] of new keys and values [T, K, Hd], and their scales [K, T]."""
+    """Check the slots [G, T, Hd] of new keys and values [T, G, Hd], and their scales [G, T]."""
     codes, scales = slots[:2], slots[2:]
     for number, (kind, x) in enumerate(zip(KINDS[:2], floats, strict=True)):
         found, name = codes[number].swapaxes(0, 1), f"{part}, new {kind}"
         if not scales:
-            yield check(1, None, name, x, found, ROTATED * np.abs(x).max())
+            yield check(1, None, name, x, found, ROTATION_TOLERANCE * np.abs(x).max())
             continue
         scale = int8_scale(np.abs(x).max(axis=-1, keepdims=True))
         given, known = scales[number].swapaxes(0, 1), scale[..., 0]
-        yield check(1, None, f"{name}, scale", known, given, ROTATED * known)
+        yield check(1, None, f"{name}, scale", known, given, ROTATION_TOLERANCE * known)
         yield check_slot_codes(1, None, f"{name}, codes", floats=x, scale=scale, codes=found)
 
 
-def rotated(item: AttentionCase, call: AttentionCall, row: int) -> list[np.ndarray]:
+def rotate_heads(case: AttentionCase, call: AttentionCall, row: int) -> list[np.ndarray]:
     """One row's q, k and v by the reference: [T, heads, Hd] each."""
-    q, k, v = (x[row].reshape(item.tokens, -1, item.head_dim) for x in (call.q, call.k, call.v))
+    q, k, v = (x[row].reshape(case.tokens, -1, case.head_dim) for x in (call.q, call.k, call.v))
     if call.tables is not None:
         cos, sin = (table[call.positions[row]] for table in call.tables)
-        rope = Rope(theta=1.0, dim=item.head_dim, interleaved=item.interleaved)
+        rope = Rope(theta=1.0, dim=case.head_dim, interleaved=case.interleaved)
         q, k = rotate(q, cos, sin, rope), rotate(k, cos, sin, rope)
     return [q, k, v]
 
 
-def random_call(item: AttentionCase, int8: bool, rng: np.random.Generator) -> AttentionCall:
-    """Gaussian q, k, v and slots; those that no row has reached are stale."""
-    batch, width = len(item.starts), item.head_dim
+def draw_call(case: AttentionCase, int8: bool, rng: np.random.Generator) -> AttentionCall:
+    """Gaussian q, k, v and slots; slots that no row has reached are stale."""
+    batch, width = len(case.starts), case.head_dim
     q, k, v = (
-        rng.standard_normal((batch, item.tokens, heads * width), np.float32)
-        for heads in (item.heads, item.kv_heads, item.kv_heads)
+        rng.standard_normal((batch, case.tokens, heads * width), np.float32)
+        for heads in (case.heads, case.kv_heads, case.kv_heads)
     )
-    positions = np.array(item.starts)[:, None] + np.arange(item.tokens)
-    angle = rng.uniform(0, 7, (item.slots, width // 2)).astype(np.float32)
+    positions = np.array(case.starts)[:, None] + np.arange(case.tokens)
+    angle = rng.uniform(0, 7, (case.slots, width // 2)).astype(np.float32)
     return AttentionCall(
         q=q,
         k=k,
         v=v,
         positions=positions.astype(np.int32),
-        tables=(np.cos(angle), np.sin(angle)) if item.rotary else None,
-        past=random_codes(item, rng) if int8 else random_floats(item, rng),
-        kv_heads=item.kv_heads,
-        head_dim=item.head_dim,
-        **item.options(),
+        tables=(np.cos(angle), np.sin(angle)) if case.rotary else None,
+        past=draw_codes(case, rng) if int8 else draw_floats(case, rng),
+        kv_heads=case.kv_heads,
+        head_dim=case.head_dim,
+        **case.options(),
     )
 
 
-def random_floats(item: AttentionCase, rng: np.random.Generator) -> list[np.ndarray]:
-    """Keys and values [B, K, S, Hd]."""
-    shape = len(item.starts), item.kv_heads, item.slots, item.head_dim
-    return [stale(item, rng.standard_normal(shape, np.float32)) for _ in range(2)]
+def draw_floats(case: AttentionCase, rng: np.random.Generator) -> list[np.ndarray]:
+    """Keys and values [B, G, S, Hd]."""
+    shape = len(case.starts), case.kv_heads, case.slots, case.head_dim
+    return [fill_unwritten(case, rng.standard_normal(shape, np.float32)) for _ in range(2)]
 
 
-def random_codes(item: AttentionCase, rng: np.random.Generator) -> list[np.ndarray]:
-    """The same as codes, and their scales [B, K, S]."""
-    shape = len(item.starts), item.kv_heads, item.slots, item.head_dim
+def draw_codes(case: AttentionCase, rng: np.random.Generator) -> list[np.ndarray]:
+    """The same as codes, and their scales [B, G, S]."""
+    shape = len(case.starts), case.kv_heads, case.slots, case.head_dim
     codes = [rng.integers(-INT8_MAX, INT8_MAX + 1, shape).astype(np.int8) for _ in range(2)]
     scales = [rng.uniform(0.005, 0.03, shape[:3]).astype(np.float32) for _ in range(2)]
-    return [*codes, *(stale(item, scale) for scale in scales)]
+    return [*codes, *(fill_unwritten(case, scale) for scale in scales)]
 
 
-def stale(item: AttentionCase, slots: np.ndarray) -> np.ndarray:
-    """Large numbers in the slots that a row has not reached."""
-    for row, start in enumerate(item.starts):
+def fill_unwritten(case: AttentionCase, slots: np.ndarray) -> np.ndarray:
+    """Put large values into the slots that a row has not reached."""
+    for row, start in enumerate(case.starts):
         slots[row, :, start:] = STALE
     return slots

@@ -1,4 +1,4 @@
-"""One block of level 2: what the reference did in it, and who is asked to do the same."""
+"""One block of level 2: the reference's results in it, and the subject's modules."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from planish.compare.conformance.routing import Choices, legal_choices
-from planish.compare.conformance.trace import Seen, activations
+from planish.compare.conformance.routing import Choices, find_legal_choices, require_experts
+from planish.compare.conformance.trace import Seen, collect_activations
 from planish.compare.subject import Codes, Modules
 from planish.reference import linear as reference_linear
 from planish.reference.linear import Linear
@@ -17,9 +17,9 @@ from planish.reference.model.weights import Block, Experts
 
 @dataclass(frozen=True, kw_only=True)
 class BlockCase:
-    """A block, the reference's way through it, and the subject's modules.
+    """A block, what the reference computed in it, and the subject's modules.
 
-    options: by row, the block's outputs [choices, D] where a router is near a tie (routing.py)
+    options: the block's outputs [choices, D] by row, where a router is near a tie (routing.py)
     """
 
     config: ModelConfig
@@ -32,14 +32,12 @@ class BlockCase:
 
     @property
     def in_floats(self) -> bool:
-        """Whether nothing is on a grid where a code could flip."""
-        return activations(self.block) == {"float"} and self.config.kv_cache == "float32"
+        """Whether nothing in the block is quantized, so that no code can flip."""
+        return collect_activations(self.block) == {"float"} and self.config.kv_cache == "float32"
 
     @property
     def experts(self) -> Experts:
-        if not isinstance(self.block.mlp, Experts):
-            raise TypeError("this block has no experts")
-        return self.block.mlp
+        return require_experts(self.block)
 
     def linears(self, names: tuple[str, ...]) -> dict[str, Linear]:
         """Some of the block's linears, by name."""
@@ -47,9 +45,11 @@ class BlockCase:
 
     def linear(self, name: str) -> Linear:
         """One linear of attention or of the MLP."""
-        return getattr(self.block if name in tuple("qkvo") else self.block.mlp, name)
+        owner = self.block if name in tuple("qkvo") else self.block.mlp
+        found: Linear = getattr(owner, name)
+        return found
 
     def choices(self, margin: float) -> Choices:
-        """The rows whose experts may be chosen in several ways, and these ways."""
-        scores = reference_linear.linear(self.seen["n"], self.experts.router)
-        return legal_choices(self.config, scores, margin)
+        """The rows that have more than one legal choice of experts, and these choices."""
+        logits = reference_linear.linear(self.seen["n"], self.experts.router)
+        return find_legal_choices(self.config, logits, margin)

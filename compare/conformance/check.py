@@ -1,4 +1,4 @@
-"""One comparison: an array that should be, an array that is, and how far they may be apart."""
+"""One comparison: an expected array, a found array, and the tolerance of each element."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-MOST_STEPS = 1000  # of float32 that are worth a word
+MOST_STEPS = 1000  # float32 steps; a larger distance is not reported in steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """The outcome of one comparison, its worst element spelled out.
+    """The outcome of one comparison, described by its worst element.
 
-    `worst` is the largest |found - expected| in units of the tolerance: above 1 it fails.
-    NaN or Inf in what was found always fails.
+    worst: the largest |found - expected| / tolerance; above 1 the check fails. NaN or Inf in the
+    found array always fails.
     """
 
     level: int
@@ -38,10 +38,10 @@ class Check:
 
     def __str__(self) -> str:
         where = f"level {self.level}, " + ("" if self.layer is None else f"layer {self.layer}, ")
-        return f"{where}{self.part} at {list(self.index)}: {self.in_words()}{self.detail}"
+        return f"{where}{self.part} at {list(self.index)}: {self.describe()}{self.detail}"
 
-    def in_words(self) -> str:
-        """Both values, how far they are apart, and how far they may be."""
+    def describe(self) -> str:
+        """Both values, their difference and the tolerance."""
         text = f"expected {self.expected:.9g}, found {self.found:.9g}"
         if not np.isfinite(self.found):
             return text
@@ -60,7 +60,7 @@ class Check:
 
 
 def ulp_distance(a: float, b: float) -> float:
-    """How many float32 steps two values are apart."""
+    """The distance of two values in float32 steps."""
     if not (np.isfinite(a) and np.isfinite(b)):
         return float("inf")
     return abs(a - b) / float(np.spacing(np.float32(max(abs(a), abs(b), 1e-38))))
@@ -82,10 +82,13 @@ def check(
     tolerance: np.ndarray | float,
     off_by_one: int = 0,
 ) -> Check:
-    """Compare elementwise; a wrong shape, or nothing to compare, is the worst of errors."""
+    """Compare elementwise; arrays of different shapes, or empty ones, never agree.
+
+    part: the module or array, for the report. off_by_one: codes that differ by one at a tie.
+    """
     expected, found = np.asarray(expected), np.asarray(found)
     if expected.shape != found.shape or expected.size == 0:
-        return wrong_shape(level, layer, part, expected, found)
+        return report_wrong_shape(level, layer, part, expected, found)
     difference = np.abs(found.astype(np.float64) - expected)
     difference = np.where(np.isfinite(difference), difference, np.inf)
     allowed = np.broadcast_to(np.asarray(tolerance, np.float64), difference.shape)
@@ -109,10 +112,10 @@ def check(
     )
 
 
-def wrong_shape(
+def report_wrong_shape(
     level: int, layer: int | None, part: str, expected: np.ndarray, found: np.ndarray
 ) -> Check:
-    """Nothing to compare: farther apart than any value."""
+    """A check that fails because the shapes differ."""
     inf = float("inf")
     return Check(
         level=level,

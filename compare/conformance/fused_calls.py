@@ -1,11 +1,11 @@
 """Level 2 for native kernels: what one call does besides a linear.
 
-A kernel normalizes a row (or takes silu(gate) * up), quantizes it, multiplies it with every
-linear that reads it and adds the residual, and only the end can be seen from outside.
-Two calls show it all. In the first the linear is replaced by one of ones and zeros that takes its
-input in floats: what comes out is the row itself, exactly, and is judged as the portable form's is.
-The second call is the linears themselves, fused: on the rows that were seen they must give what
-the reference gives on these rows, bit for bit, so no tolerance can hide a wrong operand.
+A kernel normalizes a row (or computes silu(gate) * up), quantizes it, multiplies it with every
+linear that reads it and adds the residual; only the final outputs are visible. Two calls reveal the
+rest. In the first the linear is replaced by an identity matrix that takes its input in floats: the
+output is the row itself, exactly, and is judged as the portable form's is. In the second call the
+linears are the real ones: on the rows just seen they must equal the reference bit for bit, so no
+tolerance can hide a wrong operand.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from planish.reference.quantized import QuantizedWeight
 from planish.reference.scheme import int8
 
 
-def identity(size: int, native: bool = False) -> Linear:
-    """A linear that hands its input on, exactly, so that what comes before it can be read.
+def identity_linear(size: int, native: bool = False) -> Linear:
+    """A linear whose output is exactly its input, so that the input becomes visible.
 
-    `native`: of INT8 codes, computed by a kernel that takes its activations in floats.
+    native: with INT8 codes, computed by a kernel that takes its activations in floats.
     """
     if not native:
         return Linear(np.eye(size, dtype=np.float32))
@@ -34,12 +34,12 @@ def identity(size: int, native: bool = False) -> Linear:
     return Linear(QuantizedWeight(codes=codes, scale=scale, scheme=scheme, shape=shape))
 
 
-def normalized_rows(
+def read_normalized_rows(
     modules: Modules, norm: Norm, readers: dict[str, Linear], x: np.ndarray
 ) -> np.ndarray:
-    """The rows that the linears after a norm read, for x [T, D]."""
-    hand_on = identity(x.shape[1], modules.fuses(list(readers.values())))
-    return modules.project(norm, [hand_on], x)[0]
+    """The normalized rows [T, D] of x [T, D], as the linears after a norm read them."""
+    pass_through = identity_linear(x.shape[1], modules.fuses(list(readers.values())))
+    return modules.project(norm, [pass_through], x)[0]
 
 
 def check_outputs(
@@ -50,9 +50,9 @@ def check_outputs(
     found: np.ndarray,
     residual: np.ndarray | None = None,
 ) -> Check:
-    """A native linear of the rows that were seen, and the residual [T, N] added last: equal.
+    """A native linear on the rows just seen, and the residual [T, N] added last: equal.
 
-    Where the linear is weight-only, within its bound.
+    A weight-only linear must be within its tolerance.
     """
     expected = reference_linear.linear(rows, linear)
     allowed = tolerance(rows, linear, native=True)

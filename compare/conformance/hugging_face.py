@@ -1,11 +1,11 @@
 """A model of transformers as a subject: its float32 forward pass, judged block by block.
 
-    blocks    every decoder layer is given the hidden states that the reference has there, so errors
-              cannot add up, and the layer that fails is the one that is wrong
-    model     logits of the prompt, nothing replaced
+    blocks    every decoder layer is given the reference's hidden states, by hooks, so errors cannot
+              add up and the layer that fails is the wrong one
+    model     logits of the prompt, without hooks
 
-Both by hooks on the decoder layers; the model itself runs as its authors wrote it. torch and
-transformers are the extra `oracle`; nothing else in planish needs them.
+The model runs as its authors wrote it. torch and transformers are the extra `oracle`; they are
+imported only when a model of transformers is judged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REMEDY = "the extra `oracle`: pip install 'planish[oracle]'"
 
 
 class SubjectError(PlanishError):
-    """An engine that cannot be judged here: it is not installed, or cannot open this model."""
+    """A subject that cannot be judged: it is not installed, or cannot open this model."""
 
 
 def hugging_face(checkpoint: Checkpoint) -> Subject:
@@ -83,28 +83,30 @@ class HuggingFaceModel:
         """Logits [T, V]."""
         with self.torch.no_grad():
             ids = self.torch.tensor([list(tokens)])
-            return self.model(input_ids=ids, use_cache=False).logits[0].float().numpy()
+            output = self.model(input_ids=ids, use_cache=False)
+            logits: np.ndarray = output.logits[0].float().numpy()
+            return logits
 
     def blocks(self, tokens: Sequence[int], hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The embeddings, then what layer i makes of hidden[i], [T, D] each, in one pass."""
+        """The embeddings, then layer i's output for hidden[i], [T, D] each, in one pass."""
         seen: list[np.ndarray] = []
         with ExitStack() as hooks:
             for number, (layer, x) in enumerate(zip(self.layers, hidden, strict=True)):
                 first = seen if number == 0 else None
-                before = layer.register_forward_pre_hook(self.feed(x, first), with_kwargs=True)
-                after = layer.register_forward_hook(lambda m, a, y: seen.append(as_array(y)))
+                before = layer.register_forward_pre_hook(self.make_feed(x, first), with_kwargs=True)
+                after = layer.register_forward_hook(lambda _m, _a, y: seen.append(to_array(y)))
                 hooks.callback(before.remove)
                 hooks.callback(after.remove)
             self.forward(tokens)
         return seen
 
-    def feed(self, x: np.ndarray, seen: list[np.ndarray] | None) -> Callable[..., Any]:
-        """A hook that gives a layer other hidden states, and notes what it would have had."""
+    def make_feed(self, x: np.ndarray, seen: list[np.ndarray] | None) -> Callable[..., Any]:
+        """A hook that replaces a layer's hidden states, and records the original ones in `seen`."""
         other = self.torch.from_numpy(np.ascontiguousarray(x)[None])
 
-        def hook(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        def hook(_module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
             if seen is not None:
-                seen.append(as_array(arguments[0] if arguments else named["hidden_states"]))
+                seen.append(to_array(arguments[0] if arguments else named["hidden_states"]))
             if arguments:
                 return (other, *arguments[1:]), named
             return arguments, {**named, "hidden_states": other}
@@ -112,7 +114,8 @@ class HuggingFaceModel:
         return hook
 
 
-def as_array(output: Any) -> np.ndarray:
+def to_array(output: Any) -> np.ndarray:
     """Hidden states [T, D] of a layer's output, which may be a tuple."""
     tensor = output[0] if isinstance(output, tuple) else output
-    return tensor[0].detach().float().numpy().copy()
+    hidden: np.ndarray = tensor[0].detach().float().numpy().copy()
+    return hidden

@@ -1,11 +1,11 @@
-"""The KV cache at level 2: what it holds, read back by the subject.
+"""The KV cache at level 2: its contents, read back through the subject.
 
-An INT8 cache (SPEC 3) keeps codes and a scale per token and head, and a code at a tie may flip
-there as anywhere. So the cache is judged first, as codes: equal, or one off where the reference's
-own float is within 1e-3 of a tie (in units of the head's scale; a rotated key is
-a sum of two products, and its scale belongs to one head and not to the whole row). Then attention
-is judged over the cache that was found, as sharply as over a cache of floats: a flipped code does
-not matter there, since both sides read it.
+An INT8 cache (SPEC 3) stores codes and a scale per token and head, and a code at a tie may flip. So
+the cache is judged first, as codes: they must be equal, or differ by one where the reference's
+float is within 1e-3 of a tie. (That is in units of the head's scale: a rotated key is a sum of two
+products, and the scale is of one head, not of the whole row.) Then attention over the found cache
+is judged, as strictly as over a float cache: a flipped code does not matter, because both sides
+read it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TIE = 1e-3
 SCALE_TOLERANCE = 1e-5  # relative
 
 
-def as_floats(layer: Slots) -> tuple[np.ndarray, np.ndarray]:
+def dequantize_slots(layer: Slots) -> tuple[np.ndarray, np.ndarray]:
     """One layer's keys and values, float32 [B, G, S, Hd]."""
     keys, values, *scales = layer
     if not scales:
@@ -40,8 +40,8 @@ def as_floats(layer: Slots) -> tuple[np.ndarray, np.ndarray]:
 def check_written(
     config: ModelConfig, layer: int, block: Block, x: np.ndarray, past: Slots
 ) -> Iterator[Check]:
-    """Codes and scales of an INT8 cache after attention over x [T, D], row 0 of the batch."""
-    _, *expected = projections(config, block, x)
+    """Codes and scales of an INT8 cache after attention over x [T, D], the first row of a batch."""
+    _, *expected = project_qkv(config, block, x)
     found = [array[0].swapaxes(0, 1)[: len(x)] for array in past]  # [T, G, ...]
     for part, floats, codes, scales in zip(
         ("keys", "values"), expected, found[:2], found[2:], strict=True
@@ -62,14 +62,14 @@ def check_slot_codes(
     scale: np.ndarray,
     codes: np.ndarray,
 ) -> Check:
-    """Codes of [T, G, Hd]: those of the reference's floats, or one off at a tie."""
+    """Codes [T, G, Hd] must be those of the reference's floats, or differ by one at a tie."""
     ratio, expected = floats / scale, int8_codes(floats, scale)
     distance = np.abs(ratio - np.floor(ratio) - np.float32(0.5))
     allowed = np.where(distance < TIE, 1.0, 0.5)
     return check(level, layer, part, expected, codes, allowed, int(np.sum(expected != codes)))
 
 
-def projections(config: ModelConfig, block: Block, x: np.ndarray) -> list[np.ndarray]:
+def project_qkv(config: ModelConfig, block: Block, x: np.ndarray) -> list[np.ndarray]:
     """The reference's q, k and v of x [T, D], rotated, in floats: [T, heads, Hd] each."""
     q, k, v = reference_transformer.heads(config, block, x)
     if block.kind.rope is not None:
@@ -79,11 +79,13 @@ def projections(config: ModelConfig, block: Block, x: np.ndarray) -> list[np.nda
     return [q, k, v]
 
 
-def attention_over(config: ModelConfig, block: Block, x: np.ndarray, past: Slots) -> np.ndarray:
-    """The reference's attention of x [T, D] over the slots that the engine wrote."""
+def attend_over(config: ModelConfig, block: Block, x: np.ndarray, past: Slots) -> np.ndarray:
+    """The reference's attention of x [T, D] over the slots that the subject wrote."""
     kind = block.kind
-    keys, values = (slots[0].swapaxes(0, 1)[: len(x)] for slots in as_floats(past))  # [T, G, Hd]
+    keys, values = (
+        slots[0].swapaxes(0, 1)[: len(x)] for slots in dequantize_slots(past)
+    )  # [T, G, Hd]
     mask = causal_mask(np.arange(len(x)), len(x), kind.window)
     scores = kind.score_divisor, config.alibi, config.score_cap
-    q = projections(config, block, x)[0]
+    q = project_qkv(config, block, x)[0]
     return reference_layers.attention(q, keys, values, mask, *scores)

@@ -1,6 +1,6 @@
-"""One module of a block on both sides: its output in floats, and the codes that are made of it.
+"""One module of a block: its output in floats, and the codes made from it.
 
-The tolerances are those that layers.py explains.
+layers.py explains the tolerances.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Iterator
 import numpy as np
 
 from planish.compare.conformance.check import Check, check
-from planish.compare.conformance.tolerances import NOTHING, activation_scales, reference_codes
+from planish.compare.conformance.tolerances import TINY, activation_scales, reference_codes
 from planish.compare.subject import Codes
 from planish.reference.grids import int8_scale
 from planish.reference.linear import Linear
 
-FLOAT_TOLERANCE = 1e-5  # of the largest magnitude, for one module
+FLOAT_TOLERANCE = 1e-5  # relative to the largest magnitude, for one module
 SOFTMAX_TOLERANCE = 4e-5
 TIE = 1e-4  # in units of the row's activation scale
 TIE_AFTER_SOFTMAX = 2e-3
 
 
-def limit(x: np.ndarray, share: float = FLOAT_TOLERANCE) -> float:
-    """A share of the largest magnitude."""
-    return share * float(np.abs(x).max()) + NOTHING
+def share_of_largest(x: np.ndarray, share: float = FLOAT_TOLERANCE) -> float:
+    """A tolerance relative to the largest magnitude of x."""
+    return share * float(np.abs(x).max()) + TINY
 
 
 def check_module(
@@ -35,21 +35,23 @@ def check_module(
     readers: dict[str, Linear],
     codes: Codes | None = None,
 ) -> Iterator[Check]:
-    """A module's output in floats, and the codes that each linear reading it makes of it.
+    """A module's output in floats, and the activation codes of each linear that reads it.
 
-    `codes`: the subject's own quantizer, where it can be seen.
+    codes: the subject's own quantizer, where it is visible.
     """
     share = SOFTMAX_TOLERANCE if part == "attention" else FLOAT_TOLERANCE
-    yield check(2, layer, part, expected, found, limit(expected, share))
+    yield check(2, layer, part, expected, found, share_of_largest(expected, share))
     for name, linear in readers.items():
         if linear.activation != "float" and np.isfinite(found).all():
             quantize = reference_codes if codes is None else codes.activation_codes
-            others = quantize(found, linear)[0]
-            yield check_reader_codes(layer, f"{part}, codes for {name}", linear, expected, others)
+            found_codes = quantize(found, linear)[0]
+            yield check_reader_codes(
+                layer, f"{part}, codes for {name}", linear, expected, found_codes
+            )
 
 
 def check_reader_codes(
-    layer: int, part: str, linear: Linear, expected: np.ndarray, others: np.ndarray
+    layer: int, part: str, linear: Linear, expected: np.ndarray, found_codes: np.ndarray
 ) -> Check:
     """Each side quantizes its own floats: codes are equal, or one apart near a tie."""
     scales = activation_scales(expected, linear)
@@ -59,4 +61,4 @@ def check_reader_codes(
     tie = TIE_AFTER_SOFTMAX if part.startswith("attention,") else TIE
     allowed = np.where(distance < tie * np.maximum(1, row_scales / scales), 1.0, 0.5)
     codes = reference_codes(expected, linear)[0]
-    return check(2, layer, part, codes, others, allowed, int(np.sum(codes != others)))
+    return check(2, layer, part, codes, found_codes, allowed, int(np.sum(codes != found_codes)))

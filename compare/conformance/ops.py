@@ -1,18 +1,18 @@
 """Level 1: every op on the same inputs.
 
-Where the subject's codes can be seen (the portable XLA form) they are equal, bit for bit:
-    the weight as the subject stores it  codes q - z, scales, zero padding, float weights
-    activation scales and codes          on every real row, and on rows that are hard on purpose
-    integer sums                         the weight's own codes times those codes
-and the linear itself is within the bound of tolerances.py.
+Where the subject's codes are visible (the portable XLA form) they must be equal, bit for bit:
+    the stored weight                    codes q - z, scales, zero padding, float weights
+    activation scales and codes          on every real row, and on rows made to be hard
+    integer sums                         weight codes times activation codes
+and the linear itself must be within the tolerance of tolerances.py.
 
-For native kernels, on every instruction set that is loaded:
-    the weight as the subject stores it  read back: codes q - z and scales
-    activation codes times their scale   read through a weight of ones and zeros (`observer`)
-    the linear itself                    bit-identical; weight-only within the bound
-A kernel quantizes, multiplies and scales in one call, so its sums cannot be seen. They need not
-be: one code or sum that is off by one moves an output by a whole step of its scale, and outputs
-that are equal bit for bit on hard rows leave no room for it.
+For native kernels, on every loaded instruction set:
+    the stored weight                    read back: codes q - z and scales
+    activation codes times their scale   read through a weight of ones and zeros (make_probe)
+    the linear itself                    bit-identical; weight-only within its tolerance
+A kernel quantizes, multiplies and scales in one call, so its sums are not visible. They need not
+be: a code or sum that is wrong by one moves an output by a whole step of its scale, which outputs
+that are equal bit for bit on hard rows rule out.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from planish.reference.linear import Linear
 from planish.reference.packing import pack_nibbles
 from planish.reference.quantized import QuantizedWeight, centred_codes
 
-SMALLEST_GROUP = 32  # a largest entry at every 32nd place gives every group the same scale
+SMALLEST_GROUP = 32  # the largest value at every 32nd input gives every group the same scale
 EXACT = 2**24  # float32 holds every integer up to here
-OBSERVED = 256  # columns whose codes are read
+PROBED = 256  # columns whose codes are read
 
 
-def hard_rows(k: int, scale: np.ndarray | None = None) -> np.ndarray:
-    """Invented rows [7, K] that separate right from nearly right.
+def make_hard_rows(k: int, scale: np.ndarray | None = None) -> np.ndarray:
+    """Synthetic rows [7, K] on which nearly right quantizers fail.
 
-    zeros; the largest and the smallest magnitudes; one outlier over almost nothing; exact ties
-    (scale 1: half to even); and entries a rounding away from ties of an awkward scale, above and
-    below, on which x * (1 / scale) and x / scale part.
+    zeros; very large and very small magnitudes; one outlier among tiny values; exact ties (scale 1:
+    half to even); and values one rounding above and below the ties of an awkward scale, where
+    x * (1 / scale) and x / scale differ.
     """
     index = np.arange(k)
     sign = np.where(index % 2, -1, 1)
@@ -63,7 +63,7 @@ def hard_rows(k: int, scale: np.ndarray | None = None) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Op:
-    """One linear of a model, and where it belongs."""
+    """One linear of a model, and its layer and name."""
 
     layer: int | None
     part: str
@@ -77,15 +77,15 @@ class Op:
         found: np.ndarray,
         tolerance: np.ndarray | float = 0.0,
     ) -> Check:
-        """One comparison; equal unless there is a tolerance."""
+        """One comparison; equal unless a tolerance is given."""
         part = f"{self.part}, {name}" if name else self.part
         return check(self.level, self.layer, part, expected, found, tolerance)
 
 
 def check_linear_op(op: Op, x: np.ndarray, ops: Ops, codes: Codes | None) -> Iterator[Check]:
-    """One linear: its weight as it is stored, its activations' codes, its sums, its outputs.
+    """One linear: its stored weight, activation codes, integer sums and outputs.
 
-    x [T, K] is what the reference reads there.
+    x [T, K]: the rows that the reference reads there.
     """
     yield from check_weight(op, ops)
     if not ops.fuses([op.linear]):
@@ -96,11 +96,11 @@ def check_linear_op(op: Op, x: np.ndarray, ops: Ops, codes: Codes | None) -> Ite
 
 
 def check_portable(op: Op, x: np.ndarray, ops: Ops, codes: Codes | None) -> Iterator[Check]:
-    """XLA's form, for one row and for eleven: what works in multiples of 4 or 8 rows has a rest."""
-    hard = hard_rows(x.shape[1], op.linear.activation_scale)
+    """The XLA form, for 1 row and for 11, which is no multiple of a tile of 4 or 8 rows."""
+    hard = make_hard_rows(x.shape[1], op.linear.activation_scale)
     if op.linear.activation != "float" and codes is not None:
         yield from check_activation_codes(op, "real rows", x, codes)
-        for name, rows in hard_parts(op.linear, hard):
+        for name, rows in split_hard_rows(op.linear, hard):
             yield from check_activation_codes(op, name, rows, codes)
         yield check_sums(op, np.concatenate([x[:4], hard]), codes)
     for rows in (x[:1], np.concatenate([x[-4:], hard])):
@@ -111,23 +111,23 @@ def check_portable(op: Op, x: np.ndarray, ops: Ops, codes: Codes | None) -> Iter
 def check_kernel(op: Op, x: np.ndarray, ops: Ops, isa: str) -> Iterator[Check]:
     """The kernels of one instruction set, for 1, 7 and 23 rows.
 
-    They take 8, 4, 2 and 1 rows together, and up to 8 rows go another way than more.
+    They compute 8, 4, 2 or 1 rows at a time, and up to 8 rows take another path than more.
     """
-    hard = hard_rows(x.shape[1], op.linear.activation_scale)
+    hard = make_hard_rows(x.shape[1], op.linear.activation_scale)
     if op.linear.activation != "float":
-        columns = observed_columns(x.shape[1])
-        through = observer(op.linear, columns)
-        for name, rows in (("real rows", x), *hard_parts(op.linear, hard)):
+        columns = choose_columns(x.shape[1])
+        through = make_probe(op.linear, columns)
+        for name, rows in (("real rows", x), *split_hard_rows(op.linear, hard)):
             seen = ops.linear(rows[None], through, None, isa)[0]
-            expected = dequantized_rows(op.linear, rows)[:, columns]
+            expected = dequantize_rows(op.linear, rows)[:, columns]
             yield op.check(f"{name}, codes times scale, {isa}", expected, seen)
     for rows in (x[:1], hard, np.concatenate([x[-16:], hard])):
         found = ops.linear(rows[None], op.linear, None, isa)[0]
         yield check_output(op, f"{len(rows)} rows, {isa}", rows, found, native=True)
 
 
-def hard_parts(linear: Linear, hard: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The hard rows by name: all at once, or one at a time where one scale would serve them all."""
+def split_hard_rows(linear: Linear, hard: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The hard rows by name: all at once, or one at a time where rows would share a scale."""
     if linear.activation != "per_tensor":
         yield "hard rows", hard
         return
@@ -138,7 +138,7 @@ def hard_parts(linear: Linear, hard: np.ndarray) -> Iterator[tuple[str, np.ndarr
 def check_output(
     op: Op, name: str, x: np.ndarray, found: np.ndarray, native: bool = False
 ) -> Check:
-    """The linear's outputs for rows x [T, K], within the bound of the operations it takes."""
+    """The linear's outputs for rows x [T, K], within the tolerance of its operations."""
     expected = reference_linear.linear(x, op.linear)
     return op.check(name, expected, found, tolerance(x, op.linear, native))
 
@@ -149,10 +149,11 @@ def check_weight(op: Op, ops: Ops) -> Iterator[Check]:
     if isinstance(op.linear.weight, QuantizedWeight):
         weight = reference_linear.quantized_weight(op.linear)
         codes = centred_codes(weight)
-        spare = found["codes"].shape[1] - codes.shape[1]  # zeros that fill a last group
-        yield op.check("weight codes", np.pad(codes, ((0, 0), (0, max(0, spare)))), found["codes"])
+        padding = found["codes"].shape[1] - codes.shape[1]  # zeros that fill the last group
+        padded = np.pad(codes, ((0, 0), (0, max(0, padding))))
+        yield op.check("weight codes", padded, found["codes"])
         scale = weight.scale.astype(np.float32)
-        if scale.size == 1:  # one scale may be stored once, or once for each output
+        if scale.size == 1:  # may be stored once, or once for each output
             scale = np.broadcast_to(scale, found["scale"].shape)
         yield op.check("weight scale", scale, found["scale"].astype(np.float32))
     else:
@@ -172,34 +173,35 @@ def check_activation_codes(op: Op, name: str, x: np.ndarray, codes: Codes) -> It
     yield op.check(f"{name}, activation codes", expected, found)
 
 
-def dequantized_rows(linear: Linear, x: np.ndarray) -> np.ndarray:
+def dequantize_rows(linear: Linear, x: np.ndarray) -> np.ndarray:
     """Activation codes times their scale, [T, K]."""
     codes, _ = reference_codes(x, linear)
-    return codes.astype(np.float32) * activation_scales(x, linear)
+    values: np.ndarray = codes.astype(np.float32) * activation_scales(x, linear)
+    return values
 
 
-def observer(linear: Linear, columns: np.ndarray) -> Linear:
-    """A linear that quantizes its input [T, K] the same way and hands on some columns' codes.
+def make_probe(linear: Linear, columns: np.ndarray) -> Linear:
+    """A linear that quantizes its input [T, K] the same way and outputs the codes of some columns.
 
-    Row n of its weight is 1 at columns[n] and 0 elsewhere, every scale 1: f32(code * 1) * scale
-    is all that is rounded.
+    Row n of its weight is 1 at columns[n] and 0 elsewhere, and every scale is 1, so the output is
+    code * activation scale, rounded once.
     """
     weight = reference_linear.quantized_weight(linear)
     k, bits, size = weight.shape[1], weight.scheme.bits, weight.scheme.group_size
     ones = (np.arange(k) == columns[:, None]).astype(np.uint8)
     scale = np.ones((len(columns), num_groups(k, size)), np.float32)
     codes = ones.astype(np.int8) if bits == 8 else pack_nibbles(ones + np.uint8(SYMMETRIC_ZERO))
-    seen = replace(weight, codes=codes, scale=scale, zero_point=None, shape=(len(columns), k))
-    return replace(linear, weight=seen, bias=None)
+    probe = replace(weight, codes=codes, scale=scale, zero_point=None, shape=(len(columns), k))
+    return replace(linear, weight=probe, bias=None)
 
 
-def observed_columns(k: int) -> np.ndarray:
+def choose_columns(k: int) -> np.ndarray:
     """Up to 256 of K columns, evenly spread, the first and the last among them."""
-    return np.unique(np.linspace(0, k - 1, min(k, OBSERVED)).astype(np.int64))
+    return np.unique(np.linspace(0, k - 1, min(k, PROBED)).astype(np.int64))
 
 
 def check_sums(op: Op, x: np.ndarray, codes: Codes) -> Check:
-    """Integer sums over K (INT4: over the groups that float32 holds exactly): equal."""
+    """Integer sums over K (INT4: over as many groups as float32 sums exactly): equal."""
     weight, rows = reference_linear.quantized_weight(op.linear), reference_codes(x, op.linear)[0]
     if weight.scheme.bits == 8:
         expected = reference_linear.integer_product(rows, weight.codes)
@@ -224,6 +226,6 @@ def check_integer_products(codes: Codes, seed: int = 0) -> Iterator[Check]:
 
 
 def check_scales(codes: Codes) -> Check:
-    """int8 scales over twelve orders of magnitude: equal, so divided and not multiplied."""
+    """INT8 scales over twelve orders of magnitude: equal, so computed by division."""
     absmax = np.logspace(-7, 5, 4001).astype(np.float32)
     return check(1, None, "int8 scale", int8_scale(absmax), codes.int8_scale(absmax), 0.0)

@@ -1,4 +1,4 @@
-"""The three levels in one run, along the reference's way through the model."""
+"""All three levels in one run, block by block along the reference's hidden states."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from planish.compare.conformance.block_case import BlockCase
 from planish.compare.conformance.check import Check, check
 from planish.compare.conformance.kernels import check_kernels
 from planish.compare.conformance.layers import (
-    block_options,
     check_block,
     check_ends,
     compare_outputs,
+    compute_legal_outputs,
 )
-from planish.compare.conformance.module_checks import limit
+from planish.compare.conformance.module_checks import share_of_largest
 from planish.compare.conformance.ops import (
     Op,
     check_integer_products,
@@ -28,16 +28,16 @@ from planish.compare.conformance.perturbation import (
     IN_FLOATS,
     LEAST,
     LEAST_CACHED,
+    ReferenceRun,
     Tolerances,
-    Trace,
-    tolerances,
+    measure_tolerances,
 )
-from planish.compare.conformance.routing import nearest
+from planish.compare.conformance.routing import take_nearest
 from planish.compare.conformance.trace import (
     Past,
     Seen,
-    activations,
-    judged_linears,
+    collect_activations,
+    select_linears,
     trace_block,
 )
 from planish.compare.conformance.transformer import ModelCase, check_model
@@ -56,9 +56,10 @@ PROMPT_LENGTH = 600
 LEVELS = (1, 2, 3)
 
 
-def random_tokens(vocab_size: int, length: int) -> list[int]:
-    """The prompt where none is given: drawn with a fixed seed."""
-    return np.random.default_rng(0).integers(0, vocab_size, length).tolist()
+def draw_tokens(vocab_size: int, length: int) -> list[int]:
+    """Random token ids from a fixed seed: the default prompt."""
+    ids: list[int] = np.random.default_rng(0).integers(0, vocab_size, length).tolist()
+    return ids
 
 
 def run(
@@ -71,23 +72,23 @@ def run(
 ) -> Report:
     """Compare a subject with the reference on a checkpoint and a prompt.
 
-    The subject is planish's engine unless another one is given; `native`: its kernels instead of
-    the portable form; level 1 on every instruction set that is loaded, levels 2 and 3 on the first.
-    `levels` to compare: 1 ops, 2 layers, 3 the whole model, those of them that the subject can do.
+    subject: planish's engine by default. native: with its kernels instead of the portable form;
+    level 1 on every loaded instruction set, levels 2 and 3 on the first. levels: 1 ops, 2 layers,
+    3 the whole model; those that the subject cannot answer are skipped.
 
-    The prompt is cut to the model's length, or to 600 tokens: longer than a prefill chunk. Where
-    none is given it is drawn with a fixed seed. Raises PromptError for an empty prompt or a token
-    outside the vocabulary.
+    The prompt is cut to the model's positions, or to 600 tokens, which is more than a prefill
+    chunk. The default prompt is random, from a fixed seed. Raises PromptError for an empty prompt
+    or a token outside the vocabulary.
     """
-    tokens = prompt_of(checkpoint.config, prompt_tokens)
-    judged = subject or planish_engine(checkpoint, native)
+    tokens = choose_prompt(checkpoint.config, prompt_tokens)
+    judged = subject or open_engine(checkpoint, native)
     lazy = load_weights(checkpoint)
     weights = replace(lazy, blocks=list(lazy.blocks))
     walk = Walk(config=checkpoint.config, weights=weights, subject=judged, levels=tuple(levels))
-    checks, trace = walk.check_blocks(tokens, progress)
+    checks, reference_run = walk.check_blocks(tokens, progress)
     figures = None
     if 3 in levels:
-        whole, figures = check_model(model_case(walk, trace), trace)
+        whole, figures = check_model(make_model_case(walk, reference_run), reference_run)
         checks += whole
     return Report(
         name=str(checkpoint.path),
@@ -99,47 +100,47 @@ def run(
     )
 
 
-def planish_engine(checkpoint: Checkpoint, native: bool) -> Subject:
-    """jax is imported only where planish's engine is judged."""
+def open_engine(checkpoint: Checkpoint, native: bool) -> Subject:
+    """planish's engine; jax is imported only when it is judged."""
     from planish.compare.conformance.fast_engine import fast_engine
 
     return fast_engine(checkpoint, native)
 
 
-def prompt_of(config: ModelConfig, tokens: Sequence[int] | None) -> list[int]:
-    """The tokens given, cut; or tokens drawn at random."""
+def choose_prompt(config: ModelConfig, tokens: Sequence[int] | None) -> list[int]:
+    """The given tokens, cut to length, or random ones."""
     length = min(PROMPT_LENGTH, config.max_positions)
-    found = random_tokens(config.vocab_size, length) if tokens is None else list(tokens)[:length]
+    found = draw_tokens(config.vocab_size, length) if tokens is None else list(tokens)[:length]
     check_fits(config, [found], Stop(0), config.max_positions)
     return found
 
 
-def model_case(walk: Walk, trace: Trace) -> ModelCase:
-    """Level 3, with the tolerances that the model's grids and routers ask for."""
-    kinds = set().union(*(activations(block) for block in walk.weights.blocks))
+def make_model_case(walk: Walk, reference_run: ReferenceRun) -> ModelCase:
+    """Level 3, with the tolerances that the model's quantization and routers require."""
+    kinds = set().union(*(collect_activations(block) for block in walk.weights.blocks))
     return ModelCase(
         config=walk.config,
         weights=walk.weights,
         subject=walk.subject,
-        tolerances=allowed(walk, trace, kinds == {"float"}),
-        together="per_tensor" in kinds,
+        tolerances=choose_tolerances(walk, reference_run, kinds == {"float"}),
+        chunk_scales="per_tensor" in kinds,
     )
 
 
-def allowed(walk: Walk, trace: Trace, in_floats: bool) -> Tolerances:
-    """Fixed where nothing can flip, measured where something can."""
+def choose_tolerances(walk: Walk, reference_run: ReferenceRun, in_floats: bool) -> Tolerances:
+    """Fixed tolerances where no code can flip, measured ones where one can."""
     floats = in_floats and walk.config.kv_cache == "float32"
-    if floats and not trace.router_ties:
+    if floats and not reference_run.router_ties:
         return IN_FLOATS
     least = IN_FLOATS if floats else LEAST_CACHED if in_floats else LEAST
-    return tolerances(walk.config, walk.weights, trace, least)
+    return measure_tolerances(walk.config, walk.weights, reference_run, least)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
     """Levels 1 and 2, block after block along the reference's hidden states of the first chunk.
 
-    What the reference computes on the way, its cache and its logits, serves level 3.
+    The cache and logits that the reference computes along the way are used for level 3.
     """
 
     config: ModelConfig
@@ -147,8 +148,10 @@ class Walk:
     subject: Subject
     levels: tuple[int, ...]
 
-    def check_blocks(self, tokens: list[int], progress: Progress) -> tuple[list[Check], Trace]:
-        """Every check of levels 1 and 2, and the reference's trace of the whole prompt."""
+    def check_blocks(
+        self, tokens: list[int], progress: Progress
+    ) -> tuple[list[Check], ReferenceRun]:
+        """Every check of levels 1 and 2, and the reference's run of the whole prompt."""
         checks, pasts = [*self.check_without_model()], list[Past]()
         hidden, options = list[np.ndarray](), list[dict[int, np.ndarray]]()
         first = np.asarray(tokens[:PREFILL_CHUNK])
@@ -167,11 +170,11 @@ class Walk:
         if 2 in self.levels and modules is not None:
             checks += check_ends(modules, self.config, self.weights, first, x, logits)
         keys, values = zip(*pasts, strict=True)
-        trace = self.finish_trace(tokens, logits, KVCache(keys, values))
-        return checks, replace(trace, router_ties=sum(map(len, options)))
+        reference_run = self.finish_run(tokens, logits, KVCache(keys, values))
+        return checks, replace(reference_run, router_ties=sum(map(len, options)))
 
     def check_without_model(self) -> Iterator[Check]:
-        """Level 1 where no model is needed: random linears and caches, or integer products."""
+        """Level 1 without a model: random linears and caches, or integer products."""
         if 1 not in self.levels:
             return
         codes, ops, slots = self.subject.codes, self.subject.ops, self.subject.slots
@@ -184,16 +187,18 @@ class Walk:
             yield from check_slot_attention(slots, self.subject.kernels)
 
     def options(self, block: Block, seen: Seen) -> dict[int, np.ndarray]:
-        """The block's outputs in the rows whose experts may be chosen in several ways."""
-        return block_options(self.config, block, seen) if {2, 3} & {*self.levels} else {}
+        """The block's outputs, by row, where several choices of experts are legal."""
+        return compute_legal_outputs(self.config, block, seen) if {2, 3} & {*self.levels} else {}
 
     def check_ops(self, layer: int, block: Block, seen: Seen) -> Iterator[Check]:
         """Level 1: each linear of a block on the rows that the reference reads there."""
         ops, count = self.subject.ops, len(seen["x"])
         if 1 not in self.levels or ops is None:
             return
-        for part, linear in judged_linears(block, seen).items():
-            rows = np.resize(seen[part], (count, seen[part].shape[1]))  # few reach an expert
+        for part, linear in select_linears(block, seen).items():
+            rows = np.resize(
+                seen[part], (count, seen[part].shape[1])
+            )  # repeated, as few rows reach an expert
             op = Op(layer=layer, part=part, linear=linear)
             yield from check_linear_op(op, rows, ops, self.subject.codes)
 
@@ -232,22 +237,22 @@ class Walk:
         hidden: list[np.ndarray],
         options: list[dict[int, np.ndarray]],
     ) -> Iterator[Check]:
-        """Level 2, coarsely: the embeddings, and each block fed with the reference's states."""
+        """Level 2, coarsely: the embeddings, and each block given the reference's hidden states."""
         if 2 not in self.levels or self.subject.blocks is None:
             return
         embedded, *outputs = self.subject.blocks.blocks(tokens.tolist(), hidden[:-1])
-        yield check(2, None, "embed", hidden[0], embedded, limit(hidden[0]))
+        yield check(2, None, "embed", hidden[0], embedded, share_of_largest(hidden[0]))
         pairs = zip(self.weights.blocks, hidden[1:], outputs, strict=True)
         for layer, (block, expected, found) in enumerate(pairs):
-            expected = nearest(expected, found, options[layer])
-            floats = activations(block) == {"float"}
+            expected = take_nearest(expected, found, options[layer])
+            floats = collect_activations(block) == {"float"}
             yield from compare_outputs(layer, "block", expected, found, floats)
 
-    def finish_trace(self, tokens: list[int], logits: np.ndarray, cache: KVCache) -> Trace:
-        """The prompt's remaining tokens, if it is longer than a chunk."""
+    def finish_run(self, tokens: list[int], logits: np.ndarray, cache: KVCache) -> ReferenceRun:
+        """Add the prompt's remaining tokens, if it is longer than a chunk."""
         if len(tokens) > PREFILL_CHUNK:
             rest = np.asarray(tokens[PREFILL_CHUNK:])
             x, _ = reference_transformer.extend(self.config, self.weights, rest, cache)
             more = reference_transformer.unembed(self.config, self.weights, x)
             logits = np.concatenate([logits, more])
-        return Trace(tokens=tokens, logits=logits, cache=cache)
+        return ReferenceRun(tokens=tokens, logits=logits, cache=cache)

@@ -1,9 +1,9 @@
-"""How far a linear's outputs may lie from the reference's, element by element.
+"""How much a linear's outputs may differ from the reference's, element by element.
 
-The reference rounds every float operation behind an integer sum on its own, in a fixed order.
-The native kernels must too, and are bit-identical: their bound is 0. XLA may fuse a
-multiplication with an addition and add in its own order. 2 ulps for each operation, an ulp being
-at most eps = 2^-23 of the magnitude that the operation works on:
+After an integer sum the reference rounds every float operation separately, in a fixed order. Native
+kernels must do the same, and are bit-identical: their tolerance is 0. XLA may fuse a multiplication
+with an addition and add in any order. It is allowed 2 ulps for each operation, an ulp being at most
+eps = 2^-23 of the magnitude that the operation works on:
 
     W8A8     (f32(sum) * a) * w + b      2 eps (3 |y| + |b|)       two products, one addition
     W4A8     G terms and G additions     2 eps ((3 + G) S + |b|)   S = sum over g of |term g|
@@ -11,10 +11,11 @@ at most eps = 2^-23 of the magnitude that the operation works on:
 
 The float row: rounding errors of a sum of K terms grow as sqrt K with high probability (Higham and
 Mary 2019, https://doi.org/10.1137/18M1226312), half an ulp each, on either side. Where all terms
-are equal they add up and reach that: a row of equal activations in W8A16, K = 768, was seen at 17.
+are equal the errors have one sign and reach it: equal activations in W8A16, K = 768, gave 17.
 
-S and not |y|, because what cancels in a sum leaves its rounding behind. The last line holds for
-weight-only linears (W8A16, W4A16) in both forms: a sum of floats has no order of its own.
+The tolerance uses S, not |y|: cancellation shrinks a sum but not its rounding error. The last line
+holds for weight-only linears (W8A16, W4A16) in both forms, because floats may be summed in any
+order.
 """
 
 from __future__ import annotations
@@ -29,33 +30,35 @@ from planish.reference.linear import Linear
 from planish.reference.quantized import QuantizedWeight, dequantize
 
 EPS = float(np.finfo(np.float32).eps)
-NOTHING = 1e-30  # so that no tolerance is exactly zero where floats are compared
+TINY = 1e-30  # so that no tolerance is exactly zero where floats are compared
 
 
 def tolerance(x: np.ndarray, linear: Linear, native: bool = False) -> np.ndarray:
-    """The bound of each output [T, N]: the module's table."""
+    """The tolerance of each output [T, N] for rows x [T, K], by this module's table."""
     weight = linear.weight
     bias = 0.0 if linear.bias is None else np.abs(linear.bias)
     if not isinstance(weight, QuantizedWeight):
-        dense = np.abs(reference_linear.float_weight(linear))
-        return summation(x.shape[1]) * (np.abs(x) @ dense.T + bias) + NOTHING
+        return bound_float_sums(x, reference_linear.float_weight(linear), bias)
     if linear.activation == "float":
-        dense = np.abs(dequantize(weight))
-        return summation(x.shape[1]) * (np.abs(x) @ dense.T + bias) + NOTHING
+        return bound_float_sums(x, dequantize(weight), bias)
     if native:
         return np.zeros((len(x), weight.shape[0]))
     if weight.scheme.bits == 8:
-        terms = np.abs(reference_linear.linear(x, replace(linear, bias=None)))
-        return 2 * EPS * (3 * terms + bias) + NOTHING
-    return 2 * EPS * ((3 + weight.scale.shape[1]) * absolute_terms(x, linear) + bias) + NOTHING
+        terms, operations = np.abs(reference_linear.linear(x, replace(linear, bias=None))), 3
+    else:
+        terms, operations = sum_absolute_terms(x, linear), 3 + weight.scale.shape[1]
+    allowed: np.ndarray = 2 * EPS * (operations * terms + bias) + TINY
+    return allowed
 
 
-def summation(count: int) -> float:
-    """How far two float sums of `count` terms may differ, relative to the terms' magnitudes."""
-    return EPS * max(16.0, count**0.5)
+def bound_float_sums(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | float) -> np.ndarray:
+    """max(16, sqrt K) eps (sum |x w| + |b|), [T, N]. bias: |b|."""
+    share = EPS * max(16.0, x.shape[1] ** 0.5)
+    allowed: np.ndarray = share * (np.abs(x) @ np.abs(weight).T + bias) + TINY
+    return allowed
 
 
-def absolute_terms(x: np.ndarray, linear: Linear) -> np.ndarray:
+def sum_absolute_terms(x: np.ndarray, linear: Linear) -> np.ndarray:
     """sum over groups of |f32(sum xq (q - z)) * w_scale * a_scale|, [T, N]."""
     weight = reference_linear.quantized_weight(linear)
     codes, a_scale = reference_codes(x, linear)
@@ -68,13 +71,14 @@ def absolute_terms(x: np.ndarray, linear: Linear) -> np.ndarray:
 
 
 def reference_codes(x: np.ndarray, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
-    """Codes [T, K] and scale [T or 1, 1 or G] by the definition."""
+    """The reference's activation codes [T, K] and scale [T or 1, 1 or G]."""
     if linear.activation == "per_group":
-        return reference_linear.quantize_int8_groups(x, group_size_of(linear))
+        return reference_linear.quantize_int8_groups(x, find_group_size(linear))
     return reference_linear.quantize_activations(x, linear)
 
 
-def group_size_of(linear: Linear) -> int:
+def find_group_size(linear: Linear) -> int:
+    """Inputs that share a scale; -1 for the whole row."""
     weight = linear.weight
     return weight.scheme.group_size if isinstance(weight, QuantizedWeight) else -1
 
@@ -83,5 +87,5 @@ def activation_scales(x: np.ndarray, linear: Linear) -> np.ndarray:
     """The scale of every entry of x, [T, K]."""
     _, scale = reference_codes(x, linear)
     if linear.activation == "per_group":
-        return expand_groups(scale, x.shape[1], group_size_of(linear))
+        return expand_groups(scale, x.shape[1], find_group_size(linear))
     return np.broadcast_to(scale, x.shape)

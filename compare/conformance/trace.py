@@ -1,4 +1,4 @@
-"""The reference's own way through one block: what each of its modules reads and gives.
+"""Trace the reference through one block: the input and the output of each module.
 
 norm_placement   pre        attention_norm  attention  mlp_norm  mlp
                  post       attention  attention_norm  mlp  mlp_norm
@@ -20,16 +20,16 @@ from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import normalize
 from planish.reference.model.weights import Block, Experts, Mlp, block_linears, mlp_linears
 
-MOST_EXPERTS = 4  # of a block are judged one by one: those that most tokens chose
+MOST_EXPERTS = 4  # judged one by one in each block: those that most tokens chose
 Past = tuple[np.ndarray, np.ndarray]
 Seen = dict[str, np.ndarray]
 
 
 def trace_block(config: ModelConfig, block: Block, x: np.ndarray) -> tuple[Seen, Past]:
-    """The reference's block over hidden states x [T, D], and its keys and values.
+    """Run the reference's block over x [T, D]; return every intermediate result, and keys, values.
 
-    By name: the input of each linear; `x`; `n`, the input of the MLP or of the experts;
-    `attended` and `mixed`, the outputs of attention and MLP; `out`.
+    Seen, by name: the input of each linear; `x`; `n`, the input of the MLP or of the experts;
+    `attended` and `mixed`, the outputs of attention and of the MLP; `out`.
     """
     seen = {"x": x}
     nothing = np.zeros((0, config.num_kv_heads, config.head_dim), np.float32)
@@ -50,28 +50,28 @@ def trace_block(config: ModelConfig, block: Block, x: np.ndarray) -> tuple[Seen,
     return {**seen, "out": out}, past
 
 
-def judged_experts(mixture: Experts, seen: Seen) -> list[int]:
-    """The experts that are judged one by one, in their order."""
-    names = (f"experts.{index}.up" for index in range(len(mixture.experts)))
+def select_experts(experts: Experts, seen: Seen) -> list[int]:
+    """The indices, ascending, of the experts that are judged one by one."""
+    names = (f"experts.{index}.up" for index in range(len(experts.experts)))
     rows = [len(seen.get(name, ())) for name in names]
     most = sorted(range(len(rows)), key=lambda index: -rows[index])[:MOST_EXPERTS]
     return sorted(index for index in most if rows[index])
 
 
-def judged_linears(block: Block, seen: Seen) -> dict[str, Linear]:
+def select_linears(block: Block, seen: Seen) -> dict[str, Linear]:
     """The linears of a block that are judged, by name, in the order of execution."""
     if isinstance(block.mlp, Mlp):
         return block_linears(block)
     found: dict[str, Linear] = {name: getattr(block, name) for name in "qkvo"}
     found["router"] = block.mlp.router
-    for index in judged_experts(block.mlp, seen):
+    for index in select_experts(block.mlp, seen):
         parts = vars(block.mlp.experts[index]).items()
         found |= {f"experts.{index}.{part}": linear for part, linear in parts if linear is not None}
     return found
 
 
-def activations(block: Block) -> set[str]:
-    """How a block's linears treat their inputs."""
+def collect_activations(block: Block) -> set[str]:
+    """The activation granularities of a block's linears."""
     if isinstance(block.mlp, Mlp):
         return {linear.activation for linear in block_linears(block).values()}
     expert, found = block.mlp.experts[0], {getattr(block, name).activation for name in "qkvo"}
@@ -79,8 +79,8 @@ def activations(block: Block) -> set[str]:
 
 
 @dataclass(frozen=True)
-class NormPlace:
-    """A norm, what it reads and what it should give, and the linears that read that."""
+class NormCase:
+    """A norm, its input and expected output [T, D], and the linears that read the output."""
 
     name: str
     given: np.ndarray
@@ -88,40 +88,42 @@ class NormPlace:
     readers: tuple[str, ...] = ()
 
 
-def norm_places(
+def list_norms(
     config: ModelConfig, block: Block, seen: Seen
-) -> tuple[list[NormPlace], list[NormPlace], list[NormPlace]]:
+) -> tuple[list[NormCase], list[NormCase], list[NormCase]]:
     """The norms before attention, between it and the MLP, and after the MLP."""
     x, inner = seen["x"], tuple(name for name in ("gate", "up") if name in seen)
     attended, mixed = seen["attended"], seen["mixed"]
     if config.norm_placement == "post":
-        first = NormPlace("attention_norm", x + attended, seen["n"], inner)
-        return [], [first], [NormPlace("mlp_norm", seen["n"] + mixed, seen["out"])]
+        first = NormCase("attention_norm", x + attended, seen["n"], inner)
+        return [], [first], [NormCase("mlp_norm", seen["n"] + mixed, seen["out"])]
     shared = inner if config.shared_norm else ()
-    first = NormPlace("attention_norm", x, seen["q"], (*"qkv", *shared))
+    first = NormCase("attention_norm", x, seen["q"], (*"qkv", *shared))
     if config.parallel:
-        second = NormPlace("mlp_norm", x, seen["n"], inner)
+        second = NormCase("mlp_norm", x, seen["n"], inner)
         return [first] if config.shared_norm else [first, second], [], []
-    added, last = attended, list[NormPlace]()
-    between = list[NormPlace]()
+    added, last = attended, list[NormCase]()
+    between = list[NormCase]()
     if config.norms_output:
         added = normalize(attended, block.attention_output_norm)
-        between.append(NormPlace("attention_output_norm", attended, added))
+        between.append(NormCase("attention_output_norm", attended, added))
         given = normalize(mixed, block.mlp_output_norm)
-        last.append(NormPlace("mlp_output_norm", mixed, given))
+        last.append(NormCase("mlp_output_norm", mixed, given))
     if config.norms_before:
-        between.append(NormPlace("mlp_norm", x + added, seen["n"], inner))
+        between.append(NormCase("mlp_norm", x + added, seen["n"], inner))
     return [first] if config.norms_before else [], between, last
 
 
-def block_output(
+def compose_output(
     config: ModelConfig, block: Block, seen: Seen, rows: np.ndarray, mixed: np.ndarray
 ) -> np.ndarray:
-    """What the block gives in some rows [R] if its MLP or mixture gives `mixed` [R, D] there."""
+    """The block's output [R, D] in some rows [R], if its MLP or mixture gives `mixed` [R, D]."""
     x, attended = seen["x"][rows], seen["attended"][rows]
     if config.norm_placement == "post":
         return normalize(seen["n"][rows] + mixed, block.mlp_norm)
     if config.parallel:
-        return x + attended + mixed
+        total: np.ndarray = x + attended + mixed
+        return total
     x = x + normalize(attended, block.attention_output_norm)
-    return x + normalize(mixed, block.mlp_output_norm)
+    y: np.ndarray = x + normalize(mixed, block.mlp_output_norm)
+    return y

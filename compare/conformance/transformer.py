@@ -2,24 +2,25 @@
 
     logits    of every token of the prompt, in the same chunks
     chunks    a prompt one token longer than a chunk
-    steps     a prefill and then single steps, up to the last slot of the cache: against the
-              reference, and against the subject's own prefill of the same tokens
-    cache     after these steps, slot by slot: a slot that is not written, or written twice,
-              may move the logits by less than a code that flips
-    batch     prompts of different lengths in one batch, with steps, each row as if it were alone
+    steps     a prefill, then single steps up to the last slot of the cache: compared with the
+              reference, and with the subject's own prefill of the same tokens
+    cache     after these steps, slot by slot: a slot that is not written, or written twice, may
+              move the logits by less than a flipped code
+    batch     prompts of different lengths in one batch, with steps, each row compared with the
+              reference on that prompt only
     greedy    the tokens that the subject generates for that batch
 
-Of a subject without steps only the logits are judged.
+If a subject has no steps, only its logits are judged.
 
-Tolerances are shares of the range (largest minus smallest) of the logits compared. In floats only
-summation errors add up: 1e-4. With INT8 activations a code at a tie may flip (level 2), and
-everything after it moves; perturbation.py measures how much. In an INT8 cache a code may flip too,
-an error of one step of the scale in one entry of a key or value: it moved the logits of models
-in floats by up to 3e-3 of their range, and a slot by up to 1 % of its length; perturbation.py
-covers it in the same way. Means are far below the largest, so they have tolerances to themselves:
-a small error in every logit would pass a tolerance sized for the single worst logit.
+Tolerances are relative to the range (largest minus smallest) of the compared logits. In floats only
+summation errors add up: 1e-4. With INT8 activations a code at a tie may flip (level 2), which
+changes every value downstream; perturbation.py measures how much. A code of an INT8 cache may flip
+too, an error of one step of the scale in one entry of a key or value. In float models that moved
+the logits by up to 3e-3 of their range and a slot by up to 1 % of its norm; perturbation.py
+measures it in the same way. Mean errors are far below the largest, so they have separate
+tolerances: a small error in every logit would pass a tolerance sized for the single worst logit.
 
-The cache is compared as floats, in any form that the subject holds it (kv_cache.py).
+The cache is compared as floats, in each form that a subject stores it in (kv_cache.py).
 
 A greedy token that differs is a failure unless the reference's margin is within the tolerance.
 """
@@ -32,8 +33,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from planish.compare.conformance.check import Check, check
-from planish.compare.conformance.kv_cache import as_floats
-from planish.compare.conformance.perturbation import Tolerances, Trace, slot_errors
+from planish.compare.conformance.kv_cache import dequantize_slots
+from planish.compare.conformance.perturbation import ReferenceRun, Tolerances, measure_slot_errors
 from planish.compare.subject import Slots, Steps, Subject
 from planish.reference.model import transformer as reference_transformer
 from planish.reference.model.config import ModelConfig
@@ -42,20 +43,23 @@ from planish.reference.model.weights import Weights
 from planish.reference.text.evaluate import agreement
 
 STEPS = 6  # single steps at the end of the cache
-FEW_TOKENS = 100  # a mean over fewer is judged as a row's
-BATCH = (9, 5, 8)  # prompts that fill their chunk to the last place, and that do not
+FEW_TOKENS = 100  # a mean over fewer has the tolerance of a row
+BATCH = (9, 5, 8)  # prompt lengths: one fills its chunk exactly, the others do not
 NEW_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCase:
-    """The model under test on both sides. `together`: scales depend on the tokens of a chunk."""
+    """The model, and the subject under test.
+
+    chunk_scales: activation scales depend on which tokens share a chunk (per_tensor)
+    """
 
     config: ModelConfig
     weights: Weights
     subject: Subject
     tolerances: Tolerances
-    together: bool
+    chunk_scales: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +75,23 @@ class ModelFigures:
     top1: float
 
 
-def check_model(case: ModelCase, trace: Trace) -> tuple[list[Check], ModelFigures]:
+def check_model(case: ModelCase, run: ReferenceRun) -> tuple[list[Check], ModelFigures]:
     """Every check of level 3, and the figures of the prompt's logits."""
-    found = case.subject.model.forward(trace.tokens)
-    figures = measure(trace.logits, found)
+    found = case.subject.model.forward(run.tokens)
+    figures = measure_logits(run.logits, found)
     kl = np.array([figures.mean_kl])
     checks = [
-        *check_logits(case, "logits", trace.logits, found),
+        *check_logits(case, "logits", run.logits, found),
         check(3, None, "logits, mean KL", np.zeros(1), kl, case.tolerances.mean_kl),
     ]
     if case.subject.steps is not None:
-        checks += check_boundary(case, case.subject.steps, trace)
-        checks += check_steps(case, case.subject.steps, trace, found)
-        checks += check_batch(case, case.subject.steps, trace.tokens)
+        checks += check_boundary(case, case.subject.steps, run)
+        checks += check_steps(case, case.subject.steps, run, found)
+        checks += check_batch(case, case.subject.steps, run.tokens)
     return checks, figures
 
 
-def measure(expected: np.ndarray, found: np.ndarray) -> ModelFigures:
+def measure_logits(expected: np.ndarray, found: np.ndarray) -> ModelFigures:
     """Errors, KL and agreement of logits [T, V]."""
     tokens, span, nan = len(expected), float(np.ptp(expected)), float("nan")
     if expected.shape != found.shape or not np.isfinite(found).all():
@@ -117,26 +121,26 @@ def check_logits(
         yield check(3, None, f"{part}, mean error", np.zeros((1, 1)), mean, share * span)
 
 
-def check_boundary(case: ModelCase, steps: Steps, trace: Trace) -> Iterator[Check]:
-    """A prompt of one chunk and one token: the second chunk is as short as can be."""
-    if len(trace.tokens) <= PREFILL_CHUNK:
+def check_boundary(case: ModelCase, steps: Steps, run: ReferenceRun) -> Iterator[Check]:
+    """A prompt of one chunk and one token, so that the second chunk is as short as possible."""
+    if len(run.tokens) <= PREFILL_CHUNK:
         return
-    tokens = list(trace.tokens[: PREFILL_CHUNK + 1])
+    tokens = list(run.tokens[: PREFILL_CHUNK + 1])
     expected, _ = reference_transformer.decode_step(
-        case.config, case.weights, tokens[-1], trace.cache
+        case.config, case.weights, tokens[-1], run.cache
     )
     found, _ = steps.prefill(tokens, len(tokens))
     yield from check_logits(case, f"prefill of {len(tokens)}", expected[None], found[-1:])
 
 
 def check_steps(
-    case: ModelCase, steps: Steps, trace: Trace, prefilled: np.ndarray
+    case: ModelCase, steps: Steps, run: ReferenceRun, prefilled: np.ndarray
 ) -> Iterator[Check]:
-    """Prefill, then single steps; the last one fills the last slot that the cache may have."""
+    """Prefill, then single steps; the last one fills the last slot of the longest cache."""
     slots = min(case.config.max_positions, PREFILL_CHUNK)
-    tokens = np.resize(trace.tokens, slots)
+    tokens = np.resize(run.tokens, slots)
     split = slots - min(STEPS, slots - 1)
-    cache = cache_after(case, trace, tokens[:split])
+    cache = find_cache(case, run, tokens[:split])
     _, state = steps.prefill(tokens[:split].tolist(), slots)
     for position in range(split, slots):
         token = int(tokens[position])
@@ -144,7 +148,7 @@ def check_steps(
         found, state = steps.step(np.array([token]), np.array([position]), state)
         name = f"decode at slot {position} of {steps.capacity(state)}"
         yield from check_logits(case, name, row[None], found)
-        if position < len(prefilled) and not case.together:
+        if position < len(prefilled) and not case.chunk_scales:
             name += ", against its own prefill"
             yield from check_logits(case, name, prefilled[position][None], found)
     yield from check_slots(case, cache, steps.slots(state))
@@ -152,42 +156,42 @@ def check_steps(
 
 def check_slots(case: ModelCase, expected: KVCache, found: Sequence[Slots]) -> Iterator[Check]:
     """|found - expected| / |expected| of the keys (values) in each slot; the index is the slot."""
-    layers = [as_floats(layer) for layer in found]  # [1, G, more slots, Hd] each
+    layers = [dequantize_slots(layer) for layer in found]  # [1, G, more slots, Hd] each
     for number, kind in enumerate(("keys", "values")):
         pairs = zip(getattr(expected, kind), layers, strict=True)
         for layer, (known, slots) in enumerate(pairs):  # known: [S, G, Hd]
             written = slots[number][0].transpose(1, 0, 2)[: len(known)]
-            share = slot_errors(known, written)
+            share = measure_slot_errors(known, written)
             name, zeros = f"{kind} in the cache", np.zeros(len(known))
             yield check(3, layer, name, zeros, share, case.tolerances.slot)
 
 
-def cache_after(case: ModelCase, trace: Trace, tokens: np.ndarray) -> KVCache:
-    """The reference's cache after some tokens: cut from the trace's where that is the same."""
+def find_cache(case: ModelCase, run: ReferenceRun, tokens: np.ndarray) -> KVCache:
+    """The reference's cache after some tokens, cut from the first chunk's where that is equal."""
     count = len(tokens)
-    if case.together or trace.cache.length < count:
+    if case.chunk_scales or run.cache.length < count:
         return reference_transformer.prefill(case.config, case.weights, tokens.tolist())[1]
-    keys = tuple(k[:count] for k in trace.cache.keys)
-    return KVCache(keys, tuple(v[:count] for v in trace.cache.values))
+    keys = tuple(k[:count] for k in run.cache.keys)
+    return KVCache(keys, tuple(v[:count] for v in run.cache.values))
 
 
 def check_batch(case: ModelCase, steps: Steps, tokens: Sequence[int]) -> Iterator[Check]:
-    """A batch fed with the reference's own greedy tokens, then left to generate by itself."""
+    """A batch that is fed the reference's greedy tokens, then one that generates freely."""
     room = case.config.max_positions
     prompts = [list(tokens[:length]) for length in BATCH if length <= min(room, len(tokens))]
     prompts = prompts or [list(tokens)]
     new = min(NEW_TOKENS, room - max(map(len, prompts)) + 1)
-    alone = [greedy_alone(case, prompt, new) for prompt in prompts]
+    alone = [continue_greedily(case, prompt, new) for prompt in prompts]
     fed = np.stack([logits.argmax(axis=1) for logits in alone])  # [B, new]
-    found = forced_batch(steps, prompts, fed)
+    found = run_forced_batch(steps, prompts, fed)
     for row, expected in enumerate(alone):
         name = f"row {row} of a batch of {len(prompts)}"
         yield from check_logits(case, name, expected, found[row])
     yield from check_greedy(case, steps.generate(prompts, new), alone)
 
 
-def greedy_alone(case: ModelCase, prompt: Sequence[int], new: int) -> np.ndarray:
-    """The reference's logits [new, V] as it continues one prompt greedily."""
+def continue_greedily(case: ModelCase, prompt: Sequence[int], new: int) -> np.ndarray:
+    """The reference's logits [new, V] of a greedy continuation of one prompt."""
     logits, cache = reference_transformer.prefill(case.config, case.weights, prompt)
     rows = [logits[-1]]
     while len(rows) < new:
@@ -197,7 +201,7 @@ def greedy_alone(case: ModelCase, prompt: Sequence[int], new: int) -> np.ndarray
     return np.stack(rows)
 
 
-def forced_batch(steps: Steps, prompts: list[list[int]], fed: np.ndarray) -> np.ndarray:
+def run_forced_batch(steps: Steps, prompts: list[list[int]], fed: np.ndarray) -> np.ndarray:
     """The subject's logits [B, new, V] for a batch that is fed the given tokens [B, new]."""
     new = fed.shape[1]
     logits, state = steps.prefill_batch(prompts, new)
@@ -211,18 +215,20 @@ def forced_batch(steps: Steps, prompts: list[list[int]], fed: np.ndarray) -> np.
 def check_greedy(
     case: ModelCase, generated: list[list[int]], alone: list[np.ndarray]
 ) -> Iterator[Check]:
-    """Generated tokens: equal, or different first where the reference could not decide either."""
+    """Generated tokens must be equal up to a token where the reference is near a tie itself."""
     for row, logits in enumerate(alone):
         found, expected = np.array(generated[row]), logits.argmax(axis=1)
         if len(found) == len(logits):
-            known = comparable(logits, expected, found, case.tolerances.largest)
+            known = count_comparable(logits, expected, found, case.tolerances.largest)
             expected, found = expected[:known], found[:known]
         if len(expected):
             yield check(3, None, f"greedy tokens of row {row}", expected, found, 0.0)
 
 
-def comparable(logits: np.ndarray, expected: np.ndarray, found: np.ndarray, share: float) -> int:
-    """How many tokens are to be compared: all, or those before a difference within tolerance."""
+def count_comparable(
+    logits: np.ndarray, expected: np.ndarray, found: np.ndarray, share: float
+) -> int:
+    """How many tokens to compare: all, or those before a difference within tolerance."""
     differing = np.flatnonzero(expected != found)
     if len(differing) == 0:
         return len(expected)

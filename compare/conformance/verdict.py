@@ -1,4 +1,4 @@
-"""What was found: a table, the first mismatch, a verdict."""
+"""The report: a table, the first mismatch, the verdict in one line."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Report:
         groups: dict[tuple[int, int | None], list[Check]] = {}
         for item in self.checks:
             groups.setdefault((item.level, item.layer), []).append(item)
-        return [summary(level, layer, items) for (level, layer), items in sorted_groups(groups)]
+        return [summarize(level, layer, items) for (level, layer), items in sort_groups(groups)]
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """The report as JSON values."""
         first = self.first_mismatch
         return {
             "agree": self.agree,
@@ -51,18 +51,19 @@ class Report:
             "kernels": list(self.kernels),
             "checks": len(self.checks),
             "layers": self.rows(),
-            "figures": self.figures and {k: finite(v) for k, v in asdict(self.figures).items()},
+            "figures": self.figures
+            and {k: spell_non_finite(v) for k, v in asdict(self.figures).items()},
         }
 
     def table(self) -> str:
-        """For people."""
+        """The report as text."""
         title = f"{self.name} ({self.form})"
         if self.subject != "planish":
             title = f"{self.subject} on {title}"
         lines = [title, HEADER, "-" * len(HEADER)]
-        lines += [*(as_line(row) for row in self.rows()), "-" * len(HEADER), LEGEND]
+        lines += [*(format_row(row) for row in self.rows()), "-" * len(HEADER), LEGEND]
         if self.figures is not None:
-            lines.append(in_words(self.figures))
+            lines.append(describe(self.figures))
         return "\n".join([*lines, self.verdict()])
 
     def verdict(self) -> str:
@@ -77,7 +78,7 @@ class Report:
         return f"AGREE: {len(self.checks)} checks on {levels}{rest}"
 
 
-def in_words(f: ModelFigures) -> str:
+def describe(f: ModelFigures) -> str:
     """Level 3 in one line."""
     return (
         f"logits of {f.tokens} tokens: largest error {f.max_error:.2e}, mean {f.mean_error:.2e},"
@@ -101,15 +102,19 @@ LEVELS = {1: "1 ops", 2: "2 layers", 3: "3 model"}
 MOST_PERCENT = 999.0
 
 
-def sorted_groups(groups: dict[tuple[int, int | None], list[Check]]) -> Any:
+def sort_groups(
+    groups: dict[tuple[int, int | None], list[Check]],
+) -> list[tuple[tuple[int, int | None], list[Check]]]:
+    """By level, then by layer; checks outside the layers come first."""
     return sorted(groups.items(), key=lambda g: (g[0][0], -1 if g[0][1] is None else g[0][1]))
 
 
-def finite(value: Any) -> Any:
+def spell_non_finite(value: Any) -> Any:
+    """NaN and Inf as strings, which JSON lacks; other values unchanged."""
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def summary(level: int, layer: int | None, items: Sequence[Check]) -> dict[str, Any]:
+def summarize(level: int, layer: int | None, items: Sequence[Check]) -> dict[str, Any]:
     """One row of the table."""
     worst = max(items, key=lambda item: item.worst)
     values = {
@@ -124,19 +129,19 @@ def summary(level: int, layer: int | None, items: Sequence[Check]) -> dict[str, 
         "part": worst.part,
         "agree": all(item.agrees for item in items),
     }
-    return {key: finite(value) for key, value in values.items()}
+    return {key: spell_non_finite(value) for key, value in values.items()}
 
 
-def as_line(row: dict[str, Any]) -> str:
-    """A row of the table as people read it."""
+def format_row(row: dict[str, Any]) -> str:
+    """One line of the table."""
     layer = "-" if row["layer"] is None else row["layer"]
     return (
         f"{LEVELS[row['level']]:8}{layer:>6}{row['checks']:>8}{float(row['max_error']):>15.2e}"
-        f"{percent(float(row['worst'])):>12}{row['off_by_one']:>9}"
+        f"{format_share(float(row['worst'])):>12}{row['off_by_one']:>9}"
         f"{float(row['cosine']):>13.9f}  {row['part']}"
     )
 
 
-def percent(share: float) -> str:
-    """A share of a tolerance, or a word where it is far exceeded or the tolerance is zero."""
+def format_share(share: float) -> str:
+    """A share of a tolerance in percent, or "exceeded" far above it or if it is zero."""
     return f"{share:.1%}" if 100 * share <= MOST_PERCENT else "exceeded"

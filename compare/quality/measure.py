@@ -1,16 +1,16 @@
-"""What quantization costs a model on a text, beside the same model in float (SPEC 8).
+"""What quantization costs a model on a text, compared with the same model in float (SPEC 8).
 
     for each recipe:  quantize -> open -> every window of the text -> one row
 
-Perplexity has one protocol everywhere: that of `planish perplexity`, in the demo and in
-`planish quality`. Differences are paired: both models read the same windows, so what makes a
-window hard cancels, and the difference is known far better than either perplexity. With a_i and
+`planish perplexity`, `planish quality` and the demo measure perplexity by one protocol.
+Differences are paired: both models read the same windows, so the difficulty of a window cancels and
+the difference is known far better than either perplexity. With a_i and
 b_i the cross entropies of token i under the recipe's model and the float one, and P their
 perplexities, to first order
 
     delta = P_a - P_b        standard error = std(P_a a_i - P_b b_i) / sqrt(n)
 
-The tokens count as independent, as they do in the standard error of the perplexity itself.
+Tokens are treated as independent, as in the standard error of the perplexity itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from planish.compare.bench.engines import decode_seconds
+from planish.compare.bench.timing import time_decoding
 from planish.reference.errors import PromptError
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
@@ -36,8 +36,8 @@ from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import NUMPY, Runner, Runtime
 from planish.reference.text.evaluate import Agreement, agreement, summarize, window_nll
 
-KEPT_BYTES = 2**30  # of the float model's logits; those of a longer text are computed again
-ROWS = 32  # whose distributions are compared at a time: they stay in the processor's cache
+CACHED_BYTES = 2**30  # of the float model's logits; the logits of a longer text are recomputed
+ROWS = 32  # distributions compared at a time, few enough to stay in the processor's cache
 PROMPT, STEPS, RUNS = 128, 40, 4  # of the tokens per second, after one warm-up
 
 AnyEngine = Any  # with forward(tokens) -> logits [T, V] and generate(prompts, stop, sampling)
@@ -46,13 +46,13 @@ Opened = tuple[AnyEngine, Path]  # a model, and the directory that it was read f
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """By what every recipe is measured. Each quantized model goes into `directory`/its name."""
+    """How every recipe is measured. Quantized models are written to `directory`/name."""
 
     source: Checkpoint
     windows: Sequence[Sequence[int]]
     samples: Sequence[np.ndarray] | None  # calibration tokens, for recipes that need them
     directory: Path
-    keep: bool  # the quantized models, replacing older ones, or remove each when it is measured
+    keep: bool  # keep the quantized models and replace older ones; else remove each once measured
     open_engine: Callable[[Checkpoint], AnyEngine]
     runner: Runner = NUMPY.runner  # of the calibration
 
@@ -82,26 +82,27 @@ class Baseline:
         progress: Progress = no_progress,
     ):
         self.engine, self.windows = engine, windows
-        self._kept: list[np.ndarray] = []
-        parts = []
+        self._cached: list[np.ndarray] = []
+        chunks = []
         for window in progress(windows, "measuring float"):
             logits = engine.forward(window)
-            parts.append(window_nll(logits, window))
-            if (len(self._kept) + 1) * logits.nbytes <= KEPT_BYTES:
-                self._kept.append(logits)
-        self.nll = np.concatenate(parts)
+            chunks.append(window_nll(logits, window))
+            if (len(self._cached) + 1) * logits.nbytes <= CACHED_BYTES:
+                self._cached.append(logits)
+        self.nll = np.concatenate(chunks)
 
     def logits(self, index: int) -> np.ndarray:
-        """Of one window, [T, V]; kept, or computed again."""
-        if index < len(self._kept):
-            return self._kept[index]
-        return np.asarray(self.engine.forward(self.windows[index]))
+        """The logits [T, V] of one window, cached or recomputed."""
+        if index < len(self._cached):
+            return self._cached[index]
+        logits: np.ndarray = self.engine.forward(self.windows[index])
+        return logits
 
 
 def measure_recipes(
     study: Study, recipes: Mapping[str, Recipe], progress: Progress = no_progress
 ) -> Iterator[Quality]:
-    """The float model's row, then each recipe's, as they are measured.
+    """Yield the float model's row, then each recipe's, as soon as it is measured.
 
     Raises PromptError where a model gives NaN or Inf, and what quantize_checkpoint raises.
     """
@@ -122,13 +123,13 @@ def measure_recipes(
 def measure(
     recipe: str, opened: Opened, baseline: Baseline, progress: Progress = no_progress
 ) -> Quality:
-    """One recipe's row, beside the float model's."""
-    parts, same = [], []
+    """Measure one recipe's model and compare it with the float model."""
+    chunks, same = [], []
     for index, window in enumerate(progress(baseline.windows, f"measuring {recipe}")):
         found = opened[0].forward(window)
-        parts.append(window_nll(found, window))
+        chunks.append(window_nll(found, window))
         same += compare_logits(baseline.logits(index), found)
-    return summarize_row(recipe, baseline, np.concatenate(parts), same, opened)
+    return summarize_row(recipe, baseline, np.concatenate(chunks), same, opened)
 
 
 def summarize_row(
@@ -138,13 +139,16 @@ def summarize_row(
     same: Sequence[tuple[int, Agreement]],
     opened: Opened,
 ) -> Quality:
-    """The figures of a row, from the cross entropy of every token and parts of (rows, agreement);
-    without parts it is the float model's own."""
+    """The figures of a row, from the cross entropy of every token.
+
+    same: agreement with the float model in chunks of (rows, agreement); empty for float itself.
+    Raises PromptError where a cross entropy is not finite.
+    """
     if not np.isfinite(nll).all():
         raise PromptError("the model gives NaN or Inf", name=recipe)
     (engine, directory), windows = opened, baseline.windows
     summary = summarize(nll, sum(map(len, windows)), len(windows), len(windows[0]))
-    delta, delta_error = paired_difference(nll, baseline.nll)
+    delta, delta_error = pair_difference(nll, baseline.nll)
     rows = [count for count, _ in same]
     return Quality(
         recipe=recipe,
@@ -154,34 +158,34 @@ def summarize_row(
         delta_error=delta_error,
         mean_kl=float(np.average([a.mean_kl for _, a in same], weights=rows)) if same else 0.0,
         top1=float(np.average([a.top1 for _, a in same], weights=rows)) if same else 1.0,
-        size=stored_bytes(directory),
-        tokens_per_second=decode_speed(engine, windows[0]),
+        size=count_stored_bytes(directory),
+        tokens_per_second=measure_decoding(engine, windows[0]),
     )
 
 
 def compare_logits(expected: np.ndarray, found: np.ndarray) -> list[tuple[int, Agreement]]:
-    """The agreement of logits [T, V] in parts of a few rows, each with their number."""
-    parts = [slice(start, start + ROWS) for start in range(0, len(expected), ROWS)]
+    """The agreement of logits [T, V] in chunks of a few rows, each with its number of rows."""
+    chunks = [slice(start, start + ROWS) for start in range(0, len(expected), ROWS)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found_parts = pool.map(lambda part: agreement(expected[part], found[part]), parts)
-        return [(len(found[part]), same) for part, same in zip(parts, found_parts, strict=True)]
+        agreements = pool.map(lambda chunk: agreement(expected[chunk], found[chunk]), chunks)
+        return [(len(found[chunk]), same) for chunk, same in zip(chunks, agreements, strict=True)]
 
 
-def paired_difference(nll: np.ndarray, float_nll: np.ndarray) -> tuple[float, float]:
+def pair_difference(nll: np.ndarray, float_nll: np.ndarray) -> tuple[float, float]:
     """Perplexity less the float model's and its standard error, from cross entropies [n]."""
     ours, floats = (math.exp(min(float(x.mean()), 700.0)) for x in (nll, float_nll))
     error = (ours * nll - floats * float_nll).std() / math.sqrt(len(nll))
     return ours - floats, float(error)
 
 
-def stored_bytes(directory: Path) -> int:
+def count_stored_bytes(directory: Path) -> int:
     """Bytes of the weights' files."""
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
-def decode_speed(engine: AnyEngine, window: Sequence[int]) -> float:
+def measure_decoding(engine: AnyEngine, window: Sequence[int]) -> float:
     """New tokens per second after the beginning of a window: the median, after one warm-up."""
     steps = min(STEPS, len(window) // 2)
     prompt = list(window[: min(PROMPT, len(window) - steps)])
-    rates = [steps / decode_seconds(engine, [prompt], steps) for _ in range(RUNS)]
+    rates = [steps / time_decoding(engine, [prompt], steps) for _ in range(RUNS)]
     return float(np.median(rates[1:]))

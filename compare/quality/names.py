@@ -4,9 +4,9 @@
     W8A8-alpha0.8           W8A8-search             W4A16-g32-alpha0.5
     naive-O1                W4A8-per_token          W4A16-g-1-float32
 
-The words in any order: gN (inputs that share an INT4 scale; g-1 the whole row), a rule of INT4,
-alphaN, search or search_per_block, per_group or per_token, float16 or float32 (INT4 scales), and,
-for naive, the scheme that it takes.
+The words may be in any order: gN (inputs that share an INT4 scale; g-1 for the whole row), an INT4
+rule, alphaN, search or search_per_block, per_group or per_token, float16 or float32 (of INT4
+scales) and, for naive, a scheme.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from planish.reference.quantize.spelling import parse_name
 
 
 def parse_recipes(text: str) -> dict[str, Recipe]:
-    """Names separated by commas -> recipes by those names, in order, each once.
+    """Parse names separated by commas into recipes by name, in order, without duplicates.
 
-    Raises RecipeError naming the word that is not known, or a change that the recipe cannot take.
+    Raises RecipeError for an unknown word, or for a change that the recipe does not support.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:

@@ -1,4 +1,4 @@
-"""The rows of a study as a table in Markdown, and what each column means, in one line each."""
+"""The rows of a study as a Markdown table, and the meaning of each column in a line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADER = f"| recipe | {' | '.join(COLUMNS)} |\n| --- | {' | '.join(['---:'] * le
 
 
 def legend() -> str:
-    """What each column means."""
+    """The meaning of each column, one a line."""
     width = max(map(len, COLUMNS))
     return "\n".join(f"{name:{width}}  {meaning}" for name, meaning in COLUMNS.items())
 

@@ -70,30 +70,38 @@ def run(args: argparse.Namespace) -> int:
         refuse_given(args, of_a_model, "is for --model, not for --shape")
     checkpoint = open_subject(args) if args.model else None
     with interrupts_kill():
-        from planish.compare.bench import engines, speed
-        from planish.compare.bench.peers import peer
-        from planish.compare.bench.sizes import SHAPES
+        from planish.compare.bench import speed
+        from planish.compare.bench.engines import parse_recipe
+        from planish.compare.bench.peers import find_peer
+        from planish.compare.bench.sizes import MODEL_SIZES
+        from planish.compare.bench.workload import parse_workload
 
-    tests = [speed.Test.parse(name) for name in split_names(args.tests)]
+    tests = [parse_workload(name) for name in split_names(args.tests)]
     peers, recipes = split_names(args.peers), split_names(args.recipes or RECIPES.get(args.shape))
     for name in peers:
-        peer(name)  # raises for an unknown one before anything is measured
+        find_peer(name)  # an unknown one is refused before anything is measured
     for name in recipes:
-        engines.parse_recipe(name)
+        parse_recipe(name)
     if not tests or (args.shape and not recipes):
         raise PlanishError("is empty", name="recipes" if tests else "tests")
     if args.runs < 1:
         raise PlanishError("bad value", name="runs", expected="1 or more", found=args.runs)
     notice_idle(args)
     keep_programs(args.compilation_cache)
-    native = native_kernels(args)
+    options = speed.Options(
+        workloads=tests,
+        native=native_kernels(args),
+        peers=peers,
+        runs=args.runs,
+        progress=progress,
+    )
     if checkpoint is not None:
         checkpoint = with_kv_cache(checkpoint, args)
-        result = speed.run_model(checkpoint, tests, native, peers, args.runs, progress)
+        result = speed.measure_model(checkpoint, options)
     else:
         with model_directory(args.directory) as directory:
-            shape, more = SHAPES[args.shape], (peers, args.kv_cache, args.runs, progress)
-            result = speed.run_shape(shape, recipes, tests, native, directory, *more)
+            size = MODEL_SIZES[args.shape]
+            result = speed.measure_size(size, recipes, options, directory, args.kv_cache)
     print_json(result) if args.json else print(as_text(result))
     return 0
 

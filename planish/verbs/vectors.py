@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from planish.terminal.given import notice_idle
 from planish.terminal.output import print_json
 
 AGREE, DIFFER = 0, 3
@@ -27,6 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    notice_idle(args, (args.check is not None, "with --check", ("--seed",)))
     if args.out is not None:
         return write(args)
     return check(args)

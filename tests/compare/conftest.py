@@ -74,7 +74,7 @@ def cut_opt(target: Path) -> Path:
     return target
 
 
-def quantized(source: Path, target: Path, name: str) -> Path:
+def quantize_into(source: Path, target: Path, name: str) -> Path:
     """The model by one of RECIPES, calibrated on random tokens."""
     checkpoint, rng = open_checkpoint(source), np.random.default_rng(1)
     samples = list(rng.integers(0, checkpoint.config.vocab_size, (4, POSITIONS)))
@@ -96,7 +96,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Models:
         if name == "float":
             return open_checkpoint(sources[family])
         if not target.exists():
-            quantized(sources[family], target, name)
+            quantize_into(sources[family], target, name)
         return open_checkpoint(target)
 
     return subject
@@ -120,7 +120,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Models:
             return cut(open_checkpoint(GOLDENS / directory))
         target = root / f"{directory}-{name}"
         if not target.exists():
-            quantized(GOLDENS / directory, target, name)
+            quantize_into(GOLDENS / directory, target, name)
         return cut(open_checkpoint(target))
 
     return subject
@@ -153,7 +153,7 @@ def judge(
         positions = max(length, found.config.max_positions)
         config = replace(found.config, kv_cache=kv_cache, max_positions=positions)
         tokens, found = (
-            report.random_tokens(config.vocab_size, length),
+            report.draw_tokens(config.vocab_size, length),
             replace(found, config=config),
         )
         subject = mutation(fast_engine(found, native))

@@ -1,8 +1,11 @@
-"""A subject that makes one mistake: some answers of one of its parts are changed.
+"""A subject that makes one mistake: some answers to one group of questions are changed.
 
-A change is called with the part's own method first, then with what the judge asks:
+A change is called with the original method, then with the judge's arguments:
 
-    changed("steps", step=lambda step, tokens, positions, state: step(tokens, positions + 1, state))
+    def late(step, tokens, positions, state):
+        return step(tokens, positions + 1, state)
+
+    change_part("steps", step=late)
 
 Arguments and answers are NumPy arrays and the reference's types, so no change knows how the
 engine is built, and every program stays compiled.
@@ -17,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from planish.compare.conformance.kv_cache import as_floats, projections
+from planish.compare.conformance.kv_cache import dequantize_slots, project_qkv
 from planish.compare.subject import Subject
 from planish.reference import linear as reference_linear
 from planish.reference.linear import Linear
@@ -29,7 +32,7 @@ Mutation = Callable[[Subject], Subject]
 
 
 class Changed:
-    """A part of a subject, some of its methods replaced."""
+    """One of a subject's protocols with some methods replaced."""
 
     def __init__(self, part: Any, **changes: Callable[..., Any]):
         self._part = part
@@ -40,8 +43,8 @@ class Changed:
         return getattr(self._part, name)
 
 
-def changed(part: str, **changes: Callable[..., Any]) -> Mutation:
-    """Replace methods of one part of a subject."""
+def change_part(part: str, **changes: Callable[..., Any]) -> Mutation:
+    """Replace methods of one of a subject's protocols."""
 
     def mutation(subject: Subject) -> Subject:
         return replace(subject, **{part: Changed(getattr(subject, part), **changes)})
@@ -49,18 +52,18 @@ def changed(part: str, **changes: Callable[..., Any]) -> Mutation:
     return mutation
 
 
-def stored_as(change: Callable[[Linear], Linear]) -> Mutation:
-    """Every linear is stored wrongly, so that it is read back wrongly and computes wrongly."""
-    return changed(
+def store_as(change: Callable[[Linear], Linear]) -> Mutation:
+    """Every linear is stored wrong, so that it is read back and computed wrong."""
+    return change_part(
         "ops",
         weight=lambda weight, linear: weight(change(linear)),
         linear=lambda run, x, linear, *rest: run(x, change(linear), *rest),
     )
 
 
-def computed_as(change: Callable[[Linear], Linear]) -> Mutation:
-    """Every linear is stored rightly, and read wrongly by what computes it."""
-    return changed("ops", linear=lambda run, x, linear, *rest: run(x, change(linear), *rest))
+def compute_as(change: Callable[[Linear], Linear]) -> Mutation:
+    """Every linear is stored right and computed wrong."""
+    return change_part("ops", linear=lambda run, x, linear, *rest: run(x, change(linear), *rest))
 
 
 def with_weight(**changes: Callable[[np.ndarray], np.ndarray]) -> Callable[[Linear], Linear]:
@@ -88,7 +91,7 @@ def without_bias(linear: Linear) -> Linear:
     return replace(linear, bias=None)
 
 
-def swapped_nibbles(codes: np.ndarray) -> np.ndarray:
+def swap_nibbles(codes: np.ndarray) -> np.ndarray:
     """Canonical INT4 codes with each pair of inputs exchanged."""
     pairs = unpack_nibbles(codes, 2 * codes.shape[1]).reshape(len(codes), -1, 2)
     return pack_nibbles(pairs[:, :, ::-1].reshape(len(codes), -1))
@@ -96,7 +99,7 @@ def swapped_nibbles(codes: np.ndarray) -> np.ndarray:
 
 def of_config(method: str, change: Callable[[Any], Any]) -> Mutation:
     """A method of the modules that is given another config."""
-    return changed("modules", **{method: lambda run, config, *rest: run(change(config), *rest)})
+    return change_part("modules", **{method: lambda run, config, *rest: run(change(config), *rest)})
 
 
 def of_block(method: str, change: Callable[[Any], Any]) -> Mutation:
@@ -105,7 +108,7 @@ def of_block(method: str, change: Callable[[Any], Any]) -> Mutation:
     def call(run: Any, config: Any, block: Any, *rest: Any) -> Any:
         return run(config, change(block), *rest)
 
-    return changed("modules", **{method: call})
+    return change_part("modules", **{method: call})
 
 
 def of_kind(change: Callable[[Any], dict[str, Any]]) -> Mutation:
@@ -124,29 +127,29 @@ def other_pairs(config: Any) -> Any:
     return replace(config, ropes=tuple(ropes))
 
 
-def masked(shift: int) -> Mutation:
+def shift_mask(shift: int) -> Mutation:
     """Attention in which a token at position p reads what one at p + shift may read."""
 
     def attend(run: Any, config: Any, block: Any, x: np.ndarray, residual: Any = None) -> Any:
         _, slots = run(config, block, x)
-        q, k, v = projections(config, block, x)
+        q, k, v = project_qkv(config, block, x)
         mask = reference_layers.causal_mask(np.arange(len(x)) + shift, len(x), block.kind.window)
         with np.errstate(invalid="ignore"):
             scores = block.kind.score_divisor, config.alibi, config.score_cap
             mixed = reference_layers.attention(q, k, v, mask, *scores)
         return reference_linear.linear(mixed, block.o), slots
 
-    return changed("modules", attend=attend)
+    return change_part("modules", attend=attend)
 
 
-def written(change: Callable[..., Any]) -> Mutation:
+def write_slots(change: Callable[..., Any]) -> Mutation:
     """Attention that gives the right output and writes other slots."""
 
     def attend(run: Any, *arguments: Any) -> Any:
         y, slots = run(*arguments)
         return y, tuple(change(*map(np.array, slots)))
 
-    return changed("modules", attend=attend)
+    return change_part("modules", attend=attend)
 
 
 def read_as(change: Callable[..., Any]) -> Mutation:
@@ -154,13 +157,13 @@ def read_as(change: Callable[..., Any]) -> Mutation:
 
     def attend(run: Any, config: Any, block: Any, x: np.ndarray, residual: Any = None) -> Any:
         _, slots = run(config, block, x)
-        keys, values = (a[0].swapaxes(0, 1)[: len(x)] for a in as_floats(change(*slots)))
+        keys, values = (a[0].swapaxes(0, 1)[: len(x)] for a in dequantize_slots(change(*slots)))
         mask = reference_layers.causal_mask(np.arange(len(x)), len(x), block.kind.window)
-        q = projections(config, block, x)[0]
+        q = project_qkv(config, block, x)[0]
         mixed = reference_layers.attention(q, keys, values, mask, block.kind.score_divisor)
         return reference_linear.linear(mixed, block.o), slots
 
-    return changed("modules", attend=attend)
+    return change_part("modules", attend=attend)
 
 
 def with_nan(run: Any, *arguments: Any) -> Any:

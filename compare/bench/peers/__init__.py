@@ -1,17 +1,19 @@
-"""Other engines at the same shapes, to be measured in the same run as ours.
+"""Other engines at the same sizes, measured in the same run as planish.
 
-    __init__     which peers there are, how each is installed, which formats it has
-    process      the parent's side: one child process per peer, asked for seconds
-    child        the child's side: it builds an engine, then answers one line with one line
-    weights      random weights whose values every peer and every test can recompute
-    llama_cpp    llama.cpp through llama-cpp-python, over a file written by gguf_file
-    openvino     OpenVINO's CPU plugin, over a graph built by openvino_graph
-    pytorch      PyTorch, the layers written out in eager operations
+    __init__         which peers there are, how to install each, which formats it has
+    process          the parent's side: a child process per peer, timed by questions
+    child            the child's side: it builds an engine, then answers line by line
+    weights          random weights that every peer and every test can recompute
+    llama_cpp        llama.cpp through llama-cpp-python
+    gguf_file        the file that it loads
+    openvino         OpenVINO's CPU plugin
+    openvino_graph   the graph that it compiles
+    pytorch          PyTorch, with the layers written as eager operations
 
-A peer lives in a process of its own because thread pools of two runtimes in one process disturb
-each other, and because a peer that dies should cost a row and not the run. Between two questions
-a child sleeps, so that engines can be measured in turns, one run of each after the other, and
-the machine's good and bad minutes fall on all of them alike.
+Each peer runs in a separate process, because the thread pools of two runtimes in one process slow
+each other down, and because a peer that dies should cost a row and not the run. A child sleeps
+between questions, so that engines can be measured in turn and the machine's fast and slow minutes
+affect all of them.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ class PeerError(PlanishError):
 
 @dataclass(frozen=True)
 class Peer:
-    """An engine that can be measured; nothing of it is imported by the process that measures."""
+    """An engine that can be measured; the measuring process imports none of its modules."""
 
     name: str
-    module: str  # found by import where the peer is installed
+    module: str  # can be imported if the peer is installed
     install: str
-    formats: tuple[str, ...]  # of the weights, the first is the peer's usual one
+    formats: tuple[str, ...]  # of the weights; the first is the peer's usual one
     runner: str  # the Python module that a child process runs
     also: tuple[str, ...] = ()  # other modules that it needs
 
@@ -52,15 +54,15 @@ PEERS = {
 }
 
 
-def peer(name: str) -> Peer:
-    """The peer of this name; raises PeerError, which names all there are."""
+def find_peer(name: str) -> Peer:
+    """The peer of this name; raises PeerError, which lists them all."""
     if name not in PEERS:
         names = f"some of {', '.join(PEERS)}"
         raise PeerError("unknown", name="peers", expected=names, found=repr(name))
     return PEERS[name]
 
 
-def installed(peer: Peer) -> bool:
-    """Whether all that the peer needs can be imported, without importing it."""
+def is_installed(peer: Peer) -> bool:
+    """Whether every module that the peer needs can be found; imports none of them."""
     modules = (peer.module, *peer.also)
     return all(importlib.util.find_spec(module) is not None for module in modules)

@@ -7,7 +7,7 @@ A block is 32 inputs of one row, a float16 scale d and then the codes:
 
 llama.cpp rotates neighbouring pairs (2i, 2i + 1) of a head where Hugging Face rotates halves
 (i, i + Hd/2), so the rows of q and k are permuted, as its converter does. The file has no
-vocabulary: token ids go in and logits come out.
+vocabulary: the input is token ids and the output logits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from planish.compare.bench.peers import weights
-from planish.compare.bench.sizes import Shape
+from planish.compare.bench.sizes import ModelSize
 
 BLOCK = 32
 BLOCK_BYTES = {"Q4_0": 18, "Q8_0": 34}
@@ -38,59 +38,59 @@ NAMES = {
 }
 
 
-def write(path: Path, shape: Shape, format: str) -> None:
-    """The file, tensor after tensor; of the weights, no more than one tensor is in memory."""
+def write(path: Path, sizes: ModelSize, form: str) -> None:
+    """Write the file, tensor by tensor; only one quantized tensor is in memory at a time."""
     writer = gguf.GGUFWriter(path, "llama")
-    add_sizes(writer, shape)
-    for name, size in linear_sizes(shape):
-        row = size[1] // BLOCK * BLOCK_BYTES[format]
-        kind = GGMLQuantizationType[format]
+    add_sizes(writer, sizes)
+    for name, size in list_linears(sizes):
+        row = size[1] // BLOCK * BLOCK_BYTES[form]
+        kind = GGMLQuantizationType[form]
         dtype = np.dtype(np.uint8)
         writer.add_tensor_info(name, (size[0], row), dtype, size[0] * row, kind)
-    plain = {"token_embd.weight": weights.embedding(shape)} | norms(shape)
+    plain = {"token_embd.weight": weights.make_embedding(sizes)} | make_norms(sizes)
     for name, array in plain.items():
         writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for array in (*packed(shape, format), *plain.values()):
+    for array in (*pack_linears(sizes, form), *plain.values()):
         writer.write_tensor_data(array)
     writer.close()
 
 
-def add_sizes(writer: gguf.GGUFWriter, shape: Shape) -> None:
-    writer.add_vocab_size(shape.vocab)
+def add_sizes(writer: gguf.GGUFWriter, sizes: ModelSize) -> None:
+    writer.add_vocab_size(sizes.vocab)
     writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(shape.ffn)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_embedding_length(sizes.hidden)
+    writer.add_block_count(sizes.layers)
+    writer.add_feed_forward_length(sizes.ffn)
+    writer.add_head_count(sizes.heads)
+    writer.add_head_count_kv(sizes.kv_heads)
+    writer.add_rope_dimension_count(sizes.head_dim)
     writer.add_rope_freq_base(weights.THETA)
     writer.add_layer_norm_rms_eps(weights.EPS)
     writer.add_tokenizer_model("no_vocab")
 
 
-def linear_sizes(shape: Shape) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Names and (outputs, inputs), in the order in which `weights.linears` gives them."""
-    for part, size in weights.part_sizes(shape).items():
-        for layer in range(shape.layers):
+def list_linears(sizes: ModelSize) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Names and (outputs, inputs) of all linears, in the order of `weights.make_linears`."""
+    for part, size in weights.list_linear_sizes(sizes).items():
+        for layer in range(sizes.layers):
             yield NAMES[part].format(layer), size
-    yield NAMES["head"], (shape.vocab, shape.hidden)
+    yield NAMES["head"], (sizes.vocab, sizes.hidden)
 
 
-def norms(shape: Shape) -> dict[str, np.ndarray]:
-    ones = np.ones(shape.hidden, np.float32)
-    places = [f"blk.{i}.{which}_norm" for i in range(shape.layers) for which in ("attn", "ffn")]
-    return {f"{place}.weight": ones for place in (*places, "output_norm")}
+def make_norms(sizes: ModelSize) -> dict[str, np.ndarray]:
+    ones = np.ones(sizes.hidden, np.float32)
+    prefixes = [f"blk.{i}.{which}_norm" for i in range(sizes.layers) for which in ("attn", "ffn")]
+    return {f"{prefix}.weight": ones for prefix in (*prefixes, "output_norm")}
 
 
-def packed(shape: Shape, format: str) -> Iterator[np.ndarray]:
-    """The linears' rows of blocks, uint8."""
-    pack = {"Q4_0": pack_q4_0, "Q8_0": pack_q8_0}[format]
-    heads = {"q": shape.heads, "k": shape.kv_heads}
-    for part, _, rows in weights.linears(shape, BITS[format], pack):
+def pack_linears(sizes: ModelSize, form: str) -> Iterator[np.ndarray]:
+    """The rows of blocks of every linear, uint8."""
+    pack = {"Q4_0": pack_q4_0, "Q8_0": pack_q8_0}[form]
+    heads = {"q": sizes.heads, "k": sizes.kv_heads}
+    for part, _, rows in weights.make_linears(sizes, BITS[form], pack):
         yield interleave(rows, heads[part]) if part in heads else rows
 
 
@@ -102,14 +102,14 @@ def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
 
 def pack_q4_0(codes: np.ndarray) -> np.ndarray:
     blocks = codes.reshape(len(codes), -1, 2, BLOCK // 2)
-    return with_scales(blocks[:, :, 0] | blocks[:, :, 1] << 4, codes.shape[1], 4)
+    return add_scales(blocks[:, :, 0] | blocks[:, :, 1] << 4, codes.shape[1], 4)
 
 
 def pack_q8_0(codes: np.ndarray) -> np.ndarray:
-    return with_scales(codes.view(np.uint8).reshape(len(codes), -1, BLOCK), codes.shape[1], 8)
+    return add_scales(codes.view(np.uint8).reshape(len(codes), -1, BLOCK), codes.shape[1], 8)
 
 
-def with_scales(blocks: np.ndarray, inputs: int, bits: int) -> np.ndarray:
+def add_scales(blocks: np.ndarray, inputs: int, bits: int) -> np.ndarray:
     """d before the codes of each block: [outputs, blocks, bytes] -> [outputs, row bytes]."""
     d = np.array([weights.scale(inputs, bits)]).view(np.uint8)
     d = np.broadcast_to(d, (*blocks.shape[:2], 2))

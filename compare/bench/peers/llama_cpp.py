@@ -1,8 +1,8 @@
-"""llama.cpp, driven as its own llama-bench does: llama_batch, llama_decode, the last logits.
+"""llama.cpp, driven as its llama-bench drives it: llama_batch, llama_decode, the last logits.
 
-Prompts go in batches of 512. Its CPU backend repacks Q4_0 at loading for the instruction sets it
-was compiled for, so llama-cpp-python must be built on this machine with -DGGML_NATIVE=ON: a
-portable build is several times slower. Flash attention is on.
+Prompts are decoded in batches of 512. The CPU backend repacks Q4_0 at loading, for the instruction
+sets that it was compiled for, so llama-cpp-python must be built on this machine with
+-DGGML_NATIVE=ON: a portable build is several times slower. Flash attention is on.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ import numpy as np
 
 from planish.compare.bench.peers import gguf_file
 from planish.compare.bench.peers.child import Job, serve
-from planish.compare.bench.peers.weights import linear_bytes
+from planish.compare.bench.peers.weights import count_linear_bytes
 
-BATCH = 512  # tokens that are computed together
+BATCH = 512  # tokens that one call computes
 PAD = 256  # llama.cpp rounds a sequence's cache up to it
 
 
 class LlamaCpp:
-    """A model mapped from a file, and a context for each number and length of sequences."""
+    """A memory-mapped model, and a context for each number and length of sequences."""
 
     def __init__(self, job: Job):
         path = Path(job.directory, "model.gguf")
-        gguf_file.write(path, job.shape, job.format)
+        gguf_file.write(path, job.sizes, job.format)
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.model:
             raise RuntimeError("llama.cpp does not load the file")
-        path.unlink()  # it stays mapped, and gigabytes go away however this process ends
-        self.threads, self.vocab = job.threads, job.shape.vocab
+        path.unlink()  # it stays mapped, and the disk space is freed however this process ends
+        self.threads, self.vocab = job.threads, job.sizes.vocab
         self.version = f"llama-cpp-python {llama_cpp.__version__}"
         block_bits = gguf_file.BLOCK_BYTES[job.format] * 8
-        self.weight_bytes = linear_bytes(job.shape, block_bits / gguf_file.BLOCK)
+        self.weight_bytes = count_linear_bytes(job.sizes, block_bits / gguf_file.BLOCK)
         self.batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self.contexts: dict[tuple[int, int], Any] = {}
 
     def reset(self, batch: int, length: int) -> None:
-        sizes = (batch, -(-length // PAD) * PAD)
-        if sizes not in self.contexts:
-            self.contexts[sizes] = self.new_context(*sizes)
-        self.context, self.length = self.contexts[sizes], 0
+        key = (batch, -(-length // PAD) * PAD)
+        if key not in self.contexts:
+            self.contexts[key] = self.new_context(*key)
+        self.context, self.length = self.contexts[key], 0
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
 
     def new_context(self, batch: int, length: int) -> Any:
@@ -69,12 +69,12 @@ class LlamaCpp:
         return np.stack([np.ctypeslib.as_array(p, (self.vocab,)) for p in pointers])
 
     def extend(self, tokens: np.ndarray) -> None:
-        """One llama_decode of tokens [batch, T], the sequences one behind the other."""
+        """One llama_decode of tokens [batch, T], one sequence after the other."""
         batch, width = tokens.shape
-        self.fill(self.batch.token, tokens)
-        self.fill(self.batch.pos, np.tile(np.arange(self.length, self.length + width), batch))
-        self.fill(self.batch.n_seq_id, np.ones(tokens.size))
-        self.fill(self.batch.logits, np.tile(np.arange(width) == width - 1, batch))
+        self.copy(self.batch.token, tokens)
+        self.copy(self.batch.pos, np.tile(np.arange(self.length, self.length + width), batch))
+        self.copy(self.batch.n_seq_id, np.ones(tokens.size))
+        self.copy(self.batch.logits, np.tile(np.arange(width) == width - 1, batch))
         for i in range(tokens.size):
             self.batch.seq_id[i][0] = i // width
         self.batch.n_tokens = tokens.size
@@ -83,7 +83,7 @@ class LlamaCpp:
             raise RuntimeError(f"llama_decode returned {code}")
         self.length += width
 
-    def fill(self, field: ctypes._Pointer[Any], values: np.ndarray) -> None:
+    def copy(self, field: ctypes._Pointer[Any], values: np.ndarray) -> None:
         np.ctypeslib.as_array(field, (values.size,))[:] = values.reshape(-1)
 
 

@@ -1,4 +1,4 @@
-"""OpenVINO's CPU plugin, its caches as the model's state."""
+"""OpenVINO's CPU plugin, with the KV cache as the model's state."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import openvino as ov
 
 from planish.compare.bench.peers import openvino_graph
 from planish.compare.bench.peers.child import Job, serve
-from planish.compare.bench.peers.weights import linear_bytes
+from planish.compare.bench.peers.weights import count_linear_bytes
 
 
 class OpenVino:
     """A compiled model and one request, which holds the caches."""
 
     def __init__(self, job: Job):
-        graph = openvino_graph.Graph(job.shape, job.format)
-        model = ov.Core().compile_model(graph.model(), "CPU", settings(job))
+        graph = openvino_graph.Graph(job.sizes, job.format)
+        model = ov.Core().compile_model(graph.build(), "CPU", choose_settings(job))
         self.request = model.create_infer_request()
         self.version = f"openvino {ov.__version__.split('-')[0]}"
         bits = openvino_graph.BITS_PER_WEIGHT[job.format]
-        self.weight_bytes = linear_bytes(job.shape, bits)
+        self.weight_bytes = count_linear_bytes(job.sizes, bits)
 
-    def reset(self, batch: int, length: int) -> None:
+    def reset(self, batch: int, length: int) -> None:  # noqa: ARG002  the state grows as it must
         self.request.reset_state()
         self.beam, self.length = np.arange(batch, dtype=np.int32), 0
 
@@ -38,7 +38,8 @@ class OpenVino:
             "mask": causal_mask(positions, self.length),
         }
         outputs = self.request.infer(inputs, share_inputs=True, share_outputs=True)
-        return outputs[0][:, -1]  # [B, V]
+        logits: np.ndarray = outputs[0][:, -1]  # [B, V]
+        return logits
 
 
 def causal_mask(positions: np.ndarray, length: int) -> np.ndarray:
@@ -47,7 +48,7 @@ def causal_mask(positions: np.ndarray, length: int) -> np.ndarray:
     return np.where(seen, np.float32(0), np.finfo(np.float32).min)[None, None]
 
 
-def settings(job: Job) -> dict[str, Any]:
+def choose_settings(job: Job) -> dict[str, Any]:
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,

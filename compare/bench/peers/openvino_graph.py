@@ -1,8 +1,8 @@
 """The graph of a Llama with compressed weights, in the forms that OpenVINO's CPU plugin fuses.
 
-The plugin knows subgraphs by their shape and runs each as one kernel; what it does not recognise
-runs operation by operation, several times slower. So the graph is written as converted Hugging
-Face models are:
+The plugin recognises subgraphs by their structure and runs each as one kernel; the rest of a graph
+runs operation by operation, several times slower. So the graph has the structure of converted
+Hugging Face models:
 
     FullyConnected   constant -> Convert -> [Subtract] -> Multiply scale -> [Reshape] -> MatMul
     RMS              x * (1 / Sqrt(ReduceMean(x^2) + eps)) * weight
@@ -10,7 +10,7 @@ Face models are:
     attention with   ReadValue -> Gather(beam) -> Concat(new) -> Assign, and the heads repeated by
       its cache      Unsqueeze, Broadcast, Reshape before ScaledDotProductAttention
 
-INT8 is one scale for an output, INT4 one for 128 inputs. Only the last token meets the head.
+INT8 has a scale for each output, INT4 one for each 128 inputs. lm_head reads the last token only.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from openvino import opset13 as op
 from openvino.op.util import Variable, VariableInfo
 
 from planish.compare.bench.peers import weights
-from planish.compare.bench.sizes import Shape
+from planish.compare.bench.sizes import ModelSize
 
-GROUP = 128  # inputs with one scale, INT4
+GROUP = 128  # inputs that share an INT4 scale
 BITS = {"int4": 4, "int8": 8}
 BITS_PER_WEIGHT = {"int4": 4 + 16 / GROUP, "int8": 8.0}
 
@@ -33,8 +33,9 @@ Rows = dict[tuple[str, int], np.ndarray]
 
 
 def pack_int4(codes: np.ndarray) -> np.ndarray:
-    """Two codes in a byte, the first one low."""
-    return codes[:, 0::2] | codes[:, 1::2] << 4
+    """Two codes in a byte, the first in the low nibble."""
+    packed: np.ndarray = codes[:, 0::2] | codes[:, 1::2] << 4
+    return packed
 
 
 def pack_int8(codes: np.ndarray) -> np.ndarray:
@@ -46,28 +47,28 @@ PACK = {"int4": pack_int4, "int8": pack_int8}
 
 
 class Graph:
-    """Builds the model; holds what all layers read."""
+    """Builds the model; holds the inputs that all layers read."""
 
-    def __init__(self, shape: Shape, format: str):
-        self.shape, self.format = shape, format
-        parts = weights.linears(shape, BITS[format], PACK[format])
+    def __init__(self, sizes: ModelSize, form: str):
+        self.sizes, self.form = sizes, form
+        parts = weights.make_linears(sizes, BITS[form], PACK[form])
         self.rows: Rows = {(part, layer): rows for part, layer, rows in parts}
         self.tokens = op.parameter([-1, -1], np.int64, name="tokens")  # [B, T]
         self.positions = op.parameter([-1, -1], np.int64, name="positions")  # [B, T]
         self.beam = op.parameter([-1], np.int32, name="beam")  # [B]
         self.mask = op.parameter([1, 1, -1, -1], np.float32, name="mask")  # [1, 1, T, S]
-        self.cos, self.sin = self.rope_tables()
+        self.cos, self.sin = self.make_rope_tables()
         self.assigns: list[Any] = []
 
-    def model(self) -> ov.Model:
-        """tokens, positions, beam -> logits [B, 1, V]; keys and values are its state."""
-        table = op.convert(op.constant(weights.embedding(self.shape)), "f32")
+    def build(self) -> ov.Model:
+        """tokens, positions, beam -> logits [B, 1, V]; keys and values are state."""
+        table = op.convert(op.constant(weights.make_embedding(self.sizes)), "f32")
         x = op.gather(table, self.tokens, op.constant(0))  # [B, T, D]
-        for layer in range(self.shape.layers):
-            x = op.add(x, self.attend(layer, self.norm(x)))
-            x = op.add(x, self.mlp(layer, self.norm(x)))
+        for layer in range(self.sizes.layers):
+            x = op.add(x, self.attend(layer, self.normalize(x)))
+            x = op.add(x, self.mlp(layer, self.normalize(x)))
         x = op.gather(x, op.constant(np.array([-1])), op.constant(1))  # [B, 1, D]
-        logits = self.linear("head", 0, self.norm(x))
+        logits = self.linear("head", 0, self.normalize(x))
         inputs = [self.tokens, self.positions, self.beam, self.mask]
         return ov.Model([op.result(logits)], self.assigns, inputs, "llama")
 
@@ -75,8 +76,8 @@ class Graph:
         return op.matmul(x, self.weight(self.rows.pop((part, layer))), False, True)
 
     def weight(self, rows: np.ndarray) -> Any:
-        """The float form of packed rows, which is never computed: the plugin multiplies codes."""
-        outputs, four = len(rows), self.format == "int4"
+        """The dequantized weight, which is never computed: the plugin multiplies the codes."""
+        outputs, four = len(rows), self.form == "int4"
         inputs = rows.shape[1] * (2 if four else 1)
         size = [outputs, inputs // GROUP, GROUP] if four else [outputs, inputs]
         codes = ov.Tensor(rows, ov.Shape(size), ov.Type.u4 if four else ov.Type.u8)
@@ -85,33 +86,33 @@ class Graph:
             op.convert(op.constant(codes, shared_memory=False), "f16"),
             op.convert(op.constant(zero), "f16"),
         )
-        step = weights.scale(inputs, BITS[self.format])
+        step = weights.scale(inputs, BITS[self.form])
         scaled = op.multiply(centred, op.constant(np.full([*size[:-1], 1], step)))
         if four:
             scaled = op.reshape(scaled, op.constant(np.array([outputs, inputs])), False)
         return op.convert(scaled, "f32")
 
-    def norm(self, x: Any) -> Any:
+    def normalize(self, x: Any) -> Any:
         square = op.power(x, op.constant(np.float32(2)))
         mean = op.reduce_mean(square, op.constant(np.array([-1])), True)
         root = op.sqrt(op.add(mean, op.constant(np.float32(weights.EPS))))
         unit = op.multiply(x, op.divide(op.constant(np.float32(1)), root))
-        return op.multiply(op.constant(np.ones(self.shape.hidden, np.float32)), unit)
+        return op.multiply(op.constant(np.ones(self.sizes.hidden, np.float32)), unit)
 
-    def rope_tables(self) -> tuple[Any, Any]:
+    def make_rope_tables(self) -> tuple[Any, Any]:
         """cos and sin [B, 1, T, Hd] of position * theta ** (-2i / Hd)."""
-        exponent = np.arange(0, self.shape.head_dim, 2) / self.shape.head_dim
+        exponent = np.arange(0, self.sizes.head_dim, 2) / self.sizes.head_dim
         frequency = (weights.THETA**-exponent).astype(np.float32)[None, :]  # [1, Hd/2]
         positions = op.unsqueeze(op.convert(self.positions, "f32"), op.constant(2))
         angle = op.matmul(positions, op.constant(frequency), False, False)  # [B, T, Hd/2]
         both = op.unsqueeze(op.concat([angle, angle], 2), op.constant(1))
         return op.cos(both), op.sin(both)
 
-    def rope(self, x: Any) -> Any:
-        half = self.shape.head_dim // 2
+    def rotate(self, x: Any) -> Any:
+        half = self.sizes.head_dim // 2
         low, high = self.slice(x, 0, half), self.slice(x, half, 2 * half)
-        turned = op.concat([op.multiply(high, op.constant(np.float32(-1))), low], -1)
-        return op.add(op.multiply(x, self.cos), op.multiply(turned, self.sin))
+        rotated = op.concat([op.multiply(high, op.constant(np.float32(-1))), low], -1)
+        return op.add(op.multiply(x, self.cos), op.multiply(rotated, self.sin))
 
     def slice(self, x: Any, start: int, stop: int) -> Any:
         """Part of the last of four axes."""
@@ -119,38 +120,40 @@ class Graph:
         return op.slice(x, *ends)
 
     def attend(self, layer: int, x: Any) -> Any:
-        shape = self.shape
-        q = self.rope(self.heads(self.linear("q", layer, x), shape.heads))
-        k = self.rope(self.heads(self.linear("k", layer, x), shape.kv_heads))
-        v = self.heads(self.linear("v", layer, x), shape.kv_heads)
-        k, v = self.cached(f"key.{layer}", k), self.cached(f"value.{layer}", v)
-        mixed = op.scaled_dot_product_attention(q, self.repeat(k), self.repeat(v), self.mask)
-        mixed = op.transpose(mixed, op.constant(np.array([0, 2, 1, 3])))
-        joined = op.reshape(mixed, op.constant(np.array([0, 0, shape.hidden])), True)
+        sizes = self.sizes
+        q = self.rotate(self.split_heads(self.linear("q", layer, x), sizes.heads))
+        k = self.rotate(self.split_heads(self.linear("k", layer, x), sizes.kv_heads))
+        v = self.split_heads(self.linear("v", layer, x), sizes.kv_heads)
+        k, v = self.extend_cache(f"key.{layer}", k), self.extend_cache(f"value.{layer}", v)
+        context = op.scaled_dot_product_attention(
+            q, self.repeat_heads(k), self.repeat_heads(v), self.mask
+        )
+        context = op.transpose(context, op.constant(np.array([0, 2, 1, 3])))
+        joined = op.reshape(context, op.constant(np.array([0, 0, sizes.hidden])), True)
         return self.linear("o", layer, joined)
 
-    def heads(self, x: Any, count: int) -> Any:
+    def split_heads(self, x: Any, count: int) -> Any:
         """[B, T, heads * Hd] -> [B, heads, T, Hd]."""
-        split = op.reshape(x, op.constant(np.array([0, 0, count, self.shape.head_dim])), True)
+        split = op.reshape(x, op.constant(np.array([0, 0, count, self.sizes.head_dim])), True)
         return op.transpose(split, op.constant(np.array([0, 2, 1, 3])))
 
-    def cached(self, name: str, new: Any) -> Any:
+    def extend_cache(self, name: str, new: Any) -> Any:
         """Keys or values [B, K, S, Hd] of all tokens so far, the new ones last."""
-        size = [-1, self.shape.kv_heads, -1, self.shape.head_dim]
+        size = [-1, self.sizes.kv_heads, -1, self.sizes.head_dim]
         info = VariableInfo()
         info.data_shape, info.data_type, info.variable_id = ov.PartialShape(size), ov.Type.f32, name
         variable = Variable(info)
         batch = op.gather(op.shape_of(self.tokens), op.constant(np.array([0])), op.constant(0))
-        tail = op.constant(np.array([self.shape.kv_heads, 0, self.shape.head_dim]))
+        tail = op.constant(np.array([self.sizes.kv_heads, 0, self.sizes.head_dim]))
         nothing = op.broadcast(op.constant(np.float32(0)), op.concat([batch, tail], 0))
         past = op.gather(op.read_value(nothing, variable), self.beam, op.constant(0))
         everything = op.concat([past, new], 2)
         self.assigns.append(op.assign(everything, variable))
         return everything
 
-    def repeat(self, x: Any) -> Any:
+    def repeat_heads(self, x: Any) -> Any:
         """Each key-value head for all query heads that read it: [B, K, S, Hd] -> [B, H, S, Hd]."""
-        shape, shared = self.shape, self.shape.heads // self.shape.kv_heads
+        sizes, shared = self.sizes, self.sizes.heads // self.sizes.kv_heads
         if shared == 1:
             return x
         each = op.unsqueeze(x, op.constant(2))  # [B, K, 1, S, Hd]
@@ -159,7 +162,7 @@ class Graph:
         back = op.gather(ends, op.constant(np.array([2, 3])), op.constant(0))
         target = op.concat([front, op.constant(np.array([shared])), back], 0)
         copies = op.broadcast(each, target)
-        return op.reshape(copies, op.constant(np.array([0, shape.heads, -1, shape.head_dim])), True)
+        return op.reshape(copies, op.constant(np.array([0, sizes.heads, -1, sizes.head_dim])), True)
 
     def mlp(self, layer: int, x: Any) -> Any:
         gate = op.swish(self.linear("gate", layer, x))

@@ -1,10 +1,10 @@
-"""The parent's side: a peer in a child process, which is asked for seconds.
+"""The parent's side: a peer in a child process, timed by questions.
 
-    with PeerProcess(peer("llama.cpp"), SHAPES["1.1B"], "Q4_0", threads=4) as llama:
+    with PeerProcess(find_peer("llama.cpp"), MODEL_SIZES["1.1B"], "Q4_0", threads=4) as llama:
         llama.prefill(512), llama.decode(128)
 
-The child loads its engine once and sleeps between questions. It is killed at the end of the
-`with`, together with whatever it started, and what it wrote to disk is removed.
+The child loads its engine once and sleeps between questions. At the end of the `with` it is killed,
+with every process that it started, and the files that it wrote are removed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
-from planish.compare.bench.peers import Peer, PeerError, installed
-from planish.compare.bench.sizes import Shape
+from planish.compare.bench.peers import Peer, PeerError, is_installed
+from planish.compare.bench.sizes import ModelSize
 
-ROOT = Path(__file__).parents[3]  # where `compare` lies: the child starts there
-LAST = 4096  # bytes at the end of stderr among which the reason is sought
+ROOT = Path(__file__).parents[3]  # the folder that contains compare/: the child starts there
+LAST = 4096  # bytes at the end of stderr that are searched for the reason
 
 
 @dataclass(frozen=True)
@@ -39,30 +39,32 @@ class Facts:
 
 
 class PeerProcess:
-    """One peer, one shape, one format. Raises PeerError when the child dies, fails or stalls.
+    """A peer in a child process, with one model in one format.
 
-    timeout: seconds for any one answer, loading too. directory: where a peer that needs files
-    may put them, several gigabytes at 7B; the system's temporary directory by default.
+    timeout: seconds to wait for any one answer, loading included. directory: where a peer that
+    needs files may write them (several GB at 7B); the system's temporary directory by default.
+    Raises PeerError when the child dies, fails or stalls.
     """
 
     facts: Facts
+    compile_seconds: None = None  # peers do not report it
 
     def __init__(
         self,
         peer: Peer,
-        shape: Shape,
-        format: str,
+        sizes: ModelSize,
+        form: str,
         threads: int,
         timeout: float = 1800.0,
         directory: str | Path | None = None,
     ):
-        check(peer, format)
+        require_runnable(peer, form)
         self.peer, self.timeout, self.directory = peer, timeout, directory
-        self.job = {"shape": asdict(shape), "format": format, "threads": threads}
+        self.job = {"sizes": asdict(sizes), "format": form, "threads": threads}
 
     def __enter__(self) -> PeerProcess:
         with ExitStack() as stack:
-            directory = stack.enter_context(scratch(self.directory))
+            directory = stack.enter_context(make_directory(self.directory))
             self.stderr = stack.enter_context(tempfile.TemporaryFile())
             self.child = start(self.peer, self.stderr)
             stack.callback(stop, self.child)
@@ -81,16 +83,17 @@ class PeerProcess:
 
     def prefill(self, tokens: int) -> float:
         """Seconds from a prompt to the logits after its last token; the cache is empty before."""
-        return self.ask({"op": "prefill", "tokens": tokens})["seconds"]
+        return float(self.ask({"op": "prefill", "tokens": tokens})["seconds"])
 
     def decode(self, tokens: int, batch: int = 1, context: int = 1) -> float:
         """Seconds of `tokens` greedy steps of `batch` sequences, after `context` tokens each."""
         question = {"op": "decode", "tokens": tokens, "batch": batch, "context": context}
-        return self.ask(question)["seconds"]
+        return float(self.ask(question)["seconds"])
 
     def logits(self, pieces: list[list[list[int]]]) -> list[list[float]]:
-        """Logits [batch][vocab] after pieces of tokens [batch][T], given one after the other."""
-        return self.ask({"op": "logits", "pieces": pieces})["logits"]
+        """Logits [batch][vocab] after pieces of tokens [batch][T], fed one after the other."""
+        logits: list[list[float]] = self.ask({"op": "logits", "pieces": pieces})["logits"]
+        return logits
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """Write one line, read one line."""
@@ -98,7 +101,7 @@ class PeerProcess:
         with suppress(BrokenPipeError):  # a dead child is noticed when it does not answer
             self.child.stdin.write(json.dumps(question).encode() + b"\n")
             self.child.stdin.flush()
-        with selectors.DefaultSelector() as waiting:  # select() knows 1024 descriptors only
+        with selectors.DefaultSelector() as waiting:  # select() is limited to 1024 descriptors
             waiting.register(self.child.stdout, selectors.EVENT_READ)
             answered = waiting.select(self.timeout)
         if not answered:
@@ -106,7 +109,7 @@ class PeerProcess:
         line = self.child.stdout.readline()
         if not line:
             raise PeerError("its process has died", name=self.peer.name, found=self.reason())
-        answer = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise PeerError("failed", name=self.peer.name, found=answer["error"])
         return answer
@@ -121,17 +124,17 @@ class PeerProcess:
         return f"{ended}: {written[-1]}" if written else ended
 
 
-def check(peer: Peer, format: str) -> None:
+def require_runnable(peer: Peer, form: str) -> None:
     """Refuse a format that the peer lacks, and a peer that is not installed."""
-    if format not in peer.formats:
+    if form not in peer.formats:
         formats = f"one of {', '.join(peer.formats)}"
-        raise PeerError("unknown format", name=peer.name, expected=formats, found=repr(format))
-    if not installed(peer):
+        raise PeerError("unknown format", name=peer.name, expected=formats, found=repr(form))
+    if not is_installed(peer):
         raise PeerError("not installed", name=peer.name, expected=peer.install)
 
 
-def scratch(parent: str | Path | None) -> tempfile.TemporaryDirectory[str]:
-    """A directory for the child's files, removed at the end; the child looks from elsewhere."""
+def make_directory(parent: str | Path | None) -> tempfile.TemporaryDirectory[str]:
+    """A directory for the child's files, removed at the end; absolute, for the child's sake."""
     try:
         where = None if parent is None else Path(parent).absolute()
         return tempfile.TemporaryDirectory(prefix="planish-", dir=where)
@@ -140,8 +143,8 @@ def scratch(parent: str | Path | None) -> tempfile.TemporaryDirectory[str]:
         raise PeerError("cannot be written to", path=path, found=problem.strerror) from None
 
 
-def start(peer: Peer, stderr: Any) -> subprocess.Popen[bytes]:
-    """The child, leader of a process group of its own, so that its children end with it."""
+def start(peer: Peer, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start the child as the leader of a new process group, so that its children end with it."""
     return subprocess.Popen(
         [sys.executable, "-m", peer.runner],
         stdin=subprocess.PIPE,

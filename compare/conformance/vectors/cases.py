@@ -1,7 +1,7 @@
-"""The cases: arrays that go in, arrays that should come out, and whether they must be equal.
+"""The cases: input arrays, expected arrays, and where a tolerance applies.
 
     grids       INT8 per tensor, per row and static; INT4 by each rule; zero rows, ties, tiny values
-    packing     nibbles in the canonical order, and both tiles
+    packing     nibbles in the canonical order, and both layouts of tiles
     linears     W8A8, W8A16, W4A16, W4A8: groups of 32, 128 and the whole row, a partial last group,
                 symmetric and with zero points, float16 and float32 scales
     cache       INT8 keys and values
@@ -9,8 +9,8 @@
     sampling    the token drawn from logits
 
 Everything is drawn from a seed, so two runs write the same bytes. Integers, packed bytes, scales
-and the outputs of linears with INT8 activations must be equal; where activations are floats a sum
-has no order (SPEC 4), and each output has its tolerance.
+and the outputs of linears with INT8 activations must be equal. Float activations may be summed in
+any order (SPEC 4), so each of their outputs has a tolerance.
 """
 
 from __future__ import annotations
@@ -22,24 +22,28 @@ from typing import Any
 import numpy as np
 
 from planish.compare.conformance import kernels
-from planish.compare.conformance.kernels import Kind, Shape
-from planish.compare.conformance.ops import hard_rows
+from planish.compare.conformance.kernels import Kind, LinearSize
+from planish.compare.conformance.ops import make_hard_rows
 from planish.reference import grids, packing
 from planish.reference.linear import Linear, quantized_weight
 from planish.reference.quantize.smooth import smoothing_scale
 from planish.reference.text.sampling import Sampling, sample, uniform
 
 Arrays = dict[str, np.ndarray]
-ROWS, OUTPUTS = 6, 33  # of each linear, 7 hard rows more: they fill no tile and no block
+ROWS, OUTPUTS = 6, 33  # of each linear, besides 7 hard rows: they fill no tile and no block
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One question. `tolerance` has an array for each expected one that need not be equal."""
+    """One question and its answer.
+
+    compute: a formula or rule, for the README. tolerance: an array for each expected one that need
+    not be equal.
+    """
 
     name: str
     kind: str
-    says: str
+    compute: str
     parameters: Mapping[str, Any]
     inputs: Arrays
     expected: Arrays
@@ -58,15 +62,15 @@ def all_cases(seed: int = 0) -> Iterator[Case]:
 
 
 def int8_grids(seed: int) -> Iterator[Case]:
-    """x [R, C] -> codes int8 [R, C] and scale: Gaussian rows, and rows that are hard on purpose."""
+    """x [R, C] -> codes int8 [R, C] and scale: Gaussian rows and hard rows."""
     rng = np.random.default_rng((seed, 1))
-    x = np.concatenate([rng.standard_normal((4, 75), np.float32), hard_rows(75)])
+    x = np.concatenate([rng.standard_normal((4, 75), np.float32), make_hard_rows(75)])
     for granularity in ("per_row", "per_tensor"):
         codes, scale = grids.quantize_int8(x, granularity)
         yield Case(
             name=f"int8-{granularity}",
             kind="grid",
-            says="scale = max(absmax, 1e-5) / 127; codes = clip(rint(x / scale), -127, 127)",
+            compute="scale = max(absmax, 1e-5) / 127; codes = clip(rint(x / scale), -127, 127)",
             parameters={"granularity": granularity},
             inputs={"x": x},
             expected={"codes": codes, "scale": scale},
@@ -75,7 +79,7 @@ def int8_grids(seed: int) -> Iterator[Case]:
     yield Case(
         name="int8-static",
         kind="grid",
-        says="codes = clip(rint(x / scale), -127, 127) with the scale that is given",
+        compute="codes = clip(rint(x / scale), -127, 127) with the given scale",
         parameters={"granularity": "static"},
         inputs={"x": x, "scale": static},
         expected={"codes": grids.int8_codes(x, static)},
@@ -92,7 +96,7 @@ def int4_grids(seed: int) -> Iterator[Case]:
     tiny[5] *= np.float32(1e-9)  # scales that float16 cannot hold
     for rule in grids.INT4_RULES:
         for size in (32, 128, -1):
-            yield int4_grid(f"int4-{rule}-g{name_of(size)}", w, size, rule)
+            yield int4_grid(f"int4-{rule}-g{spell_group_size(size)}", w, size, rule)
     yield int4_grid("int4-signed-g32-float32-scales", tiny, 32, "signed")
 
 
@@ -102,7 +106,7 @@ def int4_grid(name: str, w: np.ndarray, size: int, rule: str) -> Case:
     return Case(
         name=name,
         kind="grid",
-        says="codes = clip(rint(w / scale) + zero_point, 0, 15); scale, zero_point by the rule",
+        compute="codes = clip(rint(w / scale) + zero_point, 0, 15); scale, zero_point by the rule",
         parameters={"rule": rule, "group_size": size},
         inputs={"w": w},
         expected={
@@ -113,7 +117,7 @@ def int4_grid(name: str, w: np.ndarray, size: int, rule: str) -> Case:
     )
 
 
-def name_of(group_size: int) -> str:
+def spell_group_size(group_size: int) -> str:
     """32 -> 32, -1 -> row."""
     return "row" if group_size == -1 else str(group_size)
 
@@ -129,7 +133,7 @@ def packings(seed: int) -> Iterator[Case]:
         "tiles-int8": ("tiles", int8, packing.tile_int8(int8)),
         "tiles-int4": ("tiles", int4, packing.tile_int4(packed, 75)),
     }
-    says = {
+    compute = {
         "nibbles": "byte j = codes[2j] | codes[2j + 1] << 4; the last high nibble of an odd K is 0",
         "tiles-int8": "byte [t, b, n, i] = codes[16t + n, 4b + i]; 0 beyond N and K",
         "tiles-int4": "byte [t, b, n, i] = codes[16t + n, 8b + i] | codes[.., 8b + 4 + i] << 4",
@@ -138,7 +142,7 @@ def packings(seed: int) -> Iterator[Case]:
         yield Case(
             name=f"packing-{name}",
             kind="packing",
-            says=says[name],
+            compute=compute[name],
             parameters={"out_features": OUTPUTS, "in_features": 75},
             inputs={"codes": codes},
             expected={key: expected},
@@ -176,43 +180,43 @@ def linears(seed: int) -> Iterator[Case]:
     for number, kind in enumerate(KINDS):
         rng = np.random.default_rng((seed, 4, number))
         inputs = INPUTS[8 if kind.bits == 8 else kind.group_size]
-        shape = Shape(1, ROWS, inputs, OUTPUTS, bias=bool(number % 2), residual=False)
-        linear = kernels.random_linear(kind, shape, rng)
-        x = linear_rows(linear, shape, rng)
-        expected, allowed = kernels.outputs(x, linear, None)
+        shape = LinearSize(1, ROWS, inputs, OUTPUTS, bias=bool(number % 2), residual=False)
+        linear = kernels.draw_linear(kind, shape, rng)
+        x = draw_linear_rows(linear, shape, rng)
+        expected, allowed = kernels.expect_outputs(x, linear, None)
         floats = kind.activation == "float"
         key = kind.activation if kind.bits == 4 and not floats else (kind.bits, floats)
         yield Case(
-            name=linear_name(kind),
+            name=name_linear(kind),
             kind="linear",
-            says=FORMULAS[key],
-            parameters=linear_parameters(linear),
-            inputs={"x": x[0], **linear_arrays(linear)},
+            compute=FORMULAS[key],
+            parameters=describe_linear(linear),
+            inputs={"x": x[0], **collect_linear_arrays(linear)},
             expected={"y": expected[0].astype(np.float32)},
             tolerance={"y": allowed[0].astype(np.float32)} if floats else {},
         )
 
 
-def linear_rows(linear: Linear, shape: Shape, rng: np.random.Generator) -> np.ndarray:
-    """x [1, T, K]: random rows, and all hard ones unless one scale would have to serve them all."""
-    x = kernels.random_rows(linear, shape, rng)
+def draw_linear_rows(linear: Linear, shape: LinearSize, rng: np.random.Generator) -> np.ndarray:
+    """x [1, T, K]: random rows, and all hard ones unless all rows share a scale."""
+    x = kernels.draw_rows(linear, shape, rng)
     if linear.activation == "per_tensor":
         return x
-    return np.concatenate([x, hard_rows(shape.inputs, linear.activation_scale)[None]], axis=1)
+    return np.concatenate([x, make_hard_rows(shape.inputs, linear.activation_scale)[None]], axis=1)
 
 
-def linear_name(kind: Kind) -> str:
+def name_linear(kind: Kind) -> str:
     """w8a8-per_channel-static, w4a8-g32-per_group-zero_points, ..."""
     floats = kind.activation == "float"
     words = [f"w{kind.bits}a{16 if floats else 8}"]
-    words += [kind.scales] if kind.bits == 8 else [f"g{name_of(kind.group_size)}"]
+    words += [kind.scales] if kind.bits == 8 else [f"g{spell_group_size(kind.group_size)}"]
     words += [] if floats else [kind.activation]
     words += ["zero_points"] if kind.zero_point else []
     words += ["float32_scales"] if kind.bits == 4 and kind.scales == "float32" else []
     return "-".join(words)
 
 
-def linear_parameters(linear: Linear) -> dict[str, Any]:
+def describe_linear(linear: Linear) -> dict[str, Any]:
     """What a kernel must know besides the arrays."""
     weight = quantized_weight(linear)
     return {
@@ -224,7 +228,7 @@ def linear_parameters(linear: Linear) -> dict[str, Any]:
     }
 
 
-def linear_arrays(linear: Linear) -> Arrays:
+def collect_linear_arrays(linear: Linear) -> Arrays:
     """Canonical codes and scale; zero_point, bias and activation_scale where there are any."""
     weight = quantized_weight(linear)
     arrays = {"codes": weight.codes, "scale": weight.scale, "zero_point": weight.zero_point}
@@ -240,7 +244,8 @@ def cache(seed: int) -> Case:
     return Case(
         name="kv-cache-int8",
         kind="cache",
-        says="scale = max(absmax of a head, 1e-5) / 127; codes = clip(rint(x / scale), -127, 127)",
+        compute="scale = max(absmax of a head, 1e-5) / 127;"
+        " codes = clip(rint(x / scale), -127, 127)",
         parameters={"head_dim": 64},
         inputs={"x": x},
         expected={"codes": grids.int8_codes(x, scale), "scale": scale[..., 0]},
@@ -265,7 +270,7 @@ def smoothings(seed: int) -> Iterator[Case]:
         yield Case(
             name=f"smoothing-alpha{alpha}",
             kind="smoothing",
-            says=SMOOTHING,
+            compute=SMOOTHING,
             parameters={"alpha": alpha},
             inputs={"xmax": xmax, "w0": first, "w1": second},
             expected={"s": s},
@@ -297,7 +302,7 @@ def samplings(seed: int) -> Iterator[Case]:
         yield Case(
             name=f"sampling-{name}",
             kind="sampling",
-            says=DRAW,
+            compute=DRAW,
             parameters={
                 "temperature": sampling.temperature,
                 "top_k": sampling.top_k,

@@ -1,6 +1,6 @@
-"""The cases as files, for kernels in any language, and their results read back.
+"""Write the cases as files, for kernels in any language, and read results back.
 
-DIR/manifest.json      every case: parameters, the arrays that go in, those that should come out
+DIR/manifest.json      every case: parameters, inputs and outputs
 DIR/README.md          how to read them
 DIR/NAME.npz           a case's arrays: inputs by name, expected_KEY, and tolerance_KEY of floats
 DIR/results/NAME.npz   yours: an array under each KEY
@@ -52,9 +52,9 @@ To check a kernel, write `results/NAME.npz` with an array under each output's KE
   a case has no zero_point it is 8 everywhere.
 - group_size: consecutive inputs of one row that share a scale; -1 is the whole row. The last group
   may be shorter.
-- activation, how a linear treats X before the integer product: `per_token` a scale for each row,
-  `per_tensor` one for all rows, `static` the one given as activation_scale, `per_group` one for
-  each row and group of inputs; `float` leaves X in floats.
+- activation, the granularity at which a linear quantizes X: `per_token` has a scale for each row,
+  `per_tensor` one for all rows, `static` the given activation_scale, `per_group` one for each row
+  and group of inputs; `float` leaves X in floats.
 - `grow` in a name is the group size -1, the whole row. wq are codes, q - z codes less the
   zero point, a_scale the scales of X that `activation` asks for, f32 a rounding to float32.
 - INT4 codes of linears are packed: byte j of a row holds input 2j in its low nibble and input
@@ -93,7 +93,7 @@ class Outcome:
 def write_vectors(out: Path, seed: int = 0) -> int:
     """Write every case into a new or empty directory; return how many there are.
 
-    Raises OutputError where the directory holds something or cannot be written.
+    Raises OutputError where the directory is not empty or cannot be written.
     """
     if seed < 0:
         raise PlanishError("bad value", name="seed", expected="0 or more", found=seed)
@@ -110,8 +110,8 @@ def _write_into(out: Path, cases: list[Case], seed: int) -> int:
     """Every file, or none where one cannot be written, so that the same command may run again."""
     try:
         for case in cases:
-            np.savez(out / f"{case.name}.npz", allow_pickle=False, **arrays_of(case))
-        lines = [f"| `{case.name}` | {_in_a_cell(case.says)} |" for case in cases]
+            np.savez(out / f"{case.name}.npz", allow_pickle=False, **collect_arrays(case))
+        lines = [f"| `{case.name}` | {_in_a_cell(case.compute)} |" for case in cases]
         (out / "README.md").write_text(README + "\n".join(lines) + "\n")
         (out / "manifest.json").write_text(json.dumps(manifest(cases, seed), indent=1) + "\n")
     except BaseException:
@@ -126,14 +126,14 @@ def _in_a_cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def arrays_of(case: Case) -> Arrays:
-    """What a case's file holds."""
+def collect_arrays(case: Case) -> Arrays:
+    """The arrays of a case's file, by name."""
     expected = {f"expected_{key}": array for key, array in case.expected.items()}
     return case.inputs | expected | {f"tolerance_{k}": v for k, v in case.tolerance.items()}
 
 
 def manifest(cases: list[Case], seed: int) -> dict[str, Any]:
-    """The list of cases, for programs."""
+    """The list of cases as JSON values, for programs."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -143,11 +143,11 @@ def manifest(cases: list[Case], seed: int) -> dict[str, Any]:
                 "name": case.name,
                 "file": f"{case.name}.npz",
                 "kind": case.kind,
-                "compute": case.says,
+                "compute": case.compute,
                 "parameters": dict(case.parameters),
-                "inputs": {name: form_of(array) for name, array in case.inputs.items()},
+                "inputs": {name: describe_array(array) for name, array in case.inputs.items()},
                 "outputs": {
-                    key: {**form_of(array), "equal": key not in case.tolerance}
+                    key: {**describe_array(array), "equal": key not in case.tolerance}
                     for key, array in case.expected.items()
                 },
             }
@@ -156,13 +156,13 @@ def manifest(cases: list[Case], seed: int) -> dict[str, Any]:
     }
 
 
-def form_of(array: np.ndarray) -> dict[str, Any]:
+def describe_array(array: np.ndarray) -> dict[str, Any]:
     """Type and shape."""
     return {"dtype": str(array.dtype), "shape": list(array.shape)}
 
 
 def check_vectors(directory: Path) -> Outcome:
-    """Judge DIR/results by DIR.
+    """Compare DIR/results with the cases in DIR.
 
     Raises PlanishError for a directory or a file that cannot be read, for a result of no case or
     without one of its keys, and where there are no results at all.
@@ -189,12 +189,12 @@ def check_vectors(directory: Path) -> Outcome:
 
 
 def read_manifest(directory: Path) -> list[dict[str, Any]]:
-    """The entries of manifest.json; raises PlanishError where it is none."""
+    """Read the entries of manifest.json; raises PlanishError for any other file."""
     path = directory / "manifest.json"
     try:
         values = read_json(path, PlanishError)
         if values["format"] == FORMAT and repr(values["version"]) == repr(VERSION):
-            return [_checked_entry(entry) for entry in values["cases"]]
+            return [_check_entry(entry) for entry in values["cases"]]
         found = f"{values['format']} {values['version']}"
     except (ValueError, KeyError, TypeError) as error:
         found = f"{type(error).__name__} {error}"
@@ -202,9 +202,9 @@ def read_manifest(directory: Path) -> list[dict[str, Any]]:
     raise PlanishError("cannot be read", path=path, expected=expected, found=found)
 
 
-def _checked_entry(entry: Any) -> dict[str, Any]:
-    """An entry whose fields have their types; its name is that of a file beside the manifest."""
-    entry = {key: entry[key] for key in ENTRY}
+def _check_entry(given: Any) -> dict[str, Any]:
+    """Require fields of their types, and for a name that of a file beside the manifest."""
+    entry = {key: given[key] for key in ENTRY}
     for key, kind in ENTRY.items():
         if not isinstance(entry[key], kind):
             raise TypeError(f"in {key}: {type(entry[key]).__name__}")
@@ -214,7 +214,7 @@ def _checked_entry(entry: Any) -> dict[str, Any]:
 
 
 def read_case(directory: Path, entry: Mapping[str, Any]) -> Case:
-    """A case as it was written."""
+    """Read a case back."""
     path = directory / f"{entry['name']}.npz"
     arrays = read_arrays(path)
     require_keys(path, [f"expected_{key}" for key in entry["outputs"]], arrays)
@@ -232,7 +232,7 @@ def read_case(directory: Path, entry: Mapping[str, Any]) -> Case:
     return Case(
         name=entry["name"],
         kind=entry["kind"],
-        says=entry["compute"],
+        compute=entry["compute"],
         parameters=entry["parameters"],
         inputs=inputs,
         **parts,
@@ -240,7 +240,7 @@ def read_case(directory: Path, entry: Mapping[str, Any]) -> Case:
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Every array of an .npz file; raises PlanishError where it is none."""
+    """Read every array of an .npz file; raises PlanishError for any other file."""
     try:
         if not path.is_file():
             raise OSError("no file")
@@ -274,7 +274,7 @@ def _read_array(file: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def require_keys(path: Path, expected: Iterable[str], found: Arrays) -> None:
-    """Raise PlanishError for a result that is not there."""
+    """Raise PlanishError for a missing output."""
     for key in expected:
         if key not in found:
             have = ", ".join(sorted(found)) or "nothing"

@@ -1,4 +1,4 @@
-"""Your own kernel: hold a function for one linear against what the reference gives."""
+"""Check a kernel of your own: compare a function for one linear with the reference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMBINATIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class LinearInputs:
-    """What a linear reads. T rows, K = in_features, N = out_features, G groups of inputs.
+    """The inputs of a linear. T rows, K = in_features, N = out_features, G groups of inputs.
 
     x: float32 [T, K]
     codes: bits 8: int8 [N, K]; bits 4: uint8 [N, ceil(K / 2)], the even input in the low nibble
@@ -68,11 +68,10 @@ def check_linear(
     """Call a function on every case of a linear; return how many cases there were.
 
     function(inputs) returns y [T, N]. `bits` (8 or 4) and `activation` (float, per_token,
-    per_tensor, static, per_group) choose the cases; by default all of
-    them. Outputs must be equal bit for bit, except where activations are floats: there each must be
-    within the bound of K float32 additions in any order.
+    per_tensor, static, per_group) select the cases. Outputs must be equal bit for bit; with float
+    activations each must be within the tolerance of K float32 additions in any order.
 
-    Raises MismatchError at the first case that differs, PlanishError if no case was chosen.
+    Raises MismatchError for the first case that differs, PlanishError if no case is selected.
     """
     if seed < 0:
         raise PlanishError("bad value", name="seed", expected="0 or more", found=seed)
@@ -110,7 +109,7 @@ def _numbers(case: Case, result: Any) -> np.ndarray:
 
 
 def require_equal(case: Case, found: dict[str, np.ndarray]) -> None:
-    """Raise MismatchError for the first result that is not as it should be."""
+    """Raise MismatchError for the first output that differs by more than its tolerance."""
     for key, expected in case.expected.items():
         tolerance = case.tolerance.get(key, np.float64(0))
         result = check(1, None, case.name, expected, found[key], tolerance)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planish.compare.bench.peers import PEERS, Peer, PeerError, installed, peer, weights
+from planish.compare.bench.peers import PEERS, Peer, PeerError, find_peer, is_installed, weights
 from planish.compare.bench.peers.process import ROOT, PeerProcess
-from planish.compare.bench.sizes import Shape
+from planish.compare.bench.sizes import ModelSize
 from planish.reference.linear import Linear
 from planish.reference.model.config import ModelConfig, repeat_layer
 from planish.reference.model.layers import Norm
@@ -22,11 +22,11 @@ from planish.reference.model.rope import Rope
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import Weights, build_block
 
-TINY = Shape("tiny", hidden=256, layers=2, heads=4, kv_heads=2, ffn=512, vocab=320)
+TINY = ModelSize(name="tiny", hidden=256, layers=2, heads=4, kv_heads=2, ffn=512, vocab=320)
 BITS = {"Q4_0": 4, "Q8_0": 8, "int4": 4, "int8": 8, "bf16": 8}  # of the codes
 NOISE = 0.05  # of activations in 8 bits, relative to the logits; a wrong sign or row makes it 1
 PARTS = ("q", "k", "v", "o", "gate", "up", "down")
-SUBJECTS = [(name, format) for name, peer in PEERS.items() for format in peer.formats]
+SUBJECTS = [(name, form) for name, peer in PEERS.items() for form in peer.formats]
 
 ECHO = """
 import json, os, sys
@@ -45,39 +45,39 @@ for line in sys.stdin:
 """
 
 
-def float_model(shape: Shape, bits: int) -> tuple[ModelConfig, Weights]:
+def float_model(size: ModelSize, bits: int) -> tuple[ModelConfig, Weights]:
     """The reference's model of the weights that all peers pack."""
-    parts = weights.linears(shape, bits, lambda codes: codes)
-    linears = {(part, i): Linear(weights.floats(codes, bits)) for part, i, codes in parts}
-    found = config(shape)
-    ones = np.ones(shape.hidden, np.float32)
+    parts = weights.make_linears(size, bits, lambda codes: codes)
+    linears = {(part, i): Linear(weights.dequantize(codes, bits)) for part, i, codes in parts}
+    found = config(size)
+    ones = np.ones(size.hidden, np.float32)
     one = Norm(weight=ones, kind=found.norm, eps=found.norm_eps)
     norms = {"attention_norm": one, "mlp_norm": one}
     blocks = [
         build_block(kind, {part: linears[part, i] for part in PARTS}, norms)
         for i, kind in enumerate(found.layers)
     ]
-    embed = weights.embedding(shape)
+    embed = weights.make_embedding(size)
     return found, Weights(embed, None, None, None, blocks, one, None, linears["head", 0])
 
 
-def config(shape: Shape) -> ModelConfig:
+def config(size: ModelSize) -> ModelConfig:
     return ModelConfig(
         model_type="llama",
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        num_heads=shape.heads,
-        num_kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.ffn,
+        vocab_size=size.vocab,
+        hidden_size=size.hidden,
+        num_heads=size.heads,
+        num_kv_heads=size.kv_heads,
+        head_dim=size.head_dim,
+        intermediate_size=size.ffn,
         max_positions=128,
         norm="rms_norm",
         norm_eps=weights.EPS,
         activation="silu",
         gated_mlp=True,
-        layers=repeat_layer(shape.layers, shape.head_dim, rope=0),
-        ropes=(Rope(theta=weights.THETA, dim=shape.head_dim),),
-        embedding_size=shape.hidden,
+        layers=repeat_layer(size.layers, size.head_dim, rope=0),
+        ropes=(Rope(theta=weights.THETA, dim=size.head_dim),),
+        embedding_size=size.hidden,
         tie_embeddings=False,
     )
 
@@ -87,14 +87,14 @@ def relative_error(found: list[list[float]], expected: np.ndarray) -> float:
     return float(np.linalg.norm(np.array(found) - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize(("name", "format"), SUBJECTS)
-def test_a_peer_computes_the_reference_and_answers_with_times(name: str, format: str) -> None:
-    subject = peer(name)
-    if not installed(subject):
+@pytest.mark.parametrize(("name", "form"), SUBJECTS)
+def test_a_peer_computes_the_reference_and_answers_with_times(name: str, form: str) -> None:
+    subject = find_peer(name)
+    if not is_installed(subject):
         pytest.skip(f"{name} is not installed: {subject.install}")
     tokens = np.random.default_rng(3).integers(0, TINY.vocab, (2, 20))
-    expected = np.stack([forward(*float_model(TINY, BITS[format]), row)[-1] for row in tokens])
-    with PeerProcess(subject, TINY, format, threads=1, timeout=120) as process:
+    expected = np.stack([forward(*float_model(TINY, BITS[form]), row)[-1] for row in tokens])
+    with PeerProcess(subject, TINY, form, threads=1, timeout=120) as process:
         assert process.facts.version.split()[1] and process.facts.bytes > 0
         for cuts in ([], [15], [17, 18, 19]):  # a prompt, two pieces of one, and single steps
             pieces = [piece.tolist() for piece in np.split(tokens, cuts, axis=1)]
@@ -106,17 +106,17 @@ def test_a_peer_computes_the_reference_and_answers_with_times(name: str, format:
 
 def test_an_unknown_peer_is_refused_with_the_names_of_all() -> None:
     with pytest.raises(PeerError, match=r"peers: unknown; expected some of llama\.cpp, openvino"):
-        peer("ggml")
+        find_peer("ggml")
 
 
 def test_an_unknown_format_is_refused_before_anything_is_started() -> None:
     with pytest.raises(PeerError, match=r"llama\.cpp: unknown format; .*Q4_0, Q8_0, found 'Q5_K'"):
-        PeerProcess(peer("llama.cpp"), TINY, "Q5_K", threads=1)
+        PeerProcess(find_peer("llama.cpp"), TINY, "Q5_K", threads=1)
 
 
 def test_a_peer_that_is_not_installed_says_how_to_install_it() -> None:
-    absent = replace(peer("torch"), module="no_such_module")
-    assert not installed(absent)
+    absent = replace(find_peer("torch"), module="no_such_module")
+    assert not is_installed(absent)
     with pytest.raises(PeerError, match="torch: not installed; expected pip install torch"):
         PeerProcess(absent, TINY, "int8", threads=1)
 
@@ -129,7 +129,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Peer:
     return Peer("fake", "json", "", ("int8",), "fake_peer")
 
 
-def test_an_error_in_the_child_is_one_line_here_and_the_child_lives(fake: Peer) -> None:
+def test_an_error_in_the_child_is_one_line_and_the_child_goes_on(fake: Peer) -> None:
     with PeerProcess(fake, TINY, "int8", threads=1, timeout=60) as process:
         for _ in range(2):
             with pytest.raises(PeerError, match="^fake: failed; found OutOfCheese: none left$"):
@@ -195,12 +195,12 @@ def test_no_peer_is_imported_by_the_process_that_measures() -> None:
     assert not {subject.module for subject in PEERS.values()} & set(loaded.split())
 
 
-def test_layers_have_bytes_of_their_own_and_values_within_the_grid() -> None:
+def test_layers_have_separate_bytes_and_values_within_the_grid() -> None:
     for bits, low, high in ((4, 0, 15), (8, -127, 127)):
-        parts = list(weights.linears(TINY, bits, lambda codes: codes))
+        parts = list(weights.make_linears(TINY, bits, lambda codes: codes))
         assert len(parts) == 7 * TINY.layers + 1
         first, second = (codes for part, _, codes in parts if part == "up")
         assert not np.shares_memory(first, second)
         np.testing.assert_array_equal(np.roll(first, 1, axis=0), second)
         assert (first.min(), first.max()) == (low, high)
-        assert 0.9 < weights.floats(first, bits).std() * np.sqrt(TINY.hidden) < 1.1
+        assert 0.9 < weights.dequantize(first, bits).std() * np.sqrt(TINY.hidden) < 1.1

@@ -1,19 +1,20 @@
-"""Random models: what they hold, that both engines read them alike, and the same bytes again."""
+"""Random models: what they contain, that both engines compute the same, that a seed fixes them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from planish.command import main
-from planish.compare.bench.engines import (
-    active_share,
-    bytes_per_token,
-    expert_bytes,
-    weights_per_token,
-)
 from planish.compare.bench.random_model import write_random
-from planish.compare.bench.sizes import Shape
+from planish.compare.bench.roofline import (
+    active_share,
+    count_expert_bytes,
+    count_token_bytes,
+    count_token_weights,
+)
+from planish.compare.bench.sizes import ModelSize
 from planish.fast.session.engine import Engine
 from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import OutputError, RecipeError
@@ -22,11 +23,29 @@ from planish.reference.linear import quantized_weight
 from planish.reference.model.weights import block_linears
 from planish.reference.quantized import dequantize, to_layout
 
-TINY = Shape("tiny", 64, 2, 4, 2, 104, 300)
-ODD = Shape("odd", 36, 1, 2, 1, 77, 260)  # no multiple of 16 outputs or of 8 inputs anywhere
-MIXTURES = [  # of no multiple of 16 outputs
-    Shape("few", 64, 2, 4, 2, 40, 300, 4, 2, None, "mixtral", "MixtralForCausalLM"),
-    Shape("many", 64, 2, 4, 2, 24, 300, 16, 3, 32, "qwen3_moe", "Qwen3MoeForCausalLM"),
+TINY = ModelSize(name="tiny", hidden=64, layers=2, heads=4, kv_heads=2, ffn=104, vocab=300)
+# no multiple of 16 outputs or of 8 inputs anywhere
+ODD = ModelSize(name="odd", hidden=36, layers=1, heads=2, kv_heads=1, ffn=77, vocab=260)
+MIXTURES = [  # the experts' outputs are no multiple of 16
+    replace(
+        TINY,
+        name="few",
+        ffn=40,
+        experts=4,
+        top_k=2,
+        model_type="mixtral",
+        model_class="MixtralForCausalLM",
+    ),
+    replace(
+        TINY,
+        name="many",
+        ffn=24,
+        experts=16,
+        top_k=3,
+        head_width=32,
+        model_type="qwen3_moe",
+        model_class="Qwen3MoeForCausalLM",
+    ),
 ]
 RECIPES = [
     ("float", None),
@@ -118,20 +137,20 @@ def test_what_cannot_be_written_is_refused(tmp_path):
 
 @pytest.mark.matrix(3)
 @pytest.mark.parametrize("recipe", ["float", "W8A16", "W4A8"])
-@pytest.mark.parametrize("shape", MIXTURES, ids=lambda shape: shape.name)
-def test_both_engines_compute_the_same_on_a_random_mixture_of_experts(tmp_path, shape, recipe):
-    checkpoint = open_checkpoint(write_random(shape, tmp_path / "random", recipe))
+@pytest.mark.parametrize("size", MIXTURES, ids=lambda size: size.name)
+def test_both_engines_compute_the_same_on_a_random_mixture_of_experts(tmp_path, size, recipe):
+    checkpoint = open_checkpoint(write_random(size, tmp_path / "random", recipe))
     tokens = list(b"Random weights mean nothing.")
     expected = ReferenceEngine(checkpoint).forward(tokens)
     found = Engine(checkpoint).forward(tokens)
     assert np.abs(np.asarray(found) - expected).max() < 0.02 * np.ptp(expected)
 
 
-@pytest.mark.parametrize("shape", MIXTURES, ids=lambda shape: shape.name)
-def test_random_experts_lie_together_with_their_padding_zero(tmp_path, shape):
-    checkpoint = open_checkpoint(write_random(shape, tmp_path / "random", "W4A8", 32))
+@pytest.mark.parametrize("size", MIXTURES, ids=lambda size: size.name)
+def test_random_experts_are_stored_stacked_and_their_padding_is_zero(tmp_path, size):
+    checkpoint = open_checkpoint(write_random(size, tmp_path / "random", "W4A8", 32))
     block = load_weights(checkpoint, tiled=True).blocks[1]
-    assert checkpoint.has_stacked_experts(1) and len(block.mlp.experts) == shape.experts
+    assert checkpoint.has_stacked_experts(1) and len(block.mlp.experts) == size.experts
     for expert in block.mlp.experts:
         again = to_layout(to_layout(expert.up.weight, "canonical"), "tiles")
         assert np.array_equal(again.codes, expert.up.weight.codes)
@@ -143,19 +162,19 @@ def linear_bytes(outputs, inputs):
     return padded * inputs // 2 + 2 * padded * -(-inputs // 32)
 
 
-@pytest.mark.parametrize("shape", MIXTURES, ids=lambda shape: shape.name)
-def test_a_token_reads_the_bytes_of_the_experts_that_it_chooses(tmp_path, shape):
-    checkpoint = open_checkpoint(write_random(shape, tmp_path / "random", "W4A8", 32))
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    width, ffn = shape.hidden, shape.ffn
+@pytest.mark.parametrize("size", MIXTURES, ids=lambda size: size.name)
+def test_a_token_reads_the_bytes_of_the_experts_that_it_chooses(tmp_path, size):
+    checkpoint = open_checkpoint(write_random(size, tmp_path / "random", "W4A8", 32))
+    queries, keys = size.heads * size.head_dim, size.kv_heads * size.head_dim
+    width, ffn = size.hidden, size.ffn
     expert = 2 * linear_bytes(ffn, width) + linear_bytes(width, ffn)
     attention = 2 * linear_bytes(keys, width) + linear_bytes(queries, width)
     attention += linear_bytes(width, queries)
-    norms = 2 * width + (2 * shape.head_dim if shape.model_type == "qwen3_moe" else 0)
-    layer = shape.top_k * expert + attention + 4 * (norms + shape.experts * width)
-    outer = linear_bytes(shape.vocab, width) + 4 * width
-    assert bytes_per_token(checkpoint) == shape.layers * layer + outer
-    assert expert_bytes(checkpoint) == shape.layers * shape.experts * expert
+    norms = 2 * width + (2 * size.head_dim if size.model_type == "qwen3_moe" else 0)
+    layer = size.top_k * expert + attention + 4 * (norms + size.experts * width)
+    outer = linear_bytes(size.vocab, width) + 4 * width
+    assert count_token_bytes(checkpoint) == size.layers * layer + outer
+    assert count_expert_bytes(checkpoint) == size.layers * size.experts * expert
 
 
 def test_a_batch_reads_more_experts_than_a_token_but_never_more_than_there_are(tmp_path):
@@ -163,4 +182,4 @@ def test_a_batch_reads_more_experts_than_a_token_but_never_more_than_there_are(t
     assert active_share(config) == 0.5 and active_share(config, 2) == 0.75
     assert 0.99 < active_share(config, 8) < 1
     weights = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 40 * 2 + 4 * 64
-    assert weights_per_token(config) == 2 * weights
+    assert count_token_weights(config) == 2 * weights

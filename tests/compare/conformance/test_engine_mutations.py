@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.compare.conftest import POSITIONS
-from tests.compare.mutations import Mutation, changed
+from tests.compare.mutations import Mutation, change_part
 
 
 def nan_in_forward(forward, tokens):
@@ -52,34 +52,38 @@ def unlikeliest_first(generate, prompts, new_tokens):
 LEVEL_3: dict[str, tuple[str, Mutation, str]] = {
     "steps one position late": (
         "W8A8",
-        changed("steps", step=one_position_late),
+        change_part("steps", step=one_position_late),
         "decode at slot 58 of 64",
     ),
     "steps one position early": (
         "W8A8",
-        changed("steps", step=one_position_early),
+        change_part("steps", step=one_position_early),
         "decode at slot 58 of 64",
     ),
     "last slot never used": (
         "O2",
-        changed("steps", step=last_slot_unused),
+        change_part("steps", step=last_slot_unused),
         "decode at slot 63 of 64",
     ),
-    "last token of the prompt dropped": ("float", changed("model", forward=one_short), "logits"),
+    "last token of the prompt dropped": (
+        "float",
+        change_part("model", forward=one_short),
+        "logits",
+    ),
     "last token of a batch dropped": (
         "W8A8",
-        changed("steps", prefill_batch=batch_one_short),
+        change_part("steps", prefill_batch=batch_one_short),
         "row 0 of a batch of 3",
     ),
     "every prompt in the same row": (
         "W8A8",
-        changed("steps", prefill_batch=all_in_one_row),
+        change_part("steps", prefill_batch=all_in_one_row),
         "row 0 of a batch of 3",
     ),
-    "NaN in one logit": ("W8A8", changed("model", forward=nan_in_forward), "logits"),
+    "NaN in one logit": ("W8A8", change_part("model", forward=nan_in_forward), "logits"),
     "a token that is not the likeliest": (
         "float",
-        changed("steps", generate=unlikeliest_first),
+        change_part("steps", generate=unlikeliest_first),
         "greedy tokens of row 0",
     ),
 }
@@ -112,7 +116,7 @@ def prefilled(change):
         logits, state = run(*arguments)
         return logits, change(state)
 
-    return changed("steps", prefill=prefill)
+    return change_part("steps", prefill=prefill)
 
 
 @pytest.mark.matrix(2)
@@ -130,7 +134,7 @@ def test_only_level_3_sees_slots_moved(judge, recipe, native):
 
 @pytest.mark.whole
 def test_the_cache_slot_that_was_left_out_is_named(judge):
-    mutation = changed("steps", step=last_slot_unused)
+    mutation = change_part("steps", step=last_slot_unused)
     result = judge("llama", "O2", [3], mutation=mutation)
     failed = [check for check in result.checks if not check.agrees]
     slots = {check.index for check in failed if check.part.endswith("in the cache")}

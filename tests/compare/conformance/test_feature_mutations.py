@@ -12,7 +12,7 @@ from planish.reference import linear as reference_linear
 from planish.reference.model import transformer as reference_transformer
 from tests.compare.mutations import (
     Mutation,
-    changed,
+    change_part,
     of_block,
     of_config,
     of_kind,
@@ -88,7 +88,7 @@ def outer(method, change):
     def call(run, config, weights, *rest):
         return run(config, change(weights), *rest)
 
-    return changed("modules", **{method: call})
+    return change_part("modules", **{method: call})
 
 
 def reversed_tables(config):
@@ -225,12 +225,12 @@ def gate_for_up(run, config, expert, x):
 
 EXPERTS: dict[str, tuple[Mutation, str]] = {
     "the second expert is another": (
-        changed("modules", route=another_expert),
+        change_part("modules", route=another_expert),
         "routing weights of 40 rows",
     ),
     "weights not normalized": (of_config("route", not_normalized), "routing weights of 40 rows"),
-    "weights exchanged": (changed("modules", mixture=weights_exchanged), "mixture"),
-    "an expert whose gate is its up": (changed("modules", expert=gate_for_up), "experts.0"),
+    "weights exchanged": (change_part("modules", mixture=weights_exchanged), "mixture"),
+    "an expert whose gate is its up": (change_part("modules", expert=gate_for_up), "experts.0"),
 }
 
 
@@ -251,7 +251,7 @@ def unlimited_steps(subject):
     layers = tuple(replace(kind, window=None) for kind in checkpoint.config.layers)
     unlimited = replace(checkpoint, config=replace(checkpoint.config, layers=layers))
     other = fast_engine(unlimited, subject.model.native).steps
-    return changed("steps", step=lambda step, *arguments: other.step(*arguments))(subject)
+    return change_part("steps", step=lambda step, *arguments: other.step(*arguments))(subject)
 
 
 @pytest.mark.whole

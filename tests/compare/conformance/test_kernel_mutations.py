@@ -15,23 +15,23 @@ from planish.reference.packing import tile_int4, untile_int4
 from planish.reference.quantized import to_layout
 from tests.compare.mutations import (
     Mutation,
-    changed,
-    computed_as,
-    masked,
+    change_part,
+    compute_as,
     of_kind,
     sharper,
-    stored_as,
-    swapped_nibbles,
+    shift_mask,
+    store_as,
+    swap_nibbles,
     with_activation,
     with_weight,
     without_bias,
-    written,
+    write_slots,
 )
 
 F = np.float32
 
 
-def tiles_transposed(linear):
+def transpose_tiles(linear):
     weight = linear.weight
     if isinstance(weight, np.ndarray):
         return linear
@@ -53,36 +53,36 @@ def next_input(run, x, *rest):
 
 SEEN = "q, real rows, codes times scale, {isa}"
 LEVEL_1: dict[str, tuple[str, str, Mutation, str]] = {
-    "tiles transposed": ("llama", "W4A8", stored_as(tiles_transposed), "q, weight codes"),
+    "tiles transposed": ("llama", "W4A8", store_as(transpose_tiles), "q, weight codes"),
     "zero points one too high": (
         "llama",
         "W4A8-minmax",
-        computed_as(with_weight(zero_point=lambda z: z + np.uint8(1))),
+        compute_as(with_weight(zero_point=lambda z: z + np.uint8(1))),
         "q, 1 rows, {isa}",
     ),
     "zero points of the next group": (
         "llama",
         "W4A8-minmax",
-        computed_as(with_weight(zero_point=lambda z: np.roll(z, 1, 1))),
+        compute_as(with_weight(zero_point=lambda z: np.roll(z, 1, 1))),
         "q, 1 rows, {isa}",
     ),
     "scales of the next group": (
         "llama",
         "W4A8",
-        computed_as(with_weight(scale=lambda s: np.roll(s, 1, 1))),
+        compute_as(with_weight(scale=lambda s: np.roll(s, 1, 1))),
         "q, 1 rows, {isa}",
     ),
     "scales an ulp too large": (
         "llama",
         "W8A8",
-        computed_as(with_weight(scale=lambda s: np.nextafter(s, F(9)))),
+        compute_as(with_weight(scale=lambda s: np.nextafter(s, F(9)))),
         SEEN,
     ),
-    "nibbles swapped": ("llama", "W4A8", computed_as(with_weight(codes=swapped_nibbles)), SEEN),
-    "inputs an ulp too large": ("llama", "W8A8", changed("ops", linear=next_input), SEEN),
-    "static scale ignored": ("llama", "O3", computed_as(one_tensor_scale), SEEN),
-    "bias left out": ("opt", "W4A8", computed_as(without_bias), "q, 1 rows, {isa}"),
-    "bias left out, weight-only": ("opt", "W8A16", computed_as(without_bias), "q, 1 rows, {isa}"),
+    "nibbles swapped": ("llama", "W4A8", compute_as(with_weight(codes=swap_nibbles)), SEEN),
+    "inputs an ulp too large": ("llama", "W8A8", change_part("ops", linear=next_input), SEEN),
+    "static scale ignored": ("llama", "O3", compute_as(one_tensor_scale), SEEN),
+    "bias left out": ("opt", "W4A8", compute_as(without_bias), "q, 1 rows, {isa}"),
+    "bias left out, weight-only": ("opt", "W8A16", compute_as(without_bias), "q, 1 rows, {isa}"),
 }
 
 
@@ -105,7 +105,7 @@ def test_level_1_names_the_instruction_set_that_is_wrong(judge, kernels):
         y[-1, -1, -1] += variant == kernels[-1]
         return y
 
-    mutation = changed("ops", linear=wrong_on_the_last_set)
+    mutation = change_part("ops", linear=wrong_on_the_last_set)
     result = judge("llama", "W8A8", [1], True, mutation=mutation)
     failed = [item for item in result.checks if not item.agrees]
     assert failed and all(item.part.endswith(f", {kernels[-1]}") for item in failed)
@@ -117,7 +117,7 @@ def of_norm(change):
     def project(run, norm, linears, x):
         return run(norm and change(norm), linears, x)
 
-    return changed("modules", project=project)
+    return change_part("modules", project=project)
 
 
 def keys_for_values(project, *arguments):
@@ -130,12 +130,12 @@ def gate_for_up(mlp, config, stored, *rest):
 
 
 def residual(change):
-    """What one call adds to its output, changed."""
+    """What one call adds to its output, change_part."""
 
     def attend(run, config, block, x, residual=None):
         return run(config, block, x, residual if residual is None else change(residual))
 
-    return changed("modules", attend=attend)
+    return change_part("modules", attend=attend)
 
 
 def slots_moved(keys, values, *scales):
@@ -170,10 +170,10 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "keys for values": (
         "W8A8",
         "float32",
-        changed("modules", project=keys_for_values),
+        change_part("modules", project=keys_for_values),
         "k after its norm",
     ),
-    "gate for up": ("W8A8", "float32", changed("modules", mlp=gate_for_up), "mlp"),
+    "gate for up": ("W8A8", "float32", change_part("modules", mlp=gate_for_up), "mlp"),
     "residual left out": ("W8A8", "float32", residual(lambda r: None), AFTER_ATTENTION),
     "residual an ulp too large": (
         "W4A8",
@@ -181,18 +181,18 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
         residual(lambda r: np.nextafter(r, 2 * r)),
         AFTER_ATTENTION,
     ),
-    "a position too early": ("W8A8", "float32", masked(-1), "attention"),
+    "a position too early": ("W8A8", "float32", shift_mask(-1), "attention"),
     "not rotated": ("float", "float32", of_kind(lambda kind: {"rope": None}), "attention"),
     "attention a little too sharp": ("W8A8", "float32", of_kind(sharper), "attention"),
     "attention a little too sharp over INT8": ("float", "int8", of_kind(sharper), "attention"),
     "scales of keys for those of values": (
         "W8A8",
         "int8",
-        written(lambda k, v, s, t: (k, v, t, s)),
+        write_slots(lambda k, v, s, t: (k, v, t, s)),
         "keys in the cache, scale",
     ),
-    "slots moved by one": ("W8A8", "int8", written(slots_moved), "keys in the cache, codes"),
-    "last slot lost": ("float", "int8", written(last_slot_lost), "values in the cache, codes"),
+    "slots moved by one": ("W8A8", "int8", write_slots(slots_moved), "keys in the cache, codes"),
+    "last slot lost": ("float", "int8", write_slots(last_slot_lost), "values in the cache, codes"),
 }
 
 

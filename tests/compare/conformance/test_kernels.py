@@ -15,24 +15,24 @@ from planish.compare.conformance.kernels import (
     Kind,
     check_kernels,
     check_random_linear,
-    kinds,
-    random_shape,
+    draw_size,
+    list_kinds,
 )
 from tests.compare.mutations import Changed, with_weight
 
 
 @pytest.mark.whole
 def test_a_thousand_random_linears_are_bit_identical_on_every_instruction_set(kernels):
-    assert len(kinds()) * CASES >= 1000
+    assert len(list_kinds()) * CASES >= 1000
     checks = list(check_kernels(FastOps(tuple(kernels))))
     assert [str(check) for check in checks if not check.agrees] == []
-    assert len({check.part for check in checks}) == len(checks) == len(kinds()) * len(kernels)
+    assert len({check.part for check in checks}) == len(checks) == len(list_kinds()) * len(kernels)
     integers = [check for check in checks if "activations float" not in check.part]
     assert {(check.max_error, check.tolerance) for check in integers} == {(0.0, 0.0)}
 
 
 def test_every_scheme_group_and_scale_is_among_the_kinds():
-    found = kinds()
+    found = list_kinds()
     assert len(set(found)) == len(found)
     assert {kind.activation for kind in found if kind.bits == 8} == {
         *("per_token", "per_tensor", "static", "float")
@@ -48,7 +48,7 @@ def test_every_scheme_group_and_scale_is_among_the_kinds():
 
 
 def test_shapes_fill_no_tile_and_no_group():
-    shapes = [random_shape(np.random.default_rng((0, n, m))) for n in range(56) for m in range(2)]
+    shapes = [draw_size(np.random.default_rng((0, n, m))) for n in range(56) for m in range(2)]
     assert {shape.sequences for shape in shapes} == {1, 2}
     assert {1, 7, 11, 13, 31} <= {shape.rows for shape in shapes}
     assert any(shape.outputs % 16 and shape.outputs > 16 for shape in shapes)
@@ -84,9 +84,9 @@ def test_a_single_bit_of_a_single_code_is_found_in_every_kind(kernels):
 def test_a_mismatch_says_how_to_draw_it_again(kernels):
     ops = wrong(kernels, one_bit)
     kind = Kind(4, "per_group", 32, "float16")
-    number = kinds().index(kind)
+    number = list_kinds().index(kind)
     first = next(iter(check_kernels(ops, cases=1)))
-    (again,) = check_random_linear(kinds()[0], ops, (0, 0, 0))
+    (again,) = check_random_linear(list_kinds()[0], ops, (0, 0, 0))
     assert first == again
     assert "inputs" in again.detail and again.detail.endswith("seed (0, 0, 0)")
     (other,) = check_random_linear(kind, ops, (0, number, 1))

@@ -13,19 +13,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planish.compare.conformance.kv_cache import projections
+from planish.compare.conformance.kv_cache import project_qkv
 from planish.reference.quantized import QuantizedWeight
 from tests.compare.mutations import (
     Mutation,
-    changed,
-    masked,
+    change_part,
     of_config,
     of_kind,
     other_pairs,
     read_as,
     sharper,
-    stored_as,
-    swapped_nibbles,
+    shift_mask,
+    store_as,
+    swap_nibbles,
     with_activation,
     with_nan,
     with_weight,
@@ -44,14 +44,14 @@ def int8_codes(recode):
     """Activation codes made of x and the right scale in another way."""
 
     def codes(quantize, x, linear):
-        found, scale = quantize(x, linear)
+        _, scale = quantize(x, linear)
         wide = np.repeat(scale, -(-x.shape[1] // scale.shape[1]), axis=1)[:, : x.shape[1]]
         if isinstance(linear.weight, QuantizedWeight) and scale.shape[1] > 1:
             size = linear.weight.scheme.group_size
             wide = np.repeat(scale, size, axis=1)[:, : x.shape[1]]
         return np.clip(recode(x, wide), -127, 127).astype(np.int8), scale
 
-    return changed("codes", activation_codes=codes)
+    return change_part("codes", activation_codes=codes)
 
 
 def dynamic_instead_of_static(quantize, x, linear):
@@ -71,31 +71,31 @@ def in_16_bits(sums, *arguments):
 
 
 def scales(change):
-    return changed("codes", int8_scale=lambda scale, absmax: change(absmax))
+    return change_part("codes", int8_scale=lambda scale, absmax: change(absmax))
 
 
 LEVEL_1: dict[str, tuple[str, Mutation, str]] = {
     "nibbles swapped, W4A8": (
         "W4A8",
-        stored_as(with_weight(codes=swapped_nibbles)),
+        store_as(with_weight(codes=swap_nibbles)),
         "q, weight codes",
     ),
     "nibbles swapped, W4A16": (
         "W4A16",
-        stored_as(with_weight(codes=swapped_nibbles)),
+        store_as(with_weight(codes=swap_nibbles)),
         "q, weight codes",
     ),
     "zero point off by one": (
         "W4A8-minmax",
-        stored_as(with_weight(zero_point=lambda z: z + np.uint8(1))),
+        store_as(with_weight(zero_point=lambda z: z + np.uint8(1))),
         "q, weight codes",
     ),
     "group scales shifted by a group": (
         "W4A8",
-        stored_as(with_weight(scale=lambda s: np.roll(s, 1, axis=1))),
+        store_as(with_weight(scale=lambda s: np.roll(s, 1, axis=1))),
         "q, weight scale",
     ),
-    "a square weight transposed": ("float", stored_as(transposed), "q, weight values"),
+    "a square weight transposed": ("float", store_as(transposed), "q, weight values"),
     "128 instead of 127": ("W8A8", scales(lambda m: np.maximum(m, F(1e-5)) / F(128)), "int8 scale"),
     "scale by a reciprocal": (
         "W8A8",
@@ -115,20 +115,20 @@ LEVEL_1: dict[str, tuple[str, Mutation, str]] = {
     ),
     "static scale ignored": (
         "O3",
-        changed("codes", activation_codes=dynamic_instead_of_static),
+        change_part("codes", activation_codes=dynamic_instead_of_static),
         "q, real rows, activation scale",
     ),
     "one sum wrong": (
         "W8A8",
-        changed("codes", integer_product=last_plus_one),
+        change_part("codes", integer_product=last_plus_one),
         "integer product 1 x 96 x 33",
     ),
     "groups added in bfloat16": (
         "W4A8",
-        changed("codes", group_sums=in_16_bits),
+        change_part("codes", group_sums=in_16_bits),
         "q, integer sums",
     ),
-    "NaN in a linear": ("W8A8", changed("ops", linear=with_nan), "q, 1 rows"),
+    "NaN in a linear": ("W8A8", change_part("ops", linear=with_nan), "q, 1 rows"),
 }
 
 
@@ -151,7 +151,7 @@ def test_level_1_names_codes_made_with_reciprocal_scales(judge, recipe):
 
 @pytest.mark.parametrize("recipe", ["float", "W8A8"])
 def test_level_1_names_a_missing_bias(judge, recipe):
-    forgotten = changed(
+    forgotten = change_part(
         "ops", linear=lambda run, x, linear, *rest: run(x, without_bias(linear), *rest)
     )
     first = judge("opt", recipe, [1], mutation=forgotten).first_mismatch
@@ -160,7 +160,7 @@ def test_level_1_names_a_missing_bias(judge, recipe):
 
 
 def test_level_1_names_a_bias_lost_while_loading(judge):
-    first = judge("opt", "float", [1], mutation=stored_as(without_bias)).first_mismatch
+    first = judge("opt", "float", [1], mutation=store_as(without_bias)).first_mismatch
     assert first is not None
     assert (first.level, first.part) == (1, "q, bias")
 
@@ -176,19 +176,29 @@ def without_offset(config):
 LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
     "rope pairs neighbours": ("llama", "float", of_config("attend", other_pairs), "attention"),
     "rope pairs neighbours, W8A8": ("llama", "W8A8", of_config("attend", other_pairs), "attention"),
-    "mask hides the token itself": ("llama", "float", masked(-1), "attention"),
-    "mask shows the next token": ("opt", "W8A8", masked(1), "attention"),
+    "mask hides the token itself": ("llama", "float", shift_mask(-1), "attention"),
+    "mask shows the next token": ("opt", "W8A8", shift_mask(1), "attention"),
     "attention a little too sharp": ("llama", "W8A8", of_kind(sharper), "attention"),
-    "NaN from a norm": ("llama", "W8A8", changed("modules", project=with_nan), "attention_norm"),
-    "bias forgotten by the model": ("opt", "W8A8", changed("modules", project=without_biases), "q"),
+    "NaN from a norm": (
+        "llama",
+        "W8A8",
+        change_part("modules", project=with_nan),
+        "attention_norm",
+    ),
+    "bias forgotten by the model": (
+        "opt",
+        "W8A8",
+        change_part("modules", project=without_biases),
+        "q",
+    ),
     "residual left out": (
         "opt",
         "W8A8",
-        changed("modules", block=lambda run, config, block, x: run(config, block, x) - x),
+        change_part("modules", block=lambda run, config, block, x: run(config, block, x) - x),
         "block",
     ),
     "positions without their offset": ("opt", "float", of_config("embed", without_offset), "embed"),
-    "NaN from the head": ("llama", "float", changed("modules", unembed=with_nan), "unembed"),
+    "NaN from the head": ("llama", "float", change_part("modules", unembed=with_nan), "unembed"),
 }
 
 
@@ -205,7 +215,7 @@ def keys_cut_off(run, config, block, x, *rest):
     """Keys whose codes are truncated and not rounded."""
     y, (keys, *others) = run(config, block, x, *rest)
     scale = others[1][0].swapaxes(0, 1)[: len(x), :, None]  # [T, G, 1]
-    codes = np.trunc(projections(config, block, x)[1] / scale).astype(np.int8)
+    codes = np.trunc(project_qkv(config, block, x)[1] / scale).astype(np.int8)
     keys = np.array(keys)
     keys[0, :, : len(x)] = codes.swapaxes(0, 1)
     return y, (keys, *others)
@@ -218,10 +228,10 @@ def over_128(run, *arguments):
 
 CACHE: dict[str, tuple[Mutation, str]] = {
     "codes cut off, not rounded": (
-        changed("modules", attend=keys_cut_off),
+        change_part("modules", attend=keys_cut_off),
         "keys in the cache, codes",
     ),
-    "128 instead of 127": (changed("modules", attend=over_128), "keys in the cache, scale"),
+    "128 instead of 127": (change_part("modules", attend=over_128), "keys in the cache, scale"),
     "read without its scale": (read_as(lambda k, v, s, t: (k, v, s, s)), "attention"),
 }
 

@@ -28,23 +28,23 @@ def config():
 
 
 def test_rows_far_from_a_tie_have_one_choice(config):
-    assert routing.legal_choices(config, np.array([[3.0, 2, 1, 0]], np.float32), 1e-5) == {}
+    assert routing.find_legal_choices(config, np.array([[3.0, 2, 1, 0]], np.float32), 1e-5) == {}
 
 
 def test_the_last_of_the_chosen_and_the_first_left_out_may_change_places(config):
     scores = np.array([[3, 1, 1 + 1e-6, 0], [3, 2, 1, 0]], np.float32)
-    (choices,) = routing.legal_choices(config, scores, 1e-5).values()
+    (choices,) = routing.find_legal_choices(config, scores, 1e-5).values()
     assert sorted(sorted(map(int, choice)) for choice in choices) == [[0, 1], [0, 2]]
 
 
 def test_two_that_are_both_chosen_are_no_tie(config):
     scores = np.array([[2, 2, 1, 0]], np.float32)
-    assert routing.legal_choices(config, scores, 1e-5) == {}
+    assert routing.find_legal_choices(config, scores, 1e-5) == {}
 
 
 def test_three_alike_for_one_place(config):
     scores = np.array([[5, 1, 1, 1]], np.float32)
-    (choices,) = routing.legal_choices(config, scores, 1e-5).values()
+    (choices,) = routing.find_legal_choices(config, scores, 1e-5).values()
     assert sorted(sorted(map(int, choice)) for choice in choices) == [[0, 1], [0, 2], [0, 3]]
 
 
@@ -53,7 +53,7 @@ def test_each_choice_gives_what_the_reference_would_give(config):
     n = np.random.default_rng(0).standard_normal((5, config.hidden_size), np.float32)
     scores = n @ np.asarray(block.mlp.router.weight).T
     chosen = transformer.route(config, scores)[1]
-    found = routing.mixtures(config, block.mlp, n, {row: [chosen[row]] for row in range(5)})
+    found = routing.mix_choices(config, block.mlp, n, {row: [chosen[row]] for row in range(5)})
     expected = transformer.mixture(config, block.mlp, n)
     np.testing.assert_allclose(np.concatenate(list(found.values())), expected, 1e-5, 1e-6)
 
@@ -61,7 +61,7 @@ def test_each_choice_gives_what_the_reference_would_give(config):
 def test_the_nearest_option_is_expected_and_no_other_row_changes():
     expected, found = np.zeros((2, 3)), np.array([[9.0, 9, 9], [5, 5, 5]])
     options = {1: np.array([[0.0, 0, 0], [4, 4, 4]])}
-    settled = routing.nearest(expected, found, options)
+    settled = routing.take_nearest(expected, found, options)
     np.testing.assert_array_equal(settled, [[0, 0, 0], [4, 4, 4]])
 
 
@@ -106,7 +106,7 @@ def second_nearer(weight):
 
 
 def tokens_of(checkpoint):
-    return report.random_tokens(checkpoint.config.vocab_size, 40)
+    return report.draw_tokens(checkpoint.config.vocab_size, 40)
 
 
 def test_the_prompt_meets_ties(tied):
@@ -118,7 +118,7 @@ def test_the_prompt_meets_ties(tied):
     )
     _, trace = walk.check_blocks(tokens_of(tied), lambda items, title: items)
     assert trace.router_ties > 10
-    allowed = report.allowed(walk, trace, in_floats=True)
+    allowed = report.choose_tolerances(walk, trace, in_floats=True)
     assert IN_FLOATS.largest < allowed.largest <= MOST.largest
 
 

@@ -17,7 +17,7 @@ from planish.reference.files.load import Checkpoint, load_weights, open_checkpoi
 from planish.reference.model import transformer
 from planish.reference.model.weights import Block
 from tests.compare.conftest import GOLDENS
-from tests.compare.mutations import changed
+from tests.compare.mutations import change_part
 
 TOKENS = list(range(3, 43))
 oracle = pytest.mark.skipif(
@@ -75,7 +75,7 @@ def in_layer_1(blocks, tokens, hidden):
 
 def test_the_layer_that_is_wrong_is_named(tmp_path):
     checkpoint = open_checkpoint(GOLDENS / "llama-3-rope")
-    subject = changed("blocks", blocks=in_layer_1)(textbook(checkpoint))
+    subject = change_part("blocks", blocks=in_layer_1)(textbook(checkpoint))
     first = report.run(checkpoint, TOKENS, subject=subject).first_mismatch
     assert first is not None
     assert (first.level, first.layer, first.part) == (2, 1, "block")
@@ -83,7 +83,7 @@ def test_the_layer_that_is_wrong_is_named(tmp_path):
 
 def test_a_mistake_that_only_the_whole_shows_is_found():
     checkpoint = open_checkpoint(GOLDENS / "llama-3-rope")
-    wrong = changed("model", forward=lambda forward, tokens: forward(tokens[::-1]))
+    wrong = change_part("model", forward=lambda forward, tokens: forward(tokens[::-1]))
     subject = wrong(replace(textbook(checkpoint), blocks=None))
     first = report.run(checkpoint, TOKENS, subject=subject).first_mismatch
     assert first is not None and (first.level, first.part) == (3, "logits")

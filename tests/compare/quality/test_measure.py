@@ -20,15 +20,15 @@ WINDOWS = [[5, 9, 70, 33, 8, 120, 64, 7], [90, 4, 4, 61, 12, 99, 3, 17]]
 def test_the_difference_is_paired_token_by_token():
     """What both models find hard makes each perplexity uncertain, and the difference not."""
     float_nll = np.array([1.0, 3.0])
-    delta, error = measure.paired_difference(float_nll + 0.1, float_nll)
+    delta, error = measure.pair_difference(float_nll + 0.1, float_nll)
     assert delta == pytest.approx(math.exp(2.1) - math.exp(2.0))
     # d = P (nll + .1) - P' nll with P = e^2.1, P' = e^2: its values differ by 2 (P - P'), std half
     assert error == pytest.approx((math.exp(2.1) - math.exp(2.0)) / math.sqrt(2))
-    assert measure.paired_difference(float_nll, float_nll) == (0, 0)
+    assert measure.pair_difference(float_nll, float_nll) == (0, 0)
 
 
 def test_a_difference_that_is_not_shared_is_uncertain():
-    _, error = measure.paired_difference(np.array([3.0, 1.0]), np.array([1.0, 3.0]))
+    _, error = measure.pair_difference(np.array([3.0, 1.0]), np.array([1.0, 3.0]))
     assert error == pytest.approx(2 * math.exp(2.0) / math.sqrt(2))
 
 
@@ -77,9 +77,9 @@ def test_a_row_is_what_the_definitions_say(study):
 def test_logits_that_are_not_kept_are_computed_again(study, monkeypatch):
     engine = Engine(study.source)
     kept = measure.Baseline(engine, WINDOWS)
-    monkeypatch.setattr(measure, "KEPT_BYTES", 0)
+    monkeypatch.setattr(measure, "CACHED_BYTES", 0)
     again = measure.Baseline(engine, WINDOWS)
-    assert not again._kept and len(kept._kept) == 2
+    assert not again._cached and len(kept._cached) == 2
     np.testing.assert_array_equal(again.logits(1), kept.logits(1))
 
 

@@ -37,7 +37,7 @@ def test_a_name_is_the_recipe_with_its_changes(name, expected):
         ("W8A8-alpha1.5", ("W8A8-alpha1.5", "alpha", "0..1")),
         ("W8A8-alpha", ("'alpha'",)),
         ("W4A8-g3.5", ("'g3.5'",)),
-        ("W8A8-per_token", ("W4A8 only",)),
+        ("W8A8-per_token", ("only valid with W4A8",)),
         ("W8A8-g32", ("W8A8-g32", "INT4")),
         ("naive-alpha0.5", ("naive", "without smoothing")),
         ("", ("''",)),

@@ -107,6 +107,11 @@ def test_every_prompt_file_is_a_prompt(planish, tiny_llama, tmp_path):
     assert result.out == expected and "prompt 2 tokens" in result.err
 
 
+def test_vectors_says_that_a_seed_has_no_effect_on_a_check(planish, tmp_path):
+    result = planish("vectors", "--check", tmp_path, "--seed", 3)
+    assert "--seed: no effect with --check" in result.err
+
+
 def test_compare_joins_its_prompt_files(planish, tiny_llama, tmp_path, monkeypatch):
     class Report:
         agree = True

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from planish.compare.bench import sizes as shapes
-from planish.compare.bench.sizes import Shape
+from planish.compare.bench.sizes import MODEL_SIZES, ModelSize
 from planish.verbs.bench import format_rate
 
 
 @pytest.fixture
 def quick_limits(monkeypatch):
-    monkeypatch.setattr("planish.compare.bench.roofline.READ_BYTES", 2**21)
-    monkeypatch.setattr("planish.compare.bench.roofline.ROUNDS", 100)
+    monkeypatch.setattr("planish.compare.bench.machine.READ_BYTES", 2**21)
+    monkeypatch.setattr("planish.compare.bench.machine.ROUNDS", 100)
 
 
 @pytest.mark.parametrize("kernels", ["xla", "auto"])
@@ -31,9 +30,9 @@ def test_bench_measures_beside_limits(planish, tiny_llama, quick_limits, kernels
 def test_bench_makes_random_models_and_names_missing_peers(
     planish, tmp_path, quick_limits, monkeypatch
 ):
-    tiny = Shape("110M", 64, 2, 4, 2, 96, 300)
-    monkeypatch.setitem(shapes.SHAPES, "110M", tiny)
-    monkeypatch.setattr("planish.compare.bench.engines.installed", lambda peer: False)
+    tiny = ModelSize(name="110M", hidden=64, layers=2, heads=4, kv_heads=2, ffn=96, vocab=300)
+    monkeypatch.setitem(MODEL_SIZES, "110M", tiny)
+    monkeypatch.setattr("planish.compare.bench.engines.is_installed", lambda peer: False)
     words = (
         "bench",
         "--shape",
