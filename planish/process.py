@@ -31,7 +31,7 @@ def claim_jax() -> None:
 
 def set_jax(name: str, value: object) -> None:
     """Set one of jax's settings for this process."""
-    jax.config.update(name, value)  # type: ignore[no-untyped-call]  # jax gives it no type
+    jax.config.update(name, value)
 
 
 def use_compilation_cache(directory: Path | None) -> None:

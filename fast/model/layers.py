@@ -43,7 +43,7 @@ def normalize(x: jax.Array, norm: Norm | None) -> jax.Array:
     return x if norm is None else NORMS[norm.kind](x, norm)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),

@@ -19,10 +19,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import jax.ffi
-import jaxlib
 
 from planish.fast.native.instruction_sets import BY_NAME
 from planish.reference.errors import KernelsError, notice
@@ -139,7 +139,7 @@ def library_path(cache: Path, compiler: Compiler, part: str) -> Path:
         name = path.relative_to(SOURCES).as_posix()
         digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     made_by = [*flags_of(part), compiler.version]
-    made_by += [jaxlib.__version__] if part == FFI else []
+    made_by += [version("jaxlib")] if part == FFI else []
     made_by += ["sealed"]
     digest.update("\0".join(made_by).encode())
     return cache / f"{part}-{digest.hexdigest()[:16]}.so"
@@ -250,7 +250,7 @@ def keep(library: bytes, target: Path) -> None:
             file.write(library + hashlib.sha256(library).digest())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(made, target)
+        made.replace(target)
     except OSError as problem:
         raise CacheError(f"cannot be written: {problem.strerror}", path=target) from None
     finally:

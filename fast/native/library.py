@@ -108,9 +108,11 @@ def _load_into(cache: Path | None, names: Sequence[str]) -> None:
     why = "nothing is kept"
     if cache is not None:
         try:
-            return _obtain(cache, names, f"once; kept in {cache}")
+            _obtain(cache, names, f"once; kept in {cache}")
         except CacheError as problem:
             why = str(problem)
+        else:
+            return
     with tempfile.TemporaryDirectory(prefix="planish-kernels-") as directory:
         _obtain(Path(directory), names, f"for this process only: {why}")
 

@@ -94,7 +94,7 @@ class Watch:
     see: Callable[[Any, jax.Array, jax.Array, jax.Array], Any]
 
 
-UNWATCHED = Watch(start=(), see=lambda seen, expert, x, inner: seen)
+UNWATCHED = Watch(start=(), see=lambda seen, *_: seen)
 
 
 def mix_experts(

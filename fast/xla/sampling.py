@@ -18,7 +18,11 @@ def can_sample(sampling: Sampling) -> bool:
     return sampling.temperature == 0
 
 
-def sample(logits: jax.Array, sampling: jax.Array, uniform: jax.Array) -> jax.Array:
+def sample(
+    logits: jax.Array,
+    sampling: jax.Array,  # noqa: ARG001  (a backend's signature)
+    uniform: jax.Array,  # noqa: ARG001
+) -> jax.Array:
     """The likeliest token of each row of logits [B, V] -> int32 [B], the lowest id among equals;
     -1 where it is no finite number. The settings and random numbers are the kernels'."""
     best = jnp.argmax(logits, axis=-1)  # the first NaN, where there is one

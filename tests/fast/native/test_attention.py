@@ -87,9 +87,7 @@ CASES = {
     "narrow heads": Case(head_dim=8, rope=Rope(theta=1e4, dim=8)),
     "odd heads": Case(head_dim=72, heads=5, kv_heads=1, rope=Rope(theta=1e4, dim=36)),
 }
-EVERY = {name: case for name, case in CASES.items()} | {
-    f"{name}, int8": replace(case, int8=True) for name, case in CASES.items()
-}
+EVERY = CASES | {f"{name}, int8": replace(case, int8=True) for name, case in CASES.items()}
 
 
 @dataclass(frozen=True)
