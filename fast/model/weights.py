@@ -38,7 +38,7 @@ Array = np.ndarray | jax.Array  # on the host while it is converted, on the devi
 @dataclass(frozen=True)
 class PlacedExperts:
     """A mixture's router, and its experts' linears as stacks: an axis of experts in front of each
-    array (reference/stack.py)."""
+    array (reference/model/experts.py)."""
 
     router: Linear
     gate: Linear | None

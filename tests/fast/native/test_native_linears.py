@@ -1,6 +1,6 @@
 """fast.native.linears against reference.linear.linear: quantized linears bit for bit, on every set.
 
-compare/kernels.py draws its own thousand cases, of one linear each; these are weights that the
+compare/conformance/kernels.py draws its own thousand cases, of one linear each; these are weights that the
 recipes make, several linears to a call, under one compiled program for each kind.
 """
 
@@ -208,7 +208,7 @@ def of(**fields) -> tuple[jax.Array, Linear]:
     return x, replace(Linear(tiled, np.zeros(20, np.float32)), **fields)
 
 
-REFUSED = {  # beside those of test_native.py
+REFUSED = {  # beside those of test_linear.py
     "x of another type": ({"x": jnp.int32}, "x has a type"),
     "scales of another type": ({"scale": np.ones((2, 3, 16), np.int32)}, "scale has a type"),
     "zero points of fewer groups": (

@@ -1,4 +1,4 @@
-"""fast/linear.py against the definition in reference/linear.py."""
+"""fast/xla/linear.py against the definition in reference/linear.py."""
 
 from dataclasses import replace
 
