@@ -1,7 +1,7 @@
-"""fast.native.linears against reference.linear.linear: quantized linears bit for bit, on every set.
+"""The native linears against the reference's: quantized ones bit for bit, on every set.
 
-compare/conformance/kernels.py draws its own thousand cases, of one linear each; these are weights that the
-recipes make, several linears to a call, under one compiled program for each kind.
+compare/conformance/kernels.py draws its own thousand cases, of one linear each; these are weights
+that the recipes make, several linears to a call, under one compiled program for each kind.
 """
 
 from __future__ import annotations
