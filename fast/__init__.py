@@ -5,7 +5,7 @@
     native/      the backend of C++ kernels
     quantize/    the calibration's runner
     session/     a checkpoint ready to run
-    placement    on the CPU, whatever else jax could find
+    placement    where arrays go and programs run: on the CPU
 
 A function with the reference's name takes the reference's arguments first and computes the same
 numbers; tests/fast/test_mirror.py holds the names.

@@ -1,4 +1,4 @@
-"""Where the engine's arrays go and its programs run: on the CPU, whatever else jax could find.
+"""Where the engine's arrays go and its programs run: on the CPU, even if jax finds a GPU.
 
 In a program that uses jax for other things, on a GPU say, the engine's functions ask for the CPU
 only while they run: jax's own settings are the program's, and nothing in fast/ changes them. Every

@@ -51,7 +51,7 @@ class Placer:
 
     def fuses(self, linears: Sequence[Linear]) -> bool:
         """Whether one native call computes them all."""
-        return self.native and native_linear.alike([self(linear) for linear in linears])
+        return self.native and native_linear.can_fuse([self(linear) for linear in linears])
 
 
 def convert_to_tiles(tree: Any) -> Any:

@@ -7,7 +7,7 @@ A token reads the slots up to its own position, so nothing has to be cleared. dy
 clamps a start that is out of range and would overwrite the last slots silently: lengths are
 checked on the host, before anything is computed.
 
-Each backend has a form of its own for a layer (xla/cache.py, native/cache.py). INT8 keys and values
+Each backend has its own layout of a layer (xla/cache.py, native/cache.py). INT8 keys and values
 have one scale for each token and head (docs/spec.md, section 3): 68 bytes instead of 256 for a head
 of width 64.
 """
@@ -27,8 +27,8 @@ from planish.reference.model.config import ModelConfig
 class LayerCache:
     """One layer's keys (rotated) and values; the scales of INT8 codes, [B, K, S], or None.
 
-    masks_after: whether slots that no row has reached are multiplied by zero and not skipped, so
-    that whatever is there has to be a number.
+    masks_after: whether slots that no row has reached are multiplied by zero and not skipped,
+    so its contents must be numbers.
     """
 
     keys: jax.Array

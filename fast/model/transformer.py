@@ -208,7 +208,7 @@ def prefill(
     """A chunk of one prompt, tokens [1, T]: logits [1, 1, V] of the last token.
 
     A chunk shorter than its bucket is padded by repeating the last token at its position, so
-    the last row is the last token's whatever the padding.
+    the last row is the last token's, with any padding.
     """
     x, cache = extend(config, weights, tokens, cache, positions, backend)
     return unembed(config, weights, x[:, -1:], backend), cache

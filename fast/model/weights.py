@@ -8,7 +8,7 @@ unpacked once, at load, into one int8 per weight with the zero point already sub
     int8 q - z, grouped dot                  0.6 ms
 
 Twice the memory of the file, but XLA's integer dots read bytes and nothing smaller. For the
-native kernels a weight stays as it lies in the file, in tiles, and is neither copied nor read.
+native kernels a weight stays as it is in the file, in tiles, and is neither copied nor read.
 
 Layouts of a QuantizedWeight that are XLA's own, without zero points:
 
@@ -85,9 +85,9 @@ def place_block(tree: Any) -> Any:
 
 
 def place_experts(experts: Experts) -> PlacedExperts:
-    """All experts' linears in the form that their activations want, one behind the other.
+    """All experts' linears in the layout that their activations need, stacked.
 
-    What lies so in the file, in tiles or as INT8 codes, is neither copied nor read.
+    A file that has this layout already (tiles, INT8 codes) is neither copied nor read.
     """
     whole = stack_experts(experts.experts)
     gate = None if whole.gate is None else place_stack(whole.gate)

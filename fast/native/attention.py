@@ -54,7 +54,7 @@ def rotary_tables(positions: Positions, config: AttentionConfig) -> tuple[jax.Ar
 def attributes(
     q: jax.Array, past: TiledSlots, config: AttentionConfig, tables: Sequence[jax.Array]
 ) -> dict[str, Any]:
-    """What the kernel is told besides its arrays."""
+    """The attributes of the kernel's call."""
     alibi, width = config.alibi, past.values.shape[-1]
     return {
         "heads": np.int64(q.shape[-1] // width),

@@ -1,6 +1,6 @@
 """The kernels compiled by the system's C++ compiler on first use, and kept.
 
-Each part is a shared library of its own: `ffi`, which XLA calls and which depends on the headers
+Each part is a separate shared library: `ffi`, which XLA calls and which depends on the headers
 of the installed jaxlib, and one for each instruction set. A file's name holds a hash of all that
 it was made from (sources, flags, compiler, jaxlib), so a stale one is never found; it is
 written under another name and renamed into place, so two processes that start at once both end

@@ -25,8 +25,8 @@ from planish.reference.quantized import QuantizedWeight
 
 
 def project(x: Normed, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
-    """Every linear of x [B, T, K] -> [B, T, N_i]; one call with the norm where they are alike."""
-    if alike(layers):
+    """Every linear of x [B, T, K] -> [B, T, N_i]; one call with the norm if they can be fused."""
+    if can_fuse(layers):
         return linears(x.raw, layers, x.norm)
     n = normalize(x.raw, x.norm)
     return tuple(linear(n, layer) for layer in layers)
@@ -34,7 +34,7 @@ def project(x: Normed, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
 
 def gated(x: Normed, gate: Linear, up: Linear, activation: str) -> jax.Array:
     """act(gate x) * up x -> [B, T, F]; one call for silu."""
-    if activation == "silu" and alike((gate, up)):
+    if activation == "silu" and can_fuse((gate, up)):
         return linears(x.raw, (gate, up), x.norm, gated=True)[0]
     opened, inner = project(x, (gate, up))
     return ACTIVATIONS[activation](opened) * inner
@@ -57,7 +57,7 @@ def linears(
 ) -> tuple[jax.Array, ...]:
     """y_i = linear_i(norm(x)) + residual for x [B, T, K] -> [B, T, N_i] each.
 
-    Every weight is in tiles, and all layers treat their input alike: it is normalized and
+    Every weight is in tiles, and all layers quantize their input the same way: it is normalized and
     quantized once. `gated`: two layers, and the one result silu(linear_0(..)) * linear_1(..).
     """
     layers = tuple(layers)
@@ -124,7 +124,7 @@ def linear_attributes(layers: Sequence[Linear]) -> dict[str, np.ndarray]:
     return {name: np.array(values, np.int64) for name, values in found.items()}
 
 
-def alike(layers: Sequence[Linear]) -> bool:
+def can_fuse(layers: Sequence[Linear]) -> bool:
     """Whether linears of one input can share a call: tiled, quantizing their input the same way."""
     first = layers[0]
     return all(map(is_tiled, layers)) and all(

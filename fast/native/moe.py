@@ -19,7 +19,13 @@ import numpy as np
 from planish.fast.model.backend import Normed
 from planish.fast.model.layers import ACTIVATIONS
 from planish.fast.model.weights import PlacedExperts
-from planish.fast.native.linear import alike, is_tiled, linear_attributes, tiled, weight_arguments
+from planish.fast.native.linear import (
+    can_fuse,
+    is_tiled,
+    linear_attributes,
+    tiled,
+    weight_arguments,
+)
 from planish.fast.xla import moe as xla
 from planish.reference.linear import Linear, float_weight
 from planish.reference.model.config import ModelConfig
@@ -72,7 +78,7 @@ def mix_experts(
     act, gate = ACTIVATIONS[config.activation], weights.gate
     if gate is None:
         inner = act(through(weights.up))
-    elif config.activation == "silu" and alike((gate, weights.up)):
+    elif config.activation == "silu" and can_fuse((gate, weights.up)):
         inner = through(gate, weights.up)
     else:
         inner = act(through(gate)) * through(weights.up)
@@ -119,7 +125,8 @@ def expert_linears(
 ) -> jax.Array:
     """Each row through the linear of its experts: x [R, K], chosen int32 [R, P] -> [R * P, N].
 
-    One stacked linear; or two that treat their input alike: silu(linear_0(..)) * linear_1(..).
+    One stacked linear, or two that quantize their input the same way:
+    silu(linear_0(..)) * linear_1(..).
     """
     rows = x.shape[0] * chosen.shape[1]
     return _call(x, chosen, layers, (), rows, sequences, isa)

@@ -1,6 +1,6 @@
 """A backend that hears what the linears of one block read, and has another backend compute.
 
-It stands between the transformer and the backend while a program is traced, so the statistics are
+The transformer calls it instead of the backend while a program is traced, so the statistics are
 part of that program. Experts' rows are heard where the mixture computes them, tile by tile.
 
 T tokens, K inputs, E experts.

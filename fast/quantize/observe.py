@@ -156,9 +156,9 @@ def batches(
     """Samples of equal length in batches [B, T, D] of about TOKENS tokens, and rotary tables."""
     for length, states in groupby(hidden, key=len):
         tables = tuple(rotations(rope, np.arange(length), length) for rope in config.ropes)
-        alike, count = [*states], max(1, TOKENS // length)
-        for start in range(0, len(alike), count):
-            yield np.stack(alike[start : start + count]), tables
+        equal, count = [*states], max(1, TOKENS // length)
+        for start in range(0, len(equal), count):
+            yield np.stack(equal[start : start + count]), tables
 
 
 def backend_of(native: bool) -> Backend:

@@ -139,7 +139,7 @@ def test_scales_of_linears_in_one_call_may_differ_in_type(kernels):
     first, *rest = random_layers(kind, rng)
     wide = replace(first.weight, scale=first.weight.scale.astype(np.float32))
     layers, x = (replace(first, weight=wide), *rest), random_rows(kind, rng)
-    assert rest and native.alike(
+    assert rest and native.can_fuse(
         [replace(each, weight=to_layout(each.weight, "tiles")) for each in layers]
     )
     expected = [np.stack([linear(rows, layer) for rows in x]) for layer in layers]
