@@ -27,7 +27,7 @@
 //     1        at the memory's rate          at the memory's rate
 //     512      3.3 of 3.6 TOP/s (91 %)       2.9 of 3.6 TOP/s (83 %)
 //
-// The integer sums are exact. The float operations behind them are rounded one by one in the
+// The integer sums are exact. The float operations after them are rounded one by one in the
 // order of reference/linear.py; nothing may be fused or reordered, hence -ffp-contract=off.
 #pragma once
 

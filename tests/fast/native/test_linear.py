@@ -132,7 +132,7 @@ def attend(positions, cache=None, width: int = 16, **changes):
 
 
 def test_a_position_outside_of_the_slots_is_refused():
-    assert "position 32 lies outside of 32 slots" in refusal(lambda: attend([31, 32]))
+    assert "position 32 is outside 32 slots" in refusal(lambda: attend([31, 32]))
     assert "position -1" in refusal(lambda: attend([-1, 0]))
 
 

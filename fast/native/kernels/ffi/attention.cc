@@ -125,8 +125,8 @@ void check_positions(Reader& in, const Attention& a, int64_t table) {
   for (int64_t i = 0; i < a.batch * a.tokens && in.good(); ++i) {
     const int64_t position = a.positions[i];
     if (position < 0 || position >= a.slots || (a.rotary > 0 && position >= table)) {
-      in.fail("position " + std::to_string(position) + " lies outside of " +
-              std::to_string(a.slots) + " slots");
+      in.fail("position " + std::to_string(position) + " is outside " + std::to_string(a.slots) +
+              " slots");
     }
   }
 }

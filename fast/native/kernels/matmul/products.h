@@ -16,8 +16,8 @@ PLANISH_INLINE inline typename V::Floats column(const int8_t* p) {
 }
 
 // sum[r][c * 16 ..] += x[k * kStepK + r * kStepR] * w[c][k * w_step ..], k ascending, fused.
-// One chain of additions for each sum: the result does not depend on R or C. What lies `ahead`
-// entries behind each column is prefetched. Columns are floats, or codes that become floats here.
+// One chain of additions for each sum: the result does not depend on R or C. The memory `ahead`
+// entries after each column is prefetched. Columns are floats, or codes that become floats here.
 template <class V, int R, int C, int kStepK, int kStepR, class W>
 PLANISH_INLINE inline void add_float_products(const float* x, const W* const (&w)[C],
                                               int64_t w_step, int64_t ahead, int64_t count,

@@ -61,7 +61,7 @@ const float* normalized_row(const Source& s, const float* x, float* scratch) {
   return scratch;
 }
 
-// The row as floats, zeros behind it up to a multiple of 16: in scratch, or where it is if
+// The row as floats, padded with zeros to a multiple of 16: in scratch, or where it is if
 // nothing is to be done to it.
 template <class V>
 const float* float_row(const Source& s, int64_t row, float* scratch) {

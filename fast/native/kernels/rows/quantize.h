@@ -22,7 +22,7 @@ float absmax(const float* x, int64_t count) {
 
 // rint(x / scale). A division takes as long as ten multiplications, so x * (1 / scale) is tried
 // first: it is off by less than 127 * 3 * 2^-24 = 2.3e-5 where the code is not clipped anyway, and
-// rounds to the same integer unless it lies that close to a tie. There the division decides.
+// rounds to the same integer unless it is that close to a tie. There the division decides.
 template <class V>
 PLANISH_INLINE inline typename V::Floats nearest_code(typename V::Floats x,
                                                       typename V::Floats scale,
