@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("reference", "fast", "compare", "pocket")  # installed as planish.reference, ...
-NOT_SOURCE = (".*", "build", "dist", "demo", "work", "*.egg-info", "__pycache__")
+NOT_SOURCE = (".*", "build", "dist", "demo", "*.egg-info", "__pycache__")
 BUILD = "import sys, setuptools.build_meta as b; getattr(b, 'build_' + sys.argv[1])(sys.argv[2])"
 WHERE = (
     "from planish import fast, pocket; import planish.fast.native.build;"
