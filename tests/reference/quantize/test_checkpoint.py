@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,11 @@ from planish.reference.grids import int8_scale
 from planish.reference.linear import Linear
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import Weights
-from planish.reference.quantize.block import observe_for, quantize_block
-from planish.reference.quantize.checkpoint import choose_alphas, quantize_checkpoint, quantize_head
-from planish.reference.quantize.observe import embed_samples, observe_block
+from planish.reference.quantize.checkpoint import choose_alphas, quantize_checkpoint
 from planish.reference.quantize.recipe import RECIPES, needs_calibration, recipe
-from planish.reference.quantize.smooth import apply_smoothing
 from planish.reference.quantized import QuantizedWeight, dequantize
 from planish.reference.text.evaluate import perplexity, window_nll
+from tests.reference.quantize.conftest import in_memory
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TOKENS = np.random.default_rng(5).integers(0, 48, 60)
@@ -36,24 +33,6 @@ def written(source, target, chosen, samples, overwrite=False, layout="tiles"):
     with CheckpointWriter(target, source, overwrite) as writer:
         quantize_checkpoint(checkpoint, writer, chosen, given, layout=layout)
     return open_checkpoint(target)
-
-
-def in_memory(checkpoint, weights, chosen, samples):
-    """The same model, quantized without a directory."""
-    config, blocks = checkpoint.config, []
-    hidden = embed_samples(config, weights, samples)
-    for block in weights.blocks:
-        absmax, outputs = observe_block(config, block, hidden)
-        if chosen.alpha is not None:
-            block = apply_smoothing(config, block, absmax, chosen, chosen.alpha)
-        statistics = observe_for(config, block, chosen, hidden)
-        quantizes = chosen.default is not None
-        blocks.append(quantize_block(block, chosen, statistics) if quantizes else block)
-        hidden = outputs
-    head = chosen.scheme_of("lm_head")
-    if head is not None:
-        weights = replace(weights, head=quantize_head(weights.head, head, chosen, "head"))
-    return replace(weights, blocks=blocks)
 
 
 def logits(checkpoint):

@@ -4,7 +4,6 @@ A fused, grouped or transposed tensor is cut, and its parts lie by themselves in
 that planish writes.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,9 @@ from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.folds import folds
 from planish.reference.model.transformer import forward
-from planish.reference.quantize.block import observe_for, quantize_block
-from planish.reference.quantize.checkpoint import quantize_checkpoint, quantize_head
-from planish.reference.quantize.observe import embed_samples, observe_block
+from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.recipe import recipe
-from planish.reference.quantize.smooth import apply_smoothing
+from tests.reference.quantize.conftest import in_memory
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 DIRECTORIES = sorted(path.parent for path in GOLDEN.glob("*/golden.npz"))
@@ -46,29 +43,13 @@ def written(path, checkpoint, samples, chosen, layout="tiles"):
     return open_checkpoint(path)
 
 
-def in_memory(checkpoint, samples, chosen):
-    """The recipe's model, nothing written: each block smoothed and quantized."""
-    config, weights = checkpoint.config, load_weights(checkpoint)
-    hidden, blocks = embed_samples(config, weights, samples), []
-    for block in weights.blocks:
-        absmax, outputs = observe_block(config, block, hidden)
-        if chosen.alpha is not None:
-            block = apply_smoothing(config, block, absmax, chosen, chosen.alpha)
-        statistics = observe_for(config, block, chosen, hidden)
-        quantizes = chosen.default is not None
-        blocks.append(quantize_block(block, chosen, statistics) if quantizes else block)
-        hidden = outputs
-    head = chosen.scheme_of("lm_head")
-    if head is not None:
-        weights = replace(weights, head=quantize_head(weights.head, head, chosen, "head"))
-    return replace(weights, blocks=blocks)
-
-
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_written_model_computes_what_was_quantized_in_either_layout(golden, name, tmp_path):
     checkpoint, tokens, samples = golden
     chosen = chosen_for(checkpoint, name)
-    expected = forward(checkpoint.config, in_memory(checkpoint, samples, chosen), tokens)
+    expected = forward(
+        checkpoint.config, in_memory(checkpoint, load_weights(checkpoint), chosen, samples), tokens
+    )
     for layout in ("tiles", "canonical"):
         opened = written(tmp_path / layout, checkpoint, samples, chosen, layout)
         found = forward(opened.config, load_weights(opened), tokens)
@@ -93,5 +74,7 @@ def test_a_smoothed_float_model_is_written_and_read_again(golden, tmp_path):
     alpha = 0.5 if folds(checkpoint.config) else None
     chosen = recipe("float", alpha=alpha)
     opened = written(tmp_path / "out", checkpoint, samples, chosen)
-    expected = forward(checkpoint.config, in_memory(checkpoint, samples, chosen), tokens)
+    expected = forward(
+        checkpoint.config, in_memory(checkpoint, load_weights(checkpoint), chosen, samples), tokens
+    )
     assert np.array_equal(forward(opened.config, load_weights(opened), tokens), expected)
