@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import importlib
 import itertools
 import logging
@@ -21,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from planish import __version__
-from planish.reference.errors import LOGGER, PlanishError, one_line
+from planish.reference.errors import LOGGER, PlanishError, one_line, suggest
 from planish.reference.memory import memory_errors
 from planish.terminal.interrupts import interrupts_raised
 from planish.terminal.streams import flush_output, open_streams
@@ -51,9 +50,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if found := INVALID_CHOICE.search(message):
-            message += nearest(found[1], re.findall(r"[\w.]+", found[2]))
+            message += suggest(found[1], re.findall(r"[\w.]+", found[2]))
         if found and message.startswith(VERB):
-            message = f"unknown verb {found[1]!r}{nearest(found[1], VERBS)}; {THE_VERBS}"
+            message = f"unknown verb {found[1]!r}{suggest(found[1], VERBS)}; {THE_VERBS}"
         sys.stderr.write(f"error: {one_line(message)}; see {self.prog} --help\n")
         sys.exit(BAD_INPUT)
 
@@ -68,7 +67,7 @@ class Parser(argparse.ArgumentParser):
             word = rest.popleft()
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in known:
-                self.error(f"unknown flag {flag}{nearest(flag, known)}")
+                self.error(f"unknown flag {flag}{suggest(flag, known)}")
             if not word.startswith("-"):
                 is_dir = os.path.isdir(word)  # noqa: PTH112  (Path.is_dir raises for a long word)
                 hint = " (did you mean --model DIR?)" if is_dir else ""
@@ -84,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         """Refuse an unknown flag before the verb."""
         for word in words:
             if word.startswith("-") and word not in self._option_string_actions:
-                near = nearest(word, self._option_string_actions)
+                near = suggest(word, self._option_string_actions)
                 self.error(f"unknown flag {word}{near}; the verb comes first")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
@@ -104,12 +103,6 @@ def collect_flags(words: Iterable[str]) -> dict[str, list[str]]:
         if flag.startswith("--"):
             given.setdefault(flag, []).append(value)
     return given
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint at the known word that is most like a misspelt one."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

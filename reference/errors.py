@@ -7,7 +7,9 @@ the command prints it on stderr, and a program that imports planish may handle i
 
 from __future__ import annotations
 
+import difflib
 import logging
+from collections.abc import Iterable
 from os import PathLike
 
 LONGEST = 300  # characters of one value in a message
@@ -17,6 +19,12 @@ LOGGER = logging.getLogger("planish")
 def notice(line: str) -> None:
     """Log one line that is not an error."""
     LOGGER.warning("%s", one_line(line))
+
+
+def suggest(word: str, known: Iterable[str], most: int = 1) -> str:
+    """A hint (did you mean X?) at the known words most like a misspelt one, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=most)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 class PlanishError(Exception):

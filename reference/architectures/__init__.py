@@ -29,7 +29,6 @@ to ModelConfig, to reference/model/transformer.py and to fast/model/transformer.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ from planish.reference.architectures import (
 from planish.reference.architectures.entry import Architecture, Tensor
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.architectures.read.rope import extend_max_positions
-from planish.reference.errors import ConfigError
+from planish.reference.errors import ConfigError, suggest
 from planish.reference.model.config import ModelConfig
 
 __all__ = ["ENTRIES", "Architecture", "Tensor", "architecture_of", "model_config"]
@@ -104,10 +103,8 @@ def architecture_of(values: dict[str, Any], path: Path) -> Architecture:
     if any(isinstance(values.get(key), dict) for key in ("text_config", "vision_config")):
         problem = "wraps a text model and others; only pure text models can be read"
         raise ConfigError(problem, path=path, name="model_type", found=repr(name))
-    near = difflib.get_close_matches(str(name), ENTRIES, n=3)
-    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     problem = "unknown (how to add one: reference/architectures/__init__.py)"
-    expected = f"one of {', '.join(ENTRIES)}{hint}"
+    expected = f"one of {', '.join(ENTRIES)}{suggest(str(name), ENTRIES, most=3)}"
     raise ConfigError(problem, path=path, name="model_type", expected=expected, found=repr(name))
 
 

@@ -15,7 +15,6 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy as np
 
 from planish.compare.conformance.vectors.cases import Arrays, Case, all_cases
 from planish.compare.conformance.vectors.linear import NUMBERS, MismatchError, require_equal
-from planish.reference.errors import OutputError, PlanishError
+from planish.reference.errors import OutputError, PlanishError, suggest
 from planish.reference.json import read_json
 
 FORMAT, VERSION = "planish-vectors", 1
@@ -263,9 +262,8 @@ def require_known(results: Path, names: Set[str]) -> None:
     """Raise PlanishError for a result of no case: a name misspelt would not be judged."""
     for path in sorted(results.glob("*.npz")):
         if path.stem not in names:
-            near = get_close_matches(path.stem, sorted(names), n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise PlanishError("is no case", path=path, expected=f"a name of manifest.json{hint}")
+            expected = f"a name of manifest.json{suggest(path.stem, sorted(names))}"
+            raise PlanishError("is no case", path=path, expected=expected)
 
 
 def _read_array(file: zipfile.ZipFile, name: str) -> np.ndarray:
