@@ -51,9 +51,8 @@ def estimate(
         seconds += measure_calibration(checkpoint, weights, block, recipe, samples, runner)
         states = sum(map(len, samples)) * checkpoint.config.hidden_size * 4  # float32
     total = checkpoint.config.num_layers * seconds
-    return Estimate(
-        seconds=total, bytes=peak_resident() + 2 * states
-    )  # a block's inputs and outputs
+    both = 2 * states  # a block's inputs and outputs
+    return Estimate(seconds=total, bytes=peak_resident() + both)
 
 
 def count_trials(recipe: Recipe) -> int:
