@@ -2,12 +2,12 @@
 # make test    the tests, a sample of each matrix of cases; make test-all    every case
 # make lint    ruff, mypy, clang-format, and the C++ compiler's warnings
 # make wheel    the wheel and the source distribution, tested outside the repository
-# make sanitize    the kernels' check under address, undefined-behaviour and thread sanitizers, of
-#                  this processor's best instruction set and of plain C++ (many minutes);
-#                  make sanitize-quick    of the best set under address and thread sanitizers
+# make sanitize    the kernels' check under address, undefined-behaviour and thread sanitizers, for
+#                  this processor's best instruction set and for plain C++ (many minutes);
+#                  make sanitize-quick    for the best set, under address and thread sanitizers
 #
-# Each makes its own virtual environment first: PYTHON=python3.13 chooses the interpreter,
-# VENV=.venv313 where it is put. The second time there is nothing to do.
+# Each target first makes a virtual environment, once: PYTHON=python3.13 chooses the interpreter,
+# VENV=.venv313 its directory.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,19 +16,19 @@ STAMP := $(VENV)/planish-installed
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 WORKERS := $(shell [ $(CORES) -lt 4 ] && echo $(CORES) || echo 4)
 
-# the rooms as they are installed, for mypy, which knows no mapping
+# the rooms in the layout of the installed package, because mypy cannot map directories
 TYPED := build/typed
 
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=10
 
 CXX ?= g++
-# without what makes sanitized plain C++ minutes to compile: full debugging information
+# little debugging information: with all of it, sanitized plain C++ takes minutes to compile
 SANITIZE := -std=c++17 -O1 -g1 -fno-var-tracking -ffp-contract=off -pthread -Ifast/native/kernels
 # the flags of an instruction set, or of the best one of this processor
 FLAGS_OF := import sys; from planish.fast.native.instruction_sets import BY_NAME, available; \
   one = BY_NAME.get(sys.argv[1], available()[0]); print(*one.definitions, *one.flags)
 
-# a set's check, compiled with a kind of sanitizer and run
+# compile the check of an instruction set with a kind of sanitizer, and run it
 CHECKED = { echo "make sanitize: $(1), $(2)" && mkdir -p build && \
   flags=$$($(BIN)/python -c '$(FLAGS_OF)' $(1)) && \
   $(CXX) $$flags $(SANITIZE) -fsanitize=$(2) -fno-sanitize-recover=all \
@@ -70,7 +70,7 @@ sanitize: $(STAMP)
 	  for kind in address,undefined thread; do $(call CHECKED,$$isa,$$kind) || exit 1; done; \
 	done
 
-# both at once: compiling takes most of the time
+# both at the same time, as compiling takes most of it
 sanitize-quick: $(STAMP)
 	@$(call CHECKED,best,thread) & first=$$!; \
 	$(call CHECKED,best,address) || failed=1; \

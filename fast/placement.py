@@ -1,8 +1,8 @@
 """Where the engine's arrays go and its programs run: on the CPU, even if jax finds a GPU.
 
-In a program that uses jax for other things, on a GPU say, the engine's functions ask for the CPU
-only while they run: jax's own settings are the program's, and nothing in fast/ changes them. Every
-array that comes from the host comes through `put`, so this is where a mesh of devices would begin.
+A program may use jax for other things, on a GPU for example. So the engine's functions ask for the
+CPU only while they run, and nothing in fast/ changes jax's settings. Every array from the host goes
+through `put`, so a mesh of devices would begin here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 def cpu() -> jax.Device:
-    """jax's CPU; raises PlanishError where the environment forbids jax to use it."""
+    """jax's CPU device; raises PlanishError if the environment keeps jax from using it."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except (RuntimeError, AssertionError) as problem:  # the latter for a GPU without its plugin
@@ -35,7 +35,7 @@ def cpu() -> jax.Device:
 
 
 def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
-    """A function (no generator) whose arrays are made and programs compiled on the CPU."""
+    """Wrap a function (no generator) so that it makes arrays and compiles on the CPU."""
 
     @functools.wraps(function)
     def run(*arguments: P.args, **named: P.kwargs) -> R:
@@ -47,7 +47,7 @@ def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
 
 def put(tree: Any) -> Any:
     """NumPy arrays on the device. One that is aligned to 64 bytes, such as a tensor of a mapped
-    file, is aliased and not copied, so nobody may write to it any more."""
+    file, is aliased and not copied, so it must not be written to afterwards."""
     return jax.tree.map(_put, tree)
 
 

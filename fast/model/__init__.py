@@ -1,8 +1,8 @@
 """The transformer in JAX.
 
-weights        the reference's types as pytrees, on the device
-cache          keys and values, fixed slots
-backend        what the transformer asks of who computes it
+weights        the reference's weights as pytrees, on the device
+cache          keys and values in fixed slots
+backend        the functions that the transformer needs of a backend
 layers         norms and activations
 transformer    prefill, decode, losses
 """

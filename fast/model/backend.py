@@ -1,15 +1,15 @@
 """What the transformer asks of a backend: six functions, and a cache that two of them share.
 
     project     every linear that reads one norm                        q, k, v; up of a plain MLP
-    linear      one linear, and what is added to it                     o, down, the head
+    linear      one linear + residual                                   o, down, lm_head
     gated       act(gate n) * up n                                      the first half of an MLP
     attention   rotation, the cache's new slots, softmax(q kt / d) v
     moe         a mixture of experts, routing included
-    sample      logits to tokens, without the host in between
+    sample      logits to tokens, on the device
 
-fast/xla/backend.py is portable; fast/native/backend.py computes what it can in the C++ kernels,
-whose calls take a norm, the linears that read it and a residual at once. So that both can, a norm
-is not computed by whoever finds it but handed on: see Normed.
+fast/xla/backend.py is portable. fast/native/backend.py uses the C++ kernels where it can; one of
+their calls takes a norm, all the linears that read it, and a residual. So the transformer does not
+compute a norm itself but passes it to the backend: see Normed.
 
 B sequences, T tokens, D model width, H query heads, K key-value heads, Hd head width, S slots.
 """
@@ -36,7 +36,7 @@ QKV = tuple[jax.Array, jax.Array, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Normed:
-    """norm(raw), left to who reads it: a kernel normalizes in the call of its linears."""
+    """norm(raw), not yet computed: a kernel normalizes in the call of the linears that read it."""
 
     raw: jax.Array  # [B, T, D]
     norm: Norm | None = None
@@ -45,9 +45,9 @@ class Normed:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Positions:
-    """The position of each new token, which is its slot too, and the rotation of every slot."""
+    """The position of each new token, which is also its slot, and all rotary tables."""
 
-    index: jax.Array  # int32 [B, T], or [B] where each row gets one token
+    index: jax.Array  # int32 [B, T], or [B] if each row gets one token
     tables: Tables = ()
 
 
@@ -56,7 +56,7 @@ class Positions:
 class Draw:
     """How several tokens of each row are sampled, and which of them end a row."""
 
-    sampling: jax.Array  # int32 [5]: native.sampling.packed
+    sampling: jax.Array  # int32 [5]: native.sampling.pack_settings
     uniform: jax.Array  # int32 [steps, B, 2]: float64 random numbers, native.sampling.as_int32
     ends: jax.Array  # int32 [E] token ids
     count: jax.Array  # int32, at most `steps`
@@ -64,13 +64,13 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """Everything about one layer's attention that is known before tokens are."""
+    """The options of one layer's attention; none depends on the tokens."""
 
     kv_heads: int
     head_dim: int
     divisor: float  # of the scores
     rope: Rope | None = None
-    table: int | None = None  # the rope's in Positions.tables
+    table: int | None = None  # index in Positions.tables
     window: int | None = None
     alibi: Alibi | None = None
     cap: float | None = None  # of the scores
@@ -108,7 +108,7 @@ class Backend(Protocol):
         self, qkv: QKV, positions: Positions, past: Any, config: AttentionConfig, /
     ) -> tuple[jax.Array, Any]:
         """q [B, T, H * Hd], k and v [B, T, K * Hd], not yet rotated -> [B, T, H * Hd], and the
-        slots with the new keys and values written."""
+        slots with the new keys and values."""
 
     def moe(
         self, config: ModelConfig, weights: Any, x: Normed, residual: jax.Array | None = None, /
@@ -116,8 +116,8 @@ class Backend(Protocol):
         """Each token of x through its top experts, weighted by the router, + residual."""
 
     def sample(self, logits: jax.Array, sampling: jax.Array, uniform: jax.Array, /) -> jax.Array:
-        """The next token of each row of logits [B, V] -> int32 [B]; -1 where they are not
-        numbers. sampling and uniform [B, 2] as in Draw."""
+        """The next token of each row of logits [B, V] -> int32 [B]; -1 if they are not numbers.
+        sampling and uniform [B, 2] as in Draw."""
 
     def can_sample(self, sampling: Sampling, /) -> bool:
         """Whether `sample` draws the reference's tokens; if not, the host samples."""

@@ -27,8 +27,8 @@ from planish.reference.model.config import ModelConfig
 class LayerCache:
     """One layer's keys (rotated) and values; the scales of INT8 codes, [B, K, S], or None.
 
-    masks_after: whether slots that no row has reached are multiplied by zero and not skipped,
-    so its contents must be numbers.
+    masks_after: whether attention multiplies slots that no row has reached by zero instead of
+    skipping them; their contents must then be numbers.
     """
 
     keys: jax.Array
@@ -39,7 +39,7 @@ class LayerCache:
 
     @property
     def arrays(self) -> tuple[jax.Array, ...]:
-        """Keys and values, and the scales where they are codes."""
+        """Keys and values, and their scales if they are codes."""
         if self.key_scale is None or self.value_scale is None:
             return self.keys, self.values
         return self.keys, self.values, self.key_scale, self.value_scale
@@ -71,12 +71,12 @@ class KVCache:
 
 
 def storage_type(config: ModelConfig) -> type:
-    """What a key is kept as."""
+    """The type of a cached key or value."""
     return jnp.int8 if config.kv_cache == "int8" else jnp.float32
 
 
 def empty_scales(config: ModelConfig, batch: int, slots: int) -> dict[str, jax.Array]:
-    """Scales of INT8 slots, each its own buffer; none of slots that hold floats."""
+    """Zero scales [B, K, S] for INT8 slots, each in a separate buffer; none for float slots."""
     if config.kv_cache != "int8":
         return {}
     shape = batch, config.num_kv_heads, slots

@@ -5,9 +5,9 @@
     decode_step         one more token for every row
     decode_tokens       several, sampled on the device
 
-Positions are arrays, so no step compiles anew; layers are unrolled, because a scan would copy
-each layer's weights before every kernel; the cache is donated at these entry points only. The
-backend (backend.py) computes; what is here says in which order.
+Positions are arrays, so no step compiles a new program. Layers are unrolled, because a scan would
+copy each layer's weights before every kernel. The cache is donated at these entry points only. The
+backend (backend.py) computes; this module only sets the order.
 
 B sequences, T tokens, D model width, V vocabulary, S cache slots.
 """
@@ -23,7 +23,7 @@ from jax import lax
 
 from planish.fast.model.backend import QKV, Backend, Draw, Normed, Positions, attention_config
 from planish.fast.model.cache import KVCache, LayerCache
-from planish.fast.model.layers import ACTIVATIONS, by_parts, normalize, soft_cap
+from planish.fast.model.layers import ACTIVATIONS, map_chunks, normalize, soft_cap
 from planish.fast.model.weights import PlacedExperts
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Block, Weights
@@ -59,22 +59,22 @@ def block_forward(
     past: LayerCache,
     backend: Backend,
 ) -> tuple[jax.Array, LayerCache]:
-    """One layer over x [B, T, D], and its slots with the new keys and values written."""
+    """One layer of x [B, T, D], and its slots with the new keys and values."""
     if config.parallel:
         return parallel_forward(config, block, x, positions, past, backend)
     if config.norm_placement == "post":
         x, past = attend(config, block, Normed(x), positions, past, backend, residual=x)
         x = normalize(x, block.attention_norm)
-        mixed = mlp(config, block.mlp, Normed(x), backend, residual=x)
-        return normalize(mixed, block.mlp_norm), past
+        output = mlp(config, block.mlp, Normed(x), backend, residual=x)
+        return normalize(output, block.mlp_norm), past
     n = Normed(x, block.attention_norm)
     if not config.norms_output:
         x, past = attend(config, block, n, positions, past, backend, residual=x)
         return mlp(config, block.mlp, Normed(x, block.mlp_norm), backend, residual=x), past
     attended, past = attend(config, block, n, positions, past, backend)
     x = x + normalize(attended, block.attention_output_norm)
-    mixed = mlp(config, block.mlp, Normed(x, block.mlp_norm), backend)
-    return x + normalize(mixed, block.mlp_output_norm), past
+    output = mlp(config, block.mlp, Normed(x, block.mlp_norm), backend)
+    return x + normalize(output, block.mlp_output_norm), past
 
 
 def parallel_forward(
@@ -85,7 +85,7 @@ def parallel_forward(
     past: LayerCache,
     backend: Backend,
 ) -> tuple[jax.Array, LayerCache]:
-    """x + attention(norm(x)) + mlp(norm'(x)); all linears that read one norm in one call."""
+    """x + attention(norm(x)) + mlp(norm'(x)); linears that read one norm share a call."""
     n = Normed(x, block.attention_norm)
     weights: Any = block.mlp
     if not config.shared_norm or isinstance(weights, PlacedExperts) or weights.gate is not None:
@@ -94,9 +94,9 @@ def parallel_forward(
         return mlp(config, weights, other, backend, residual=y), past
     with jax.named_scope("qkv_up"):
         q, k, v, inner = backend.project(n, (block.q, block.k, block.v, weights.up))
-    mixed, past = attend_slots(config, block, (q, k, v), positions, past, backend)
+    context, past = attend_slots(config, block, (q, k, v), positions, past, backend)
     inner = ACTIVATIONS[config.activation](inner)
-    return backend.linear(inner, weights.down, backend.linear(mixed, block.o, x)), past
+    return backend.linear(inner, weights.down, backend.linear(context, block.o, x)), past
 
 
 def attend(
@@ -108,12 +108,12 @@ def attend(
     backend: Backend,
     residual: jax.Array | None = None,
 ) -> tuple[jax.Array, LayerCache]:
-    """Attention of x over the slots + residual -> [B, T, D], and the slots written."""
+    """Attention of x over the slots, + residual -> [B, T, D], and the updated slots."""
     with jax.named_scope("qkv"):
         q, k, v = backend.project(x, (block.q, block.k, block.v))  # [B, T, heads * Hd] each
-    mixed, past = attend_slots(config, block, (q, k, v), positions, past, backend)
+    context, past = attend_slots(config, block, (q, k, v), positions, past, backend)
     with jax.named_scope("o"):
-        return backend.linear(mixed, block.o, residual), past
+        return backend.linear(context, block.o, residual), past
 
 
 @jax.named_scope("attention")
@@ -125,7 +125,7 @@ def attend_slots(
     past: LayerCache,
     backend: Backend,
 ) -> tuple[jax.Array, LayerCache]:
-    """Between q, k, v [B, T, heads * Hd] and the input of o [B, T, H * Hd]."""
+    """From q, k, v [B, T, heads * Hd] to the input of `o` [B, T, H * Hd], and the updated slots."""
     qkv = clip_and_normalize(config, block, qkv)
     return backend.attention(qkv, positions, past, attention_config(config, block.kind))
 
@@ -154,9 +154,9 @@ def mlp(
     backend: Backend,
     residual: jax.Array | None = None,
 ) -> jax.Array:
-    """down(act(up x)), or down(act(gate x) * up x) where gated, + residual -> [B, T, D].
+    """down(act(up x)), or down(act(gate x) * up x) if gated, + residual -> [B, T, D].
 
-    weights: Mlp or PlacedExperts.
+    weights: Mlp or PlacedExperts. Source of the gated form: GLU variants, arXiv 2002.05202.
     """
     if isinstance(weights, PlacedExperts):
         with jax.named_scope("moe"):
@@ -207,8 +207,8 @@ def prefill(
 ) -> tuple[jax.Array, KVCache]:
     """A chunk of one prompt, tokens [1, T]: logits [1, 1, V] of the last token.
 
-    A chunk shorter than its bucket is padded by repeating the last token at its position, so
-    the last row is the last token's, with any padding.
+    A short chunk is padded by repeating its last token at the same position, so the last row is
+    always the last token's.
     """
     x, cache = extend(config, weights, tokens, cache, positions, backend)
     return unembed(config, weights, x[:, -1:], backend), cache
@@ -240,12 +240,12 @@ def losses(
 ) -> tuple[jax.Array, KVCache]:
     """A chunk as in `prefill`: -log p of the token after each, targets [1, T], float32 [1, T]."""
     x, cache = extend(config, weights, tokens, cache, positions, backend)
-    parts = -(-x.shape[1] * config.vocab_size // LOGITS)
+    chunks = -(-x.shape[1] * config.vocab_size // LOGITS)
 
-    def some(x: jax.Array, targets: jax.Array) -> jax.Array:
+    def chunk_losses(x: jax.Array, targets: jax.Array) -> jax.Array:
         return target_losses(unembed(config, weights, x, backend), targets)
 
-    return by_parts(some, -(-x.shape[1] // parts), x, targets), cache
+    return map_chunks(chunk_losses, -(-x.shape[1] // chunks), x, targets), cache
 
 
 def target_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -253,7 +253,7 @@ def target_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
     best = jnp.max(logits, axis=-1, keepdims=True)
     total = jnp.sum(jnp.exp(logits - best), axis=-1)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-    return jnp.log(total) + (best - chosen)[..., 0]  # the difference first: it is nearly exact
+    return jnp.log(total) + (best - chosen)[..., 0]  # the difference first, as it is nearly exact
 
 
 @program
@@ -282,11 +282,11 @@ def decode_tokens(
     """draw.count more tokens for every row, tokens and positions [B], without the host.
 
     Returns the sampled tokens [steps, B] and the cache; tokens that were not computed are -1. The
-    rows' own ends are the host's matter, but when every row has ended the rest is not computed.
+    host cuts each row at its end; here, decoding stops when every row has ended.
     """
-    last = jnp.int32(cache.slots - 1)  # a row that has ended must not leave its slots
+    last = jnp.int32(cache.slots - 1)  # a row that has ended stays within its slots
 
-    def going(state: DecodeState) -> jax.Array:
+    def is_unfinished(state: DecodeState) -> jax.Array:
         step, _, _, ended, _, _ = state
         return (step < draw.count) & ~jnp.all(ended)
 
@@ -302,9 +302,9 @@ def decode_tokens(
 
     rows = tokens.shape[0]
     found = jnp.full((draw.uniform.shape[0], rows), -1, jnp.int32)
-    nothing = jnp.zeros(rows, bool)
-    start = jnp.int32(0), tokens, positions.index, nothing, found, cache
-    *_, found, cache = lax.while_loop(going, step, start)
+    ended = jnp.zeros(rows, bool)
+    start = jnp.int32(0), tokens, positions.index, ended, found, cache
+    *_, found, cache = lax.while_loop(is_unfinished, step, start)
     return found, cache
 
 
@@ -326,6 +326,6 @@ def extend_by_one(
 def run_block(
     config: ModelConfig, block: Block, x: jax.Array, positions: Positions, backend: Backend
 ) -> jax.Array:
-    """One block over one whole sequence x [1, T, D], nothing kept: what compare feeds."""
+    """One block of one whole sequence x [1, T, D], without keeping the cache; for compare/."""
     nothing: Any = backend.empty_layer(config, 1, x.shape[1])
     return block_forward(config, block, x, positions, nothing, backend)[0]

@@ -1,8 +1,8 @@
 """The reference's weights as JAX pytrees, on the device, mapped from the file where possible.
 
-Float and INT8 tensors are handed to XLA as they lie in the file: a float32 or int8 tensor at a
-64-byte offset is not copied and costs no resident memory until it is read. INT4 weights are
-unpacked once, at load, into one int8 per weight with the zero point already subtracted:
+Float and INT8 tensors are passed to XLA as they are stored in the file: a float32 or int8 tensor at
+a 64-byte offset is not copied and costs no resident memory until it is read. INT4 weights are
+unpacked once, at load, to one int8 per weight with the zero point already subtracted:
 
     packed nibbles, unpacked in the graph    2.1 ms      (5632 x 2048, 2 rows, g = 128, 4 cores)
     int8 q - z, grouped dot                  0.6 ms
@@ -37,8 +37,10 @@ Array = np.ndarray | jax.Array  # on the host while it is converted, on the devi
 
 @dataclass(frozen=True)
 class PlacedExperts:
-    """A mixture's router, and its experts' linears as stacks: an axis of experts in front of each
-    array (reference/model/experts.py)."""
+    """A mixture's router, and its experts' linears as stacks.
+
+    Each array of a stack has a leading axis of experts (reference/model/experts.py).
+    """
 
     router: Linear
     gate: Linear | None
@@ -60,7 +62,7 @@ _register(Weights, tuple(field.name for field in fields(Weights)))
 
 
 def device_weights(weights: Weights) -> Weights:
-    """Every block read, converted and placed, one at a time. Tied tensors stay one array."""
+    """Read, convert and place every block, one at a time. Tied tensors stay one array."""
     placed: dict[int, jax.Array] = {}
 
     def put_once(array: np.ndarray) -> jax.Array:
@@ -74,7 +76,7 @@ def device_weights(weights: Weights) -> Weights:
 
 
 def place_block(tree: Any) -> Any:
-    """Each linear of a block (or of any tree) in the form that its activations want."""
+    """Each linear of a block (or of any tree) in the layout that runs."""
 
     def place(leaf: Any) -> Any:
         if isinstance(leaf, Experts):
@@ -85,9 +87,9 @@ def place_block(tree: Any) -> Any:
 
 
 def place_experts(experts: Experts) -> PlacedExperts:
-    """All experts' linears in the layout that their activations need, stacked.
+    """All experts' linears in the layout that runs, stacked.
 
-    A file that has this layout already (tiles, INT8 codes) is neither copied nor read.
+    A file that already has this layout (tiles, INT8 codes) is neither copied nor read.
     """
     whole = stack_experts(experts.experts)
     gate = None if whole.gate is None else place_stack(whole.gate)
@@ -106,7 +108,7 @@ def place_stack(stack: Linear) -> Linear:
 
 
 def place_linear(layer: Linear) -> Linear:
-    """The portable form of one linear's weight, still as NumPy arrays."""
+    """One linear in the layout that runs, still as NumPy arrays."""
     weight = layer.weight
     if not isinstance(weight, QuantizedWeight) or is_placed(weight):
         return layer
@@ -115,7 +117,7 @@ def place_linear(layer: Linear) -> Linear:
 
 
 def is_placed(weight: QuantizedWeight) -> bool:
-    """Whether a weight is as it runs: in tiles, or INT8 codes for INT8 activations."""
+    """Whether a weight has the layout that runs: tiles, or INT8 codes for INT8 activations."""
     integer = weight.scheme.bits == 8 and weight.scheme.activation != "float"
     return integer or weight.layout != "canonical"
 

@@ -1,13 +1,13 @@
 """The native backend: the C++ kernels as JAX functions.
 
-instruction_sets    what a processor can do, and the compiler's flags for it
-build               kernels/ compiled, once
-library             the compiled kernels, loaded and registered
-linear              a norm, the linears that read it, a residual
-cache               its slots, in tiles
-attention           rotation, cache write, softmax
+instruction_sets    the instruction sets, and which of them this processor has
+build               compiles kernels/ once and keeps the libraries
+library             loads the compiled kernels and registers them with XLA
+linear              a norm, the linears that read it and a residual in one call
+cache               keys and values in tiles
+attention           rotation, cache write and softmax in one call
 moe                 routing and experts
 sampling            logits to tokens
-backend             these as one
-roofline            the bench's probe of the machine's peaks
+backend             these modules as one backend
+roofline            peak rates of the machine, for the bench
 """

@@ -29,29 +29,29 @@ def cached_attention(
     """Rotary positions, cache write, softmax(q kt / divisor) v -> [B, T, H * Hd], and the slots.
 
     q [B, T, H * Hd], k and v [B, T, G * Hd]. The slots are updated in place where they are donated.
-    XLA's slots, of heads that are too wide for the kernels, are left to XLA.
+    XLA computes attention over its own slots, whose heads are too wide for the kernels.
     """
     if not isinstance(past, TiledSlots):
         return xla.cached_attention(qkv, positions, past, config)
     width, tables = past.values.shape[-1], rotary_tables(positions, config)
-    q, k, v = (widened(x, config.head_dim, width) for x in qkv)
+    q, k, v = (pad_heads(x, config.head_dim, width) for x in qkv)
     inputs = [q, k, v, positions.index, *tables, *past.arrays]
     start = len(inputs) - len(past.arrays)
-    mixed, *written = jax.ffi.ffi_call(
+    context, *written = jax.ffi.ffi_call(
         "planish_attention",
         [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, *past.arrays)],
         input_output_aliases={start + i: 1 + i for i in range(len(past.arrays))},
-    )(*inputs, isa=isa, **attributes(q, past, config, tables))
+    )(*inputs, isa=isa, **attention_attributes(q, past, config, tables))
     slots = TiledSlots(**dict(zip(FIELDS, written, strict=False)))
-    return narrowed(mixed, config.head_dim, width), slots
+    return unpad_heads(context, config.head_dim, width), slots
 
 
 def rotary_tables(positions: Positions, config: AttentionConfig) -> tuple[jax.Array, ...]:
-    """cos and sin [S, dim / 2] of every slot; nothing where queries and keys are not rotated."""
+    """cos and sin [S, dim / 2] of every slot; empty if queries and keys are not rotated."""
     return () if config.table is None else positions.tables[config.table]
 
 
-def attributes(
+def attention_attributes(
     q: jax.Array, past: TiledSlots, config: AttentionConfig, tables: Sequence[jax.Array]
 ) -> dict[str, Any]:
     """The attributes of the kernel's call."""
@@ -72,8 +72,8 @@ def attributes(
     }
 
 
-def widened(x: jax.Array, head_dim: int, width: int) -> jax.Array:
-    """[B, T, heads * Hd] -> [B, T, heads * W], zeros after each head."""
+def pad_heads(x: jax.Array, head_dim: int, width: int) -> jax.Array:
+    """[B, T, heads * Hd] -> [B, T, heads * W], each head padded with zeros."""
     if head_dim == width:
         return x
     heads = x.reshape(*x.shape[:2], -1, head_dim)
@@ -81,8 +81,8 @@ def widened(x: jax.Array, head_dim: int, width: int) -> jax.Array:
     return heads.reshape(*x.shape[:2], -1)
 
 
-def narrowed(x: jax.Array, head_dim: int, width: int) -> jax.Array:
-    """The inverse of `widened`."""
+def unpad_heads(x: jax.Array, head_dim: int, width: int) -> jax.Array:
+    """[B, T, heads * W] -> [B, T, heads * Hd], the inverse of pad_heads."""
     if head_dim == width:
         return x
     heads = x.reshape(*x.shape[:2], -1, width)[..., :head_dim]

@@ -1,4 +1,4 @@
-"""The native backend: what fast/model/backend.py asks, by the C++ kernels where they can."""
+"""The native backend: the functions of fast/model/backend.py, by the C++ kernels if they can."""
 
 from planish.fast.native.attention import cached_attention as attention
 from planish.fast.native.cache import empty_layer

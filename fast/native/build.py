@@ -1,11 +1,11 @@
-"""The kernels compiled by the system's C++ compiler on first use, and kept.
+"""Compiles the kernels with the system's C++ compiler on first use, and keeps the libraries.
 
 Each part is a separate shared library: `ffi`, which XLA calls and which depends on the headers
-of the installed jaxlib, and one for each instruction set. A file's name holds a hash of all that
-it was made from (sources, flags, compiler, jaxlib), so a stale one is never found; it is
-written under another name and renamed into place, so two processes that start at once both end
-with a whole file. It ends in the SHA-256 of what comes before, which no loader reads: loading a
-library that a full disk cut short would kill the process, so a damaged one is compiled anew.
+of the installed jaxlib, and one for each instruction set. A library's name contains a hash of its
+inputs (sources, flags, compiler, jaxlib), so a stale one is never found. It is written under
+another name and then renamed, so two processes that start at once both get a complete file. It
+ends in the SHA-256 of its content, which loaders ignore: loading a library that a full disk has
+truncated would kill the process, so a damaged one is compiled again.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-ffp-contract=off")
 FFI = "ffi"
 TIMEOUT = 300  # seconds for one part
-ANSWER_TIMEOUT = 20  # seconds for a compiler to say what it is
-SYMBOLS = b"planish_"  # what the name of every function begins with that a part exports
+ANSWER_TIMEOUT = 20  # seconds for a compiler to answer --version
+SYMBOLS = b"planish_"  # prefix of every function that a part exports
 SEAL = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler and what it says of itself."""
+    """A C++ compiler and the first line of its --version."""
 
     path: str
     version: str
 
 
 class CacheError(KernelsError):
-    """The directory of compiled kernels cannot keep them; they can be compiled all the same."""
+    """The cache directory cannot keep kernels; they can still be compiled for one process."""
 
 
 def find_compiler(names: Sequence[str] = COMPILERS) -> Compiler:
-    """The first C++ compiler that answers; raises KernelsError where there is none."""
+    """The first C++ compiler that answers; raises KernelsError if there is none."""
     for compiler in compilers(names):
         return compiler
     raise KernelsError(
@@ -59,7 +59,7 @@ def find_compiler(names: Sequence[str] = COMPILERS) -> Compiler:
 
 
 def compilers(names: Sequence[str] = COMPILERS) -> Iterator[Compiler]:
-    """The C++ compilers that answer, one after the other; two names of one program are one."""
+    """Yield the C++ compilers that answer; a program with two names comes once."""
     seen = set()
     for name in names:
         path = shutil.which(name)
@@ -68,7 +68,7 @@ def compilers(names: Sequence[str] = COMPILERS) -> Iterator[Compiler]:
         seen.add(os.path.realpath(path))
         try:
             answer = run_tool([path, "--version"], ANSWER_TIMEOUT)
-        except (OSError, subprocess.TimeoutExpired):  # no program, or one that waits for ever
+        except (OSError, subprocess.TimeoutExpired):  # not a program, or one that never ends
             continue
         version = answer.stdout.strip().splitlines()
         if answer.returncode == 0 and version:  # libraries are named after the version
@@ -105,32 +105,32 @@ def source_of(part: str) -> Path:
 
 
 def all_sources() -> list[Path]:
-    """Every file that a part may be made from."""
+    """Every source file of the kernels."""
     return sorted((*SOURCES.rglob("*.h"), *SOURCES.rglob("*.cc")))
 
 
 def check_sources(parts: Sequence[str]) -> None:
-    """Raises KernelsError where the installation left the parts' C++ sources out."""
+    """Raises KernelsError if the installation lacks the parts' C++ sources."""
     for path in map(source_of, parts):
         if not path.is_file():
             raise KernelsError("the installation lacks this source of the kernels", path=path)
 
 
 def command(compiler: Compiler, part: str, extra: Sequence[str] = ()) -> list[str]:
-    """How one part is compiled, without its output. `part`: `ffi` or an instruction set."""
+    """The command that compiles a part, `ffi` or an instruction set, without its output."""
     headers = ["-isystem", jax.ffi.include_dir()] if part == FFI else []
     return [compiler.path, *flags_of(part), *headers, *extra, str(source_of(part))]
 
 
 def flags_of(part: str) -> list[str]:
-    """What decides over a part's code besides its sources; no path of this machine."""
+    """The flags that decide a part's code; they contain no path of this machine."""
     if part == FFI:
         return [*FLAGS, "-O2", "-pthread"]
     return [*FLAGS, *BY_NAME[part].definitions, *BY_NAME[part].flags]
 
 
 def library_path(cache: Path, compiler: Compiler, part: str) -> Path:
-    """Where a part is kept: named after everything that it is made from.
+    """The path of a part's library, named after a hash of all its inputs.
 
     Two clones or environments with the same sources, compiler and jaxlib share a library.
     """
@@ -148,10 +148,10 @@ def library_path(cache: Path, compiler: Compiler, part: str) -> Path:
 def build(
     cache: Path, parts: Sequence[str], compiler: Compiler | None = None
 ) -> tuple[dict[str, Path], list[str]]:
-    """The parts' libraries, compiled where they are not there whole, and which had to be.
+    """Compile the libraries that are not cached; return all paths and the parts compiled now.
 
-    Raises KernelsError when there is no compiler or it fails, CacheError when the directory
-    cannot keep libraries. The parts that could be compiled are kept even then.
+    Raises KernelsError if there is no compiler or it fails, CacheError if the directory cannot keep
+    libraries. The parts that could be compiled are kept even then.
     """
     check_sources(parts)
     compiler = compiler or find_compiler()
@@ -167,10 +167,11 @@ def build(
 def build_best(
     cache: Path, names: Sequence[str], need_ffi: bool
 ) -> tuple[str, dict[str, Path], list[str]]:
-    """The first of some instruction sets that a compiler here can compile, with its libraries.
+    """Build the first of the instruction sets that a compiler here can compile.
 
-    An old compiler does not know the newest sets; where it cannot compile `ffi`, which needs no
-    set, the next compiler is asked. Raises KernelsError, the first, where none can compile any.
+    An old compiler does not know the newest sets. If it cannot compile `ffi`, which needs no set,
+    the next compiler is tried. Returns the set, the paths of the libraries and the parts that were
+    compiled. Raises the first KernelsError if no compiler can compile any.
     """
     first: KernelsError | None = None
     for compiler in compilers():
@@ -188,28 +189,28 @@ def build_best(
                 if first is not None:
                     notice(f"kernels: {first}; {name} is used, compiled by {compiler.version}")
                 return found
-    find_compiler()  # raises where there is none
-    raise first or KernelsError("the C++ compiler was there and is gone")
+    find_compiler()  # raises if there is none
+    raise first or KernelsError("the C++ compiler has disappeared")
 
 
 def plan(cache: Path | None, names: Sequence[str]) -> tuple[str, Compiler, bool]:
-    """What build_best would use, without compiling: set, compiler, whether it is compiled yet.
+    """What build_best would use, without compiling: set, compiler, whether it is compiled already.
 
-    A compiler that knows a set's flags may fail all the same. Raises KernelsError.
+    A compiler that accepts a set's flags may still fail. Raises KernelsError.
     """
     check_sources([FFI, *names])
     for compiler in compilers():
         for name in names:
             parts = (library_path(cache or Path(), compiler, part) for part in (FFI, name))
-            there = cache is not None and all(map(is_whole, parts))
-            if there or understands(compiler, name):
-                return name, compiler, there
+            is_built = cache is not None and all(map(is_whole, parts))
+            if is_built or understands(compiler, name):
+                return name, compiler, is_built
     version = find_compiler().version
     raise KernelsError(f"{version} cannot compile for", name=", ".join(names))
 
 
 def check_writable(cache: Path) -> None:
-    """Make the directory where it is missing; raises CacheError where it cannot keep programs."""
+    """Make the directory if it is missing; raises CacheError if it cannot keep libraries."""
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache):
@@ -240,7 +241,7 @@ def compile_part(compiler: Compiler, part: str, target: Path) -> None:
 
 
 def keep(library: bytes, target: Path) -> None:
-    """Write a sealed library beside the target, sync, rename, read back; raises CacheError."""
+    """Write a library and its hash, sync, rename, read back; raises CacheError."""
     made: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(
@@ -261,9 +262,9 @@ def keep(library: bytes, target: Path) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a library is there, is the user's, and ends in the hash of the rest.
+    """Whether a library exists, belongs to the user, and ends in the hash of its content.
 
-    A notice says what is there and not used.
+    A notice says why an existing library is not used.
     """
     try:
         content, status = path.read_bytes(), path.stat()

@@ -4,7 +4,7 @@
     values   [B, K, S, W]
 
 W is the width of a head, or the next multiple of 16: a narrower head is followed by zeros. The
-kernels read no slot beyond a row's position, so slots can be used again without being cleared.
+kernels read no slot beyond a row's position, so slots are reused without being cleared.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ class TiledSlots(LayerCache):
 
 
 def empty_layer(config: ModelConfig, batch: int, slots: int) -> LayerCache:
-    """Zeros; XLA's slots where heads are wider than the kernels take."""
+    """Zeros; XLA's slots if heads are too wide for the kernels."""
     if not can_tile(config):
         return xla.empty_layer(config, batch, slots)
     heads, kind = config.num_kv_heads, storage_type(config)
-    slots, width = whole_tiles(slots), whole_tiles(config.head_dim)
+    slots, width = round_up(slots), round_up(config.head_dim)
     keys = jnp.zeros((batch, heads, slots // KEY_SLOTS, width, KEY_SLOTS), kind)
     values = jnp.zeros((batch, heads, slots, width), kind)
     return TiledSlots(keys=keys, values=values, **empty_scales(config, batch, slots))
 
 
-def whole_tiles(count: int) -> int:
-    """The next multiple of a tile."""
+def round_up(count: int) -> int:
+    """Round up to a multiple of 16."""
     return -(-count // KEY_SLOTS) * KEY_SLOTS
 
 
 def can_tile(config: ModelConfig) -> bool:
     """Whether the kernels can hold and read this model's cache."""
-    return whole_tiles(config.head_dim) <= WIDEST_HEAD
+    return round_up(config.head_dim) <= WIDEST_HEAD

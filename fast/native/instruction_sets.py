@@ -1,6 +1,6 @@
-"""Which instruction sets the kernels are written for, and which of them this processor has.
+"""The instruction sets that the kernels are written for, and those that this processor has.
 
-A new one is a row of INSTRUCTION_SETS and one header beside it in kernels/ (docs/kernels.md).
+A new one is a row of INSTRUCTION_SETS and one header in kernels/ (docs/kernels.md).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ CPUINFO = Path("/proc/cpuinfo")
 class InstructionSet:
     """One way to compile the kernels.
 
-    machines: as platform.machine() names them; none means any. needs: what /proc/cpuinfo must
-    name. flags: the compiler's. vector and matmul: the headers in kernels/vector and
-    kernels/matmul that hold its sixteen lanes (struct Vector) and its products (a struct that is
-    named as the header is: Lanes in lanes.h).
+    machines: names as platform.machine() gives them; none means any. needs: features that
+    /proc/cpuinfo must list. flags: the compiler's. vector: the header in kernels/vector of its
+    sixteen lanes, struct Vector. matmul: the header in kernels/matmul of its products, a struct
+    named after the header (Lanes in lanes.h).
     """
 
     name: str
@@ -33,7 +33,7 @@ class InstructionSet:
 
     @property
     def definitions(self) -> tuple[str, ...]:
-        """What kernels/instruction_set.cc asks the compiler's command line for."""
+        """The macros that kernels/instruction_set.cc needs."""
         return (
             f"-DPLANISH_ISA={self.name}",
             f'-DPLANISH_VECTOR="vector/{self.vector}.h"',
@@ -81,7 +81,7 @@ BY_NAME = {one.name: one for one in INSTRUCTION_SETS}
 
 
 def cpu_features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
-    """What the first processor says it can do; nothing where the system does not tell."""
+    """The features of the first processor; empty if the system does not list them."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -96,7 +96,7 @@ def cpu_features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
 def available(
     machine: str | None = None, features: frozenset[str] | None = None
 ) -> tuple[InstructionSet, ...]:
-    """The sets that this processor runs, the best first; `plain` is always among them."""
+    """The sets that this processor runs, the best first; always with `plain`."""
     machine = platform.machine() if machine is None else machine
     features = cpu_features() if features is None else features
     return tuple(
@@ -114,8 +114,10 @@ def check_available(name: str) -> None:
 
 
 def candidates(choice: str) -> list[str]:
-    """The sets that --kernels allows, the best first: the one that it names, or all of this
-    processor. Raises KernelsError for one that this processor does not run."""
+    """The sets that --kernels allows, the best first: the one it names, or all of this processor's.
+
+    Raises KernelsError for a set that this processor does not run.
+    """
     if choice not in BY_NAME:
         return [one.name for one in available()]
     check_available(choice)

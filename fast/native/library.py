@@ -1,7 +1,7 @@
-"""The compiled kernels in this process: loaded once, registered with XLA once.
+"""Loads the compiled kernels and registers them with XLA, once in a process.
 
-XLA knows FFI targets by name for the whole process, so this module keeps the one piece of
-global state that mirrors it: which libraries have been loaded.
+XLA's FFI targets are global to the process, so this module mirrors them in one piece of global
+state: which libraries have been loaded.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ TARGETS = (
     "planish_experts",
     "planish_attention",
     "planish_sample",
-    "planish_limits",
+    "planish_roofline",
 )
 
 
 @dataclass
 class Library:
-    """What is loaded. `sets` are instruction sets, the default first.
+    """The loaded libraries.
 
-    best: the one that `auto` means, once that is known.
+    sets: instruction sets, the default first. best: the one that `auto` means, once it is known.
     """
 
     ffi: ctypes.CDLL
@@ -49,9 +49,9 @@ _loaded: list[Library] = []  # none or one
 def load_library(cache: Path | None, sets: Sequence[str] | None = None) -> Library:
     """Compile what is missing, load it and register it.
 
-    sets: instruction sets; by default the best one that a compiler here can compile. cache: where
-    compiled libraries are kept; None, or a directory that cannot keep them, compiles for this
-    process only. A notice says that something had to be compiled. Raises KernelsError.
+    sets: instruction sets; by default the best one that a compiler here can compile. cache: the
+    directory of compiled libraries; if it is None or cannot keep them, they are compiled for this
+    process only. A notice says what was compiled. Raises KernelsError.
     """
     for name in sets or ():
         check_available(name)
@@ -66,8 +66,8 @@ def load_library(cache: Path | None, sets: Sequence[str] | None = None) -> Libra
 def choose_kernels(choice: str, cache: Path | None) -> bool:
     """Whether the native kernels are used: `native` insists, `xla` declines, `auto` tries.
 
-    An instruction set's name insists on that one. Where `auto` cannot have any, a notice says
-    why, and the portable XLA form does everything. Raises KernelsError for the others.
+    An instruction set's name insists on that set. If `auto` cannot load any, a notice says why and
+    the portable XLA form is used. Raises KernelsError for the other choices.
     """
     if choice == "xla":
         return False
@@ -86,7 +86,7 @@ def choose_kernels(choice: str, cache: Path | None) -> bool:
 
 
 def _best(library: Library, cache: Path | None) -> str:
-    """The set that `auto` means, also where others were asked for and loaded before."""
+    """The set that `auto` means, even if others have been loaded before."""
     with _lock:
         if library.best is None and available()[0].name in library.sets:
             library.best = available()[0].name
@@ -104,7 +104,7 @@ def _prefer(library: Library, name: str) -> None:
 
 
 def _load_into(cache: Path | None, names: Sequence[str]) -> None:
-    """Load instruction sets, or the best one where none is named, from a cache or without one."""
+    """Load instruction sets, or the best one if none is named, with or without a cache."""
     why = "nothing is kept"
     if cache is not None:
         try:
@@ -118,7 +118,7 @@ def _load_into(cache: Path | None, names: Sequence[str]) -> None:
 
 
 def _obtain(cache: Path, names: Sequence[str], kept: str) -> None:
-    """Build what is missing in a directory, say so, and load it."""
+    """Build what is missing in a directory, give notice, and load it."""
     start, best = time.perf_counter(), None
     if len(names) > 1:
         paths, compiled = build(cache, [*([] if _loaded else [FFI]), *names])

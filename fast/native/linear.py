@@ -36,12 +36,12 @@ def gated(x: Normed, gate: Linear, up: Linear, activation: str) -> jax.Array:
     """act(gate x) * up x -> [B, T, F]; one call for silu."""
     if activation == "silu" and can_fuse((gate, up)):
         return linears(x.raw, (gate, up), x.norm, gated=True)[0]
-    opened, inner = project(x, (gate, up))
-    return ACTIVATIONS[activation](opened) * inner
+    gate_output, inner = project(x, (gate, up))
+    return ACTIVATIONS[activation](gate_output) * inner
 
 
 def linear(x: jax.Array, layer: Linear, residual: jax.Array | None = None) -> jax.Array:
-    """y = x Wt + b (+ residual) for x [B, T, K] -> [B, T, N]; a weight in floats is XLA's."""
+    """y = x Wt + b (+ residual) for x [B, T, K] -> [B, T, N]; XLA computes float weights."""
     if is_tiled(layer):
         return linears(x, (layer,), residual=residual)[0]
     return xla.linear(x, layer, residual)
@@ -57,8 +57,8 @@ def linears(
 ) -> tuple[jax.Array, ...]:
     """y_i = linear_i(norm(x)) + residual for x [B, T, K] -> [B, T, N_i] each.
 
-    Every weight is in tiles, and all layers quantize their input the same way: it is normalized and
-    quantized once. `gated`: two layers, and the one result silu(linear_0(..)) * linear_1(..).
+    Every weight is in tiles, and all layers quantize their input the same way, so it is normalized
+    and quantized once. `gated`: two layers and one result, silu(linear_0(..)) * linear_1(..).
     """
     layers = tuple(layers)
     first = layers[0]
@@ -71,7 +71,7 @@ def linears(
         arguments += weight_arguments(layer)
     arguments += [] if residual is None else [residual]
     shapes = [
-        jax.ShapeDtypeStruct((*x.shape[:-1], tiled(layer).shape[0]), jnp.float32)
+        jax.ShapeDtypeStruct((*x.shape[:-1], tiled_weight(layer).shape[0]), jnp.float32)
         for layer in (layers[:1] if gated else layers)
     ]
     call = jax.ffi.ffi_call("planish_linears", shapes)
@@ -97,7 +97,7 @@ def is_tiled(layer: Linear) -> bool:
     return isinstance(layer.weight, QuantizedWeight) and layer.weight.layout == "tiles"
 
 
-def tiled(layer: Linear) -> QuantizedWeight:
+def tiled_weight(layer: Linear) -> QuantizedWeight:
     """The weight of a linear that the kernels can take."""
     if not isinstance(layer.weight, QuantizedWeight) or layer.weight.layout != "tiles":
         raise TypeError("the native kernels take tiled weights only")
@@ -105,15 +105,15 @@ def tiled(layer: Linear) -> QuantizedWeight:
 
 
 def weight_arguments(layer: Linear) -> list[Any]:
-    """codes, scale, zero point, bias: those that are there."""
-    weight = tiled(layer)
+    """codes, scale, zero point and bias, without those that are None."""
+    weight = tiled_weight(layer)
     found = [weight.codes, weight.scale, weight.zero_point, layer.bias]
     return [array for array in found if array is not None]
 
 
 def linear_attributes(layers: Sequence[Linear]) -> dict[str, np.ndarray]:
-    """What each linear's arrays hold, as LinearFields in kernels/ffi/weights.h reads it."""
-    weights = [tiled(layer) for layer in layers]
+    """The attributes that describe each linear, read as LinearFields in kernels/ffi/weights.h."""
+    weights = [tiled_weight(layer) for layer in layers]
     found = {
         "bits": [weight.scheme.bits for weight in weights],
         "outputs": [weight.shape[0] for weight in weights],
@@ -125,7 +125,7 @@ def linear_attributes(layers: Sequence[Linear]) -> dict[str, np.ndarray]:
 
 
 def can_fuse(layers: Sequence[Linear]) -> bool:
-    """Whether linears of one input can share a call: tiled, quantizing their input the same way."""
+    """Whether linears can share a call: all in tiles, with the same quantized input."""
     first = layers[0]
     return all(map(is_tiled, layers)) and all(
         layer.activation == first.activation
@@ -137,6 +137,6 @@ def can_fuse(layers: Sequence[Linear]) -> bool:
 
 
 def group_inputs(layer: Linear) -> int:
-    """Inputs that share a weight scale; INT8 has one group a row."""
-    weight = tiled(layer)
+    """The number of inputs that share a weight scale; all of them in INT8."""
+    weight = tiled_weight(layer)
     return weight.shape[1] if weight.scheme.group_size == -1 else weight.scheme.group_size

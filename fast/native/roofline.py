@@ -1,4 +1,4 @@
-"""What the machine can do at most, by the kernels' own threads: what compare/bench measures."""
+"""Peak rates of the machine, measured with the kernels' threads, for compare/bench/roofline.py."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ def probe(x: jax.Array, rounds: jax.Array, isa: str = "") -> jax.Array:
     """Read x uint8 [N] once with every thread, then multiply bytes in registers, 64 * rounds[0]
     times 2048 operations in all. rounds int32 [1] -> int32 [1]."""
     shape = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.ffi.ffi_call("planish_limits", shape, has_side_effect=True)(x, rounds, isa=isa)
+    return jax.ffi.ffi_call("planish_roofline", shape, has_side_effect=True)(x, rounds, isa=isa)

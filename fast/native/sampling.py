@@ -13,16 +13,16 @@ from planish.reference.text.sampling import Sampling
 
 
 def sample(logits: jax.Array, sampling: jax.Array, uniform: jax.Array, isa: str = "") -> jax.Array:
-    """The next token of each row of logits [B, V] -> int32 [B]; -1 where they are not numbers.
+    """The next token of each row of logits [B, V] -> int32 [B]; -1 if they are not numbers.
 
-    sampling int32 [5]: packed(Sampling(...)); uniform int32 [B, 2]: as_int32() of float64 [B].
+    sampling int32 [5]: pack_settings(Sampling(..)); uniform int32 [B, 2]: as_int32 of float64 [B].
     """
     shape = jax.ShapeDtypeStruct(logits.shape[:1], jnp.int32)
     return jax.ffi.ffi_call("planish_sample", shape)(logits, sampling, uniform, isa=isa)
 
 
-def packed(sampling: Sampling) -> np.ndarray:
-    """Temperature, top_p and top_k as the kernel reads them."""
+def pack_settings(sampling: Sampling) -> np.ndarray:
+    """Temperature, top_p and top_k as kernels/ffi/sample.cc reads them, int32 [5]."""
     floats = as_int32(np.array([sampling.temperature, sampling.top_p]))
     return np.append(floats.ravel(), np.int32(sampling.top_k))
 
@@ -33,5 +33,5 @@ def as_int32(x: np.ndarray) -> np.ndarray:
 
 
 def can_sample(sampling: Sampling) -> bool:  # noqa: ARG001  (a backend's signature)
-    """Every setting: the kernel draws as the reference does."""
+    """True: the kernel draws as the reference does, with any settings."""
     return True

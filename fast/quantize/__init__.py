@@ -1,5 +1,5 @@
 """Quantization's heavy work, jitted, by the reference's names.
 
-listener   a backend that hears what a block's linears read
-observe    the calibration's runner: samples through a block, what the linears read on the way
+listener   a backend that observes the inputs of a block's linears
+observe    the calibration's runner: runs samples through a block and collects statistics
 """

@@ -1,7 +1,7 @@
-"""A backend that hears what the linears of one block read, and has another backend compute.
+"""A backend that observes the inputs of one block's linears and lets another backend compute.
 
-The transformer calls it instead of the backend while a program is traced, so the statistics are
-part of that program. Experts' rows are heard where the mixture computes them, tile by tile.
+The transformer calls it instead of that backend while a program is traced, so the statistics are
+part of the program. The rows of experts are observed tile by tile, as the mixture computes them.
 
 T tokens, K inputs, E experts.
 """
@@ -25,48 +25,48 @@ from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Block
 from planish.reference.quantize.observe import Observer
 
-Found = tuple[Any, Any]  # at one linear, or at all experts': finite or not, the statistic
+Found = tuple[Any, Any]  # of one linear, or of all experts' linears: is it finite, the statistic
 
 
 @jax.tree_util.register_dataclass
 @dataclass
 class Heard:
-    """What one program found at the inputs of a block's linears."""
+    """The statistics that one program found at the inputs of a block's linears."""
 
-    parts: dict[str, Found] = field(default_factory=dict)
-    met: Any = None  # bool [E]: the experts that some token chose
-    experts: tuple[Found, ...] = ()  # at `up` and `gate`, and at `down`: [E], [E, ...]
+    linears: dict[str, Found] = field(default_factory=dict)
+    chosen: Any = None  # bool [E]: the experts that some token chose
+    experts: tuple[Found, ...] = ()  # of `up` (and `gate`), and of `down`: [E], [E, ...]
 
-    def by_part(self, gated: bool) -> dict[str, Found]:
-        """By the linear's name in its block, as in experts.3.down; experts by those met."""
-        parts = dict(self.parts)
-        if self.met is None:
-            return parts
-        up, down = ([np.asarray(array) for array in found] for found in self.experts)
+    def collect(self, gated: bool) -> dict[str, Found]:
+        """By a linear's name in its block, such as experts.3.down, with the chosen experts only."""
+        found = dict(self.linears)
+        if self.chosen is None:
+            return found
+        up, down = ([np.asarray(array) for array in pair] for pair in self.experts)
         named = {"up": up, "down": down} | ({"gate": up} if gated else {})
-        for expert in np.flatnonzero(self.met):
+        for expert in np.flatnonzero(self.chosen):
             for name, (finite, value) in named.items():
-                parts[f"experts.{expert}.{name}"] = finite[expert], value[expert]
-        return parts
+                found[f"experts.{expert}.{name}"] = finite[expert], value[expert]
+        return found
 
 
 class Listener:
-    """The backend. It lives inside one trace only: what it heard are the trace's values."""
+    """The backend. Use it within one trace only, because it stores the trace's values."""
 
     def __init__(self, backend: Backend, block: Block, observer: Observer):
         self.backend, self.observer, self.heard = backend, observer, Heard()
         linears = {name: getattr(block, name) for name in "qkvo"}
-        mlp = vars(block.mlp)  # an Mlp's linears; a mixture's router, and its experts' in stacks
+        mlp = vars(block.mlp)  # an Mlp's linears; or a mixture's router, and stacks
         linears |= {name: layer for name, layer in mlp.items() if isinstance(layer, Linear)}
-        self.parts = {id(linear): part for part, linear in linears.items()}
+        self.names = {id(linear): name for name, linear in linears.items()}
         self.attention, self.sample = backend.attention, backend.sample
         self.can_sample, self.empty_layer = backend.can_sample, backend.empty_layer
 
     def hear(self, x: jax.Array, *layers: Linear) -> None:
-        """Reduce x [B, T, K], for each linear of the block that is to read it."""
+        """Reduce x [B, T, K] for each linear of the block that reads it."""
         rows = x.reshape(-1, x.shape[-1])
         for layer in layers:
-            self.heard.parts[self.parts[id(layer)]] = self.reduce(rows)
+            self.heard.linears[self.names[id(layer)]] = self.reduce(rows)
 
     def reduce(self, rows: jax.Array) -> Found:
         """Whether rows [T, K] are finite, and their statistic."""
@@ -91,17 +91,17 @@ class Listener:
         x: Normed,
         residual: jax.Array | None = None,
     ) -> jax.Array:
-        """XLA's mixture, watched: the kernels take no float experts."""
-        n, shares, chosen = moe.route_normed(config, weights, x)
+        """XLA's mixture with a watch, because the kernels do not take float experts."""
+        n, routing_weights, ids = moe.route_normed(config, weights, x)  # [B, T, D], [R, top_k] both
         self.hear(n, weights.router)
-        watch = moe.Watch(start=self.nothing(weights, n), see=self.see)
-        y, self.heard.experts = moe.mix_experts(config, weights, n, shares, chosen, watch)
-        unmet = jnp.zeros(weights.router.weight.shape[0], bool)
-        self.heard.met = unmet.at[chosen.reshape(-1)].set(True)
+        watch = moe.Watch(start=self.empty_statistics(weights, n), see=self.see)
+        y, self.heard.experts = moe.mix_experts(config, weights, n, routing_weights, ids, watch)
+        unchosen = jnp.zeros(weights.router.weight.shape[0], bool)
+        self.heard.chosen = unchosen.at[ids.reshape(-1)].set(True)
         return y if residual is None else residual + y
 
-    def nothing(self, weights: PlacedExperts, n: jax.Array) -> tuple[Found, ...]:
-        """What has been seen of the experts before any row: finite, and zeros."""
+    def empty_statistics(self, weights: PlacedExperts, n: jax.Array) -> tuple[Found, ...]:
+        """The initial statistics of the experts: finite, and zeros."""
         count, outputs, inputs = weights.down.weight.shape
 
         def zeros(width: int) -> Found:
@@ -112,7 +112,10 @@ class Listener:
         return zeros(outputs), zeros(inputs)
 
     def see(self, seen: tuple[Found, ...], expert: jax.Array, *rows: jax.Array) -> Any:
-        """Merge a tile of an expert's rows: at `up` (and `gate`), and at `down`."""
+        """Merge the statistics of a tile of an expert's rows.
+
+        rows: what `up` (and `gate`) reads, and what `down` reads.
+        """
         merge = getattr(jnp, self.observer.merge.__name__)  # XLA's ufunc of the same name
         merged = []
         for (finite, value), x in zip(seen, rows, strict=True):
@@ -123,9 +126,9 @@ class Listener:
 
 
 def rows_finite(x: jax.Array) -> jax.Array:
-    """Whether x [T, K] has neither NaN nor Inf; XLA's maximum passes over a NaN.
+    """Whether x [T, K] has neither NaN nor Inf; XLA's maximum ignores a NaN.
 
-    A sum of finite entries, made so small that it cannot overflow, is finite, and no other is:
-    a third of the time that isfinite of every entry takes.
+    A sum of entries, scaled down so that it cannot overflow, is finite if and only if all of them
+    are. It takes a third of the time of isfinite of every entry.
     """
     return jnp.isfinite((x * jnp.float32(2.0**-30)).sum(axis=0)).all()

@@ -1,10 +1,10 @@
-"""Calibration by XLA: the samples through a block, and statistics of what its linears read.
+"""Calibration by XLA: runs samples through a block and reduces the inputs of its linears.
 
-The block is the engine's own: a listening backend hears what the transformer hands to its linears
-while the program is traced, so nothing of a block's arithmetic is written here again.
-Statistics are reduced inside the program; an input leaves it only if the observer keeps it.
+The block is the engine's: while the program is traced, a listening backend observes what the
+transformer passes to the linears, so no arithmetic of a block is repeated here. Statistics are
+reduced inside the program; an input leaves it only if the observer keeps it.
 
-One sample of 512 tokens at a time is the fastest on the CPU; shorter ones go together.
+One sample of 512 tokens at a time is fastest on the CPU; shorter samples are run in batches.
 
 B samples, T tokens, K inputs, D model width.
 """
@@ -43,7 +43,7 @@ from planish.reference.quantize.observe import (
 from planish.reference.quantize.runner import Hidden
 from planish.reference.quantized import QuantizedWeight, to_layout
 
-TOKENS = 512  # that are run together, if samples are shorter
+TOKENS = 512  # in a batch of shorter samples
 REMEDY = "fewer or shorter samples"
 
 
@@ -51,7 +51,7 @@ class Runner:
     """The reference's Runner, jitted; a program is compiled for each kind of block."""
 
     def __init__(self, native: bool = False):
-        """`native`: attention, and quantized candidates' linears, by the kernels, if loaded."""
+        """native: use the kernels, which must be loaded, for attention and quantized linears."""
         self.native = native
 
     def embed(self, config: ModelConfig, weights: Weights, samples: Sequence[np.ndarray]) -> Hidden:
@@ -87,16 +87,16 @@ def observe_block(
     observer: Observer = ABSMAX,
     native: bool = False,
 ) -> tuple[Statistics, list[np.ndarray]]:
-    """As the reference's: statistics of the linears' inputs, and the hidden states after it."""
+    """As the reference's: statistics of the linears' inputs, and the block's outputs."""
     placed, backend = place(block, native), backend_of(native)
     statistics: Statistics = {}
     outputs: list[np.ndarray] = []
     for x, tables in batches(config, hidden):
         heard, y, largest = observe_batch(config, placed, x, tables, backend, observer)
-        found = heard.by_part(config.gated_mlp)
-        for part in block_linears(block):  # in the order of execution
-            if part in found:
-                add(statistics, part, found[part], names or {}, observer)
+        found = heard.collect(config.gated_mlp)
+        for name in block_linears(block):  # in the order of execution
+            if name in found:
+                add(statistics, name, found[name], names or {}, observer)
         require_finite_output(np.float32(largest), names or {})
         outputs += [*np.asarray(y)]  # views [T, D]
     return statistics, outputs
@@ -104,16 +104,16 @@ def observe_block(
 
 def add(
     statistics: Statistics,
-    part: str,
+    name: str,
     found: Found,
     names: Mapping[str, str],
     observer: Observer,
 ) -> None:
-    """Merge what one program found at one linear's input, if that was finite."""
+    """Merge the statistic of one linear's input; raises QuantizationError if it is not finite."""
     finite, value = found
     if not finite:
-        raise reads_overflow(names.get(part, part))
-    observer.add(statistics, part, np.asarray(value))
+        raise reads_overflow(names.get(name, name))
+    observer.add(statistics, name, np.asarray(value))
 
 
 @partial(jax.jit, static_argnames=("config", "backend", "observer"))
@@ -125,7 +125,7 @@ def observe_batch(
     backend: Backend,
     observer: Observer,
 ) -> tuple[Heard, jax.Array, jax.Array]:
-    """A block over samples x [B, T, D]: what its linears read, its outputs, and their absmax."""
+    """Run a block: statistics of its linears' inputs, its outputs [B, T, D], and their absmax."""
     listener = Listener(backend, block, observer)
     y = run_through(config, block, x, tables, listener)
     rows = y.reshape(-1, y.shape[-1])
@@ -137,17 +137,17 @@ def observe_batch(
 def run_batch(
     config: ModelConfig, block: Block, x: jax.Array, tables: Tables, backend: Backend
 ) -> jax.Array:
-    """A block over samples x [B, T, D]."""
+    """Run a block of samples x [B, T, D] -> [B, T, D]."""
     return run_through(config, block, x, tables, backend)
 
 
 def run_through(
     config: ModelConfig, block: Block, x: jax.Array, tables: Tables, backend: Backend
 ) -> jax.Array:
-    """The engine's block over whole samples, nothing cached."""
-    nothing = backend.empty_layer(config, *x.shape[:2])
+    """The engine's block over whole samples, without keeping the cache."""
+    past = backend.empty_layer(config, *x.shape[:2])
     index = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], x.shape[:2])
-    return block_forward(config, block, x, Positions(index, tables), nothing, backend)[0]
+    return block_forward(config, block, x, Positions(index, tables), past, backend)[0]
 
 
 def batches(
@@ -166,14 +166,14 @@ def backend_of(native: bool) -> Backend:
 
 
 def place(block: Block, native: bool) -> Block:
-    """The block on the device, its weights as XLA or the kernels read them."""
+    """Put a block on the device, with its weights as XLA or the kernels read them."""
     if native:
-        block = replace_modules(block, {p: tiled(x) for p, x in block_linears(block).items()})
+        block = replace_modules(block, {p: to_tiles(x) for p, x in block_linears(block).items()})
     return put(place_block(block))
 
 
-def tiled(layer: Linear) -> Linear:
-    """A quantized linear's codes as the kernels read them; a float linear as it is."""
+def to_tiles(layer: Linear) -> Linear:
+    """Convert a quantized linear to the kernels' tiles; a float linear stays as it is."""
     weight = layer.weight
     return (
         replace(layer, weight=to_layout(weight, "tiles"))

@@ -1,10 +1,10 @@
 """A checkpoint ready to run.
 
-chunks       a prompt in pieces of few sizes
+chunks       a prompt in chunks of few sizes
 rotary       cos and sin of every slot
-slots        the cache's rows and slots
-programs     compiled ahead, known by name and shapes
-sampling     on the host, or handed to a program
-scheduler    which rows are computed, how many tokens at a time
-engine       logits, losses and generated tokens
+slots        the rows and slots of the cache
+programs     programs compiled ahead of time, identified by name and shapes
+sampling     sampling on the host, or the arrays for sampling on the device
+scheduler    which rows are computed, and how many tokens at a time
+engine       a checkpoint's logits, losses and generated tokens
 """

@@ -1,8 +1,8 @@
 """A prompt in chunks of at most 512 tokens, each padded to one of thirteen sizes.
 
-So any prompt compiles at most thirteen prefill programs and needs memory for one chunk. Tokens a
-second of a prompt of 2048 by the size of its chunks (native kernels, 4 cores of an AMD EPYC Zen 5,
-medians of 4 rounds in turns):
+So prompts compile at most thirteen prefill programs and need memory for one chunk. Tokens per
+second of a prompt of 2048 tokens, by chunk size (native kernels, 4 cores of an AMD EPYC Zen 5,
+medians of 4 alternating rounds):
 
     chunk         128    256    512   1024   2048
     1.1B W4A8     890    928    948    937    900
@@ -23,7 +23,7 @@ SMALLEST_CHUNK = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Token ids and positions int32 [1, T], of which the first `count` are the prompt's."""
+    """Token ids and positions int32 [1, T]; those after the first `count` are padding."""
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -31,7 +31,7 @@ class Chunk:
 
 
 def chunk_size(count: int) -> int:
-    """Tokens that a chunk of `count` is padded to: a power of two, or three quarters of one."""
+    """The padded size of a chunk of `count` tokens: a power of two, or three quarters of one."""
     whole = max(SMALLEST_CHUNK, 1 << (count - 1).bit_length())
     return whole * 3 // 4 if whole > SMALLEST_CHUNK and count <= whole * 3 // 4 else whole
 
@@ -41,6 +41,6 @@ def split_prompt(tokens: Sequence[int]) -> Iterator[Chunk]:
     for start in range(0, len(tokens), PREFILL_CHUNK):
         chunk = np.asarray(tokens[start : start + PREFILL_CHUNK], np.int32)
         positions = np.arange(start, start + len(chunk), dtype=np.int32)
-        spare = (0, chunk_size(len(chunk)) - len(chunk))
-        padded = (np.pad(x, spare, mode="edge")[None] for x in (chunk, positions))
+        padding = (0, chunk_size(len(chunk)) - len(chunk))
+        padded = (np.pad(x, padding, mode="edge")[None] for x in (chunk, positions))
         yield Chunk(tokens=next(padded), positions=next(padded), count=len(chunk))

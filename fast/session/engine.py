@@ -1,4 +1,4 @@
-"""A checkpoint ready to run: weights on the device, programs compiled once, a cache handed on."""
+"""A checkpoint ready to run: weights on the device, compiled programs, a reused cache."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Engine:
     """A checkpoint run by JAX.
 
     config, weights    the model; weights as the backend reads them
-    programs           what has been compiled so far
-    load_seconds       that opening took
+    programs           those compiled so far
+    load_seconds       time to open it
     """
 
     name = "fast"
@@ -44,8 +44,8 @@ class Engine:
     def __init__(
         self, checkpoint: Checkpoint, native: bool = False, clock: Clock = time.perf_counter
     ):
-        """`native`: by the kernels of native/library.py, which must be loaded. clock: by which
-        generations are paced."""
+        """native: use the kernels of native/library.py, which must be loaded. clock: measures
+        dispatches, to decide how many tokens the next one computes."""
         start = time.perf_counter()
         self.config, self.clock = checkpoint.config, clock
         self.backend: Backend = native_backend if native else xla_backend
@@ -58,7 +58,7 @@ class Engine:
 
     @property
     def compile_seconds(self) -> float:
-        """That compiling took so far, or reading what had been compiled before."""
+        """Time spent compiling so far, or reading programs that were compiled before."""
         return self.programs.seconds
 
     @memory_errors(FORWARD)
@@ -100,15 +100,15 @@ class Engine:
     def prefill_batch(
         self, prompts: Sequence[Sequence[int]], stop: Stop
     ) -> tuple[np.ndarray, KVCache]:
-        """Each prompt by itself, at its own length; then side by side in one cache."""
+        """Prefill each prompt by itself, without padding to the longest, then join their caches."""
         slots = max(len(prompt) for prompt in prompts) + stop.max_new_tokens - 1
         if len(prompts) == 1:
             return self._last(self.prefill(prompts[0], slots))
         batch, last = self._empty_cache(len(prompts), slots), []
         for row, prompt in enumerate(prompts):
             logits, single = self._last(self.prefill(prompt, slots))
-            place = put(np.int32(row))
-            batch = self.programs.run(self._insert, cache=batch, single=single, row=place)
+            index = put(np.int32(row))
+            batch = self.programs.run(self._insert, cache=batch, single=single, row=index)
             last.append(logits[0])
         return np.stack(last), batch
 
@@ -133,11 +133,11 @@ class Engine:
 
     @on_cpu
     def take_rows(self, cache: KVCache, rows: Sequence[int]) -> KVCache:
-        """The cache of some rows of a batch. The cache given is consumed, layer by layer, so that
-        there is never more than one of them twice."""
-        places, layers = put(np.array(rows, np.int32)), []
+        """The cache of some rows of a batch. The cache given is consumed layer by layer, so that at
+        most one layer is in memory twice."""
+        indices, layers = put(np.array(rows, np.int32)), []
         for layer in cache.layers:
-            layers.append(self.programs.run(cache_slots.take_rows, layer=layer, rows=places))
+            layers.append(self.programs.run(cache_slots.take_rows, layer=layer, rows=indices))
             for array in layer.arrays:
                 array.delete()
         return KVCache(tuple(layers))
@@ -145,7 +145,7 @@ class Engine:
     def generate(
         self, prompts: Sequence[Sequence[int]], stop: Stop, sampling: Sampling
     ) -> Iterator[tuple[int, int]]:
-        """Yield (row, token) as tokens come, every row of the batch in each step."""
+        """Yield (row, token) as tokens are sampled, all rows of the batch in each step."""
         sampling.check(self.config.vocab_size)
         check_fits(self.config, prompts, stop, self.config.max_positions)
         if stop.max_new_tokens == 0:
@@ -156,7 +156,7 @@ class Engine:
     def _tokens(
         self, prompts: Sequence[Sequence[int]], stop: Stop, sampling: Sampling
     ) -> Iterator[tuple[int, int]]:
-        """`generate` where at least one token is asked for."""
+        """`generate` of at least one token."""
         logits, cache = self.prefill_batch(prompts, stop)
         request = Request(
             stop=stop,
@@ -183,7 +183,7 @@ class Engine:
 
     @staticmethod
     def _last(chunks: Iterator[tuple[np.ndarray, KVCache]]) -> tuple[np.ndarray, KVCache]:
-        """What the last chunk left; the caches before it were consumed on the way."""
+        """The result of the last chunk; the earlier caches have been consumed."""
         return deque(chunks, maxlen=1)[0]
 
     @on_cpu
@@ -196,7 +196,7 @@ class Engine:
         tables: Tables,
         **rest: Any,
     ) -> Any:
-        """One of the model's programs on tokens and their positions from the host."""
+        """Run one of the model's programs on tokens and positions from the host."""
         index = put(np.asarray(positions, np.int32))
         return self.programs.run_model(
             program,

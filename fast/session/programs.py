@@ -1,4 +1,4 @@
-"""Programs compiled ahead of their first run, each known by its name and its arguments' shapes."""
+"""Programs compiled ahead of time, each identified by its name and its arguments' shapes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Program:
 
     name: str
     shapes: dict[str, Shapes]
-    seconds: float  # that compiling took
+    seconds: float  # to compile it
     call: Callable[..., Any]
 
     def __str__(self) -> str:
@@ -32,27 +32,27 @@ class Program:
 
 
 class Programs:
-    """Those of one model: config, weights and backend are the same for all of them."""
+    """The programs of one model, which share its config, weights and backend."""
 
     def __init__(self, config: ModelConfig, weights: Weights, backend: Backend):
         self._static, self._weights = {"config": config, "backend": backend}, {"weights": weights}
         self._known: dict[Key, Program] = {}
 
     def run_model(self, function: Any, **arguments: Any) -> Any:
-        """One of model/transformer.py's programs, by the names of its other arguments."""
+        """Run one of model/transformer.py's programs; its other arguments are given by name."""
         return self._run(function, self._static, self._weights, arguments)
 
     def run(self, function: Any, **arguments: Any) -> Any:
-        """A jitted function that knows no model."""
+        """Run a jitted function that does not take the model."""
         return self._run(function, {}, {}, arguments)
 
     def known(self) -> tuple[Program, ...]:
-        """What has been compiled so far, in that order."""
+        """The programs compiled so far, in order."""
         return tuple(self._known.values())
 
     @property
     def seconds(self) -> float:
-        """That compiling took so far."""
+        """The time that compiling has taken so far."""
         return sum(program.seconds for program in self._known.values())
 
     def _run(
@@ -62,7 +62,7 @@ class Programs:
         fixed: Mapping[str, Any],
         arguments: Mapping[str, Any],
     ) -> Any:
-        """Call a compiled program, compiling it when its shapes are new; `fixed` never changes."""
+        """Call a compiled program, compiling it if its shapes are new. `fixed` never changes."""
         shapes = {name: shapes_of(argument) for name, argument in arguments.items()}
         key = function.__name__, tuple(shapes.items())
         if key not in self._known:
@@ -81,7 +81,7 @@ def shapes_of(argument: Any) -> Shapes:
 
 
 def describe(shapes: Shapes) -> str:
-    """[1, 512], or of several arrays their number and the largest."""
+    """The shape, such as [1, 512]; for several arrays, their number and the largest shape."""
     largest = max(shapes, key=lambda shape: (len(shape), shape), default=())
     several = f"{len(shapes)} of at most " if len(shapes) > 1 else ""
     return f"{several}{list(largest)}"

@@ -1,4 +1,4 @@
-"""Rotary tables: cos and sin of every slot, made by the reference, kept on the device."""
+"""Rotary tables: cos and sin of every slot, computed by the reference and kept on the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from planish.reference.model.rope import Rope, decoding_rotations, rotations
 
 
 class RotaryTables:
-    """Those of one model, each made once."""
+    """The tables of one model, each computed once."""
 
     def __init__(self, config: ModelConfig):
         self.ropes = config.ropes
@@ -20,12 +20,12 @@ class RotaryTables:
 
     @on_cpu
     def of_slots(self, slots: int) -> Tables:
-        """For tokens that are each the last of their sequence when they are computed."""
+        """For decoding, where each token is the last of its sequence."""
         return tuple(self._table(rope, slots) for rope in self.ropes)
 
     @on_cpu
     def of_prompt(self, slots: int, length: int) -> Tables:
-        """For a prompt of `length` tokens, on which some kinds' angles depend."""
+        """For a prompt of `length` tokens, on which some rope scalings depend."""
         return tuple(
             put(rotations(rope, np.arange(slots), length))
             if rope.by_length

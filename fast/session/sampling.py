@@ -1,4 +1,4 @@
-"""Sampling as a session does it: on the host, or by a program that samples several tokens."""
+"""Sampling in a session: on the host, or by a program that samples several tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from planish.fast.model.backend import Draw
-from planish.fast.native.sampling import as_int32, packed
+from planish.fast.native.sampling import as_int32, pack_settings
 from planish.fast.placement import on_cpu, put
 from planish.reference.text.sampling import Sampling, sample, uniform
 
@@ -28,16 +28,16 @@ def sample_rows(
 
 
 @on_cpu
-def draws(
+def prepare_draw(
     sampling: Sampling, rows: Sequence[int], step: int, count: int, eos: Sequence[int]
 ) -> Draw:
-    """What the device needs to sample `count` tokens of each row from `step` on."""
+    """The arrays from which the device samples `count` tokens of each row, from `step` on."""
     numbers = np.zeros((MOST_TOKENS, len(rows)))
     if sampling.temperature > 0:
-        for index, place in np.ndindex(count, len(rows)):
-            numbers[index, place] = uniform(sampling.seed, rows[place], step + index)
+        for index, column in np.ndindex(count, len(rows)):
+            numbers[index, column] = uniform(sampling.seed, rows[column], step + index)
     return Draw(
-        sampling=put(packed(sampling)),
+        sampling=put(pack_settings(sampling)),
         uniform=put(as_int32(numbers)),
         ends=put(np.array(eos or (NEVER,), np.int32)),
         count=put(np.int32(count)),

@@ -1,11 +1,11 @@
 """Which rows of a batch are computed, and how many of their tokens at a time.
 
-All rows of a batch take each step together. One that has ended is computed on until enough others
-have ended too: then the rest moves into a smaller batch. No row's numbers depend on its batch, so
-neither its tokens do.
+Every step computes all rows of a batch, also those that have ended, until enough rows have ended
+that the others move to a smaller batch. A row's numbers do not depend on its batch, so neither do
+its tokens.
 
-Where the backend can sample, a dispatch computes as many tokens as come between two frames of a
-screen; where it cannot, one, and the host samples.
+If the backend can sample, a dispatch computes as many tokens as fit between two frames of a screen;
+otherwise it computes one, and the host samples.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ import numpy as np
 
 from planish.fast.model.backend import Draw
 from planish.fast.model.cache import KVCache
-from planish.fast.session.sampling import MOST_TOKENS, draws, sample_rows
+from planish.fast.session.sampling import MOST_TOKENS, prepare_draw, sample_rows
 from planish.fast.session.slots import rows_to_keep
 from planish.reference.errors import SamplingError
 from planish.reference.text.generate import Stop
 from planish.reference.text.sampling import Sampling
 
-DISPATCH_SECONDS = 0.03  # text comes at least so often, where a token does not take longer
+DISPATCH_SECONDS = 0.03  # text appears at least this often, unless one token takes longer
 
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows that are computed together, and where each of them is."""
+    """Rows that are computed in the same steps, and the state of each."""
 
-    rows: tuple[int, ...]  # which prompt each of them is, ascending
-    tokens: np.ndarray  # [B], the last one of each
+    rows: tuple[int, ...]  # the index of each row's prompt, ascending
+    tokens: np.ndarray  # [B], the last token of each row
     positions: np.ndarray  # [B], of that token
     cache: KVCache
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked for. `eos`: ids that end a row."""
+    """The options of a generation. eos: ids that end a row."""
 
     stop: Stop
     sampling: Sampling
@@ -51,7 +51,7 @@ class Request:
 
 
 class Steps(Protocol):
-    """What a generation needs of an engine. Each consumes the cache and returns another."""
+    """What a generation needs of an engine. Each method consumes the cache and returns another."""
 
     def decode_step(
         self, tokens: np.ndarray, positions: np.ndarray, cache: KVCache, /
@@ -61,14 +61,14 @@ class Steps(Protocol):
     def decode_tokens(
         self, tokens: np.ndarray, positions: np.ndarray, cache: KVCache, draw: Draw, /
     ) -> tuple[np.ndarray, KVCache]:
-        """draw.count tokens of each row, [count, B]; -1 where there were no numbers to sample."""
+        """draw.count tokens of each row, [count, B]; -1 if the logits were not numbers."""
 
     def take_rows(self, cache: KVCache, rows: Sequence[int], /) -> KVCache:
-        """A smaller batch's."""
+        """The cache of some rows."""
 
 
 class Generation:
-    """One batch on its way from its prompts' logits to its last tokens."""
+    """The state of one batch, from its prompts' logits to its last tokens."""
 
     def __init__(
         self, steps: Steps, request: Request, batch: Batch, clock: Clock = time.perf_counter
@@ -77,22 +77,22 @@ class Generation:
         self.active = set(batch.rows)
 
     def tokens(self, logits: np.ndarray) -> Iterator[tuple[int, int]]:
-        """(row, token) as they come, from the logits [B, V] that the prompts left."""
-        found, step, count = self._sampled(logits, 0), 0, 1
+        """Yield (row, token), beginning with the logits [B, V] of the prompts' last tokens."""
+        found, step, count = self._sample(logits, 0), 0, 1
         self.batch = replace(self.batch, tokens=found[-1])
         while True:
-            yield from self._live(found)
+            yield from self._running(found)
             step += len(found)
             remaining = self.request.stop.max_new_tokens - step
             if not self.active or remaining == 0:
                 return
-            self._thin_out(remaining)
+            self._shrink(remaining)
             start = self.clock()
             found = self._next(step, min(count, remaining))
             count = next_count(len(found), self.clock() - start)
 
-    def _live(self, found: np.ndarray) -> Iterator[tuple[int, int]]:
-        """The tokens [count, B] of rows that go on; a token of `eos` ends its row."""
+    def _running(self, found: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Yield the tokens [count, B] of rows that have not ended; `eos` ids end a row."""
         for tokens in found.tolist():
             for row, token in zip(self.batch.rows, tokens, strict=True):
                 if row not in self.active:
@@ -104,40 +104,40 @@ class Generation:
                 else:
                     yield row, token
 
-    def _thin_out(self, remaining: int) -> None:
-        """Move to a smaller batch if that pays."""
+    def _shrink(self, remaining: int) -> None:
+        """Move to a smaller batch if it pays."""
         batch = self.batch
         keep = rows_to_keep([row not in self.active for row in batch.rows], remaining)
         if keep is None:
             return
         self.batch = Batch(
-            rows=tuple(batch.rows[place] for place in keep),
+            rows=tuple(batch.rows[index] for index in keep),
             tokens=batch.tokens[keep],
             positions=batch.positions[keep],
             cache=self.steps.take_rows(batch.cache, keep),
         )
 
     def _next(self, step: int, count: int) -> np.ndarray:
-        """The next tokens of every row: [count, B], or [1, B] where the host samples."""
+        """The next tokens of every row: [count, B], or [1, B] if the host samples."""
         batch, request = self.batch, self.request
-        place = batch.tokens, batch.positions, batch.cache
+        state = batch.tokens, batch.positions, batch.cache
         if request.on_device:
-            draw = draws(request.sampling, batch.rows, step, count, request.eos)
-            found, cache = self.steps.decode_tokens(*place, draw)
+            draw = prepare_draw(request.sampling, batch.rows, step, count, request.eos)
+            found, cache = self.steps.decode_tokens(*state, draw)
         else:
-            logits, cache = self.steps.decode_step(*place)
-            found = self._sampled(logits, step)
-        last = cache.slots - 1  # a row that has ended must not leave its slots
+            logits, cache = self.steps.decode_step(*state)
+            found = self._sample(logits, step)
+        last = cache.slots - 1  # a row that has ended stays within its slots
         positions = np.minimum(batch.positions + len(found), last)
         self.batch = replace(batch, tokens=found[-1], positions=positions, cache=cache)
         return found
 
-    def _sampled(self, logits: np.ndarray, step: int) -> np.ndarray:
-        """One token of each row, [1, B], on the host."""
+    def _sample(self, logits: np.ndarray, step: int) -> np.ndarray:
+        """Sample one token of each row on the host: [1, B]."""
         request = self.request
         return sample_rows(logits, request.sampling, self.batch.rows, step, self.active)[None]
 
 
 def next_count(count: int, seconds: float) -> int:
-    """How many tokens the next dispatch computes, after one of `count` took some seconds."""
+    """How many tokens the next dispatch computes, if one of `count` tokens took `seconds`."""
     return max(1, min(MOST_TOKENS, 2 * count, int(count * DISPATCH_SECONDS / seconds)))

@@ -1,10 +1,10 @@
-"""The portable backend: what XLA computes by itself.
+"""The portable backend: XLA alone, without the C++ kernels.
 
-grids        INT8 codes, truly divided
-linear       one linear over any weight
-cache        its slots
-attention    rotation, mask, softmax over the slots
+grids        INT8 codes, with true divisions
+linear       one linear, float or quantized
+cache        keys and values in slots
+attention    rotation, cache write, mask and softmax
 moe          routing and experts
-sampling     the likeliest token
-backend      these as one
+sampling     the most likely token
+backend      these modules as one backend
 """

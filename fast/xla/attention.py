@@ -1,4 +1,4 @@
-"""Attention by XLA, as reference/model/layers.py defines it, for a batch and a cache of slots.
+"""Attention by XLA over a batch and a cache of slots, as reference/model/layers.py defines it.
 
 B sequences, T tokens, S cache slots, H query heads, K key-value heads, Hd head width.
 """
@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from planish.fast.model.backend import QKV, AttentionConfig, Positions
-from planish.fast.model.layers import by_parts, soft_cap
+from planish.fast.model.layers import map_chunks, soft_cap
 from planish.fast.xla.cache import Slots, append, read
 from planish.reference.model.config import Alibi
 from planish.reference.model.rope import Rope
 
-SCORES = 2**24  # scores that attention makes at a time: 64 MiB, or those of one token
+SCORES = 2**24  # attention scores computed at a time (64 MiB), but at least those of one token
 
 
 def cached_attention(
@@ -40,21 +40,24 @@ def cached_attention(
 
 @dataclass(frozen=True)
 class CausalMask:
-    """causal_mask of tokens at positions [B, T], made for as many as are taken at a time."""
+    """causal_mask of tokens at positions [B, T], not yet computed: see `attention`."""
 
     positions: jax.Array
     window: int | None = None
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, rope: Rope) -> jax.Array:
-    """Turn the pairs of the first `dim` entries of x [B, T, heads, Hd] by cos and sin [B, T, :]."""
+    """Rotate the pairs of the first `dim` entries of x [B, T, heads, Hd] by cos and sin [B, T, :].
+
+    Source: RoPE, arXiv 2104.09864.
+    """
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]  # [B, T, 1, dim / 2]
-    turned, rest = x[..., : rope.dim], x[..., rope.dim :]
+    rotated, rest = x[..., : rope.dim], x[..., rope.dim :]
     if rope.interleaved:
-        a, b = turned[..., 0::2], turned[..., 1::2]  # [B, T, heads, dim / 2] each
-        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
-        return jnp.concatenate([turned.reshape(*x.shape[:-1], rope.dim), rest], axis=-1)
-    a, b = jnp.split(turned, 2, axis=-1)
+        a, b = rotated[..., 0::2], rotated[..., 1::2]  # [B, T, heads, dim / 2] each
+        rotated = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return jnp.concatenate([rotated.reshape(*x.shape[:-1], rope.dim), rest], axis=-1)
+    a, b = jnp.split(rotated, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
@@ -67,7 +70,8 @@ def causal_mask(positions: jax.Array, slots: int, window: int | None = None) -> 
 def alibi_biases(alibi: Alibi, positions: jax.Array, slots: int) -> jax.Array:
     """slope * (slot - position) for each head: [B, H, T, S], or [1, H, 1, S] rounded to bfloat16.
 
-    reduce_precision rounds as bfloat16 does; a conversion there and back XLA may leave out.
+    Source: ALiBi, arXiv 2108.12409. reduce_precision rounds as bfloat16 does; XLA may drop a
+    conversion to bfloat16 and back.
     """
     slopes = jnp.asarray(alibi.slopes, jnp.float32)[None, :, None, None]
     slot = jnp.arange(slots, dtype=jnp.float32)[None, None, None, :]
@@ -92,8 +96,8 @@ def attention(
 ) -> jax.Array:
     """softmax(q kt / divisor) v for q [B, T, H, Hd], k and v [B, K, S, Hd] -> [B, T, H * Hd].
 
-    As many tokens are taken at a time as make SCORES scores, so that memory does not grow with
-    the context.
+    Tokens are taken so many at a time that they have at most SCORES scores: memory does not grow
+    with the square of the context.
     """
     batch, _, heads, _ = q.shape
 
@@ -103,7 +107,7 @@ def attention(
         return attend_at_once(q, k, v, weigh)
 
     count = max(1, SCORES // (batch * heads * k.shape[2]))
-    return by_parts(attend_some, count, q, mask.positions)
+    return map_chunks(attend_some, count, q, mask.positions)
 
 
 def attend_at_once(
@@ -117,9 +121,9 @@ def attend_at_once(
     q = q.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, shared * tokens, head_dim)
     scores = jnp.einsum("bkqd,bksd->bkqs", q, k).reshape(batch, heads, tokens, slots)
     weights = weigh(scores).reshape(batch, kv_heads, shared * tokens, slots)
-    mixed = jnp.einsum("bkqs,bksd->bkqd", weights, v)
-    mixed = mixed.reshape(batch, heads, tokens, head_dim)
-    return mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, heads * head_dim)
+    context = jnp.einsum("bkqs,bksd->bkqd", weights, v)
+    context = context.reshape(batch, heads, tokens, head_dim)
+    return context.transpose(0, 2, 1, 3).reshape(batch, tokens, heads * head_dim)
 
 
 def score_weights(

@@ -1,4 +1,4 @@
-"""The portable backend: what fast/model/backend.py asks, by XLA alone."""
+"""The portable backend: the functions of fast/model/backend.py, computed by XLA alone."""
 
 from planish.fast.xla.attention import cached_attention as attention
 from planish.fast.xla.cache import empty_layer

@@ -1,6 +1,6 @@
 """Slots for XLA: keys and values [B, K, S, Hd], float32 or int8.
 
-Attention reads all of them and masks those that a token may not see, so slots start as zeros.
+Attention reads all slots and masks those that a token may not see, so slots start as zeros.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Slots(LayerCache):
 
 
 def empty_layer(config: ModelConfig, batch: int, slots: int) -> Slots:
-    """Zeros; each array its own buffer, since each is donated."""
+    """Zeros; each array has a separate buffer, since each is donated."""
     shape, kind = (batch, config.num_kv_heads, slots, config.head_dim), storage_type(config)
     keys, values = (jnp.zeros(shape, kind) for _ in range(2))
     return Slots(keys=keys, values=values, **empty_scales(config, batch, slots))

@@ -1,7 +1,7 @@
-"""The INT8 grid of reference/grids.py in XLA: true divisions, in spite of the compiler.
+"""The INT8 grid of reference/grids.py in XLA, with true divisions.
 
-A division by a constant, or by one scale for a whole row, becomes a multiplication by the
-reciprocal, and one code in five changes on rows full of ties.
+XLA turns a division by a constant, or by one scale for a whole row, into a multiplication by the
+reciprocal, which changes one code in five on rows full of ties.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from planish.reference.grids import INT8_MAX, SMALLEST_ABSMAX
 
 
 def divide(x: jax.Array, by: jax.Array | float) -> jax.Array:
-    """x / by, truly divided and rounded once.
+    """x / by, a true division, rounded once.
 
-    XLA turns a division by a constant, or by one value for many, into a multiplication by the
-    reciprocal, and sees through an optimization barrier. A divisor that is chosen for each
-    entry at run time it must leave alone; NaN stays NaN.
+    An optimization barrier does not keep XLA from using the reciprocal, but a divisor that is
+    selected for each entry at run time does. NaN stays NaN.
     """
     return x / jnp.where(x == x, by, jnp.float32(jnp.nan))
 

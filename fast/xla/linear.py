@@ -1,6 +1,6 @@
-"""One linear layer by XLA, as reference/linear.py defines it, in the form that is fastest there.
+"""One linear by XLA, as reference/linear.py defines it, in the form that XLA runs fastest.
 
-The traps, all measured (compiled HLO read on jaxlib 0.10 and 0.12):
+The pitfalls, all measured (compiled HLO read on jaxlib 0.10 and 0.12):
 * Only s8 x s8 -> s32 takes the fast path, and not with a single row: one row is padded to two.
 * With few rows the weights go on the left, [N, K] x [R, K]: they are then read without repacking.
 * A division by a scale becomes a multiplication by the reciprocal: see grids.py.
@@ -24,8 +24,8 @@ from planish.fast.xla.grids import int8_codes, int8_scale
 from planish.reference.linear import Linear
 from planish.reference.quantized import QuantizedWeight
 
-FEW_ROWS = 16  # up to here the weights go on the left
-GROUP_ROWS = 64  # rows of a grouped dot done together: bounds the int32 [G, rows, N] between
+FEW_ROWS = 16  # up to here the weights are the left operand
+GROUP_ROWS = 64  # rows of one grouped dot: bounds the intermediate int32 [G, rows, N]
 MATVEC_ROWS = 8  # up to here dequantizing is fused into one product per row
 
 
@@ -37,8 +37,8 @@ def project(x: Normed, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
 
 def gated(x: Normed, gate: Linear, up: Linear, activation: str) -> jax.Array:
     """act(gate x) * up x -> [B, T, F]."""
-    opened, inner = project(x, (gate, up))
-    return ACTIVATIONS[activation](opened) * inner
+    gate_output, inner = project(x, (gate, up))
+    return ACTIVATIONS[activation](gate_output) * inner
 
 
 def linear(x: jax.Array, layer: Linear, residual: jax.Array | None = None) -> jax.Array:
@@ -116,9 +116,9 @@ def int4_linear(x: jax.Array, weight: QuantizedWeight, activation: str) -> jax.A
     if rows <= GROUP_ROWS:
         return int4_rows(codes, scale, weight)
     tiles = -(-rows // GROUP_ROWS)
-    spare = ((0, tiles * GROUP_ROWS - rows), (0, 0), (0, 0))
+    padding = ((0, tiles * GROUP_ROWS - rows), (0, 0), (0, 0))
     codes, scale = (
-        jnp.pad(a, spare).reshape(tiles, GROUP_ROWS, *a.shape[1:]) for a in (codes, scale)
+        jnp.pad(a, padding).reshape(tiles, GROUP_ROWS, *a.shape[1:]) for a in (codes, scale)
     )
     y = lax.map(lambda tile: int4_rows(tile[0], tile[1], weight), (codes, scale))  # [tiles, 64, N]
     return y.reshape(tiles * GROUP_ROWS, -1)[:rows]
@@ -151,8 +151,8 @@ def int4_rows(codes: jax.Array, a_scale: jax.Array, weight: QuantizedWeight) -> 
 def weight_only_linear(x: jax.Array, weight: QuantizedWeight) -> jax.Array:
     """W8A16 and W4A16: y = x dequant(W)t in float32, [R, N].
 
-    A product with one row reads the codes and converts them on the way; with more rows XLA
-    would write the float weight to memory first, which pays from about eight rows on.
+    A product with one row converts the codes while it reads them. With more rows XLA writes the
+    float weight to memory first, which pays from about eight rows on.
     """
     if x.shape[0] > MATVEC_ROWS:
         return float_product(x, dequantize(weight))

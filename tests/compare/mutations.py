@@ -82,7 +82,9 @@ def with_weight(**changes: Callable[[np.ndarray], np.ndarray]) -> Callable[[Line
 
 
 def with_activation(linear: Linear, activation: str) -> Linear:
-    """A quantized linear that quantizes its input in another way."""
+    """A linear that quantizes its input in another way, where its weight is quantized."""
+    if not isinstance(linear.weight, QuantizedWeight):
+        return linear
     scheme = replace(linear.weight.scheme, activation=activation)
     return replace(linear, weight=replace(linear.weight, scheme=scheme))
 

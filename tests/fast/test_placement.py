@@ -1,4 +1,4 @@
-"""The engine computes on the CPU, compiled, whatever the environment tells jax."""
+"""The engine computes on the CPU, compiled, with any settings of jax in the environment."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-// The library that XLA calls, compiled as one: XLA's headers take longer than all of these files.
+// The library that XLA calls. One translation unit, because parsing XLA's headers takes longer than
+// compiling all of these files.
 #include "ffi/attention.cc"
 #include "ffi/experts.cc"
-#include "ffi/limits.cc"
 #include "ffi/linears.cc"
 #include "ffi/registry.cc"
+#include "ffi/roofline.cc"
 #include "ffi/route.cc"
 #include "ffi/sample.cc"

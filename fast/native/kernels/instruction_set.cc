@@ -1,13 +1,14 @@
-// Compiled once for each instruction set of instruction_sets.py. A row there gives the compiler's
-// flags and its names: PLANISH_ISA, its own; PLANISH_VECTOR, the header of its sixteen lanes
-// (struct Vector); PLANISH_MATMUL, the header of its products, and PLANISH_PRODUCTS, their struct.
+// Compiled once for each instruction set of fast/native/instruction_sets.py. A row there gives the
+// compiler's flags and defines PLANISH_ISA, the name of the set; PLANISH_VECTOR, the header of its
+// sixteen lanes (struct Vector); PLANISH_MATMUL, the header of its products; and PLANISH_PRODUCTS,
+// the struct in that header.
 #include "table.h"
 #include PLANISH_VECTOR
 #include PLANISH_MATMUL
 
 #include "attention/attend.h"
 #include "attention/cache.h"
-#include "limits.h"
+#include "roofline.h"
 #include "rows/argmax.h"
 #include "rows/experts.h"
 #include "rows/gate.h"
@@ -36,14 +37,14 @@ Kernels make_table() {
   table.end_unit = Products::end_unit;
   table.multiply_scratch = Products::multiply_scratch;
   table.gate = gate<Vector>;
-  table.score = score<Vector>;
-  table.weigh = weigh<Vector>;
+  table.score_experts = score_experts<Vector>;
+  table.weighted_sum = weighted_sum<Vector>;
   table.write_slots = write_slots<Vector>;
   table.attend = attend<Vector>;
   table.combine = combine<Vector>;
   table.attention_scratch = attention_scratch;
   table.argmax = argmax<Vector>;
-  table.limits = {read_blocks<Vector>, Products::multiply_registers};
+  table.roofline = {read_blocks<Vector>, Products::multiply_registers};
   return table;
 }
 

@@ -1,4 +1,4 @@
-// What the kernels compute, and the table of one instruction set's implementations.
+// What the kernels compute, and the table of functions that one instruction set provides.
 //
 // A linear is y[r, n] = sum_k x[r, k] w[n, k]. Weights are codes of 8 or 4 bits in tiles of 16
 // outputs (reference/packing.py): 64 bytes hold
@@ -18,17 +18,17 @@
 //     64 of INT4, W4A16  1       7 shift, 8 table  8 fma          128
 //     64 of INT8, W8A16  1       7 shift, 4 convert 4 fma         64
 //
-// One row does a handful of instructions for 64 bytes, which memory delivers in 10 to 20 cycles:
-// it runs at the speed of memory. Many rows use each loaded register 8 times, in blocks of 8 rows
-// by 32 outputs that keep 16 sums in registers: they run at the speed of the multiplier.
+// One row takes a handful of instructions for 64 bytes, which memory delivers in 10 to 20 cycles,
+// so memory is the limit. Many rows use each loaded register 8 times, in blocks of 8 rows by 32
+// outputs that keep 16 sums in registers, so the multiplier is the limit.
 //
-// Measured (4 cores of an AMD EPYC Zen 5, 5632 x 2048; README.md has whole models):
+// Measured (4 cores of an AMD EPYC Zen 5, 5632 x 2048; docs/benchmarks.md has whole models):
 //     rows     INT8                          INT4, g = 128
 //     1        at the memory's rate          at the memory's rate
 //     512      3.3 of 3.6 TOP/s (91 %)       2.9 of 3.6 TOP/s (83 %)
 //
 // The integer sums are exact. The float operations after them are rounded one by one in the
-// order of reference/linear.py; nothing may be fused or reordered, hence -ffp-contract=off.
+// order of reference/linear.py. Nothing may be fused or reordered, hence -ffp-contract=off.
 #pragma once
 
 #include <cstdint>
@@ -50,14 +50,14 @@ struct Weight {
   int bits;
   const uint8_t* codes;  // [tiles, blocks, 16, 4]
   const void* scale;     // INT8: float [N] or [1]; INT4: half or float [tiles, groups, 16]
-  const uint8_t* zero;   // INT4: [tiles, groups, 16], or null where it is 8 everywhere
+  const uint8_t* zero;   // INT4: [tiles, groups, 16], or null if all are 8
   const float* bias;     // [N] or null
   bool half_scale;       // scale is float16
   bool one_scale;        // INT8 with a single scale
   int64_t outputs;       // N
   int64_t blocks;        // of 64 bytes along K
   int64_t groups;
-  int64_t group_blocks;  // blocks of one group
+  int64_t group_blocks;  // blocks of one group of inputs
 };
 
 enum class Norm { kNone, kRms, kLayer };
@@ -73,10 +73,10 @@ struct Source {
   int64_t inputs;  // K
 };
 
-// Rows made ready for a linear: quantized, or in floats. What the memory holds is known only to the
-// instruction set that packs them; it may depend on every other field.
+// Rows packed for a linear, quantized or as floats. Only the instruction set that packs them knows
+// their layout in memory, which may depend on every other field.
 struct PackedRows {
-  uint8_t* memory;  // packed_bytes() of them, aligned to 64
+  uint8_t* memory;  // packed_bytes() bytes, aligned to 64
   Granularity granularity;
   int64_t rows;
   int64_t inputs;        // K
@@ -87,11 +87,11 @@ struct PackedRows {
 struct Output {
   float* y;               // [rows, N]
   const float* residual;  // [rows, N] or null: added last
-  int64_t stride;         // N, or less where y holds some outputs only:
-  int64_t first;          // the output that the first column holds
+  int64_t stride;         // N, or less if y has only some of the outputs
+  int64_t first;          // the output in y's first column
 };
 
-// Attention over a cache whose keys lie in tiles of 16 slots. H query heads share K of keys.
+// Attention over a cache whose keys are in tiles of 16 slots: H query heads, K key-value heads.
 struct Attention {
   const float* q;    // [B, T, H * D]
   const float* k;    // [B, T, K * D]
@@ -106,28 +106,29 @@ struct Attention {
   float* out;                // [B, T, H * D]
   const float* slopes;       // [H] of linear biases, or null
   int64_t batch, tokens, heads, kv_heads, head_dim, rotary, slots;
-  int64_t window;  // slots that a token reads, its own the last
+  int64_t window;  // slots that a token reads; the last is its own
   float divisor;   // of scores
   float cap;       // scores become cap * tanh(scores / cap); 0 caps nothing
   bool int8;
   bool interleaved;  // rotary pairs are neighbours, not halves
-  bool divided;      // biases are added before the division
-  bool bfloat16;     // biases are rounded
+  bool divided;      // biases are added before the scores are divided
+  bool bfloat16;     // biases are rounded to bfloat16
 };
 
 // Up to kQueryRows query rows of one key-value head over some slots. Row i is the query of token
-// i / (H / K) and head i % (H / K) of those that share the keys. `mixed` has room for all 8.
+// i / (H / K) and of head i % (H / K) among those that share the keys. `context` has room for 8
+// rows.
 struct QueryTile {
   int64_t batch, head;   // head: of keys and values
   int64_t first, count;  // rows
   int64_t begin, end;    // slots; begin is a multiple of 128
   float* largest;        // [8] largest score so far
   float* sum;            // [8] sum of exp(score - largest)
-  float* mixed;          // [8, D] sum of exp(score - largest) * value
+  float* context;        // [8, D] sum of exp(score - largest) * value
 };
 
-// What a processor can do at most, measured as the kernels would do it; for benchmarks.
-struct Limits {
+// Peak rates of the processor, measured with the kernels' own instructions; for benchmarks.
+struct Roofline {
   int32_t (*read_blocks)(const uint8_t* p, int64_t blocks);  // of 64 bytes, a multiple of 4
   int32_t (*multiply_registers)(int64_t rounds);             // of 2048 operations
 };
@@ -136,25 +137,25 @@ struct Limits {
 struct Kernels {
   const char* name;
 
-  // How its linears want their work: rows in packs of `row_tile`, each filled by one thread; up to
-  // `few_rows` rows wait for memory and take long streams of weights; more of them multiply, and
-  // take so many tiles of weights at a time.
+  // How to divide the work of a linear. Rows are packed `row_tile` at a time, each pack by one
+  // thread. Up to `few_rows` rows are limited by memory and read long streams of weights; more rows
+  // are limited by the multiplier and take integer_step or float_step tiles of weights at a time.
   int64_t row_tile;
   int64_t few_rows;
   int64_t integer_step;
   int64_t float_step;
 
-  // Row `row` of the source in floats: y has room for K, rounded up to a multiple of 16.
+  // Writes row `row` of the source as floats; y has room for K rounded up to a multiple of 16.
   void (*normalize_row)(const Source&, int64_t row, float* y);
   float (*row_absmax)(const Source&, int64_t row, float* scratch);  // scratch: K + 16 floats
 
-  // Row `row` of the source into its place. `scale` is used with kGiven; scratch: K + 16 floats.
+  // Packs row `row` of the source. `scale` is used with kGiven only; scratch: K + 16 floats.
   int64_t (*packed_bytes)(const PackedRows&);
   void (*pack_row)(const Source&, const PackedRows&, int64_t row, float scale, float* scratch);
 
-  // Outputs of `count` tiles from `tile` on, for all rows; scratch: as many floats as it wants.
-  // A thread calls begin_unit before it multiplies some tiles and end_unit after, where they are
-  // not null: matrix tiles are configured and released there.
+  // Computes the outputs of `count` tiles from `tile` on, for all rows; scratch: multiply_scratch()
+  // floats. If begin_unit and end_unit are not null, a thread calls them before and after it
+  // multiplies some tiles: matrix tiles are configured and released there.
   void (*begin_unit)(const PackedRows&);
   void (*multiply)(const Weight&, const PackedRows&, const Output&, int64_t tile, int64_t count,
                    float* scratch);
@@ -164,20 +165,21 @@ struct Kernels {
   // y = silu(gate) * up of `count` columns, gate and up [rows, stride], y [rows, y_stride].
   void (*gate)(const float* gate, const float* up, int64_t stride, float* y, int64_t y_stride,
                int64_t rows, int64_t count);
-  // y[n] = sum_k x[k] w[n, k] of outputs first..last, in floats; x is padded to a multiple of 16.
-  void (*score)(const float* x, const float* w, int64_t inputs, int64_t first, int64_t last,
-                float* y);
-  // y = residual (or nothing) + the sum of shares[e] * parts[e], `count` columns, in their order.
-  void (*weigh)(const float* const* parts, const float* shares, int64_t experts,
-                const float* residual, float* y, int64_t count);
+  // Router logits y[n] = sum_k x[k] w[n, k] of experts first..last, in floats; x is padded to a
+  // multiple of 16.
+  void (*score_experts)(const float* x, const float* w, int64_t inputs, int64_t first, int64_t last,
+                        float* y);
+  // y = residual (if not null) + the sum of weights[e] * outputs[e] in that order, `count` columns.
+  void (*weighted_sum)(const float* const* outputs, const float* weights, int64_t experts,
+                       const float* residual, float* y, int64_t count);
 
   void (*write_slots)(const Attention&, int64_t first, int64_t last, float* scratch);  // tokens
   void (*attend)(const Attention&, const QueryTile&, float* scratch);
-  void (*combine)(const Attention&, const QueryTile* parts, int64_t count);
+  void (*combine)(const Attention&, const QueryTile* segments, int64_t count);
   int64_t (*attention_scratch)(const Attention&);
 
-  int32_t (*argmax)(const float* x, int64_t count);  // the first of the largest, or -1 for NaN
-  Limits limits;
+  int32_t (*argmax)(const float* x, int64_t count);  // the first maximum; see rows/argmax.h
+  Roofline roofline;
 };
 
 }  // namespace planish

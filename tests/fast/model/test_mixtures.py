@@ -23,7 +23,7 @@ from planish.reference.quantize.recipe import recipe
 from planish.reference.text.generate import Stop
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-TOLERANCES = {  # of the logits' range; a code on a tie moves everything behind it
+TOLERANCES = {  # of the logits' range; a flipped code on a tie changes all later layers
     "W8A16": 2e-5,
     "W4A16": 2e-5,
     "W8A8": 0.05,
@@ -35,28 +35,31 @@ TOLERANCES = {  # of the logits' range; a code on a tie moves everything behind 
 
 @pytest.mark.parametrize("norm", [None, "rms_norm", "layer_norm"])
 @pytest.mark.parametrize("normalized", [True, False])
-@pytest.mark.parametrize(("rows", "width", "count", "places"), [(1, 75, 6, 2), (5, 300, 129, 8)])
-def test_the_kernel_routes_as_the_reference(kernels, rows, width, count, places, normalized, norm):
+@pytest.mark.parametrize(("rows", "width", "count", "top_k"), [(1, 75, 6, 2), (5, 300, 129, 8)])
+def test_the_kernel_routes_as_the_reference(kernels, rows, width, count, top_k, normalized, norm):
     rng = np.random.default_rng(rows)
     x = rng.standard_normal((rows, width)).astype(np.float32)
     router = rng.standard_normal((count, width)).astype(np.float32)
     router[count // 2 :] = router[: count - count // 2]  # equals: the lowest index comes first
-    moe = Moe(num_experts=count, top_k=places, intermediate_size=1, normalized=normalized)
+    moe = Moe(num_experts=count, top_k=top_k, intermediate_size=1, normalized=normalized)
     config = SimpleNamespace(moe=moe)
     scale, bias = rng.uniform(0.5, 1.5, (2, width)).astype(np.float32)
     bias = bias if norm == "layer_norm" else None
     weights = Norm(weight=scale, bias=bias, kind=norm, eps=1e-5) if norm else None
     wanted = normalize(x, weights)
-    shares, chosen = reference_transformer.route(config, linear(wanted, Linear(router)))
+    routing = reference_transformer.route(config, linear(wanted, Linear(router)))
     for isa in kernels:
-        found = native_experts.route_rows(x, router, places, normalized, weights, isa)
-        for array, expected in zip(found, (wanted, shares, chosen), strict=True):
+        found = native_experts.route_rows(x, router, top_k, normalized, weights, isa)
+        for array, expected in zip(found, (wanted, *routing), strict=True):
             np.testing.assert_allclose(array, expected, rtol=2e-5, atol=2e-6, err_msg=isa)
 
 
 REFUSED_ROUTES = {
     "a router of other inputs": ({"router": np.ones((6, 5), np.float32)}, "router is [6, 5]"),
-    "more places than experts": ({"places": 7}, "shares are [3, 7], expected [3, 1 to 6]"),
+    "more experts than there are": (
+        {"top_k": 7},
+        "routing weights are [3, 7], expected [3, 1 to 6]",
+    ),
     "rows of another type": ({"x": np.ones((3, 75), np.int32)}, "x has a type"),
     "a norm of other inputs": (
         {"norm": Norm(weight=np.ones(5, np.float32), kind="rms_norm", eps=0.0)},
@@ -73,7 +76,7 @@ REFUSED_ROUTES = {
 def test_routes_that_do_not_fit_are_named(kernels, name):
     changes, message = REFUSED_ROUTES[name]
     given = {"x": np.ones((3, 75), np.float32), "router": np.ones((6, 75), np.float32)}
-    given |= {"places": 2, "normalized": True, **changes}
+    given |= {"top_k": 2, "normalized": True, **changes}
     given |= {array: jnp.asarray(given[array]) for array in ("x", "router")}
     with pytest.raises(Exception) as caught:  # noqa: PT011  (jax chooses the class)
         jax.block_until_ready(native_experts.route_rows(**given))

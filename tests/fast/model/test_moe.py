@@ -1,7 +1,7 @@
-"""fast.experts.mixture against reference.model.mixture, in both forms, for every recipe.
+"""mixture of both backends against reference/model/transformer.py's, for every recipe.
 
-The router is made such that its choice is beyond doubt. The kernels' integer linears of experts are
-then the reference's bit for bit; a mixture is but for the silu between them.
+The router's choice is made unambiguous. The kernels' integer linears of experts then equal the
+reference's bit for bit; in a mixture only the silu between them differs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from planish.reference.quantize.recipe import recipe
 from planish.reference.quantized import QuantizedWeight, to_layout
 from tests.fast.schemes import forced
 
-WIDTH, INNER, COUNT, PLACES = 75, 50, 6, 2  # no size divides another, nor 16
+WIDTH, INNER, COUNT, TOP_K = 75, 50, 6, 2  # no size divides another, nor 16
 RECIPES = {
     "float": {},
     "W8A8": {},
@@ -50,7 +50,7 @@ INTEGER = [name for name in RECIPES if name not in ("float", "W8A16", "W4A16")]
 
 @dataclass(frozen=True)
 class Case:
-    """Sequences, tokens of each, and who may be chosen."""
+    """Sequences, tokens of each, and the experts that may be chosen."""
 
     sequences: int
     tokens: int
@@ -72,12 +72,12 @@ CASES = [
 
 def config_of(activation: str = "silu", normalized: bool = True) -> SimpleNamespace:
     """The features that a mixture reads."""
-    moe = Moe(num_experts=COUNT, top_k=PLACES, intermediate_size=INNER, normalized=normalized)
+    moe = Moe(num_experts=COUNT, top_k=TOP_K, intermediate_size=INNER, normalized=normalized)
     return SimpleNamespace(activation=activation, moe=moe)
 
 
 def random_experts(name: str, rng: np.random.Generator, gated: bool = True) -> Experts:
-    """Experts on a recipe's grids, with biases; the router scores by the first inputs alone."""
+    """Experts quantized by a recipe, with biases; the router reads only the first inputs."""
     router = np.zeros((COUNT, WIDTH), np.float32)
     router[:, :COUNT] = np.eye(COUNT)
     shapes = {"gate": (INNER, WIDTH), "up": (INNER, WIDTH), "down": (WIDTH, INNER)}
@@ -116,7 +116,7 @@ def placed(experts: Experts, native: bool):
 
 
 def in_tiles(mlp: Mlp) -> Mlp:
-    """An MLP's quantized weights in tiles; floats are XLA's in both forms."""
+    """An MLP's quantized weights in tiles; float ones stay as they are: XLA computes them."""
 
     def tiled(layer: Linear | None) -> Linear | None:
         if layer is None or not isinstance(layer.weight, QuantizedWeight):
@@ -159,34 +159,35 @@ def test_the_kernels_linears_of_experts_are_the_references_bit_for_bit(kernels, 
     rng = np.random.default_rng(1)
     experts, x = random_experts(name, rng), random_rows(case, rng).reshape(-1, WIDTH)
     rows, tokens = len(x), case.tokens
-    shares, chosen = reference_transformer.route(config_of(), linear(x, experts.router))
+    routing_weights, expert_ids = reference_transformer.route(
+        config_of(), linear(x, experts.router)
+    )
     whole = placed(experts, native=True)
     residual = rng.standard_normal(x.shape).astype(np.float32)
-    pairs = grouped_pairs(chosen)
-    inner = rng.standard_normal((rows * PLACES, INNER)).astype(np.float32)
+    pairs = grouped_pairs(expert_ids)
+    inner = rng.standard_normal((rows * TOP_K, INNER)).astype(np.float32)
     for isa in kernels:
-        choice = jnp.asarray(chosen, jnp.int32)
-        up = native_experts.expert_linears(x, choice, (whole.up,), case.sequences, isa)
+        ids = jnp.asarray(expert_ids, jnp.int32)
+        up = native_experts.expert_linears(x, ids, (whole.up,), case.sequences, isa)
         wanted = by_groups(experts, "up", pairs, x[[row for _, row, _ in pairs]], tokens)
         np.testing.assert_array_equal(up, wanted, err_msg=isa)
         found = native_experts.expert_sums(
-            inner, choice, shares, whole.down, residual, case.sequences, isa
+            inner, ids, routing_weights, whole.down, residual, case.sequences, isa
         )
         y = np.zeros_like(x)
-        for (_, row, place), part in zip(
-            pairs, by_groups(experts, "down", pairs, inner, tokens), strict=True
-        ):
-            y[row] += shares[row, place] * part
+        down = by_groups(experts, "down", pairs, inner, tokens)
+        for (_, row, column), output in zip(pairs, down, strict=True):
+            y[row] += routing_weights[row, column] * output
         np.testing.assert_array_equal(found, residual + y, err_msg=isa)
 
 
-def grouped_pairs(chosen: np.ndarray) -> list[tuple[int, int, int]]:
-    """(expert, row, place) in the order of the kernels' grouped rows."""
-    return sorted((int(e), row, place) for (row, place), e in np.ndenumerate(chosen))
+def grouped_pairs(expert_ids: np.ndarray) -> list[tuple[int, int, int]]:
+    """(expert, row, column) in the order of the kernels' grouped rows."""
+    return sorted((int(e), row, column) for (row, column), e in np.ndenumerate(expert_ids))
 
 
 def by_groups(experts, part, pairs, x, tokens) -> np.ndarray:
-    """Each expert's linear of its own rows of each sequence, one behind the other."""
+    """Each expert's linear of its rows of each sequence, concatenated."""
     found = []
     groups = itertools.groupby(
         zip(pairs, x, strict=True), lambda pair: (pair[0][0], pair[0][1] // tokens)
@@ -226,11 +227,11 @@ def test_stacks_in_a_file_are_placed_without_a_copy(name):
 
 def test_grouped_tiles_hold_every_pair_once():
     rng = np.random.default_rng(5)
-    chosen = np.stack([rng.permutation(COUNT)[:PLACES] for _ in range(24)]).astype(np.int32)
+    expert_ids = np.stack([rng.permutation(COUNT)[:TOP_K] for _ in range(24)]).astype(np.int32)
     for tokens in (None, 8):
-        groups = xla_moe.group_rows(jnp.asarray(chosen), COUNT, 4, tokens)
-        assert sorted(np.asarray(groups.order)) == list(range(chosen.size))
-        assert int(groups.counts.sum()) == chosen.size
+        groups = xla_moe.group_rows(jnp.asarray(expert_ids), COUNT, 4, tokens)
+        assert sorted(np.asarray(groups.order)) == list(range(expert_ids.size))
+        assert int(groups.counts.sum()) == expert_ids.size
         assert (4 * np.asarray(groups.tiles) >= np.asarray(groups.counts)).all()
 
 
@@ -241,19 +242,31 @@ def arguments(**changes):
     weight = {k: changes.pop(k) for k in ("codes", "scale", "zero_point") if k in changes}
     weight["scheme"] = forced(up.scheme, **changes.pop("scheme", {}))
     up = replace(up, weight=replace(up.weight, **weight), **changes.pop("layer", {}))
-    rows = {"x": np.ones((3, WIDTH), np.float32), "chosen": np.zeros((3, PLACES), np.int32)}
+    rows = {"x": np.ones((3, WIDTH), np.float32), "expert_ids": np.zeros((3, TOP_K), np.int32)}
     return {**rows, "layers": (up,), "sequences": 1, **changes}
 
 
 REFUSED = {
     "an expert too many": (
-        {"chosen": np.full((3, 2), COUNT, np.int32)},
+        {"expert_ids": np.full((3, 2), COUNT, np.int32)},
         "expert 6 was chosen of 6",
     ),
-    "a negative expert": ({"chosen": np.full((3, 2), -1, np.int32)}, "expert -1 was chosen of 6"),
-    "choices of other rows": ({"chosen": np.zeros((4, 2), np.int32)}, "x is [3, 75], expected [4"),
-    "choices of no row": ({"chosen": np.zeros(3, np.int32)[:, None, None]}, "chosen is [3, 1, 1]"),
-    "choices of another type": ({"chosen": np.zeros((3, 2), np.uint32)}, "chosen has a type"),
+    "a negative expert": (
+        {"expert_ids": np.full((3, 2), -1, np.int32)},
+        "expert -1 was chosen of 6",
+    ),
+    "choices of other rows": (
+        {"expert_ids": np.zeros((4, 2), np.int32)},
+        "x is [3, 75], expected [4",
+    ),
+    "choices of no row": (
+        {"expert_ids": np.zeros(3, np.int32)[:, None, None]},
+        "expert ids is [3, 1, 1]",
+    ),
+    "choices of another type": (
+        {"expert_ids": np.zeros((3, 2), np.uint32)},
+        "expert ids has a type",
+    ),
     "rows of another type": ({"x": np.ones((3, WIDTH), np.int32)}, "x has a type"),
     "sequences of unequal length": ({"sequences": 2}, "rows do not divide into sequences"),
     "scales of one expert": ({"scale": np.ones((1, 4, 3, 16), np.float32)}, "scale is [1, 4, 3"),
@@ -282,7 +295,7 @@ def test_buffers_that_do_not_fit_are_named_and_the_next_call_works(kernels, name
 
 
 def as_arrays(given):
-    return given | {name: jnp.asarray(given[name]) for name in ("x", "chosen")}
+    return given | {name: jnp.asarray(given[name]) for name in ("x", "expert_ids")}
 
 
 def test_codes_of_fewer_experts_than_the_scales_are_refused(kernels):

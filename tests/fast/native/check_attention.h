@@ -1,5 +1,5 @@
-// Attention of a past and of some tokens behind it, against the definition in doubles. Slots that
-// nobody has written hold NaN, which must not come through.
+// Attention of some tokens after a past, against the definition in doubles. Slots that have not
+// been written contain NaN, which must not reach the result.
 #pragma once
 
 #include "check_support.h"
@@ -7,7 +7,7 @@
 
 namespace planish {
 
-// Sizes, and the memory behind them. Tokens 0..past-1 of each sequence come first, in one chunk.
+// Sizes and memory. Tokens 0..past-1 of each sequence come first, in one chunk.
 struct Scene {
   Attention a = {};
   int64_t past, all;  // all = past + a.tokens
@@ -15,7 +15,7 @@ struct Scene {
   std::vector<float> keys, values, key_scales, value_scales, q, k, v, cos, sin, slopes;
 };
 
-// What scores and rotary positions may be besides the plain ones, each now and then.
+// Draws options of scores and rotary positions, each with some probability.
 inline void random_options(Random& r, Scene& s) {
   Attention& a = s.a;
   a.interleaved = draw(r, 0, 2) == 0;
@@ -98,7 +98,7 @@ inline std::vector<float> chunk(const Kernels& kernels, Pool& pool, Scene& s, in
 }
 
 // Rotated in the kernels' order of operations, so that codes of keys are the same.
-inline std::vector<float> rotated(const Scene& s, const float* x, int64_t position) {
+inline std::vector<float> rotate_head(const Scene& s, const float* x, int64_t position) {
   std::vector<float> y(x, x + s.a.head_dim);
   const int64_t half = s.a.rotary / 2;
   for (int64_t i = 0; i < half; ++i) {
@@ -111,13 +111,13 @@ inline std::vector<float> rotated(const Scene& s, const float* x, int64_t positi
   return y;
 }
 
-inline std::vector<float> on_grid(std::vector<float> x, bool int8) {
+inline std::vector<float> round_to_grid(std::vector<float> x, bool int8) {
   const float scale = scale_of(x.data(), static_cast<int64_t>(x.size()));
   for (float& value : x) value = int8 ? code_of(value, scale) * scale : value;
   return x;
 }
 
-// Seven bits behind the leading one: bfloat16, by its definition.
+// bfloat16 by its definition: seven bits after the leading one.
 inline float as_bfloat16(float x) {
   int exponent = 0;
   const float fraction = std::frexp(x, &exponent);  // 0.5 <= |fraction| < 1
@@ -139,29 +139,29 @@ inline double naive_score(const Scene& s, double product, int64_t h, int64_t slo
 
 inline std::vector<double> naive_attention(const Scene& s, int64_t b, int64_t position, int64_t h) {
   const int64_t d = s.a.head_dim, shared = s.a.heads / s.a.kv_heads;
-  std::vector<double> mixed(d, 0.0);
+  std::vector<double> context(d, 0.0);
   double total = 0.0;
-  const auto q = rotated(s, &s.q[((b * s.all + position) * s.a.heads + h) * d], position);
+  const auto q = rotate_head(s, &s.q[((b * s.all + position) * s.a.heads + h) * d], position);
   const int64_t first = position + 1 - s.a.window;
   double most = -INFINITY;
   for (int64_t slot = first < 0 ? 0 : first; slot <= position; ++slot) {
     const int64_t at = ((b * s.all + slot) * s.a.kv_heads + h / shared) * d;
-    const auto k = on_grid(rotated(s, &s.k[at], slot), s.a.int8);
-    const auto v = on_grid({s.v.begin() + at, s.v.begin() + at + d}, s.a.int8);
+    const auto k = round_to_grid(rotate_head(s, &s.k[at], slot), s.a.int8);
+    const auto v = round_to_grid({s.v.begin() + at, s.v.begin() + at + d}, s.a.int8);
     double score = 0.0;
     for (int64_t i = 0; i < d; ++i) score += static_cast<double>(q[i]) * k[i];
     score = naive_score(s, score, h, slot, position);
     if (score > most) {
       total *= std::exp(most - score);
-      for (double& x : mixed) x *= std::exp(most - score);
+      for (double& x : context) x *= std::exp(most - score);
       most = score;
     }
     const double e = std::exp(score - most);
     total += e;
-    for (int64_t i = 0; i < d; ++i) mixed[i] += e * v[i];
+    for (int64_t i = 0; i < d; ++i) context[i] += e * v[i];
   }
-  for (double& x : mixed) x /= total;
-  return mixed;
+  for (double& x : context) x /= total;
+  return context;
 }
 
 inline void check_attention(const Kernels& kernels, Pool& pool, Random& r) {

@@ -1,13 +1,13 @@
-// Linears against reference/linear.py written out for one output: integer ones bit for bit, float
-// ones within the error of K additions one behind the other. And what comes before and after them.
+// Linears against reference/linear.py, written out for one output: integer ones bit for bit, float
+// ones within the rounding error of K sequential additions. Also norms, packing and gates.
 #pragma once
 
 #include "check_support.h"
 
 namespace planish {
 
-// A linear with codes in plain order beside the kernels' own form of it. Buffers have exactly the
-// size that the kernels may read, so that an address sanitizer sees the first byte too many.
+// A linear with codes in plain order, and in the kernels' layout. Buffers have exactly the size
+// that the kernels may read, so that an address sanitizer detects the first byte too many.
 struct Case {
   int bits;
   int64_t n, k, group, groups;
@@ -100,9 +100,9 @@ inline Case random_case(Random& r, int bits) {
   return c;
 }
 
-// One output in the order of operations of reference/linear.py, and how far off it may be.
+// One output in the order of operations of reference/linear.py, and its tolerance.
 inline float naive(const Case& c, Granularity granularity, float given, const float* x, int64_t i,
-                   double added, double& allowed) {
+                   double added, double& tolerance) {
   float y = 0.0f;
   double exact = 0.0, magnitude = 0.0;
   const float row = granularity == Granularity::kGiven ? given : scale_of(x, c.k);
@@ -124,10 +124,10 @@ inline float naive(const Case& c, Granularity granularity, float given, const fl
     else y = y + total * w;
   }
   const float bias = c.bias.empty() ? 0.0f : c.bias[i];
-  allowed = 0.0;
+  tolerance = 0.0;
   if (granularity == Granularity::kFloat) {
     magnitude += std::fabs(bias) + std::fabs(added);
-    allowed = kEps * (16 + 0.5 * static_cast<double>(c.k)) * magnitude;
+    tolerance = kEps * (16 + 0.5 * static_cast<double>(c.k)) * magnitude;
     return static_cast<float>(exact + bias + added);
   }
   if (c.bits == 4 && granularity != Granularity::kGroup) y = y * row;
@@ -141,13 +141,13 @@ inline Granularity random_granularity(Random& r, int bits) {
   return bits == 4 ? Granularity::kGroup : Granularity::kGiven;
 }
 
-// Rows in memory that has exactly the size that the kernels ask for.
-struct Prepared {
+// Packed rows in memory of exactly the size that the kernels ask for.
+struct Packed {
   std::vector<float> memory;
   PackedRows rows;
 
-  Prepared(const Kernels& kernels, const Source& source, Granularity granularity, int64_t count,
-           int64_t group, float given)
+  Packed(const Kernels& kernels, const Source& source, Granularity granularity, int64_t count,
+         int64_t group, float given)
       : rows{nullptr, granularity, count, source.inputs, ceil_div(source.inputs, group), group} {
     memory.resize(ceil_div(kernels.packed_bytes(rows), 4));
     rows.memory = reinterpret_cast<uint8_t*>(memory.data());
@@ -167,8 +167,8 @@ inline void multiply(const Kernels& kernels, const Weight& w, const PackedRows& 
   if (kernels.end_unit) kernels.end_unit(rows);
 }
 
-// Every other row lies on ties, or as near to them as floats are: there x / scale and
-// x * (1 / scale) round to different codes. Each group holds the row's largest entry.
+// Every other row consists of ties, or of the floats next to ties, where x / scale and
+// x * (1 / scale) round to different codes. Each group contains the row's largest entry.
 inline std::vector<float> random_rows(Random& r, int64_t rows, int64_t k, float given) {
   std::vector<float> x = floats(r, rows * k);
   for (int64_t i = 0; i < rows * k; ++i) {
@@ -190,7 +190,7 @@ inline void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
   const std::vector<float> x = random_rows(r, rows, c.k, given), added = floats(r, rows * c.n);
   const bool residual = draw(r, 0, 1) == 1;
   const Source source = {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, c.k};
-  const Prepared prepared(kernels, source, granularity, rows, c.group, given);
+  const Packed prepared(kernels, source, granularity, rows, c.group, given);
   std::vector<float> y(rows * c.n, NAN);
   const Weight w = c.weight();
   const int64_t tiles = ceil_div(c.n, 16);
@@ -201,16 +201,16 @@ inline void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
     multiply(kernels, w, prepared.rows, out, tile, count);
   });
   for (int64_t at = 0; at < rows * c.n; ++at) {
-    double allowed = 0.0;
+    double tolerance = 0.0;
     const float* row = x.data() + at / c.n * c.k;
     const double plus = residual ? added[at] : 0.0;
-    const float expected = naive(c, granularity, given, row, at % c.n, plus, allowed);
+    const float expected = naive(c, granularity, given, row, at % c.n, plus, tolerance);
     const char* what = granularity == Granularity::kFloat ? "float linear" : "integer linear";
-    expect(std::fabs(y[at] - expected) <= allowed, what, at / c.n, at % c.n, c.k);
+    expect(std::fabs(y[at] - expected) <= tolerance, what, at / c.n, at % c.n, c.k);
   }
 }
 
-// Outputs of some tiles into a panel, gated by another's, as the kernels do it for gate and up.
+// silu(gate) * up of some columns; the columns after them stay unchanged.
 inline void check_gate(const Kernels& kernels, Random& r) {
   const int64_t rows = draw(r, 1, 5), count = draw(r, 1, 70), stride = ceil_div(count, 16) * 16;
   const std::vector<float> gate = floats(r, rows * stride, 20.0f), up = floats(r, rows * stride);
@@ -225,12 +225,12 @@ inline void check_gate(const Kernels& kernels, Random& r) {
     }
     const double g = gate[row * stride + i], u = up[row * stride + i];
     const double expected = g / (1.0 + std::exp(-g)) * u;
-    const double allowed = 8 * kEps * std::fabs(expected) + 1e-30;
-    expect(std::fabs(y[at] - expected) <= allowed, "gate", row, i, count);
+    const double tolerance = 8 * kEps * std::fabs(expected) + 1e-30;
+    expect(std::fabs(y[at] - expected) <= tolerance, "gate", row, i, count);
   }
 }
 
-// A linear that gives back its input: code 1 on the diagonal and scale 1, in groups of INT4.
+// A linear that is the identity: code 1 on the diagonal and scale 1, in groups of INT4.
 inline Case identity(int64_t k, int64_t group) {
   Case c = {};
   c.bits = 4;
@@ -246,12 +246,12 @@ inline Case identity(int64_t k, int64_t group) {
   return c;
 }
 
-// x [rows, k] through that linear: what its packed rows hold, code * scale.
-inline std::vector<float> given_back(const Kernels& kernels, const Source& source, int64_t rows,
-                                     int64_t group, Granularity granularity) {
+// x [rows, k] through the identity: the values of its packed rows, code * scale.
+inline std::vector<float> read_back(const Kernels& kernels, const Source& source, int64_t rows,
+                                    int64_t group, Granularity granularity) {
   const int64_t k = source.inputs;
   const Case same = identity(k, group);
-  const Prepared packed(kernels, source, granularity, rows, group, 0.0f);
+  const Packed packed(kernels, source, granularity, rows, group, 0.0f);
   std::vector<float> y(rows * k, NAN);
   multiply(kernels, same.weight(), packed.rows, {y.data(), nullptr, k, 0}, 0, ceil_div(k, 16));
   return y;
@@ -267,8 +267,9 @@ inline float normalized(const float* x, int64_t k, const Source& source, int64_t
                             (source.norm_bias ? source.norm_bias[i] : 0.0f));
 }
 
-// The norm against doubles; then the packed rows against the kernels' own normalized floats, bit
-// for bit: a norm is not rounded alike everywhere, what follows is.
+// The norm against doubles; then the packed rows against the kernels' normalized floats, bit for
+// bit: the rounding of a norm depends on the instruction set, that of the operations after it does
+// not.
 inline void check_norm(const Kernels& kernels, Random& r) {
   const int64_t k = draw(r, 1, 200), rows = draw(r, 1, 11);
   const int64_t group = draw(r, 0, 1) ? 32 : k;
@@ -277,8 +278,8 @@ inline void check_norm(const Kernels& kernels, Random& r) {
   const Norm norm = draw(r, 0, 1) ? Norm::kRms : Norm::kLayer;
   const Source source = {
       x.data(), norm, weighed ? weight.data() : nullptr, biased ? bias.data() : nullptr, 1e-5f, k};
-  const auto wide = given_back(kernels, source, rows, group, Granularity::kFloat);
-  const auto narrow = given_back(kernels, source, rows, group, Granularity::kGroup);
+  const auto wide = read_back(kernels, source, rows, group, Granularity::kFloat);
+  const auto narrow = read_back(kernels, source, rows, group, Granularity::kGroup);
   for (int64_t row = 0; row < rows; ++row) {
     std::vector<float> found(ceil_div(k, 16) * 16, NAN), scratch(k + 16);
     kernels.normalize_row(source, row, found.data());

@@ -1,4 +1,4 @@
-// What the parts of kernels_check.cc share: expectations, random numbers, a pool of threads.
+// Shared by the headers of kernels_check.cc: expectations, random numbers, a pool of threads.
 #pragma once
 
 #include <atomic>
@@ -28,7 +28,7 @@ inline void expect(bool good, const char* what, int64_t a, int64_t b, int64_t c)
   }
 }
 
-// What XLA's pool is to the kernels.
+// Stands in for XLA's thread pool.
 class Pool {
  public:
   explicit Pool(int threads) {

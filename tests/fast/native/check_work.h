@@ -1,5 +1,5 @@
-// How the threads share linears and experts: whatever they do together must be, bit for bit, what
-// one row alone gives.
+// How the threads share linears and experts: the results must equal, bit for bit, those of each row
+// computed alone.
 #pragma once
 
 #include "check_linears.h"
@@ -8,7 +8,7 @@
 
 namespace planish {
 
-// Rows of x, row by row, through one linear.
+// Each row of x by itself through one linear.
 inline std::vector<float> row_by_row(const Kernels& kernels, const Weight& w, const Source& all,
                                      int64_t rows, Granularity granularity, float given) {
   std::vector<float> y(rows * w.outputs, NAN);
@@ -16,7 +16,7 @@ inline std::vector<float> row_by_row(const Kernels& kernels, const Weight& w, co
     Source source = all;
     source.x += row * all.inputs;
     const PackedRows one = rows_for(w, granularity, 1, all.inputs);
-    const Prepared packed(kernels, source, granularity, 1, one.group_inputs, given);
+    const Packed packed(kernels, source, granularity, 1, one.group_inputs, given);
     const Output out = {y.data() + row * w.outputs, nullptr, w.outputs, 0};
     multiply(kernels, w, packed.rows, out, 0, ceil_div(w.outputs, kTile));
   }
@@ -71,7 +71,7 @@ inline void check_shared_linears(const Kernels& kernels, Pool& pool, Random& r) 
   expect_same(z, second, "second of two linears", rows);
 }
 
-// Codes and scales of several experts, one after the other, and each expert's own.
+// Codes and scales of several experts, concatenated, and each expert by itself.
 struct Stack {
   std::vector<Case> experts;
   std::vector<uint8_t> tiles, zeros;
@@ -112,30 +112,31 @@ inline Stack random_stack(Random& r, int64_t experts) {
   return s;
 }
 
-// Different experts for each row: [rows, places].
-inline std::vector<int32_t> random_choice(Random& r, int64_t rows, int64_t places, int experts) {
-  std::vector<int32_t> chosen;
+// Different experts for each row: [rows, top_k].
+inline std::vector<int32_t> random_choice(Random& r, int64_t rows, int64_t top_k, int experts) {
+  std::vector<int32_t> expert_ids;
   for (int64_t row = 0; row < rows; ++row) {
     const int first = draw(r, 0, experts - 1);
-    for (int64_t p = 0; p < places; ++p) {
-      chosen.push_back(static_cast<int32_t>((first + p) % experts));
+    for (int64_t p = 0; p < top_k; ++p) {
+      expert_ids.push_back(static_cast<int32_t>((first + p) % experts));
     }
   }
-  return chosen;
+  return expert_ids;
 }
 
-// Each row through its experts, and what they give added up by the rows' shares.
+// Each row through its experts, and the weighted sum of their outputs.
 inline void check_experts(const Kernels& kernels, Pool& pool, Random& r) {
   const int experts = draw(r, 1, 6);
   const Stack stack = random_stack(r, experts);
   const Case& c = stack.experts[0];
   const Granularity granularity = draw(r, 0, 1) ? Granularity::kRow : Granularity::kFloat;
-  const int64_t rows = draw(r, 1, 30), places = draw(r, 1, experts), pairs = rows * places;
-  const auto chosen = random_choice(r, rows, places, experts);
+  const int64_t rows = draw(r, 1, 30), top_k = draw(r, 1, experts), pairs = rows * top_k;
+  const auto expert_ids = random_choice(r, rows, top_k, experts);
   const bool last = draw(r, 0, 1) == 1;
-  const auto x = floats(r, (last ? pairs : rows) * c.k), shares = floats(r, pairs);
+  const auto x = floats(r, (last ? pairs : rows) * c.k), routing_weights = floats(r, pairs);
   std::vector<float> y((last ? rows : pairs) * c.n, NAN), expected(y.size());
-  const Choice choice = group_rows(chosen.data(), shares.data(), rows, places, 1, experts);
+  const Choice choice =
+      group_rows(expert_ids.data(), routing_weights.data(), rows, top_k, 1, experts);
   const ExpertLinears linears = {{stack.weight()}, granularity, nullptr, nullptr, y.data()};
   run_experts(kernels, pool, choice, {x.data(), c.k, last}, linears);
   std::vector<float> alone(pairs * c.n);
@@ -153,34 +154,35 @@ inline void check_experts(const Kernels& kernels, Pool& pool, Random& r) {
     return;
   }
   for (int64_t row = 0; row < rows; ++row) {
-    std::vector<const float*> parts;
-    for (int64_t p = 0; p < places; ++p) {
-      parts.push_back(alone.data() + choice.grouped[row * places + p] * c.n);
+    std::vector<const float*> outputs;
+    for (int64_t p = 0; p < top_k; ++p) {
+      outputs.push_back(alone.data() + choice.grouped[row * top_k + p] * c.n);
     }
-    kernels.weigh(parts.data(), choice.shares.data() + row * places, places, nullptr,
-                  expected.data() + row * c.n, c.n);
+    kernels.weighted_sum(outputs.data(), choice.routing_weights.data() + row * top_k, top_k,
+                         nullptr, expected.data() + row * c.n, c.n);
   }
   expect_same(y, expected, "sums of experts", rows);
 }
 
-// The largest shares, in their order, that add up to one.
+// Routing weights come in descending order and add up to one.
 inline void check_route(const Kernels& kernels, Pool& pool, Random& r) {
   const int64_t k = draw(r, 1, 100), rows = draw(r, 1, 5), experts = draw(r, 1, 20);
-  const int64_t places = draw(r, 1, static_cast<int>(experts));
+  const int64_t top_k = draw(r, 1, static_cast<int>(experts));
   const auto x = floats(r, rows * k), w = floats(r, experts * k);
-  std::vector<float> norm(rows * k), shares(rows * places);
-  std::vector<int32_t> chosen(rows * places);
-  const Router router = {w.data(), rows,        experts,       places,
-                         true,     norm.data(), shares.data(), chosen.data()};
+  std::vector<float> norm(rows * k), routing_weights(rows * top_k);
+  std::vector<int32_t> expert_ids(rows * top_k);
+  const Router router = {
+      w.data(), rows, experts, top_k, true, norm.data(), routing_weights.data(), expert_ids.data()};
   route_rows(kernels, pool, {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, k}, router);
   for (int64_t row = 0; row < rows; ++row) {
     double sum = 0.0;
-    for (int64_t p = 0; p < places; ++p) {
-      const float share = shares[row * places + p];
-      sum += share;
-      expect(p == 0 || share <= shares[row * places + p - 1], "order of shares", row, p, experts);
+    for (int64_t p = 0; p < top_k; ++p) {
+      const float weight = routing_weights[row * top_k + p];
+      sum += weight;
+      expect(p == 0 || weight <= routing_weights[row * top_k + p - 1], "order of routing weights",
+             row, p, experts);
     }
-    expect(std::fabs(sum - 1.0) < 1e-5, "sum of shares", row, places, experts);
+    expect(std::fabs(sum - 1.0) < 1e-5, "sum of routing weights", row, top_k, experts);
   }
 }
 

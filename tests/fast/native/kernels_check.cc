@@ -23,7 +23,7 @@ void check_argmax(const Kernels& kernels, Random& r) {
   expect(found() == at, "argmax", at, count, 0);
   const int64_t other = draw(r, 0, static_cast<int>(count) - 1);
   x[other] = 9.0f;
-  expect(found() == std::min(at, other), "argmax of two alike", at, other, count);
+  expect(found() == std::min(at, other), "argmax of equals", at, other, count);
   x[other] = -std::numeric_limits<float>::infinity();
   x[at] = std::numeric_limits<float>::infinity();
   expect(found() == -1, "argmax of infinity", at, other, count);
@@ -32,7 +32,7 @@ void check_argmax(const Kernels& kernels, Random& r) {
   expect(found() == -1, "argmax of NaN", at, other, count);
 }
 
-// A NaN among the inputs must end in a NaN: the engine looks for it in the logits.
+// A NaN among the inputs must give a NaN, because the engine looks for it in the logits.
 void check_nan(const Kernels& kernels, Random& r) {
   const int64_t k = draw(r, 1, 100);
   std::vector<float> x = floats(r, k), up = floats(r, ceil_div(k, 16) * 16), scratch(k + 16);
@@ -40,7 +40,7 @@ void check_nan(const Kernels& kernels, Random& r) {
   const Norm norm = draw(r, 0, 1) ? Norm::kRms : Norm::kNone;
   const Source source = {x.data(), norm, nullptr, nullptr, 1e-5f, k};
   expect(std::isnan(kernels.row_absmax(source, 0, scratch.data())), "absmax of NaN", k, 0, 0);
-  const auto back = given_back(kernels, source, 1, k, Granularity::kRow);
+  const auto back = read_back(kernels, source, 1, k, Granularity::kRow);
   expect(std::isnan(back[draw(r, 0, int(k) - 1)]), "scale of NaN", k, 0, 0);
   std::vector<float> y(k);
   kernels.gate(x.data(), up.data(), k, y.data(), k, 1, k);
@@ -49,7 +49,7 @@ void check_nan(const Kernels& kernels, Random& r) {
   }
 }
 
-// Every unit is done once, and seen by the caller when run() returns; nested runs too.
+// Every unit runs once and has ended when run() returns; nested runs too.
 void check_team(Pool& pool, Random& r) {
   const int64_t units = draw(r, 0, 200);
   std::vector<std::atomic<int>> done(units);
@@ -70,8 +70,8 @@ void check_all(const Kernels& kernels, Pool& pool, int rounds, unsigned seed) {
     check_gate(kernels, random);
     check_norm(kernels, random);
     check_attention(kernels, pool, random);
-    check_score(kernels, random);
-    check_weigh(kernels, random);
+    check_router(kernels, random);
+    check_weighted_sum(kernels, random);
     check_argmax(kernels, random);
     check_nan(kernels, random);
     for (int i = 0; i < 10; ++i) check_team(pool, random);
@@ -86,7 +86,7 @@ int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 100;
   const Kernels& kernels = *planish_kernels();
   Pool pool(3);
-  std::vector<std::thread> callers;  // all of one team: who finds it busy works alone
+  std::vector<std::thread> callers;  // they share one team; a caller that finds it busy works alone
   for (unsigned seed = 1; seed <= 3; ++seed) {
     callers.emplace_back([&, seed] { check_all(kernels, pool, (rounds + 2) / 3, seed); });
   }

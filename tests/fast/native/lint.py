@@ -1,7 +1,7 @@
-"""The kernels' C++ as `make lint` reads it: clang-format, and every warning an error.
+"""The C++ part of `make lint`: clang-format, and the compiler's warnings as errors.
 
-Each instruction set is parsed with its own flags by each compiler here that knows them, whether
-this processor runs it or not; NEON where Debian's g++-aarch64-linux-gnu is installed.
+Each instruction set is parsed with its flags by the first compiler that knows them, whether this
+processor runs it or not; NEON needs Debian's g++-aarch64-linux-gnu.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def main() -> int:
     sources = [*all_sources(), *sorted((*HERE.rglob("*.h"), *HERE.rglob("*.cc")))]
     clang_format = str(Path(sys.executable).with_name("clang-format"))
     failed = run(clang_format, "--dry-run", "-Werror", *map(str, sources))
-    for name, arguments in parsed():
+    for name, arguments in list_commands():
         print(f"lint: {name}", flush=True)
         failed |= run(*arguments)
     return int(failed)
 
 
-def parsed() -> Iterator[tuple[str, list[str]]]:
-    """What is parsed, and how."""
+def list_commands() -> Iterator[tuple[str, list[str]]]:
+    """Yield what to parse, and the command that parses it."""
     native = next(compilers())
     yield FFI, command(native, FFI, WARNINGS)
     check = str(HERE / "kernels_check.cc")
@@ -55,7 +55,7 @@ def parsed() -> Iterator[tuple[str, list[str]]]:
 
 
 def run(*arguments: str) -> bool:
-    """Whether a program failed; what it says is shown."""
+    """Run a program and show its output; whether it failed."""
     return subprocess.run(arguments, check=False).returncode != 0
 
 

@@ -1,6 +1,6 @@
-"""Attention in both forms against the reference's, with every option, over slots left from before.
+"""Attention of both backends against the reference's, with every option, over reused slots.
 
-The slots that no token of the sequence has reached hold large numbers, left from another text.
+The slots that no token of the sequence has reached contain large numbers, as if from another text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 from planish.fast.model.backend import AttentionConfig, Positions
 from planish.fast.model.cache import FIELDS
 from planish.fast.native import attention as native
-from planish.fast.native.cache import KEY_SLOTS, TiledSlots, whole_tiles
+from planish.fast.native.cache import KEY_SLOTS, TiledSlots, round_up
 from planish.fast.xla import attention as xla
 from planish.fast.xla.cache import Slots
 from planish.reference.grids import int8_codes, int8_scale
@@ -111,7 +111,7 @@ def rows_of(case: Case, rng: np.random.Generator) -> list[Row]:
     return found
 
 
-def turned(case: Case, x: np.ndarray, first: int) -> np.ndarray:
+def rotate_rows(case: Case, x: np.ndarray, first: int) -> np.ndarray:
     if case.rope is None:
         return x
     positions = np.arange(first, first + len(x))
@@ -120,30 +120,30 @@ def turned(case: Case, x: np.ndarray, first: int) -> np.ndarray:
 
 def expected(case: Case, row: Row, start: int) -> np.ndarray:
     """The reference's attention of the new tokens, [T, H * Hd]."""
-    k, v = turned(case, row.k, 0), row.v
+    k, v = rotate_rows(case, row.k, 0), row.v
     if case.int8:
         k, v = on_int8_grid(k), on_int8_grid(v)
     positions = np.arange(start, start + case.tokens)
     mask = causal_mask(positions, len(k), case.window)
     alibi = case.alibi and replace(case.alibi, slopes=case.alibi.slopes[: case.heads])
-    return attention(turned(case, row.q, start), k, v, mask, case.divisor, alibi, case.cap)
+    return attention(rotate_rows(case, row.q, start), k, v, mask, case.divisor, alibi, case.cap)
 
 
 def cache_of(case: Case, rows: list[Row]) -> Slots:
-    """Keys and values [B, K, S, Hd] of what each row has in the cache, stale behind it."""
+    """Keys and values [B, K, S, Hd] of each row, with stale numbers in the slots after them."""
     shape = len(rows), case.kv_heads, case.slots, case.head_dim
     past = [np.full(shape, 99 if case.int8 else STALE, np.int8 if case.int8 else np.float32)] * 2
     past += [np.full(shape[:3], STALE, np.float32)] * 2 if case.int8 else []
     past = [array.copy() for array in past]
     for index, (row, start) in enumerate(zip(rows, case.starts, strict=True)):
-        for array, part in zip(past, written(case, row, start), strict=True):
+        for array, part in zip(past, stored(case, row, start), strict=True):
             array[index, :, :start] = part.swapaxes(0, 1)
     return Slots(**dict(zip(FIELDS, map(jnp.asarray, past), strict=False)))
 
 
-def written(case: Case, row: Row, count: int) -> list[np.ndarray]:
+def stored(case: Case, row: Row, count: int) -> list[np.ndarray]:
     """The first tokens' keys and values [T, K, Hd], and their scales [T, K]."""
-    floats = [turned(case, row.k, 0)[:count], row.v[:count]]
+    floats = [rotate_rows(case, row.k, 0)[:count], row.v[:count]]
     if not case.int8:
         return floats
     scales = [int8_scale(np.abs(x).max(axis=-1, keepdims=True)) for x in floats]
@@ -154,7 +154,7 @@ def written(case: Case, row: Row, count: int) -> list[np.ndarray]:
 def in_tiles(past: Slots) -> TiledSlots:
     """The kernels' form: heads of whole tiles, keys in tiles of 16 slots."""
     batch, heads, slots, width = past.keys.shape
-    spare = ((0, 0), (0, 0), (0, 0), (0, whole_tiles(width) - width))
+    spare = ((0, 0), (0, 0), (0, 0), (0, round_up(width) - width))
     keys, values = (jnp.pad(array, spare) for array in (past.keys, past.values))
     keys = keys.reshape(batch, heads, slots // KEY_SLOTS, KEY_SLOTS, -1).swapaxes(3, 4)
     found = keys, values, *past.arrays[2:]
@@ -174,12 +174,12 @@ def inputs(case: Case, rows: list[Row]) -> tuple[tuple[jax.Array, ...], Position
     return tuple(map(jnp.asarray, (q, k, v))), where
 
 
-def portable(case: Case, rows: list[Row]) -> np.ndarray:
+def compute_portable(case: Case, rows: list[Row]) -> np.ndarray:
     attend = jax.jit(xla.cached_attention, static_argnums=3)
     return np.asarray(attend(*inputs(case, rows), cache_of(case, rows), case.config)[0])
 
 
-def natively(case: Case, rows: list[Row], isa: str) -> np.ndarray:
+def compute_native(case: Case, rows: list[Row], isa: str) -> np.ndarray:
     past, given = in_tiles(cache_of(case, rows)), inputs(case, rows)
     return np.asarray(native.cached_attention(*given, past, case.config, isa)[0])
 
@@ -190,16 +190,16 @@ def tables(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check(case: Case, rows: list[Row], found: np.ndarray) -> None:
-    for row, start, mixed in zip(rows, case.starts, found, strict=True):
+    for row, start, context in zip(rows, case.starts, found, strict=True):
         wanted = expected(case, row, start)
-        assert np.abs(mixed - wanted).max() < TOLERANCE * np.abs(wanted).max()
+        assert np.abs(context - wanted).max() < TOLERANCE * np.abs(wanted).max()
 
 
 @pytest.mark.matrix(4)
 @pytest.mark.parametrize("name", EVERY)
 def test_the_portable_form_is_the_reference(name):
     rows = rows_of(EVERY[name], np.random.default_rng(0))
-    check(EVERY[name], rows, portable(EVERY[name], rows))
+    check(EVERY[name], rows, compute_portable(EVERY[name], rows))
 
 
 @pytest.mark.matrix(2)
@@ -207,16 +207,16 @@ def test_the_portable_form_is_the_reference(name):
 def test_the_kernels_are_the_reference(kernels, name):
     rows = rows_of(EVERY[name], np.random.default_rng(0))
     for isa in kernels:
-        check(EVERY[name], rows, natively(EVERY[name], rows, isa))
+        check(EVERY[name], rows, compute_native(EVERY[name], rows, isa))
 
 
 @pytest.mark.parametrize("name", ["plain", "a window", "rounded biases", "linear biases"])
 def test_a_prompt_that_is_taken_in_parts_is_the_same(monkeypatch, name):
     case = CASES[name]
     rows = rows_of(case, np.random.default_rng(1))
-    whole = portable(case, rows)
+    whole = compute_portable(case, rows)
     monkeypatch.setattr(xla, "SCORES", 4 * len(rows) * case.heads * case.slots)  # 4 + 4 + 1
-    np.testing.assert_allclose(portable(case, rows), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(compute_portable(case, rows), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_memory_does_not_grow_with_the_square_of_the_context():
@@ -233,19 +233,19 @@ def test_options_change_the_result():
     """Each case would fail if its option were ignored."""
     rng = np.random.default_rng(2)
     rows = rows_of(Case(), rng)
-    plain = portable(Case(), rows)
+    plain = compute_portable(Case(), rows)
     for name in ("a divisor", "a window", "linear biases", "a cap", "halves"):
-        assert np.abs(portable(CASES[name], rows) - plain).max() > 1e-2
+        assert np.abs(compute_portable(CASES[name], rows) - plain).max() > 1e-2
 
 
 def test_slopes_of_other_heads_are_refused(kernels):
     case = Case(alibi=Alibi(slopes=SLOPES[:4]))
     with pytest.raises(Exception, match="slopes are 4, expected one for each head"):
-        natively(case, rows_of(case, np.random.default_rng(0)), "")
+        compute_native(case, rows_of(case, np.random.default_rng(0)), "")
 
 
 @pytest.mark.parametrize("options", [{"divisor": -1.0}, {"cap": -1.0}, {"window": -1}])
 def test_negative_options_are_refused(kernels, options):
     case = replace(Case(), **options)
     with pytest.raises(Exception, match="divisor, cap or window negative"):
-        natively(case, rows_of(case, np.random.default_rng(0)), "")
+        compute_native(case, rows_of(case, np.random.default_rng(0)), "")

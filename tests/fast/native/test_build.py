@@ -80,12 +80,12 @@ def test_two_processes_that_start_at_once_both_get_a_whole_library(tmp_path):
     assert (again.stdout, again.stderr) == (best, "")  # nothing to compile or to tell
 
 
-def test_without_a_compiler_auto_tells_why_and_native_refuses(monkeypatch, caplog):
+def test_without_a_compiler_auto_says_why_and_native_refuses(monkeypatch, caplog):
     monkeypatch.setattr(library, "_loaded", [])
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     assert library.choose_kernels("auto", Path("/nowhere")) is False
-    (told,) = caplog.messages
-    assert "no C++ compiler was found" in told and "portable XLA form" in told
+    (message,) = caplog.messages
+    assert "no C++ compiler was found" in message and "portable XLA form" in message
     with pytest.raises(KernelsError, match="no C\\+\\+ compiler was found"):
         library.choose_kernels("native", Path("/nowhere"))
     assert library.choose_kernels("xla", None) is False
@@ -142,8 +142,8 @@ def test_a_compiler_too_old_for_the_best_set_gives_the_next(tmp_path, fake, capl
     assert build.plan(tmp_path, names)[::2] == ("avx2", False)
     name, paths, compiled = build.build_best(tmp_path, names, need_ffi=True)
     assert (name, sorted(paths), compiled) == ("avx2", ["avx2", "ffi"], ["avx2"])
-    (told,) = caplog.messages
-    assert "could not compile the avx512 kernels" in told and "avx2 is used" in told
+    (message,) = caplog.messages
+    assert "could not compile the avx512 kernels" in message and "avx2 is used" in message
     assert build.plan(tmp_path, names)[::2] == ("avx2", True)
     assert build.build_best(tmp_path, names, need_ffi=True)[2] == []
 
@@ -230,8 +230,8 @@ def test_a_cache_that_cannot_keep_kernels_compiles_for_this_process(tmp_path, mo
     monkeypatch.setattr(library, "_load", load)
     assert library.load_library(tmp_path).best == "plain"
     assert not built[0].exists()
-    (told,) = caplog.messages
-    assert "for this process only: " in told and f"{tmp_path}: cannot be written" in told
+    (message,) = caplog.messages
+    assert "for this process only: " in message and f"{tmp_path}: cannot be written" in message
 
 
 def test_an_installation_without_sources_says_so(tmp_path, monkeypatch, caplog):

@@ -1,7 +1,7 @@
 """Every instruction set against a naive program in C++ (kernels_check.cc), without JAX.
 
-The program is linked with the very libraries that the engine loads. NEON runs here too where
-Debian's g++-aarch64-linux-gnu and qemu-user are installed.
+The program is linked with the libraries that the engine loads. NEON is emulated if Debian's
+g++-aarch64-linux-gnu and qemu-user are installed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-pthread", f"-I{SOURCES}")
 
 
-def compiled(compiler: str, target: Path, *arguments: str) -> str:
+def compile_program(compiler: str, target: Path, *arguments: str) -> str:
     subprocess.run([compiler, *FLAGS, *arguments, "-o", str(target)], check=True)
     return str(target)
 
@@ -38,9 +38,9 @@ def check(command: list[str], name: str) -> None:
 def test_every_instruction_set_computes_what_a_naive_program_does(kernels, private_cache, tmp_path):
     libraries, _ = build(private_cache / "planish" / "kernels", kernels)
     compiler = find_compiler().path
-    naive = compiled(compiler, tmp_path / "check.o", "-c", str(CHECK))
+    naive = compile_program(compiler, tmp_path / "check.o", "-c", str(CHECK))
     for name in kernels:
-        program = compiled(compiler, tmp_path / name, naive, str(libraries[name]))
+        program = compile_program(compiler, tmp_path / name, naive, str(libraries[name]))
         check([program, "200"], name)
 
 
@@ -53,13 +53,13 @@ def test_neon_computes_what_a_naive_program_does(tmp_path):
             pytest.skip(f"{tool} is not installed (Debian: g++-aarch64-linux-gnu, qemu-user)")
     source, neon = str(SOURCES / "instruction_set.cc"), BY_NAME["neon"]
     flags = ["-static", *neon.definitions, *neon.flags]
-    program = compiled(CROSS, tmp_path / "check", *flags, str(CHECK), source)
+    program = compile_program(CROSS, tmp_path / "check", *flags, str(CHECK), source)
     check([EMULATOR, program, "20"], "neon")
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git applies the diff")
 def test_the_documented_diff_is_an_instruction_set(tmp_path):
-    """docs/kernels.md adds one that does nothing new: it applies, and its row compiles."""
+    """The diff in docs/kernels.md applies, and the set that it adds compiles."""
     tree, diff = tmp_path / "fast" / "native", tmp_path / "diff"
     shutil.copytree(SOURCES.parent, tree)
     (text,) = re.findall(r"```diff\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
@@ -68,14 +68,16 @@ def test_the_documented_diff_is_an_instruction_set(tmp_path):
     rows = runpy.run_path(str(tree / "instruction_sets.py"))["BY_NAME"]
     assert set(rows) == {*BY_NAME, "copy"}
     row, source = rows["copy"], str(tree / "kernels" / "instruction_set.cc")
-    compiled(find_compiler().path, Path("/dev/null"), "-fsyntax-only", *row.definitions, source)
+    compile_program(
+        find_compiler().path, Path("/dev/null"), "-fsyntax-only", *row.definitions, source
+    )
 
 
 @pytest.mark.whole
 def test_matrix_tiles_are_one_header_and_one_row(tmp_path):
-    """matmul/tiles.h beside this file emulates them; nothing of the kernels knows of it."""
+    """matmul/tiles.h in this directory emulates them; no file of the kernels mentions it."""
     row = replace(available()[0], name="tiles", matmul="tiles")
     source, here = str(SOURCES / "instruction_set.cc"), f"-I{CHECK.parent}"
     flags = [*row.flags, "-O1", *row.definitions, here]
-    program = compiled(find_compiler().path, tmp_path / "check", *flags, str(CHECK), source)
+    program = compile_program(find_compiler().path, tmp_path / "check", *flags, str(CHECK), source)
     check([program, "10"], "tiles")

@@ -31,16 +31,16 @@ def layer(name: str = "W4A8", n: int = 20, k: int = 96) -> Linear:
     return Linear(to_layout(weight, "tiles"), np.zeros(n, np.float32))
 
 
-def changed(linear: Linear, **fields) -> Linear:
+def replace_weight(linear: Linear, **fields) -> Linear:
     assert isinstance(linear.weight, QuantizedWeight)
     return replace(linear, weight=replace(linear.weight, **fields))
 
 
-def rescheme(linear: Linear, **fields) -> Linear:
-    return changed(linear, scheme=forced(linear.scheme, **fields))
+def replace_scheme(linear: Linear, **fields) -> Linear:
+    return replace_weight(linear, scheme=forced(linear.scheme, **fields))
 
 
-def refusal(run) -> str:
+def error_of(run) -> str:
     with pytest.raises(Exception) as caught:  # noqa: PT011  (jax chooses the class)
         jax.block_until_ready(run())
     return str(caught.value)
@@ -48,34 +48,34 @@ def refusal(run) -> str:
 
 def of(linear: Linear, x=None, **options) -> str:
     x = jnp.ones((1, 3, 96)) if x is None else x
-    return refusal(lambda: native.linears(x, (linear,), **options))
+    return error_of(lambda: native.linears(x, (linear,), **options))
 
 
 BAD_LINEARS = {
     "codes of fewer tiles": (
-        lambda: changed(layer(), codes=np.zeros((1, 12, 16, 4), np.uint8)),
+        lambda: replace_weight(layer(), codes=np.zeros((1, 12, 16, 4), np.uint8)),
         "codes is [1, 12, 16, 4], expected 1536 entries",
     ),
     "codes of another type": (
-        lambda: changed(layer(), codes=np.zeros((2, 12, 16, 4), np.int8)),
+        lambda: replace_weight(layer(), codes=np.zeros((2, 12, 16, 4), np.int8)),
         "codes has a type",
     ),
     "scales of fewer groups": (
-        lambda: changed(layer(), scale=np.ones((2, 2, 16), np.float16)),
+        lambda: replace_weight(layer(), scale=np.ones((2, 2, 16), np.float16)),
         "scale is [2, 2, 16], expected 96 entries",
     ),
     "INT8 scales of other outputs": (
-        lambda: changed(layer("W8A8"), scale=np.ones((7, 1), np.float32)),
+        lambda: replace_weight(layer("W8A8"), scale=np.ones((7, 1), np.float32)),
         "scale is [7, 1], expected 1 or 20",
     ),
     "a short bias": (
         lambda: replace(layer(), bias=np.zeros(19, np.float32)),
         "bias is [19], expected 20 entries",
     ),
-    "a group of 24": (lambda: rescheme(layer(), group_size=24), "multiple of 32"),
-    "3 bits": (lambda: rescheme(layer(), bits=3), "8 or 4 bits"),
+    "a group of 24": (lambda: replace_scheme(layer(), group_size=24), "multiple of 32"),
+    "3 bits": (lambda: replace_scheme(layer(), bits=3), "8 or 4 bits"),
     "an activation that is none": (
-        lambda: rescheme(layer(), activation="per_chance"),
+        lambda: replace_scheme(layer(), activation="per_chance"),
         "unknown activation per_chance",
     ),
 }
@@ -103,7 +103,7 @@ def test_a_residual_of_another_shape_is_refused():
 
 def test_gate_and_up_must_match():
     x = jnp.ones((1, 3, 96))
-    found = refusal(lambda: native.linears(x, (layer(), layer(n=21)), gated=True))
+    found = error_of(lambda: native.linears(x, (layer(), layer(n=21)), gated=True))
     assert "as many outputs" in found
 
 
@@ -114,7 +114,7 @@ def test_unknown_kernels_are_refused():
 def test_linears_with_other_groups_cannot_share_a_call():
     weight = quantize_weight(np.ones((4, 96), np.float32), recipe("W8A16").default)
     other = Linear(to_layout(weight, "tiles"))
-    found = refusal(lambda: native.linears(jnp.ones((1, 1, 96)), (layer(), other)))
+    found = error_of(lambda: native.linears(jnp.ones((1, 1, 96)), (layer(), other)))
     assert "the same groups" in found
 
 
@@ -132,26 +132,26 @@ def attend(positions, cache=None, width: int = 16, **changes):
 
 
 def test_a_position_outside_of_the_slots_is_refused():
-    assert "position 32 is outside 32 slots" in refusal(lambda: attend([31, 32]))
-    assert "position -1" in refusal(lambda: attend([-1, 0]))
+    assert "position 32 is outside 32 slots" in error_of(lambda: attend([31, 32]))
+    assert "position -1" in error_of(lambda: attend([-1, 0]))
 
 
 def test_attention_refuses_shapes_that_do_not_fit():
-    assert "k is [1, 2, 16], expected 64" in refusal(lambda: attend([0, 1], k=(1, 2, 16)))
-    assert "head_dim of 16" in refusal(lambda: attend([0, 1], width=24, cache=past(width=24)))
+    assert "k is [1, 2, 16], expected 64" in error_of(lambda: attend([0, 1], k=(1, 2, 16)))
+    assert "head_dim of 16" in error_of(lambda: attend([0, 1], width=24, cache=past(width=24)))
     values = replace(past(), values=jnp.zeros((1, 2, 31, 16)))
-    assert "values is [1, 2, 31, 16], expected 1024" in refusal(lambda: attend([0, 1], values))
+    assert "values is [1, 2, 31, 16], expected 1024" in error_of(lambda: attend([0, 1], values))
 
 
 def test_sampling_refuses_shapes_that_do_not_fit():
-    settings = jnp.asarray(native_sampling.packed(Sampling()))
+    settings = jnp.asarray(native_sampling.pack_settings(Sampling()))
     uniform = jnp.zeros((3, 2), jnp.int32)
-    found = refusal(lambda: native_sampling.sample(jnp.ones((2, 5)), settings, uniform))
+    found = error_of(lambda: native_sampling.sample(jnp.ones((2, 5)), settings, uniform))
     assert "uniform is [3, 2], expected 4 entries" in found
 
 
 def test_sampling_marks_what_is_no_number():
     logits = jnp.asarray([[1.0, 2.0, jnp.nan], [0.0, jnp.inf, 1.0], [-jnp.inf, 3.0, 3.0]])
-    settings = jnp.asarray(native_sampling.packed(Sampling()))
+    settings = jnp.asarray(native_sampling.pack_settings(Sampling()))
     found = native_sampling.sample(logits, settings, jnp.zeros((3, 2), jnp.int32))
     assert np.asarray(found).tolist() == [-1, -1, 1]

@@ -74,7 +74,7 @@ WEIGHT_ONLY = [
 
 
 def random_layers(kind: Kind, rng: np.random.Generator) -> tuple[Linear, ...]:
-    """As the recipe quantizes Gaussian weights; one in three then has codes that are all alike."""
+    """As the recipe quantizes Gaussian weights; in one of three, all codes are then made equal."""
     changes = dict(kind.changes)
     granularity = changes.pop("granularity", None)
     chosen = recipe(kind.recipe, **changes)
@@ -87,11 +87,11 @@ def random_layers(kind: Kind, rng: np.random.Generator) -> tuple[Linear, ...]:
         weight = quantize_weight(dense, scheme, chosen.rule)
         bias = rng.standard_normal(n).astype(np.float32)
         static = np.float32([0.02]) if scheme.activation == "static" else None
-        layers.append(Linear(all_alike(weight, rng), bias, static))
+        layers.append(Linear(equal_codes(weight, rng), bias, static))
     return tuple(layers)
 
 
-def all_alike(weight: QuantizedWeight, rng: np.random.Generator) -> QuantizedWeight:
+def equal_codes(weight: QuantizedWeight, rng: np.random.Generator) -> QuantizedWeight:
     """The weight, or all its codes the smallest, zero or the largest: 0 or 15 of INT4."""
     if rng.integers(3):
         return weight
@@ -115,7 +115,7 @@ def run(x: np.ndarray, layers: Sequence[Linear], isa: str) -> list[np.ndarray]:
 
 @jax.jit(static_argnums=2)
 def call(x: jax.Array, layers: tuple[Linear, ...], isa: str) -> tuple[jax.Array, ...]:
-    if layers[0].activation == "static":  # each linear has an activation scale of its own
+    if layers[0].activation == "static":  # each linear has another activation scale
         return tuple(native.linears(x, (layer,), isa=isa)[0] for layer in layers)
     return native.linears(x, layers, isa=isa)
 
@@ -181,9 +181,9 @@ def test_a_rows_result_does_not_depend_on_how_rows_are_split_into_calls(kernels,
     rng = np.random.default_rng(1)
     layers, x = random_layers(kind, rng), random_rows(kind, rng)
     for isa in kernels:
-        together = run(x, layers, isa)
+        all_rows = run(x, layers, isa)
         parts = [run(part, layers, isa) for part in np.split(x, [1, 3, 10, 18], axis=1)]
-        for i, y in enumerate(together):
+        for i, y in enumerate(all_rows):
             np.testing.assert_array_equal(np.concatenate([p[i] for p in parts], axis=1), y)
 
 
@@ -208,7 +208,7 @@ def of(**fields) -> tuple[jax.Array, Linear]:
     return x, replace(Linear(tiled, np.zeros(20, np.float32)), **fields)
 
 
-REFUSED = {  # beside those of test_linear.py
+REFUSED = {  # in addition to those of test_linear.py
     "x of another type": ({"x": jnp.int32}, "x has a type"),
     "scales of another type": ({"scale": np.ones((2, 3, 16), np.int32)}, "scale has a type"),
     "zero points of fewer groups": (

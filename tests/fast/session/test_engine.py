@@ -254,7 +254,7 @@ def test_int8_codes_are_mapped_and_not_copied(quantized):
     checkpoint = open_checkpoint(quantized)
     scheme = checkpoint.scheme("up", 0)
     if scheme is None or scheme.bits != 8:
-        pytest.skip("only INT8 codes lie in the file as the engine wants them")
+        pytest.skip("only INT8 codes are stored in the file as the engine reads them")
     linear = place_linear(load_block(checkpoint, 0).mlp.up)
     codes = linear.weight.codes
     placed = jax.device_put(codes, may_alias=True)

@@ -1,4 +1,4 @@
-"""A row's result is its own: not its batch's, its chunk's, its padding's or its threads'.
+"""A row's result does not depend on its batch, its chunks, its padding or the number of threads.
 
 Quantized linears are compared bit for bit, generated tokens as equal, logits within 1e-5 of their
 range. Activations with one scale for all tokens of a chunk (per_tensor) are the stated exception.
@@ -86,9 +86,9 @@ def test_a_rows_linear_is_the_same_in_every_batch(kernels, name, options):
     x = rng.normal(size=(1, 23, 200)).astype(np.float32)
     run = jax.jit(lambda x, isa: native.linears(x, (layer,), isa=isa)[0], static_argnums=1)
     for isa in kernels:
-        together = np.asarray(run(jnp.asarray(x), isa))[0]
+        batched = np.asarray(run(jnp.asarray(x), isa))[0]
         alone = [np.asarray(run(jnp.asarray(x[:, i : i + 1]), isa))[0, 0] for i in range(23)]
-        np.testing.assert_array_equal(together, np.stack(alone))
+        np.testing.assert_array_equal(batched, np.stack(alone))
 
 
 @pytest.mark.matrix(3)
@@ -101,9 +101,9 @@ def test_tokens_do_not_depend_on_the_batch(engine):
 
 def test_logits_do_not_depend_on_the_batch(engine):
     prompts = [prompt(9), prompt(30, 1), prompt(17, 2)]
-    together, _ = engine.prefill_batch(prompts, Stop(4))
+    batched, _ = engine.prefill_batch(prompts, Stop(4))
     for row, one in enumerate(prompts):
-        assert close(together[row], engine.prefill_batch([one], Stop(4))[0][0])
+        assert close(batched[row], engine.prefill_batch([one], Stop(4))[0][0])
 
 
 @pytest.mark.parametrize("chunk", [16, 48, 100])

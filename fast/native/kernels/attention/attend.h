@@ -9,7 +9,7 @@
 
 namespace planish::PLANISH_ISA {
 
-// Whose query a row of a tile is.
+// The token and the head whose query is in a row of a tile.
 struct QueryRow {
   int64_t token, head;
 };
@@ -28,9 +28,9 @@ struct Slots {
   const float* value_scales;
   int64_t first, count;  // count is a multiple of 16
 
-  Slots(const Attention& a, int64_t place, int64_t slot, int64_t slots)
+  Slots(const Attention& a, int64_t head_index, int64_t slot, int64_t slots)
       : key_scales(nullptr), value_scales(nullptr), first(slot), count(slots) {
-    const int64_t at = place * a.slots + slot;
+    const int64_t at = head_index * a.slots + slot;
     keys = static_cast<const W*>(a.keys) + at * a.head_dim;
     values = static_cast<const W*>(a.values) + at * a.head_dim;
     if (!a.int8) return;
@@ -39,7 +39,7 @@ struct Slots {
   }
 };
 
-// Biases and caps of the scores of each row, and -inf out of its reach.
+// Adds biases to the scores of each row, caps them, and sets those out of its reach to -inf.
 template <class V, int R>
 PLANISH_INLINE inline void limit_scores(const Attention& a, const QueryTile& t, int64_t slot,
                                         int64_t slots, float* scores, Reach (&in)[R]) {
@@ -53,28 +53,28 @@ PLANISH_INLINE inline void limit_scores(const Attention& a, const QueryTile& t, 
   }
 }
 
-// Scores of each row to their weights; its sum and its mixed values so far fade as the largest
-// score rises.
+// Scores of each row -> exp(score - largest). The row's sum and context so far are rescaled to the
+// new largest score.
 template <class V, int R>
-PLANISH_INLINE inline void weigh_rows(const QueryTile& t, int64_t slots, int64_t d,
-                                      const Reach (&in)[R], const float* fade, float* scores) {
+PLANISH_INLINE inline void exp_rows(const QueryTile& t, int64_t slots, int64_t d,
+                                    const Reach (&in)[R], const float* rescale, float* scores) {
   for (int64_t r = 0; r < t.count; ++r) {
     float* row = scores + r * kSlots;
     if (in[r].begin == in[r].end) {  // nothing to read here
       for (int64_t s = 0; s < slots; ++s) row[s] = 0.0f;
       continue;
     }
-    t.sum[r] = t.sum[r] * fade[r] + weigh<V>(row, t.largest[r], slots, in[r]);
-    if (fade[r] == 1.0f) continue;
-    const auto factor = V::floats(fade[r]);
-    float* mixed = t.mixed + r * d;
+    t.sum[r] = t.sum[r] * rescale[r] + exp_row<V>(row, t.largest[r], slots, in[r]);
+    if (rescale[r] == 1.0f) continue;
+    const auto factor = V::floats(rescale[r]);
+    float* context = t.context + r * d;
     for (int64_t i = 0; i < d; i += kTile) {
-      V::store(mixed + i, V::multiply(V::load(mixed + i), factor));
+      V::store(context + i, V::multiply(V::load(context + i), factor));
     }
   }
 }
 
-// One step: scores of R rows with some slots, softmax so far, mixed values.
+// One step: scores of R rows with some slots, their exponentials, and values added to the context.
 template <class V, int R, class W>
 PLANISH_INLINE inline void attend_slots(const Attention& a, const QueryTile& t, const float* q,
                                         const Slots<W>& s, float* scores) {
@@ -85,16 +85,16 @@ PLANISH_INLINE inline void attend_slots(const Attention& a, const QueryTile& t, 
   if (s.key_scales) scale_slots<V>(scores, t.count, s.key_scales, s.count);
   Reach in[R];
   limit_scores<V, R>(a, t, s.first, s.count, scores, in);
-  alignas(64) float fade[kTile];
-  raise_largest<V, R>(t, scores, s.count, fade);
-  weigh_rows<V, R>(t, s.count, d, in, fade, scores);
+  alignas(64) float rescale[kTile];
+  raise_largest<V, R>(t, scores, s.count, rescale);
+  exp_rows<V, R>(t, s.count, d, in, rescale, scores);
   if (s.value_scales) scale_slots<V>(scores, t.count, s.value_scales, s.count);
   const int64_t left = t.end - s.first;
-  const int64_t written = left < s.count ? left : s.count;  // no slot of the past's
-  float_products<V, R, 1, kSlots>(scores, s.values, d, 16, d / 16, 16 * d, written, t.mixed, d);
+  const int64_t written = left < s.count ? left : s.count;  // slots after t.end are not read
+  float_products<V, R, 1, kSlots>(scores, s.values, d, 16, d / 16, 16 * d, written, t.context, d);
 }
 
-// Rotated queries over the divisor, [R, 256], zeros where there are fewer than R.
+// Rotated queries divided by the divisor, [R, 256]; zeros in the rows after t.count.
 template <class V, int R>
 void prepare_queries(const Attention& a, const QueryTile& t, float* q) {
   const int64_t d = a.head_dim;
@@ -112,7 +112,7 @@ void prepare_queries(const Attention& a, const QueryTile& t, float* q) {
 
 template <class V, int R>
 void attend_tile(const Attention& a, const QueryTile& t, float* scratch) {
-  const int64_t place = t.batch * a.kv_heads + t.head;
+  const int64_t head_index = t.batch * a.kv_heads + t.head;
   float* q = scratch;                 // [R, 256]
   float* scores = q + R * kMostHead;  // [R, 128]
   prepare_queries<V, R>(a, t, q);
@@ -120,16 +120,16 @@ void attend_tile(const Attention& a, const QueryTile& t, float* scratch) {
     t.largest[r] = -__builtin_inff();
     t.sum[r] = 0.0f;
   }
-  __builtin_memset(t.mixed, 0, sizeof(float) * R * a.head_dim);
+  __builtin_memset(t.context, 0, sizeof(float) * R * a.head_dim);
   for (int64_t slot = t.begin; slot < t.end; slot += kSlots) {
     int64_t slots = (t.end - slot + 15) & ~int64_t{15};
     if (slots > kSlots) slots = kSlots;
-    if (a.int8) attend_slots<V, R, int8_t>(a, t, q, {a, place, slot, slots}, scores);
-    else attend_slots<V, R, float>(a, t, q, {a, place, slot, slots}, scores);
+    if (a.int8) attend_slots<V, R, int8_t>(a, t, q, {a, head_index, slot, slots}, scores);
+    else attend_slots<V, R, float>(a, t, q, {a, head_index, slot, slots}, scores);
   }
 }
 
-// mixed has room for 8 rows (4, 2, 1 where fewer are counted).
+// t.context has room for 8 rows, or for 4, 2 or 1 if t.count is no larger.
 template <class V>
 void attend(const Attention& a, const QueryTile& t, float* scratch) {
   if (t.count > 4) attend_tile<V, 8>(a, t, scratch);
@@ -147,37 +147,37 @@ void divide_row(const float* x, float sum, int64_t d, float* out) {
   for (int64_t i = 0; i < d; i += kTile) V::store(out + i, V::divide(V::load(x + i), divisor));
 }
 
-// Row r of several parts, each weighed by exp(its largest - the largest of all).
+// Row r over several segments of slots, each weighted by exp(its largest - the largest of all).
 template <class V>
-void combine_row(const QueryTile* parts, int64_t count, int64_t r, int64_t d, float* out) {
-  float largest = parts[0].largest[r], total = 0.0f;
+void combine_row(const QueryTile* segments, int64_t count, int64_t r, int64_t d, float* out) {
+  float largest = segments[0].largest[r], total = 0.0f;
   for (int64_t p = 1; p < count; ++p) {
-    if (parts[p].largest[r] > largest) largest = parts[p].largest[r];
+    if (segments[p].largest[r] > largest) largest = segments[p].largest[r];
   }
   for (int64_t p = 0; p < count; ++p) {
     float weight[16];
-    V::store(weight, exp<V>(V::floats(parts[p].largest[r] - largest)));
-    total += parts[p].sum[r] * weight[0];
-    const float* mixed = parts[p].mixed + r * d;
+    V::store(weight, exp<V>(V::floats(segments[p].largest[r] - largest)));
+    total += segments[p].sum[r] * weight[0];
+    const float* context = segments[p].context + r * d;
     const auto factor = V::floats(weight[0]);
     for (int64_t i = 0; i < d; i += kTile) {
-      const auto part = V::multiply(V::load(mixed + i), factor);
+      const auto part = V::multiply(V::load(context + i), factor);
       V::store(out + i, p ? V::add(V::load(out + i), part) : part);
     }
   }
   divide_row<V>(out, total, d, out);
 }
 
-// Parts of the same rows over successive slots into one, and divided: the output.
+// Combines the same rows over successive segments of slots, and divides: the output.
 template <class V>
-void combine(const Attention& a, const QueryTile* parts, int64_t count) {
-  const QueryTile& first = parts[0];
+void combine(const Attention& a, const QueryTile* segments, int64_t count) {
+  const QueryTile& first = segments[0];
   const int64_t d = a.head_dim;
   for (int64_t r = 0; r < first.count; ++r) {
     const QueryRow row = row_of(a, first, r);
     float* out = a.out + (row.token * a.heads + row.head) * d;
-    if (count == 1) divide_row<V>(first.mixed + r * d, first.sum[r], d, out);
-    else combine_row<V>(parts, count, r, d, out);
+    if (count == 1) divide_row<V>(first.context + r * d, first.sum[r], d, out);
+    else combine_row<V>(segments, count, r, d, out);
   }
 }
 

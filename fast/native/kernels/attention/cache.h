@@ -1,7 +1,7 @@
 // New keys and values: rotary positions, and the slots of the cache that they go to.
 //
-// Keys lie in tiles of 16 slots, [S / 16, D, 16], so that one vector holds 16 scores; values lie
-// as [S, D]. An INT8 cache holds codes, and a scale for each slot of a head (docs/spec.md).
+// Keys are stored in tiles of 16 slots, [S / 16, D, 16], so that one vector holds 16 scores; values
+// as [S, D]. An INT8 cache stores codes, and a scale for each slot of a head (docs/spec.md 3).
 #pragma once
 
 #include "../rows/quantize.h"
@@ -9,7 +9,8 @@
 
 namespace planish::PLANISH_ISA {
 
-// Pairs (i, i + rotary / 2) of one head, or neighbours (2i, 2i + 1), as reference/model/rope.py.
+// Rotary positions (RoPE, arXiv 2104.09864) of one head: rotates the pairs (i, i + rotary / 2), or
+// (2i, 2i + 1) if interleaved, as reference/model/rope.py.
 template <class V>
 void rotate(const Attention& a, const float* x, int32_t position, float* out) {
   const int64_t half = a.rotary / 2;
@@ -34,13 +35,13 @@ void rotate(const Attention& a, const float* x, int32_t position, float* out) {
   for (i = a.rotary; i < a.head_dim; ++i) out[i] = x[i];
 }
 
-// One head's new keys and values into their slot. scratch: D + 16 floats.
+// Writes one head's new key and value to their slot. scratch: D + 16 floats.
 template <class V>
 void write_head(const Attention& a, int64_t token, int64_t head, float* scratch) {
   const int64_t d = a.head_dim, slot = a.positions[token];
-  const int64_t place = token / a.tokens * a.kv_heads + head;
-  const int64_t key_at = (place * a.slots + (slot & ~15)) * d + (slot & 15);
-  const int64_t value_at = (place * a.slots + slot) * d;
+  const int64_t head_index = token / a.tokens * a.kv_heads + head;
+  const int64_t key_at = (head_index * a.slots + (slot & ~15)) * d + (slot & 15);
+  const int64_t value_at = (head_index * a.slots + slot) * d;
   const float* k = a.k + (token * a.kv_heads + head) * d;
   const float* v = a.v + (token * a.kv_heads + head) * d;
   if (a.rotary) {
@@ -62,12 +63,12 @@ void write_head(const Attention& a, int64_t token, int64_t head, float* scratch)
     for (int64_t j = 0; j < 16; ++j) keys[(i + j) * 16] = codes[j];
     quantize<V>(v + i, 16, value_scale, values + i, 4);
   }
-  a.key_scales[place * a.slots + slot] = key_scale;
-  a.value_scales[place * a.slots + slot] = value_scale;
+  a.key_scales[head_index * a.slots + slot] = key_scale;
+  a.value_scales[head_index * a.slots + slot] = value_scale;
 }
 
-// Tokens first..last of the batch. What pads a chunk repeats its last token at the same position
-// and is written once.
+// Writes tokens first..last of the batch. Padding repeats a chunk's last token at the same
+// position, which is written once.
 template <class V>
 void write_slots(const Attention& a, int64_t first, int64_t last, float* scratch) {
   for (int64_t head = 0; head < a.kv_heads; ++head) {

@@ -1,4 +1,4 @@
-// What becomes of scores before the softmax: linear biases, a soft cap, slots out of reach.
+// Scores before the softmax: linear biases (ALiBi, arXiv 2108.12409) and a soft cap.
 #pragma once
 
 #include "../table.h"
@@ -6,7 +6,7 @@
 
 namespace planish::PLANISH_ISA {
 
-// A float rounded to what a bfloat16 holds, half to even.
+// Rounds floats to bfloat16, half to even.
 template <class V>
 typename V::Floats as_bfloat16(typename V::Floats x) {
   const auto bits = V::bits(x);
@@ -15,8 +15,8 @@ typename V::Floats as_bfloat16(typename V::Floats x) {
   return V::from_bits(V::bits_and(raised, V::ints(-65536)));
 }
 
-// slope * (slot - position) of 16 slots; where biases are rounded, slope * slot, each factor and
-// the product as a bfloat16.
+// slope * (slot - position) of 16 slots; if biases are rounded, slope * slot, each factor and the
+// product rounded to bfloat16.
 template <class V>
 typename V::Floats linear_bias(const Attention& a, float slope, int64_t slot, int64_t position) {
   alignas(64) static constexpr float kLanes[kTile] = {0, 1, 2,  3,  4,  5,  6,  7,

@@ -1,5 +1,6 @@
-// The running softmax over slots, 128 at a time (Milakov and Gimelshein 2018; FlashAttention):
-// a largest score and a sum so far, so that memory does not grow with the context.
+// The running softmax over slots, 128 at a time: it keeps the largest score and the sum so far, so
+// memory does not grow with the context. Sources: Milakov and Gimelshein 2018, arXiv 1805.02867;
+// FlashAttention, arXiv 2205.14135.
 #pragma once
 
 #include "../table.h"
@@ -15,15 +16,15 @@ void scale_slots(float* scores, int64_t rows, const float* scales, int64_t slots
   for (int64_t s = 0; s < slots; s += kTile) {
     const auto scale = V::load(scales + s);
     for (int64_t r = 0; r < rows; ++r) {
-      float* place = scores + r * kSlots + s;
-      V::store(place, V::multiply(V::load(place), scale));
+      float* at = scores + r * kSlots + s;
+      V::store(at, V::multiply(V::load(at), scale));
     }
   }
 }
 
-// The largest score of each row so far, and by what the sums until now shrink: exp(old - new).
+// Updates the largest score of each row. rescale: exp(old - new), the factor for its earlier sums.
 template <class V, int R>
-void raise_largest(const QueryTile& t, const float* scores, int64_t slots, float* fade) {
+void raise_largest(const QueryTile& t, const float* scores, int64_t slots, float* rescale) {
   alignas(64) float change[kTile] = {};
   for (int64_t r = 0; r < t.count; ++r) {
     const float* row = scores + r * kSlots;
@@ -35,10 +36,10 @@ void raise_largest(const QueryTile& t, const float* scores, int64_t slots, float
       t.largest[r] = largest;
     }
   }
-  V::store(fade, exp<V>(V::load(change)));
+  V::store(rescale, exp<V>(V::load(change)));
 }
 
-// The slots of a step that one row may read, begin <= s < end; none if begin == end.
+// The slots of a step that one row may read: begin <= s < end, none if begin == end.
 struct Reach {
   int64_t begin, end;
 };
@@ -55,9 +56,9 @@ inline void fill_outside(const Reach& in, int64_t slots, float value, float* row
   for (int64_t s = in.end; s < slots; ++s) row[s] = value;
 }
 
-// exp(score - largest) of one row, zero out of reach; returns their sum.
+// Replaces the scores of one row by exp(score - largest), zero out of reach; returns their sum.
 template <class V>
-float weigh(float* row, float largest, int64_t slots, const Reach& in) {
+float exp_row(float* row, float largest, int64_t slots, const Reach& in) {
   const auto shift = V::floats(largest);
   auto total = V::floats(0.0f);
   for (int64_t s = 0; s < slots; s += kTile) {

@@ -1,4 +1,4 @@
-// Attention as one FFI call: the cache is written and read.
+// Attention as one FFI call, which writes the cache and reads it.
 #include "../work/attention.h"
 
 #include <string>
@@ -9,7 +9,7 @@
 
 namespace planish {
 
-// The attributes of a call: fast/native passes them by these names.
+// The attributes of a call: fast/native/attention.py passes them by these names.
 struct AttentionCall {
   std::string_view isa;
   int64_t heads, kv_heads, head_dim, rotary;
@@ -21,7 +21,7 @@ struct AttentionCall {
   float cap;
 };
 
-// Their names, in that order.
+// The names of these attributes, in the order of the fields.
 inline auto attention_attributes() {
   return std::tuple(StructMember<std::string_view>("isa"), StructMember<int64_t>("heads"),
                     StructMember<int64_t>("kv_heads"), StructMember<int64_t>("head_dim"),
@@ -48,7 +48,7 @@ void check_call(Reader& in, const AttentionCall& c) {
   }
 }
 
-// What the attributes alone say.
+// The options, from the attributes alone.
 Attention options_of(const AttentionCall& call) {
   Attention a = {};
   a.heads = call.heads;
@@ -81,7 +81,7 @@ void read_tokens(Reader& in, Attention& a) {
   a.positions = in.data<int32_t>("positions", ffi::DataType::S32, count);
 }
 
-// cos and sin, where a part of each head is rotated; how many positions they hold.
+// cos and sin, if heads are rotated; returns the number of positions in them.
 int64_t read_tables(Reader& in, Attention& a) {
   if (a.rotary == 0) return 0;
   ffi::AnyBuffer* cos = in.next("cos", {ffi::DataType::F32}, -1);
@@ -92,7 +92,7 @@ int64_t read_tables(Reader& in, Attention& a) {
   return count / (a.rotary / 2);
 }
 
-// The past, which comes back as results in the same memory; where the keys were.
+// The cache, which is returned as results in the same memory; returns the address of the keys.
 const void* read_cache(Reader& in, Attention& a, int64_t window) {
   const auto type = a.int8 ? ffi::DataType::S8 : ffi::DataType::F32;
   ffi::AnyBuffer* keys = in.next("keys", {type}, -1);
@@ -110,7 +110,8 @@ const void* read_cache(Reader& in, Attention& a, int64_t window) {
     in.data<float>("key scales", ffi::DataType::F32, scales);
     in.data<float>("value scales", ffi::DataType::F32, scales);
   }
-  a.out = in.result<float>("mixed", ffi::DataType::F32, a.batch * a.tokens * a.heads * a.head_dim);
+  a.out =
+      in.result<float>("context", ffi::DataType::F32, a.batch * a.tokens * a.heads * a.head_dim);
   a.keys = in.result<void>("keys", type, size);
   a.values = in.result<void>("values", type, size);
   if (a.int8) {
@@ -120,7 +121,7 @@ const void* read_cache(Reader& in, Attention& a, int64_t window) {
   return keys->untyped_data();
 }
 
-// Positions are inside of the cache and of the `table` rotary ones.
+// Checks that positions are within the cache and within the `table` rotary positions.
 void check_positions(Reader& in, const Attention& a, int64_t table) {
   for (int64_t i = 0; i < a.batch * a.tokens && in.good(); ++i) {
     const int64_t position = a.positions[i];
@@ -132,7 +133,8 @@ void check_positions(Reader& in, const Attention& a, int64_t table) {
 }
 
 // Buffers: q, k, v, positions, cos and sin (if rotary > 0), keys, values (with their scales if
-// int8), which come back as results in the same memory. Results: mixed, keys, values (, scales).
+// int8), which are returned as results in the same memory. Results: context, keys, values (,
+// scales).
 ffi::Error attention(ffi::ThreadPool pool, const AttentionCall& call, ffi::RemainingArgs arguments,
                      ffi::RemainingRets results) {
   Reader in(arguments, results);
@@ -148,7 +150,8 @@ ffi::Error attention(ffi::ThreadPool pool, const AttentionCall& call, ffi::Remai
   check_positions(in, a, table);
   if (!in.good()) return in.error();
   if (keys != a.keys) {
-    return ffi::Error::Internal("planish: the cache was not handed on in place");
+    return ffi::Error::Internal(
+        "planish: the cache was not donated: its results are in other memory");
   }
   run_attention(*kernels, pool, a);
   return ffi::Error::Success();

@@ -1,5 +1,6 @@
-// What every FFI handler begins with: an instruction set, and buffers that are checked before
-// anything is read. What does not fit comes back as an error that names both sides.
+// How every FFI handler begins: it chooses an instruction set and checks all buffers before it
+// reads any. A buffer that does not fit is an error that names what was found and what was
+// expected.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,7 @@ inline std::string shape_text(ffi::AnyBuffer b) {
   return text + "]";
 }
 
-// Takes buffers one after another and remembers the first that does not fit.
+// Takes buffers in order and remembers the first that does not fit.
 class Reader {
  public:
   Reader(ffi::RemainingArgs arguments, ffi::RemainingRets results)
@@ -90,7 +91,7 @@ class Reader {
   std::string message_;
 };
 
-// The kernels of an instruction set, "" meaning the best; a failure where they are not loaded.
+// The kernels of an instruction set, "" for the best; fails if they are not loaded.
 inline const Kernels* read_kernels(Reader& in, std::string_view isa) {
   const Kernels* kernels = choose(isa);
   if (!kernels) in.fail("no kernels for " + std::string(isa));

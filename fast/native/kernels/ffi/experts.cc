@@ -20,7 +20,7 @@ struct ExpertsCall {
   LinearFields fields() const { return {bits, outputs, group_sizes, zero_points, biases}; }
 };
 
-// Their names, in that order.
+// The names of these attributes, in the order of the fields.
 inline auto experts_attributes() {
   return std::tuple(StructMember<std::string_view>("isa"),
                     StructMember<std::string_view>("activation"), StructMember<bool>("last"),
@@ -35,34 +35,35 @@ inline auto experts_attributes() {
 
 namespace {
 
-// Rows and the experts chosen for them.
-struct ChosenRows {
+// Rows and the experts that the router chose for them.
+struct RoutedRows {
   const float* x;
-  const int32_t* chosen;  // [rows, places]
-  int64_t rows, places, inputs;
+  const int32_t* expert_ids;  // [rows, top_k]
+  int64_t rows, top_k, inputs;
 };
 
-void check_chosen(Reader& in, const ChosenRows& found, int64_t experts) {
-  for (int64_t i = 0; i < found.rows * found.places && in.good(); ++i) {
-    if (found.chosen[i] < 0 || found.chosen[i] >= experts) {
-      in.fail("expert " + std::to_string(found.chosen[i]) + " was chosen of " +
+void check_expert_ids(Reader& in, const RoutedRows& found, int64_t experts) {
+  for (int64_t i = 0; i < found.rows * found.top_k && in.good(); ++i) {
+    if (found.expert_ids[i] < 0 || found.expert_ids[i] >= experts) {
+      in.fail("expert " + std::to_string(found.expert_ids[i]) + " was chosen of " +
               std::to_string(experts));
     }
   }
 }
 
-ChosenRows read_chosen(Reader& in, const ExpertsCall& call) {
-  ChosenRows found = {};
+RoutedRows read_routed(Reader& in, const ExpertsCall& call) {
+  RoutedRows found = {};
   ffi::AnyBuffer* x = in.next("x", {ffi::DataType::F32}, -1);
-  ffi::AnyBuffer* chosen = in.good() ? in.next("chosen", {ffi::DataType::S32}, -1) : nullptr;
+  ffi::AnyBuffer* expert_ids =
+      in.good() ? in.next("expert ids", {ffi::DataType::S32}, -1) : nullptr;
   if (!in.good()) return found;
-  if (chosen->dimensions().size() != 2 || chosen->element_count() < 1) {
-    in.fail("chosen is " + shape_text(*chosen) + ", expected [rows, places]");
+  if (expert_ids->dimensions().size() != 2 || expert_ids->element_count() < 1) {
+    in.fail("expert ids is " + shape_text(*expert_ids) + ", expected [rows, top_k]");
     return found;
   }
-  found.rows = chosen->dimensions()[0];
-  found.places = chosen->dimensions()[1];
-  const int64_t wanted = call.last ? found.rows * found.places : found.rows;
+  found.rows = expert_ids->dimensions()[0];
+  found.top_k = expert_ids->dimensions()[1];
+  const int64_t wanted = call.last ? found.rows * found.top_k : found.rows;
   if (x->dimensions().size() != 2 || x->dimensions()[0] != wanted || x->dimensions()[1] < 1) {
     in.fail("x is " + shape_text(*x) + ", expected [" + std::to_string(wanted) + ", inputs]");
     return found;
@@ -72,8 +73,8 @@ ChosenRows read_chosen(Reader& in, const ExpertsCall& call) {
   }
   found.inputs = x->dimensions()[1];
   found.x = static_cast<const float*>(x->untyped_data());
-  found.chosen = static_cast<const int32_t*>(chosen->untyped_data());
-  check_chosen(in, found, call.experts);
+  found.expert_ids = static_cast<const int32_t*>(expert_ids->untyped_data());
+  check_expert_ids(in, found, call.experts);
   return found;
 }
 
@@ -91,9 +92,9 @@ std::vector<Weight> read_stacks(Reader& in, const ExpertsCall& call, int64_t k) 
   return stacks;
 }
 
-// Buffers: x, chosen int32 [rows, places]; activation scales [experts] where they are static; for
-// one linear, or gate and up, the stacks' codes, scale, zero point and bias; of a last call shares
-// [rows, places] and perhaps a residual. Result: y.
+// Buffers: x, expert ids int32 [rows, top_k]; activation scales [experts] if they are static; for
+// one linear, or for gate and up, the stacks' codes, scale, zero point and bias; in a last call
+// routing weights [rows, top_k] and perhaps a residual. Result: y.
 ffi::Error experts(ffi::ThreadPool pool, const ExpertsCall& call, ffi::RemainingArgs arguments,
                    ffi::RemainingRets results) {
   Reader in(arguments, results);
@@ -102,26 +103,27 @@ ffi::Error experts(ffi::ThreadPool pool, const ExpertsCall& call, ffi::Remaining
   if (!fields.complete() || fields.count() > (call.last ? 1 : 2)) {
     in.fail("the linears' fields must be those of one linear, or of gate and up");
   }
-  const ChosenRows chosen = read_chosen(in, call);
+  const RoutedRows routed = read_routed(in, call);
   const Granularity granularity = granularity_of(call.activation, in);
   if (!in.good()) return in.error();
-  const int64_t pairs = chosen.rows * chosen.places;
+  const int64_t pairs = routed.rows * routed.top_k;
   ExpertLinears work = {{}, granularity, nullptr, nullptr, nullptr};
   if (call.activation == "static") {
     work.given = in.data<float>("activation scale", ffi::DataType::F32, call.experts);
   }
-  work.stacks = read_stacks(in, call, chosen.inputs);
+  work.stacks = read_stacks(in, call, routed.inputs);
   const int64_t n = in.good() ? work.stacks[0].outputs : 0;
-  const float* shares = call.last ? in.data<float>("shares", ffi::DataType::F32, pairs) : nullptr;
+  const float* routing_weights =
+      call.last ? in.data<float>("routing weights", ffi::DataType::F32, pairs) : nullptr;
   if (call.residual) {
-    work.residual = in.data<float>("residual", ffi::DataType::F32, chosen.rows * n);
+    work.residual = in.data<float>("residual", ffi::DataType::F32, routed.rows * n);
   }
-  work.y = in.result<float>("y", ffi::DataType::F32, (call.last ? chosen.rows : pairs) * n);
+  work.y = in.result<float>("y", ffi::DataType::F32, (call.last ? routed.rows : pairs) * n);
   in.end();
   if (!in.good()) return in.error();
-  const Choice choice =
-      group_rows(chosen.chosen, shares, chosen.rows, chosen.places, call.sequences, call.experts);
-  run_experts(*kernels, pool, choice, {chosen.x, chosen.inputs, call.last}, work);
+  const Choice choice = group_rows(routed.expert_ids, routing_weights, routed.rows, routed.top_k,
+                                   call.sequences, call.experts);
+  run_experts(*kernels, pool, choice, {routed.x, routed.inputs, call.last}, work);
   return ffi::Error::Success();
 }
 

@@ -1,4 +1,4 @@
-// Linears of the same input as one FFI call.
+// Linears that read the same input as one FFI call.
 #include <string>
 #include <string_view>
 
@@ -21,7 +21,7 @@ struct LinearsCall {
   NormFields norm_fields() const { return {norm, eps, norm_weight, norm_bias}; }
 };
 
-// Their names, in that order.
+// The names of these attributes, in the order of the fields.
 inline auto linears_attributes() {
   return std::tuple(
       StructMember<std::string_view>("isa"), StructMember<std::string_view>("activation"),
@@ -71,8 +71,8 @@ void read_outputs(Reader& in, const LinearsCall& call, int64_t rows, Linears& li
 }
 
 // y_i = linear_i(norm(x)) + residual, or the one y = silu(linear_0(norm(x))) * linear_1(norm(x)).
-// Buffers, in this order and where the attributes say that they are there: x, norm weight, norm
-// bias, activation scale; for each linear codes, scale, zero point, bias; residual. Results: y.
+// Buffers, in this order, those that the attributes announce: x, norm weight, norm bias, activation
+// scale; for each linear codes, scale, zero point, bias; residual. Results: y.
 ffi::Error linears(ffi::ThreadPool pool, const LinearsCall& call, ffi::RemainingArgs arguments,
                    ffi::RemainingRets results) {
   Reader in(arguments, results);

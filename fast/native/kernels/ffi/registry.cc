@@ -1,10 +1,10 @@
-// What library.py calls when it has loaded an instruction set.
+// Called by fast/native/library.py when it has loaded an instruction set.
 #include "registry.h"
 
 namespace planish {
 
-// Adds the kernels of one instruction set; 0 where there is no room. The first is the default,
-// as long as no other is preferred.
+// Adds the kernels of one instruction set; returns 0 if there is no room. The first is the default
+// until another is preferred.
 extern "C" int planish_add_kernels(const Kernels* kernels) {
   for (int i = 0; i < kMostSets; ++i) {
     const Kernels* empty = nullptr;
@@ -13,7 +13,7 @@ extern "C" int planish_add_kernels(const Kernels* kernels) {
   return 0;
 }
 
-// Makes the kernels of that name the default, if they were added.
+// Makes the kernels of this name the default, if they were added.
 extern "C" void planish_prefer_kernels(const char* name) {
   const Kernels* first = instruction_sets()[0].load();
   for (int i = 1; i < kMostSets; ++i) {

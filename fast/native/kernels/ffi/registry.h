@@ -1,4 +1,4 @@
-// The instruction sets at hand, each a library that is added when it is loaded.
+// The loaded instruction sets; each library adds its own.
 #pragma once
 
 #include <atomic>
@@ -16,7 +16,7 @@ inline std::atomic<const Kernels*>* instruction_sets() {
   return sets;
 }
 
-// A set by its name, the default for "", or null.
+// The set of this name, the default for ""; null if it is not loaded.
 inline const Kernels* choose(std::string_view name) {
   for (int i = 0; i < kMostSets; ++i) {
     const Kernels* kernels = instruction_sets()[i].load();

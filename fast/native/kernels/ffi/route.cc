@@ -1,4 +1,4 @@
-// The experts of a few rows as one FFI call; of many rows XLA makes one matrix product.
+// Routing of a few rows as one FFI call. For many rows XLA's matrix product is faster.
 #include "../work/route.h"
 
 #include <string>
@@ -17,7 +17,7 @@ struct RouteCall {
   bool norm_weight, norm_bias, normalized;
 };
 
-// Their names, in that order.
+// The names of these attributes, in the order of the fields.
 inline auto route_attributes() {
   return std::tuple(StructMember<std::string_view>("isa"), StructMember<std::string_view>("norm"),
                     StructMember<float>("eps"), StructMember<bool>("norm_weight"),
@@ -38,23 +38,23 @@ void read_router(Reader& in, int64_t k, Router& router) {
   router.weight = static_cast<const float*>(weight->untyped_data());
 }
 
-void read_choice(Reader& in, int64_t k, Router& router) {
+void read_choices(Reader& in, int64_t k, Router& router) {
   const int64_t rows = router.rows;
   router.norm = in.result<float>("norm of x", ffi::DataType::F32, rows * k);
-  ffi::AnyBuffer* shares = in.next_result("shares", ffi::DataType::F32);
+  ffi::AnyBuffer* routing_weights = in.next_result("routing weights", ffi::DataType::F32);
   if (!in.good()) return;
-  const int64_t count = static_cast<int64_t>(shares->element_count());
-  router.places = count / rows;
-  if (router.places < 1 || router.places > router.experts || count != router.places * rows) {
-    in.fail("shares are " + shape_text(*shares) + ", expected [" + std::to_string(rows) +
-            ", 1 to " + std::to_string(router.experts) + "]");
+  const int64_t count = static_cast<int64_t>(routing_weights->element_count());
+  router.top_k = count / rows;
+  if (router.top_k < 1 || router.top_k > router.experts || count != router.top_k * rows) {
+    in.fail("routing weights are " + shape_text(*routing_weights) + ", expected [" +
+            std::to_string(rows) + ", 1 to " + std::to_string(router.experts) + "]");
   }
-  router.shares = static_cast<float*>(shares->untyped_data());
-  router.chosen = in.result<int32_t>("chosen", ffi::DataType::S32, rows * router.places);
+  router.routing_weights = static_cast<float*>(routing_weights->untyped_data());
+  router.expert_ids = in.result<int32_t>("expert ids", ffi::DataType::S32, rows * router.top_k);
 }
 
 // Buffers: x [rows, inputs], norm weight, norm bias, router [experts, inputs]. Results: norm(x),
-// shares [rows, places], chosen int32 [rows, places].
+// routing weights [rows, top_k], expert ids int32 [rows, top_k].
 ffi::Error route(ffi::ThreadPool pool, const RouteCall& call, ffi::RemainingArgs arguments,
                  ffi::RemainingRets results) {
   Reader in(arguments, results);
@@ -71,7 +71,7 @@ ffi::Error route(ffi::ThreadPool pool, const RouteCall& call, ffi::RemainingArgs
   router.rows = x->dimensions()[0];
   router.normalized = call.normalized;
   read_router(in, source.inputs, router);
-  read_choice(in, source.inputs, router);
+  read_choices(in, source.inputs, router);
   in.end();
   if (!in.good()) return in.error();
   route_rows(*kernels, pool, source, router);

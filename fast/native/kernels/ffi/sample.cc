@@ -1,4 +1,4 @@
-// The next token of each row as one FFI call.
+// Sampling the next token of each row as one FFI call.
 #include "sample.h"
 
 #include <cstring>

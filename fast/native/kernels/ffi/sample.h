@@ -1,4 +1,4 @@
-// Logits to a token as reference/text/sampling.py: temperature, top_k, top_p, then the draw
+// Samples a token as reference/text/sampling.py does: temperature, top_k, top_p, then the draw
 // (docs/spec.md 7).
 #pragma once
 
@@ -15,7 +15,7 @@ struct Sampling {
   int64_t top_k;       // 0 keeps every token
 };
 
-constexpr int64_t kFirstSorted = 256;  // likely enough to hold the token that is drawn
+constexpr int64_t kFirstSorted = 256;  // the drawn token is nearly always among them
 
 // x [count] with its largest entry at `best`; `uniform` in [0, 1). Only as much is sorted as the
 // draw needs: the likeliest 256 tokens, then eight times as many, and so on.

@@ -1,4 +1,4 @@
-// The weights of linears as FFI calls hand them over.
+// Decoding of the linears' weights from an FFI call.
 #pragma once
 
 #include <string>
@@ -9,7 +9,7 @@
 
 namespace planish {
 
-// What the attributes say of some linears, an entry for each; the names are the attributes'.
+// The attributes that describe linears, one entry for each linear; named as the attributes are.
 struct LinearFields {
   ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, biases;
 
@@ -20,7 +20,7 @@ struct LinearFields {
   }
 };
 
-// Scales of INT8: one for each output, or one for each of `experts` weights.
+// INT8 scales: one for each output, or one for each of `experts` weights.
 inline void read_int8_scale(Reader& in, Weight& w, int64_t experts) {
   ffi::AnyBuffer* scale = in.next("scale", {ffi::DataType::F32}, -1);
   if (!scale) return;
@@ -33,7 +33,7 @@ inline void read_int8_scale(Reader& in, Weight& w, int64_t experts) {
   w.scale = scale->untyped_data();
 }
 
-// Scales of INT4 groups, and zero points where there are any; `count` of each.
+// INT4 scales, and zero points if they are stored; `count` of each.
 inline void read_int4_scale(Reader& in, Weight& w, bool zero_point, int64_t count) {
   ffi::AnyBuffer* scale = in.next("scale", {ffi::DataType::F16, ffi::DataType::F32}, count);
   if (!scale) return;
@@ -42,7 +42,7 @@ inline void read_int4_scale(Reader& in, Weight& w, bool zero_point, int64_t coun
   if (zero_point) w.zero = in.data<uint8_t>("zero_point", ffi::DataType::U8, count);
 }
 
-// The i-th linear's weight for K inputs; of `experts` weights that follow one another, the first.
+// The i-th linear's weight for K inputs; in a stack of `experts` weights, the first.
 inline Weight read_weight(Reader& in, const LinearFields& fields, size_t i, int64_t k,
                           int64_t experts = 1) {
   Weight w = {};
@@ -87,14 +87,14 @@ inline Norm norm_of(std::string_view name, Reader& in) {
   return Norm::kNone;
 }
 
-// What the attributes say of the norm before a linear; the names are the attributes'.
+// The attributes that describe the norm before a linear; named as the attributes are.
 struct NormFields {
   std::string_view norm;
   float eps;
   bool norm_weight, norm_bias;
 };
 
-// Rows x [.., K] and the norm that they go through.
+// Rows x [.., K] and their norm.
 inline Source read_source(Reader& in, ffi::AnyBuffer& x, const NormFields& fields) {
   const int64_t k = x.dimensions().back();
   Source source = {};

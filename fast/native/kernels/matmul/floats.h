@@ -1,9 +1,9 @@
 // Weight-only linears: float rows times dequantized codes, W4A16 and W8A16.
 //
-// Up to 8 rows: codes become floats in registers on their way. More rows: a few inputs of four
-// tiles at a time become floats in the nearest cache and are multiplied with every row. The scale
-// comes after the sum over a group. The order of operations is the same in both, so a row's result
-// does not depend on its batch.
+// Up to 8 rows: codes are converted to floats in registers. More rows: a panel, a few inputs of
+// four tiles, is converted into the nearest cache and multiplied with every row. The scale is
+// applied to the sum over a group. Both use the same order of operations, so a row's result does
+// not depend on the number of rows.
 #pragma once
 
 #include "../table.h"
@@ -15,7 +15,7 @@ namespace planish::PLANISH_ISA {
 
 constexpr int64_t kPanelTiles = 4;
 constexpr int64_t kPanelInputs = 64;
-constexpr int64_t kFloatAhead = 1024;  // bytes that each of four streams is fetched ahead
+constexpr int64_t kFloatAhead = 1024;  // bytes that each of four streams is prefetched ahead
 
 template <class V>
 typename V::Floats float_scale(const Weight& w, int64_t tile, int64_t group) {
@@ -26,7 +26,7 @@ typename V::Floats float_scale(const Weight& w, int64_t tile, int64_t group) {
   return left >= kTile ? V::load(scale + tile * kTile) : V::load_part(scale + tile * kTile, left);
 }
 
-// What to take from codes - 8 where zero points are stored.
+// zero point - 8, to be subtracted from codes - 8; zero if no zero points are stored.
 template <class V>
 PLANISH_INLINE inline typename V::Floats zero_shift(const Weight& w, int64_t tile, int64_t group) {
   if (w.bits == 8 || !w.zero) return V::floats(0.0f);
@@ -34,7 +34,7 @@ PLANISH_INLINE inline typename V::Floats zero_shift(const Weight& w, int64_t til
   return V::to_floats(V::subtract(zero, V::ints(8)));
 }
 
-// Codes minus zero points of the inputs of one block as floats: use(i, 16 outputs).
+// Calls use(i, codes minus zero points of 16 outputs as floats) for each input i of one block.
 template <class V, int kBits, bool kZero, class Use>
 PLANISH_INLINE inline void centred_block(const uint8_t* block, typename V::Floats shift,
                                          Use&& use) {
@@ -54,7 +54,7 @@ PLANISH_INLINE inline void centred_block(const uint8_t* block, typename V::Float
   }
 }
 
-// Blocks first..last of one tile as floats [inputs, 16].
+// Converts blocks first..last of one tile to floats [inputs, 16].
 template <class V, int kBits>
 void centred_floats(const Weight& w, int64_t tile, int64_t group, int64_t first, int64_t last,
                     float* out) {
@@ -90,7 +90,7 @@ inline int64_t float_scratch(int64_t rows) {
   return kPanelTiles * kTile * (kPanelInputs + 2 * rows);
 }
 
-// Up to four tiles for all rows, and the memory that they take.
+// Up to four tiles for all rows, and their memory.
 struct Panel {
   int64_t tile, tiles;
   float* codes;   // [tiles, inputs, 16]: a few inputs as floats
@@ -103,7 +103,7 @@ inline Panel place_panel(int64_t tile, int64_t tiles, int64_t rows, float* scrat
   return {tile, tiles, scratch, sums, sums + kPanelTiles * kTile * rows};
 }
 
-// sums = sum of x (q - z) of one group
+// sums = sum of x (q - z) over one group
 template <class V>
 void sum_panel_group(const Weight& w, const Rows& rows, const Panel& panel, int64_t group) {
   const int64_t inputs = rows.steps * 4, width = 32 / w.bits, step = kPanelInputs / width;
@@ -113,9 +113,9 @@ void sum_panel_group(const Weight& w, const Rows& rows, const Panel& panel, int6
   for (int64_t b = begin; b < end; b += step) {
     const int64_t last = b + step < end ? b + step : end;
     for (int64_t c = 0; c < panel.tiles; ++c) {
-      float* place = panel.codes + c * kPanelInputs * kTile;
-      if (w.bits == 8) centred_floats<V, 8>(w, panel.tile + c, group, b, last, place);
-      else centred_floats<V, 4>(w, panel.tile + c, group, b, last, place);
+      float* at = panel.codes + c * kPanelInputs * kTile;
+      if (w.bits == 8) centred_floats<V, 8>(w, panel.tile + c, group, b, last, at);
+      else centred_floats<V, 4>(w, panel.tile + c, group, b, last, at);
     }
     panel_products<V>(rows, inputs, b * width, (last - b) * width, panel.tiles, panel.codes,
                       panel.sums);
@@ -150,7 +150,7 @@ void float_panel(const Weight& w, const Rows& rows, const Output& out, const Pan
   }
 }
 
-// The same for R rows by C tiles, codes converted in registers.
+// The same for R rows and C tiles, with codes converted in registers.
 template <class V, int kBits, bool kZero, int R, int C>
 void direct_tile(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t row) {
   using F = typename V::Floats;

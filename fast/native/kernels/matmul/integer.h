@@ -7,18 +7,18 @@
 
 namespace planish::PLANISH_ISA {
 
-constexpr int64_t kScalesAhead = 1024;  // and the scales beside it
+constexpr int64_t kScalesAhead = 1024;  // the same for a stream of scales
 
-// Adds the products of blocks first..last of C tiles with R rows, of P packed together, to
+// Adds the products of blocks first..last of C tiles with R of the P rows of a row tile to
 // sum[R * C].
 template <class V, int kBits, int P, int R, int C, bool kStream>
 PLANISH_INLINE inline void add_products(typename V::Ints (&sum)[R * C],
                                         const uint8_t* const (&w)[C], const int8_t* x,
                                         int64_t first, int64_t last) {
   constexpr int kSteps = kBits == 8 ? 1 : 2;
-  constexpr bool kApart = kBits == 4 && R == 1;  // one chain of dot products would be too slow
+  constexpr bool kTwoChains = kBits == 4 && R == 1;  // one chain of dot products would be too slow
   typename V::Ints second[C];
-  if constexpr (kApart) unroll<C>([&](auto c) PLANISH_INLINE { second[c] = V::ints(0); });
+  if constexpr (kTwoChains) unroll<C>([&](auto c) PLANISH_INLINE { second[c] = V::ints(0); });
   for (int64_t b = first; b < last; ++b) {
     typename V::Bytes weights[2 * C];
     unroll<C>([&](auto c) PLANISH_INLINE {
@@ -33,24 +33,24 @@ PLANISH_INLINE inline void add_products(typename V::Ints (&sum)[R * C],
         if constexpr (kBits == 8) {
           V::dot_int8(sum[i * C + c], weights[c], four);
         } else {
-          auto& into = kApart && i / R ? second[c] : sum[i % R * C + c];
+          auto& into = kTwoChains && i / R ? second[c] : sum[i % R * C + c];
           V::dot_int4(into, weights[i / R * C + c], four);
         }
       });
     });
   }
-  if constexpr (kApart) {
+  if constexpr (kTwoChains) {
     unroll<C>([&](auto c) PLANISH_INLINE { sum[c] = V::add(sum[c], second[c]); });
   }
 }
 
-// What the sums start from: minus the zero point times the sum of the row's codes.
+// Initial values of the sums: minus the zero point times the sum of the row's codes.
 template <class V, int kBits, int R, int C>
 PLANISH_INLINE inline void start_sums(typename V::Ints (&sum)[R * C], const Weight& w, int64_t tile,
                                       int64_t group, const int32_t* row_sums) {
   const bool stored = kBits == 4 && w.zero;
   unroll<R * C>([&](auto i) PLANISH_INLINE {
-    if (!stored) {  // 8 or 128 times the sum; of a long row it may wrap, and is wrapped back
+    if (!stored) {  // 8 or 128 times the sum; in a long row it wraps, and wraps back later
       constexpr int shift = kBits == 8 && V::kInt8Zero == 0 ? 0 : kBits == 8 ? 7 : 3;
       const auto row_sum = V::ints(kBits == 8 && V::kInt8Zero == 0 ? 0 : row_sums[i / C]);
       sum[i] = V::subtract(V::ints(0), V::template shift_left<shift>(row_sum));
@@ -72,7 +72,7 @@ PLANISH_INLINE inline typename V::Floats group_scale(const Weight& w, int64_t ti
                       : V::load(static_cast<const float*>(w.scale) + at);
 }
 
-// Bias and residual last; only the outputs that exist are written.
+// Adds bias, then residual, and writes the outputs that exist.
 template <class V>
 PLANISH_INLINE inline void finish(const Weight& w, const Output& out, int64_t tile, int64_t row,
                                   typename V::Floats value) {
@@ -146,7 +146,7 @@ void int4_tile(const Weight& w, const Rows& rows, const Output& out, int64_t til
   });
 }
 
-// P rows that are packed together, as many at once as the sums have registers.
+// One row tile of P rows, as many rows at once as there are registers for sums.
 template <class V, int P, int C, bool kStream>
 void some_rows(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t row) {
   constexpr int R = P < V::kRowsAtOnce ? P : V::kRowsAtOnce;
@@ -169,7 +169,7 @@ void all_rows(const Weight& w, const Rows& rows, const Output& out, int64_t tile
   }
 }
 
-// Few rows wait for memory and take one stream of weights; many multiply, two tiles at a time.
+// With few rows, limited by memory, one stream of weights; with many, kTiles tiles at a time.
 template <class V>
 void integer_tiles(const Weight& w, const Rows& rows, const Output& out, int64_t tile,
                    int64_t count) {

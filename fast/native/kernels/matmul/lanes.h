@@ -1,4 +1,4 @@
-// Products by sixteen lanes: what every instruction set uses that has no matrix tiles. One that has
+// Products with sixteen lanes, for every instruction set without matrix tiles. A set that has tiles
 // derives its struct from this one, and keeps it for few rows and for floats (docs/kernels.md).
 #pragma once
 

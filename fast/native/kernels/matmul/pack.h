@@ -1,8 +1,8 @@
-// Rows packed for sixteen lanes: tiles of 8 rows, and what is left in tiles of 4, 2 and 1.
+// Rows packed for sixteen lanes: tiles of 8 rows, and tiles of 4, 2 and 1 for the remaining rows.
 //
-// A tile of R rows holds [steps, R, 4] codes, so that four inputs of each of its rows lie in one
-// stretch of memory, beside [groups, R] sums of codes and [groups or 1, R] scales. Float rows are
-// [inputs, R].
+// A tile of R rows consists of codes [steps, R, 4], so that four inputs of each of its rows are
+// adjacent in memory, sums of codes [groups, R] and scales [groups or 1, R]. Float rows are stored
+// as [inputs, R].
 #pragma once
 
 #include "../rows/norm.h"
@@ -13,11 +13,11 @@ namespace planish::PLANISH_ISA {
 
 constexpr int64_t kRowTile = 8;
 
-// How many rows are packed together of those that are left.
+// The size of the next row tile if `left` rows remain.
 inline int64_t row_tile(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
-// What packed rows hold: the tile of R rows from row r on begins at r * steps * 4 codes (r * groups
-// sums, r * scale_groups scales, r * steps * 4 floats).
+// The arrays in packed rows: the tile that starts at row r begins at codes + r * steps * 4, sums +
+// r * groups, scales + r * scale_groups, floats + r * steps * 4.
 struct Rows {
   int8_t* codes;
   float* scales;  // [groups or 1, R] in each tile
@@ -64,7 +64,7 @@ inline Rows unpack(const PackedRows& p) {
   return rows;
 }
 
-// The row's tile: its first row and how many it has.
+// A row tile: its first row and its number of rows.
 struct RowTile {
   int64_t first, size;
 };

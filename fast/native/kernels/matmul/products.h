@@ -1,4 +1,4 @@
-// Products of float rows with tiles of float columns: what weight-only linears and attention share.
+// Products of float rows with tiles of float columns, for weight-only linears and for attention.
 #pragma once
 
 #include "../table.h"
@@ -42,7 +42,7 @@ PLANISH_INLINE inline void add_float_products(const float* x, const W* const (&w
       [&](auto i) PLANISH_INLINE { V::store(sum + i / C * sum_stride + i % C * kTile, total[i]); });
 }
 
-// The same for any number of tiles; with 8 rows two at a time, with fewer four.
+// The same for any number of tiles: kTiles at a time with 8 rows, else twice as many.
 template <class V, int R, int kStepK, int kStepR, class W>
 void float_products(const float* x, const W* w, int64_t w_step, int64_t w_tile, int64_t tiles,
                     int64_t ahead, int64_t count, float* sum, int64_t sum_stride) {

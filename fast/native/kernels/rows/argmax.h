@@ -5,7 +5,7 @@
 
 namespace planish::PLANISH_ISA {
 
-// The first of the largest; -1 where there is a NaN or the largest is infinite.
+// The index of the first maximum; -1 if any entry is NaN or the maximum is infinite.
 template <class V>
 int32_t argmax(const float* x, int64_t count) {
   auto most = V::floats(-__builtin_inff());

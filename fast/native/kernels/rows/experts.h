@@ -1,4 +1,4 @@
-// A row's scores by the router, and the outputs of its experts added up by their shares.
+// The router logits of a row, and the weighted sum of its experts' outputs.
 #pragma once
 
 #include "../table.h"
@@ -8,7 +8,8 @@ namespace planish::PLANISH_ISA {
 
 // y[n] = sum_k x[k] w[n, k] of outputs first..last, floats; x is padded to a multiple of 16.
 template <class V>
-void score(const float* x, const float* w, int64_t inputs, int64_t first, int64_t last, float* y) {
+void score_experts(const float* x, const float* w, int64_t inputs, int64_t first, int64_t last,
+                   float* y) {
   for (int64_t n = first; n < last; ++n) {
     const float* row = w + n * inputs;
     typename V::Floats sums[4];
@@ -30,17 +31,17 @@ void score(const float* x, const float* w, int64_t inputs, int64_t first, int64_
   }
 }
 
-// y = residual + ((0 + shares[0] * parts[0]) + shares[1] * parts[1] ..), `count` columns.
+// y = residual + ((0 + weights[0] * outputs[0]) + weights[1] * outputs[1] ..), `count` columns.
 template <class V>
-void weigh(const float* const* parts, const float* shares, int64_t experts, const float* residual,
-           float* y, int64_t count) {
+void weighted_sum(const float* const* outputs, const float* weights, int64_t experts,
+                  const float* residual, float* y, int64_t count) {
   for (int64_t i = 0; i < count; i += kTile) {
     const int64_t left = count - i;
     const bool full = left >= kTile;
     auto load = [&](const float* p) { return full ? V::load(p + i) : V::load_part(p + i, left); };
     auto sum = V::floats(0.0f);
     for (int64_t e = 0; e < experts; ++e) {
-      sum = V::add(sum, V::multiply(V::floats(shares[e]), load(parts[e])));
+      sum = V::add(sum, V::multiply(V::floats(weights[e]), load(outputs[e])));
     }
     if (residual) sum = V::add(load(residual), sum);
     if (full) V::store(y + i, sum);

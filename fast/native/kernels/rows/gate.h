@@ -1,4 +1,4 @@
-// The gated product between the linears of an MLP.
+// The gated product between the linears of an MLP (SwiGLU, arXiv 2002.05202).
 #pragma once
 
 #include "../table.h"

@@ -6,7 +6,7 @@
 
 namespace planish::PLANISH_ISA {
 
-// 16 entries, or those that are left.
+// 16 entries, or the first `left`.
 template <class V>
 PLANISH_INLINE inline typename V::Floats load_left(const float* p, int64_t left) {
   return left >= kTile ? V::load(p) : V::load_part(p, left);
@@ -43,9 +43,10 @@ float root_mean_square(const float* x, int64_t k, float eps) {
   return __builtin_sqrtf(V::sum(total) / static_cast<float>(k) + eps);
 }
 
-// x / sqrt(mean(x^2) + eps) * weight, or the same of x - mean(x), then + bias.
+// RMSNorm (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight + bias. LayerNorm (arXiv
+// 1607.06450): the same for x - mean(x).
 template <class V>
-const float* normalized_row(const Source& s, const float* x, float* scratch) {
+const float* apply_norm(const Source& s, const float* x, float* scratch) {
   const int64_t k = s.inputs;
   if (s.norm == Norm::kLayer) {
     centre_row<V>(x, k, scratch);
@@ -61,8 +62,8 @@ const float* normalized_row(const Source& s, const float* x, float* scratch) {
   return scratch;
 }
 
-// The row as floats, padded with zeros to a multiple of 16: in scratch, or where it is if
-// nothing is to be done to it.
+// The row as floats, normalized and padded with zeros to a multiple of 16. Returns scratch, or the
+// row itself if neither changes it.
 template <class V>
 const float* float_row(const Source& s, int64_t row, float* scratch) {
   const int64_t k = s.inputs, whole = k & ~int64_t{15};
@@ -73,10 +74,10 @@ const float* float_row(const Source& s, int64_t row, float* scratch) {
     }
     x = scratch;
   }
-  return s.norm == Norm::kNone ? x : normalized_row<V>(s, x, scratch);
+  return s.norm == Norm::kNone ? x : apply_norm<V>(s, x, scratch);
 }
 
-// The row as floats in y, which has room for K rounded up to a multiple of 16.
+// Writes the row as floats to y, which has room for K rounded up to a multiple of 16.
 template <class V>
 void normalize_row(const Source& source, int64_t row, float* y) {
   const int64_t k = source.inputs;

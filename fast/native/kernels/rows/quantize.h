@@ -6,7 +6,7 @@
 
 namespace planish::PLANISH_ISA {
 
-// The largest magnitude. Compared as integers, NaN is above everything and so is not lost.
+// The largest magnitude. Compared as integers, a NaN is above all numbers, so it is not lost.
 template <class V>
 float absmax(const float* x, int64_t count) {
   typename V::Ints most = V::ints(0);
@@ -33,7 +33,8 @@ PLANISH_INLINE inline typename V::Floats nearest_code(typename V::Floats x,
   return __builtin_expect(tie, 0) ? V::round(V::divide(x, scale)) : nearest;
 }
 
-// q = clip(rint(x / scale), -127, 127) of `count` inputs into steps of `stride` bytes; their sum.
+// Writes q = clip(rint(x / scale), -127, 127) of `count` inputs, four every `stride` bytes; returns
+// their sum.
 template <class V>
 int32_t quantize(const float* x, int64_t count, float scale, int8_t* codes, int64_t stride) {
   typename V::Ints total = V::ints(0);

@@ -1,4 +1,4 @@
-// Functions of one lane each: exp, tanh and silu, to about 2 ulps.
+// Elementwise functions: exp, tanh and silu, to about 2 ulps.
 #pragma once
 
 #include "unroll.h"
@@ -26,7 +26,7 @@ PLANISH_INLINE inline typename V::Floats exp_rest(typename V::Floats x, typename
   return V::fma(p, V::multiply(r, r), r);
 }
 
-// Below -87.3 the result is 0's neighbourhood; NaN stays.
+// Below -87.3 the result is exp(-87.3), about 1e-38; NaN stays NaN.
 template <class V>
 PLANISH_INLINE inline typename V::Floats exp(typename V::Floats x) {
   typename V::Floats power;
@@ -37,15 +37,15 @@ PLANISH_INLINE inline typename V::Floats exp(typename V::Floats x) {
 // (exp(2x) - 1) / (exp(2x) + 1), the difference without cancellation.
 template <class V>
 PLANISH_INLINE inline typename V::Floats tanh(typename V::Floats x) {
-  const auto limit = V::floats(20.0f), none = V::floats(-20.0f);
+  const auto high = V::floats(20.0f), low = V::floats(-20.0f);
   typename V::Floats power;
-  const auto rest = exp_rest<V>(V::min(limit, V::max(none, V::add(x, x))), power);
-  const auto less = V::add(V::multiply(rest, power), V::subtract(power, V::floats(1.0f)));
-  return V::divide(less, V::add(less, V::floats(2.0f)));
+  const auto rest = exp_rest<V>(V::min(high, V::max(low, V::add(x, x))), power);
+  const auto numerator = V::add(V::multiply(rest, power), V::subtract(power, V::floats(1.0f)));
+  return V::divide(numerator, V::add(numerator, V::floats(2.0f)));
 }
 
-// x * sigmoid(x), by e = exp(-|x|) so that nothing overflows: x / (1 + e), or, of a negative x,
-// x e / (1 + e).
+// x * sigmoid(x) with e = exp(-|x|), so that nothing overflows: x / (1 + e), or x e / (1 + e) if x
+// is negative.
 template <class V>
 PLANISH_INLINE inline typename V::Floats silu(typename V::Floats x) {
   using F = typename V::Floats;

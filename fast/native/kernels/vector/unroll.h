@@ -8,7 +8,7 @@
 
 namespace planish::PLANISH_ISA {
 
-constexpr int64_t kAhead = 2048;  // bytes that a stream of weights is fetched ahead
+constexpr int64_t kAhead = 2048;  // bytes that a stream of weights is prefetched ahead
 
 template <class F, int... I>
 PLANISH_INLINE inline void for_each(F&& body, std::integer_sequence<int, I...>) {

@@ -1,5 +1,5 @@
-// How the threads share attention: query rows of each key-value head, 8 at a time, over the slots
-// that any of them may read; one token at a time also splits the slots.
+// How the threads share attention: units of 8 query rows of a key-value head, over the slots that
+// any of them may read. When each sequence gets one token, the slots are divided among units too.
 #pragma once
 
 #include <algorithm>
@@ -25,16 +25,16 @@ class AttentionUnits {
     floats = kQueryRows * (a.head_dim + 2);
   }
 
-  // Rows of a group over a segment of slots; what it finds goes to `place`.
-  QueryTile unit(int64_t group, int64_t segment, float* place) const {
+  // Rows of a group over a segment of slots; the results are stored at `memory`.
+  QueryTile unit(int64_t group, int64_t segment, float* memory) const {
     QueryTile t = {};
     t.batch = group / (a_.kv_heads * tiles_);
     t.head = group / tiles_ % a_.kv_heads;
     t.first = group % tiles_ * kQueryRows;
     t.count = std::min(rows() - t.first, kQueryRows);
-    t.largest = place;
-    t.sum = place + kQueryRows;
-    t.mixed = place + 2 * kQueryRows;
+    t.largest = memory;
+    t.sum = memory + kQueryRows;
+    t.context = memory + 2 * kQueryRows;
     reach(t);
     t.begin += segment * kSegment;
     if (segments > 1) t.end = std::min(t.end, t.begin + kSegment);
@@ -42,7 +42,7 @@ class AttentionUnits {
   }
 
   int64_t groups, segments;
-  int64_t floats;  // of one place
+  int64_t floats;  // that the results of one unit take
 
  private:
   int64_t rows() const { return a_.tokens * (a_.heads / a_.kv_heads); }
@@ -63,7 +63,7 @@ class AttentionUnits {
   int64_t tiles_;
 };
 
-// New keys and values into the cache; 16 tokens fill one tile of keys.
+// Writes new keys and values to the cache; 16 tokens fill one tile of keys.
 template <class Pool>
 void write_cache(const Kernels& kernels, Pool& pool, const Attention& a) {
   const int64_t count = a.batch * a.tokens;
@@ -73,20 +73,20 @@ void write_cache(const Kernels& kernels, Pool& pool, const Attention& a) {
   });
 }
 
-// Over whole contexts: each group is one unit, the longest first.
+// Attends over whole contexts: each group is one unit, the longest first.
 template <class Pool>
 void attend_groups(const Kernels& kernels, Pool& pool, const Attention& a,
                    const AttentionUnits& units) {
   const int64_t wanted = units.floats + kernels.attention_scratch(a);
   team().run(pool, units.groups, [&](int64_t group) {
-    float* place = scratch<float>(Scratch::kAttend, wanted);
-    const QueryTile t = units.unit(units.groups - 1 - group, 0, place);
-    kernels.attend(a, t, place + units.floats);
+    float* memory = scratch<float>(Scratch::kAttend, wanted);
+    const QueryTile t = units.unit(units.groups - 1 - group, 0, memory);
+    kernels.attend(a, t, memory + units.floats);
     kernels.combine(a, &t, 1);
   });
 }
 
-// Over segments of slots, which are combined in their order.
+// Attends over segments of slots, then combines them in order.
 template <class Pool>
 void attend_segments(const Kernels& kernels, Pool& pool, const Attention& a,
                      const AttentionUnits& units) {
@@ -100,14 +100,14 @@ void attend_segments(const Kernels& kernels, Pool& pool, const Attention& a,
     float* wanted = scratch<float>(Scratch::kAttend, kernels.attention_scratch(a));
     if (t.begin < t.end) kernels.attend(a, t, wanted);
   });
-  std::vector<QueryTile> parts;
+  std::vector<QueryTile> segments;
   for (int64_t group = 0; group < units.groups; ++group) {
-    parts.clear();
+    segments.clear();
     for (int64_t s = 0; s < units.segments; ++s) {
       const QueryTile t = unit_at(group * units.segments + s);
-      if (t.begin < t.end) parts.push_back(t);
+      if (t.begin < t.end) segments.push_back(t);
     }
-    kernels.combine(a, parts.data(), static_cast<int64_t>(parts.size()));
+    kernels.combine(a, segments.data(), static_cast<int64_t>(segments.size()));
   }
 }
 

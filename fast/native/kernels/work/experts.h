@@ -1,9 +1,8 @@
-// How the threads share a mixture of experts: each row goes through the experts chosen for it, and
-// no other's weights are read.
+// How the threads share a mixture of experts. Only the weights of chosen experts are read.
 //
-// Rows are grouped: all (row, place) pairs of the first expert that somebody chose, by row, then
-// those of the next. A first call makes of rows [R, K] grouped rows [R * places, N]; a last call
-// takes grouped rows and adds up what a row's experts gave by their shares, in their order.
+// Rows are grouped by expert: the rows that chose the lowest expert id, in their order, then those
+// of the next id. A first call maps rows [R, K] to grouped rows [R * top_k, N]; a last call maps
+// grouped rows to rows, the sum of each row's expert outputs weighted by the router.
 #pragma once
 
 #include <algorithm>
@@ -18,51 +17,51 @@ struct Group {
   int64_t expert, first, count;
 };
 
-// Who chose whom: chosen [rows, places].
+// The rows of each expert, and the grouped rows of each row.
 struct Choice {
-  int64_t rows, places, sequences;
+  int64_t rows, top_k, sequences;
   std::vector<Group> groups;
-  std::vector<int64_t> row;      // of each grouped row
-  std::vector<int64_t> grouped;  // [rows, places], each row's grouped rows in their order
-  std::vector<float> shares;     // the same, of a last call
+  std::vector<int64_t> row;            // of each grouped row
+  std::vector<int64_t> grouped;        // [rows, top_k], each row's grouped rows in their order
+  std::vector<float> routing_weights;  // in the same order; empty unless the call is the last
 };
 
-// Grouped rows by counting, so that a row's experts come in their order.
-inline Choice group_rows(const int32_t* chosen, const float* shares, int64_t rows, int64_t places,
-                         int64_t sequences, int64_t experts) {
-  Choice c = {rows, places, sequences, {}, {}, {}, {}};
-  const int64_t pairs = rows * places;
+// Groups rows with a counting sort, which is stable. expert_ids, routing_weights [rows, top_k].
+inline Choice group_rows(const int32_t* expert_ids, const float* routing_weights, int64_t rows,
+                         int64_t top_k, int64_t sequences, int64_t experts) {
+  Choice c = {rows, top_k, sequences, {}, {}, {}, {}};
+  const int64_t pairs = rows * top_k;
   std::vector<int64_t> next(experts + 1, 0), found(rows, 0), order(pairs);
-  for (int64_t i = 0; i < pairs; ++i) ++next[chosen[i] + 1];
+  for (int64_t i = 0; i < pairs; ++i) ++next[expert_ids[i] + 1];
   for (int64_t e = 0; e < experts; ++e) {
     if (next[e + 1] > 0) c.groups.push_back({e, next[e], next[e + 1]});
     next[e + 1] += next[e];
   }
-  for (int64_t i = 0; i < pairs; ++i) order[next[chosen[i]]++] = i;
+  for (int64_t i = 0; i < pairs; ++i) order[next[expert_ids[i]]++] = i;
   c.row.resize(pairs);
   c.grouped.resize(pairs);
-  c.shares.resize(shares ? pairs : 0);
+  c.routing_weights.resize(routing_weights ? pairs : 0);
   for (int64_t j = 0; j < pairs; ++j) {
-    const int64_t row = order[j] / places, at = row * places + found[row]++;
+    const int64_t row = order[j] / top_k, at = row * top_k + found[row]++;
     c.row[j] = row;
     c.grouped[at] = j;
-    if (shares) c.shares[at] = shares[order[j]];
+    if (routing_weights) c.routing_weights[at] = routing_weights[order[j]];
   }
   return c;
 }
 
-// One expert's weight of those that follow one another in memory.
+// The weight of one expert in a stack.
 inline Weight weight_of(Weight w, int64_t expert) {
-  const int64_t tiles = ceil_div(w.outputs, kTile), beside = tiles * w.groups * kTile;
-  const int64_t scales = w.bits == 4 ? beside : w.one_scale ? 1 : w.outputs;
+  const int64_t tiles = ceil_div(w.outputs, kTile), per_group = tiles * w.groups * kTile;
+  const int64_t scales = w.bits == 4 ? per_group : w.one_scale ? 1 : w.outputs;
   w.codes += expert * tiles * w.blocks * kTileBytes;
   w.scale = static_cast<const uint8_t*>(w.scale) + expert * scales * (w.half_scale ? 2 : 4);
-  if (w.zero) w.zero += expert * beside;
+  if (w.zero) w.zero += expert * per_group;
   if (w.bias) w.bias += expert * w.outputs;
   return w;
 }
 
-// The rows of each group, packed by themselves; or one row that all experts read.
+// The packed rows of each group, or one row that all experts read.
 struct GroupedRows {
   std::vector<PackedRows> groups;
   bool shared;
@@ -70,7 +69,7 @@ struct GroupedRows {
   const PackedRows& of(size_t group) const { return groups[shared ? 0 : group]; }
 };
 
-// Memory for the rows of every group. `shared`: all groups read the one row there is.
+// Reserves memory for the rows of every group. shared: all groups read the only row.
 inline GroupedRows place_groups(const Kernels& kernels, const Choice& choice, PackedRows rows,
                                 bool shared) {
   GroupedRows found = {{}, shared};
@@ -88,7 +87,7 @@ inline GroupedRows place_groups(const Kernels& kernels, const Choice& choice, Pa
   return found;
 }
 
-// Each grouped row's largest magnitude -> one scale for each expert's rows of each sequence.
+// per_tensor scales from each grouped row's absmax: one for an expert's rows of one sequence.
 inline void make_scales(const Choice& choice, std::vector<float>& scales) {
   const int64_t each = choice.rows / choice.sequences;
   const int64_t count = static_cast<int64_t>(scales.size());
@@ -105,20 +104,20 @@ inline void make_scales(const Choice& choice, std::vector<float>& scales) {
   }
 }
 
-// Where grouped rows come from: x [R, K], or x [R * places, K] that is grouped already.
+// The source of grouped rows: x [R, K], or x [R * top_k, K], which is already grouped.
 struct GroupSource {
   const float* x;
   int64_t inputs;
   bool grouped;
 
-  // A source whose row `row` is the grouped row j.
+  // A source whose row number `row` is the grouped row j.
   Source at(const Choice& choice, int64_t j, int64_t row) const {
     const int64_t from = grouped ? j : choice.row[j];
     return {x + (from - row) * inputs, Norm::kNone, nullptr, nullptr, 0.0f, inputs};
   }
 };
 
-// The groups' rows in packs, each for one thread: group, first row, count.
+// Divides the groups' rows into packs, each for one thread: group, first row, count.
 inline std::vector<Group> packs_of(const GroupedRows& rows, int64_t row_tile) {
   std::vector<Group> packs;
   for (size_t g = 0; g < rows.groups.size(); ++g) {
@@ -130,12 +129,12 @@ inline std::vector<Group> packs_of(const GroupedRows& rows, int64_t row_tile) {
   return packs;
 }
 
-// Every grouped row into its place among its expert's. given: static scales [experts], or null.
+// Packs the rows of every group. given: static scales [experts], or null.
 template <class Pool>
 void pack_groups(const Kernels& kernels, Pool& pool, const Choice& choice,
                  const GroupSource& source, const GroupedRows& rows, const float* given) {
   const int64_t k = source.inputs;
-  const int64_t count = rows.shared ? 1 : choice.rows * choice.places;
+  const int64_t count = rows.shared ? 1 : choice.rows * choice.top_k;
   std::vector<float> scales;
   if (rows.groups[0].granularity == Granularity::kGiven && !given) {
     scales.resize(count);
@@ -156,14 +155,14 @@ void pack_groups(const Kernels& kernels, Pool& pool, const Choice& choice,
   });
 }
 
-// y [grouped rows, N], one linear's or silu(gate) * up; all threads share the experts' tiles.
+// y [grouped rows, N] of one linear, or silu(gate) * up; all threads share the experts' tiles.
 template <class Pool>
 void multiply_groups(const Kernels& kernels, Pool& pool, const Choice& choice,
                      const std::vector<Weight>& stacks, const GroupedRows& rows, float* y) {
   const int64_t n = stacks[0].outputs;
   std::vector<Weight> first;  // of each group
   std::vector<Linears> linears(choice.groups.size());
-  int64_t most = 0;  // decides between few rows and many
+  int64_t most = 0;  // rows of a group
   for (size_t g = 0; g < choice.groups.size(); ++g) {
     const Group& group = choice.groups[g];
     most = std::max(most, rows.shared ? 1 : group.count);
@@ -181,20 +180,21 @@ void multiply_groups(const Kernels& kernels, Pool& pool, const Choice& choice,
   });
 }
 
-// y[r] = residual[r] + the sum of what the row's experts gave by their shares.
+// y[r] = residual[r] + the weighted sum of the row's expert outputs.
 template <class Pool>
-void add_up(const Kernels& kernels, Pool& pool, const Choice& choice, const float* grouped,
-            const float* residual, float* y, int64_t n) {
-  const int64_t places = choice.places;
-  run_units(pool, choice.rows, choice.rows * places * n / 8, [&](int64_t row) {
-    std::vector<const float*> parts(places);
-    for (int64_t p = 0; p < places; ++p) parts[p] = grouped + choice.grouped[row * places + p] * n;
+void sum_experts(const Kernels& kernels, Pool& pool, const Choice& choice, const float* grouped,
+                 const float* residual, float* y, int64_t n) {
+  const int64_t top_k = choice.top_k;
+  run_units(pool, choice.rows, choice.rows * top_k * n / 8, [&](int64_t row) {
+    std::vector<const float*> outputs(top_k);
+    for (int64_t p = 0; p < top_k; ++p) outputs[p] = grouped + choice.grouped[row * top_k + p] * n;
     const float* added = residual ? residual + row * n : nullptr;
-    kernels.weigh(parts.data(), choice.shares.data() + row * places, places, added, y + row * n, n);
+    kernels.weighted_sum(outputs.data(), choice.routing_weights.data() + row * top_k, top_k, added,
+                         y + row * n, n);
   });
 }
 
-// One call: a linear's stack, or gate's and up's, and where the result goes.
+// One call: the stacked weights of one linear, or of gate and up, and where the result goes.
 struct ExpertLinears {
   std::vector<Weight> stacks;
   Granularity granularity;
@@ -203,19 +203,19 @@ struct ExpertLinears {
   float* y;               // grouped rows, or rows by a last call
 };
 
-// Rows of the source through their experts; rows that are grouped already are added up.
+// Runs the rows of the source through their experts; grouped rows are summed up by row.
 template <class Pool>
 void run_experts(const Kernels& kernels, Pool& pool, const Choice& choice,
                  const GroupSource& source, const ExpertLinears& linears) {
   const Weight& first = linears.stacks[0];
   const bool last = source.grouped, shared = !last && choice.rows == 1 && !linears.given;
-  const int64_t pairs = choice.rows * choice.places;
+  const int64_t pairs = choice.rows * choice.top_k;
   const PackedRows any = rows_for(first, linears.granularity, pairs, source.inputs);
   const GroupedRows rows = place_groups(kernels, choice, any, shared);
   pack_groups(kernels, pool, choice, source, rows, linears.given);
   float* y = last ? scratch<float>(Scratch::kExperts, pairs * first.outputs) : linears.y;
   multiply_groups(kernels, pool, choice, linears.stacks, rows, y);
-  if (last) add_up(kernels, pool, choice, y, linears.residual, linears.y, first.outputs);
+  if (last) sum_experts(kernels, pool, choice, y, linears.residual, linears.y, first.outputs);
 }
 
 }  // namespace planish

@@ -1,4 +1,4 @@
-// How the threads share a linear: rows are packed once, then tiles of weights are multiplied.
+// How the threads share a linear: they pack the rows once, then multiply tiles of weights.
 #pragma once
 
 #include <vector>
@@ -16,18 +16,18 @@ struct Linears {
   bool gated;  // two weights, and the one output silu(y_0) * y_1
 };
 
-// Rows as the weights want them, without memory yet.
+// Rows packed for these weights, without memory yet.
 inline PackedRows rows_for(const Weight& w, Granularity granularity, int64_t rows, int64_t inputs) {
   const int64_t group_inputs = w.groups == 1 ? inputs : w.group_blocks * 32 / w.bits;
   return {nullptr, granularity, rows, inputs, w.groups, group_inputs};
 }
 
-// The largest magnitude of several; a NaN stays.
+// The larger of two magnitudes; NaN if either is NaN.
 inline float larger(float largest, float other) { return other <= largest ? largest : other; }
 
 inline float* row_scratch(int64_t inputs) { return scratch<float>(Scratch::kRow, inputs + 32); }
 
-// One scale for the rows of each sequence, from the largest magnitude of them all.
+// per_tensor scales: one for all rows of a sequence, from their largest magnitude.
 template <class Pool>
 std::vector<float> tensor_scales(const Kernels& kernels, Pool& pool, const Source& source,
                                  int64_t rows, int64_t sequences) {
@@ -43,7 +43,7 @@ std::vector<float> tensor_scales(const Kernels& kernels, Pool& pool, const Sourc
   return scales;
 }
 
-// Every row into its place. given: the static scale, or null.
+// Packs every row. given: the static scale, or null.
 template <class Pool>
 void pack_rows(const Kernels& kernels, Pool& pool, const Source& source, const PackedRows& rows,
                const float* given, int64_t sequences) {
@@ -61,27 +61,27 @@ void pack_rows(const Kernels& kernels, Pool& pool, const Source& source, const P
   });
 }
 
-// The least weights of one unit: a stream that is read to its end should be worth its beginning.
+// The fewest bytes of weights in one unit, so that starting a stream pays.
 constexpr int64_t kLeastBytes = 32 * 1024;
 
-// Tiles of one linear, or of gate and up together.
+// `count` tiles of one linear, or of both gate and up.
 struct Unit {
   size_t linear;
   int64_t tile, count;
 };
 
-// How many tiles make a unit: a part of what is left where few rows wait for memory, long streams
-// first and short ones last, so that the threads end together; else as many as are multiplied
-// together.
+// How many tiles make a unit. With few rows, a fraction of the tiles that remain: long streams
+// first and short ones last, so that all threads finish at about the same time. With many rows, the
+// number that the instruction set multiplies at a time.
 struct UnitSize {
   bool few;
   int64_t step, threads;
 
-  int64_t tiles(const Weight& w, int64_t left) const {
+  int64_t tiles(const Weight& w, int64_t remaining) const {
     if (!few) return step;
     const int64_t least = ceil_div(kLeastBytes, w.blocks * kTileBytes * step) * step;
-    const int64_t part = left / (2 * threads) / step * step;
-    return part < least ? least : part;
+    const int64_t share = remaining / (2 * threads) / step * step;
+    return share < least ? least : share;
   }
 };
 
@@ -92,26 +92,26 @@ inline UnitSize unit_size(const Kernels& kernels, Granularity granularity, int64
   return {rows <= kernels.few_rows, step, threads};
 }
 
-// The first `count` linears in units.
+// Divides the first `count` linears into units.
 inline std::vector<Unit> units_of(const std::vector<Weight>& weights, size_t count,
                                   const UnitSize& size) {
-  int64_t left = 0;  // tiles
-  for (size_t i = 0; i < count; ++i) left += ceil_div(weights[i].outputs, kTile);
+  int64_t remaining = 0;  // tiles
+  for (size_t i = 0; i < count; ++i) remaining += ceil_div(weights[i].outputs, kTile);
   std::vector<Unit> units;
   for (size_t i = 0; i < count; ++i) {
     const int64_t tiles = ceil_div(weights[i].outputs, kTile);
     for (int64_t tile = 0; tile < tiles;) {
-      const int64_t wanted = size.tiles(weights[i], left);
+      const int64_t wanted = size.tiles(weights[i], remaining);
       const int64_t many = wanted < tiles - tile ? wanted : tiles - tile;
       units.push_back({i, tile, many});
       tile += many;
-      left -= many;
+      remaining -= many;
     }
   }
   return units;
 }
 
-// silu(gate) * up of one unit; what both give stays in this thread's memory.
+// silu(gate) * up of one unit; the outputs of gate and up stay in this thread's scratch memory.
 inline void multiply_gated(const Kernels& kernels, const Linears& linears, const PackedRows& rows,
                            const Unit& unit, float* memory) {
   const Weight &gate = linears.weights[0], &up = linears.weights[1];
@@ -148,8 +148,8 @@ void multiply_rows(const Kernels& kernels, Pool& pool, const Linears& linears,
              [&](int64_t i) { multiply_unit(kernels, linears, rows, units[i]); });
 }
 
-// All linears of the rows of a source. given: the static scale, or null; without one, kGiven means
-// a scale for each of the `sequences` that the rows divide into.
+// Runs all linears on the rows of a source. given: the static scale, or null; without it, kGiven
+// means one scale for each of the `sequences` that the rows divide into.
 template <class Pool>
 void run_linears(const Kernels& kernels, Pool& pool, const Linears& linears, const Source& source,
                  PackedRows rows, const float* given, int64_t sequences) {

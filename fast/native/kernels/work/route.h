@@ -1,5 +1,4 @@
-// Which experts a row goes through: its norm, the router's scores, their softmax and the largest
-// of it.
+// Routing: the norm of a row, its router logits, their softmax and the top_k largest.
 #pragma once
 
 #include <algorithm>
@@ -10,10 +9,10 @@
 
 namespace planish {
 
-// scores [count] -> the `places` largest of their softmax, the first among equals, and where they
-// are; `normalized`: divided by their sum.
-inline void choose_experts(float* scores, int64_t count, int64_t places, bool normalized,
-                           float* shares, int32_t* chosen) {
+// Router logits `scores` [count], overwritten -> the `top_k` largest of their softmax, the lowest
+// id first among equals, and the ids. normalized: the weights are divided by their sum.
+inline void choose_experts(float* scores, int64_t count, int64_t top_k, bool normalized,
+                           float* routing_weights, int32_t* expert_ids) {
   float largest = scores[0], sum = 0.0f, kept = 0.0f;
   for (int64_t e = 1; e < count; ++e) largest = std::max(largest, scores[e]);
   for (int64_t e = 0; e < count; ++e) {
@@ -21,30 +20,30 @@ inline void choose_experts(float* scores, int64_t count, int64_t places, bool no
     sum += scores[e];
   }
   std::vector<bool> taken(count, false);
-  for (int64_t p = 0; p < places; ++p) {
+  for (int64_t p = 0; p < top_k; ++p) {
     int64_t best = -1;
     for (int64_t e = 0; e < count; ++e) {
       if (!taken[e] && (best < 0 || scores[e] > scores[best])) best = e;
     }
     taken[best] = true;
-    chosen[p] = static_cast<int32_t>(best);
-    shares[p] = scores[best] / sum;
-    kept += shares[p];
+    expert_ids[p] = static_cast<int32_t>(best);
+    routing_weights[p] = scores[best] / sum;
+    kept += routing_weights[p];
   }
-  for (int64_t p = 0; p < places && normalized; ++p) shares[p] /= kept;
+  for (int64_t p = 0; p < top_k && normalized; ++p) routing_weights[p] /= kept;
 }
 
-// A router and what it makes of some rows.
+// A router and its results for some rows.
 struct Router {
   const float* weight;  // [experts, inputs]
-  int64_t rows, experts, places;
+  int64_t rows, experts, top_k;
   bool normalized;
-  float* norm;      // [rows, inputs]: norm(x)
-  float* shares;    // [rows, places]
-  int32_t* chosen;  // [rows, places]
+  float* norm;             // [rows, inputs]: norm(x)
+  float* routing_weights;  // [rows, top_k]
+  int32_t* expert_ids;     // [rows, top_k]
 };
 
-// Scores [rows, experts] of normalized rows [rows, padded]; all threads share the router.
+// Router logits [rows, experts] of normalized rows [rows, padded]; all threads share the work.
 template <class Pool>
 void score_rows(const Kernels& kernels, Pool& pool, const float* x, int64_t padded,
                 const Router& router, int64_t inputs, float* scores) {
@@ -53,7 +52,8 @@ void score_rows(const Kernels& kernels, Pool& pool, const float* x, int64_t padd
   run_units(pool, ceil_div(experts, many), experts * inputs, [&](int64_t unit) {
     const int64_t first = unit * many, last = std::min(first + many, experts);
     for (int64_t r = 0; r < router.rows; ++r) {
-      kernels.score(x + r * padded, router.weight, inputs, first, last, scores + r * experts);
+      kernels.score_experts(x + r * padded, router.weight, inputs, first, last,
+                            scores + r * experts);
     }
   });
 }
@@ -69,8 +69,8 @@ void route_rows(const Kernels& kernels, Pool& pool, const Source& source, const 
   }
   score_rows(kernels, pool, normal, padded, router, k, scores);
   for (int64_t r = 0; r < router.rows; ++r) {
-    choose_experts(scores + r * router.experts, router.experts, router.places, router.normalized,
-                   router.shares + r * router.places, router.chosen + r * router.places);
+    choose_experts(scores + r * router.experts, router.experts, router.top_k, router.normalized,
+                   router.routing_weights + r * router.top_k, router.expert_ids + r * router.top_k);
   }
 }
 

@@ -1,4 +1,4 @@
-// Memory of a thread that grows and is kept: no page faults from one call to the next.
+// Scratch memory of a thread. It grows and is kept, so later calls cause no page faults.
 #pragma once
 
 #include <cstdint>
@@ -7,17 +7,17 @@
 
 namespace planish {
 
-// What a thread needs at the same time has a buffer each.
+// One buffer for each purpose that a thread may need at the same time.
 enum class Scratch {
   kPacked,    // rows packed for a linear, read by all threads
-  kRow,       // one row on its way there
-  kMultiply,  // what a product of tiles wants
+  kRow,       // one row while it is normalized and packed
+  kMultiply,  // a product of tiles
   kGated,     // gate and up of some tiles
-  kExperts,   // what the experts of all rows gave
+  kExperts,   // the outputs of all rows' experts
   kRouted,    // normalized rows of a router
-  kScores,    // and their scores
+  kScores,    // router logits
   kSegments,  // attention over each segment of slots
-  kAttend,    // what attention over some slots wants
+  kAttend,    // attention over some slots
   kCount,
 };
 

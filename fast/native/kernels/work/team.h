@@ -1,10 +1,10 @@
 // Work shared among XLA's threads: the caller and helpers from XLA's pool.
 //
 // A decode step makes a hundred short parallel sections, and waking a sleeping thread costs as
-// much as a section. So a helper, once called, stays for a moment and takes part in every section
-// that follows; when none comes within kLinger it goes back to XLA. Units are claimed one by one
-// from a counter: a helper that comes late or not at all delays nothing, and no result depends on
-// who computed it.
+// much as a section. So a helper, once called, spins for a moment and joins every section that
+// follows; if none comes within kLinger it returns to XLA. Units are claimed one by one from a
+// counter: a helper that comes late or never delays nothing, and no result depends on which thread
+// computed it.
 #pragma once
 
 #include <atomic>
@@ -77,7 +77,7 @@ class Team {
       const uint64_t epoch = epoch_.load(std::memory_order_acquire);
       if (epoch != seen) {
         seen = epoch;
-        inside_.fetch_add(1);  // before section_ is read: the owner waits for whoever is inside
+        inside_.fetch_add(1);  // before section_ is read: the owner waits until nobody is inside
         if (Section* section = section_.load()) section->work();
         inside_.fetch_sub(1);
         since = std::chrono::steady_clock::now();
@@ -101,10 +101,10 @@ inline Team& team() {
   return one;
 }
 
-constexpr int64_t kSerialFloats = 16384;  // that one thread handles in a few us by itself
+constexpr int64_t kSerialFloats = 16384;  // that one thread handles in a few microseconds
 
-// Calls body(unit) for every unit: on all threads, or on this one where the work is so small that
-// calling the others would take longer.
+// Calls body(unit) for every unit: on all threads, or only on this one if there is so little work
+// that calling the others would take longer.
 template <class Pool, class Body>
 void run_units(Pool& pool, int64_t units, int64_t floats, Body&& body) {
   if (floats > kSerialFloats) {

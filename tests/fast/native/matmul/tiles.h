@@ -1,6 +1,6 @@
-// Products by matrix tiles that are emulated, to show that the table has room for them: rows packed
-// as [16][64] bytes, a configuration that each thread makes and drops, and lanes for few rows and
-// for floats. As AMX would do it, in a header and a row of instruction_sets.py.
+// Products with emulated matrix tiles, to show that the table supports them: rows packed as
+// [16][64] bytes, a configuration that each thread makes and releases, and lanes for few rows and
+// for floats. AMX would take the same form: a header and a row of instruction_sets.py.
 #pragma once
 
 #include <cstdlib>
@@ -9,8 +9,7 @@
 
 namespace planish::PLANISH_ISA {
 
-// Eight tiles would do; these are the three of one product. What is used before begin_unit() or
-// after end_unit() ends the program.
+// The tiles of one product. Using them before begin_unit() or after end_unit() aborts the program.
 struct TileUnit {
   bool configured = false;
   int32_t sums[16][16];
@@ -121,7 +120,7 @@ struct Tiles : Lanes<V> {
     }
   }
 
-  // Sums of one group, then the floats in the order of matmul/integer.h.
+  // Sums each group, then applies the float operations in the order of matmul/integer.h.
   static void multiply_tile(const Weight& w, const PackedRows& p, const Output& out, int64_t tile,
                             int64_t row) {
     const TileRows rows(p);

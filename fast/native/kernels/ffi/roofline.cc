@@ -1,4 +1,4 @@
-// What this machine can do at most, as one FFI call: for benchmarks.
+// Peak rates of this machine as one FFI call, for benchmarks.
 #include <atomic>
 #include <string_view>
 
@@ -10,10 +10,10 @@ namespace {
 
 constexpr int64_t kReadUnit = int64_t{1} << 20;  // bytes
 
-// All bytes of x, read once by all threads, and products in registers: uint8 [N] and int32 [1]
-// rounds for each of 64 units -> int32 [1], which says nothing but that it was done.
-ffi::Error limits(ffi::ThreadPool pool, std::string_view isa, ffi::RemainingArgs arguments,
-                  ffi::RemainingRets results) {
+// Reads all bytes of x once with all threads, then multiplies in registers: `rounds` rounds in each
+// of 64 units. Buffers: x uint8 [N], rounds int32 [1]. Result: int32 [1], of no meaning.
+ffi::Error probe(ffi::ThreadPool pool, std::string_view isa, ffi::RemainingArgs arguments,
+                 ffi::RemainingRets results) {
   Reader in(arguments, results);
   const Kernels* kernels = read_kernels(in, isa);
   ffi::AnyBuffer* x = in.next("x", {ffi::DataType::U8}, -1);
@@ -25,10 +25,10 @@ ffi::Error limits(ffi::ThreadPool pool, std::string_view isa, ffi::RemainingArgs
   const uint8_t* bytes = static_cast<const uint8_t*>(x->untyped_data());
   std::atomic<int32_t> some{0};
   team().run(pool, units, [&](int64_t unit) {
-    some += kernels->limits.read_blocks(bytes + unit * kReadUnit, kReadUnit / kTileBytes);
+    some += kernels->roofline.read_blocks(bytes + unit * kReadUnit, kReadUnit / kTileBytes);
   });
   if (rounds[0] > 0) {
-    team().run(pool, 64, [&](int64_t) { some += kernels->limits.multiply_registers(rounds[0]); });
+    team().run(pool, 64, [&](int64_t) { some += kernels->roofline.multiply_registers(rounds[0]); });
   }
   done[0] = some.load();
   return ffi::Error::Success();
@@ -36,7 +36,7 @@ ffi::Error limits(ffi::ThreadPool pool, std::string_view isa, ffi::RemainingArgs
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_limits, limits,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(planish_roofline, probe,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<std::string_view>("isa")

@@ -1,4 +1,4 @@
-// What this machine can do at most: bytes read from memory.
+// Peak rate of memory: bytes read as the kernels read weights.
 #pragma once
 
 #include "table.h"
@@ -6,7 +6,7 @@
 
 namespace planish::PLANISH_ISA {
 
-// Reads `blocks` times 64 bytes as the kernels do, and little else; returns something of them all.
+// Reads `blocks` times 64 bytes, like a linear; the result depends on all of them.
 template <class V>
 int32_t read_blocks(const uint8_t* p, int64_t blocks) {
   typename V::Ints most[4] = {V::ints(0), V::ints(0), V::ints(0), V::ints(0)};
