@@ -28,7 +28,7 @@ from planish.reference.files.writer import CheckpointWriter
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
 from planish.reference.quantize.recipe import needs_calibration
 from planish.reference.quantize.recipe import recipe as recipe_named
-from planish.reference.quantize.runner import NUMPY, Runner, Runtime
+from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.text.generate import Stop, text_stream
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
@@ -148,16 +148,16 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     writer, cut, runtime = CheckpointWriter(out, model, overwrite), None, NUMPY
     if needs_calibration(chosen):
         cut = calibration_samples(checkpoint, calibration, samples, sample_length)
-        runtime = NUMPY if engine == "reference" else Runtime(runner=_runner(kernels))
+        runtime = NUMPY if engine == "reference" else _runtime(kernels)
     with writer:
         announce_estimate(checkpoint, chosen, cut, runtime.runner)
         quantize_checkpoint(checkpoint, writer, chosen, cut, layout, runtime)
 
 
-def _runner(kernels: str) -> Runner:
-    from planish.fast.quantize.observe import Runner as FastRunner
+def _runtime(kernels: str) -> Runtime:
+    from planish.fast.quantize.runtime import fast_runtime
 
-    return FastRunner(_native(kernels))
+    return fast_runtime(_native(kernels))
 
 
 def _rename_changes(changes: dict[str, Any]) -> dict[str, Any]:

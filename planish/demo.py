@@ -21,7 +21,7 @@ from planish.compare.conformance import report
 from planish.compare.quality.measure import Quality, Study, measure_recipes
 from planish.compare.quality.names import parse_recipes
 from planish.compare.quality.table import HEADER, describe_protocol, legend, table_row
-from planish.fast.quantize.observe import Runner
+from planish.fast.quantize.runtime import fast_runtime
 from planish.fast.session.engine import Engine
 from planish.figures import smoothing
 from planish.figures.collect import collect_panels
@@ -93,7 +93,7 @@ def study_of(source: Checkpoint, native: bool) -> Study:
         directory=DIRECTORY / f"{model}-quantized",
         keep=True,
         open_engine=lambda checkpoint: Engine(checkpoint, native),
-        runner=Runner(native),
+        runtime=fast_runtime(native),
     )
 
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from planish.reference.grids import SYMMETRIC_ZERO, expand_groups
 from planish.reference.packing import (
+    pack_nibbles,
     tile_groups,
     tile_int4,
     tile_int8,
@@ -52,6 +53,22 @@ class QuantizedWeight:
     scheme: Scheme
     shape: tuple[int, int]  # N, K
     layout: str = "canonical"
+
+
+def from_codes(
+    codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, scheme: Scheme
+) -> QuantizedWeight:
+    """The weight of codes [N, K]: int8, or uint8 0..15, which are packed two a byte.
+
+    A symmetric scheme's zero points are 8 everywhere and are left out.
+    """
+    return QuantizedWeight(
+        codes=codes if scheme.bits == 8 else pack_nibbles(codes),
+        scale=scale,
+        zero_point=None if scheme.symmetric else zero_point,
+        scheme=scheme,
+        shape=(codes.shape[0], codes.shape[1]),
+    )
 
 
 def to_layout(weight: QuantizedWeight, layout: str) -> QuantizedWeight:

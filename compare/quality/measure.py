@@ -20,7 +20,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from planish.reference.files.writer import CheckpointWriter
 from planish.reference.progress import Progress, no_progress
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.recipe import Recipe
-from planish.reference.quantize.runner import NUMPY, Runner, Runtime
+from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.text.evaluate import Agreement, agreement, summarize, window_nll
 
 CACHED_BYTES = 2**30  # of the float model's logits; the logits of a longer text are recomputed
@@ -54,7 +54,7 @@ class Study:
     directory: Path
     keep: bool  # keep the quantized models and replace older ones; else remove each once measured
     open_engine: Callable[[Checkpoint], AnyEngine]
-    runner: Runner = NUMPY.runner  # of the calibration
+    runtime: Runtime = NUMPY  # of the quantization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def measure_recipes(
     for name, chosen in recipes.items():
         directory = study.directory / name
         with CheckpointWriter(directory, study.source.path, overwrite=study.keep) as writer:
-            runtime = Runtime(runner=study.runner, progress=progress)
+            runtime = replace(study.runtime, progress=progress)
             quantize_checkpoint(study.source, writer, chosen, study.samples, runtime=runtime)
         opened = study.open_engine(open_checkpoint(directory)), directory
         yield measure(name, opened, baseline, progress)

@@ -3,10 +3,11 @@
     W8A8                    W4A16-g32               W4A8-g64-minmax
     W8A8-alpha0.8           W8A8-search             W4A16-g32-alpha0.5
     naive-O1                W4A8-per_token          W4A16-g-1-float32
+    W4A16-gptq              W4A8-g32-awq+gptq
 
 The words may be in any order: gN (inputs that share an INT4 scale; g-1 for the whole row), an INT4
-rule, alphaN, search or search_per_block, per_group or per_token, float16 or float32 (of INT4
-scales) and, for naive, a scheme.
+rule, a method or a chain of them, alphaN, search or search_per_block, per_group or per_token,
+float16 or float32 (of INT4 scales) and, for naive, a scheme.
 """
 
 from __future__ import annotations

@@ -53,7 +53,15 @@ class Heard:
 class Listener:
     """The backend. Use it within one trace only, because it stores the trace's values."""
 
-    def __init__(self, backend: Backend, block: Block, observer: Observer):
+    def __init__(
+        self,
+        backend: Backend,
+        block: Block,
+        observer: Observer,
+        parts: frozenset[str] | None = None,
+    ):
+        """parts: the linears to observe; None for all."""
+        self.parts = parts
         self.backend, self.observer, self.heard = backend, observer, Heard()
         linears = {name: getattr(block, name) for name in "qkvo"}
         mlp = vars(block.mlp)  # an Mlp's linears; or a mixture's router, and stacks
@@ -66,7 +74,9 @@ class Listener:
         """Reduce x [B, T, K] for each linear of the block that reads it."""
         rows = x.reshape(-1, x.shape[-1])
         for layer in layers:
-            self.heard.linears[self.names[id(layer)]] = self.reduce(rows)
+            name = self.names[id(layer)]
+            if self.parts is None or name in self.parts:
+                self.heard.linears[name] = self.reduce(rows)
 
     def reduce(self, rows: jax.Array) -> Found:
         """Whether rows [T, K] are finite, and their statistic."""

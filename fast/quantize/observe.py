@@ -11,7 +11,7 @@ B samples, T tokens, K inputs, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -66,8 +66,9 @@ class Runner:
         hidden: Hidden,
         names: Mapping[str, str] | None = None,
         observer: Observer = ABSMAX,
+        parts: Collection[str] | None = None,
     ) -> tuple[Statistics, Hidden]:
-        return observe_block(config, block, hidden, names, observer, self.native)
+        return observe_block(config, block, hidden, names, observer, parts, native=self.native)
 
     @on_cpu
     @memory_errors(REMEDY)
@@ -85,20 +86,24 @@ def observe_block(
     hidden: Hidden,
     names: Mapping[str, str] | None = None,
     observer: Observer = ABSMAX,
+    parts: Collection[str] | None = None,
+    *,
     native: bool = False,
 ) -> tuple[Statistics, list[np.ndarray]]:
     """As the reference's: statistics of the linears' inputs, and the block's outputs."""
+    wanted = None if parts is None else frozenset(parts)
     placed, backend = place(block, native), backend_of(native)
     statistics: Statistics = {}
     outputs: list[np.ndarray] = []
     for x, tables in batches(config, hidden):
-        heard, y, largest = observe_batch(config, placed, x, tables, backend, observer)
+        heard, y, largest = observe_batch(config, placed, x, tables, backend, observer, wanted)
         found = heard.collect(config.gated_mlp)
         for name in block_linears(block):  # in the order of execution
-            if name in found:
+            if name in found and (wanted is None or name in wanted):
                 add(statistics, name, found[name], names or {}, observer)
-        require_finite_output(np.float32(largest), names or {})
-        outputs += [*np.asarray(y)]  # views [T, D]
+        if wanted is None:
+            require_finite_output(np.float32(largest), names or {})
+            outputs += [*np.asarray(y)]  # views [T, D]
     return statistics, outputs
 
 
@@ -116,7 +121,7 @@ def add(
     observer.add(statistics, name, np.asarray(value))
 
 
-@partial(jax.jit, static_argnames=("config", "backend", "observer"))
+@partial(jax.jit, static_argnames=("config", "backend", "observer", "parts"))
 def observe_batch(
     config: ModelConfig,
     block: Block,
@@ -124,10 +129,16 @@ def observe_batch(
     tables: Tables,
     backend: Backend,
     observer: Observer,
-) -> tuple[Heard, jax.Array, jax.Array]:
-    """Run a block: statistics of its linears' inputs, its outputs [B, T, D], and their absmax."""
-    listener = Listener(backend, block, observer)
+    parts: frozenset[str] | None,
+) -> tuple[Heard, jax.Array | None, jax.Array | None]:
+    """Run a block: statistics of its linears' inputs, its outputs [B, T, D], and their absmax.
+
+    With parts only the statistics of these linears; XLA then leaves out what nothing needs.
+    """
+    listener = Listener(backend, block, observer, parts)
     y = run_through(config, block, x, tables, listener)
+    if parts is not None:
+        return listener.heard, None, None
     rows = y.reshape(-1, y.shape[-1])
     largest = jnp.where(rows_finite(rows), abs(rows).max(axis=0).max(), jnp.float32(jnp.nan))
     return listener.heard, y, largest

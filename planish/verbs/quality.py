@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     keep_programs(args.compilation_cache)
     with interrupts_kill():
         from planish.compare.quality.measure import Study
-        from planish.fast.quantize.observe import Runner
+        from planish.fast.quantize.runtime import fast_runtime
     native = native_kernels(args)
     with tempfile.TemporaryDirectory(prefix="planish-quality-") as directory:
         study = Study(
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             directory=Path(directory),
             keep=False,
             open_engine=make_opener(args, checkpoint, native),
-            runner=Runner(native),
+            runtime=fast_runtime(native),
         )
         report(args, study, recipes)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,8 +18,9 @@ from planish.reference.model.config import ModelConfig
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
 from planish.reference.quantize.methods import METHODS
 from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH
-from planish.reference.quantize.recipe import Recipe, needs_calibration, recipe
-from planish.reference.quantize.runner import NUMPY, Runner, Runtime
+from planish.reference.quantize.recipe import SETTINGS, Recipe, needs_calibration, recipe
+from planish.reference.quantize.runtime import NUMPY, Runtime
+from planish.reference.quantize.settings import PRESETS
 from planish.reference.quantize.smooth import output_folds
 from planish.reference.text.tokenizer import read_text
 from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_model_flag
@@ -35,6 +37,11 @@ CALIBRATION_FLAGS = (
 )
 
 GROUP_SIZE_HELP = "inputs that share an INT4 scale (default: 128); -1 a row"
+METHOD_SWITCHES = {
+    "search_range": "rtn: try smaller ranges for each group",
+    "act_order": "gptq: the columns with the largest inputs first",
+    "true_sequential": "gptq: each linear fed by the quantized ones before it (default)",
+}
 ALPHA_HELP = (
     "smoothing: 0..1, search or search_per_block (default: 0.5 of W8A8, O1, O2 and O3; none of"
     " the others)"
@@ -56,7 +63,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="other schemes for some linears: '*.down_proj=W8A16,lm_head=W4A16-g32,o_proj=float',"
         " or FILE.json; with --recipe naive: O2 (default), O1, O3 or W8A8",
     )
-    parser.add_argument("--method", help=f"how codes are chosen: {', '.join(METHODS)}")
+    words = f"how codes are chosen: {', '.join(METHODS)}, or a chain: smooth+rtn"
+    parser.add_argument("--method", help=words)
     parser.add_argument("--group_size", type=int, help=GROUP_SIZE_HELP)
     parser.add_argument("--rule", help="INT4: signed (default), absmax, absmax7 or minmax")
     parser.add_argument("--scale_dtype", help="of INT4 scales: float16 (default) or float32")
@@ -83,7 +91,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a model that exists at --out"
     )
+    add_method_flags(parser)
     add_calibration_flags(parser)
+
+
+def add_method_flags(parser: argparse.ArgumentParser) -> None:
+    """What the methods leave open (reference/quantize/settings.py)."""
+    group = parser.add_argument_group("the methods")
+    for name, words in METHOD_SWITCHES.items():
+        action = argparse.BooleanOptionalAction
+        group.add_argument(f"--{name}", action=action, default=None, help=words)
+    words = "gptq: added to the Hessian's diagonal, as a share of its mean (default: 0.01)"
+    group.add_argument("--damping", type=float, metavar="X", help=words)
+    words = "signround: default (200 iterations), light (50) or best (1000)"
+    group.add_argument("--preset", choices=PRESETS, help=words)
+    words = "teq, signround: steps of training of each block"
+    group.add_argument("--iterations", type=int, metavar="N", help=words)
+    words = "teq, signround: of the order of the samples (default: 0)"
+    group.add_argument("--seed", type=int, metavar="N", help=words)
 
 
 def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
@@ -120,10 +145,9 @@ def run(args: argparse.Namespace) -> int:
     check_request(checkpoint, chosen, args.layout)
     writer = CheckpointWriter(args.out, args.model, args.overwrite)
     samples, start = samples_of(args, checkpoint, chosen), time.perf_counter()
-    runner = runner_of(args, chosen)  # first: Ctrl-C in its imports kills, and undoes nothing
+    runtime = runtime_of(args, chosen)  # first: Ctrl-C in its imports kills, and undoes nothing
     with writer:
         notice_idle(args, *idle_rules(args, chosen, checkpoint.config))
-        runtime = Runtime(runner=runner, progress=progress)
         announce_estimate(checkpoint, chosen, samples, runtime.runner)
         quantize_checkpoint(checkpoint, writer, chosen, samples, args.layout, runtime)
     seconds = time.perf_counter() - start
@@ -131,15 +155,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def runner_of(args: argparse.Namespace, chosen: Recipe) -> Runner:
-    """What runs the samples through the model; imports jax only if needed."""
+def runtime_of(args: argparse.Namespace, chosen: Recipe) -> Runtime:
+    """What executes the quantization; imports jax only if needed."""
     if args.engine == "reference" or not needs_calibration(chosen):
-        return NUMPY.runner
+        return replace(NUMPY, progress=progress)
     keep_programs(args.compilation_cache)
     native = native_kernels(args)
-    from planish.fast.quantize.observe import Runner as FastRunner
+    from planish.fast.quantize.runtime import fast_runtime
 
-    return FastRunner(native)
+    return fast_runtime(native, progress)
 
 
 def idle_rules(args: argparse.Namespace, chosen: Recipe, config: ModelConfig) -> tuple[Rule, ...]:
@@ -177,6 +201,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         smooth_outputs=args.smooth_outputs,
         head=args.lm_head,
         ignore=None if args.ignore is None else tuple(args.ignore),
+        **{name: getattr(args, name, None) for name in SETTINGS},
     )
 
 

@@ -5,9 +5,13 @@ spelling      how a user writes schemes: by name, by pattern, in a JSON file
 schemes       which scheme each linear of a model gets
 observe       statistics of the inputs of linears on real text: absmax of each channel
 runner        what runs the samples through a block: NumPy, or fast/quantize
+runtime       the runner, faster steps of methods, and what shows the progress
 smooth        SmoothQuant
 methods/      how a weight becomes codes, one method a file
-block         quantize every linear of one block
+settings      what the methods leave open
+job           what a method gets of one block
+grid          parameters, codes and values of one weight under its scheme
+block         quantize one block by the recipe's methods, one after another
 search        choose SmoothQuant's alpha by the error of each block's outputs
 remarks       count what a grid could not represent
 checkpoint    for each block: read, observe, smooth, quantize, write

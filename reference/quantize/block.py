@@ -1,87 +1,43 @@
-"""Quantize one block: every linear by the recipe's method.
+"""Quantize one block by a recipe's methods, one after another.
 
-observed = observe_for(config, block, recipe, hidden, names, runner)
-quantize_block(block, recipe, observed, names, schemes)
+float block -> methods that rescale it (awq, teq) -> static scales -> the method that rounds
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from planish.reference.model.config import ModelConfig
-from planish.reference.model.weights import Block, block_linears, replace_modules, split_expert
-from planish.reference.quantize.methods import METHODS, NOTHING, quantize_linear
-from planish.reference.quantize.observe import (
-    ABSMAX,
-    ChannelAbsmax,
-    Observed,
-    Observer,
-    Statistics,
-)
+from planish.reference.model.weights import Block, block_linears, split_expert
+from planish.reference.quantize.job import BlockJob
+from planish.reference.quantize.observe import ABSMAX, ChannelAbsmax
 from planish.reference.quantize.recipe import Recipe
-from planish.reference.quantize.runner import NUMPY, Hidden, Runner
+from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.scheme import Scheme
 
 
-def observers(recipe: Recipe) -> list[Observer]:
-    """The observers of a smoothed block: absmax for static scales, and the method's own."""
-    own = METHODS[recipe.method].observer
-    return [ABSMAX] * recipe.static + ([own] if own is not None and recipe.quantizes_blocks else [])
-
-
-def observe_for(
-    config: ModelConfig,
-    block: Block,
-    recipe: Recipe,
-    hidden: Hidden,
-    names: Mapping[str, str] | None = None,
-    runner: Runner = NUMPY.runner,
-) -> dict[str, Observed]:
-    """The statistics that a recipe needs of a block, smoothed but not yet quantized."""
-    absmax: ChannelAbsmax = {}
-    statistics: Statistics = {}
-    own = METHODS[recipe.method].observer
-    for observer in observers(recipe):
-        found, _ = runner.observe(config, block, hidden, names, observer)
-        absmax = with_unseen_experts(block, found) if observer is ABSMAX else absmax
-        statistics = found if observer is own else statistics
-    return {
-        part: Observed(absmax=absmax.get(part), statistic=statistics.get(part))
-        for part in absmax | statistics
-    }
-
-
 def quantize_block(
-    block: Block,
-    recipe: Recipe,
-    observed: Mapping[str, Observed] | None = None,
-    names: Mapping[str, str] | None = None,
-    schemes: Mapping[str, Scheme | None] | None = None,
-) -> Block:
-    """Quantize every linear of a block under its scheme by the recipe's method.
+    job: BlockJob, block: Block, recipe: Recipe, runtime: Runtime = NUMPY
+) -> tuple[Block, Block]:
+    """Quantize a block, smoothed if the recipe smooths; also the float block that was rounded."""
+    *rescaling, rounding = recipe.methods
+    for method in rescaling:
+        block = runtime.step(method)(job, block)
+    if any(scheme and scheme.activation == "static" for scheme in job.schemes.values()):
+        job = replace(job, absmax=observe_absmax(job, block))
+    return runtime.step(rounding)(job, block), block
 
-    observed: from observe_for on this block. names: of its linears, for errors. schemes: of each
-    linear, None if it stays in float (schemes.block_schemes); by default every linear except the
-    router has the recipe's default scheme.
-    """
-    linears = block_linears(block)
-    if schemes is None:
-        schemes = {part: recipe.default for part in linears if part != "router"}
-    changed = {
-        part: quantize_linear(
-            linears[part],
-            scheme,
-            method=recipe.method,
-            rule=recipe.rule,
-            observed=(observed or {}).get(part, NOTHING),
-            name=(names or {}).get(part, part),
-        )
-        for part, scheme in schemes.items()
-        if scheme is not None
-    }
-    return replace_modules(block, changed)
+
+def observe_absmax(job: BlockJob, block: Block) -> ChannelAbsmax:
+    """The absmax of each channel of the linears' inputs; a static scale comes from it."""
+    absmax, _ = job.runner.observe(job.config, block, job.float_inputs, job.names, ABSMAX)
+    return with_unseen_experts(block, absmax)
+
+
+def same_schemes(block: Block, scheme: Scheme | None) -> dict[str, Scheme | None]:
+    """One scheme for every linear of a block except the router."""
+    return {part: scheme for part in block_linears(block) if part != "router"}
 
 
 def with_unseen_experts(block: Block, absmax: ChannelAbsmax) -> ChannelAbsmax:

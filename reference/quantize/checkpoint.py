@@ -25,12 +25,14 @@ from planish.reference.model.experts import stack_linears
 from planish.reference.model.layers import Norm
 from planish.reference.model.shapes import outer_kinds
 from planish.reference.model.weights import Block, Weights, block_linears, block_norms, split_expert
-from planish.reference.quantize.block import observe_for, observers, quantize_block
-from planish.reference.quantize.methods import quantize_linear
+from planish.reference.quantize.block import quantize_block
+from planish.reference.quantize.job import BlockJob
+from planish.reference.quantize.methods.rtn import quantize_linear
 from planish.reference.quantize.observe import ChannelAbsmax, fingerprint
-from planish.reference.quantize.recipe import Recipe, needs_calibration
+from planish.reference.quantize.recipe import Recipe, needs_calibration, needs_states
 from planish.reference.quantize.remarks import Remarks
-from planish.reference.quantize.runner import NUMPY, Hidden, Runner, Runtime
+from planish.reference.quantize.runner import Hidden
+from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.quantize.schemes import (
     block_schemes,
     check_schemes,
@@ -67,11 +69,11 @@ def quantize_checkpoint(
     samples = samples if needs_calibration(recipe) else None
     weights = load_weights(checkpoint)
     smoothing = choose_alphas(checkpoint, weights, recipe, samples, runtime)
-    job = Job(checkpoint=checkpoint, recipe=recipe, smoothing=smoothing, runner=runtime.runner)
-    hidden = job.first_hidden(weights, samples)
+    job = Job(checkpoint=checkpoint, recipe=recipe, smoothing=smoothing, runtime=runtime)
+    states = job.first_states(weights, samples)
     remarks = Remarks(recipe)
     for layer in runtime.progress(range(len(weights.blocks)), f"quantize {recipe.name}"):
-        block, hidden = job.convert(weights.blocks[layer], layer, hidden, remarks)
+        block, states = job.convert(weights.blocks[layer], layer, states, remarks)
         _add_block(checkpoint, writer, layer, block, layout, raw=smoothing is None)
         del block  # before the next one is read
     _add_outer(checkpoint, writer, weights, recipe, layout, remarks)
@@ -81,38 +83,72 @@ def quantize_checkpoint(
 
 
 @dataclass(frozen=True, kw_only=True)
+class States:
+    """The samples' hidden states at the input of a block.
+
+    floats: in the float model. quantized: in the quantized one, if a method is sequential; else
+    the same.
+    """
+
+    floats: Hidden = ()
+    quantized: Hidden = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One model under one recipe: what the conversion of every block needs."""
 
     checkpoint: Checkpoint
     recipe: Recipe
     smoothing: BlockAlphas | None
-    runner: Runner
+    runtime: Runtime
 
-    def first_hidden(self, weights: Weights, samples: Sequence[np.ndarray] | None) -> Hidden:
+    def first_states(self, weights: Weights, samples: Sequence[np.ndarray] | None) -> States:
         """The first block's input; empty if no statistics are needed."""
         seen = self.smoothing is not None and self.smoothing.observed is not None
-        if samples is None or (seen and not observers(self.recipe)):
-            return []
-        return self.runner.embed(self.checkpoint.config, weights, samples)
+        if samples is None or (seen and not needs_states(self.recipe)):
+            return States()
+        hidden = self.runtime.runner.embed(self.checkpoint.config, weights, samples)
+        return States(floats=hidden, quantized=hidden)
 
     def convert(
-        self, block: Block, layer: int, hidden: Hidden, remarks: Remarks
-    ) -> tuple[Block, Hidden]:
-        """observe -> smooth -> quantize one float block; also the float block's outputs."""
+        self, block: Block, layer: int, states: States, remarks: Remarks
+    ) -> tuple[Block, States]:
+        """observe -> smooth -> quantize one float block; also the next block's inputs."""
         names, config = linear_names(self.checkpoint, layer), self.checkpoint.config
-        absmax, outputs = self.runner.observe(config, block, hidden, names)
+        absmax, outputs = self.runtime.runner.observe(config, block, states.floats, names)
         smooth = self.smooth(block, layer, absmax)
         if not self.recipe.quantizes:
-            return smooth, outputs
-        observed = observe_for(config, smooth, self.recipe, hidden, names, self.runner)
-        schemes = block_schemes(self.checkpoint, self.recipe, layer)
-        quantized = quantize_block(smooth, self.recipe, observed, names, schemes)
-        floats = block_linears(smooth)
+            return smooth, States(floats=outputs, quantized=outputs)
+        job = self.block_job(layer, states, outputs)
+        quantized, rescaled = quantize_block(job, smooth, self.recipe, self.runtime)
+        floats = block_linears(rescaled)
         for part, linear in block_linears(quantized).items():
             if isinstance(linear.weight, QuantizedWeight):
                 remarks.see(names[part], float_weight(floats[part]), linear.weight)
-        return quantized, outputs
+        return quantized, self.next_states(quantized, states, outputs)
+
+    def block_job(self, layer: int, states: States, targets: Hidden) -> BlockJob:
+        """What the methods get of one block."""
+        return BlockJob(
+            config=self.checkpoint.config,
+            schemes=block_schemes(self.checkpoint, self.recipe, layer),
+            rule=self.recipe.rule,
+            settings=self.recipe.settings,
+            names=linear_names(self.checkpoint, layer),
+            runner=self.runtime.runner,
+            inputs=states.quantized,
+            float_inputs=states.floats,
+            targets=targets,
+            layer=layer,
+        )
+
+    def next_states(self, quantized: Block, states: States, outputs: Hidden) -> States:
+        """The hidden states after a block, in the float and in the quantized model."""
+        if not self.recipe.sequential:
+            return States(floats=outputs, quantized=outputs)
+        found = self.runtime.runner.run(self.checkpoint.config, quantized, states.quantized)
+        return States(floats=outputs, quantized=found)
 
     def smooth(self, block: Block, layer: int, absmax: ChannelAbsmax) -> Block:
         """Smooth the block at its alpha, if the recipe smooths."""
@@ -232,8 +268,8 @@ def _add_outer(
 
 
 def quantize_head(head: Linear, scheme: Scheme, recipe: Recipe, name: str) -> Linear:
-    """Quantize lm_head under its scheme by the recipe's method."""
-    return quantize_linear(head, scheme, method=recipe.method, rule=recipe.rule, name=name)
+    """Round lm_head to nearest under its scheme, whatever the recipe's method."""
+    return quantize_linear(head, scheme, rule=recipe.rule, name=name)
 
 
 def _config_values(

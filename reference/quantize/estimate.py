@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ import numpy as np
 from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.model.shapes import block_shapes
 from planish.reference.model.weights import Block, Weights
-from planish.reference.quantize.block import observe_for, observers, quantize_block
-from planish.reference.quantize.observe import Observed
+from planish.reference.quantize.block import quantize_block
+from planish.reference.quantize.job import BlockJob
+from planish.reference.quantize.methods import METHODS
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import Hidden, Runner
 from planish.reference.quantize.schemes import block_schemes, linear_names
@@ -67,9 +68,13 @@ def measure_quantizing(checkpoint: Checkpoint, block: Block, recipe: Recipe) -> 
     if not quantized:
         return 0.0
     first, shapes = quantized[0], block_shapes(checkpoint.config, 0)
-    seen = {first: Observed(absmax=np.ones(shapes[first][0][1], np.float32))}
-    one = {first: schemes[first]}
-    _, seconds = measure_time(lambda: quantize_block(block, recipe, seen, schemes=one))
+    job = BlockJob(
+        config=checkpoint.config,
+        schemes={first: schemes[first]},
+        rule=recipe.rule,
+        absmax={first: np.ones(shapes[first][0][1], np.float32)},
+    )
+    _, seconds = measure_time(lambda: METHODS["rtn"].step(job, block))
     sizes = {part: shapes[part][0][0] * shapes[part][0][1] for part in quantized}
     return seconds * sum(sizes.values()) / sizes[first]
 
@@ -83,7 +88,7 @@ def measure_calibration(
     runner: Runner,
 ) -> float:
     """Time to run all samples through one block, as often as the recipe needs."""
-    config, wanted = checkpoint.config, len(observers(recipe))
+    config, wanted = checkpoint.config, int(recipe.static)
     few = samples[: max(1, TOKENS // len(samples[0]))]
     hidden = runner.embed(config, weights, few)
     names = linear_names(checkpoint, 0)
@@ -107,9 +112,15 @@ def measure_running(
     if count_trials(recipe) == 0:
         return 0.0
     config = checkpoint.config
-    found = observe_for(config, block, recipe, hidden, linear_names(checkpoint, 0), runner)
-    schemes = block_schemes(checkpoint, recipe, 0)
-    candidate = quantize_block(block, recipe, found, schemes=schemes)
+    job = BlockJob(
+        config=config,
+        schemes=block_schemes(checkpoint, recipe, 0),
+        rule=recipe.rule,
+        names=linear_names(checkpoint, 0),
+        runner=runner,
+        float_inputs=hidden,
+    )
+    candidate, _ = quantize_block(job, block, replace(recipe, method="rtn"))
     return measure_second_call(lambda: runner.run(config, candidate, hidden)) / len(hidden)
 
 

@@ -10,7 +10,7 @@ is that of SmoothQuant's code (arXiv 2211.10438): 512 samples of 512 tokens.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
@@ -24,18 +24,6 @@ from planish.reference.model.weights import Block, Weights
 from planish.reference.progress import Progress, no_progress
 
 NUM_SAMPLES, SAMPLE_LENGTH = 512, 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observed:
-    """Statistics of one linear's inputs, those that were asked for.
-
-    absmax: of each channel, float32 [K], for static activation scales. statistic: the result of
-    the method's observer.
-    """
-
-    absmax: np.ndarray | None = None
-    statistic: np.ndarray | None = None
 
 
 Statistics = dict[str, np.ndarray]  # name of a linear in its block -> an observer's result
@@ -116,9 +104,11 @@ def observe_block(
     hidden: Sequence[np.ndarray],
     names: Mapping[str, str] | None = None,
     observer: Observer = ABSMAX,
+    parts: Collection[str] | None = None,
 ) -> tuple[Statistics, list[np.ndarray]]:
     """Statistics of the inputs of a block's linears, and the block's output hidden states.
 
+    parts: only these linears are observed, and the outputs are empty.
     Raises QuantizationError if the float model overflows on the samples; `names` are the names of
     the block's linears for this error.
     """
@@ -126,6 +116,8 @@ def observe_block(
     called, outputs = names or {}, []
 
     def tap(name: str, x: np.ndarray) -> None:
+        if parts is not None and name not in parts:
+            return
         if not np.isfinite(x).all():
             raise reads_overflow(called.get(name, name))
         observer.add(statistics, name, observer.measure(x))
@@ -134,7 +126,7 @@ def observe_block(
         for x in hidden:
             outputs.append(run_block(config, block, x, tap))
             require_finite_output(np.abs(outputs[-1]).max(), called)
-    return statistics, outputs
+    return statistics, [] if parts is not None else outputs
 
 
 def reads_overflow(name: str) -> QuantizationError:

@@ -18,16 +18,18 @@ import fnmatch
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from planish.reference.errors import RecipeError
 from planish.reference.grids import GROUP_SIZES, INT4_RULES, SYMMETRIC_RULES
 from planish.reference.quantize.methods import METHODS
+from planish.reference.quantize.settings import DEFAULTS, PRESETS, Settings
 from planish.reference.quantize.spelling import (
     NAMES,
     SCHEMES,
     SEARCHES,
+    SMOOTH,
     SMOOTHED,
     Spelled,
     check_pattern,
@@ -62,7 +64,8 @@ class Recipe:
     """How a model is quantized.
 
     schemes: (pattern, scheme) pairs, None for float; the first match wins, and the last pattern
-    is `*`. rule: how symmetric INT4 scales are chosen; asymmetric schemes use minmax.
+    is `*`. method: a chain of names of METHODS, joined by +. rule: how symmetric INT4 scales are
+    chosen; asymmetric schemes use minmax.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Recipe:
     smoothing: Smoothing | None = None
     method: str = "rtn"
     rule: str = "signed"
+    settings: Settings = DEFAULTS
 
     def scheme_of(self, *names: str) -> Scheme | None:
         """The scheme of a linear with these names; None if it stays in float."""
@@ -81,6 +85,17 @@ class Recipe:
     def default(self) -> Scheme | None:
         """The scheme of the linears that only `*` matches."""
         return self.schemes[-1][1]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods in order; the last one rounds."""
+        chain = tuple(self.method.split("+"))
+        return chain if METHODS[chain[-1]].rounds else (*chain, "rtn")
+
+    @property
+    def sequential(self) -> bool:
+        """Whether a method takes its inputs from the quantized blocks before its own."""
+        return any(METHODS[method].sequential for method in self.methods)
 
     @property
     def alpha(self) -> float | str | None:
@@ -130,9 +145,10 @@ def _make_recipe(name: str) -> Recipe:
 
 RECIPES = {name: _make_recipe(name) for name in NAMES}
 GRID = ("group_size", "scale_dtype", "rule")  # of INT4 weights
+SETTINGS = tuple(field.name for field in fields(Settings))
 CHANGES = (
     *("method", "rule", "group_size", "scale_dtype", "activation"),
-    *("alpha", "smooth_outputs", "head", "ignore"),
+    *("alpha", "smooth_outputs", "head", "ignore", *SETTINGS),
 )
 
 
@@ -143,7 +159,9 @@ def recipe(
 
     name: of RECIPES, or one with its changes in one word, as W4A8-g32-alpha0.5 (spelling.py).
     changes: method, rule, group_size, scale_dtype, activation (of the recipe's linears), alpha,
-    smooth_outputs, head (of lm_head: float, int8, int4), ignore (patterns); None means not given.
+    smooth_outputs, head (of lm_head: float, int8, int4), ignore (patterns), and the methods'
+    settings (settings.py); None means not given. method is a name of METHODS, or several joined by
+    +, as awq+gptq; smooth at the head of a chain means alpha 0.5.
     scheme: other schemes by pattern, as a mapping or as text for read_schemes. For the recipe
     naive it may name a smoothed recipe, whose scheme is then used without smoothing; the default,
     O2, is the baseline that SmoothQuant's tables call W8A8 (arXiv 2211.10438).
@@ -154,6 +172,7 @@ def recipe(
     if unknown := given.keys() - set(CHANGES):
         raise TypeError(f"recipe() has no {', '.join(sorted(unknown))}")
     base, mixed = _base_and_patterns(name, scheme)
+    given |= _parse_chain(given, RECIPES[name])
     _check_values(given, base)
     grid: dict[str, Any] = {key: given[key] for key in GRID if key in given}
     changed = with_grid(base, grid, given.get("activation"))
@@ -167,9 +186,32 @@ def recipe(
         smoothing=_smoothing(RECIPES[name].smoothing, given),
         method=given.get("method", "rtn"),
         rule=rule if rule in SYMMETRIC_RULES else "signed",
+        settings=Settings(**{key: given[key] for key in SETTINGS if key in given}),
     )
+    _check_settings(chosen, given)
     _check_effect(chosen, grid)
     return chosen
+
+
+def _parse_chain(given: Mapping[str, Any], named: Recipe) -> dict[str, Any]:
+    """The changes that a chain of methods such as `smooth+gptq` means: its alpha, and the rest.
+
+    Raises RecipeError for an unknown method, or one after a method that rounds.
+    """
+    if "method" not in given:
+        return {}
+    first, *rest = chain = str(given["method"]).split("+")
+    smooths = first == SMOOTH
+    chain = rest if smooths and rest else ["rtn"] if smooths else chain
+    for method in chain:
+        choose("method", method, METHODS)
+    if any(METHODS[method].rounds for method in chain[:-1]):
+        expected = "one method that rounds, at the end"
+        raise RecipeError("wrong form", name="method", expected=expected, found=given["method"])
+    if len({*chain}) < len(chain):
+        raise RecipeError("names a method twice", name="method", found=given["method"])
+    alpha = {"alpha": 0.5} if smooths and "alpha" not in given and named.alpha is None else {}
+    return {"method": "+".join(chain), **alpha}
 
 
 def _with_words(text: str, changes: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -220,7 +262,6 @@ def _check_values(given: Mapping[str, Any], base: Scheme | None) -> None:
     """Raise RecipeError for a value outside its range."""
     activations = ("float",) if base is None else ACTIVATIONS[base.bits]
     choices: dict[str, tuple[str, Any]] = {
-        "method": ("method", METHODS),
         "rule": ("rule", INT4_RULES),
         "group_size": ("group_size", GROUP_SIZES),
         "scale_dtype": ("scale_dtype", SCALE_DTYPES[4]),
@@ -242,6 +283,23 @@ def _check_alpha(alpha: Any) -> None:
         raise RecipeError("bad value", name="alpha", expected="0..1", found=alpha)
 
 
+def _check_settings(recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Raise RecipeError for a setting outside its range, or one that no method reads."""
+    read = {setting for method in recipe.methods for setting in METHODS[method].settings}
+    for key in SETTINGS:
+        if key in given and key not in read:
+            raise RecipeError("has no effect", name=key, found=f"method {recipe.method}")
+    settings = recipe.settings
+    choose("preset", settings.preset, PRESETS)
+    if not (math.isfinite(settings.damping) and 0 < settings.damping <= 1):
+        raise RecipeError("bad value", name="damping", expected="0..1", found=settings.damping)
+    if settings.iterations is not None and settings.iterations < 1:
+        problem, found = "bad value", settings.iterations
+        raise RecipeError(problem, name="iterations", expected="at least 1", found=found)
+    if not 0 <= settings.seed < 2**32:
+        raise RecipeError("bad value", name="seed", expected="0..2^32 - 1", found=settings.seed)
+
+
 def _check_effect(recipe: Recipe, grid: Mapping[str, Any]) -> None:
     """Raise RecipeError for a value that has no effect on the recipe, or contradicts it."""
     alpha = recipe.alpha
@@ -257,5 +315,10 @@ def _check_effect(recipe: Recipe, grid: Mapping[str, Any]) -> None:
 
 def needs_calibration(recipe: Recipe) -> bool:
     """Whether the recipe needs activations: for smoothing, static scales or the method."""
-    observes = recipe.quantizes_blocks and METHODS[recipe.method].observer is not None
-    return recipe.smoothing is not None or recipe.static or observes
+    return recipe.smoothing is not None or needs_states(recipe)
+
+
+def needs_states(recipe: Recipe) -> bool:
+    """Whether the samples must pass through the blocks once a search for alpha has ended."""
+    calibrates = any(METHODS[method].calibrates for method in recipe.methods)
+    return recipe.static or (recipe.quantizes_blocks and calibrates)

@@ -7,15 +7,13 @@ are written once for every runner.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Block, Weights
-from planish.reference.progress import Progress, no_progress
 from planish.reference.quantize.observe import (
     ABSMAX,
     Observer,
@@ -41,11 +39,14 @@ class Runner(Protocol):
         hidden: Hidden,
         names: Mapping[str, str] | None = None,
         observer: Observer = ABSMAX,
+        parts: Collection[str] | None = None,
     ) -> tuple[Statistics, Hidden]:
         """The observer's statistics by linear, and the block's outputs.
 
-        An expert that no token selected has no entry. Raises QuantizationError, with the name from
-        `names`, if an input, an output or an output's square is not finite.
+        parts: only these linears are observed, and the outputs are empty; a runner need not run
+        what follows them. An expert that no token selected has no entry. Raises
+        QuantizationError, with the name from `names`, if an input, an output or an output's square
+        is not finite.
         """
 
     def run(self, config: ModelConfig, block: Block, hidden: Hidden) -> Hidden:
@@ -65,20 +66,13 @@ class NumpyRunner:
         hidden: Hidden,
         names: Mapping[str, str] | None = None,
         observer: Observer = ABSMAX,
+        parts: Collection[str] | None = None,
     ) -> tuple[Statistics, Hidden]:
-        return observe_block(config, block, hidden, names, observer)
+        return observe_block(config, block, hidden, names, observer, parts)
 
     def run(self, config: ModelConfig, block: Block, hidden: Hidden) -> Hidden:
         with np.errstate(all="ignore"):
             return [run_block(config, block, x) for x in hidden]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """What runs the samples, and what shows the progress."""
-
-    runner: Runner = field(default_factory=NumpyRunner)
-    progress: Progress = no_progress
-
-
-NUMPY = Runtime()
+NUMPY_RUNNER = NumpyRunner()

@@ -9,16 +9,18 @@ them: fourteen candidates on a sixteenth of the default samples cost about one p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.model.weights import Block, Weights
-from planish.reference.quantize.block import observe_for, quantize_block
+from planish.reference.quantize.block import quantize_block
+from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.observe import ChannelAbsmax
 from planish.reference.quantize.recipe import Recipe
-from planish.reference.quantize.runner import NUMPY, Hidden, Runner, Runtime
+from planish.reference.quantize.runner import Hidden, Runner
+from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.quantize.schemes import block_schemes, linear_names
 from planish.reference.quantize.smooth import apply_smoothing
 
@@ -76,13 +78,18 @@ class Trial:
     hidden: Hidden  # the block's input
 
     def candidate(self, block: Block, absmax: ChannelAbsmax, alpha: float) -> Block:
-        """Smooth the block at one alpha and quantize it."""
+        """Smooth the block at one alpha and round it to nearest, whatever the recipe's method."""
         checkpoint, recipe, config = self.checkpoint, self.recipe, self.checkpoint.config
-        names = linear_names(checkpoint, self.layer)
         block = apply_smoothing(config, block, absmax, recipe, alpha)
-        found = observe_for(config, block, recipe, self.hidden, names, self.runner)
-        schemes = block_schemes(checkpoint, recipe, self.layer)
-        return quantize_block(block, recipe, found, names, schemes)
+        job = BlockJob(
+            config=config,
+            schemes=block_schemes(checkpoint, recipe, self.layer),
+            rule=recipe.rule,
+            names=linear_names(checkpoint, self.layer),
+            runner=self.runner,
+            float_inputs=self.hidden,
+        )
+        return quantize_block(job, block, replace(recipe, method="rtn"))[0]
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -18,6 +18,7 @@ from typing import Any
 from planish.reference.errors import RecipeError
 from planish.reference.grids import GROUP_SIZES, INT4_RULES, SYMMETRIC_RULES
 from planish.reference.json import read_json
+from planish.reference.quantize.methods import METHODS
 from planish.reference.scheme import SCALE_DTYPES, Scheme, int4, int8, scheme_from_values
 
 Spelled = str | Mapping[str, Any] | None  # a name, an object as in config_groups, None: float
@@ -36,6 +37,7 @@ SCHEMES: dict[str, Scheme | None] = {
 
 NAMES = (*SCHEMES, "naive")  # of recipes
 SMOOTHED = ("W8A8", "O1", "O2", "O3")  # naive uses the scheme of one of them, not smoothed
+SMOOTH = "smooth"  # at the head of a chain of methods: SmoothQuant at alpha 0.5
 SEARCHES = ("search", "search_per_block")
 WORDS: dict[str, tuple[str, ...]] = {
     "rule": tuple(INT4_RULES),
@@ -72,8 +74,9 @@ def read_schemes(text: str) -> dict[str, Spelled]:
 def parse_name(text: str) -> tuple[str, dict[str, Any]]:
     """W4A8-g64-minmax-alpha0.8 -> W4A8 and the changes for recipe().
 
-    Words in any order: gN (g-1: a whole row), a rule, per_group or per_token, float16 or float32,
-    alphaN, search or search_per_block, and for naive the scheme that it uses. Raises RecipeError
+    Words in any order: gN (g-1: a whole row), a rule, a method or a chain of them (awq+gptq),
+    per_group or per_token, float16 or float32, alphaN, search or search_per_block, and for naive
+    the scheme that it uses. Raises RecipeError
     for any other word; does not check the name and the numbers.
     """
     name, *words = re.split(r"-(?=[A-Za-z])", text)
@@ -93,6 +96,8 @@ def _parse_word(word: str, text: str) -> tuple[str, Any]:
     for key, choices in WORDS.items():
         if word in choices:
             return key, word
+    if all(part in (*METHODS, SMOOTH) for part in word.split("+")):
+        return "method", word
     found = NUMBERS.fullmatch(word)
     if found and found[1]:
         return "group_size", int(found[2])
@@ -125,7 +130,7 @@ def parse_scheme(pattern: str, value: Spelled, grid: Mapping[str, Any]) -> Schem
 
 def _own_grid(spelled: str, changes: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's grid, overridden by the words after the scheme's name."""
-    if "alpha" in changes or "scheme" in changes:
+    if changes.keys() & {"alpha", "scheme", "method"}:
         problem = "sets what belongs to the recipe, not to a linear"
         raise RecipeError(problem, name="scheme", found=spelled)
     if changes and not _is_int4(spelled):

@@ -26,8 +26,7 @@ from planish.reference.model import transformer as reference_transformer
 from planish.reference.model.config import Moe
 from planish.reference.model.experts import Stack, linear_of, stack_experts
 from planish.reference.model.weights import Experts, Mlp
-from planish.reference.quantize.methods import quantize_linear
-from planish.reference.quantize.observe import Observed
+from planish.reference.quantize.methods.rtn import quantize_linear
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantized import QuantizedWeight, to_layout
 from tests.fast.schemes import forced
@@ -95,8 +94,8 @@ def random_linear(name: str, shape: tuple[int, int], rng: np.random.Generator) -
     if name == "float":
         return layer
     chosen = recipe(name.split("-")[0], **RECIPES[name])
-    observed = Observed(absmax=rng.uniform(2, 4, 1))
-    return quantize_linear(layer, chosen.default, rule=chosen.rule, observed=observed)
+    absmax = rng.uniform(2, 4, 1)
+    return quantize_linear(layer, chosen.default, rule=chosen.rule, absmax=absmax)
 
 
 def random_rows(case: Case, rng: np.random.Generator) -> np.ndarray:

@@ -12,12 +12,12 @@ from planish.reference.errors import QuantizationError
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.folds import folds
-from planish.reference.quantize.block import quantize_block
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.observe import Observer, observe_block
 from planish.reference.quantize.recipe import recipe
-from planish.reference.quantize.runner import NUMPY, Runtime
+from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.quantize.search import search_alpha
+from tests.reference.quantize.conftest import by_recipe
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 MODELS = {
@@ -75,7 +75,7 @@ def test_candidates_of_a_search_run_on_their_codes(kernels, model, native):
     config, runner, block = checkpoint.config, Runner(native), weights.blocks[0]
     hidden = runner.embed(config, weights, samples)
     for chosen in (recipe("W8A16"), recipe("W4A16", group_size=32, rule="minmax")):
-        candidate = quantize_block(block, chosen)
+        candidate = by_recipe(config, block, chosen)
         found = runner.run(config, candidate, hidden)
         for y, right in zip(found, NUMPY.runner.run(config, candidate, hidden), strict=True):
             assert np.abs(y - right).max() <= TOLERANCE * np.abs(right).max()

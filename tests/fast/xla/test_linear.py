@@ -13,8 +13,7 @@ from planish.fast.xla import linear as fast_linear
 from planish.reference import linear as reference_linear
 from planish.reference.grids import INT4_RULES, int8_codes, int8_scale
 from planish.reference.linear import Linear
-from planish.reference.quantize.methods import quantize_linear
-from planish.reference.quantize.observe import Observed
+from planish.reference.quantize.methods.rtn import quantize_linear
 from planish.reference.quantize.recipe import recipe
 
 ROWS = (1, 2, 7, 16, 17, 65, 130)
@@ -66,8 +65,8 @@ O3 = recipe("O3").default
 
 
 def test_static_activations_use_the_stored_scale():
-    observed = Observed(absmax=np.full(64, 3, np.float32))
-    layer = quantize_linear(random_linear(8, 64), O3, observed=observed)
+    absmax = np.full(64, 3, np.float32)
+    layer = quantize_linear(random_linear(8, 64), O3, absmax=absmax)
     x = rows_of(4, 64)
     np.testing.assert_allclose(run(layer, x), reference_linear.linear(x, layer), rtol=1e-6)
     other = replace(layer, activation_scale=layer.activation_scale * np.float32(2))

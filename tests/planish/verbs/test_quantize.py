@@ -13,7 +13,7 @@ import pytest
 from planish.command import parse, run
 from planish.reference.engine import Engine
 from planish.reference.files.load import open_checkpoint
-from planish.reference.quantize.runner import NUMPY
+from planish.reference.quantize.runtime import NUMPY
 from planish.verbs import quantize as verb
 
 SHORT = ("--samples", 2, "--sample_length", 32, "--kernels", "xla")  # enough here
@@ -294,10 +294,10 @@ def test_a_pattern_that_leaves_nothing_to_quantize_is_said(planish, tiny_llama, 
 def test_the_runner_is_imported_before_anything_is_begun(tiny_llama, tmp_path, monkeypatch):
     def look(*_):
         seen.append(sorted(path.name for path in tmp_path.iterdir()))
-        return NUMPY.runner
+        return NUMPY
 
     seen = []
-    monkeypatch.setattr(verb, "runner_of", look)
+    monkeypatch.setattr(verb, "runtime_of", look)
     model, out = str(tiny_llama), str(tmp_path / "out")
     words = ["--model", model, "--out", out, "--recipe", "W8A16"]
     assert run(parse(["planish", "quantize", *words])) == 0

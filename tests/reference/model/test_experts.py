@@ -22,7 +22,7 @@ from planish.reference.model.transformer import forward
 from planish.reference.model.weights import block_linears
 from planish.reference.quantize.block import with_unseen_experts
 from planish.reference.quantize.checkpoint import quantize_checkpoint
-from planish.reference.quantize.methods import quantize_linear
+from planish.reference.quantize.methods.rtn import quantize_linear
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantized import to_layout
 from planish.reference.scheme import int4

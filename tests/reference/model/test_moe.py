@@ -11,15 +11,12 @@ from planish.reference.linear import Linear
 from planish.reference.model.config import Moe
 from planish.reference.model.transformer import forward, mixture, route
 from planish.reference.model.weights import Experts, Mlp, block_linears, block_norms
-from planish.reference.quantize.block import (
-    observe_for,
-    quantize_block,
-    with_unseen_experts,
-)
+from planish.reference.quantize.block import with_unseen_experts
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.observe import observe_block
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantize.smooth import smooth_block
+from tests.reference.quantize.conftest import by_recipe
 
 F32 = np.float32
 SMALL = {
@@ -141,7 +138,7 @@ def test_an_expert_that_no_token_chose_expects_what_the_others_saw(opened, sampl
     largest = np.maximum(*(absmax[f"experts.{e}.down"] for e in chosen))
     assert np.array_equal(filled[f"experts.{unseen}.down"], largest)
     chosen = recipe("O3")
-    static = quantize_block(block, chosen, observe_for(config, block, chosen, hidden))
+    static = by_recipe(config, block, chosen, hidden)
     scale = static.mlp.experts[int(unseen)].down.activation_scale
     assert scale == pytest.approx([largest.max() / 127])
 

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from planish.reference.files.load import Checkpoint
-from planish.reference.model.weights import Weights
-from planish.reference.quantize.block import observe_for, quantize_block
+from planish.reference.model.config import ModelConfig
+from planish.reference.model.weights import Block, Weights
+from planish.reference.quantize.block import quantize_block, same_schemes
 from planish.reference.quantize.checkpoint import quantize_head
+from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.smooth import apply_smoothing
+
+
+def by_recipe(
+    config: ModelConfig,
+    block: Block,
+    chosen: Recipe,
+    hidden: Sequence[np.ndarray] = (),
+    **changes: Any,
+) -> Block:
+    """A block, smoothed before if need be, with every linear except the router quantized."""
+    schemes = same_schemes(block, chosen.default)
+    given = {"schemes": schemes, "inputs": hidden, "float_inputs": hidden, **changes}
+    job = BlockJob(config=config, rule=chosen.rule, settings=chosen.settings, **given)
+    return quantize_block(job, block, chosen)[0]
 
 
 def in_memory(
@@ -26,9 +43,7 @@ def in_memory(
         absmax, outputs = observe_block(config, block, hidden)
         if chosen.alpha is not None:
             block = apply_smoothing(config, block, absmax, chosen, chosen.alpha)
-        statistics = observe_for(config, block, chosen, hidden)
-        quantizes = chosen.default is not None
-        blocks.append(quantize_block(block, chosen, statistics) if quantizes else block)
+        blocks.append(by_recipe(config, block, chosen, hidden))
         hidden = outputs
     head = chosen.scheme_of("lm_head")
     if head is not None:

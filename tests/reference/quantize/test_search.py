@@ -7,12 +7,13 @@ import pytest
 
 from planish.reference.linear import Linear
 from planish.reference.model.weights import block_linears, replace_modules
-from planish.reference.quantize.block import quantize_block
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import recipe
-from planish.reference.quantize.runner import NUMPY, NumpyRunner, Runtime
+from planish.reference.quantize.runner import NumpyRunner
+from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.quantize.search import output_error, search_alpha, spread
 from planish.reference.quantize.smooth import apply_smoothing, scale_inputs, scale_norm
+from tests.reference.quantize.conftest import by_recipe
 
 F32 = np.float32
 
@@ -36,7 +37,7 @@ def test_alpha_search_finds_the_alpha_with_the_least_output_error(loaded, sample
     for block in weights.blocks:
         absmax, outputs = observe_block(config, block, hidden)
         candidates = [apply_smoothing(config, block, absmax, chosen, a) for a in alphas]
-        found = [NUMPY.runner.run(config, quantize_block(c, chosen), hidden) for c in candidates]
+        found = [NUMPY.runner.run(config, by_recipe(config, c, chosen), hidden) for c in candidates]
         table.append([output_error(hidden, y, outputs) for y in found])
         hidden = outputs
     assert min(table[0]) < table[0][0]  # without smoothing the outliers cost the most
@@ -70,9 +71,10 @@ def test_the_search_leaves_ignored_linears_in_float_too(loaded, samples, monkeyp
     checkpoint, weights = loaded["llama"]
     searching, seen = recipe("W8A8", alpha="search", ignore=("layers.1.mlp.down_proj",)), []
 
-    def keep(block, recipe, statistics, names, schemes):
-        seen.append((names["down"], {part for part, scheme in schemes.items() if scheme is None}))
-        return block
+    def keep(job, block, recipe):
+        unquantized = {part for part, scheme in job.schemes.items() if scheme is None}
+        seen.append((job.names["down"], unquantized))
+        return block, block
 
     monkeypatch.setattr("planish.reference.quantize.search.quantize_block", keep)
     search_alpha(checkpoint, weights, samples[:1], searching, (0.5,))

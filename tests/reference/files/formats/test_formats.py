@@ -10,7 +10,7 @@ from planish.reference.files.formats import FORMATS, find_format
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.linear import Linear
 from planish.reference.model.transformer import forward
-from planish.reference.quantize.methods import quantize_linear
+from planish.reference.quantize.methods.rtn import quantize_linear
 from planish.reference.scheme import int8
 
 NOTHING = SimpleNamespace(

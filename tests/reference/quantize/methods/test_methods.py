@@ -5,31 +5,56 @@ import pytest
 
 from planish.reference.errors import QuantizationError, RecipeError
 from planish.reference.linear import Linear
-from planish.reference.packing import pack_nibbles, unpack_nibbles
-from planish.reference.quantize.methods import METHODS, Method, quantize_linear
-from planish.reference.quantize.methods.rtn import quantize_weight
-from planish.reference.quantize.observe import Observed
+from planish.reference.model.weights import block_linears, replace_modules
+from planish.reference.packing import unpack_nibbles
+from planish.reference.quantize.methods import METHODS, Method
+from planish.reference.quantize.methods.rtn import quantize_linear, quantize_weight
 from planish.reference.quantize.recipe import recipe
-from planish.reference.quantized import QuantizedWeight, dequantize
+from planish.reference.quantized import dequantize, from_codes
 from planish.reference.scheme import int4, int8
+from tests.reference.quantize.conftest import by_recipe
 
 F32 = np.float32
 
 
-def nothing(w, scheme, rule, statistic, name):
+def nothing(job, block):
     """A method that makes zeros of every weight."""
-    codes = pack_nibbles(np.full(w.shape, 8, np.uint8))
-    scale = np.ones((len(w), 1), np.float16)
-    return QuantizedWeight(codes=codes, scale=scale, scheme=scheme, shape=w.shape)
+
+    def zeros(part, scheme):
+        layer = block_linears(block)[part]
+        codes, scale = np.full(layer.weight.shape, 8, np.uint8), np.ones((len(layer.weight), 1))
+        return job.with_weight(part, layer, from_codes(codes, scale, None, scheme))
+
+    return replace_modules(block, {part: zeros(part, job.schemes[part]) for part in job.schemes})
 
 
-def test_a_method_is_one_row_of_the_table(monkeypatch):
-    with pytest.raises(RecipeError, match="method: unknown; expected one of rtn, found 'nothing'"):
+def doubled(job, block):
+    """A method that rescales: it doubles a weight."""
+    return replace_modules(block, {"up": Linear(2 * block.mlp.up.weight)})
+
+
+def test_a_method_is_one_row_of_the_table(monkeypatch, loaded):
+    with pytest.raises(RecipeError, match="method: unknown; expected one of rtn.*'nothing'"):
         recipe("W4A16", method="nothing")
-    monkeypatch.setitem(METHODS, "nothing", Method(quantize=nothing))
+    monkeypatch.setitem(METHODS, "nothing", Method(step=nothing))
+    checkpoint, weights = loaded["llama"]
     chosen = recipe("W4A16", method="nothing", group_size=-1)
-    layer = quantize_linear(Linear(np.ones((3, 5), F32)), chosen.default, method=chosen.method)
-    assert dequantize(layer.weight).tolist() == [[0] * 5] * 3
+    found = by_recipe(checkpoint.config, weights.blocks[0], chosen)
+    assert not any(dequantize(layer.weight).any() for layer in block_linears(found).values())
+
+
+def test_methods_follow_each_other_and_the_last_one_rounds(monkeypatch, loaded):
+    monkeypatch.setitem(METHODS, "nothing", Method(step=nothing))
+    monkeypatch.setitem(METHODS, "doubled", Method(step=doubled, rounds=False))
+    checkpoint, weights = loaded["llama"]
+    assert recipe("W4A16", method="doubled").methods == ("doubled", "rtn")
+    assert recipe("W4A16", method="smooth+doubled+nothing").alpha == 0.5
+    found = by_recipe(checkpoint.config, weights.blocks[0], recipe("W8A16", method="doubled"))
+    plain = by_recipe(checkpoint.config, weights.blocks[0], recipe("W8A16"))
+    assert np.array_equal(found.mlp.up.weight.scale, 2 * plain.mlp.up.weight.scale)
+    for chain in ("rtn+doubled", "nothing+rtn", "doubled+doubled", "smooth+smooth", "", "rtn+"):
+        with pytest.raises(RecipeError, match="method"):
+            recipe("W4A16", method=chain)
 
 
 def test_int8_by_channel_and_by_tensor():
@@ -57,7 +82,7 @@ def test_asymmetric_int4_is_minmax_whatever_the_rule():
 
 def test_static_activations_take_the_largest_channel_or_are_refused():
     layer, scheme = Linear(np.eye(3, dtype=F32)), int8("per_tensor", "static")
-    found = quantize_linear(layer, scheme, observed=Observed(absmax=np.array([1, 254, 3], F32)))
+    found = quantize_linear(layer, scheme, absmax=np.array([1, 254, 3], F32))
     assert found.activation_scale.tolist() == [2]
     with pytest.raises(QuantizationError, match="q: static activations need a calibration"):
         quantize_linear(layer, scheme, name="q")

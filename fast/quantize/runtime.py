@@ -1,0 +1,15 @@
+"""What executes a quantization fast: the jitted runner, and the methods' jitted steps."""
+
+from __future__ import annotations
+
+from planish.fast.quantize.observe import Runner
+from planish.reference.progress import Progress, no_progress
+from planish.reference.quantize.methods import Step
+from planish.reference.quantize.runtime import Runtime
+
+STEPS: dict[str, Step] = {}
+
+
+def fast_runtime(native: bool = False, progress: Progress = no_progress) -> Runtime:
+    """The runtime of `planish quantize`; native: use the kernels, which must be loaded."""
+    return Runtime(runner=Runner(native), steps=STEPS, progress=progress)
