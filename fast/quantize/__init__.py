@@ -2,5 +2,7 @@
 
 listener   a backend that observes the inputs of a block's linears
 observe    the calibration's runner: runs samples through a block and collects statistics
+grid       the values of a weight on its grid
+awq        AWQ
 runtime    the runner and the jitted methods, as the pipeline takes them
 """

@@ -38,7 +38,7 @@ import numpy as np
 from planish.reference.grids import to_groups
 from planish.reference.linear import float_weight
 from planish.reference.model.folds import Fold, block_folds
-from planish.reference.model.weights import Block, block_linears, replace_modules
+from planish.reference.model.weights import Block, block_linears, replace_modules, split_expert
 from planish.reference.quantize.fold import apply_fold, find_statistic
 from planish.reference.quantize.grid import grid_codes, grid_parameters, grid_values
 from planish.reference.quantize.job import BlockJob
@@ -88,9 +88,12 @@ def search_block(
 def note_unscaled(job: BlockJob, block: Block) -> None:
     """Report, for the first block, the linears that no fold leads to."""
     folded = {part for fold in block_folds(job.config, block) for part in fold.linears}
-    alone = {split_expert(p)[0] for p, scheme in job.schemes.items() if scheme and p not in folded}
+    schemed = {part for part, scheme in job.schemes.items() if scheme}
+    alone = {split_expert(part)[0] for part in schemed - folded}
     if alone and job.layer == 0:
-        job.note(f"awq cannot scale the inputs of {', '.join(sorted(alone))}: they are clipped only")
+        job.note(
+            f"awq cannot scale the inputs of {', '.join(sorted(alone))}: they are clipped only"
+        )
 
 
 def with_few_samples(job: BlockJob) -> BlockJob:
