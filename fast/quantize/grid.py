@@ -1,126 +1,85 @@
-"""The grids of reference/quantize/grid.py in XLA, with gradients, from the range of each group.
+"""The grid of one weight, jitted: reference/quantize/grid.py's rounding to nearest, in floats.
 
-Rounding has no useful gradient, so it is passed straight through: the gradient of rint(x) is that
-of x (Bengio et al. 2013, arXiv 1308.3432). A code that is clipped has none.
+The same values as the reference's to the bit: divisions are true ones (fast/xla/grids.py), and a
+scale that its storage type cannot hold stays float32. A scale that overflows even float32 gives
+NaN here, where the reference raises an error.
 
-N outputs, K inputs, G groups of g inputs; for INT8, G = 1, and N = 1 if the tensor has one scale.
+N outputs, K inputs, G groups of g inputs that share a scale.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from planish.fast.xla.grids import divide, int8_scale
-from planish.fast.xla.linear import split_groups
-from planish.reference.grids import INT4_MAX, INT8_MAX, SYMMETRIC_ZERO, num_groups
+from planish.fast.xla.grids import divide, int8_codes, int8_scale
+from planish.reference.grids import INT4_MAX, SYMMETRIC_ZERO, num_groups
 from planish.reference.scheme import Scheme
 
-SMALLEST_FLOAT16, FLOAT16_STEP = 2.0**-14, 2.0**-24  # the least normal one; between subnormal ones
 
+def round_weight(w: jax.Array, scheme: Scheme, rule: str = "signed") -> jax.Array:
+    """w [N, K] rounded to nearest under its scheme, float32 [N, K]; jit it, scheme and rule static.
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class Ranges:
-    """min(w, 0) and max(w, 0) of each group [N, G], and whether the minimum comes first."""
-
-    low: jax.Array
-    high: jax.Array
-    low_first: jax.Array
-
-
-@jax.custom_jvp
-def round_through(x: jax.Array) -> jax.Array:
-    """rint(x), with the gradient of x."""
-    return jnp.round(x)
-
-
-@round_through.defjvp
-def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    return jnp.round(primals[0]), tangents[0]
-
-
-@jax.custom_jvp
-def as_float16(x: jax.Array) -> jax.Array:
-    """x rounded to what a float16 holds, or x itself where that is 0 or infinite; as store_scale.
-
-    reduce_precision loses subnormal numbers, and XLA may drop a conversion to float16 and back.
+    rule: of symmetric INT4 scales (grids.INT4_RULES).
     """
-    normal = lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
-    subnormal = jnp.round(x * jnp.float32(1 / FLOAT16_STEP)) * jnp.float32(FLOAT16_STEP)
-    stored = jnp.where(jnp.abs(x) < jnp.float32(SMALLEST_FLOAT16), subnormal, normal)
-    return jnp.where((stored == 0) | ~jnp.isfinite(stored), x, stored)
-
-
-@as_float16.defjvp
-def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    return as_float16(primals[0]), tangents[0]
-
-
-def to_scale_groups(w: jax.Array, scheme: Scheme) -> jax.Array:
-    """[N, K] -> [N, G, g]: the weights that share a scale in the last axis; padded with zeros."""
-    if scheme.granularity == "per_tensor":
-        return w.reshape(1, 1, -1)
-    size = w.shape[1] if scheme.group_size == -1 else scheme.group_size
-    return split_groups(w, num_groups(w.shape[1], size), size)
-
-
-def from_scale_groups(groups: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The inverse: [N, G, g] -> [N, K]."""
-    if groups.shape[0] != shape[0]:
-        return groups.reshape(shape)
-    return groups.reshape(shape[0], -1)[:, : shape[1]]
-
-
-def group_ranges(w: jax.Array, scheme: Scheme) -> Ranges:
-    """The ranges of w [N, K]."""
-    groups = to_scale_groups(w, scheme)
-    return Ranges(
-        low=jnp.minimum(groups.min(axis=2), jnp.float32(0)),
-        high=jnp.maximum(groups.max(axis=2), jnp.float32(0)),
-        low_first=groups.argmin(axis=2) < groups.argmax(axis=2),
-    )
-
-
-def range_parameters(
-    ranges: Ranges, scheme: Scheme, rule: str
-) -> tuple[jax.Array, jax.Array | None]:
-    """grid_parameters from the ranges: scale and zero point, both float32 [N, G], or None."""
-    low, high = ranges.low, ranges.high
     if scheme.bits == 8:
-        return int8_scale(jnp.maximum(high, -low)), None
-    rule = rule if scheme.symmetric else "minmax"
+        axis = (0, 1) if scheme.granularity == "per_tensor" else (1,)
+        wide = int8_scale(jnp.max(jnp.abs(w), axis=axis, keepdims=True))
+        return int8_codes(w, wide).astype(jnp.float32) * wide
+    groups = to_groups(w, scheme.group_size)
+    scale, zero = int4_parameters(groups, rule if scheme.symmetric else "minmax", scheme)
+    codes = jnp.clip(jnp.round(divide(groups, scale)) + zero, 0, INT4_MAX)
+    return from_groups((codes - zero) * scale, w.shape[1])
+
+
+def to_groups(x: jax.Array, group_size: int) -> jax.Array:
+    """[N, K] -> [N, G, g], the last group padded with zeros."""
+    rows, cols = x.shape
+    size = cols if group_size == -1 else group_size
+    padding = num_groups(cols, group_size) * size - cols
+    return jnp.pad(x, ((0, 0), (0, padding))).reshape(rows, -1, size)
+
+
+def from_groups(groups: jax.Array, cols: int) -> jax.Array:
+    """[N, G, g] -> [N, K]."""
+    return groups.reshape(groups.shape[0], -1)[:, :cols]
+
+
+def int4_parameters(
+    groups: jax.Array, rule: str, scheme: Scheme
+) -> tuple[jax.Array, jax.Array | int]:
+    """Scale [N, G, 1], rounded to its storage type, and zero point of groups [N, G, g]."""
+    low = jnp.float32(0)
     if rule == "signed":
-        low_wins = (-low > high) | ((-low == high) & ranges.low_first)
-        scale = jnp.where(low_wins, low, high) * jnp.float32(-1 / 8)
+        scale = first_extreme(groups) / jnp.float32(-8)  # a power of two: exact
     elif rule == "minmax":
+        low = jnp.minimum(groups.min(axis=2, keepdims=True), 0)
+        high = jnp.maximum(groups.max(axis=2, keepdims=True), 0)
         scale = divide(high - low, jnp.float32(INT4_MAX))
     else:
-        steps = {"absmax": 7.5, "absmax7": 7}[rule]
-        scale = divide(jnp.maximum(high, -low), jnp.float32(steps))
+        largest = {"absmax": 7.5, "absmax7": 7}[rule]
+        scale = divide(jnp.abs(groups).max(axis=2, keepdims=True), jnp.float32(largest))
     empty = scale == 0
-    scale = jnp.where(empty, jnp.float32(1), scale)
-    scale = as_float16(scale) if scheme.scale_dtype == "float16" else scale
-    middle = jnp.full_like(scale, SYMMETRIC_ZERO)
+    scale = store_scale(jnp.where(empty, jnp.float32(1), scale), scheme.scale_dtype)
     if rule != "minmax":
-        return scale, middle
-    zero = jnp.clip(round_through(divide(-low, scale)), 0, INT4_MAX)
-    return scale, jnp.where(empty, middle, zero)
+        return scale, SYMMETRIC_ZERO
+    zero = jnp.clip(jnp.round(divide(-low, scale)), 0, INT4_MAX)
+    return scale, jnp.where(empty, SYMMETRIC_ZERO, zero)
 
 
-def fake_quantize(
-    w: jax.Array, scale: jax.Array, zero: jax.Array | None, scheme: Scheme, v: Any = None
-) -> jax.Array:
-    """What the codes of w [N, K] stand for; v [N, K] is added to w / scale before it is rounded."""
-    wide = scale[:, :, None]
-    x = divide(to_scale_groups(w, scheme), wide)
-    x = round_through(x if v is None else x + to_scale_groups(v, scheme))
-    if zero is None:
-        values = jnp.clip(x, -INT8_MAX, INT8_MAX) * wide
-    else:
-        values = (jnp.clip(x + zero[:, :, None], 0, INT4_MAX) - zero[:, :, None]) * wide
-    return from_scale_groups(values, w.shape)
+def first_extreme(groups: jax.Array) -> jax.Array:
+    """The entry of largest magnitude of each group, the first of equals: [N, G, 1].
+
+    XLA's argmax on the CPU is many times slower than these two reductions.
+    """
+    magnitude = jnp.abs(groups)
+    at = jnp.arange(groups.shape[2], dtype=jnp.int32)
+    largest = magnitude == magnitude.max(axis=2, keepdims=True)
+    first = jnp.where(largest, at, groups.shape[2]).min(axis=2, keepdims=True)
+    return jnp.where(at == first, groups, 0).sum(axis=2, keepdims=True)
+
+
+def store_scale(scale: jax.Array, dtype: str) -> jax.Array:
+    """The scale rounded to its storage type, as float32; as it is where that type loses it."""
+    stored = scale.astype(dtype).astype(jnp.float32)
+    return jnp.where(jnp.isfinite(stored) & (stored != 0), stored, scale)

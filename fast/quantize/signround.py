@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from planish.fast.placement import on_cpu
-from planish.fast.quantize.grid import Ranges, fake_quantize, group_ranges, range_parameters
 from planish.fast.quantize.observe import REMEDY
+from planish.fast.quantize.ranges import Ranges, fake_quantize, group_ranges, range_parameters
 from planish.fast.quantize.training import (
     Course,
     Modules,

@@ -35,7 +35,7 @@ from planish.fast.model.backend import Positions, Tables
 from planish.fast.model.transformer import block_forward
 from planish.fast.model.weights import PlacedExperts
 from planish.fast.placement import put
-from planish.fast.quantize import differentiable
+from planish.fast.quantize import trainable
 from planish.fast.quantize.observe import TOKENS
 from planish.reference.linear import Linear
 from planish.reference.model.config import LayerKind, ModelConfig
@@ -105,7 +105,7 @@ def place_modules(block: Block) -> Modules:
 
 
 def fake_linear(layer: Linear, values: jax.Array, scheme: Scheme) -> Linear:
-    """The linear with float values in the place of codes: the layout `fake` of differentiable."""
+    """The linear with float values in the place of codes: the layout `fake` of trainable.py."""
     fake: Any = QuantizedWeight(
         codes=values, scale=None, scheme=scheme, shape=values.shape, layout="fake"
     )
@@ -196,7 +196,7 @@ def sample_losses(
     index = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], x.shape[:2])
     block = assemble(kind, modules)
     past: Any = None
-    found, _ = block_forward(config, block, x, Positions(index, tables), past, differentiable)
+    found, _ = block_forward(config, block, x, Positions(index, tables), past, trainable)
     return jnp.square(found - y).sum(axis=(1, 2))
 
 

@@ -15,13 +15,13 @@ from planish.reference.errors import RecipeError
 from planish.reference.files.load import Checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.config import ModelConfig
+from planish.reference.model.folds import output_folds
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
 from planish.reference.quantize.methods import METHODS
 from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH
 from planish.reference.quantize.recipe import SETTINGS, Recipe, needs_calibration, recipe
 from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.quantize.settings import PRESETS
-from planish.reference.quantize.smooth import output_folds
 from planish.reference.text.tokenizer import read_text
 from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_model_flag
 from planish.terminal.given import Rule, engine_rule, notice_idle
@@ -178,7 +178,7 @@ def idle_rules(args: argparse.Namespace, chosen: Recipe, config: ModelConfig) ->
         engine_rule(args) if calibrates else (False, "", ()),
         (not chosen.quantizes_blocks, "with --recipe float", ("--ignore",)),
         (not chosen.quantizes, "without quantized weights", ("--method", "--layout")),
-        (not any(output_folds(config)), "on this architecture", ("--smooth_outputs",)),
+        (not output_folds(config), "on this architecture", ("--smooth_outputs",)),
     )
 
 

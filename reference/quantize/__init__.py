@@ -6,6 +6,7 @@ schemes       which scheme each linear of a model gets
 observe       statistics of the inputs of linears on real text: absmax of each channel
 runner        what runs the samples through a block: NumPy, or fast/quantize
 runtime       the runner, faster steps of methods, and what shows the progress
+fold          move a scale from a norm or a linear into the linears that read it
 smooth        SmoothQuant
 methods/      how a weight becomes codes, one method a file
 settings      what the methods leave open

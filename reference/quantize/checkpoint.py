@@ -74,7 +74,8 @@ def quantize_checkpoint(
     remarks = Remarks(recipe)
     for layer in runtime.progress(range(len(weights.blocks)), f"quantize {recipe.name}"):
         block, states = job.convert(weights.blocks[layer], layer, states, remarks)
-        _add_block(checkpoint, writer, layer, block, layout, raw=smoothing is None)
+        raw = smoothing is None and not recipe.rescales
+        _add_block(checkpoint, writer, layer, block, layout, raw=raw)
         del block  # before the next one is read
     _add_outer(checkpoint, writer, weights, recipe, layout, remarks)
     remarks.report()

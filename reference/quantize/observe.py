@@ -79,6 +79,12 @@ def cut_samples(
     return [np.asarray(ids[i * length : (i + 1) * length]) for i in range(windows)]
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, evenly spaced."""
+    chosen = min(count, most)
+    return [index * count // chosen for index in range(chosen)]
+
+
 def fingerprint(samples: Sequence[np.ndarray]) -> dict[str, Any]:
     """The calibration as config.json records it: count, length, and a hash of the token ids."""
     digest = hashlib.sha256(np.stack(samples).astype("<i4").tobytes()).hexdigest()

@@ -93,6 +93,11 @@ class Recipe:
         return chain if METHODS[chain[-1]].rounds else (*chain, "rtn")
 
     @property
+    def rescales(self) -> bool:
+        """Whether a method changes the float block before another rounds it."""
+        return len(self.methods) > 1
+
+    @property
     def sequential(self) -> bool:
         """Whether a method takes its inputs from the quantized blocks before its own."""
         return any(METHODS[method].sequential for method in self.methods)
