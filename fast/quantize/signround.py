@@ -75,7 +75,9 @@ def learn(job: BlockJob, block: Block) -> dict[str, Rounding]:
         if scheme.activation == "static":
             scale = jnp.asarray(static_scale(job.absmax[part]))
             modules.linears[part] = replace(modules.linears[part], activation_scale=scale)
-    ranges = {part: ranges_of(modules.linears[part].weight, scheme) for part, scheme in plan.schemes}
+    ranges = {
+        part: ranges_of(modules.linears[part].weight, scheme) for part, scheme in plan.schemes
+    }
     start = {part: initial(modules.linears[part].weight, ranges[part]) for part in ranges}
     found = train(plan, (modules, ranges), start, job, course_of(job.settings))
     learned: dict[str, Rounding] = jax.tree.map(np.asarray, found)
