@@ -55,7 +55,9 @@ def learn(job: BlockJob, block: Block, folds: tuple[Fold, ...]) -> list[np.ndarr
     plan = replace(plan, schemes=tuple((part, dynamic(scheme)) for part, scheme in plan.schemes))
     linears = block_linears(block)
     sizes = [
-        len(float_weight(linears[fold.source])) if fold.source in linears else job.config.hidden_size
+        len(float_weight(linears[fold.source]))
+        if fold.source in linears
+        else job.config.hidden_size
         for fold in folds
     ]
     start = [put(np.ones(size, np.float32)) for size in sizes]

@@ -92,7 +92,7 @@ def on_grid(x: jax.Array, scale: jax.Array) -> jax.Array:
     return int8_codes(x, scale).astype(jnp.float32) * scale
 
 
-def empty_layer(config: ModelConfig, batch: int, slots: int) -> None:  # noqa: ARG001
+def empty_layer(config: ModelConfig, batch: int, slots: int) -> None:
     """Nothing: samples are whole sequences."""
 
 
