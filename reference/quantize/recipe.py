@@ -24,6 +24,7 @@ from typing import Any
 from planish.reference.errors import RecipeError
 from planish.reference.grids import GROUP_SIZES, INT4_RULES, SYMMETRIC_RULES
 from planish.reference.quantize.methods import METHODS
+from planish.reference.quantize.patterns import check_pattern
 from planish.reference.quantize.settings import DEFAULTS, PRESETS, Settings
 from planish.reference.quantize.spelling import (
     NAMES,
@@ -32,7 +33,6 @@ from planish.reference.quantize.spelling import (
     SMOOTH,
     SMOOTHED,
     Spelled,
-    check_pattern,
     choose,
     parse_name,
     parse_scheme,
