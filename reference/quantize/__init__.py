@@ -2,6 +2,7 @@
 
 recipe        a method, a smoothing, and schemes by pattern, under one name
 spelling      how a user writes schemes: by name, by pattern, in a JSON file
+patterns      whether a pattern of names is valid, and ends in time
 schemes       which scheme each linear of a model gets
 observe       statistics of the inputs of linears on real text: absmax of each channel
 runner        what runs the samples through a block: NumPy, or fast/quantize

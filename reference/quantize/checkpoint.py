@@ -122,6 +122,7 @@ class Job:
         if not self.recipe.quantizes:
             return smooth, States(floats=outputs, quantized=outputs)
         job = self.block_job(layer, states, outputs)
+        job = replace(job, absmax=absmax) if smooth is block else job  # else its inputs have moved
         quantized, rescaled = quantize_block(job, smooth, self.recipe, self.runtime)
         floats = block_linears(rescaled)
         for part, linear in block_linears(quantized).items():
