@@ -123,6 +123,7 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     recipe: str,
     calibration: PathLike | None = None,
     samples: int | None = None,
+    sequence_length: int | None = None,
     sample_length: int | None = None,
     engine: str = "fast",
     kernels: str = "auto",
@@ -136,10 +137,11 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     word, as W4A8-g32-alpha0.5. changes: scheme ({pattern:
     "W8A16"} or the flag's text), method, group_size, rule, scale_dtype, activation, alpha,
     smooth_outputs, lm_head, ignore, as the flags of `planish quantize`. calibration: a UTF-8 text
-    file for recipes that need one (default: the embedded text), cut into `samples` (512) of
-    `sample_length` (512) tokens. engine: what runs them through the model, "fast" (JAX, with
-    native kernels according to `kernels`) or "reference" (NumPy). Raises PlanishError; replaces
-    an existing model only with `overwrite`.
+    file, or FILE.jsonl with a field `text`, for recipes that need one (default: the embedded text),
+    cut into `samples` (512) of `sequence_length` (512) tokens; sample_length is its old name, and
+    seed, one of the changes, draws the samples. engine: what runs them through the model, "fast"
+    (JAX, with native kernels according to `kernels`) or "reference" (NumPy). Raises PlanishError;
+    replaces an existing model only with `overwrite`.
     """
     _require("engine", engine, ENGINES)
     chosen = recipe_named(recipe, **_rename_changes(changes))
@@ -147,7 +149,9 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     check_request(checkpoint, chosen, layout)
     writer, cut, runtime = CheckpointWriter(out, model, overwrite), None, NUMPY
     if needs_calibration(chosen):
-        cut = calibration_samples(checkpoint, calibration, samples, sample_length)
+        length = sample_length if sequence_length is None else sequence_length
+        seed = changes.get("seed")
+        cut = calibration_samples(checkpoint, calibration, samples, length, seed=seed)
         runtime = NUMPY if engine == "reference" else _runtime(kernels)
     with writer:
         announce_estimate(checkpoint, chosen, cut, runtime.runner)

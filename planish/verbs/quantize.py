@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from planish.calibration import announce_estimate, calibration_samples
+from planish.calibration import announce_estimate, calibration_samples, read_calibration
 from planish.opening import ENGINES, keep_programs, native_kernels, open_subject
 from planish.reference.errors import RecipeError
 from planish.reference.files.load import Checkpoint
@@ -22,7 +22,6 @@ from planish.reference.quantize.recipe import SETTINGS, Recipe, needs_calibratio
 from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.quantize.settings import PRESETS
 from planish.reference.quantize.smooth import output_folds
-from planish.reference.text.tokenizer import read_text
 from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_model_flag
 from planish.terminal.given import Rule, engine_rule, notice_idle
 from planish.terminal.progress import progress
@@ -30,6 +29,7 @@ from planish.terminal.progress import progress
 CALIBRATION_FLAGS = (
     "--calibration",
     "--samples",
+    "--sequence_length",
     "--sample_length",
     "--engine",
     "--kernels",
@@ -107,15 +107,16 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--preset", choices=PRESETS, help=words)
     words = "teq, signround: steps of training of each block"
     group.add_argument("--iterations", type=int, metavar="N", help=words)
-    words = "teq, signround: of the order of the samples (default: 0)"
-    group.add_argument("--seed", type=int, metavar="N", help=words)
 
 
 def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
     """The calibration text, how much of it, and the engine that runs it."""
     group = parser.add_argument_group("the calibration")
     group.add_argument(
-        "--calibration", metavar="FILE", help="UTF-8 text (default: the embedded one)"
+        "--calibration",
+        metavar="FILE",
+        help='UTF-8 text, or FILE.jsonl with a line {"text": "..."} for each (default: the'
+        " embedded text)",
     )
     group.add_argument(
         "--samples",
@@ -124,11 +125,14 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
         help=f"how many samples of the text to calibrate on (default: {NUM_SAMPLES})",
     )
     group.add_argument(
+        "--sequence_length",
         "--sample_length",
         type=int,
         metavar="N",
         help=f"tokens of a sample (default: {SAMPLE_LENGTH})",
     )
+    words = "draw the samples from the whole text (default: the first ones); teq, signround: also"
+    group.add_argument("--seed", type=int, metavar="N", help=f"{words} their order (default: 0)")
     group.add_argument(
         "--engine",
         choices=ENGINES,
@@ -218,8 +222,8 @@ def samples_of(
 ) -> list[np.ndarray] | None:
     """The samples, or None if the recipe needs none; a given file must be readable even then."""
     if needs_calibration(chosen):
-        given = args.calibration, args.samples, args.sample_length, "--calibration FILE"
-        return calibration_samples(checkpoint, *given)
+        given = args.calibration, args.samples, args.sequence_length, "--calibration FILE"
+        return calibration_samples(checkpoint, *given, seed=args.seed)
     if args.calibration is not None:
-        read_text(args.calibration)
+        read_calibration(args.calibration)
     return None

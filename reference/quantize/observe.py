@@ -59,16 +59,22 @@ ABSMAX = Observer(measure=channel_absmax, merge=np.maximum)
 
 
 def cut_samples(
-    ids: Sequence[int], count: int = NUM_SAMPLES, length: int = SAMPLE_LENGTH
+    ids: Sequence[int],
+    count: int = NUM_SAMPLES,
+    length: int = SAMPLE_LENGTH,
+    seed: int | None = None,
 ) -> list[np.ndarray]:
-    """The first `count` windows of `length` tokens; fewer, with a notice, if the text has fewer.
+    """`count` windows of `length` tokens; fewer, with a notice, if the text has fewer.
 
-    Raises PromptError if it has none.
+    The windows follow each other without overlap from the text's beginning. Without a seed the
+    first ones are taken. With one, numpy.random.default_rng(seed).choice draws them from all
+    windows, none twice, and they keep the text's order. Raises PromptError if there is none.
     """
     if count < 1 or length < 1:
         found, expected = f"{count} of {length}", "at least 1 sample of 1 token"
         raise PromptError("bad value", name="calibration", expected=expected, found=found)
-    windows = min(count, len(ids) // length)
+    there = len(ids) // length
+    windows = min(count, there)
     if windows == 0:
         raise PromptError(
             "is too short", name="calibration", expected=f"at least {length} tokens", found=len(ids)
@@ -76,7 +82,15 @@ def cut_samples(
     if windows < count:
         samples = f"{windows} sample{'s' * (windows > 1)} of {length} tokens"
         notice(f"calibrating on {samples}: the text has no more")
-    return [np.asarray(ids[i * length : (i + 1) * length]) for i in range(windows)]
+    chosen = choose_windows(windows, there, seed)
+    return [np.asarray(ids[i * length : (i + 1) * length]) for i in chosen]
+
+
+def choose_windows(count: int, there: int, seed: int | None) -> list[int]:
+    """The first `count` of `there` numbers or, with a seed, some drawn at random, ascending."""
+    if seed is None or count == there:
+        return [*range(count)]
+    return sorted(np.random.default_rng(seed).choice(there, count, replace=False).tolist())
 
 
 def fingerprint(samples: Sequence[np.ndarray]) -> dict[str, Any]:
