@@ -22,6 +22,7 @@ from planish.reference.model.config import ModelConfig
 from planish.reference.model.transformer import Tap, block_forward, embed, no_tap
 from planish.reference.model.weights import Block, Weights
 from planish.reference.progress import Progress, no_progress
+from planish.reference.quantize.hidden import UNLIMITED, States, Store
 
 NUM_SAMPLES, SAMPLE_LENGTH = 512, 512
 
@@ -100,10 +101,15 @@ def fingerprint(samples: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 def embed_samples(
-    config: ModelConfig, weights: Weights, samples: Sequence[np.ndarray]
-) -> list[np.ndarray]:
+    config: ModelConfig,
+    weights: Weights,
+    samples: Sequence[np.ndarray],
+    store: Store = UNLIMITED,
+) -> States:
     """The input of the first block: hidden states [T, D] of each sample."""
-    return [embed(config, weights, tokens, np.arange(len(tokens))) for tokens in samples]
+    states = store.new()
+    states.extend(embed(config, weights, tokens, np.arange(len(tokens))) for tokens in samples)
+    return states
 
 
 def run_block(config: ModelConfig, block: Block, x: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
@@ -119,15 +125,16 @@ def observe_block(
     names: Mapping[str, str] | None = None,
     observer: Observer = ABSMAX,
     parts: Collection[str] | None = None,
-) -> tuple[Statistics, list[np.ndarray]]:
+    store: Store = UNLIMITED,
+) -> tuple[Statistics, States]:
     """Statistics of the inputs of a block's linears, and the block's output hidden states.
 
-    parts: only these linears are observed, and the outputs are empty.
+    parts: only these linears are observed, and the outputs are empty. store: where outputs go.
     Raises QuantizationError if the float model overflows on the samples; `names` are the names of
     the block's linears for this error.
     """
     statistics: Statistics = {}
-    called, outputs = names or {}, []
+    called, outputs = names or {}, store.new()
 
     def tap(name: str, x: np.ndarray) -> None:
         if parts is not None and name not in parts:
@@ -138,9 +145,11 @@ def observe_block(
 
     with np.errstate(all="ignore"):  # the checks report them by name
         for x in hidden:
-            outputs.append(run_block(config, block, x, tap))
-            require_finite_output(np.abs(outputs[-1]).max(), called)
-    return statistics, [] if parts is not None else outputs
+            y = run_block(config, block, x, tap)
+            require_finite_output(np.abs(y).max(), called)
+            if parts is None:
+                outputs.append(y)
+    return statistics, outputs
 
 
 def reads_overflow(name: str) -> QuantizationError:
@@ -175,7 +184,8 @@ def calibrate(
     Source: get_act_scales of SmoothQuant's calibration.py,
     https://github.com/mit-han-lab/smoothquant.
     """
-    hidden, observed = embed_samples(config, weights, samples), []
+    hidden: Sequence[np.ndarray] = embed_samples(config, weights, samples)
+    observed = []
     for block in progress(weights.blocks, "calibrate"):
         absmax, hidden = observe_block(config, block, hidden)
         observed.append(absmax)
