@@ -58,6 +58,10 @@ class Runner:
         """
         self.native, self.store = native, store
 
+    @property
+    def name(self) -> str:
+        return "native" if self.native else "xla"
+
     def storing(self, store: Store) -> Runner:
         return Runner(self.native, store)
 

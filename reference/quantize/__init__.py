@@ -14,7 +14,10 @@ job           what a method gets of one block
 grid          parameters, codes and values of one weight under its scheme
 block         quantize one block by the recipe's methods, one after another
 search        choose SmoothQuant's alpha by the error of each block's outputs
+report        what is said of each finished block
 remarks       count what a grid could not represent
+output        the tensors of a block in the directory, and a finished block back from them
+resume        what a later run must know to go on after the last finished block
 checkpoint    for each block: read, observe, smooth, quantize, write
 estimate      how long that takes and how much memory, measured on the first block
 """

@@ -30,6 +30,10 @@ Hidden = Sequence[np.ndarray]  # float32 [T, D] of each sample
 class Runner(Protocol):
     """What the pipeline needs. Blocks are float; `run` also takes quantized candidates."""
 
+    @property
+    def name(self) -> str:
+        """What computes: numpy, xla or native; their results may differ in the last bits."""
+
     def storing(self, store: Store) -> Runner:
         """The same runner, whose embeddings and outputs go to a store (hidden.py)."""
 
@@ -59,6 +63,8 @@ class Runner(Protocol):
 
 class NumpyRunner:
     """The definition: one sample at a time."""
+
+    name = "numpy"
 
     def __init__(self, store: Store = UNLIMITED):
         self.store = store
