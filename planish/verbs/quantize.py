@@ -37,6 +37,7 @@ CALIBRATION_FLAGS = (
     "--samples",
     "--sequence_length",
     "--sample_length",
+    "--memory_budget",
     "--engine",
     "--kernels",
     "--compilation_cache",

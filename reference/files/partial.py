@@ -50,7 +50,7 @@ class Partial:
             expected = "a free name for the unfinished output"
             raise OutputError("exists", path=self.path, expected=expected)
         if (count := len(self.names())) and not self.resume:
-            pieces = f"{count} finished piece{'s' * (count > 1)} of an earlier run"
+            pieces = f"{_count(count)} of an earlier run"
             expected = "--resume to go on, or its removal to begin again"
             raise OutputError("exists", path=self.path, expected=expected, found=pieces)
 
@@ -74,7 +74,7 @@ class Partial:
             except OutputError:
                 self.close()  # it is kept as it was
                 raise
-            notice(f"{self.path}: going on after {finished} finished pieces")
+            notice(f"{self.path}: going on after {_count(finished)}")
         elif self.resume:
             notice(f"{self.path}: nothing finished to go on with, so this begins at the start")
         self._write_json(REQUEST, request)
@@ -128,7 +128,7 @@ class Partial:
         if self.lock < 0:  # not begun, or another program's
             return
         if worth and (count := len(self.names())):
-            notice(f"{self.path} keeps {count} finished pieces; --resume goes on after them")
+            notice(f"{self.path} keeps {_count(count)}; --resume goes on after them")
             self.close()
         else:
             self.remove()
@@ -139,6 +139,10 @@ class Partial:
             (self.path / REQUEST).unlink()
         shutil.rmtree(self.path, ignore_errors=True)
         self.close()
+
+
+def _count(pieces: int) -> str:
+    return f"{pieces} finished piece{'s' * (pieces != 1)}"
 
 
 def sync(path: Path) -> None:
