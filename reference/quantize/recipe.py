@@ -291,6 +291,7 @@ def _check_alpha(alpha: Any) -> None:
 def _check_settings(recipe: Recipe, given: Mapping[str, Any]) -> None:
     """Raise RecipeError for a setting outside its range, or one that no method reads."""
     read = {setting for method in recipe.methods for setting in METHODS[method].settings}
+    read |= {"seed"} if needs_calibration(recipe) else set()  # it draws the samples
     for key in SETTINGS:
         if key in given and key not in read:
             raise RecipeError("has no effect", name=key, found=f"method {recipe.method}")
