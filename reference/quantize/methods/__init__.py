@@ -1,6 +1,7 @@
 """How a block becomes codes on its grids, one method a file.
 
 rtn    round to nearest
+gptq   the columns that follow make up for a column's error
 
 A method is a row of METHODS with a step: step(job, block) -> block. A method that rounds replaces
 the weight of every linear that has a scheme by codes; one that does not only rescales the float
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 from planish.reference.model.weights import Block
 from planish.reference.quantize.job import BlockJob
+from planish.reference.quantize.methods.gptq import quantize_block as gptq
 from planish.reference.quantize.methods.rtn import quantize_block as rtn
 
 Step = Callable[[BlockJob, Block], Block]
@@ -37,4 +39,12 @@ class Method:
     settings: tuple[str, ...] = ()
 
 
-METHODS = {"rtn": Method(step=rtn)}
+METHODS = {
+    "rtn": Method(step=rtn),
+    "gptq": Method(
+        step=gptq,
+        calibrates=True,
+        sequential=True,
+        settings=("act_order", "true_sequential", "damping"),
+    ),
+}
