@@ -12,23 +12,26 @@ import math
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from planish import pocket
+from planish.calibration import read_calibration
 from planish.opening import keep_programs, native_kernels, open_subject
 from planish.reference.errors import PromptError, RecipeError, notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.quantize.observe import SAMPLE_LENGTH, cut_samples
 from planish.reference.text.evaluate import cut_windows
-from planish.reference.text.tokenizer import load_tokenizer, read_text
+from planish.reference.text.tokenizer import load_tokenizer
 from planish.terminal.given import refuse_given
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import finite
 from planish.terminal.progress import progress
+from planish.terminal.sizes import parse_bytes
 
 METRICS = ("perplexity", "kl", "top1", "accuracy")
 RECIPE, TOLERANCE, METRIC = "W4A16", 0.01, "perplexity"
@@ -58,12 +61,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--validation_tokens", type=int, metavar="N", help=words)
     words = "items of --metric accuracy, as for `planish evaluate`"
     group.add_argument("--task", metavar="FILE", help=words)
-    group.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Search, print the table, and write the model; exit code 3 if the tolerance is missed."""
     refuse_given(args, CHOSEN_FLAGS, "is what --method auto chooses")
+    refuse_given(args, ("--resume",), "is for one recipe, not for --method auto")
     check_goal(args)
     checkpoint = open_subject(args)
     names = recipe_changes(args)
@@ -155,7 +158,7 @@ def texts(
         source = "the end of the calibration text"
     else:
         encode = load_tokenizer(checkpoint.path, checkpoint.config).encode
-        kept_back, source = encode(read_text(args.validation))[:wanted], args.validation
+        kept_back, source = encode(read_calibration(args.validation))[:wanted], args.validation
     if len(kept_back) < window:
         name = "calibration" if args.validation is None else "validation"
         expected = f"{window * (4 if args.validation is None else 1)} tokens or more, to measure"
@@ -163,9 +166,9 @@ def texts(
         raise PromptError("is too short", name=name, expected=expected, found=found)
     windows = cut_windows(kept_back, window)
     length = min(SAMPLE_LENGTH, longest, len(tokens))
-    length = length if args.sample_length is None else min(args.sample_length, longest)
+    length = length if args.sequence_length is None else min(args.sequence_length, longest)
     count = min(SAMPLES, len(tokens) // length) if args.samples is None else args.samples
-    samples = cut_samples(tokens, count, length)
+    samples = cut_samples(tokens, count, length, args.seed)
     text = args.calibration or "the embedded text"
     words = {
         "calibration": f"{text}: {len(samples)} x {length} tokens",
@@ -179,7 +182,7 @@ def calibration_tokens(args: argparse.Namespace, checkpoint: Checkpoint) -> list
     if args.calibration is None:
         notice("calibrating on the embedded text; --calibration FILE takes your own")
     encode = load_tokenizer(checkpoint.path, checkpoint.config).encode
-    return list(encode(read_text(args.calibration or pocket.CALIBRATION)))
+    return list(encode(read_calibration(args.calibration or pocket.CALIBRATION)))
 
 
 def study_of(
@@ -197,7 +200,8 @@ def study_of(
     from planish.fast.quantize.sensitivity import measure_sensitivity
     from planish.fast.quantize.validate import compare_heads
 
-    runtime = fast_runtime(native, progress)
+    budget = parse_bytes(args.memory_budget, "memory_budget")
+    runtime = replace(fast_runtime(native, progress), memory_budget=budget)
     engine = {"runner": runtime.runner, "compare": compare_heads, "tiled": native}
     return Study(
         source=checkpoint,

@@ -5,8 +5,8 @@ candidate is a float block whose readers have the values of their codes, W' = Q(
 block runs with float matrix products, s is an argument of one program for each fold, and nothing is
 compiled again for another ratio or another block.
 
-Two errors need no block: that of down's weights, in a block that adds down's output to the
-residual stream as it is, is sum of (W - W') H (W - W')t with H = sum x xt of down's input.
+Two errors need no block: those of o and down, where a block adds their outputs to the residual
+stream as they are, are sum of (W - W') H (W - W')t with H = sum x xt of their inputs.
 
 INT8 activations and experts take the reference's way, on the runner's kernels.
 """
@@ -53,8 +53,8 @@ def candidate_errors(
     schemes = reader_schemes(job, fold)
     if not isinstance(block.mlp, Mlp) or any(s.activation != "float" for _, s in schemes):
         return reference_errors(job, block, fold, candidates)
-    if fold.linears == ("down",) and job.config.norm_placement == "pre":
-        return down_errors(job, block, schemes, candidates)
+    if fold.linears in (("o",), ("down",)) and job.config.norm_placement == "pre":
+        return output_linear_errors(job, block, schemes, [*map(fold.by_input, candidates)])
     native = isinstance(job.runner, Runner) and job.runner.native
     placed, backend = place(block, native), backend_of(native)
     work = [put((x, tables)) for x, tables in batches(job.config, job.float_inputs)]
@@ -107,15 +107,15 @@ def output_error(
     return jnp.sum(jnp.square(run_through(config, block, x, tables, backend) - targets))
 
 
-def down_errors(
+def output_linear_errors(
     job: BlockJob, block: Block, schemes: Schemes, candidates: Sequence[np.ndarray]
 ) -> list[float]:
-    """The error of candidates of up -> down, from the moments of down's inputs."""
+    """The error of candidates of v -> o or up -> down, from the moments of the reader's inputs."""
+    ((part, scheme),) = schemes
     found, _ = job.runner.observe(
-        job.config, block, job.float_inputs, job.names, group_moments(-1), parts=("down",)
+        job.config, block, job.float_inputs, job.names, group_moments(-1), parts=(part,)
     )
-    moments, w = put(found["down"]), put(float_weight(block.mlp.down))
-    ((_, scheme),) = schemes
+    moments, w = put(found[part]), put(float_weight(block_linears(block)[part]))
     return [float(weight_error(w, s, moments, scheme, job.rule)) for s in candidates]
 
 

@@ -40,6 +40,8 @@ COURSES = {
     "best": Course(steps=1000, rate=1 / 1000),
 }
 
+Fixed = tuple[Modules, dict[str, Ranges]]
+
 jax.tree_util.register_dataclass(Rounding, ("v", "alpha_min", "alpha_max"), ())
 
 
@@ -69,19 +71,24 @@ def course_of(settings: Settings) -> Course:
 
 def learn(job: BlockJob, block: Block) -> dict[str, Rounding]:
     """The learned parameters of each linear that has a scheme, as NumPy arrays."""
+    plan, fixed, start = prepare(job, block)
+    found = train(plan, fixed, start, job, course_of(job.settings))
+    learned: dict[str, Rounding] = jax.tree.map(np.asarray, found)
+    return learned
+
+
+def prepare(job: BlockJob, block: Block) -> tuple[Plan, Fixed, dict[str, Rounding]]:
+    """The plan, what is fixed (modules and their ranges), and the parameters at first."""
     plan = make_plan(job, block, fake=fake, update=update)
     modules = place_modules(block)
     for part, scheme in plan.schemes:
         if scheme.activation == "static":
-            scale = jnp.asarray(static_scale(job.absmax[part]))
+            scale: Any = jnp.asarray(static_scale(job.absmax[part]))
             modules.linears[part] = replace(modules.linears[part], activation_scale=scale)
-    ranges = {
-        part: ranges_of(modules.linears[part].weight, scheme) for part, scheme in plan.schemes
-    }
-    start = {part: initial(modules.linears[part].weight, ranges[part]) for part in ranges}
-    found = train(plan, (modules, ranges), start, job, course_of(job.settings))
-    learned: dict[str, Rounding] = jax.tree.map(np.asarray, found)
-    return learned
+    weights: dict[str, Any] = {part: modules.linears[part].weight for part, _ in plan.schemes}
+    ranges = {part: ranges_of(weights[part], scheme) for part, scheme in plan.schemes}
+    start = {part: initial(weights[part], ranges[part]) for part in ranges}
+    return plan, (modules, ranges), start
 
 
 ranges_of = jax.jit(group_ranges, static_argnames=("scheme",))
@@ -94,7 +101,7 @@ def initial(w: Any, ranges: Ranges) -> Rounding:
     return Rounding(v=v, alpha_min=ones, alpha_max=jnp.copy(ones))
 
 
-def fake(plan: Plan, fixed: tuple[Modules, dict[str, Ranges]], params: Any) -> Modules:
+def fake(plan: Plan, fixed: Fixed, params: Any) -> Modules:
     """The block with the weights that the parameters' codes stand for."""
     modules, ranges = fixed
     linears = dict(modules.linears)

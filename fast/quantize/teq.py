@@ -7,7 +7,6 @@ the rounded weights Q(W a) is that of W a. Adam: Kingma and Ba 2014, arXiv 1412.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -27,11 +26,11 @@ from planish.fast.quantize.training import (
     place_modules,
     train,
 )
-from planish.reference.linear import Linear
+from planish.reference.linear import Linear, float_weight
 from planish.reference.memory import memory_errors
 from planish.reference.model.folds import Fold, block_folds
 from planish.reference.model.layers import Norm
-from planish.reference.model.weights import Block, block_linears, block_norms
+from planish.reference.model.weights import Block, block_linears
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.methods.teq import FLOOR, scale_block
 from planish.reference.scheme import Scheme
@@ -52,16 +51,15 @@ def quantize_block(job: BlockJob, block: Block) -> Block:
 
 def learn(job: BlockJob, block: Block, folds: tuple[Fold, ...]) -> list[np.ndarray]:
     """The learned scale of each fold's source, [channels]."""
-    plan = make_plan(job, block, fake=partial(fake, folds), update=update)
+    plan = make_plan(job, block, folds=folds, fake=fake, update=update)
     plan = replace(plan, schemes=tuple((part, dynamic(scheme)) for part, scheme in plan.schemes))
-    linears, norms = block_linears(block), block_norms(block)
+    linears = block_linears(block)
     sizes = [
-        len(linears[fold.source].weight)  # type: ignore[arg-type]
+        len(float_weight(linears[fold.source]))
         if fold.source in linears
         else job.config.hidden_size
         for fold in folds
     ]
-    del norms
     start = [put(np.ones(size, np.float32)) for size in sizes]
     zeros = [put(np.zeros(size, np.float32)) for size in sizes]
     moments = (zeros, [jnp.copy(z) for z in zeros])
@@ -75,10 +73,10 @@ def dynamic(scheme: Scheme) -> Scheme:
     return replace(scheme, activation="per_tensor") if scheme.activation == "static" else scheme
 
 
-def fake(folds: tuple[Fold, ...], plan: Plan, modules: Modules, scales: Any) -> Modules:
+def fake(plan: Plan, modules: Modules, scales: Any) -> Modules:
     """The block scaled, with the values of its rounded weights."""
     linears, norms = dict(modules.linears), dict(modules.norms)
-    for fold, a in zip(folds, scales, strict=True):
+    for fold, a in zip(plan.folds, scales, strict=True):
         a = jnp.maximum(a, FLOOR)
         if fold.source in norms:
             norms[fold.source] = divide_norm(norms[fold.source], a)

@@ -74,29 +74,29 @@ def on_input_grid(x: jax.Array, layer: Linear) -> jax.Array:
     if kind == "float":
         return x
     if kind == "static":
-        return on_grid(x, jnp.asarray(layer.activation_scale).reshape((1,) * x.ndim))
+        return round_input(x, jnp.asarray(layer.activation_scale).reshape((1,) * x.ndim))
     if kind == "per_group" and layer.scheme is not None:
         size = cols if layer.scheme.group_size == -1 else layer.scheme.group_size
         groups = split_groups(x.reshape(-1, cols), num_groups(cols, size), size)  # [R, G, g]
-        rounded = on_grid(groups, absmax_scale(groups, (2,)))
+        rounded = round_input(groups, absmax_scale(groups, (2,)))
         return rounded.reshape(len(groups), -1)[:, :cols].reshape(x.shape)
     axes = (1, 2) if kind == "per_tensor" else (x.ndim - 1,)
-    return on_grid(x, absmax_scale(x, axes))
+    return round_input(x, absmax_scale(x, axes))
 
 
 def absmax_scale(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return int8_scale(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
 
 
-def on_grid(x: jax.Array, scale: jax.Array) -> jax.Array:
+def round_input(x: jax.Array, scale: jax.Array) -> jax.Array:
     return int8_codes(x, scale).astype(jnp.float32) * scale
 
 
-def empty_layer(config: ModelConfig, batch: int, slots: int) -> None:  # noqa: ARG001
+def empty_layer(config: ModelConfig, batch: int, slots: int) -> None:
     """Nothing: samples are whole sequences."""
 
 
-def attention(
+def attend_samples(
     qkv: QKV, positions: Positions, past: Any, config: AttentionConfig
 ) -> tuple[jax.Array, Any]:
     """softmax(q kt / divisor) v of whole samples -> [B, T, H * Hd], and past as it was."""
@@ -114,6 +114,9 @@ def attention(
 
     count = max(1, SCORES // (q.shape[0] * q.shape[2] * q.shape[1]))
     return map_chunks(attend_some, count, q, positions.index), past
+
+
+attention = attend_samples
 
 
 def moe(

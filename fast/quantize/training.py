@@ -39,6 +39,7 @@ from planish.fast.quantize import trainable
 from planish.fast.quantize.observe import TOKENS
 from planish.reference.linear import Linear
 from planish.reference.model.config import LayerKind, ModelConfig
+from planish.reference.model.folds import Fold
 from planish.reference.model.layers import Norm
 from planish.reference.model.rope import rotations
 from planish.reference.model.weights import Block, block_linears, block_norms, build_block
@@ -62,6 +63,7 @@ class Modules:
 class Plan:
     """What a compiled program depends on.
 
+    folds:   where teq scales
     fake:    the modules that training runs, from what is fixed and the parameters
     update:  parameters and moments after a step, from both, the gradient and the rate
     """
@@ -70,6 +72,7 @@ class Plan:
     kind: LayerKind
     schemes: tuple[tuple[str, Scheme], ...]  # of the linears that will be quantized
     rule: str
+    folds: tuple[Fold, ...] = ()
     fake: Callable[[Plan, Any, Any], Modules]
     update: Callable[[Any, Any, Any, jax.Array], tuple[Any, Any]]
 
@@ -93,7 +96,7 @@ class Course:
 
 
 def make_plan(job: BlockJob, block: Block, **learner: Any) -> Plan:
-    """The plan of a block; learner: fake and update."""
+    """The plan of a block; learner: fake, update and perhaps folds."""
     schemes = tuple((part, scheme) for part, scheme in job.schemes.items() if scheme is not None)
     return Plan(config=job.config, kind=block.kind, schemes=schemes, rule=job.rule, **learner)
 

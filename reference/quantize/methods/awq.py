@@ -36,9 +36,9 @@ from typing import Any
 import numpy as np
 
 from planish.reference.grids import to_groups
-from planish.reference.linear import float_weight
+from planish.reference.linear import Linear, float_weight
 from planish.reference.model.folds import Fold, block_folds
-from planish.reference.model.weights import Block, block_linears, replace_modules, split_expert
+from planish.reference.model.weights import Block, Mlp, block_linears, replace_modules, split_expert
 from planish.reference.quantize.fold import apply_fold, find_statistic
 from planish.reference.quantize.grid import grid_codes, grid_parameters, grid_values
 from planish.reference.quantize.job import BlockJob
@@ -113,9 +113,25 @@ def scale_fold(
 ) -> Block:
     """The block scaled by the best candidate of one fold."""
     candidates = candidate_scales(job, block, fold, find_statistic(sums, fold))
-    errors = np.array(scale_errors(job, block, fold, candidates))
+    errors = np.array(scale_errors(*inspected(job, block, fold), fold, candidates))
     errors = np.where(np.isfinite(errors), errors, np.inf)
     return apply_fold(block, fold, candidates[int(errors.argmin())])
+
+
+def inspected(job: BlockJob, block: Block, fold: Fold) -> tuple[BlockJob, Block]:
+    """The job and the block whose output error is a fold's: without the MLP for attention's.
+
+    So q, k, v and o are judged by the attention's output, as in the original. In a parallel block,
+    or one that normalizes the sum, by the whole block's.
+    """
+    attention = all(part in ("q", "k", "v", "o") for part in fold.linears)
+    if not attention or job.config.parallel or job.config.norm_placement != "pre":
+        return job, block
+    width = len(block.o.weight)
+    nothing = (Linear(np.zeros(shape, np.float32)) for shape in ((1, width), (width, 1)))
+    block = replace(block, mlp=Mlp(None, *nothing))
+    targets = job.runner.run(job.config, block, job.float_inputs)
+    return replace(job, targets=targets), block
 
 
 def candidate_scales(job: BlockJob, block: Block, fold: Fold, sums: np.ndarray) -> list[np.ndarray]:
