@@ -16,7 +16,7 @@ from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import Linear
 from planish.reference.model.experts import stack_linears
 from planish.reference.model.weights import block_linears, split_expert
-from planish.reference.quantize.checkpoint import WRITTEN
+from planish.reference.quantize.output import WRITTEN
 from planish.reference.quantize.schemes import schemes_to_write
 from planish.reference.quantized import QuantizedWeight
 from planish.reference.scheme import Scheme

@@ -4,7 +4,7 @@ A recipe's codes take the same room by every method, so the group size and the r
 within them the methods from the fastest to the slowest. Rows whose methods this version does not
 have are left out.
 
-Methods that train are tried last: they take minutes a block where the others take seconds.
+Methods that train are not in it: they take minutes a block where the others take seconds.
 """
 
 from __future__ import annotations
@@ -30,16 +30,15 @@ class Row:
     changes: dict[str, Any] = field(default_factory=dict)
 
 
-SEARCH, ACT_ORDER = {"search_range": True}, {"act_order": True}
+ACT_ORDER = {"act_order": True}
 GROUPED = tuple(  # INT4 weights
     Row(words=f"{size}{words}", changes=changes)
     for size in ("", "-g32")
     for words, changes in (
         ("", {}),
-        ("-minmax-rtn", SEARCH),
         ("-gptq", ACT_ORDER),
         ("-minmax-gptq", ACT_ORDER),
-        ("-awq", {}),
+        ("-alpha0.5-gptq", ACT_ORDER),
         ("-awq+gptq", ACT_ORDER),
         ("-minmax-awq+gptq", ACT_ORDER),
     )

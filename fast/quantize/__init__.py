@@ -9,5 +9,7 @@ trainable  a backend with gradients
 training   train what a method learns of one block
 teq        TEQ
 signround  SignRound
+sensitivity  what rounding each linear alone costs the loss
+validate   two models' predictions from their last hidden states
 runtime    the runner and the jitted methods, as the pipeline takes them
 """
