@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             **about,
         )
         values = trail.report_values(outcome, study.goal, facts)
-        write(writer, outcome, values, args.layout)
+        write(writer, outcome, values)
     if args.json:
         print(json.dumps(finite(values), allow_nan=False))
     else:
@@ -227,7 +227,7 @@ def show_rows(args: argparse.Namespace, metric: str, about: dict[str, str]) -> A
     return lambda trial: print(trail.table_row(trial, metric), flush=True)
 
 
-def write(writer: CheckpointWriter, outcome: Any, values: dict[str, Any], layout: str) -> None:
+def write(writer: CheckpointWriter, outcome: Any, values: dict[str, Any]) -> None:
     """Write the chosen model with its report."""
     from planish.compare.quality import trail
     from planish.compare.quality.assemble import write_mixture
@@ -236,7 +236,7 @@ def write(writer: CheckpointWriter, outcome: Any, values: dict[str, Any], layout
     text = trail.report_text(values, outcome.trials, pictures)
     writer.add_text("quantization_report.md", text)
     writer.add_text("quantization_report.json", json.dumps(finite(values), indent=2) + "\n")
-    write_mixture(outcome.chosen.model, writer, layout)
+    write_mixture(outcome.chosen.model, writer)
 
 
 def draw(path: Path, values: dict[str, Any]) -> list[str]:

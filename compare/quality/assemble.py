@@ -18,19 +18,22 @@ from planish.reference.model.experts import stack_linears
 from planish.reference.model.weights import block_linears, split_expert
 from planish.reference.quantize.output import WRITTEN
 from planish.reference.quantize.schemes import schemes_to_write
-from planish.reference.quantized import QuantizedWeight
+from planish.reference.quantized import LAYOUTS, QuantizedWeight
 from planish.reference.scheme import Scheme
 
 
-def write_mixture(mixture: Mixture, writer: CheckpointWriter, layout: str = "tiles") -> None:
-    """Write every tensor and config.json; the writer's files that were added before stay."""
+def write_mixture(mixture: Mixture, writer: CheckpointWriter) -> None:
+    """Write every tensor and config.json; the writer's files that were added before stay.
+
+    Quantized weights are in the layout of the base's.
+    """
     changed = changed_prefixes(mixture)
     for name, entry in mixture.base.quantized.entries.items():
         if name.rpartition(".")[0] not in changed:
             writer.add(name, entry.map())
     for layer in sorted({layer for layer, _ in mixture.changes}):
-        add_changed(mixture, writer, layer, layout)
-    writer.finish(config_values(mixture, layout))
+        add_changed(mixture, writer, layer)
+    writer.finish(config_values(mixture))
 
 
 def changed_prefixes(mixture: Mixture) -> set[str]:
@@ -38,10 +41,10 @@ def changed_prefixes(mixture: Mixture) -> set[str]:
     return {mixture.base.source.prefix(part, layer) for layer, part in mixture.changes}
 
 
-def add_changed(mixture: Mixture, writer: CheckpointWriter, layer: int, layout: str) -> None:
+def add_changed(mixture: Mixture, writer: CheckpointWriter, layer: int) -> None:
     """Write a block's changed linears; experts in stacks."""
     source, base = mixture.base.source, load_block(mixture.base.quantized, layer)
-    linears = mixture.changed_linears(layer, block_linears(base), layout)
+    linears = mixture.changed_linears(layer, block_linears(base), mixture.base.quantized.layout)
     stacks: dict[str, list[Linear]] = {}
     for part, linear in linears.items():
         general, expert = split_expert(part)
@@ -69,11 +72,11 @@ def add_float(
             writer.add(f"{prefix}.{kind}", np.asarray(tensor, np.float32))
 
 
-def config_values(mixture: Mixture, layout: str) -> dict[str, Any]:
+def config_values(mixture: Mixture) -> dict[str, Any]:
     """The base's config.json with the schemes of the mixture."""
     values = copy.deepcopy(mixture.base.quantized.values)
     if mixture.changes:
-        said = WRITTEN.config(written_schemes(mixture), layout)
+        said = WRITTEN.config(written_schemes(mixture), mixture.base.quantized.layout or LAYOUTS[0])
         values["quantization_config"] = {**values["quantization_config"], **said}
     return values
 
