@@ -1,6 +1,7 @@
 """How a block becomes codes on its grids, one method a file.
 
 rtn        round to nearest
+gptq       the columns that follow make up for a column's error
 awq        scale channels by their activations, clip groups by output error
 teq        scale channels by training
 signround  train how each weight rounds, and the range of each group
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from planish.reference.model.weights import Block
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.methods.awq import quantize_block as awq
+from planish.reference.quantize.methods.gptq import quantize_block as gptq
 from planish.reference.quantize.methods.rtn import quantize_block as rtn
 from planish.reference.quantize.methods.signround import quantize_block as signround
 from planish.reference.quantize.methods.teq import quantize_block as teq
@@ -45,6 +47,12 @@ class Method:
 
 METHODS = {
     "rtn": Method(step=rtn),
+    "gptq": Method(
+        step=gptq,
+        calibrates=True,
+        sequential=True,
+        settings=("act_order", "true_sequential", "damping"),
+    ),
     "awq": Method(step=awq, rounds=False, calibrates=True),
     "teq": Method(
         step=teq,
