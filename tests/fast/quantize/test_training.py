@@ -177,7 +177,18 @@ def test_adam_moves_each_scale_by_the_rate_at_first():
 @pytest.mark.parametrize("method", ["teq+signround"])
 def test_any_number_of_threads_gives_the_same_bytes(tmp_path, method):
     given = ["quantize", "--model", str(pocket.MODEL), "--recipe", "W4A16", "--method", method]
-    given += ["--iterations", "2", "--samples", "9", "--sample_length", "96", "--kernels", "xla"]
+    given += [
+        "--preset",
+        "light",
+        "--iterations",
+        "3",
+        "--samples",
+        "9",
+        "--sample_length",
+        "96",
+        "--kernels",
+        "xla",
+    ]
     files = []
     for threads in ("1", "2"):
         out = tmp_path / threads
