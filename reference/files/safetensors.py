@@ -13,6 +13,7 @@ with tensors named `__padding__.*`, which readers skip.
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +143,17 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         for tensor in tensors.values():
             file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
             file.write(bytes(-tensor.nbytes % ALIGNMENT))
+            forget_pages(tensor)
+
+
+def forget_pages(tensor: np.ndarray) -> None:
+    """Take a mapped file's pages out of this process's memory; the next access reads them again.
+
+    Without this a process that has read a model once seems to need all of its bytes.
+    """
+    mapped = getattr(tensor, "_mmap", None)  # of a view, too, as long as it is a memmap
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _header_entry(

@@ -53,9 +53,10 @@ def grid_values(
 ) -> np.ndarray:
     """What codes [N, K] stand for: (q - z) * scale, float32 [N, K]."""
     if zero is None:
-        return codes.astype(np.float32) * scale
+        values: np.ndarray = codes.astype(np.float32) * scale
+        return values
     cols, size = codes.shape[1], scheme.group_size
     wide = expand_groups(scale.astype(np.float32), cols, size)
     centred = codes.astype(np.float32) - expand_groups(zero.astype(np.float32), cols, size)
-    values: np.ndarray = centred * wide
-    return values
+    wide_values: np.ndarray = centred * wide
+    return wide_values

@@ -93,6 +93,11 @@ class Recipe:
         return chain if METHODS[chain[-1]].rounds else (*chain, "rtn")
 
     @property
+    def rescales(self) -> bool:
+        """Whether a method changes the float block before another rounds it."""
+        return len(self.methods) > 1
+
+    @property
     def sequential(self) -> bool:
         """Whether a method takes its inputs from the quantized blocks before its own."""
         return any(METHODS[method].sequential for method in self.methods)
@@ -286,6 +291,7 @@ def _check_alpha(alpha: Any) -> None:
 def _check_settings(recipe: Recipe, given: Mapping[str, Any]) -> None:
     """Raise RecipeError for a setting outside its range, or one that no method reads."""
     read = {setting for method in recipe.methods for setting in METHODS[method].settings}
+    read |= {"seed"} if needs_calibration(recipe) else set()  # it draws the samples
     for key in SETTINGS:
         if key in given and key not in read:
             raise RecipeError("has no effect", name=key, found=f"method {recipe.method}")
