@@ -18,6 +18,7 @@ from planish.reference.files.load import Checkpoint
 from planish.reference.files.partial import Partial
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.config import ModelConfig
+from planish.reference.model.folds import output_folds
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
 from planish.reference.quantize.estimate import peak_resident
 from planish.reference.quantize.methods import METHODS
@@ -25,7 +26,6 @@ from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH
 from planish.reference.quantize.recipe import SETTINGS, Recipe, needs_calibration, recipe
 from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.quantize.settings import PRESETS
-from planish.reference.quantize.smooth import output_folds
 from planish.terminal.blocks import FORMS, BlockProgress, describe_fields
 from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_model_flag
 from planish.terminal.given import Rule, engine_rule, notice_idle
@@ -222,7 +222,7 @@ def idle_rules(args: argparse.Namespace, chosen: Recipe, config: ModelConfig) ->
         engine_rule(args) if calibrates else (False, "", ()),
         (not chosen.quantizes_blocks, "with --recipe float", ("--ignore",)),
         (not chosen.quantizes, "without quantized weights", ("--method", "--layout")),
-        (not any(output_folds(config)), "on this architecture", ("--smooth_outputs",)),
+        (not output_folds(config), "on this architecture", ("--smooth_outputs",)),
     )
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 import safetensors
 
 from planish.reference.errors import CheckpointError
+from planish.reference.reading import require_file
 
 ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register, and what XLA wants for zero copies
 LARGEST_HEADER = 100_000_000  # the limit of the safetensors library
@@ -38,12 +38,6 @@ DTYPES = {  # those that we compute with; the format has more
     "U8": np.dtype(np.uint8),
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-ENDLESS = {  # not files: open() may block for ever, and they have no size
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 @dataclass(frozen=True)
@@ -87,16 +81,6 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
     return entries
 
 
-def require_file(path: Path) -> None:
-    """Raise CheckpointError for a pipe, a socket or a device, before anything waits for it."""
-    try:
-        kind = ENDLESS.get(stat.S_IFMT(path.stat().st_mode))
-    except OSError:  # opening it reports that
-        return
-    if kind is not None:
-        raise CheckpointError("is not a file", path=path, expected="a file", found=kind)
-
-
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The header's JSON and the offset of the data; checks what the library reports poorly."""
     text = _header_text(path)
@@ -112,7 +96,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _header_text(path: Path) -> bytes:
-    require_file(path)
+    require_file(path, CheckpointError)
     try:
         with path.open("rb") as file:
             head, size = file.read(8), path.stat().st_size

@@ -2,11 +2,13 @@
 
 recipe        a method, a smoothing, and schemes by pattern, under one name
 spelling      how a user writes schemes: by name, by pattern, in a JSON file
+patterns      whether a pattern of names is valid, and ends in time
 schemes       which scheme each linear of a model gets
 observe       statistics of the inputs of linears on real text: absmax of each channel
 hidden        hidden states, in memory up to a budget, the rest on the disk
 runner        what runs the samples through a block: NumPy, or fast/quantize
 runtime       the runner, faster steps of methods, and what shows the progress
+fold          move a scale from a norm or a linear into the linears that read it
 smooth        SmoothQuant
 methods/      how a weight becomes codes, one method a file
 settings      what the methods leave open

@@ -145,6 +145,7 @@ class Job:
             nothing = {"remarks": remarks.facts(), "errors": (None, None)}
             return nothing, States(floats=outputs, quantized=outputs)
         job = self.block_job(layer, states, outputs)
+        job = replace(job, absmax=absmax) if smooth is block else job  # else its inputs have moved
         quantized, rescaled = quantize_block(job, smooth, self.recipe, self.runtime)
         floats = block_linears(rescaled)
         for part, linear in block_linears(quantized).items():
@@ -158,7 +159,7 @@ class Job:
     @property
     def raw(self) -> bool:
         """Whether what is not quantized stays as it is in the float model."""
-        return self.smoothing is None
+        return self.smoothing is None and not self.recipe.rescales
 
     def pass_through(
         self, writer: CheckpointWriter, blocks: Sequence[Block], layer: int, states: States

@@ -94,6 +94,12 @@ def choose_windows(count: int, there: int, seed: int | None) -> list[int]:
     return sorted(np.random.default_rng(seed).choice(there, count, replace=False).tolist())
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, evenly spaced."""
+    chosen = min(count, most)
+    return [index * count // chosen for index in range(chosen)]
+
+
 def fingerprint(samples: Sequence[np.ndarray]) -> dict[str, Any]:
     """The calibration as config.json records it: count, length, and a hash of the token ids."""
     digest = hashlib.sha256(np.stack(samples).astype("<i4").tobytes()).hexdigest()
