@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from planish.fast.quantize.gptq import quantize_block as gptq
 from planish.fast.quantize.observe import Runner
 from planish.reference.progress import Progress, no_progress
 from planish.reference.quantize.methods import Step
 from planish.reference.quantize.runtime import Runtime
 
-STEPS: dict[str, Step] = {}
+STEPS: dict[str, Step] = {"gptq": gptq}
 
 
 def fast_runtime(native: bool = False, progress: Progress = no_progress) -> Runtime:
