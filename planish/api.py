@@ -18,12 +18,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from planish import __version__
 from planish.calibration import announce_estimate, calibration_samples
 from planish.opening import ENGINES, KERNELS, KV_CACHES
 from planish.program_cache import compilation_cache
 from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import PlanishError
 from planish.reference.files.load import Checkpoint, open_checkpoint
+from planish.reference.files.partial import Partial
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
 from planish.reference.quantize.recipe import needs_calibration
@@ -32,6 +34,7 @@ from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.text.generate import Stop, text_stream
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
+from planish.terminal.sizes import parse_bytes
 
 PathLike = str | Path  # a file or a directory
 OPTIONS = {"max_new_tokens", "stop", "ignore_eos", *(one.name for one in fields(Sampling))}
@@ -123,11 +126,14 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     recipe: str,
     calibration: PathLike | None = None,
     samples: int | None = None,
+    sequence_length: int | None = None,
     sample_length: int | None = None,
     engine: str = "fast",
     kernels: str = "auto",
     layout: str = "tiles",
     overwrite: bool = False,
+    resume: bool = False,
+    memory_budget: str | int | None = None,
     **changes: Any,
 ) -> None:
     """Quantize a float model to 8 or 4 bits; writes the directory `out`, whole or not at all.
@@ -136,19 +142,26 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     word, as W4A8-g32-alpha0.5. changes: scheme ({pattern:
     "W8A16"} or the flag's text), method, group_size, rule, scale_dtype, activation, alpha,
     smooth_outputs, lm_head, ignore, as the flags of `planish quantize`. calibration: a UTF-8 text
-    file for recipes that need one (default: the embedded text), cut into `samples` (512) of
-    `sample_length` (512) tokens. engine: what runs them through the model, "fast" (JAX, with
-    native kernels according to `kernels`) or "reference" (NumPy). Raises PlanishError; replaces
-    an existing model only with `overwrite`.
+    file, or FILE.jsonl with a field `text`, for recipes that need one (default: the embedded text),
+    cut into `samples` (512) of `sequence_length` (512) tokens; sample_length is its old name, and
+    seed, one of the changes, draws the samples. engine: what runs them through the model, "fast"
+    (JAX, with native kernels according to `kernels`) or "reference" (NumPy). Raises PlanishError;
+    replaces an existing model only with `overwrite`. resume: go on after the last finished block of
+    a run that was stopped. memory_budget: bytes ("2G") of the samples' hidden states in memory.
     """
     _require("engine", engine, ENGINES)
     chosen = recipe_named(recipe, **_rename_changes(changes))
     checkpoint = open_checkpoint(model)
     check_request(checkpoint, chosen, layout)
-    writer, cut, runtime = CheckpointWriter(out, model, overwrite), None, NUMPY
+    partial = Partial(out, resume, f"planish {__version__}")
+    writer, cut, runtime = CheckpointWriter(out, model, overwrite, partial), None, NUMPY
     if needs_calibration(chosen):
-        cut = calibration_samples(checkpoint, calibration, samples, sample_length)
+        length = sample_length if sequence_length is None else sequence_length
+        seed = changes.get("seed")
+        cut = calibration_samples(checkpoint, calibration, samples, length, seed=seed)
         runtime = NUMPY if engine == "reference" else _runtime(kernels)
+    budget = parse_bytes(memory_budget, "memory_budget")
+    runtime = replace(runtime, memory_budget=budget)
     with writer:
         announce_estimate(checkpoint, chosen, cut, runtime.runner)
         quantize_checkpoint(checkpoint, writer, chosen, cut, layout, runtime)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from planish import pocket
-from planish.reference.errors import notice
+from planish.records import read_records
+from planish.reference.errors import PromptError, notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.quantize.estimate import Estimate, estimate
 from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
@@ -29,10 +30,13 @@ def calibration_samples(
     count: int | None = None,
     length: int | None = None,
     own: str = "calibration=FILE",
+    seed: int | None = None,
 ) -> list[np.ndarray]:
     """Token ids of the samples that a model is calibrated on.
 
-    text: a UTF-8 file; None means the embedded text, with a notice that names the option `own`.
+    text: a UTF-8 file, or FILE.jsonl, whose `text` fields are joined by blank lines; None means the
+    embedded text, with a notice that names the option `own`.
+    seed: draws the samples from the whole text (cut_samples); None takes those at its beginning.
     count, length: by default 512 samples of 512 tokens, shorter if the model or the text is.
     A notice reports a length that exceeds the model's positions and is reduced to them, or a text
     too short for `count` samples. Raises PromptError if there is no sample at all.
@@ -40,14 +44,26 @@ def calibration_samples(
     if text is None:
         notice(f"calibrating on the embedded text; {own} takes your own")
     encode = load_tokenizer(checkpoint.path, checkpoint.config).encode
-    tokens = encode(read_text(pocket.CALIBRATION if text is None else text))
+    tokens = encode(read_calibration(pocket.CALIBRATION if text is None else text))
     longest = checkpoint.config.max_positions
     if length is None:
         length = min(SAMPLE_LENGTH, longest, max(1, len(tokens)))
     elif length > longest:
-        notice(f"sample_length: {longest}, as the model has no more positions")
+        notice(f"sequence_length: {longest}, as the model has no more positions")
         length = longest
-    return cut_samples(tokens, NUM_SAMPLES if count is None else count, length)
+    return cut_samples(tokens, NUM_SAMPLES if count is None else count, length, seed)
+
+
+def read_calibration(path: str | Path) -> str:
+    """The text of a file, or that of all lines of FILE.jsonl, {"text": "..."}, in order.
+
+    Raises PromptError if there is none.
+    """
+    lines = Path(path).suffix.lower() == ".jsonl"
+    text = "\n\n".join(read_records(path, "text")) if lines else read_text(path)
+    if not text:
+        raise PromptError("contains no text", path=path, expected="text to calibrate on")
+    return text
 
 
 def announce_estimate(

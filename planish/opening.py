@@ -3,12 +3,15 @@
 open_model          checkpoint and tokenizer
 open_engine         the engine of --engine, with its compiled programs and kernels
 describe_kernels    the kernels that this machine would use
+describe_programs   the compiled programs that are kept
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import resource
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +28,7 @@ from planish.terminal.progress import notice_when_slow
 ENGINES, KV_CACHES = ("fast", "reference"), ("float32", "int8")
 KERNELS = ("auto", "native", "xla", *BY_NAME)
 COMPILING = "kernels: compiling for this processor, which takes 10 to 60 s the first time"
+ENGINE_PROGRAMS = ("prefill", "decode_tokens", "decode_step", "forward", "losses")
 LEAST_ADDRESSES = 2 * 2**30  # bytes; 1.5 GiB were enough on 2 cores, and each core needs more
 
 
@@ -92,6 +96,21 @@ def describe_kernels(args: argparse.Namespace) -> dict[str, str]:
         why = f"--kernels {name}" if name == args.kernels else "the best one that can be compiled"
     why += f"; {'' if compiled else 'not yet '}compiled by {compiler.version}"
     return {"use": f"native {name}", "why": why}
+
+
+def describe_programs(args: argparse.Namespace) -> dict[str, Any]:
+    """Where XLA's programs are kept, how many of each name, and their bytes; reads no program.
+
+    They are of all models: XLA names a file after a hash of the program, which only compiling
+    computes.
+    """
+    path, kept, size = compilation_cache(args.compilation_cache, tell=False), Counter[str](), 0
+    for file in sorted((path / "xla").glob("jit_*-cache")) if path else ():
+        name = re.sub(r"^jit_|-[0-9a-f]*-cache$", "", file.name)
+        if name in ENGINE_PROGRAMS:
+            kept[name] += 1
+            size += file.stat().st_size
+    return {"directory": path and str(path / "xla"), "kept": dict(kept), "bytes": size}
 
 
 def with_kv_cache(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:

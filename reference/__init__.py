@@ -14,6 +14,7 @@ Then
     files/            model directories, read and written
     engine            a model in memory, with the interface of the fast engine
 Everywhere
+    reading           a whole file of limited size, never a pipe or a device
     json              an untrusted JSON file, read as one object
     progress          the progress bar that a caller may pass in
     errors            the family of typed errors, and notices

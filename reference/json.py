@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from planish.reference.errors import ConfigError, PlanishError
-
-PIECE = 2**16
-LARGEST_FILE = 2**26  # a JSON file of more than 64 MiB is not a config
+from planish.reference.reading import LARGEST_JSON, read_file
 
 
 def read_json(path: Path, error: type[PlanishError] = ConfigError) -> dict[str, Any]:
@@ -19,10 +17,7 @@ def read_json(path: Path, error: type[PlanishError] = ConfigError) -> dict[str, 
     A byte order mark, with which some editors begin a file, is skipped. Raises `error`.
     """
     try:
-        data = _read_at_most(path, LARGEST_FILE + 1)
-        if len(data) > LARGEST_FILE:
-            raise error("is too large to be JSON", path=path)
-        text = data.decode("utf-8-sig")
+        text = read_file(path, error, LARGEST_JSON).decode("utf-8-sig")
     except FileNotFoundError:
         raise error("no such file", path=path) from None
     except OSError as problem:
@@ -40,15 +35,6 @@ def read_json(path: Path, error: type[PlanishError] = ConfigError) -> dict[str, 
     if not isinstance(value, dict):
         raise error("wrong form", path=path, expected="a JSON object", found=type(value).__name__)
     return value
-
-
-def _read_at_most(path: Path, count: int) -> bytes:
-    """Read a file up to `count` bytes, in pieces: read(n) allocates n, and a device has no size."""
-    data = bytearray()
-    with path.open("rb") as file:
-        while len(data) < count and (piece := file.read(min(PIECE, count - len(data)))):
-            data += piece
-    return bytes(data)
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from planish.reference.model.experts import stack_linears
 from planish.reference.model.shapes import block_norms, block_shapes, outer_norms, outer_shapes
 from planish.reference.model.weights import split_expert
 from planish.reference.packing import TILE_OUTPUTS, tile_shape
-from planish.reference.quantize.checkpoint import recipe_facts
+from planish.reference.quantize.output import recipe_facts
 from planish.reference.quantize.recipe import HEAD, Recipe, recipe
 from planish.reference.quantized import QuantizedWeight, to_layout
 from planish.reference.scheme import Scheme

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ from planish.reference.model.weights import (
     replace_modules,
     split_expert,
 )
+from planish.reference.quantize.hidden import UNLIMITED, States, Store
 from planish.reference.quantize.observe import (
     ABSMAX,
     Observer,
@@ -56,12 +57,22 @@ REMEDY = "fewer or shorter samples"
 class Runner:
     """The reference's Runner, jitted; a program is compiled for each kind of block."""
 
-    def __init__(self, native: bool = False):
-        """native: use the kernels, which must be loaded, for attention and quantized linears."""
-        self.native = native
+    def __init__(self, native: bool = False, store: Store = UNLIMITED):
+        """native: use the kernels, which must be loaded, for attention and quantized linears.
+
+        store: where hidden states go.
+        """
+        self.native, self.store = native, store
+
+    @property
+    def name(self) -> str:
+        return "native" if self.native else "xla"
+
+    def storing(self, store: Store) -> Runner:
+        return Runner(self.native, store)
 
     def embed(self, config: ModelConfig, weights: Weights, samples: Sequence[np.ndarray]) -> Hidden:
-        return embed_samples(config, weights, samples)
+        return embed_samples(config, weights, samples, self.store)
 
     @on_cpu
     @memory_errors(REMEDY)
@@ -74,34 +85,36 @@ class Runner:
         observer: Observer = ABSMAX,
         parts: Collection[str] | None = None,
     ) -> tuple[Statistics, Hidden]:
-        return observe_block(config, block, hidden, names, observer, parts, native=self.native)
+        given = (config, block, hidden, names, observer, parts, self.store)
+        return observe_block(*given, native=self.native)
 
     @on_cpu
     @memory_errors(REMEDY)
     def run(self, config: ModelConfig, block: Block, hidden: Hidden) -> Hidden:
         placed, backend = place(block, self.native), backend_of(self.native)
-        outputs: list[np.ndarray] = []
+        outputs = self.store.new()
         for x, tables in batches(config, hidden):
-            outputs += [*np.asarray(run_batch(config, placed, x, tables, backend))]
+            outputs.extend(np.asarray(run_batch(config, placed, x, tables, backend)))
         return outputs
 
 
-def observe_block(
+def observe_block(  # noqa: PLR0913  (the reference's, and native)
     config: ModelConfig,
     block: Block,
     hidden: Hidden,
     names: Mapping[str, str] | None = None,
     observer: Observer = ABSMAX,
     parts: Collection[str] | None = None,
+    store: Store = UNLIMITED,
     *,
     native: bool = False,
-) -> tuple[Statistics, list[np.ndarray]]:
+) -> tuple[Statistics, States]:
     """As the reference's: statistics of the linears' inputs, and the block's outputs."""
     wanted = None if parts is None else frozenset(parts)
     native = native and not has_quantized_experts(block)
     placed, backend = place(block, native), backend_of(native)
     statistics: Statistics = {}
-    outputs: list[np.ndarray] = []
+    outputs = store.new()
     for x, tables in batches(config, hidden):
         heard, y, largest = observe_batch(config, placed, x, tables, backend, observer, wanted)
         found = heard.collect(config.gated_mlp)
@@ -110,7 +123,7 @@ def observe_block(
                 add(statistics, name, found[name], names or {}, observer)
         if wanted is None:
             require_finite_output(np.float32(largest), names or {})
-            outputs += [*np.asarray(y)]  # views [T, D]
+            outputs.extend(np.asarray(y))  # views [T, D]
     return statistics, outputs
 
 
@@ -174,9 +187,9 @@ def batches(
     """Samples of equal length in batches [B, T, D] of about TOKENS tokens, and rotary tables."""
     for length, states in groupby(hidden, key=len):
         tables = tuple(rotations(rope, np.arange(length), length) for rope in config.ropes)
-        equal, count = [*states], max(1, TOKENS // length)
-        for start in range(0, len(equal), count):
-            yield np.stack(equal[start : start + count]), tables
+        count = max(1, TOKENS // length)
+        while batch := [*islice(states, count)]:  # lazily: the states may be on the disk
+            yield np.stack(batch), tables
 
 
 def backend_of(native: bool) -> Backend:

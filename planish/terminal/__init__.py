@@ -6,6 +6,8 @@ threads       --threads
 prompts       read --prompt and --prompt_file
 output        print JSON, format counts
 progress      a progress bar, or lines in a log
+blocks        the progress of a quantization, in words or in JSON
+sizes         sizes in bytes, as 2G
 streams       standard streams that are closed, full, or without a reader
 interrupts    Ctrl-C and SIGTERM
 """

@@ -3,9 +3,12 @@
     refuse_given(args, ("--recipes",), "is for --shape, not for --model")
     notice_idle(args, (args.temperature == 0, "at temperature 0", ("--top_k", "--seed")))
 
+The rule, as docs/command.md words it: a flag that says what is made must fit the recipe or subject,
+otherwise it is an error (reference/quantize/recipe.py, refuse_given); a flag that says how it is
+made and changes nothing here causes one line on stderr and no error, for scripts pass such flags.
+
 `args.given` maps each flag on the command line to its values as typed, so that a flag counts as
-given even with its default value. Scripts may pass flags without effect: they cause one line on
-stderr and no error.
+given even with its default value.
 """
 
 from __future__ import annotations

@@ -23,20 +23,28 @@ WORTH_A_LINE, FIRST, AGAIN = 10.0, 30.0, 120.0  # seconds
 def progress(items: Iterable[Any], description: str = "") -> Iterable[Any]:
     """Iterate, and show the description, how many items are done, and the time."""
     if sys.stderr.isatty():
-        bar: Iterable[Any] = tqdm(items, desc=description, delay=2, leave=False)
+        bar: Iterable[Any] = open_bar(items, description)
         return bar
     return log_progress(items, description)
 
 
+def open_bar(items: Iterable[Any], description: str) -> tqdm[Any]:
+    """A bar that appears after two seconds and goes when it is full."""
+    return tqdm(items, desc=description, delay=2, leave=False)
+
+
 def log_progress(
-    items: Iterable[Any], description: str, clock: Callable[[], float] = time.monotonic
+    items: Iterable[Any],
+    description: str,
+    clock: Callable[[], float] = time.monotonic,
+    detail: Callable[[], str] = str,
 ) -> Iterator[Any]:
-    """Iterate, with a notice now and then."""
+    """Iterate, with a notice now and then; `detail` ends its line."""
     of = f" of {len(items)}" if isinstance(items, Collection) else ""
     start, due, done = clock(), FIRST, 0
     for done, item in enumerate(items):
         if (seconds := clock() - start) >= due:
-            notice(f"{description}: {done}{of} after {duration(seconds)}")
+            notice(f"{description}: {done}{of} after {duration(seconds)}{detail()}")
             due = seconds + AGAIN
         yield item
     if (seconds := clock() - start) >= WORTH_A_LINE:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from planish.opening import describe_kernels
+from planish.opening import describe_kernels, describe_programs
 from planish.reference import architectures
 from planish.reference.errors import one_line
 from planish.reference.files.load import Checkpoint, open_checkpoint
@@ -50,8 +50,9 @@ def run(args: argparse.Namespace) -> int:
     if args.architectures:
         return list_architectures(args)
     checkpoint = open_checkpoint(args.model, args.allow_links)
-    notice_idle(args, (args.kernels == "xla", "with --kernels xla", ("--compilation_cache",)))
-    facts = {**describe(checkpoint), "kernels": describe_kernels(args)}
+    notice_idle(args)
+    facts = describe(checkpoint)
+    facts |= {"kernels": describe_kernels(args), "programs": describe_programs(args)}
     if args.json:
         print_json(facts)
     else:
@@ -171,8 +172,21 @@ def as_text(facts: dict[str, Any]) -> str:
     for kind, size in sorted(facts["bytes_by_kind"].items(), key=lambda item: -item[1]):
         lines.append(f"  {kind:14} {size:14,} bytes")
     lines.append(f"  {'in all':14} {facts['bytes']:14,} bytes")
-    lines.append(f"  kernels: {facts['kernels']['use']} ({facts['kernels']['why']})\n")
+    lines.append(f"  kernels: {facts['kernels']['use']} ({facts['kernels']['why']})")
+    lines.append(f"  programs: {programs_in_words(facts['programs'])}\n")
     return "\n".join([*lines, *grouped_lines(facts["tensors"])])
+
+
+def programs_in_words(programs: dict[str, Any]) -> str:
+    """What a run compiles, and what is kept for all models."""
+    compiled = "compiled for each new size of prompt chunk, cache and batch"
+    if programs["directory"] is None:
+        return f"{compiled}, and not kept"
+    kept = ", ".join(f"{count} {name}" for name, count in programs["kept"].items()) or "none yet"
+    return (
+        f"{compiled}, and kept in {one_line(programs['directory'])} (of all models: {kept},"
+        f" {programs['bytes']:,} bytes)"
+    )
 
 
 def quantized_lines(facts: dict[str, Any]) -> list[str]:

@@ -38,7 +38,7 @@ from planish.terminal.progress import progress
 from planish.verbs.perplexity import WINDOW_HELP, default_window
 
 RECIPES = "W8A8,W4A16-g32,W4A8-g32,W4A8-g32-alpha0.5"
-CALIBRATION_FLAGS = ("--calibration", "--samples", "--sample_length")
+CALIBRATION_FLAGS = ("--calibration", "--samples", "--sequence_length", "--sample_length")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     words = f"how many samples to cut from it (default: {NUM_SAMPLES})"
     sampling.add_argument("--samples", type=int, metavar="N", help=words)
     words = f"tokens of a sample (default: {SAMPLE_LENGTH})"
-    sampling.add_argument("--sample_length", type=int, metavar="N", help=words)
+    sampling.add_argument("--sequence_length", "--sample_length", type=int, metavar="N", help=words)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     engine = parser.add_argument_group("the engine")
     add_kv_cache_flag(engine)
@@ -108,7 +108,7 @@ def text_windows(
 
 def samples_of(args: argparse.Namespace, checkpoint: Checkpoint) -> list[np.ndarray]:
     """The calibration samples, cut as `planish quantize` does."""
-    own, length = "--calibration FILE", args.sample_length
+    own, length = "--calibration FILE", args.sequence_length
     return calibration_samples(checkpoint, args.calibration, args.samples, length, own)
 
 

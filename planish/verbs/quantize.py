@@ -6,31 +6,38 @@ import argparse
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from planish.calibration import announce_estimate, calibration_samples
+from planish import __version__
+from planish.calibration import announce_estimate, calibration_samples, read_calibration
 from planish.opening import ENGINES, keep_programs, native_kernels, open_subject
 from planish.reference.errors import RecipeError
 from planish.reference.files.load import Checkpoint
+from planish.reference.files.partial import Partial
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.config import ModelConfig
+from planish.reference.model.folds import output_folds
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
+from planish.reference.quantize.estimate import peak_resident
 from planish.reference.quantize.methods import METHODS
 from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH
 from planish.reference.quantize.recipe import SETTINGS, Recipe, needs_calibration, recipe
 from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.quantize.settings import PRESETS
-from planish.reference.quantize.smooth import output_folds
-from planish.reference.text.tokenizer import read_text
+from planish.terminal.blocks import FORMS, BlockProgress, describe_fields
 from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_model_flag
 from planish.terminal.given import Rule, engine_rule, notice_idle
-from planish.terminal.progress import progress
+from planish.terminal.output import print_json
+from planish.terminal.sizes import parse_bytes
 
 CALIBRATION_FLAGS = (
     "--calibration",
     "--samples",
+    "--sequence_length",
     "--sample_length",
+    "--memory_budget",
     "--engine",
     "--kernels",
     "--compilation_cache",
@@ -91,8 +98,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a model that exists at --out"
     )
+    add_running_flags(parser)
     add_method_flags(parser)
     add_calibration_flags(parser)
+
+
+def add_running_flags(parser: argparse.ArgumentParser) -> None:
+    """How the command runs: what it goes on with, what memory it takes, what it prints."""
+    group = parser.add_argument_group("the run")
+    words = "go on after the last finished block of a run that was stopped (OUT.partial)"
+    group.add_argument("--resume", action="store_true", help=words)
+    words = "memory for the samples' hidden states, as 2G; the rest is on the disk (default: all)"
+    group.add_argument("--memory_budget", metavar="SIZE", help=words)
+    words = "text (default), or json: an object for each finished block, on a line of stderr"
+    group.add_argument("--progress", choices=FORMS, default="text", help=words)
+    group.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
 
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
@@ -107,15 +127,16 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--preset", choices=PRESETS, help=words)
     words = "teq, signround: steps of training of each block"
     group.add_argument("--iterations", type=int, metavar="N", help=words)
-    words = "teq, signround: of the order of the samples (default: 0)"
-    group.add_argument("--seed", type=int, metavar="N", help=words)
 
 
 def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
     """The calibration text, how much of it, and the engine that runs it."""
     group = parser.add_argument_group("the calibration")
     group.add_argument(
-        "--calibration", metavar="FILE", help="UTF-8 text (default: the embedded one)"
+        "--calibration",
+        metavar="FILE",
+        help='UTF-8 text, or FILE.jsonl with a line {"text": "..."} for each (default: the'
+        " embedded text)",
     )
     group.add_argument(
         "--samples",
@@ -124,11 +145,14 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
         help=f"how many samples of the text to calibrate on (default: {NUM_SAMPLES})",
     )
     group.add_argument(
+        "--sequence_length",
         "--sample_length",
         type=int,
         metavar="N",
         help=f"tokens of a sample (default: {SAMPLE_LENGTH})",
     )
+    words = "draw the samples from the whole text (default: the first ones); teq, signround: also"
+    group.add_argument("--seed", type=int, metavar="N", help=f"{words} their order (default: 0)")
     group.add_argument(
         "--engine",
         choices=ENGINES,
@@ -143,27 +167,47 @@ def run(args: argparse.Namespace) -> int:
     chosen = recipe_of(args)
     checkpoint = open_subject(args)
     check_request(checkpoint, chosen, args.layout)
-    writer = CheckpointWriter(args.out, args.model, args.overwrite)
+    partial = Partial(args.out, args.resume, f"planish {__version__}")
+    writer = CheckpointWriter(args.out, args.model, args.overwrite, partial)
     samples, start = samples_of(args, checkpoint, chosen), time.perf_counter()
+    shown = BlockProgress(args.progress)
     runtime = runtime_of(args, chosen)  # first: Ctrl-C in its imports kills, and undoes nothing
+    budget = parse_bytes(args.memory_budget, "memory_budget")
+    runtime = replace(runtime, progress=shown.progress, report=shown.report, memory_budget=budget)
     with writer:
         notice_idle(args, *idle_rules(args, chosen, checkpoint.config))
         announce_estimate(checkpoint, chosen, samples, runtime.runner)
         quantize_checkpoint(checkpoint, writer, chosen, samples, args.layout, runtime)
     seconds = time.perf_counter() - start
     print(f"{args.out}: {chosen.name}, {seconds:.1f} s", file=sys.stderr)
+    if args.json:
+        print_json(summarize(args, chosen, seconds, shown))
     return 0
+
+
+def summarize(
+    args: argparse.Namespace, chosen: Recipe, seconds: float, shown: BlockProgress
+) -> dict[str, Any]:
+    """What --json prints."""
+    return {
+        "out": args.out,
+        "recipe": chosen.name,
+        "method": chosen.method,
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_resident(),
+        "blocks": [describe_fields(report) for report in shown.reports],
+    }
 
 
 def runtime_of(args: argparse.Namespace, chosen: Recipe) -> Runtime:
     """What executes the quantization; imports jax only if needed."""
     if args.engine == "reference" or not needs_calibration(chosen):
-        return replace(NUMPY, progress=progress)
+        return NUMPY
     keep_programs(args.compilation_cache)
     native = native_kernels(args)
     from planish.fast.quantize.runtime import fast_runtime
 
-    return fast_runtime(native, progress)
+    return fast_runtime(native)
 
 
 def idle_rules(args: argparse.Namespace, chosen: Recipe, config: ModelConfig) -> tuple[Rule, ...]:
@@ -178,7 +222,7 @@ def idle_rules(args: argparse.Namespace, chosen: Recipe, config: ModelConfig) ->
         engine_rule(args) if calibrates else (False, "", ()),
         (not chosen.quantizes_blocks, "with --recipe float", ("--ignore",)),
         (not chosen.quantizes, "without quantized weights", ("--method", "--layout")),
-        (not any(output_folds(config)), "on this architecture", ("--smooth_outputs",)),
+        (not output_folds(config), "on this architecture", ("--smooth_outputs",)),
     )
 
 
@@ -218,8 +262,8 @@ def samples_of(
 ) -> list[np.ndarray] | None:
     """The samples, or None if the recipe needs none; a given file must be readable even then."""
     if needs_calibration(chosen):
-        given = args.calibration, args.samples, args.sample_length, "--calibration FILE"
-        return calibration_samples(checkpoint, *given)
+        given = args.calibration, args.samples, args.sequence_length, "--calibration FILE"
+        return calibration_samples(checkpoint, *given, seed=args.seed)
     if args.calibration is not None:
-        read_text(args.calibration)
+        read_calibration(args.calibration)
     return None

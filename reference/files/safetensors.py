@@ -13,7 +13,7 @@ with tensors named `__padding__.*`, which readers skip.
 from __future__ import annotations
 
 import json
-import stat
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 import safetensors
 
 from planish.reference.errors import CheckpointError
+from planish.reference.reading import require_file
 
 ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register, and what XLA wants for zero copies
 LARGEST_HEADER = 100_000_000  # the limit of the safetensors library
@@ -37,12 +38,6 @@ DTYPES = {  # those that we compute with; the format has more
     "U8": np.dtype(np.uint8),
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-ENDLESS = {  # not files: open() may block for ever, and they have no size
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 @dataclass(frozen=True)
@@ -86,16 +81,6 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
     return entries
 
 
-def require_file(path: Path) -> None:
-    """Raise CheckpointError for a pipe, a socket or a device, before anything waits for it."""
-    try:
-        kind = ENDLESS.get(stat.S_IFMT(path.stat().st_mode))
-    except OSError:  # opening it reports that
-        return
-    if kind is not None:
-        raise CheckpointError("is not a file", path=path, expected="a file", found=kind)
-
-
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The header's JSON and the offset of the data; checks what the library reports poorly."""
     text = _header_text(path)
@@ -111,7 +96,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _header_text(path: Path) -> bytes:
-    require_file(path)
+    require_file(path, CheckpointError)
     try:
         with path.open("rb") as file:
             head, size = file.read(8), path.stat().st_size
@@ -158,6 +143,17 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         for tensor in tensors.values():
             file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
             file.write(bytes(-tensor.nbytes % ALIGNMENT))
+            forget_pages(tensor)
+
+
+def forget_pages(tensor: np.ndarray) -> None:
+    """Take a mapped file's pages out of this process's memory; the next access reads them again.
+
+    Without this a process that has read a model once seems to need all of its bytes.
+    """
+    mapped = getattr(tensor, "_mmap", None)  # of a view, too, as long as it is a memmap
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _header_entry(

@@ -14,8 +14,9 @@ import re
 from pathlib import Path, PurePath
 
 from planish.reference.errors import CheckpointError, ConfigError, notice
-from planish.reference.files.safetensors import TensorEntry, read_entries, require_file
+from planish.reference.files.safetensors import TensorEntry, read_entries
 from planish.reference.json import read_json
+from planish.reference.reading import require_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -108,7 +109,7 @@ def check_link(file: Path, allow_links: bool = False) -> None:
     allow_links permits any link; otherwise only Hugging Face's cache may link from snapshots to
     its blobs.
     """
-    require_file(file)
+    require_file(file, CheckpointError)
     if file.is_symlink() and not file.exists():
         found = f"a link to {file.readlink()}"
         raise CheckpointError("is not there", path=file, expected="a file", found=found)

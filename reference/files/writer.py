@@ -3,22 +3,24 @@
 Everything is written to a hidden directory next to the target, each file is flushed to the disk,
 config.json last, and one rename puts it in place (placing.py). A kill at any moment leaves the old
 state or the new one. It may also leave the hidden directory, which has a config.json only if all
-its other files are complete and on the disk.
+its other files are complete and on the disk. With a Partial (partial.py) finished pieces, such as
+blocks, are on the disk as soon as they are finished, and a later run can go on after them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from planish.reference.errors import OutputError
+from planish.reference.errors import OutOfMemoryError, OutputError, PlanishError
+from planish.reference.files.partial import Partial, sync
 from planish.reference.files.placing import check_directory, hidden_beside, put_directory
 from planish.reference.files.safetensors import write_tensors
 
@@ -46,11 +48,19 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, target: str | Path, source: str | Path | None = None, overwrite: bool = False
+        self,
+        target: str | Path,
+        source: str | Path | None = None,
+        overwrite: bool = False,
+        partial: Partial | None = None,
     ):
+        """partial: where finished pieces are kept until the directory is complete."""
         self.target, self.source = Path(target), None if source is None else Path(source)
-        self.overwrite = overwrite
+        self.overwrite, self.partial, self.finished = overwrite, partial, False
+        self.piece: dict[str, np.ndarray] = {}  # tensors of a piece that is not finished
         self._check()
+        if partial is not None:
+            partial.check()
         self.hidden = hidden_beside(self.target)
         self.pending: dict[str, np.ndarray] = {}
         self.shards: list[list[str]] = []
@@ -85,6 +95,10 @@ class CheckpointWriter:
         trace: TracebackType | None,
     ) -> None:
         _remove(self.hidden)
+        if self.partial is not None and not self.finished:
+            self.partial.leave(worth=is_worth_resuming(value))
+        elif self.partial is not None:
+            self.partial.remove()
         if isinstance(value, OSError):
             raise OutputError(
                 f"cannot be written: {value.strerror or value}", path=self.target
@@ -92,6 +106,31 @@ class CheckpointWriter:
 
     def add(self, name: str, tensor: np.ndarray) -> None:
         """Add one tensor; full shards are written at once, so memory stays bounded."""
+        if self.partial is None:
+            self._queue(name, tensor)
+        else:
+            self.piece[name] = tensor
+
+    def has_piece(self, name: str) -> bool:
+        """Whether an earlier run has finished a piece."""
+        return self.partial is not None and self.partial.has(name)
+
+    def end_piece(self, name: str, facts: Mapping[str, Any]) -> None:
+        """What was added since the last piece is finished: keep it for a later run."""
+        if self.partial is not None:
+            self.partial.save(name, self.piece, facts)
+            self.piece = {}
+            self.add_piece(name)
+
+    def add_piece(self, name: str) -> dict[str, Any]:
+        """Add the tensors of a finished piece, from the disk; its facts."""
+        if self.partial is None:
+            raise KeyError(name)
+        for tensor, entry in self.partial.tensors(name).items():
+            self._queue(tensor, entry.map())
+        return self.partial.facts(name)
+
+    def _queue(self, name: str, tensor: np.ndarray) -> None:
         waiting = sum(other.nbytes for other in self.pending.values())
         if self.pending and waiting + tensor.nbytes > SHARD_BYTES:
             self._flush()
@@ -109,6 +148,8 @@ class CheckpointWriter:
 
     def finish(self, values: dict[str, Any]) -> None:
         """Write index and config.json, flush everything to the disk, and rename into place."""
+        for name, tensor in self.piece.items():
+            self._queue(name, tensor)
         self._flush()
         self._name_shards()
         files = [] if self.source is None else [self.source / name for name in COPIED]
@@ -116,12 +157,13 @@ class CheckpointWriter:
             if file.is_file():
                 shutil.copyfile(file, self.hidden / file.name)
         for path in self.hidden.iterdir():
-            _sync(path)
+            sync(path)
         self._write_json("config.json", values)
-        _sync(self.hidden / "config.json")
-        _sync(self.hidden)
+        sync(self.hidden / "config.json")
+        sync(self.hidden)
         put_directory(self.hidden, self.target, self.overwrite)
-        _sync(self.target.parent)
+        self.finished = True
+        sync(self.target.parent)
 
     def _name_shards(self) -> None:
         count = len(self.shards)
@@ -140,12 +182,11 @@ class CheckpointWriter:
         self.add_text(name, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def is_worth_resuming(problem: BaseException | None) -> bool:
+    """Whether going on may succeed: not after an error of the model, the recipe or the samples."""
+    return not isinstance(problem, PlanishError) or isinstance(
+        problem, OutputError | OutOfMemoryError
+    )
 
 
 def _remove(path: Path) -> None:

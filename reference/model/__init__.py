@@ -6,6 +6,6 @@ rope           rotary position embeddings and their scaling
 layers         norms, attention, activation functions
 weights        the weights of a block and of a model
 experts        the experts of a layer, stacked along one axis
-folds          which norm feeds which linears
+folds          where a scale can move: from a norm or a linear into those that read it
 transformer    forward, prefill, decode_step
 """

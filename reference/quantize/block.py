@@ -22,10 +22,13 @@ def quantize_block(
 ) -> tuple[Block, Block]:
     """Quantize a block, smoothed if the recipe smooths; also the float block that was rounded."""
     *rescaling, rounding = recipe.methods
+    given = block
     for method in rescaling:
         block = runtime.step(method)(job, block)
     if any(scheme and scheme.activation == "static" for scheme in job.schemes.values()):
-        job = replace(job, absmax=observe_absmax(job, block))
+        seen = job.absmax if block is given else {}
+        absmax = with_unseen_experts(block, seen) if seen else observe_absmax(job, block)
+        job = replace(job, absmax=absmax)
     return runtime.step(rounding)(job, block), block
 
 

@@ -9,43 +9,43 @@ the statistics; a method (methods/) turns a weight and its statistics into codes
 
 from __future__ import annotations
 
-import copy
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from planish.reference.errors import RecipeError
-from planish.reference.files.formats import FORMATS
 from planish.reference.files.load import Checkpoint, load_weights
+from planish.reference.files.partial import Partial
+from planish.reference.files.safetensors import forget_pages
 from planish.reference.files.writer import CheckpointWriter
-from planish.reference.linear import Linear, float_weight, quantized_weight
-from planish.reference.model.experts import stack_linears
-from planish.reference.model.layers import Norm
-from planish.reference.model.shapes import outer_kinds
-from planish.reference.model.weights import Block, Weights, block_linears, block_norms, split_expert
+from planish.reference.linear import float_weight
+from planish.reference.model.weights import Block, Weights, block_linears
 from planish.reference.quantize.block import quantize_block
 from planish.reference.quantize.job import BlockJob
-from planish.reference.quantize.methods.rtn import quantize_linear
-from planish.reference.quantize.observe import ChannelAbsmax, fingerprint
+from planish.reference.quantize.observe import ChannelAbsmax
+from planish.reference.quantize.output import add_block, add_outer, config_values, read_block
 from planish.reference.quantize.recipe import Recipe, needs_calibration, needs_states
 from planish.reference.quantize.remarks import Remarks
+from planish.reference.quantize.report import BlockReport, no_report
+from planish.reference.quantize.resume import (
+    ALPHAS,
+    block_piece,
+    describe_request,
+    load_alphas,
+    save_alphas,
+)
 from planish.reference.quantize.runner import Hidden
 from planish.reference.quantize.runtime import NUMPY, Runtime
-from planish.reference.quantize.schemes import (
-    block_schemes,
-    check_schemes,
-    head_scheme,
-    linear_names,
-    schemes_to_write,
-)
-from planish.reference.quantize.search import BlockAlphas, search_alpha
+from planish.reference.quantize.schemes import block_schemes, check_schemes, linear_names
+from planish.reference.quantize.search import BlockAlphas, output_error, search_alpha, spread
+from planish.reference.quantize.settings import DEFAULTS
 from planish.reference.quantize.smooth import apply_smoothing, require_folds, require_smoothed
-from planish.reference.quantized import LAYOUTS, QuantizedWeight, to_layout
-from planish.reference.scheme import Scheme
+from planish.reference.quantized import LAYOUTS, QuantizedWeight
 
-WRITTEN = FORMATS["planish"]
+ERROR_SAMPLES = 4  # on which a block's error is measured for the report
 
 
 def quantize_checkpoint(
@@ -67,19 +67,40 @@ def quantize_checkpoint(
     if needs_calibration(recipe) and not samples:
         raise RecipeError("needs calibration text", name=recipe.name)
     samples = samples if needs_calibration(recipe) else None
-    weights = load_weights(checkpoint)
-    smoothing = choose_alphas(checkpoint, weights, recipe, samples, runtime)
-    job = Job(checkpoint=checkpoint, recipe=recipe, smoothing=smoothing, runtime=runtime)
-    states = job.first_states(weights, samples)
-    remarks = Remarks(recipe)
-    for layer in runtime.progress(range(len(weights.blocks)), f"quantize {recipe.name}"):
-        block, states = job.convert(weights.blocks[layer], layer, states, remarks)
-        _add_block(checkpoint, writer, layer, block, layout, raw=smoothing is None)
-        del block  # before the next one is read
-    _add_outer(checkpoint, writer, weights, recipe, layout, remarks)
+    if writer.partial is not None:
+        name = runtime.runner.name
+        writer.partial.begin(describe_request(checkpoint, recipe, samples, layout, name))
+    runtime, weights = runtime.storing(writer.hidden), load_weights(checkpoint)
+    smoothing = choose_alphas(checkpoint, weights, recipe, samples, runtime, writer.partial)
+    given: Any = {"smoothing": smoothing, "runtime": runtime, "layout": layout}
+    job = Job(checkpoint=checkpoint, recipe=recipe, **given)
+    remarks = convert_blocks(job, writer, weights, samples)
+    add_outer(checkpoint, writer, weights, recipe, layout, remarks)
     remarks.report()
     alphas = None if smoothing is None else smoothing.alphas
-    writer.finish(_config_values(checkpoint, recipe, layout, alphas, samples))
+    writer.finish(config_values(checkpoint, recipe, layout, alphas, samples))
+
+
+def convert_blocks(
+    job: Job, writer: CheckpointWriter, weights: Weights, samples: Sequence[np.ndarray] | None
+) -> Remarks:
+    """Quantize and write every block that no earlier run has finished; remarks on all of them."""
+    blocks, remarks = weights.blocks, Remarks(job.recipe)
+    done = sum(writer.has_piece(block_piece(layer)) for layer in range(len(blocks)))
+    states = job.first_states(weights, samples) if done < len(blocks) else States()
+    for layer in job.runtime.progress(range(len(blocks)), f"quantize {job.recipe.name}"):
+        start, piece = time.perf_counter(), block_piece(layer)
+        if layer < done:
+            states = job.pass_through(writer, blocks, layer, states)
+            facts = writer.add_piece(piece)
+        else:
+            facts, states = job.convert(writer, blocks[layer], layer, states)
+            writer.end_piece(piece, facts)
+        for entry in job.checkpoint.entries.values():
+            forget_pages(entry.data)
+        remarks.add(facts["remarks"])
+        job.report(layer, layer < done, facts["errors"], time.perf_counter() - start)
+    return remarks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +123,7 @@ class Job:
     recipe: Recipe
     smoothing: BlockAlphas | None
     runtime: Runtime
+    layout: str
 
     def first_states(self, weights: Weights, samples: Sequence[np.ndarray] | None) -> States:
         """The first block's input; empty if no statistics are needed."""
@@ -112,21 +134,91 @@ class Job:
         return States(floats=hidden, quantized=hidden)
 
     def convert(
-        self, block: Block, layer: int, states: States, remarks: Remarks
-    ) -> tuple[Block, States]:
-        """observe -> smooth -> quantize one float block; also the next block's inputs."""
+        self, writer: CheckpointWriter, block: Block, layer: int, states: States
+    ) -> tuple[dict[str, Any], States]:
+        """Quantize and write one float block; its facts in JSON, and the next block's inputs."""
         names, config = linear_names(self.checkpoint, layer), self.checkpoint.config
         absmax, outputs = self.runtime.runner.observe(config, block, states.floats, names)
-        smooth = self.smooth(block, layer, absmax)
+        smooth, remarks = self.smooth(block, layer, absmax), Remarks(self.recipe)
         if not self.recipe.quantizes:
-            return smooth, States(floats=outputs, quantized=outputs)
+            add_block(self.checkpoint, writer, layer, smooth, self.layout, raw=self.raw)
+            facts = {"remarks": remarks.facts(), "errors": (None, None)}
+            return facts, States(floats=outputs, quantized=outputs)
         job = self.block_job(layer, states, outputs)
+        job = replace(job, absmax=absmax) if smooth is block else job  # else its inputs have moved
         quantized, rescaled = quantize_block(job, smooth, self.recipe, self.runtime)
         floats = block_linears(rescaled)
         for part, linear in block_linears(quantized).items():
             if isinstance(linear.weight, QuantizedWeight):
                 remarks.see(names[part], float_weight(floats[part]), linear.weight)
-        return quantized, self.next_states(quantized, states, outputs)
+        add_block(self.checkpoint, writer, layer, quantized, self.layout, raw=self.raw)
+        errors = self.measure_errors(job, block, quantized)
+        facts = {"remarks": remarks.facts(), "errors": errors}
+        return facts, self.next_states(quantized, states, outputs)
+
+    @property
+    def raw(self) -> bool:
+        """Whether what is not quantized stays as it is in the float model."""
+        return self.smoothing is None and not self.recipe.rescales
+
+    def pass_through(
+        self, writer: CheckpointWriter, blocks: Sequence[Block], layer: int, states: States
+    ) -> States:
+        """The next block's inputs, after a block that an earlier run has finished."""
+        if not states.floats:
+            return states
+        config, names = self.checkpoint.config, linear_names(self.checkpoint, layer)
+        _, outputs = self.runtime.runner.observe(config, blocks[layer], states.floats, names)
+        if writer.partial is None or not self.recipe.sequential:
+            return States(floats=outputs, quantized=outputs)
+        entries = writer.partial.tensors(block_piece(layer))
+        quantized = read_block(self.checkpoint, self.recipe, self.layout, layer, entries)
+        return self.next_states(quantized, states, outputs)
+
+    def measure_errors(
+        self, job: BlockJob, block: Block, quantized: Block
+    ) -> tuple[float | None, float | None]:
+        """The block's error when it is rounded to nearest, and that of its quantized form.
+
+        None where nobody asks or there is no calibration; BlockReport says what is measured.
+        """
+        if self.runtime.report is no_report or not job.targets:
+            return None, None
+        some = spread(len(job.targets), ERROR_SAMPLES)
+        floats, inputs, targets = (
+            [states[i] for i in some] for states in (job.float_inputs, job.inputs, job.targets)
+        )
+
+        def error(candidate: Block) -> float:
+            found = self.runtime.runner.run(job.config, candidate, inputs)
+            return output_error(floats, found, targets)
+
+        if self.recipe.method == "rtn" and self.smoothing is None:
+            return None, error(quantized)
+        few = replace(job, float_inputs=floats, inputs=inputs, targets=targets)
+        nearest = replace(self.recipe, method="rtn", settings=DEFAULTS)
+        return error(quantize_block(few, block, nearest)[0]), error(quantized)
+
+    def report(
+        self,
+        layer: int,
+        resumed: bool,
+        errors: Sequence[float | None],
+        seconds: float,
+    ) -> None:
+        """Report a finished block."""
+        before, after = errors
+        self.runtime.report(
+            BlockReport(
+                layer=layer,
+                blocks=self.checkpoint.config.num_layers,
+                method=self.recipe.method,
+                before=before,
+                after=after,
+                seconds=seconds,
+                resumed=resumed,
+            )
+        )
 
     def block_job(self, layer: int, states: States, targets: Hidden) -> BlockJob:
         """What the methods get of one block."""
@@ -183,121 +275,19 @@ def choose_alphas(
     recipe: Recipe,
     samples: Sequence[np.ndarray] | None,
     runtime: Runtime = NUMPY,
+    partial: Partial | None = None,
 ) -> BlockAlphas | None:
-    """The alpha of each block, given or searched for; None without smoothing."""
+    """The alpha of each block, given or searched for; None without smoothing.
+
+    partial: has the result of a search that an earlier run has finished, or keeps this one's.
+    """
     if recipe.alpha is None or samples is None:
         return None
     if not isinstance(recipe.alpha, str):
         return BlockAlphas(alphas=[float(recipe.alpha)] * checkpoint.config.num_layers)
-    return search_alpha(checkpoint, weights, samples, recipe, runtime=runtime)
-
-
-def _add_block(
-    checkpoint: Checkpoint,
-    writer: CheckpointWriter,
-    layer: int,
-    block: Block,
-    layout: str,
-    raw: bool,
-) -> None:
-    linears, experts = split_experts(block_linears(block))
-    for part, value in (block_norms(block) | linears).items():
-        prefix = checkpoint.prefix(part, layer)
-        if isinstance(value, Linear) and isinstance(value.weight, QuantizedWeight):
-            WRITTEN.write(writer, prefix, _put_in_layout(value, layout))
-        else:
-            _add_float(checkpoint, writer, prefix, value, raw)
-    for part, each in experts.items():
-        stack = stack_linears([_put_in_layout(layer, layout) for layer in each])
-        WRITTEN.write(writer, checkpoint.prefix(part, layer), stack)
-
-
-def split_experts(linears: dict[str, Linear]) -> tuple[dict[str, Linear], dict[str, list[Linear]]]:
-    """The linears that are written one by one, and the quantized experts, which are stacked."""
-    single: dict[str, Linear] = {}
-    experts: dict[str, list[Linear]] = {}
-    for part, linear in linears.items():
-        general, expert = split_expert(part)
-        if expert is None or not isinstance(linear.weight, QuantizedWeight):
-            single[part] = linear
-        else:
-            experts.setdefault(general, []).append(linear)
-    return single, experts
-
-
-def _add_float(
-    checkpoint: Checkpoint, writer: CheckpointWriter, prefix: str, value: Linear | Norm, raw: bool
-) -> None:
-    """Write weight and bias: unchanged ones (raw) in the source's type, others in float32."""
-    for kind in ("weight", "bias"):
-        tensor, name = getattr(value, kind), f"{prefix}.{kind}"
-        if raw and name in checkpoint.entries:
-            writer.add(name, checkpoint.entries[name].map())
-        elif tensor is not None:
-            writer.add(name, tensor.astype(np.float32, copy=False))
-
-
-def _put_in_layout(layer: Linear, layout: str) -> Linear:
-    """The linear with its quantized weight in the file's layout."""
-    weight = layer.weight
-    if not isinstance(weight, QuantizedWeight):
-        return layer
-    return replace(layer, weight=to_layout(weight, layout))
-
-
-def _add_outer(
-    checkpoint: Checkpoint,
-    writer: CheckpointWriter,
-    weights: Weights,
-    recipe: Recipe,
-    layout: str,
-    remarks: Remarks,
-) -> None:
-    """Write embeddings, final norm and projections unchanged, and lm_head under its scheme."""
-    for part, kinds in outer_kinds(checkpoint.config).items():
-        prefix, source = checkpoint.prefix(part), checkpoint.source(part).name
-        if part == "head" and (scheme := head_scheme(checkpoint, recipe)) is not None:
-            head = quantize_head(weights.head, scheme, recipe, prefix)
-            remarks.see(prefix, float_weight(weights.head), quantized_weight(head))
-            WRITTEN.write(writer, prefix, _put_in_layout(head, layout))
-            continue
-        if part == "head" and checkpoint.config.tie_embeddings:
-            continue
-        for kind in kinds:
-            writer.add(f"{source}.{kind}", checkpoint.entries[f"{source}.{kind}"].map())
-
-
-def quantize_head(head: Linear, scheme: Scheme, recipe: Recipe, name: str) -> Linear:
-    """Round lm_head to nearest under its scheme, whatever the recipe's method."""
-    return quantize_linear(head, scheme, rule=recipe.rule, name=name)
-
-
-def _config_values(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    layout: str,
-    alphas: list[float] | None,
-    samples: Sequence[np.ndarray] | None,
-) -> dict[str, Any]:
-    values = copy.deepcopy(checkpoint.values)
-    if not recipe.quantizes:  # a float model, perhaps smoothed
-        if alphas is not None:
-            values["torch_dtype" if "torch_dtype" in values else "dtype"] = "float32"
-        return values
-    said = WRITTEN.config(schemes_to_write(checkpoint, recipe), layout)
-    facts = recipe_facts(recipe, alphas, fingerprint(samples) if samples else None)
-    return {**values, "quantization_config": {**said, **facts}}
-
-
-def recipe_facts(
-    recipe: Recipe, alphas: list[float] | None = None, calibration: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """How a directory was made, for config.json; no reader needs it."""
-    smoothing = recipe.smoothing
-    return {
-        "recipe": recipe.name,
-        "method": recipe.method,
-        "rule": recipe.rule,
-        "smoothing": smoothing and {**asdict(smoothing), "alpha_per_block": alphas},
-        "calibration": calibration,
-    }
+    if partial is not None and partial.has(ALPHAS):
+        return load_alphas(partial)
+    found = search_alpha(checkpoint, weights, samples, recipe, runtime=runtime)
+    if partial is not None:
+        save_alphas(partial, found)
+    return found

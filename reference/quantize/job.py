@@ -30,7 +30,8 @@ class BlockJob:
                    empty without a calibration
     float_inputs:  as the float blocks leave them
     targets:       what this block, in float, makes of float_inputs
-    absmax:        of each channel of the linears' inputs, for static activation scales
+    absmax:        of each channel of the linears' inputs, for static activation scales; empty if
+                   nobody has observed this block yet
     layer:         the block's number; with settings.seed it seeds what a method draws at random
     note:          reports what a user should know, such as experts without tokens
     """

@@ -22,6 +22,7 @@ from planish.reference.model.config import ModelConfig
 from planish.reference.model.transformer import Tap, block_forward, embed, no_tap
 from planish.reference.model.weights import Block, Weights
 from planish.reference.progress import Progress, no_progress
+from planish.reference.quantize.hidden import UNLIMITED, States, Store
 
 NUM_SAMPLES, SAMPLE_LENGTH = 512, 512
 
@@ -59,16 +60,22 @@ ABSMAX = Observer(measure=channel_absmax, merge=np.maximum)
 
 
 def cut_samples(
-    ids: Sequence[int], count: int = NUM_SAMPLES, length: int = SAMPLE_LENGTH
+    ids: Sequence[int],
+    count: int = NUM_SAMPLES,
+    length: int = SAMPLE_LENGTH,
+    seed: int | None = None,
 ) -> list[np.ndarray]:
-    """The first `count` windows of `length` tokens; fewer, with a notice, if the text has fewer.
+    """`count` windows of `length` tokens; fewer, with a notice, if the text has fewer.
 
-    Raises PromptError if it has none.
+    The windows follow each other without overlap from the text's beginning. Without a seed the
+    first ones are taken. With one, numpy.random.default_rng(seed).choice draws them from all
+    windows, none twice, and they keep the text's order. Raises PromptError if there is none.
     """
     if count < 1 or length < 1:
         found, expected = f"{count} of {length}", "at least 1 sample of 1 token"
         raise PromptError("bad value", name="calibration", expected=expected, found=found)
-    windows = min(count, len(ids) // length)
+    there = len(ids) // length
+    windows = min(count, there)
     if windows == 0:
         raise PromptError(
             "is too short", name="calibration", expected=f"at least {length} tokens", found=len(ids)
@@ -76,7 +83,21 @@ def cut_samples(
     if windows < count:
         samples = f"{windows} sample{'s' * (windows > 1)} of {length} tokens"
         notice(f"calibrating on {samples}: the text has no more")
-    return [np.asarray(ids[i * length : (i + 1) * length]) for i in range(windows)]
+    chosen = choose_windows(windows, there, seed)
+    return [np.asarray(ids[i * length : (i + 1) * length]) for i in chosen]
+
+
+def choose_windows(count: int, there: int, seed: int | None) -> list[int]:
+    """The first `count` of `there` numbers or, with a seed, some drawn at random, ascending."""
+    if seed is None or count == there:
+        return [*range(count)]
+    return sorted(np.random.default_rng(seed).choice(there, count, replace=False).tolist())
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, evenly spaced."""
+    chosen = min(count, most)
+    return [index * count // chosen for index in range(chosen)]
 
 
 def fingerprint(samples: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -86,10 +107,15 @@ def fingerprint(samples: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 def embed_samples(
-    config: ModelConfig, weights: Weights, samples: Sequence[np.ndarray]
-) -> list[np.ndarray]:
+    config: ModelConfig,
+    weights: Weights,
+    samples: Sequence[np.ndarray],
+    store: Store = UNLIMITED,
+) -> States:
     """The input of the first block: hidden states [T, D] of each sample."""
-    return [embed(config, weights, tokens, np.arange(len(tokens))) for tokens in samples]
+    states = store.new()
+    states.extend(embed(config, weights, tokens, np.arange(len(tokens))) for tokens in samples)
+    return states
 
 
 def run_block(config: ModelConfig, block: Block, x: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
@@ -105,15 +131,16 @@ def observe_block(
     names: Mapping[str, str] | None = None,
     observer: Observer = ABSMAX,
     parts: Collection[str] | None = None,
-) -> tuple[Statistics, list[np.ndarray]]:
+    store: Store = UNLIMITED,
+) -> tuple[Statistics, States]:
     """Statistics of the inputs of a block's linears, and the block's output hidden states.
 
-    parts: only these linears are observed, and the outputs are empty.
+    parts: only these linears are observed, and the outputs are empty. store: where outputs go.
     Raises QuantizationError if the float model overflows on the samples; `names` are the names of
     the block's linears for this error.
     """
     statistics: Statistics = {}
-    called, outputs = names or {}, []
+    called, outputs = names or {}, store.new()
 
     def tap(name: str, x: np.ndarray) -> None:
         if parts is not None and name not in parts:
@@ -124,9 +151,11 @@ def observe_block(
 
     with np.errstate(all="ignore"):  # the checks report them by name
         for x in hidden:
-            outputs.append(run_block(config, block, x, tap))
-            require_finite_output(np.abs(outputs[-1]).max(), called)
-    return statistics, [] if parts is not None else outputs
+            y = run_block(config, block, x, tap)
+            require_finite_output(np.abs(y).max(), called)
+            if parts is None:
+                outputs.append(y)
+    return statistics, outputs
 
 
 def reads_overflow(name: str) -> QuantizationError:
@@ -161,7 +190,8 @@ def calibrate(
     Source: get_act_scales of SmoothQuant's calibration.py,
     https://github.com/mit-han-lab/smoothquant.
     """
-    hidden, observed = embed_samples(config, weights, samples), []
+    hidden: Sequence[np.ndarray] = embed_samples(config, weights, samples)
+    observed = []
     for block in progress(weights.blocks, "calibrate"):
         absmax, hidden = observe_block(config, block, hidden)
         observed.append(absmax)

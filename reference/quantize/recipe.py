@@ -24,6 +24,7 @@ from typing import Any
 from planish.reference.errors import RecipeError
 from planish.reference.grids import GROUP_SIZES, INT4_RULES, SYMMETRIC_RULES
 from planish.reference.quantize.methods import METHODS
+from planish.reference.quantize.patterns import check_pattern
 from planish.reference.quantize.settings import DEFAULTS, PRESETS, Settings
 from planish.reference.quantize.spelling import (
     NAMES,
@@ -32,7 +33,6 @@ from planish.reference.quantize.spelling import (
     SMOOTH,
     SMOOTHED,
     Spelled,
-    check_pattern,
     choose,
     parse_name,
     parse_scheme,
@@ -91,6 +91,11 @@ class Recipe:
         """The methods in order; the last one rounds."""
         chain = tuple(self.method.split("+"))
         return chain if METHODS[chain[-1]].rounds else (*chain, "rtn")
+
+    @property
+    def rescales(self) -> bool:
+        """Whether a method changes the float block before another rounds it."""
+        return len(self.methods) > 1
 
     @property
     def sequential(self) -> bool:
@@ -286,6 +291,7 @@ def _check_alpha(alpha: Any) -> None:
 def _check_settings(recipe: Recipe, given: Mapping[str, Any]) -> None:
     """Raise RecipeError for a setting outside its range, or one that no method reads."""
     read = {setting for method in recipe.methods for setting in METHODS[method].settings}
+    read |= {"seed"} if needs_calibration(recipe) else set()  # it draws the samples
     for key in SETTINGS:
         if key in given and key not in read:
             raise RecipeError("has no effect", name=key, found=f"method {recipe.method}")
@@ -301,13 +307,19 @@ def _check_settings(recipe: Recipe, given: Mapping[str, Any]) -> None:
 
 
 def _check_effect(recipe: Recipe, grid: Mapping[str, Any]) -> None:
-    """Raise RecipeError for a value that has no effect on the recipe, or contradicts it."""
+    """Raise RecipeError for a value that the recipe has no place for, or that contradicts it.
+
+    What is written must be what the values say; docs/command.md has the rule for all flags.
+    """
     alpha = recipe.alpha
     if isinstance(alpha, str) and not recipe.quantizes_blocks:
         problem = "has no error to minimise in a float model"
         raise RecipeError(problem, name="alpha", expected="0..1", found=alpha)
     if recipe.name == "naive" and alpha is not None:
         raise RecipeError("naive means without smoothing", name="alpha", found=alpha)
+    if recipe.method != "rtn" and not recipe.quantizes:
+        problem = "has no effect without quantized weights"
+        raise RecipeError(problem, name="method", found=recipe.method)
     if grid and not any(scheme and scheme.bits == 4 for _, scheme in recipe.schemes):
         name = next(iter(grid))
         raise RecipeError("has no effect without INT4 weights", name=name, found=recipe.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from planish.reference.errors import notice
@@ -28,6 +30,16 @@ class Remarks:
         at_floor = np.broadcast_to(quantized.scale == int8_scale(np.float32(0)), (len(w), 1))[:, 0]
         if rows := int(w[at_floor].any(axis=1).sum()):
             self.floored[name] = rows
+
+    def facts(self) -> dict[str, Any]:
+        """The counts, in JSON."""
+        return {"wide": self.wide, "floored": self.floored, "nothing": self.nothing}
+
+    def add(self, facts: dict[str, Any]) -> None:
+        """Add the counts of other linears."""
+        self.wide += facts["wide"]
+        self.floored |= facts["floored"]
+        self.nothing &= facts["nothing"]
 
     def report(self) -> None:
         """Give one notice for each kind of remark."""

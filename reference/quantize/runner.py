@@ -8,12 +8,14 @@ are written once for every runner.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from typing import Protocol
 
 import numpy as np
 
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Block, Weights
+from planish.reference.quantize.hidden import UNLIMITED, Store
 from planish.reference.quantize.observe import (
     ABSMAX,
     Observer,
@@ -28,6 +30,13 @@ Hidden = Sequence[np.ndarray]  # float32 [T, D] of each sample
 
 class Runner(Protocol):
     """What the pipeline needs. Blocks are float; `run` also takes quantized candidates."""
+
+    @property
+    def name(self) -> str:
+        """What computes: numpy, xla or native; their results may differ in the last bits."""
+
+    def storing(self, store: Store) -> Runner:
+        """The same runner, whose embeddings and outputs go to a store (hidden.py)."""
 
     def embed(self, config: ModelConfig, weights: Weights, samples: Sequence[np.ndarray]) -> Hidden:
         """The first block's input from the samples' token ids."""
@@ -56,8 +65,18 @@ class Runner(Protocol):
 class NumpyRunner:
     """The definition: one sample at a time."""
 
+    name = "numpy"
+
+    def __init__(self, store: Store = UNLIMITED):
+        self.store = store
+
+    def storing(self, store: Store) -> NumpyRunner:
+        other = copy(self)
+        other.store = store
+        return other
+
     def embed(self, config: ModelConfig, weights: Weights, samples: Sequence[np.ndarray]) -> Hidden:
-        return embed_samples(config, weights, samples)
+        return embed_samples(config, weights, samples, self.store)
 
     def observe(
         self,
@@ -68,11 +87,13 @@ class NumpyRunner:
         observer: Observer = ABSMAX,
         parts: Collection[str] | None = None,
     ) -> tuple[Statistics, Hidden]:
-        return observe_block(config, block, hidden, names, observer, parts)
+        return observe_block(config, block, hidden, names, observer, parts, self.store)
 
     def run(self, config: ModelConfig, block: Block, hidden: Hidden) -> Hidden:
+        outputs = self.store.new()
         with np.errstate(all="ignore"):
-            return [run_block(config, block, x) for x in hidden]
+            outputs.extend(run_block(config, block, x) for x in hidden)
+        return outputs
 
 
 NUMPY_RUNNER = NumpyRunner()

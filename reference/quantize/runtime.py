@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from planish.reference.progress import Progress, no_progress
+from planish.reference.quantize.hidden import Store
 from planish.reference.quantize.methods import METHODS, Step
+from planish.reference.quantize.report import Report, no_report
 from planish.reference.quantize.runner import NUMPY_RUNNER, Runner
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What runs the samples, faster steps of some methods by name, and what shows the progress."""
+    """What runs the samples, faster steps of some methods by name, and what shows the progress.
+
+    report: gets the facts of each finished block. memory_budget: bytes of the samples' hidden
+    states in memory, the rest is on the disk; None for no limit.
+    """
 
     runner: Runner = NUMPY_RUNNER
     steps: Mapping[str, Step] = field(default_factory=dict)
     progress: Progress = no_progress
+    report: Report = no_report
+    memory_budget: int | None = None
 
     def step(self, method: str) -> Step:
         """The step of a method: the faster one, if there is one."""
         return self.steps.get(method, METHODS[method].step)
+
+    def storing(self, directory: Path) -> Runtime:
+        """This runtime with hidden states in memory up to the budget, the rest in a directory."""
+        if self.memory_budget is None:
+            return self
+        return replace(self, runner=self.runner.storing(Store(self.memory_budget, directory)))
 
 
 NUMPY = Runtime()

@@ -17,7 +17,7 @@ from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.model.weights import Block, Weights
 from planish.reference.quantize.block import quantize_block
 from planish.reference.quantize.job import BlockJob
-from planish.reference.quantize.observe import ChannelAbsmax
+from planish.reference.quantize.observe import ChannelAbsmax, spread
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import Hidden, Runner
 from planish.reference.quantize.runtime import NUMPY, Runtime
@@ -90,12 +90,6 @@ class Trial:
             float_inputs=self.hidden,
         )
         return quantize_block(job, block, replace(recipe, method="rtn"))[0]
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers below `count`, evenly spaced."""
-    chosen = min(count, most)
-    return [index * count // chosen for index in range(chosen)]
 
 
 def choose_best_alphas(errors: np.ndarray, alphas: Sequence[float], per_block: bool) -> list[float]:

@@ -11,7 +11,7 @@ PRESETS = ("light", "default", "best")
 class Settings:
     """What the methods leave open.
 
-    seed:             of what a method draws at random (the order of samples in training)
+    seed:             of what is drawn at random: the samples, if given; their order in training
     search_range:     rtn: try smaller ranges for each group, by the error of its weights
     act_order:        gptq: columns by descending diagonal of the Hessian, groups stay in place
     true_sequential:  gptq: q, k, v, then o, then gate and up, then down, each fed by the others

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from planish.reference.errors import RecipeError
 from planish.reference.grids import GROUP_SIZES, INT4_RULES, SYMMETRIC_RULES
 from planish.reference.json import read_json
 from planish.reference.quantize.methods import METHODS
+from planish.reference.quantize.patterns import check_pattern
 from planish.reference.scheme import SCALE_DTYPES, Scheme, int4, int8, scheme_from_values
 
 Spelled = str | Mapping[str, Any] | None  # a name, an object as in config_groups, None: float
@@ -177,17 +177,3 @@ def choose(name: str, value: Any, choices: Any, besides: str = "") -> None:
         raise RecipeError(
             "unknown", name=name, expected=f"one of {listed}{hint}", found=repr(value)
         )
-
-
-def check_pattern(pattern: str, name: str) -> None:
-    """Raise RecipeError for an empty pattern or a bad regular expression."""
-    if not pattern.removeprefix("re:"):
-        raise RecipeError("an empty pattern", name=name, found=repr(pattern))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # what re warns of has another meaning in other Pythons
-            re.compile(pattern[3:] if pattern.startswith("re:") else "")
-    except (re.error, Warning, OverflowError, RecursionError) as problem:
-        raise RecipeError(
-            f"not a regular expression: {problem}", name=name, found=pattern
-        ) from None

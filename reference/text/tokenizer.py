@@ -12,6 +12,7 @@ import tokenizers
 
 from planish.reference.errors import PromptError, TokenizerError, notice
 from planish.reference.model.config import ModelConfig
+from planish.reference.reading import read_file
 from planish.reference.text.added_tokens import add_missing_tokens
 from planish.reference.text.tokenizer_file import (
     hide_panics,
@@ -189,16 +190,17 @@ def _moved_ids(inner: tokenizers.Tokenizer, content: bytes) -> dict[int, int]:
 
 
 def read_text(path: str | Path) -> str:
-    """A UTF-8 text file; raises PromptError otherwise.
+    """A UTF-8 text file of at most 256 MiB; raises PromptError otherwise.
 
     Line ends become newlines, as in Python's text mode, with which others measure perplexity. A
     byte order mark at the beginning is skipped.
     """
     try:
-        return Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")
+        text = read_file(Path(path), PromptError).decode("utf-8")
     except OSError as problem:
         raise PromptError(f"cannot be read: {problem.strerror}", path=path) from None
     except UnicodeDecodeError as problem:
         raise PromptError(
             "is not text", path=path, expected="UTF-8", found=f"byte {problem.start}"
         ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")

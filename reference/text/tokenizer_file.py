@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from planish.reference.errors import PlanishError, TokenizerError
+from planish.reference.reading import read_file
 
 BOM = b"\xef\xbb\xbf"  # with which some editors begin a UTF-8 file
 _descriptor = (
@@ -22,11 +22,7 @@ SLOW = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")  # of slow
 def read_tokenizer_file(file: Path) -> bytes:
     """The bytes of tokenizer.json, without a byte order mark."""
     try:
-        mode = file.stat().st_mode
-        if not stat.S_ISREG(mode):
-            found = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe"
-            raise TokenizerError("cannot be read", path=file, expected="a file", found=found)
-        content = file.read_bytes()
+        content = read_file(file, TokenizerError)
     except FileNotFoundError:
         raise TokenizerError(_missing(file), path=file) from None
     except OSError as problem:

@@ -18,7 +18,7 @@ import pytest
 STOPPED_HALF_WAY = """
 import signal, sys
 from pathlib import Path
-from planish.reference.files import writer as reference_writer
+from planish.reference.files import partial, writer as reference_writer
 from planish.command import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
@@ -66,13 +66,15 @@ def stop_half_way(model: Path, out: Path, number: signal.Signals) -> tuple[int, 
     [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, ""), (signal.SIGKILL, -9, "")],
 )
 def test_a_signal_while_writing_leaves_no_target(planish, tiny_llama, tmp_path, number, code, said):
+    kept = f"{tmp_path / 'q.partial'} keeps 2 finished pieces; --resume goes on after them\n"
+    said = said if number == signal.SIGKILL else kept + said
     assert stop_half_way(tiny_llama, tmp_path / "q", number) == (code, said)
     assert not (tmp_path / "q").exists()
     assert planish("inspect", "--model", tmp_path / "q").refused("is not a directory with a model")
     left = list(tmp_path.iterdir())
-    assert bool(left) == (number == signal.SIGKILL)
-    for path in left:  # only what nobody can clean up, and it does not look finished
-        assert path.name.startswith(".q.tmp-")
+    assert len(left) == 1 + (number == signal.SIGKILL)
+    for path in left:  # what --resume needs, and what nobody can clean up; it looks unfinished
+        assert path.name.startswith((".q.tmp-", "q.partial"))
         assert planish("inspect", "--model", path).refused("config.json", "no such file")
 
 
@@ -86,18 +88,23 @@ def test_a_signal_while_overwriting_keeps_the_old_model(planish, tiny_llama, tmp
     assert "recipe W4A16" in planish("inspect", "--model", out).out
 
 
-def test_after_a_kill_the_same_command_succeeds(planish, tiny_llama, tmp_path):
+def test_after_a_kill_the_same_command_with_resume_succeeds(planish, tiny_llama, tmp_path):
     stop_half_way(tiny_llama, tmp_path / "q", signal.SIGKILL)
-    assert planish(*words(tiny_llama, tmp_path / "q")).code == 0
+    again = planish(*words(tiny_llama, tmp_path / "q"))
+    assert again.refused("q.partial", "2 finished pieces of an earlier run", "--resume")
+    assert planish(*words(tiny_llama, tmp_path / "q"), "--resume").code == 0
     assert planish("inspect", "--model", tmp_path / "q").code == 0
+    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".q.tmp-")}
+    assert left == {"q"}
 
 
-def test_a_file_too_large_for_its_limit_is_one_line_and_leaves_nothing(tiny_llama, tmp_path):
+def test_a_file_too_large_for_its_limit_is_an_error_and_keeps_the_blocks(tiny_llama, tmp_path):
     command = [sys.executable, "-c", LIMITED, *words(tiny_llama, tmp_path / "q")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr
-    assert done.stderr == f"error: {tmp_path / 'q'}: cannot be written: File too large\n"
-    assert list(tmp_path.iterdir()) == []
+    kept = f"{tmp_path / 'q.partial'} keeps 2 finished pieces; --resume goes on after them\n"
+    assert done.stderr == kept + f"error: {tmp_path / 'q'}: cannot be written: File too large\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["q.partial"]
 
 
 @pytest.fixture
@@ -112,10 +119,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(where)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(planish, tiny_llama, small_disk):
+def test_on_a_full_disk_finished_blocks_are_kept_and_a_larger_one_takes_the_rest(
+    planish, tiny_llama, small_disk, tmp_path
+):
     result = planish(*words(tiny_llama, small_disk / "q"))
-    assert result.refused("cannot be written", "No space left on device")
-    assert list(small_disk.iterdir()) == []
+    assert result.code == 2 and "cannot be written: No space left on device" in result.err
+    assert "q.partial keeps 1 finished piece; --resume" in result.err
+    assert [path.name for path in small_disk.iterdir()] == ["q.partial"]
+    subprocess.run(["mount", "-o", "remount,size=1M", str(small_disk)], check=True)
+    assert planish(*words(tiny_llama, small_disk / "q"), "--resume").code == 0
+    assert planish(*words(tiny_llama, tmp_path / "q")).code == 0
+    found, expected = (
+        {file.name: file.read_bytes() for file in (where / "q").iterdir()}
+        for where in (small_disk, tmp_path)
+    )
+    assert found == expected
 
 
 def test_logits_on_a_full_disk_leave_nothing(planish, tiny_llama, small_disk):

@@ -58,3 +58,22 @@ def test_without_a_compiler_one_line_says_so_and_the_result_is_the_same(
     assert planish(*words, "--kernels", "native").refused("no C++ compiler was found")
     inspected = planish("inspect", "--model", tiny_llama).out
     assert "kernels: xla (no C++ compiler was found" in inspected
+
+
+def test_inspect_counts_the_programs_that_are_kept(planish, tiny_llama, tmp_path):
+    words = ("inspect", "--model", tiny_llama, "--kernels", "xla", "--compilation_cache")
+    assert "batch, and not kept" in planish(*words, "none").out
+    programs = planish(*words, tmp_path / "cache", "--json").only_json()["programs"]
+    kept = tmp_path / "cache" / "xla"
+    assert programs == {"directory": str(kept), "kept": {}, "bytes": 0}
+    for name in ("prefill-0a", "prefill-1b", "decode_tokens-ff", "add-0a"):
+        (kept / f"jit_{name}-cache").write_bytes(b"12")
+    text = planish(*words, tmp_path / "cache").out
+    assert f"kept in {kept} (of all models: 1 decode_tokens, 2 prefill, 6 bytes)" in text
+
+
+def test_inspect_finds_the_programs_that_generate_has_compiled(planish, tiny_llama):
+    words = ("--model", tiny_llama, "--kernels", "xla")
+    assert planish("generate", "--prompt", "a", "--max_new_tokens", "3", *words).code == 0
+    programs = planish("inspect", *words, "--json").only_json()["programs"]
+    assert {"prefill", "decode_tokens"} <= programs["kept"].keys() and programs["bytes"] > 0

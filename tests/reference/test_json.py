@@ -45,7 +45,7 @@ def test_a_file_that_may_not_be_read_is_said_to_be_that(tmp_path, monkeypatch):
     assert str(caught.value) == f"{file}: cannot be read: Permission denied"
 
 
-def test_a_device_without_an_end_is_too_large(tmp_path):
+def test_a_device_without_an_end_is_not_read(tmp_path):
     (tmp_path / "config.json").symlink_to("/dev/zero")
-    with pytest.raises(ConfigError, match="is too large to be JSON"):
+    with pytest.raises(ConfigError, match="is not a file; expected a file, found a device"):
         read_json(tmp_path / "config.json")

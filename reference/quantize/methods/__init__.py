@@ -1,7 +1,10 @@
 """How a block becomes codes on its grids, one method a file.
 
-rtn    round to nearest
-gptq   the columns that follow make up for a column's error
+rtn        round to nearest
+gptq       the columns that follow make up for a column's error
+awq        scale channels by their activations, clip groups by output error
+teq        scale channels by training
+signround  train how each weight rounds, and the range of each group
 
 A method is a row of METHODS with a step: step(job, block) -> block. A method that rounds replaces
 the weight of every linear that has a scheme by codes; one that does not only rescales the float
@@ -16,8 +19,11 @@ from dataclasses import dataclass
 
 from planish.reference.model.weights import Block
 from planish.reference.quantize.job import BlockJob
+from planish.reference.quantize.methods.awq import quantize_block as awq
 from planish.reference.quantize.methods.gptq import quantize_block as gptq
 from planish.reference.quantize.methods.rtn import quantize_block as rtn
+from planish.reference.quantize.methods.signround import quantize_block as signround
+from planish.reference.quantize.methods.teq import quantize_block as teq
 
 Step = Callable[[BlockJob, Block], Block]
 
@@ -46,5 +52,19 @@ METHODS = {
         calibrates=True,
         sequential=True,
         settings=("act_order", "true_sequential", "damping"),
+    ),
+    "awq": Method(step=awq, rounds=False, calibrates=True),
+    "teq": Method(
+        step=teq,
+        rounds=False,
+        calibrates=True,
+        sequential=True,
+        settings=("seed", "iterations"),
+    ),
+    "signround": Method(
+        step=signround,
+        calibrates=True,
+        sequential=True,
+        settings=("seed", "preset", "iterations"),
     ),
 }

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from planish import records
 from planish.reference.errors import PromptError
 from planish.terminal import prompts
 
@@ -39,7 +40,7 @@ def test_only_a_newline_ends_a_line(jsonl):
 
 def test_other_fields_are_named_once(jsonl, monkeypatch):
     said: list[str] = []
-    monkeypatch.setattr(prompts, "notice", said.append)
+    monkeypatch.setattr(records, "notice", said.append)
     file = jsonl('{"prompt": "a", "id": 1}', '{"id": 2, "prompt": "b", "source": "x"}')
     assert prompts.read_prompts([], [file]) == ["a", "b"]
     assert said == [f"{file}: fields that are not read: id, source"]

@@ -141,7 +141,7 @@ def test_flags_without_effect_are_said_in_one_line(quantize, words, line):
         (
             ("--samples", 1, "--sample_length", 129),
             [
-                "sample_length: 128, as the model has no more positions",
+                "sequence_length: 128, as the model has no more positions",
                 "error: calibration: is too short",
             ],
         ),

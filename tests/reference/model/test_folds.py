@@ -62,7 +62,7 @@ def test_the_folds_of_a_form_follow_from_its_config(name, expected):
 def test_every_golden_has_the_folds_that_its_architecture_listed(table):
     for name in TABLES[table]:
         found = folds(open_checkpoint(GOLDEN / name).config)
-        assert "; ".join(f"{f.norm}: {' '.join(f.linears)}" for f in found) == table, name
+        assert "; ".join(f"{f.source}: {' '.join(f.linears)}" for f in found) == table, name
 
 
 def test_every_golden_is_in_the_tables():

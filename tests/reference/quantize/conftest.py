@@ -12,9 +12,9 @@ from planish.reference.files.load import Checkpoint
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Block, Weights
 from planish.reference.quantize.block import quantize_block, same_schemes
-from planish.reference.quantize.checkpoint import quantize_head
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.observe import embed_samples, observe_block
+from planish.reference.quantize.output import quantize_head
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.smooth import apply_smoothing
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from planish.reference.model.transformer import forward
 from planish.reference.model.weights import Weights
 from planish.reference.quantize.checkpoint import choose_alphas, quantize_checkpoint
 from planish.reference.quantize.recipe import RECIPES, needs_calibration, recipe
+from planish.reference.quantize.runner import NumpyRunner
+from planish.reference.quantize.runtime import NUMPY
 from planish.reference.quantized import QuantizedWeight, dequantize
 from planish.reference.text.evaluate import perplexity, window_nll
 from tests.reference.quantize.conftest import in_memory
@@ -271,3 +274,30 @@ def test_fake_quantization_gives_the_perplexity_of_the_integer_path(
     weights = plain
     exact = perplexity(run, text, 40).perplexity
     assert exact != pytest.approx(integer, rel=1e-5)
+
+
+class CountingRunner(NumpyRunner):
+    """NumPy's runner, which counts how often it observes a block."""
+
+    def __init__(self):
+        super().__init__()
+        self.observed = []  # shared by copies
+
+    def observe(self, *given, **named):
+        self.observed.append(1)
+        return super().observe(*given, **named)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "passes"),
+    [(recipe("naive", scheme="O3"), 1), (recipe("O3"), 2)],
+    ids=["as it was", "smoothed"],
+)
+def test_a_block_that_nothing_rescales_is_observed_once(
+    directories, samples, tmp_path, chosen, passes
+):
+    runner = CountingRunner()
+    source = open_checkpoint(directories["llama"])
+    with CheckpointWriter(tmp_path / "out", source.path) as writer:
+        quantize_checkpoint(source, writer, chosen, samples, runtime=replace(NUMPY, runner=runner))
+    assert len(runner.observed) == passes * source.config.num_layers

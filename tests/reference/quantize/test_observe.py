@@ -131,3 +131,17 @@ def test_hidden_states_whose_squares_overflow_are_an_error(tiny, samples, tmp_pa
         CheckpointWriter(tmp_path / "out", source) as writer,
     ):
         quantize_checkpoint(open_checkpoint(source), writer, recipe("W8A8"), samples[:2])
+
+
+def test_a_seed_draws_windows_from_the_whole_text_in_its_order():
+    first = [int(one[0]) for one in cut_samples(range(1000), count=5, length=10, seed=3)]
+    assert first == sorted(first) and len(set(first)) == 5 and first[-1] >= 50
+    assert all(start % 10 == 0 for start in first)
+    again = [int(one[0]) for one in cut_samples(range(1000), count=5, length=10, seed=3)]
+    other = [int(one[0]) for one in cut_samples(range(1000), count=5, length=10, seed=4)]
+    assert first == again != other
+
+
+def test_a_seed_that_has_nothing_to_choose_takes_all_windows():
+    cut = cut_samples(range(12), count=4, length=3, seed=9)
+    assert [one.tolist() for one in cut] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]

@@ -7,12 +7,13 @@ import pytest
 
 from planish.reference.linear import Linear
 from planish.reference.model.weights import block_linears, replace_modules
+from planish.reference.quantize.fold import scale_inputs, scale_norm
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantize.runner import NumpyRunner
 from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.quantize.search import output_error, search_alpha, spread
-from planish.reference.quantize.smooth import apply_smoothing, scale_inputs, scale_norm
+from planish.reference.quantize.smooth import apply_smoothing
 from tests.reference.quantize.conftest import by_recipe
 
 F32 = np.float32

@@ -9,20 +9,19 @@ from hypothesis import strategies as st
 
 from planish.reference.errors import QuantizationError, RecipeError
 from planish.reference.linear import Linear, linear
+from planish.reference.model.folds import output_folds
 from planish.reference.model.layers import Norm
 from planish.reference.model.transformer import forward
 from planish.reference.model.weights import block_linears, replace_modules
+from planish.reference.quantize.fold import scale_inputs, scale_norm, scale_outputs
 from planish.reference.quantize.observe import calibrate
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantize.smooth import (
     apply_smoothing,
     require_folds,
     require_smoothed,
-    scale_inputs,
-    scale_norm,
-    scale_outputs,
     smooth_block,
-    smooth_block_outputs,
+    smooth_folds,
     smoothing_scale,
 )
 
@@ -137,7 +136,7 @@ def test_query_heads_of_a_group_share_the_scale_of_their_value_channel(loaded, s
     checkpoint, weights = loaded["llama"]
     block, config = weights.blocks[0], checkpoint.config
     observed = calibrate(config, weights, samples)[0]
-    smooth = smooth_block_outputs(config, block, observed, 0.5)
+    smooth = smooth_folds(block, output_folds(config), observed, 0.5)
     per_head = (smooth.o.weight / block.o.weight)[0].reshape(2, 2, 8)  # kv head, group, channel
     assert np.allclose(per_head[:, 0], per_head[:, 1], rtol=1e-5)
     xmax = observed["o"].reshape(2, 2, 8).max(axis=1).reshape(-1)

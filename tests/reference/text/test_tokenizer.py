@@ -165,8 +165,8 @@ def test_an_unreadable_file_is_reported(model, monkeypatch):
     file = path / "tokenizer.json"
     file.unlink()
     for make, message in (
-        (lambda: file.mkdir(), "found a directory"),
-        (lambda: os.mkfifo(file), "found a device or a pipe"),
+        (lambda: file.mkdir(), "cannot be read: Is a directory"),
+        (lambda: os.mkfifo(file), "is not a file; expected a file, found a named pipe"),
         (lambda: file.symlink_to("gone"), "is a link to gone, which does not exist"),
     ):
         make()
@@ -174,12 +174,12 @@ def test_an_unreadable_file_is_reported(model, monkeypatch):
             load_tokenizer(path, config)
         file.rmdir() if file.is_dir() else file.unlink()
     file.write_text("{}")
-    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    monkeypatch.setattr("pathlib.Path.open", refuse)
     with pytest.raises(TokenizerError, match="cannot be read: Permission denied"):
         load_tokenizer(path, config)
 
 
-def refuse(path):
+def refuse(path, *_):
     """Fail as the system does without the right to read."""
     raise PermissionError(13, "Permission denied", path)
 
