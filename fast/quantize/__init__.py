@@ -9,5 +9,6 @@ trainable  a backend with gradients
 training   train what a method learns of one block
 teq        TEQ
 signround  SignRound
+gptq       GPTQ's column loop
 runtime    the runner and the jitted methods, as the pipeline takes them
 """
