@@ -54,8 +54,8 @@ def _parse_line(path: str | Path, number: int, line: str, field: str) -> dict[st
         reason = f"is not JSON{where}"
         raise PromptError(reason, path=path, name=name, expected=expected, found=found) from None
     if not isinstance(fields, dict):
-        found, problem = type(fields).__name__, "is not an object"
-        raise PromptError(problem, path=path, name=name, expected=_form(field), found=found)
+        found, reason = type(fields).__name__, "is not an object"
+        raise PromptError(reason, path=path, name=name, expected=_form(field), found=found)
     return fields
 
 

@@ -34,8 +34,8 @@ class BlockProgress:
             return items
         if not sys.stderr.isatty():
             return log_progress(items, description, detail=self.describe_last)
-        self.bar = open_bar(items, description)
-        return self.bar
+        bar = self.bar = open_bar(items, description)
+        return iter(bar)
 
     def report(self, report: BlockReport) -> None:
         """Take the report of a finished block."""

@@ -76,7 +76,7 @@ def test_calibration_is_needed_to_smooth_and_for_static_scales_only():
         ("W4A16", {"group_size": 48}, "group_size: unknown"),
         ("W4A16", {"rule": "minmx"}, "did you mean minmax"),
         ("W4A16", {"scale_dtype": "bfloat16"}, "scale_dtype: unknown"),
-        ("W4A16", {"method": "gptq"}, "method: unknown"),
+        ("W4A16", {"method": "gtpq"}, "did you mean gptq"),
         ("W8A8", {"head": "int5"}, "lm_head: unknown"),
         ("W8A8", {"activation": "per_group"}, "activation: unknown"),
         ("W4A8", {"activation": "static"}, "activation: unknown"),
