@@ -40,6 +40,7 @@ LEAST_BITS, MOST_BITS = 4.0, 16.0
 MISSED = 3  # exit code
 CHOSEN_FLAGS = (
     *("--scheme", "--group_size", "--rule", "--scale_dtype", "--alpha", "--smooth_outputs"),
+    "--clip_inputs",
     *("--search_range", "--act_order", "--true_sequential", "--no-search_range"),
     *("--no-act_order", "--no-true_sequential", "--damping", "--preset", "--iterations"),
 )

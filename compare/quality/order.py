@@ -50,8 +50,16 @@ SMOOTHED = (  # INT8 weights and activations
     Row(words="-search_per_block", changes={"smooth_outputs": True}),
     Row(words="-search_per_block-gptq", changes={"smooth_outputs": True}),
 )
+CLIPPED = {"smooth_outputs": True, "clip_inputs": True}
+STATIC = (  # INT8 with static scales of the activations
+    *SMOOTHED[:3],
+    Row(words="", changes={"clip_inputs": True}),
+    Row(words="-search", changes=CLIPPED),
+    Row(words="-search_per_block", changes=CLIPPED),
+    Row(words="-search_per_block-gptq", changes=CLIPPED),
+)
 WEIGHT_ONLY = (Row(words=""), Row(words="-gptq"))  # INT8 weights
-ORDER = {"W4A16": GROUPED, "W4A8": GROUPED, "W8A16": WEIGHT_ONLY}
+ORDER = {"W4A16": GROUPED, "W4A8": GROUPED, "W8A16": WEIGHT_ONLY, "O3": STATIC}
 
 
 @dataclass(frozen=True, kw_only=True)
