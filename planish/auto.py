@@ -35,7 +35,7 @@ from planish.terminal.sizes import parse_bytes
 
 METRICS = ("perplexity", "kl", "top1", "accuracy")
 RECIPE, TOLERANCE, METRIC = "W4A16", 0.01, "perplexity"
-SAMPLES, VALIDATION_TOKENS, WINDOW = 128, 16384, 512
+SAMPLES, VALIDATION_TOKENS, WINDOW = 64, 16384, 512
 LEAST_BITS, MOST_BITS = 4.0, 16.0
 MISSED = 3  # exit code
 CHOSEN_FLAGS = (
