@@ -48,7 +48,7 @@ from planish.reference.scheme import Scheme
 
 RATIOS = tuple(k / 20 for k in range(20))
 CLIPS = tuple(1 - k / 20 for k in range(10))
-SAMPLES = 8  # evenly spaced among all, for both searches
+TOKENS = 4096  # of the samples that both searches run, evenly spaced among all
 FLOOR = np.float32(1e-4)
 UNCLIPPED = ("q", "k")  # a clipped query or key moves every score of its head
 
@@ -111,8 +111,9 @@ def note_unscaled(job: BlockJob, block: Block) -> None:
 
 
 def with_few_samples(job: BlockJob) -> BlockJob:
-    """The job with at most SAMPLES samples, evenly spaced."""
-    some = spread(len(job.float_inputs), SAMPLES)
+    """The job with samples of at most TOKENS tokens, evenly spaced, or with one."""
+    longest = max(map(len, job.float_inputs), default=1)
+    some = spread(len(job.float_inputs), max(1, TOKENS // longest))
     inputs, targets = ([states[i] for i in some] for states in (job.float_inputs, job.targets))
     return replace(job, float_inputs=inputs, targets=targets)
 
