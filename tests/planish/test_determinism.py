@@ -13,7 +13,7 @@ CASES = [
     ("W8A8", "reference", ()),
     ("W4A16", "reference", ("--method", "gptq")),
     ("W8A8", "fast", ("--kernels", "xla")),
-    ("W4A16", "fast", ("--kernels", "xla", "--method", "awq+gptq", "--group_size", 32)),
+    ("W4A16", "fast", ("--kernels", "xla", "--method", "gptq", "--group_size", 32)),
 ]
 
 
