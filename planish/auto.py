@@ -35,11 +35,12 @@ from planish.terminal.sizes import parse_bytes
 
 METRICS = ("perplexity", "kl", "top1", "accuracy")
 RECIPE, TOLERANCE, METRIC = "W4A16", 0.01, "perplexity"
-SAMPLES, VALIDATION_TOKENS, WINDOW = 128, 16384, 512
+SAMPLES, VALIDATION_TOKENS, WINDOW = 64, 16384, 512
 LEAST_BITS, MOST_BITS = 4.0, 16.0
 MISSED = 3  # exit code
 CHOSEN_FLAGS = (
     *("--scheme", "--group_size", "--rule", "--scale_dtype", "--alpha", "--smooth_outputs"),
+    "--clip_inputs",
     *("--search_range", "--act_order", "--true_sequential", "--no-search_range"),
     *("--no-act_order", "--no-true_sequential", "--damping", "--preset", "--iterations"),
 )

@@ -52,18 +52,26 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     kept: list[Found] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    families: dict[str, float] = field(default_factory=dict)  # losses the first time
     costs: dict[str, Sensitivities] = field(default_factory=dict)
 
     def run(self, candidates: Iterable[Candidate]) -> Outcome:
         """Try the candidates, then mixtures of the best of them."""
         for candidate in candidates:
-            tried = self.attempt(candidate)
+            tried = self.attempt(candidate) if self.is_promising(candidate) else None
             if tried is not None and tried.trial.within:
                 return self.outcome(tried)
         if not self.kept:
             raise no_recipe(self.left_out, self.study.goal.budget)
         mixed = [mixture for base in self.bases() if (mixture := self.mix(base)) is not None]
         return self.outcome(self.best([*mixed, *self.kept]))
+
+    def is_promising(self, candidate: Candidate) -> bool:
+        """Whether a family is new, or was the best of all families the first time."""
+        family = candidate.family
+        if family is None or family not in self.families:
+            return True
+        return self.families[family] == min(self.families.values())
 
     def attempt(self, candidate: Candidate) -> Found | None:
         """Quantize and measure one candidate, if the model and the budget allow it."""
@@ -78,6 +86,8 @@ class Search:
             return None
         self.record(tried)
         self.keep(tried)
+        if candidate.family is not None:
+            self.families.setdefault(candidate.family, tried.trial.bound)
         return tried
 
     def record(self, tried: Found) -> None:

@@ -44,10 +44,10 @@ def find_sensitivities(study: Study, base: Base) -> Sensitivities:
     found = study.sensitivity(
         study.source.config, base.float_weights(), alternatives, some, study.progress
     )
-    return {
+    return {  # in the order of execution
         (layer, part): (one.cost.tolist(), one.error.tolist())
-        for layer, parts in enumerate(found)
-        for part, one in parts.items()
+        for layer, part in base.schemes
+        if (one := found[layer].get(part)) is not None
     }
 
 

@@ -138,17 +138,17 @@ class LazyBlocks(Sequence[Block]):
     """Blocks that are made when they are indexed."""
 
     def __init__(self, base: Base, make: Any):
-        self.count, self.make = base.source.config.num_layers, make
+        self.layers, self.make = base.source.config.num_layers, make
 
     def __len__(self) -> int:
-        return self.count
+        return self.layers
 
     @overload
     def __getitem__(self, index: int) -> Block: ...
     @overload
     def __getitem__(self, index: slice) -> list[Block]: ...
     def __getitem__(self, index: int | slice) -> Block | list[Block]:
-        chosen = range(self.count)[index]
+        chosen = range(self.layers)[index]
         return self.make(chosen) if isinstance(chosen, int) else [self.make(i) for i in chosen]
 
 

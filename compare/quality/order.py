@@ -1,10 +1,11 @@
 """The recipes that `--method auto` tries, in order: the fewest bits first, then the fastest.
 
-A recipe's codes take the same room by every method, so the group size and the rule come first, and
-within them the methods from the fastest to the slowest. Rows whose methods this version does not
-have are left out.
+A recipe's codes take the same room by every method, so the group size comes first, and within it
+the ways of choosing codes (families) from the fastest to the slowest. Every family is tried once;
+with another rule or smaller groups only the one that was best. Rows whose methods this version does
+not have are left out.
 
-Methods that train are not in it: they take minutes a block where the others take seconds.
+Methods that train are not in the order: they take minutes a block where the others take seconds.
 """
 
 from __future__ import annotations
@@ -24,24 +25,27 @@ CHAINED = ("smooth", "rtn", "gptq", "awq", "teq", "signround")  # first in a cha
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One recipe to try: words after the recipe's name, and changes that no word says."""
+    """One recipe to try: words after the recipe's name, and changes that no word says.
+
+    family: how it chooses codes; None if it is tried whatever was found before.
+    """
 
     words: str
     changes: dict[str, Any] = field(default_factory=dict)
+    family: str | None = None
 
 
 ACT_ORDER = {"act_order": True}
-GROUPED = tuple(  # INT4 weights
-    Row(words=f"{size}{words}", changes=changes)
-    for size in ("", "-g32")
-    for words, changes in (
-        ("", {}),
-        ("-gptq", ACT_ORDER),
-        ("-minmax-gptq", ACT_ORDER),
-        ("-alpha0.5-gptq", ACT_ORDER),
-        ("-awq+gptq", ACT_ORDER),
-        ("-minmax-awq+gptq", ACT_ORDER),
-    )
+FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (  # INT4 weights
+    ("", {}),
+    ("-gptq", ACT_ORDER),
+    ("-alpha0.5-gptq", ACT_ORDER),
+    ("-awq+gptq", ACT_ORDER),
+)
+GROUPED = tuple(
+    Row(words=f"{grid}{words}", changes=changes, family=words)
+    for grid in ("", "-minmax", "-g32", "-g32-minmax")
+    for words, changes in FAMILIES
 )
 SMOOTHED = (  # INT8 weights and activations
     Row(words=""),
@@ -50,8 +54,16 @@ SMOOTHED = (  # INT8 weights and activations
     Row(words="-search_per_block", changes={"smooth_outputs": True}),
     Row(words="-search_per_block-gptq", changes={"smooth_outputs": True}),
 )
+CLIPPED = {"smooth_outputs": True, "clip_inputs": True}
+STATIC = (  # INT8 with static scales of the activations
+    *SMOOTHED[:3],
+    Row(words="", changes={"clip_inputs": True}),
+    Row(words="-search", changes=CLIPPED),
+    Row(words="-search_per_block", changes=CLIPPED),
+    Row(words="-search_per_block-gptq", changes=CLIPPED),
+)
 WEIGHT_ONLY = (Row(words=""), Row(words="-gptq"))  # INT8 weights
-ORDER = {"W4A16": GROUPED, "W4A8": GROUPED, "W8A16": WEIGHT_ONLY}
+ORDER = {"W4A16": GROUPED, "W4A8": GROUPED, "W8A16": WEIGHT_ONLY, "O3": STATIC}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +72,7 @@ class Candidate:
 
     name: str
     recipe: Recipe
+    family: str | None = None
 
 
 def candidates(name: str, **changes: Any) -> Iterator[Candidate]:
@@ -75,7 +88,8 @@ def candidates(name: str, **changes: Any) -> Iterator[Candidate]:
         if has_methods(row):
             given = known_changes(row)
             chosen = recipe(f"{name}{row.words}", **given, **changes)
-            yield Candidate(name=" ".join([f"{name}{row.words}", *given]), recipe=chosen)
+            words = " ".join([f"{name}{row.words}", *given])
+            yield Candidate(name=words, recipe=chosen, family=row.family)
 
 
 def chain_of(row: Row) -> tuple[str, ...]:

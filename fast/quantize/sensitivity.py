@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planish.fast.model.backend import Backend, Normed, Positions, Tables
+from planish.fast.model.backend import Normed, Positions, Tables
 from planish.fast.model.layers import ACTIVATIONS, normalize
 from planish.fast.model.transformer import block_forward, target_losses, unembed
 from planish.fast.model.weights import place_block
@@ -113,19 +113,19 @@ def measure_sensitivity(
     one length. Kept in memory: 4 S T D bytes for each block.
     """
     tables = sample_tables(config, len(samples[0]))
-    states = [embed_samples(config, weights, samples)]
+    states: list[Sequence[np.ndarray]] = [list(embed_samples(config, weights, samples))]
     for block in progress(weights.blocks, "sensitivity, forward"):
         modules, last = place_modules(block), states[-1]
-        found = [run_float(config, block.kind, modules, put(x[None]), tables) for x in last]
-        states.append([np.asarray(y)[0] for y in found])
+        outputs = [run_float(config, block.kind, modules, put(x[None]), tables) for x in last]
+        states.append([np.asarray(y)[0] for y in outputs])
     gradients = loss_gradients(config, weights, states.pop(), samples)
     tokens = sum(len(sample) - 1 for sample in samples)
-    found_by_layer: list[dict[str, Sensitivity]] = []
+    found: list[dict[str, Sensitivity]] = []
     for layer in progress(range(len(weights.blocks))[::-1], "sensitivity, back"):
         given = weights.blocks[layer], alternatives(layer)
-        found, gradients = block_sensitivity(config, *given, states.pop(), gradients, tables)
-        found_by_layer.append(found.per_token(tokens))
-    return found_by_layer[::-1]
+        totals, gradients = block_sensitivity(config, *given, states.pop(), gradients, tables)
+        found.append(totals.per_token(tokens))
+    return found[::-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,7 @@ def run_float(
 
 
 def run_through(
-    config: ModelConfig, block: Block, x: jax.Array, tables: Tables, backend: Backend
+    config: ModelConfig, block: Block, x: jax.Array, tables: Tables, backend: Any
 ) -> jax.Array:
     """A block of whole samples, without a cache."""
     index = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], x.shape[:2])
@@ -250,7 +250,7 @@ def pull_back(
     """
     parts = [name for name in levels[0] if split_expert(name)[1] is None]
     experts = {n: modules.linears[n].weight for n in levels[0] if split_expert(n)[1] is not None}
-    shift = {n: jnp.zeros((*x.shape[:2], len(modules.linears[n].weight))) for n in parts}
+    shift = {n: jnp.zeros((*x.shape[:2], outputs_of(modules.linears[n]))) for n in parts}
 
     def run(x: jax.Array, shift: Any, experts: Any) -> Any:
         changed = {n: replace(modules.linears[n], weight=w) for n, w in experts.items()}
@@ -265,6 +265,12 @@ def pull_back(
     costs |= expert_costs(of_experts, experts, levels)
     squares = {n: jnp.stack([jnp.square(e).sum() for e in found]) for n, found in errors.items()}
     return before, costs, squares, powers
+
+
+def outputs_of(layer: Linear) -> int:
+    """N of a float linear."""
+    weight: Any = layer.weight
+    return len(weight)
 
 
 def output_cost(felt: jax.Array, errors: Sequence[jax.Array]) -> jax.Array:

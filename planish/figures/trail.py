@@ -39,6 +39,9 @@ def draw_trials(axes: Any, values: Mapping[str, Any]) -> None:
     if values["tolerance"] is not None:
         axes.axhline(values["tolerance"] * percent, color=GREY, linewidth=1, linestyle="--")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="y", which="minor", labelsize=6)
     axes.set_xlabel("bits a weight")
     unit = "nats per token" if percent == 1 else "%"
     axes.set_ylabel(f"{values['metric']} loss against float, {unit}")

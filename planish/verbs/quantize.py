@@ -82,6 +82,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="also fold v -> o and up -> down",
     )
+    parser.add_argument(
+        "--clip_inputs",
+        action="store_true",
+        default=None,
+        help="O3: static scales of least error, not of the absmax",
+    )
     parser.add_argument("--lm_head", help="float (default), int8 or int4")
     parser.add_argument(
         "--ignore",
@@ -248,6 +254,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         activation=args.activation,
         alpha=alpha_of(args.alpha),
         smooth_outputs=args.smooth_outputs,
+        clip_inputs=args.clip_inputs,
         head=args.lm_head,
         ignore=None if args.ignore is None else tuple(args.ignore),
         **{name: getattr(args, name, None) for name in SETTINGS},

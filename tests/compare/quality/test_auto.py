@@ -128,6 +128,17 @@ def test_the_report_knows_every_linear(study):
     assert widened and set(widened) <= set(outcome.sensitivities)
 
 
+def test_only_the_best_family_is_tried_again(study):
+    names = {"W4A16-g64": "a", "W4A16": "b", "W4A16-g32": "a", "W4A16-minmax": "b"}
+    tried = [Candidate(name=n, recipe=recipe(n), family=f) for n, f in names.items()]
+    goal = replace(study.goal, tolerance=1e-9, budget=4.6)
+    found = Search(study=replace(study, goal=goal), show=lambda trial: None).run(tried)
+    rows = {t.name: t.bound for t in found.trials if "wider" not in t.name}
+    better = "a" if rows["W4A16-g64"] < rows["W4A16"] else "b"
+    again = [name for name, family in list(names.items())[2:] if family == better]
+    assert list(rows) == ["W4A16-g64", "W4A16", *again]
+
+
 def make_trial(bits, loss):
     return Trial(
         name="a", bits=bits, size=1, loss=loss, error=0.0, perplexity=1.0, float_perplexity=1.0,
