@@ -13,7 +13,12 @@ from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.memory import ENGINE, FORWARD, GENERATE, LOSSES, memory_errors
 from planish.reference.model import transformer as model
 from planish.reference.text import generate as loop
-from planish.reference.text.evaluate import token_losses
+from planish.reference.text.evaluate import (
+    Scores,
+    continuation_scores,
+    share_length,
+    token_losses,
+)
 from planish.reference.text.sampling import Sampling
 
 
@@ -50,6 +55,17 @@ class Engine:
         """-log p of tokens 1..T-1 of one sequence, each given those before it, float64 [T - 1]."""
         loop.check_fits(self.config, [tokens], loop.Stop(0), self.config.max_positions)
         return token_losses(self.config, self.weights, tokens)
+
+    @silence_overflow()
+    @memory_errors(FORWARD)
+    def score(
+        self, context: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> list[Scores]:
+        """Score each continuation of a context; both are token ids, at least one in each."""
+        loop.check_continuations(self.config, context, continuations)
+        groups = share_length(self.config, continuations)
+        parts = (continuation_scores(self.config, self.weights, context, some) for some in groups)
+        return [score for part in parts for score in part]
 
     def generate(
         self, prompts: Sequence[Sequence[int]], stop: loop.Stop, sampling: Sampling

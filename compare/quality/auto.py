@@ -14,7 +14,7 @@ removed; of the others, the one of fewest bits and the one of least loss may bec
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from planish.compare.quality.ladder import plan_steps
@@ -61,7 +61,7 @@ class Search:
             if tried is not None and tried.trial.within:
                 return self.outcome(tried)
         if not self.kept:
-            raise RecipeError("none of the recipes fits this model", name="method auto")
+            raise no_recipe(self.left_out, self.study.goal.budget)
         mixed = [mixture for base in self.bases() if (mixture := self.mix(base)) is not None]
         return self.outcome(self.best([*mixed, *self.kept]))
 
@@ -133,6 +133,13 @@ class Search:
             left_out=self.left_out,
             sensitivities=self.sense(chosen),
         )
+
+
+def no_recipe(left_out: Mapping[str, str], budget: float | None) -> RecipeError:
+    """The error for a search without any candidate: why the first of them was left out."""
+    limit = "" if budget is None else f" and a budget of {budget:g} bits a weight"
+    first = next((f"{name}: {why}" for name, why in left_out.items()), None)
+    return RecipeError(f"no recipe fits this model{limit}", name="method auto", found=first)
 
 
 def beats(one: Trial, other: Trial) -> bool:

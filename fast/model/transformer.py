@@ -2,6 +2,7 @@
 
     prefill, forward    a chunk of one prompt: logits of its last token, or of all
     losses              a chunk of a text: -log p of each next token
+    scores              the same, and whether that token is the likeliest
     decode_step         one more token for every row
     decode_tokens       several, sampled on the device
 
@@ -240,12 +241,39 @@ def losses(
 ) -> tuple[jax.Array, KVCache]:
     """A chunk as in `prefill`: -log p of the token after each, targets [1, T], float32 [1, T]."""
     x, cache = extend(config, weights, tokens, cache, positions, backend)
-    chunks = -(-x.shape[1] * config.vocab_size // LOGITS)
 
     def chunk_losses(x: jax.Array, targets: jax.Array) -> jax.Array:
         return target_losses(unembed(config, weights, x, backend), targets)
 
-    return map_chunks(chunk_losses, -(-x.shape[1] // chunks), x, targets), cache
+    return map_chunks(chunk_losses, rows_at_a_time(config, x), x, targets), cache
+
+
+@program
+def scores(
+    config: ModelConfig,
+    weights: Weights,
+    tokens: jax.Array,
+    cache: KVCache,
+    positions: Positions,
+    backend: Backend,
+    targets: jax.Array,
+) -> tuple[jax.Array, KVCache]:
+    """A chunk as in `losses`: for each target -log p, and 1 if it is the likeliest token, else 0;
+    float32 [1, T, 2]."""
+    x, cache = extend(config, weights, tokens, cache, positions, backend)
+
+    def chunk_scores(x: jax.Array, targets: jax.Array) -> jax.Array:
+        logits = unembed(config, weights, x, backend)
+        likeliest = jnp.argmax(logits, axis=-1) == targets
+        return jnp.stack([target_losses(logits, targets), likeliest.astype(jnp.float32)], axis=-1)
+
+    return map_chunks(chunk_scores, rows_at_a_time(config, x), x, targets), cache
+
+
+def rows_at_a_time(config: ModelConfig, x: jax.Array) -> int:
+    """How many of x's tokens [B, T, D] are unembedded at a time: at most LOGITS logits."""
+    chunks = -(-x.shape[1] * config.vocab_size // LOGITS)
+    return -(-x.shape[1] // chunks)
 
 
 def target_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -36,11 +36,19 @@ def chunk_size(count: int) -> int:
     return whole * 3 // 4 if whole > SMALLEST_CHUNK and count <= whole * 3 // 4 else whole
 
 
-def split_prompt(tokens: Sequence[int]) -> Iterator[Chunk]:
-    """The chunks of a prompt, each padded by repeating its last token at its position."""
+def padded_length(count: int) -> int:
+    """Positions that the chunks of `count` tokens take, padding included."""
+    whole, rest = divmod(count, PREFILL_CHUNK)
+    return whole * PREFILL_CHUNK + (chunk_size(rest) if rest else 0)
+
+
+def split_prompt(tokens: Sequence[int], first: int = 0) -> Iterator[Chunk]:
+    """The chunks of a prompt, each padded by repeating its last token at its position.
+
+    first: the position of the first token."""
     for start in range(0, len(tokens), PREFILL_CHUNK):
         chunk = np.asarray(tokens[start : start + PREFILL_CHUNK], np.int32)
-        positions = np.arange(start, start + len(chunk), dtype=np.int32)
+        positions = np.arange(first + start, first + start + len(chunk), dtype=np.int32)
         padding = (0, chunk_size(len(chunk)) - len(chunk))
         padded = (np.pad(x, padding, mode="edge")[None] for x in (chunk, positions))
         yield Chunk(tokens=next(padded), positions=next(padded), count=len(chunk))

@@ -17,7 +17,7 @@ from planish.fast.model.weights import device_weights
 from planish.fast.native import backend as native_backend
 from planish.fast.placement import on_cpu, put
 from planish.fast.session import slots as cache_slots
-from planish.fast.session.chunks import split_prompt
+from planish.fast.session.chunks import padded_length, split_prompt
 from planish.fast.session.programs import Programs
 from planish.fast.session.rotary import RotaryTables
 from planish.fast.session.scheduler import Batch, Clock, Generation, Request
@@ -25,7 +25,8 @@ from planish.fast.session.slots import CachePool
 from planish.fast.xla import backend as xla_backend
 from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.memory import ENGINE, FORWARD, GENERATE, LOSSES, memory_errors
-from planish.reference.text.generate import Stop, check_fits
+from planish.reference.text.evaluate import Scores, share_length
+from planish.reference.text.generate import Stop, check_continuations, check_fits
 from planish.reference.text.sampling import Sampling
 
 
@@ -81,6 +82,36 @@ class Engine:
             found.append(np.asarray(part)[0, : chunk.count])
         self.caches.give_back(cache)
         return np.concatenate(found)[: len(tokens) - 1]
+
+    @memory_errors(FORWARD)
+    def score(
+        self, context: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> list[Scores]:
+        """Score each continuation of a context; both are token ids, at least one in each."""
+        check_continuations(self.config, context, continuations)
+        groups = share_length(self.config, continuations)
+        return [score for some in groups for score in self._score_group(context, some)]
+
+    def _score_group(
+        self, context: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> list[Scores]:
+        """The same; the context is computed once, and each continuation overwrites the last."""
+        first, longest = len(context) - 1, max(map(len, continuations))
+        cache = self._empty_cache(1, first + padded_length(longest))
+        tables = self.tables.of_prompt(cache.slots, len(context) + longest)
+        for chunk in split_prompt(context[:-1]):
+            _, cache = self._run(model.prefill, chunk.tokens, chunk.positions, cache, tables)
+        found = []
+        for targets in continuations:
+            parts, given = [], split_prompt([context[-1], *targets[:-1]], first)
+            for chunk, wanted in zip(given, split_prompt(targets), strict=True):
+                state = chunk.tokens, chunk.positions, cache, tables
+                part, cache = self._run(model.scores, *state, targets=wanted.tokens)
+                parts.append(np.asarray(part)[0, : chunk.count])
+            losses, likeliest = np.concatenate(parts).T
+            found.append(Scores(losses=losses, likeliest=likeliest > 0))
+        self.caches.give_back(cache)
+        return found
 
     def prefill(
         self, tokens: Sequence[int], slots: int, all_logits: bool = False

@@ -10,7 +10,13 @@ import numpy as np
 
 from planish.reference.errors import PromptError
 from planish.reference.model.config import ModelConfig
-from planish.reference.model.transformer import hidden_states, unembed
+from planish.reference.model.transformer import (
+    PREFILL_CHUNK,
+    empty_cache,
+    extend,
+    hidden_states,
+    unembed,
+)
 from planish.reference.model.weights import Weights
 from planish.reference.progress import Progress, no_progress
 
@@ -36,6 +42,14 @@ class Perplexity:
     window: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What a model gives each token of a continuation, given all tokens before it."""
+
+    losses: np.ndarray  # -log p [n], nats
+    likeliest: np.ndarray  # bool [n], whether greedy decoding would choose it
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """log p, float64, over the last axis."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
@@ -52,6 +66,53 @@ def target_losses(logits: np.ndarray, targets: Sequence[int]) -> np.ndarray:
 def window_nll(logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
     """-log p of tokens 1..T-1, each given the tokens before it, float64 [T - 1]."""
     return target_losses(logits[:-1], tokens[1:])
+
+
+def continuation_scores(
+    config: ModelConfig,
+    weights: Weights,
+    context: Sequence[int],
+    continuations: Sequence[Sequence[int]],
+) -> list[Scores]:
+    """Score each continuation of one context, whose keys and values are computed once.
+
+    context, continuations: token ids, at least one in each. If the model's angles depend on the
+    length of the sequence (share_length), all continuations must have the same length.
+    """
+    cache, length = empty_cache(config), len(context) + max(map(len, continuations))
+    *before, last = context
+    for start in range(0, len(before), PREFILL_CHUNK):
+        some = np.asarray(before[start : start + PREFILL_CHUNK])
+        _, cache = extend(config, weights, some, cache, length)
+    found = []
+    for continuation in continuations:
+        tokens = np.asarray([last, *continuation[:-1]])
+        x, _ = extend(config, weights, tokens, cache, length)
+        found.append(score_states(config, weights, x, continuation))
+    return found
+
+
+def score_states(
+    config: ModelConfig, weights: Weights, x: np.ndarray, targets: Sequence[int]
+) -> Scores:
+    """Score the token after each hidden state x [T, D]; holds at most LOGITS logits at a time."""
+    rows, losses, likeliest = max(1, LOGITS // config.vocab_size), [], []
+    for start in range(0, len(targets), rows):
+        some = targets[start : start + rows]
+        logits = unembed(config, weights, x[start : start + rows])  # [rows, V]
+        losses.append(target_losses(logits, some))
+        likeliest.append(logits.argmax(axis=-1) == np.asarray(some))
+    return Scores(losses=np.concatenate(losses), likeliest=np.concatenate(likeliest))
+
+
+def share_length(
+    config: ModelConfig, continuations: Sequence[Sequence[int]]
+) -> list[Sequence[Sequence[int]]]:
+    """Which continuations can share a context: all, or one at a time if the angles of a rope
+    depend on the length of the whole sequence (dynamic, longrope)."""
+    if any(rope.by_length for rope in config.ropes):
+        return [[continuation] for continuation in continuations]
+    return [continuations]
 
 
 def token_losses(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> np.ndarray:

@@ -58,6 +58,16 @@ def check_fits(
             )
 
 
+def check_continuations(
+    config: ModelConfig, context: Sequence[int], continuations: Sequence[Sequence[int]]
+) -> None:
+    """The same for scoring each continuation of a context; neither may be empty."""
+    for tokens in (context, *continuations):
+        check_tokens(config, tokens)
+    whole = [[*context, *continuation] for continuation in continuations]
+    check_fits(config, whole, Stop(0), config.max_positions)
+
+
 def reserve(size: int) -> None:
     """Raise MemoryError now, not after minutes of work, if a cache of `size` bytes cannot fit.
 

@@ -72,6 +72,7 @@ def test_calibration_is_needed_to_smooth_and_for_static_scales_only():
         ("naive", {"alpha": 0.5}, "naive means without"),
         ("W8A8", {"group_size": 32}, "group_size: has no effect"),
         ("W8A8", {"rule": "minmax"}, "rule: has no effect"),
+        ("float", {"method": "gptq"}, "method: has no effect without quantized weights"),
         ("W4A16", {"group_size": 0}, "group_size: unknown; expected one of -1, 32"),
         ("W4A16", {"group_size": 48}, "group_size: unknown"),
         ("W4A16", {"rule": "minmx"}, "did you mean minmax"),
