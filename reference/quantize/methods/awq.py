@@ -88,9 +88,10 @@ def search_block(job: BlockJob, block: Block, search: Search) -> Block:
     sums, _ = job.runner.observe(job.config, block, job.float_inputs, job.names, ABSOLUTE_SUM)
     moments = observe_experts(job, block)
     for fold in block_folds(job.config, block):
-        if find_statistic(sums, fold) is None or not rounded(job, fold):
+        statistic = find_statistic(sums, fold)
+        if statistic is None or not rounded(job, fold):
             continue
-        candidates = candidate_scales(job, block, fold, find_statistic(sums, fold))
+        candidates = candidate_scales(job, block, fold, statistic)
         if fold.linears[0] in moments:
             found = search.weight_errors(*expert_down(job, block, fold, moments, candidates))
         else:
@@ -153,7 +154,7 @@ def inspected(job: BlockJob, block: Block, fold: Fold) -> tuple[BlockJob, Block]
     attention = all(part in ("q", "k", "v", "o") for part in fold.linears)
     if not attention or job.config.parallel or job.config.norm_placement != "pre":
         return job, block
-    width = len(block.o.weight)
+    width = len(float_weight(block.o))
     nothing = (Linear(np.zeros(shape, np.float32)) for shape in ((1, width), (width, 1)))
     block = replace(block, mlp=Mlp(None, *nothing))
     targets = job.runner.run(job.config, block, job.float_inputs)
