@@ -36,8 +36,9 @@ class BlockProgress:
             return items
         if not sys.stderr.isatty():
             return log_progress(items, description, detail=self.describe_last)
-        bar = self.bar = open_bar(items, description)
-        return iter(bar)
+        self.bar = open_bar(items, description)
+        shown: Iterable[Any] = self.bar
+        return shown
 
     def report(self, report: BlockReport) -> None:
         """Take the report of a finished block."""
