@@ -141,7 +141,8 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     recipe: float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8, or with its changes in one
     word, as W4A8-g32-alpha0.5. changes: scheme ({pattern:
     "W8A16"} or the flag's text), method, group_size, rule, scale_dtype, activation, alpha,
-    smooth_outputs, lm_head, ignore, as the flags of `planish quantize`. calibration: a UTF-8 text
+    smooth_outputs, clip_inputs, lm_head, ignore, as the flags of `planish quantize`. calibration:
+    a UTF-8 text
     file, or FILE.jsonl with a field `text`, for recipes that need one (default: the embedded text),
     cut into `samples` (512) of `sequence_length` (512) tokens; sample_length is its old name, and
     seed, one of the changes, draws the samples. engine: what runs them through the model, "fast"

@@ -19,9 +19,8 @@ from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH, cut_s
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import Runner
 from planish.reference.text.tokenizer import load_tokenizer, read_text
+from planish.terminal.blocks import LONG
 from planish.terminal.progress import duration
-
-LONG = 15  # seconds from which an estimate is announced
 
 
 def calibration_samples(
@@ -82,9 +81,10 @@ def describe_estimate(
     size, time = f"{found.bytes / 1e9:.1f} GB", duration(found.seconds)
     if not samples:
         return f"quantizing {checkpoint.config.num_layers} blocks: about {time}, {size} of memory"
+    least = "about" if set(recipe.methods) == {"rtn"} else "without the method's own work"
     what = f"calibrating on {len(samples)} x {len(samples[0])} tokens"
     shorter = "fewer samples make it shorter, and half as many take half the time"
     if isinstance(recipe.alpha, str):
         what += f" and searching for alpha ({recipe.alpha})"
         shorter = "a number for alpha or fewer samples make it shorter"
-    return f"{what}: about {time}, {size} of memory; {shorter}"
+    return f"{what}: {least} {time}, {size} of memory; {shorter}"

@@ -2,7 +2,8 @@
 
 `planish VERB --help` lists a verb's flags; `python -m planish VERB` is the same command.
 
-Exit codes: 0 done, 2 bad input (one line on stderr), 3 compare found a difference, 130 Ctrl-C.
+Exit codes: 0 done, 2 bad input (one line on stderr), 3 compare found a difference or a search
+missed its tolerance, 130 Ctrl-C.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def _parse_line(path: str | Path, number: int, line: str, form: str) -> dict[str
         reason = f"is not JSON{where}"
         raise PromptError(reason, path=path, name=name, expected=form, found=found) from None
     if not isinstance(fields, dict):
-        found = type(fields).__name__
-        raise PromptError("is not an object", path=path, name=name, expected=form, found=found)
+        found, reason = type(fields).__name__, "is not an object"
+        raise PromptError(reason, path=path, name=name, expected=form, found=found)
     return fields
 
 

@@ -16,6 +16,20 @@ def read_json(path: Path, error: type[PlanishError] = ConfigError) -> dict[str, 
 
     A byte order mark, with which some editors begin a file, is skipped. Raises `error`.
     """
+    text = _read_text(path, error)
+    try:
+        value = json.loads(
+            text, object_pairs_hook=unique_keys, parse_float=_finite, parse_constant=_finite
+        )
+    except (ValueError, RecursionError) as problem:
+        raise error(f"is not JSON: {problem}", path=path) from None
+    if not isinstance(value, dict):
+        raise error("wrong form", path=path, expected="a JSON object", found=type(value).__name__)
+    return value
+
+
+def _read_text(path: Path, error: type[PlanishError]) -> str:
+    """The file's text, unless it only points to another file."""
     try:
         text = read_file(path, error, LARGEST_JSON).decode("utf-8-sig")
     except FileNotFoundError:
@@ -26,15 +40,7 @@ def read_json(path: Path, error: type[PlanishError] = ConfigError) -> dict[str, 
         raise error(f"cannot be read: {problem}", path=path) from None
     if text.startswith("version https://git-lfs"):
         raise error("is a Git-LFS pointer, not the file; run `git lfs pull`", path=path)
-    try:
-        value = json.loads(
-            text, object_pairs_hook=unique_keys, parse_float=_finite, parse_constant=_finite
-        )
-    except (ValueError, RecursionError) as problem:
-        raise error(f"is not JSON: {problem}", path=path) from None
-    if not isinstance(value, dict):
-        raise error("wrong form", path=path, expected="a JSON object", found=type(value).__name__)
-    return value
+    return text
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 from planish.program_cache import distrust
 from tests.models import make_llama as write_llama
 
-MOST_RESIDENT = 1.5e9  # bytes of one test process
+MOST_RESIDENT, GROWTH = 1.5e9, 0.3e9  # bytes of one test process; from one clearing to the next
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,17 +58,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in dropped]
 
 
+@pytest.fixture(scope="session")
+def resident_limit() -> list[float]:
+    """The bytes from which bounded_memory clears, one number."""
+    return [MOST_RESIDENT]
+
+
 @pytest.fixture(autouse=True)
-def bounded_memory() -> Iterator[None]:
-    """Compiled programs, of which hundreds of models leave gigabytes, go when they are too many."""
+def bounded_memory(resident_limit: list[float]) -> Iterator[None]:
+    """Compiled programs, of which hundreds of models leave gigabytes, go when they are too many.
+
+    What is freed does not always go back to the system, and to clear after every test would compile
+    for every test; so the limit rises with what remains.
+    """
     yield
-    statm = Path("/proc/self/statm")
     jax = sys.modules.get("jax")
-    if jax is None or not statm.exists():
-        return
-    if int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MOST_RESIDENT:
+    if jax is not None and resident_bytes() > resident_limit[0]:
         jax.clear_caches()
         gc.collect()
+        resident_limit[0] = max(MOST_RESIDENT, resident_bytes() + GROWTH)
+
+
+def resident_bytes() -> int:
+    """What this process has in memory; 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return 0
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +114,13 @@ def private_cache(request: pytest.FixtureRequest, run_directory: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def kernels(private_cache: Path, request: pytest.FixtureRequest) -> list[str]:
+def kernels_directory(private_cache: Path) -> Path:
+    """Where the kernels' libraries are kept; PLANISH_TEST_KERNELS names another place."""
+    return Path(os.environ.get("PLANISH_TEST_KERNELS", private_cache / "planish" / "kernels"))
+
+
+@pytest.fixture(scope="session")
+def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str]:
     """The native kernels of every instruction set that this processor runs; their names.
 
     Without --whole or --rest not those in plain C++, which take half a minute to compile. They
@@ -116,7 +138,7 @@ def kernels(private_cache: Path, request: pytest.FixtureRequest) -> list[str]:
     asked = request.config.getoption
     every = asked("--whole") or asked("--rest") or len(available()) == 1
     sets = [one.name for one in available() if every or one.name != "plain"]
-    kept = Path(os.environ.get("PLANISH_TEST_KERNELS", private_cache / "planish" / "kernels"))
+    kept = kernels_directory
     kept.mkdir(parents=True, exist_ok=True, mode=0o700)
     with kept.with_suffix(".lock").open("w") as lock:  # one process compiles, others load
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -89,11 +89,7 @@ def check(
     expected, found = np.asarray(expected), np.asarray(found)
     if expected.shape != found.shape or expected.size == 0:
         return report_wrong_shape(level, layer, part, expected, found)
-    difference = np.abs(found.astype(np.float64) - expected)
-    difference = np.where(np.isfinite(difference), difference, np.inf)
-    allowed = np.broadcast_to(np.asarray(tolerance, np.float64), difference.shape)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where(difference == 0, 0.0, difference / allowed)
+    difference, allowed, relative = measure_difference(expected, found, tolerance)
     index = np.unravel_index(int(relative.argmax()), relative.shape)
     a, b = float(expected[index]), float(found[index])
     return Check(
@@ -110,6 +106,18 @@ def check(
         cosine=cosine(expected, found) if np.isfinite(found).all() else float("nan"),
         off_by_one=off_by_one,
     )
+
+
+def measure_difference(
+    expected: np.ndarray, found: np.ndarray, tolerance: np.ndarray | float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """|found - expected|, infinite where it is no number; what is allowed; their ratio. float64."""
+    difference = np.abs(found.astype(np.float64) - expected)
+    difference = np.where(np.isfinite(difference), difference, np.inf)
+    allowed = np.broadcast_to(np.asarray(tolerance, np.float64), difference.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(difference == 0, 0.0, difference / allowed)
+    return difference, allowed, relative
 
 
 def report_wrong_shape(

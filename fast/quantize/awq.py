@@ -32,7 +32,7 @@ from planish.reference.model.config import ModelConfig
 from planish.reference.model.folds import Fold
 from planish.reference.model.weights import Block, Mlp, block_linears, replace_modules
 from planish.reference.quantize.job import BlockJob
-from planish.reference.quantize.methods.awq import CLIPS, group_moments, search_block
+from planish.reference.quantize.methods.awq import CLIPS, Search, group_moments, search_block
 from planish.reference.quantize.methods.awq import candidate_errors as reference_errors
 from planish.reference.scheme import Scheme
 
@@ -43,7 +43,7 @@ Schemes = tuple[tuple[str, Scheme], ...]
 @memory_errors(REMEDY)
 def quantize_block(job: BlockJob, block: Block) -> Block:
     """As the reference's: scale every fold and clip the groups of a float block."""
-    return search_block(job, block, candidate_errors, clip_groups)
+    return search_block(job, block, JITTED_SEARCH)
 
 
 def candidate_errors(
@@ -91,7 +91,10 @@ def round_scaled(
     weights: dict[str, Any], s: jax.Array, schemes: Schemes, rule: str
 ) -> dict[str, jax.Array]:
     """Q(W s) / s of each weight [N, K], s [K]."""
-    return {part: round_weight(weights[part] * s, scheme, rule) / s for part, scheme in schemes}
+    return {
+        part: round_weight(weights[part] * s[None], scheme, rule) / s[None]
+        for part, scheme in schemes
+    }
 
 
 @partial(jax.jit, static_argnames=("config", "backend"))
@@ -115,8 +118,20 @@ def output_linear_errors(
     found, _ = job.runner.observe(
         job.config, block, job.float_inputs, job.names, group_moments(-1), parts=(part,)
     )
-    moments, w = put(found[part]), put(float_weight(block_linears(block)[part]))
-    return [float(weight_error(w, s, moments, scheme, job.rule)) for s in candidates]
+    w = float_weight(block_linears(block)[part])
+    return weight_errors(w, scheme, job.rule, found[part], candidates)
+
+
+def weight_errors(
+    w: np.ndarray,
+    scheme: Scheme,
+    rule: str,
+    moments: np.ndarray,
+    candidates: Sequence[np.ndarray],
+) -> list[float]:
+    """As the reference's: sum of d H dt over the rows d of W - Q(W s) / s, by candidate."""
+    placed, inputs = put(w), put(moments)
+    return [float(weight_error(placed, s, inputs, scheme, rule)) for s in candidates]
 
 
 @partial(jax.jit, static_argnames=("scheme", "rule"))
@@ -124,7 +139,7 @@ def weight_error(
     w: jax.Array, s: jax.Array, moments: jax.Array, scheme: Scheme, rule: str
 ) -> jax.Array:
     """sum of d H dt over the rows d of W - Q(W s) / s; moments H [K, K]."""
-    wrong = w - round_weight(w * s, scheme, rule) / s
+    wrong = w - round_weight(w * s[None], scheme, rule) / s[None]
     return jnp.sum((wrong @ moments) * wrong)
 
 
@@ -151,3 +166,8 @@ def clip(w: jax.Array, moments: jax.Array, scheme: Scheme, rule: str) -> jax.Arr
     start = jnp.ones_like(absmax), jnp.full_like(absmax, jnp.inf)
     best, _ = jax.lax.fori_loop(0, len(CLIPS), one, start)
     return from_groups(jnp.clip(groups, -best * absmax, best * absmax), cols)
+
+
+JITTED_SEARCH = Search(
+    scale_errors=candidate_errors, weight_errors=weight_errors, clip_weight=clip_groups
+)

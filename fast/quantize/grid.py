@@ -73,7 +73,7 @@ def first_extreme(groups: jax.Array) -> jax.Array:
     XLA's argmax on the CPU is many times slower than these two reductions.
     """
     magnitude = jnp.abs(groups)
-    at = jnp.arange(groups.shape[2], dtype=jnp.int32)
+    at = jnp.arange(groups.shape[2], dtype=jnp.int32)[None, None, :]
     largest = magnitude == magnitude.max(axis=2, keepdims=True)
     first = jnp.where(largest, at, groups.shape[2]).min(axis=2, keepdims=True)
     return jnp.where(at == first, groups, 0).sum(axis=2, keepdims=True)

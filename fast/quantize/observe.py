@@ -31,7 +31,13 @@ from planish.reference.linear import Linear
 from planish.reference.memory import memory_errors
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.rope import rotations
-from planish.reference.model.weights import Block, Weights, block_linears, replace_modules
+from planish.reference.model.weights import (
+    Block,
+    Weights,
+    block_linears,
+    replace_modules,
+    split_expert,
+)
 from planish.reference.quantize.hidden import UNLIMITED, States, Store
 from planish.reference.quantize.observe import (
     ABSMAX,
@@ -105,6 +111,7 @@ def observe_block(  # noqa: PLR0913  (the reference's, and native)
 ) -> tuple[Statistics, States]:
     """As the reference's: statistics of the linears' inputs, and the block's outputs."""
     wanted = None if parts is None else frozenset(parts)
+    native = native and not has_quantized_experts(block)
     placed, backend = place(block, native), backend_of(native)
     statistics: Statistics = {}
     outputs = store.new()
@@ -194,6 +201,12 @@ def place(block: Block, native: bool) -> Block:
     if native:
         block = replace_modules(block, {p: to_tiles(x) for p, x in block_linears(block).items()})
     return put(place_block(block))
+
+
+def has_quantized_experts(block: Block) -> bool:
+    """Whether experts have codes: only XLA's mixture is observed, and it does not read tiles."""
+    linears = block_linears(block).items()
+    return any(x.scheme is not None for part, x in linears if split_expert(part)[1] is not None)
 
 
 def to_tiles(layer: Linear) -> Linear:

@@ -53,8 +53,9 @@ def quantize_block(job: BlockJob, block: Block) -> Block:
     learned = learn(job, block)
     linears, changed = block_linears(rounded), {}
     for part, layer in block_linears(block).items():
-        if part in learned:
-            scheme, w = linears[part].scheme, float_weight(layer)
+        scheme = job.schemes.get(part)
+        if scheme is not None:
+            w = float_weight(layer)
             weight = signround_weight(w, learned[part], scheme, job.rule, job.name(part))
             changed[part] = replace(linears[part], weight=weight)
     return replace_modules(rounded, changed)
@@ -97,8 +98,9 @@ ranges_of = jax.jit(group_ranges, static_argnames=("scheme",))
 def initial(w: Any, ranges: Ranges) -> Rounding:
     """Round to nearest: V = 0, alpha = 1."""
     ones: Any = jnp.ones_like(ranges.low)
+    same: Any = jnp.copy(ones)
     v: Any = jnp.zeros(w.shape, jnp.float32)
-    return Rounding(v=v, alpha_min=ones, alpha_max=jnp.copy(ones))
+    return Rounding(v=v, alpha_min=ones, alpha_max=same)
 
 
 def fake(plan: Plan, fixed: Fixed, params: Any) -> Modules:

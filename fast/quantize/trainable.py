@@ -92,7 +92,7 @@ def round_input(x: jax.Array, scale: jax.Array) -> jax.Array:
     return int8_codes(x, scale).astype(jnp.float32) * scale
 
 
-def empty_layer(config: ModelConfig, batch: int, slots: int) -> None:
+def empty_layer(config: ModelConfig, batch: int, slots: int) -> Any:
     """Nothing: samples are whole sequences."""
 
 

@@ -107,10 +107,11 @@ def place_modules(block: Block) -> Modules:
     return modules
 
 
-def fake_linear(layer: Linear, values: jax.Array, scheme: Scheme) -> Linear:
+def fake_linear(layer: Linear, values: Any, scheme: Scheme) -> Linear:
     """The linear with float values in the place of codes: the layout `fake` of trainable.py."""
-    fake: Any = QuantizedWeight(
-        codes=values, scale=None, scheme=scheme, shape=values.shape, layout="fake"
+    nothing: Any = None
+    fake = QuantizedWeight(
+        codes=values, scale=nothing, scheme=scheme, shape=values.shape, layout="fake"
     )
     return replace(layer, weight=fake)
 

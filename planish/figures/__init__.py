@@ -12,6 +12,7 @@ How it works
     alpha        the error of a linear against alpha
 What it costs
     size         quality against size, every recipe
+    trail        a search by quantize --method auto: size against loss, the cost of each linear
 Shared by the pictures
     collect      input and weight of a linear, before and after smoothing
     drawing      canvas, colours, boxes and arrows

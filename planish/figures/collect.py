@@ -28,7 +28,7 @@ def collect_panels(
 ) -> dict[str, np.ndarray]:
     """|X| [T, K] and |W| [N, K] of one linear, before and after smoothing."""
     weights = load_weights(checkpoint)
-    hidden = embed_samples(checkpoint.config, weights, [sample])
+    hidden = list(embed_samples(checkpoint.config, weights, [sample]))
     for index in range(layer):
         block = weights.blocks[index]
         hidden = [run_block(checkpoint.config, block, x) for x in hidden]

@@ -14,10 +14,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from planish.reference.errors import notice
 from planish.reference.quantize.report import BlockReport
 from planish.terminal.progress import duration, log_progress, open_bar
 
 FORMS = ("text", "json")
+LONG = 15  # seconds from which an estimate is announced
 
 
 class BlockProgress:
@@ -34,8 +36,8 @@ class BlockProgress:
             return items
         if not sys.stderr.isatty():
             return log_progress(items, description, detail=self.describe_last)
-        self.bar = open_bar(items, description)
-        return self.bar
+        bar = self.bar = open_bar(items, description)
+        return iter(bar)
 
     def report(self, report: BlockReport) -> None:
         """Take the report of a finished block."""
@@ -44,6 +46,20 @@ class BlockProgress:
             print(json.dumps(self.event(report)), file=sys.stderr, flush=True)
         elif self.bar is not None:
             self.bar.set_postfix_str(describe_block(report))
+        if self.form == "text" and report is self.first_computed():
+            self.announce(report)
+
+    def announce(self, report: BlockReport) -> None:
+        """After the first block say how long the others will take, if that is long."""
+        left = self.seconds_left()
+        if left is not None and left >= LONG:
+            block = f"block {report.layer + 1} of {report.blocks}"
+            took = duration(report.seconds)
+            notice(f"{block} ({report.method}) took {took}: about {duration(left)} left")
+
+    def first_computed(self) -> BlockReport | None:
+        """The first block that no earlier run had finished."""
+        return next((report for report in self.reports if not report.resumed), None)
 
     def event(self, report: BlockReport) -> dict[str, Any]:
         """A report as a program reads it."""

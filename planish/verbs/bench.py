@@ -63,31 +63,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.model:
-        refuse_given(args, ("--recipes", "--directory"), "is for --shape, not for --model")
-    else:
-        of_a_model = ("--max_positions", "--allow_links")
-        refuse_given(args, of_a_model, "is for --model, not for --shape")
+    refuse_of_the_other(args)
     checkpoint = open_subject(args) if args.model else None
-    with interrupts_kill():
-        from planish.compare.bench import speed
-        from planish.compare.bench.engines import parse_recipe
-        from planish.compare.bench.peers import find_peer
-        from planish.compare.bench.sizes import MODEL_SIZES
-        from planish.compare.bench.workload import parse_workload
-
-    tests = [parse_workload(name) for name in split_names(args.tests)]
-    peers, recipes = split_names(args.peers), split_names(args.recipes or RECIPES.get(args.shape))
-    for name in peers:
-        find_peer(name)  # an unknown one is refused before anything is measured
-    for name in recipes:
-        parse_recipe(name)
-    if not tests or (args.shape and not recipes):
-        raise PlanishError("is empty", name="recipes" if tests else "tests")
-    if args.runs < 1:
-        raise PlanishError("bad value", name="runs", expected="1 or more", found=args.runs)
+    tests, recipes, peers = parse_names(args)
     notice_idle(args)
     keep_programs(args.compilation_cache)
+    with interrupts_kill():
+        from planish.compare.bench import speed
+        from planish.compare.bench.sizes import MODEL_SIZES
+
     options = speed.Options(
         workloads=tests,
         native=native_kernels(args),
@@ -104,6 +88,35 @@ def run(args: argparse.Namespace) -> int:
             result = speed.measure_size(size, recipes, options, directory, args.kv_cache)
     print_json(result) if args.json else print(as_text(result))
     return 0
+
+
+def refuse_of_the_other(args: argparse.Namespace) -> None:
+    """Refuse flags of --shape with --model, and the reverse."""
+    if args.model:
+        refuse_given(args, ("--recipes", "--directory"), "is for --shape, not for --model")
+    else:
+        of_a_model = ("--max_positions", "--allow_links")
+        refuse_given(args, of_a_model, "is for --model, not for --shape")
+
+
+def parse_names(args: argparse.Namespace) -> tuple[list[Any], list[str], list[str]]:
+    """The workloads, recipes and peers; bad ones are refused before anything is measured."""
+    with interrupts_kill():
+        from planish.compare.bench.engines import parse_recipe
+        from planish.compare.bench.peers import find_peer
+        from planish.compare.bench.workload import parse_workload
+
+    tests = [parse_workload(name) for name in split_names(args.tests)]
+    peers, recipes = split_names(args.peers), split_names(args.recipes or RECIPES.get(args.shape))
+    for name in peers:
+        find_peer(name)
+    for name in recipes:
+        parse_recipe(name)
+    if not tests or (args.shape and not recipes):
+        raise PlanishError("is empty", name="recipes" if tests else "tests")
+    if args.runs < 1:
+        raise PlanishError("bad value", name="runs", expected="1 or more", found=args.runs)
+    return tests, recipes, peers
 
 
 def split_names(text: str | None) -> list[str]:

@@ -31,6 +31,30 @@ NEW_TOKENS = 128  # the default of --max_new_tokens
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
+    add_prompt_flags(parser)
+    parser.add_argument(
+        "--max_new_tokens",
+        type=int,
+        metavar="N",
+        help="the most tokens to generate (default: 128, or what fits)",
+    )
+    add_sampling_flags(parser)
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a string that ends the text and is not shown; may be given several times",
+    )
+    parser.add_argument(
+        "--ignore_eos", action="store_true", help="go on after the model's end-of-text token"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_engine_flags(parser)
+
+
+def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
+    """What is continued."""
     parser.add_argument(
         "--prompt",
         action="append",
@@ -46,12 +70,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help='a file that is one prompt, or FILE.jsonl with a line {"prompt": "text"} for each;'
         " may be given several times",
     )
-    parser.add_argument(
-        "--max_new_tokens",
-        type=int,
-        metavar="N",
-        help="the most tokens to generate (default: 128, or what fits)",
-    )
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """How the next token is chosen."""
     parser.add_argument(
         "--temperature",
         type=float,
@@ -80,18 +102,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seed of the samples; the same seed gives the same text (default: 0)",
     )
-    parser.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="a string that ends the text and is not shown; may be given several times",
-    )
-    parser.add_argument(
-        "--ignore_eos", action="store_true", help="go on after the model's end-of-text token"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_engine_flags(parser)
 
 
 @dataclass(kw_only=True)

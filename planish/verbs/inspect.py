@@ -94,12 +94,6 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     sizes: Counter[str] = Counter()
     for facts in tensors.values():
         sizes[facts["kind"]] += facts["bytes"]
-    linears = linear_weights(checkpoint)
-    held = sum(
-        facts["bytes"]
-        for name, facts in tensors.items()
-        if name.rpartition(".")[0] in linears and facts["kind"] != "biases"
-    )
     return {
         "model": str(checkpoint.path),
         "architecture": checkpoint.architecture.model_type,
@@ -110,9 +104,20 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": parameters(checkpoint),
         "bytes": sum(sizes.values()),
         "bytes_by_kind": dict(sizes),
-        "bits_per_weight": 8 * held / sum(linears.values()),
+        "bits_per_weight": bits_per_weight(checkpoint, tensors),
         "tensors": tensors,
     }
+
+
+def bits_per_weight(checkpoint: Checkpoint, tensors: dict[str, Any]) -> float:
+    """The bits that the blocks' linears take in the files, scales included, by weight."""
+    linears = linear_weights(checkpoint)
+    held = sum(
+        facts["bytes"]
+        for name, facts in tensors.items()
+        if name.rpartition(".")[0] in linears and facts["kind"] != "biases"
+    )
+    return float(8 * held / sum(linears.values()))
 
 
 def linear_weights(checkpoint: Checkpoint) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from planish import __version__
+from planish import __version__, auto
 from planish.calibration import announce_estimate, calibration_samples, read_calibration
 from planish.opening import ENGINES, keep_programs, native_kernels, open_subject
 from planish.reference.errors import RecipeError
@@ -28,7 +28,7 @@ from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.quantize.settings import PRESETS
 from planish.terminal.blocks import FORMS, BlockProgress, describe_fields
 from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_model_flag
-from planish.terminal.given import Rule, engine_rule, notice_idle
+from planish.terminal.given import Rule, engine_rule, notice_idle, refuse_given
 from planish.terminal.output import print_json
 from planish.terminal.sizes import parse_bytes
 
@@ -60,7 +60,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="the directory to write")
     parser.add_argument(
         "--recipe",
-        required=True,
         help="float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8; changes may be words of its"
         " name, as `planish quality` spells them: W4A8-g32-alpha0.5",
     )
@@ -70,7 +69,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="other schemes for some linears: '*.down_proj=W8A16,lm_head=W4A16-g32,o_proj=float',"
         " or FILE.json; with --recipe naive: O2 (default), O1, O3 or W8A8",
     )
-    words = f"how codes are chosen: {', '.join(METHODS)}, or a chain: smooth+rtn"
+    words = f"how codes are chosen: {', '.join(METHODS)}, or a chain: smooth+rtn; auto searches"
     parser.add_argument("--method", help=words)
     parser.add_argument("--group_size", type=int, help=GROUP_SIZE_HELP)
     parser.add_argument("--rule", help="INT4: signed (default), absmax, absmax7 or minmax")
@@ -82,6 +81,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="also fold v -> o and up -> down",
+    )
+    parser.add_argument(
+        "--clip_inputs",
+        action="store_true",
+        default=None,
+        help="O3: static scales of least error, not of the absmax",
     )
     parser.add_argument("--lm_head", help="float (default), int8 or int4")
     parser.add_argument(
@@ -101,6 +106,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_running_flags(parser)
     add_method_flags(parser)
     add_calibration_flags(parser)
+    auto.add_flags(parser)
 
 
 def add_running_flags(parser: argparse.ArgumentParser) -> None:
@@ -164,6 +170,11 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.method == "auto":
+        return auto.run(args)
+    refuse_given(args, auto.FLAGS, "is for --method auto")
+    if args.recipe is None:
+        raise RecipeError("is missing", name="--recipe", expected="W8A8, W4A16, ...")
     chosen = recipe_of(args)
     checkpoint = open_subject(args)
     check_request(checkpoint, chosen, args.layout)
@@ -243,6 +254,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         activation=args.activation,
         alpha=alpha_of(args.alpha),
         smooth_outputs=args.smooth_outputs,
+        clip_inputs=args.clip_inputs,
         head=args.lm_head,
         ignore=None if args.ignore is None else tuple(args.ignore),
         **{name: getattr(args, name, None) for name in SETTINGS},

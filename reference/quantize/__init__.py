@@ -14,6 +14,7 @@ methods/      how a weight becomes codes, one method a file
 settings      what the methods leave open
 job           what a method gets of one block
 grid          parameters, codes and values of one weight under its scheme
+clip          ranges of static activation scales, by least error
 block         quantize one block by the recipe's methods, one after another
 search        choose SmoothQuant's alpha by the error of each block's outputs
 report        what is said of each finished block

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from planish.reference.model.weights import Block, block_linears, split_expert
+from planish.reference.quantize.clip import clip_absmax
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.observe import ABSMAX, ChannelAbsmax
 from planish.reference.quantize.recipe import Recipe
@@ -28,6 +29,7 @@ def quantize_block(
     if any(scheme and scheme.activation == "static" for scheme in job.schemes.values()):
         seen = job.absmax if block is given else {}
         absmax = with_unseen_experts(block, seen) if seen else observe_absmax(job, block)
+        absmax = clip_absmax(job, block, absmax) if recipe.clip_inputs else absmax
         job = replace(job, absmax=absmax)
     return runtime.step(rounding)(job, block), block
 

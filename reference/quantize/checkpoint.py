@@ -142,8 +142,8 @@ class Job:
         smooth, remarks = self.smooth(block, layer, absmax), Remarks(self.recipe)
         if not self.recipe.quantizes:
             add_block(self.checkpoint, writer, layer, smooth, self.layout, raw=self.raw)
-            facts = {"remarks": remarks.facts(), "errors": (None, None)}
-            return facts, States(floats=outputs, quantized=outputs)
+            nothing = {"remarks": remarks.facts(), "errors": (None, None)}
+            return nothing, States(floats=outputs, quantized=outputs)
         job = self.block_job(layer, states, outputs)
         job = replace(job, absmax=absmax) if smooth is block else job  # else its inputs have moved
         quantized, rescaled = quantize_block(job, smooth, self.recipe, self.runtime)
@@ -153,7 +153,7 @@ class Job:
                 remarks.see(names[part], float_weight(floats[part]), linear.weight)
         add_block(self.checkpoint, writer, layer, quantized, self.layout, raw=self.raw)
         errors = self.measure_errors(job, block, quantized)
-        facts = {"remarks": remarks.facts(), "errors": errors}
+        facts: dict[str, Any] = {"remarks": remarks.facts(), "errors": errors}
         return facts, self.next_states(quantized, states, outputs)
 
     @property

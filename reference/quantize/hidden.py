@@ -92,7 +92,7 @@ class States(Sequence[np.ndarray]):
         file = self.files[0]
         file.flush()
         x = np.empty(shape, np.float32)
-        rest = memoryview(x).cast("B")
+        rest = x.data.cast("B")
         while rest and (count := os.preadv(file.fileno(), [rest], offset)):
             offset, rest = offset + count, rest[count:]
         if rest:

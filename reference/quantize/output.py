@@ -142,7 +142,7 @@ def recipe_facts(
         "rule": recipe.rule,
         "smoothing": smoothing and {**asdict(smoothing), "alpha_per_block": alphas},
         "calibration": calibration,
-    }
+    } | ({"clip_inputs": True} if recipe.clip_inputs else {})
 
 
 def read_block(

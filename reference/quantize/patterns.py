@@ -40,8 +40,8 @@ def check_pattern(pattern: str, name: str) -> None:
             f"not a regular expression: {problem}", name=name, found=pattern
         ) from None
     if ways > MOST_WAYS:
-        problem = "a regular expression that can take too long"
-        raise RecipeError(problem, name=name, expected=FEWER, found=pattern)
+        reason = "a regular expression that can take too long"
+        raise RecipeError(reason, name=name, expected=FEWER, found=pattern)
 
 
 def count_ways(expression: str) -> float:

@@ -65,7 +65,7 @@ class Recipe:
 
     schemes: (pattern, scheme) pairs, None for float; the first match wins, and the last pattern
     is `*`. method: a chain of names of METHODS, joined by +. rule: how symmetric INT4 scales are
-    chosen; asymmetric schemes use minmax.
+    chosen; asymmetric schemes use minmax. clip_inputs: static scales by least error (clip.py).
     """
 
     name: str
@@ -73,6 +73,7 @@ class Recipe:
     smoothing: Smoothing | None = None
     method: str = "rtn"
     rule: str = "signed"
+    clip_inputs: bool = False
     settings: Settings = DEFAULTS
 
     def scheme_of(self, *names: str) -> Scheme | None:
@@ -153,7 +154,7 @@ GRID = ("group_size", "scale_dtype", "rule")  # of INT4 weights
 SETTINGS = tuple(field.name for field in fields(Settings))
 CHANGES = (
     *("method", "rule", "group_size", "scale_dtype", "activation"),
-    *("alpha", "smooth_outputs", "head", "ignore", *SETTINGS),
+    *("alpha", "smooth_outputs", "clip_inputs", "head", "ignore", *SETTINGS),
 )
 
 
@@ -164,9 +165,9 @@ def recipe(
 
     name: of RECIPES, or one with its changes in one word, as W4A8-g32-alpha0.5 (spelling.py).
     changes: method, rule, group_size, scale_dtype, activation (of the recipe's linears), alpha,
-    smooth_outputs, head (of lm_head: float, int8, int4), ignore (patterns), and the methods'
-    settings (settings.py); None means not given. method is a name of METHODS, or several joined by
-    +, as awq+gptq; smooth at the head of a chain means alpha 0.5.
+    smooth_outputs, clip_inputs, head (of lm_head: float, int8, int4), ignore (patterns), and the
+    methods' settings (settings.py); None means not given. method is a name of METHODS, or several
+    joined by +, as awq+gptq; smooth at the head of a chain means alpha 0.5.
     scheme: other schemes by pattern, as a mapping or as text for read_schemes. For the recipe
     naive it may name a smoothed recipe, whose scheme is then used without smoothing; the default,
     O2, is the baseline that SmoothQuant's tables call W8A8 (arXiv 2211.10438).
@@ -191,6 +192,7 @@ def recipe(
         smoothing=_smoothing(RECIPES[name].smoothing, given),
         method=given.get("method", "rtn"),
         rule=rule if rule in SYMMETRIC_RULES else "signed",
+        clip_inputs=given.get("clip_inputs", False),
         settings=Settings(**{key: given[key] for key in SETTINGS if key in given}),
     )
     _check_settings(chosen, given)
@@ -320,6 +322,9 @@ def _check_effect(recipe: Recipe, grid: Mapping[str, Any]) -> None:
     if recipe.method != "rtn" and not recipe.quantizes:
         problem = "has no effect without quantized weights"
         raise RecipeError(problem, name="method", found=recipe.method)
+    if recipe.clip_inputs and not recipe.static:
+        problem = "has no effect without static activations (O3)"
+        raise RecipeError(problem, name="clip_inputs", found=recipe.name)
     if grid and not any(scheme and scheme.bits == 4 for _, scheme in recipe.schemes):
         name = next(iter(grid))
         raise RecipeError("has no effect without INT4 weights", name=name, found=recipe.name)

@@ -8,6 +8,7 @@ are written once for every runner.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -70,7 +71,9 @@ class NumpyRunner:
         self.store = store
 
     def storing(self, store: Store) -> NumpyRunner:
-        return NumpyRunner(store)
+        other = copy(self)
+        other.store = store
+        return other
 
     def embed(self, config: ModelConfig, weights: Weights, samples: Sequence[np.ndarray]) -> Hidden:
         return embed_samples(config, weights, samples, self.store)

@@ -78,7 +78,10 @@ class Trial:
     hidden: Hidden  # the block's input
 
     def candidate(self, block: Block, absmax: ChannelAbsmax, alpha: float) -> Block:
-        """Smooth the block at one alpha and round it to nearest, whatever the recipe's method."""
+        """Smooth the block at one alpha and round it to nearest, whatever the recipe's method.
+
+        Static scales are not clipped: that would take longer than all else.
+        """
         checkpoint, recipe, config = self.checkpoint, self.recipe, self.checkpoint.config
         block = apply_smoothing(config, block, absmax, recipe, alpha)
         job = BlockJob(
@@ -89,7 +92,8 @@ class Trial:
             runner=self.runner,
             float_inputs=self.hidden,
         )
-        return quantize_block(job, block, replace(recipe, method="rtn"))[0]
+        plain = replace(recipe, method="rtn", clip_inputs=False)
+        return quantize_block(job, block, plain)[0]
 
 
 def choose_best_alphas(errors: np.ndarray, alphas: Sequence[float], per_block: bool) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -181,3 +181,56 @@ def agreement(expected: np.ndarray, found: np.ndarray) -> Agreement:
     kl = (np.exp(p) * (p - q)).sum(axis=-1)
     top1 = float(np.mean(expected.argmax(axis=-1) == found.argmax(axis=-1)))
     return Agreement(mean_kl=float(kl.mean()), max_kl=float(kl.max()), top1=top1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two models on one text, for each of the n predicted tokens.
+
+    float_nll, nll: -log p of the token. kl: KL(float || other) of its distribution, nats. same:
+    whether both find the same token likeliest.
+    """
+
+    float_nll: np.ndarray  # float64 [n]
+    nll: np.ndarray  # float64 [n]
+    kl: np.ndarray  # float64 [n]
+    same: np.ndarray  # bool [n]
+
+
+def compare_heads(
+    config: ModelConfig,
+    weights: Weights,
+    other: Weights,
+    states: tuple[np.ndarray, np.ndarray],
+    tokens: Sequence[int],
+) -> Comparison:
+    """Compare the predictions of tokens 1..T-1 from both models' last hidden states [T, D].
+
+    weights, states[0]: of the float model. Never holds more than LOGITS logits of each.
+    """
+    rows, parts = max(1, LOGITS // config.vocab_size), []
+    for start in range(0, len(tokens) - 1, rows):
+        some = slice(start, min(start + rows, len(tokens) - 1))
+        targets = np.asarray(tokens[some.start + 1 : some.stop + 1])
+        pair = zip((weights, other), states, strict=True)
+        logits = [unembed(config, each, x[some]) for each, x in pair]
+        parts.append(compare_rows(logits[0], logits[1], targets))
+    return join_comparisons(parts)
+
+
+def compare_rows(expected: np.ndarray, found: np.ndarray, targets: np.ndarray) -> Comparison:
+    """Compare logits [T, V] of the float model with another's; targets [T]."""
+    p, q = log_softmax(expected), log_softmax(found)
+    rows = np.arange(len(targets))
+    return Comparison(
+        float_nll=-p[rows, targets],
+        nll=-q[rows, targets],
+        kl=(np.exp(p) * (p - q)).sum(axis=-1),
+        same=expected.argmax(axis=-1) == found.argmax(axis=-1),
+    )
+
+
+def join_comparisons(parts: Sequence[Comparison]) -> Comparison:
+    """One comparison of all their tokens."""
+    names = [field.name for field in fields(Comparison)]
+    return Comparison(**{n: np.concatenate([getattr(one, n) for one in parts]) for n in names})

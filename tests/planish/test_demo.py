@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 QUALITY = README.partition("## Quality")[2]  # the table of the model with outlier channels
-FRESH = "naive,O3,W8A8,W4A8-g32-alpha0.5"
+FRESH = "O3,W4A8-g32-alpha0.5"
 PLAIN = BENCHMARKS.partition("As it was trained")[2]
 
 
@@ -49,7 +49,7 @@ def test_benchmarks_explain_the_columns_as_the_command_does():
 
 @pytest.mark.whole
 def test_rows_of_the_readme_are_those_of_a_fresh_run(kernels, tmp_path):
-    """A row of each kind: all of them take minutes."""
+    """A row of static scales and one of INT4 weights: all of them take minutes."""
     source = tmp_path / "pocket-outliers"
     write_outlier_model(pocket.MODEL, source)
     native = choose_kernels("auto", None)

@@ -46,7 +46,7 @@ class Method:
 
 
 METHODS = {
-    "rtn": Method(step=rtn),
+    "rtn": Method(step=rtn, settings=("search_range",)),
     "gptq": Method(
         step=gptq,
         calibrates=True,

@@ -69,22 +69,23 @@ class Factor:
 Solver = Callable[..., Grid]
 
 
-def quantize_block(job: BlockJob, block: Block, solve: Solver | None = None) -> Block:
-    """Quantize a block's linears in stages; solve: a faster gptq_codes."""
+def quantize_block(job: BlockJob, block: Block) -> Block:
+    """Quantize a block's linears in stages, each fed by the quantized ones before it."""
+    return quantize_stages(job, block, gptq_codes)
+
+
+def quantize_stages(job: BlockJob, block: Block, solve: Solver) -> Block:
+    """As quantize_block; solve is gptq_codes, or a faster one."""
     tokens = expert_tokens(job, block)
     rounded: list[str] = []
     for stage in stages(job, block):
-        leaders = {leader_of(part) for part in stage}
-        known = {part for part in leaders if tokens.get(part, COLUMNS) > 0}
-        given = job.config, block, job.inputs, job.names, HESSIAN
-        hessians = job.runner.observe(*given, parts=known)[0] if job.inputs else {}
-        factors = factor_all(job, stage, hessians, tokens)
-        changed = {}
+        factors = factor_all(job, block, stage, tokens)
+        linears, changed = block_linears(block), {}
         for part in stage:
-            layer, factor = block_linears(block)[part], factors.get(leader_of(part))
-            rounded += [part] if factor is None else []
-            weight = quantize_part(job, part, float_weight(layer), factor, solve or gptq_codes)
-            changed[part] = job.with_weight(part, layer, weight)
+            factor = factors.get(leader_of(part))
+            rounded += [] if factor else [part]
+            weight = quantize_part(job, part, float_weight(linears[part]), factor, solve)
+            changed[part] = job.with_weight(part, linears[part], weight)
         block = replace_modules(block, changed)
     note_rounded(job, rounded)
     return block
@@ -109,7 +110,7 @@ def expert_tokens(job: BlockJob, block: Block) -> dict[str, int]:
     """The calibration tokens that each expert's linears see; empty for a block without experts."""
     parts = [part for part in block_linears(block) if split_expert(part)[1] is not None]
     if not parts or not job.inputs:
-        return dict.fromkeys(parts, 0)
+        return {}
     given = job.config, block, job.inputs, job.names, TOKENS
     ups = {part for part in parts if part.endswith(".up")}
     found, _ = job.runner.observe(*given, parts=ups)
@@ -117,41 +118,38 @@ def expert_tokens(job: BlockJob, block: Block) -> dict[str, int]:
 
 
 def factor_all(
-    job: BlockJob, stage: list[str], hessians: Mapping[str, np.ndarray], tokens: Mapping[str, int]
+    job: BlockJob, block: Block, stage: list[str], tokens: Mapping[str, int]
 ) -> dict[str, Factor]:
     """The factor of each input of a stage; experts with fewer tokens than a group have none."""
-    total = sum(len(x) for x in job.inputs)
-    factors: dict[str, Factor] = {}
-    for part in stage:
-        leader, scheme = leader_of(part), job.schemes[part]
-        if leader in factors:
-            continue
-        if leader not in hessians and leader not in tokens:
-            raise QuantizationError("gptq needs a calibration", name=job.name(part))
-        count = tokens.get(leader, total)
-        if scheme is None or leader not in hessians or count < few_tokens(scheme, part, tokens):
-            continue
-        hessian = hessians[leader] * np.float32(2 / count)
-        factor = factor_hessian(
-            hessian, job.settings.damping, job.settings.act_order, job.name(part)
-        )
-        note_damping(job, part, factor)
-        factors[leader] = factor
+    if not job.inputs:
+        raise QuantizationError("gptq needs a calibration", name=job.name(stage[0]))
+    first = {leader_of(part): part for part in reversed(stage)}
+    wanted = {leader for leader, part in first.items() if sees_enough(job, part, tokens)}
+    given = job.config, block, job.inputs, job.names, HESSIAN
+    hessians = job.runner.observe(*given, parts=wanted)[0] if wanted else {}
+    total, settings = sum(len(x) for x in job.inputs), job.settings
+    factors = {}
+    for leader in [leader for leader in first if leader in wanted]:
+        name = job.name(first[leader])
+        hessian = hessians.pop(leader) * np.float32(2 / tokens.get(leader, total))
+        factors[leader] = factor_hessian(hessian, settings.damping, settings.act_order, name)
+        note_damping(job, name, factors[leader])
     return factors
 
 
-def few_tokens(scheme: Scheme, part: str, tokens: Mapping[str, int]) -> int:
-    """The tokens that an expert needs: a group's size, or 128 where a row is one group."""
-    if part not in tokens:
-        return 1
-    return COLUMNS if scheme.group_size == -1 else scheme.group_size
+def sees_enough(job: BlockJob, part: str, tokens: Mapping[str, int]) -> bool:
+    """Whether an expert saw as many tokens as a group has weights, or 128 if a row is one group."""
+    scheme = job.schemes[part]
+    if part not in tokens or scheme is None:
+        return True
+    return tokens[part] >= (COLUMNS if scheme.group_size == -1 else scheme.group_size)
 
 
-def note_damping(job: BlockJob, part: str, factor: Factor) -> None:
+def note_damping(job: BlockJob, name: str, factor: Factor) -> None:
     """Say that Cholesky failed at the damping asked for."""
     if factor.damping != job.settings.damping:
         job.note(
-            f"{job.name(part)}: the Hessian of its inputs is singular at damping "
+            f"{name}: the Hessian of its inputs is singular at damping "
             f"{job.settings.damping:g}; used {factor.damping:g}"
         )
 

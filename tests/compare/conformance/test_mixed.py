@@ -1,7 +1,8 @@
 """A scheme for each linear: q, k and v, or an MLP's and experts' gate and up, of different ones.
 
 The kernels compute linears that read one norm in one call where their schemes let them, and
-otherwise one by one; a mixture's tiles of rows must suit the strictest of its schemes.
+otherwise one by one; a mixture's tiles of rows must suit the strictest of its schemes. XLA's form
+compiles for longest and calls every linear by itself, so there levels 1 and 2 show everything.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ EXPECTED = {
 @pytest.mark.matrix(4)
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe-some-layers"])
 def test_a_block_of_seven_schemes_agrees_in_both_engines(judge, family, native):
-    result = judge(family, "W4A16-mixed", (1, 2, 3), native)
+    result = judge(family, "W4A16-mixed", (1, 2, 3) if native else (1, 2), native)
     assert result.agree, result.table()
 
 

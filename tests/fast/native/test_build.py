@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,12 @@ from planish.fast.native.instruction_sets import available, cpu_features
 from planish.reference.errors import KernelsError
 
 ROOT = Path(__file__).parents[3]
+COPYING = """#!/bin/sh
+[ "$1" = --version ] && echo '{version}' && exit 0
+for target; do :; done
+sleep 1
+cp "{kept}/$(basename "$target")" "$target"
+"""
 LOAD = """
 import sys
 from pathlib import Path
@@ -64,19 +71,26 @@ def test_a_copy_of_the_sources_is_the_same_library_and_a_changed_one_is_not(tmp_
     assert library_path(tmp_path, compiler, "plain").name != before
 
 
-@pytest.mark.whole
-def test_two_processes_that_start_at_once_both_get_a_whole_library(tmp_path):
-    arguments, best = [sys.executable, "-c", LOAD, str(tmp_path)], f"['{available()[0].name}']\n"
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+def test_two_processes_that_start_at_once_both_get_a_whole_library(
+    kernels, kernels_directory, tmp_path
+):
+    """By a compiler that takes a second to copy what the real one has compiled."""
+    compiler, cache = tmp_path / "g++", tmp_path / "cache"
+    compiler.write_text(COPYING.format(version=find_compiler().version, kept=kernels_directory))
+    compiler.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    arguments, best = [sys.executable, "-c", LOAD, str(cache)], f"['{available()[0].name}']\n"
+    given = {"text": True, "cwd": ROOT, "env": environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **given}
     running = [subprocess.Popen(arguments, **pipes) for _ in range(2)]
     for process in running:
         out, problem = process.communicate(timeout=300)
         assert process.returncode == 0, problem
         assert out == best
         assert problem.startswith("kernels: compiled ")
-    assert len(list(tmp_path.glob("*.so"))) == 2
-    assert not list(tmp_path.glob(".building-*"))
-    again = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert len(list(cache.glob("*.so"))) == 2
+    assert not list(cache.glob(".building-*"))
+    again = subprocess.run(arguments, capture_output=True, check=True, **given)
     assert (again.stdout, again.stderr) == (best, "")  # nothing to compile or to tell
 
 

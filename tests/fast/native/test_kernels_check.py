@@ -35,8 +35,10 @@ def check(command: list[str], name: str) -> None:
     assert re.fullmatch(rf"{name}: \d+ checks passed\n", run.stdout)
 
 
-def test_every_instruction_set_computes_what_a_naive_program_does(kernels, private_cache, tmp_path):
-    libraries, _ = build(private_cache / "planish" / "kernels", kernels)
+def test_every_instruction_set_computes_what_a_naive_program_does(
+    kernels, kernels_directory, tmp_path
+):
+    libraries, _ = build(kernels_directory, kernels)
     compiler = find_compiler().path
     naive = compile_program(compiler, tmp_path / "check.o", "-c", str(CHECK))
     for name in kernels:

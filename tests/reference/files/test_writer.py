@@ -119,7 +119,7 @@ def test_a_file_a_dangling_link_or_no_parent_is_refused(source, tmp_path):
             CheckpointWriter(tmp_path / name, source, overwrite=True)
 
 
-STEPS = ["mkdir", "write_tensors", "copyfile", "_write_json", "_sync", "put_directory"]
+STEPS = ["mkdir", "write_tensors", "copyfile", "_write_json", "sync", "put_directory"]
 
 
 def break_step(monkeypatch, step, error):

@@ -43,7 +43,7 @@ def in_memory(
         absmax, outputs = observe_block(config, block, hidden)
         if chosen.alpha is not None:
             block = apply_smoothing(config, block, absmax, chosen, chosen.alpha)
-        blocks.append(by_recipe(config, block, chosen, hidden))
+        blocks.append(by_recipe(config, block, chosen, hidden, targets=outputs))
         hidden = outputs
     head = chosen.scheme_of("lm_head")
     if head is not None:

@@ -77,7 +77,7 @@ def test_a_new_method_is_a_row_that_says_what_it_wants(loaded, samples, tmp_path
     smooth = apply_smoothing(config, block, observe_block(config, block, hidden)[0], chosen, 0.5)
     expected, _ = observe_block(config, smooth, hidden, observer=hessian)
     (first, states), (second, _) = seen
-    assert set(first) == {"q", "down"} and states == []
+    assert set(first) == {"q", "down"} and len(states) == 0
     assert all(np.array_equal(first[part], expected[part]) for part in first)
     written = load_weights(open_checkpoint(tmp_path / "out")).blocks
     assert isinstance(written[0].q.weight, QuantizedWeight)

@@ -1,0 +1,252 @@
+"""`planish quantize --method auto`: from flags to a search, its table, and the model it chose.
+
+compare/quality/auto.py searches. The candidates are written to the system's temporary directory
+(TMPDIR); the one that is chosen is copied to --out, with the trail of the search beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planish import pocket
+from planish.calibration import read_calibration
+from planish.opening import keep_programs, native_kernels, open_subject
+from planish.reference.errors import PromptError, RecipeError, notice
+from planish.reference.files.load import Checkpoint
+from planish.reference.files.writer import CheckpointWriter
+from planish.reference.quantize.observe import SAMPLE_LENGTH, cut_samples
+from planish.reference.text.evaluate import cut_windows
+from planish.reference.text.tokenizer import load_tokenizer
+from planish.terminal.given import refuse_given
+from planish.terminal.interrupts import interrupts_kill
+from planish.terminal.output import finite
+from planish.terminal.progress import progress
+from planish.terminal.sizes import parse_bytes
+
+METRICS = ("perplexity", "kl", "top1", "accuracy")
+RECIPE, TOLERANCE, METRIC = "W4A16", 0.01, "perplexity"
+SAMPLES, VALIDATION_TOKENS, WINDOW = 64, 16384, 512
+LEAST_BITS, MOST_BITS = 4.0, 16.0
+MISSED = 3  # exit code
+CHOSEN_FLAGS = (
+    *("--scheme", "--group_size", "--rule", "--scale_dtype", "--alpha", "--smooth_outputs"),
+    "--clip_inputs",
+    *("--search_range", "--act_order", "--true_sequential", "--no-search_range"),
+    *("--no-act_order", "--no-true_sequential", "--damping", "--preset", "--iterations"),
+)
+FLAGS = ("--tolerance", "--metric", "--budget", "--validation", "--validation_tokens", "--task")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """What a search is asked for."""
+    group = parser.add_argument_group("--method auto")
+    words = f"loss against float, by the metric, that is accepted (default: {TOLERANCE})"
+    group.add_argument("--tolerance", type=float, metavar="X", help=words)
+    words = "perplexity (default; its relative increase), kl (nats), top1 (share), accuracy (of"
+    group.add_argument("--metric", metavar="NAME", help=f"{words} --task)")
+    words = "bits a weight at most; without --tolerance: the best model of so many"
+    group.add_argument("--budget", type=float, metavar="BITS", help=words)
+    words = "UTF-8 text to measure on (default: the end of the calibration text, not calibrated on)"
+    group.add_argument("--validation", metavar="FILE", help=words)
+    words = f"tokens to measure on (default: {VALIDATION_TOKENS})"
+    group.add_argument("--validation_tokens", type=int, metavar="N", help=words)
+    words = "items of --metric accuracy, as for `planish evaluate`"
+    group.add_argument("--task", metavar="FILE", help=words)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, print the table, and write the model; exit code 3 if the tolerance is missed."""
+    refuse_given(args, CHOSEN_FLAGS, "is what --method auto chooses")
+    refuse_given(args, ("--resume",), "is for one recipe, not for --method auto")
+    check_goal(args)
+    checkpoint = open_subject(args)
+    names = recipe_changes(args)
+    writer = CheckpointWriter(args.out, args.model, args.overwrite)
+    samples, windows, about = texts(args, checkpoint)
+    keep_programs(args.compilation_cache)
+    with interrupts_kill():
+        from planish.compare.quality import order, trail
+        from planish.compare.quality.auto import Search
+    candidates = list(order.candidates(args.recipe or RECIPE, **names))
+    start = time.perf_counter()
+    with writer, tempfile.TemporaryDirectory(prefix="planish-auto-") as directory:
+        study = study_of(args, checkpoint, samples, windows, Path(directory))
+        show = show_rows(args, study.goal.metric, about)
+        outcome = Search(study=study, show=show).run(candidates)
+        facts = trail.About(
+            model=str(args.model),
+            recipe=args.recipe or RECIPE,
+            **about,
+        )
+        values = trail.report_values(outcome, study.goal, facts)
+        write(writer, outcome, values)
+    if args.json:
+        print(json.dumps(finite(values), allow_nan=False))
+    else:
+        print(f"\n{values['verdict']}")
+    print(f"{args.out}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    return MISSED if study.goal.tolerance is not None and not values["within"] else 0
+
+
+def check_goal(args: argparse.Namespace) -> None:
+    """Raise RecipeError or PromptError for a goal that no search can have."""
+    if args.engine == "reference":
+        raise RecipeError("needs gradients, which only --engine fast has", name="--method auto")
+    metric = METRIC if args.metric is None else args.metric
+    if metric not in METRICS:
+        expected = f"one of {', '.join(METRICS)}"
+        raise RecipeError("unknown", name="metric", expected=expected, found=repr(metric))
+    if (metric == "accuracy") != (args.task is not None):
+        problem = "needs the items of --task FILE" if args.task is None else "is for accuracy only"
+        raise RecipeError(problem, name="metric accuracy" if args.task is None else "task")
+    if args.tolerance is not None and not (math.isfinite(args.tolerance) and args.tolerance > 0):
+        expected = "more than 0, as 0.01"
+        raise RecipeError("bad value", name="tolerance", expected=expected, found=args.tolerance)
+    if args.budget is not None and not LEAST_BITS < args.budget <= MOST_BITS:
+        expected = f"more than {LEAST_BITS:g} (scales count) and at most {MOST_BITS:g} bits"
+        raise RecipeError("bad value", name="budget", expected=expected, found=args.budget)
+    if args.validation_tokens is not None and args.validation_tokens < 2:
+        found = args.validation_tokens
+        raise PromptError("bad value", name="validation_tokens", expected="2 or more", found=found)
+
+
+def goal_of(args: argparse.Namespace) -> Any:
+    """The goal of the flags: a tolerance of 1 %, unless there is a budget."""
+    from planish.compare.quality.trial import Goal
+
+    tolerance = args.tolerance
+    if tolerance is None and args.budget is None:
+        tolerance = TOLERANCE
+    budget = MOST_BITS if args.budget is None else args.budget
+    return Goal(metric=args.metric or METRIC, tolerance=tolerance, budget=budget)
+
+
+def recipe_changes(args: argparse.Namespace) -> dict[str, Any]:
+    """The changes that all candidates have."""
+    given = {
+        "activation": args.activation,
+        "head": args.lm_head,
+        "ignore": None if args.ignore is None else tuple(args.ignore),
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def texts(
+    args: argparse.Namespace, checkpoint: Checkpoint
+) -> tuple[list[np.ndarray], list[list[int]], dict[str, str]]:
+    """The calibration samples, the validation windows, and both in words.
+
+    Without --validation the end of the calibration text is for validation, at most a quarter of
+    it. Raises PromptError for a text that is too short.
+    """
+    tokens = calibration_tokens(args, checkpoint)
+    wanted = VALIDATION_TOKENS if args.validation_tokens is None else args.validation_tokens
+    longest = checkpoint.config.max_positions
+    window = min(WINDOW, longest, wanted)
+    if args.validation is None:
+        kept = min(wanted, len(tokens) // 4)
+        tokens, kept_back = tokens[: len(tokens) - kept], tokens[len(tokens) - kept :]
+        source = "the end of the calibration text"
+    else:
+        encode = load_tokenizer(checkpoint.path, checkpoint.config).encode
+        kept_back, source = encode(read_calibration(args.validation))[:wanted], args.validation
+    if len(kept_back) < window:
+        name = "calibration" if args.validation is None else "validation"
+        expected = f"{window * (4 if args.validation is None else 1)} tokens or more, to measure"
+        found = len(kept_back) * (4 if args.validation is None else 1)
+        raise PromptError("is too short", name=name, expected=expected, found=found)
+    windows = cut_windows(kept_back, window)
+    length = min(SAMPLE_LENGTH, longest, len(tokens))
+    length = length if args.sequence_length is None else min(args.sequence_length, longest)
+    count = min(SAMPLES, len(tokens) // length) if args.samples is None else args.samples
+    samples = cut_samples(tokens, count, length, args.seed)
+    text = args.calibration or "the embedded text"
+    words = {
+        "calibration": f"{text}: {len(samples)} x {length} tokens",
+        "validation": f"{source}: {len(windows)} x {window} tokens",
+    }
+    return samples, windows, words
+
+
+def calibration_tokens(args: argparse.Namespace, checkpoint: Checkpoint) -> list[int]:
+    """The calibration text as token ids, from the beginning."""
+    if args.calibration is None:
+        notice("calibrating on the embedded text; --calibration FILE takes your own")
+    encode = load_tokenizer(checkpoint.path, checkpoint.config).encode
+    return list(encode(read_calibration(args.calibration or pocket.CALIBRATION)))
+
+
+def study_of(
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    samples: list[np.ndarray],
+    windows: list[list[int]],
+    directory: Path,
+) -> Any:
+    """The study; runs the float model on the validation text."""
+    native = native_kernels(args)
+    from planish.compare.quality.judge import prepare_judge
+    from planish.compare.quality.trial import Study
+    from planish.fast.quantize.runtime import fast_runtime
+    from planish.fast.quantize.sensitivity import measure_sensitivity
+    from planish.fast.quantize.validate import compare_heads
+
+    budget = parse_bytes(args.memory_budget, "memory_budget")
+    runtime = replace(fast_runtime(native, progress), memory_budget=budget)
+    engine = {"runner": runtime.runner, "compare": compare_heads, "tiled": native}
+    return Study(
+        source=checkpoint,
+        samples=samples,
+        judge=prepare_judge(checkpoint, windows, progress, **engine),
+        goal=goal_of(args),
+        directory=directory,
+        sensitivity=measure_sensitivity,
+        runtime=runtime,
+        layout=args.layout,
+        progress=progress,
+    )
+
+
+def show_rows(args: argparse.Namespace, metric: str, about: dict[str, str]) -> Any:
+    """What prints each row: the table grows as candidates are measured. Nothing with --json."""
+    from planish.compare.quality import trail
+
+    if args.json:
+        return lambda trial: None  # noqa: ARG005
+    print("\n".join(f"{name}: {words}" for name, words in about.items()))
+    print(f"\n{trail.HEADER}", flush=True)
+    return lambda trial: print(trail.table_row(trial, metric), flush=True)
+
+
+def write(writer: CheckpointWriter, outcome: Any, values: dict[str, Any]) -> None:
+    """Write the chosen model with its report."""
+    from planish.compare.quality import trail
+    from planish.compare.quality.assemble import write_mixture
+
+    pictures = draw(writer.hidden / "quantization_report.svg", finite(values))
+    text = trail.report_text(values, outcome.trials, pictures)
+    writer.add_text("quantization_report.md", text)
+    writer.add_text("quantization_report.json", json.dumps(finite(values), indent=2) + "\n")
+    write_mixture(outcome.chosen.model, writer)
+
+
+def draw(path: Path, values: dict[str, Any]) -> list[str]:
+    """Draw the picture of the search, if matplotlib is installed; the names of the files."""
+    from planish.figures import trail as picture
+
+    try:
+        picture.draw(values, path)
+    except ImportError:
+        notice("no picture: matplotlib is not installed (pip install planish[plot])")
+        return []
+    return [path.name]
