@@ -105,8 +105,8 @@ def encode_item(path: str | Path, item: Item, tokenizer: Tokenizer, longest: int
         raise PromptError("is too long", path=path, name=name, expected=expected, found=length)
     short = [index for index, whole in enumerate(wholes) if len(whole) <= count]
     if short:
-        fault = "adds no token to its context"
-        raise PromptError(fault, path=path, name=f"{name}: choice {short[0]}")
+        where = f"{name}: choice {short[0]}"
+        raise PromptError("adds no token to its context", path=path, name=where)
     return group_by_context(wholes, count)
 
 
