@@ -12,7 +12,7 @@ is the command `planish`, the only one that reads flags:
     verbs/           one file for each verb
     terminal/        flags, streams, progress, JSON, Ctrl-C
     opening          from flags to a checkpoint, kernels and an engine
-    records          FILE.jsonl: a text in one field of each line
+    records          FILE.jsonl: an object, or a text in one of its fields, on each line
     calibration      the text that quantize calibrates on, and how long that takes
     auto             quantize --method auto: from flags to a search and its report
     program_cache    where compiled programs are stored

@@ -32,6 +32,7 @@ VERBS = {
     "quantize": "quantize a model to 8 or 4 bits",
     "perplexity": "measure a model on a text",
     "quality": "measure what each recipe costs a model",
+    "evaluate": "measure how often a model answers right",
     "logits": "write the logits of given tokens",
     "compare": "check the fast engine against the reference",
     "vectors": "write conformance vectors for a kernel, or check its results",

@@ -1,4 +1,4 @@
-"""Read FILE.jsonl: a text in one field of each line, as in {"prompt": "text"}."""
+"""Read FILE.jsonl: an object on each line, or a text in one field of it, {"prompt": "text"}."""
 
 from __future__ import annotations
 
@@ -28,43 +28,44 @@ def read_records(path: str | Path, field: str) -> list[str]:
 
 
 def _read_lines(path: str | Path, field: str, extra: dict[str, None]) -> Iterator[str]:
-    """The text of each line; `extra` collects the names of other fields.
+    """The text of each line; `extra` collects the names of other fields."""
+    form = f'{{"{field}": "text"}}'
+    for number, fields in read_objects(path, form):
+        name = f"line {number}: {field}"
+        extra |= dict.fromkeys(other for other in fields if other != field)
+        if field not in fields:
+            found = ", ".join(fields) or "no field"
+            raise PromptError("is missing", path=path, name=name, expected=form, found=found)
+        yield check_text(path, name, fields[field])
+
+
+def read_objects(path: str | Path, form: str) -> Iterator[tuple[int, dict[str, object]]]:
+    """The number, from 1, and the object of each line that is not blank. form: what to expect.
 
     Only a newline ends a line: JSON strings may contain Unicode's other line separators.
     """
     for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        fields = _parse_line(path, number, line, field)
-        extra |= dict.fromkeys(name for name in fields if name != field)
-        yield _check_text(path, number, fields, field)
+        if line.strip():
+            yield number, _parse_line(path, number, line, form)
 
 
-def _form(field: str) -> str:
-    return f'{{"{field}": "text"}}'
-
-
-def _parse_line(path: str | Path, number: int, line: str, field: str) -> dict[str, object]:
+def _parse_line(path: str | Path, number: int, line: str, form: str) -> dict[str, object]:
     name = f"line {number}"
     try:
         fields = json.loads(line, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as problem:
-        found, expected = line.strip()[:40], _form(field)
+        found = line.strip()[:40]
         where = f" at column {problem.colno}" if isinstance(problem, json.JSONDecodeError) else ""
         reason = f"is not JSON{where}"
-        raise PromptError(reason, path=path, name=name, expected=expected, found=found) from None
+        raise PromptError(reason, path=path, name=name, expected=form, found=found) from None
     if not isinstance(fields, dict):
         found, reason = type(fields).__name__, "is not an object"
-        raise PromptError(reason, path=path, name=name, expected=_form(field), found=found)
+        raise PromptError(reason, path=path, name=name, expected=form, found=found)
     return fields
 
 
-def _check_text(path: str | Path, number: int, fields: dict[str, object], field: str) -> str:
-    """The field's text; raises PromptError if it is missing, empty or not text."""
-    name, text = f"line {number}: {field}", fields.get(field)
-    if field not in fields:
-        found, expected = ", ".join(fields) or "no field", _form(field)
-        raise PromptError("is missing", path=path, name=name, expected=expected, found=found)
+def check_text(path: str | Path, name: str, text: object) -> str:
+    """A field's text; raises PromptError if it is empty or not text."""
     if not isinstance(text, str) or not text:
         raise PromptError("bad value", path=path, name=name, expected="text", found=repr(text))
     try:

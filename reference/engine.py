@@ -58,9 +58,7 @@ class Engine:
 
     @silence_overflow()
     @memory_errors(FORWARD)
-    def score(
-        self, context: Sequence[int], continuations: Sequence[Sequence[int]]
-    ) -> list[Scores]:
+    def score(self, context: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[Scores]:
         """Score each continuation of a context; both are token ids, at least one in each."""
         loop.check_continuations(self.config, context, continuations)
         groups = share_length(self.config, continuations)

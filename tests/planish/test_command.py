@@ -11,6 +11,8 @@ import pytest
 
 from planish.command import VERBS
 
+ROOT = Path(__file__).parents[2]
+
 
 def imported(*words: object) -> set[str]:
     """Top-level modules in memory after a command has run in a process of its own."""
@@ -102,6 +104,7 @@ def test_a_wrong_word_is_refused_the_same_in_a_shell(shell):
         ["generate"],
         ["quantize", "--out", "never", "--recipe", "W8A16"],
         ["perplexity", "--text", "never"],
+        ["evaluate", "--task", str(ROOT / "examples/python.jsonl")],
         ["logits", "--tokens", "1", "--out", "never.npy"],
         ["compare"],
         ["inspect"],

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 
-@pytest.mark.parametrize("verb", ["inspect", "generate", "logits", "perplexity", "quantize"])
+@pytest.mark.parametrize(
+    "verb", ["inspect", "generate", "logits", "perplexity", "evaluate", "quantize"]
+)
 def test_a_verb_follows_links_only_where_they_are_allowed(planish, make_llama, tmp_path, verb):
     store = make_llama(max_position_embeddings=8)
     model = store.with_name("links")
@@ -14,11 +16,14 @@ def test_a_verb_follows_links_only_where_they_are_allowed(planish, make_llama, t
         (model / file.name).symlink_to(file)
     text = tmp_path / "text.txt"
     text.write_text("A quick fox.")
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"text": "A fox."}')
     words = {
         "inspect": (),
         "generate": ("--prompt", "a", "--max_new_tokens", 1, "--engine", "reference"),
         "logits": ("--tokens", "1", "--out", store / "l.npy", "--engine", "reference"),
         "perplexity": ("--text", text, "--engine", "reference"),
+        "evaluate": ("--task", task, "--engine", "reference"),
         "quantize": ("--recipe", "W8A8", "--out", store.with_name("q")),
     }[verb]
     assert planish(verb, "--model", model, *words).refused("links out", "--allow_links")

@@ -14,6 +14,8 @@ from planish.opening import with_max_positions
 from planish.reference.files.load import open_checkpoint
 from planish.verbs.quantize import recipe_of, samples_of
 
+ROOT = Path(__file__).parents[2]
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 LEARNED = GOLDEN / "opt-pre-norm"  # of 512 positions
 REFERENCE = ("--engine", "reference")
@@ -87,6 +89,7 @@ def test_calibration_samples_follow(tiny_llama, tmp_path):
 VERBS = {
     "generate": (),
     "perplexity": ("--text", "none.txt"),
+    "evaluate": ("--task", ROOT / "examples/python.jsonl"),
     "logits": ("--tokens", "1", "--out", "out.npy"),
     "compare": (),
     "quantize": ("--out", "none", "--recipe", "W8A8"),

@@ -105,6 +105,8 @@ POINTS = [
     ("within block-00001", "--method fed", 1),
     ("after block-00001", "--method fed", 2),
     ("after alphas", "--alpha search", 1),
+    ("after block-00001", "--method gptq", 2),
+    ("after block-00000", "--recipe W4A16 --method awq+gptq", 1),
     ("after block-00000", "--alpha search_per_block", 2),
     ("within the output", "--method fed", 3),
     ("before the rename", "--method fed", 3),

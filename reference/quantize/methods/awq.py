@@ -48,7 +48,7 @@ from planish.reference.scheme import Scheme
 
 RATIOS = tuple(k / 20 for k in range(20))
 CLIPS = tuple(1 - k / 20 for k in range(10))
-SAMPLES = 8  # evenly spaced among all, for both searches
+TOKENS = 4096  # of the samples that both searches run, evenly spaced among all
 FLOOR = np.float32(1e-4)
 UNCLIPPED = ("q", "k")  # a clipped query or key moves every score of its head
 
@@ -88,9 +88,10 @@ def search_block(job: BlockJob, block: Block, search: Search) -> Block:
     sums, _ = job.runner.observe(job.config, block, job.float_inputs, job.names, ABSOLUTE_SUM)
     moments = observe_experts(job, block)
     for fold in block_folds(job.config, block):
-        if find_statistic(sums, fold) is None or not rounded(job, fold):
+        statistic = find_statistic(sums, fold)
+        if statistic is None or not rounded(job, fold):
             continue
-        candidates = candidate_scales(job, block, fold, find_statistic(sums, fold))
+        candidates = candidate_scales(job, block, fold, statistic)
         if fold.linears[0] in moments:
             found = search.weight_errors(*expert_down(job, block, fold, moments, candidates))
         else:
@@ -111,8 +112,9 @@ def note_unscaled(job: BlockJob, block: Block) -> None:
 
 
 def with_few_samples(job: BlockJob) -> BlockJob:
-    """The job with at most SAMPLES samples, evenly spaced."""
-    some = spread(len(job.float_inputs), SAMPLES)
+    """The job with samples of at most TOKENS tokens, evenly spaced, or with one."""
+    longest = max(map(len, job.float_inputs), default=1)
+    some = spread(len(job.float_inputs), max(1, TOKENS // longest))
     inputs, targets = ([states[i] for i in some] for states in (job.float_inputs, job.targets))
     return replace(job, float_inputs=inputs, targets=targets)
 
@@ -152,7 +154,7 @@ def inspected(job: BlockJob, block: Block, fold: Fold) -> tuple[BlockJob, Block]
     attention = all(part in ("q", "k", "v", "o") for part in fold.linears)
     if not attention or job.config.parallel or job.config.norm_placement != "pre":
         return job, block
-    width = len(block.o.weight)
+    width = len(float_weight(block.o))
     nothing = (Linear(np.zeros(shape, np.float32)) for shape in ((1, width), (width, 1)))
     block = replace(block, mlp=Mlp(None, *nothing))
     targets = job.runner.run(job.config, block, job.float_inputs)

@@ -287,8 +287,10 @@ class ColumnGrids:
     ) -> ColumnGrids:
         """Fix the parameters that come from the weights before any update."""
         moving = None if scheme.group_size == -1 or order is not None else scheme.group_size
-        scale, zero = ([], []) if moving else ([x] for x in grid_parameters(w, scheme, rule, name))
-        return cls(scheme, rule, name, order, moving, scale, zero)
+        if moving:
+            return cls(scheme, rule, name, order, moving, [], [])
+        scale, zero = grid_parameters(w, scheme, rule, name)
+        return cls(scheme, rule, name, order, moving, [scale], [zero])
 
     def at(self, i: int, w: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Scale and zero point [N, 1] (or [1, 1]) of column i, w [N, K] being the current ones."""

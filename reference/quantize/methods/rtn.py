@@ -88,7 +88,7 @@ def search_weight(
         errors = group_errors(w, other, other_zero, scheme, importance)
         better = errors < smallest
         smallest, scale = np.where(better, errors, smallest), np.where(better, other, scale)
-        if zero is not None:
+        if zero is not None and other_zero is not None:
             zero = np.where(better, other_zero, zero)
     return from_codes(grid_codes(w, scale, zero, scheme), scale, zero, scheme)
 

@@ -75,7 +75,8 @@ def shifted_codes(
 ) -> np.ndarray:
     """The codes of w [N, K] with v added before rounding: int8, or uint8 0..15."""
     if zero is None:
-        return np.clip(np.rint(w / scale + v), -INT8_MAX, INT8_MAX).astype(np.int8)
+        int8: np.ndarray = np.clip(np.rint(w / scale + v), -INT8_MAX, INT8_MAX)
+        return int8.astype(np.int8)
     cols, size = w.shape[1], scheme.group_size
     wide_scale = expand_groups(scale.astype(np.float32), cols, size)
     wide_zero = expand_groups(zero.astype(np.float32), cols, size)

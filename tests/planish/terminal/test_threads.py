@@ -50,7 +50,9 @@ def test_the_reference_has_so_many(tiny_llama):
     assert run(tiny_llama, None, "reference")[1] > 1
 
 
-@pytest.mark.parametrize("verb", ["generate", "perplexity", "logits", "compare", "bench"])
+@pytest.mark.parametrize(
+    "verb", ["generate", "perplexity", "evaluate", "logits", "compare", "bench"]
+)
 @pytest.mark.parametrize("count", ["0", "-1", "two", "", "1e3", "99999999999999999999"])
 def test_a_bad_count_is_refused(planish, verb, count):
     result = planish(verb, "--model", "m", "--threads", count)

@@ -221,9 +221,12 @@ def test_each_expert_is_scaled_for_itself_and_one_without_tokens_is_not():
 def test_the_search_takes_few_samples_spread_over_all(loaded):
     checkpoint, weights = loaded["llama"]
     job, _ = first_job(checkpoint, weights, int4(32))
-    hidden = [np.full((2, 32), i, F32) for i in range(32)]
+    hidden = [np.full((512, 1), i, F32) for i in range(32)]
     found = with_few_samples(replace(job, float_inputs=hidden, targets=hidden))
-    assert [int(x[0, 0]) for x in found.float_inputs] == [*range(0, 32, 32 // len(found.targets))]
+    assert [int(x[0, 0]) for x in found.float_inputs] == [*range(0, 32, 4)]
+    assert len(found.targets) == 8
+    short = [np.zeros((64, 1), F32)] * 32
+    assert len(with_few_samples(replace(job, float_inputs=short, targets=short)).targets) == 32
 
 
 def test_a_model_runs_through_the_chain(loaded, samples):

@@ -1,0 +1,120 @@
+"""evaluate: files of items, figures, pairs of models, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+CHOICE = {"context": "A quick", "choices": [" fox", " dog jumps", " cat"], "answer": 1}
+LINE = json.dumps(CHOICE)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write lines to a task; returns its path."""
+
+    def write(*lines):
+        file = tmp_path / "task.jsonl"
+        text = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+        file.write_text("\n".join(text) + "\n", encoding="utf-8")
+        return file
+
+    return write
+
+
+@pytest.fixture
+def evaluate(planish, tiny_llama):
+    """planish evaluate on a task, by the reference."""
+
+    def run(task, *words):
+        common = ("--model", tiny_llama, "--task", task, "--engine", "reference")
+        return planish("evaluate", *common, *words)
+
+    return run
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_multiple_choice_as_json(planish, tiny_llama, write, engine):
+    task = write(*({**CHOICE, "answer": answer} for answer in range(3)), "")
+    words = ("--model", tiny_llama, "--task", task, "--engine", engine, "--json")
+    values = planish("evaluate", *words).only_json()
+    assert (values["kind"], values["items"]) == ("multiple choice", 3)
+    for name in ("accuracy", "normalized_accuracy"):  # one of the three answers is the likeliest
+        assert values["metrics"][name]["value"] == pytest.approx(1 / 3)
+        assert values["metrics"][name]["standard_error"] == pytest.approx(1 / 3)
+    assert "against" not in values
+
+
+def test_last_words_against_another_model(planish, tiny_llama, make_llama, write, tmp_path):
+    task, other = (
+        write({"text": "A quick fox"}, {"text": "jumps over it", "id": 7}),
+        make_llama(seed=1),
+    )
+    words = ("--model", tiny_llama, "--task", task, "--against", other, "--kernels", "xla")
+    values = planish("evaluate", *words, "--json").only_json()
+    assert values["kind"] == "last word"
+    ours, against = values["metrics"]["loss"], values["against"]
+    theirs, difference = against["metrics"]["loss"], against["differences"]["loss"]
+    assert 0 < ours["value"] != theirs["value"] > 0
+    assert difference["value"] == pytest.approx(ours["value"] - theirs["value"])
+    assert difference["better"] + difference["worse"] == 2
+    alone = planish("evaluate", "--model", other, *words[2:4], "--json").only_json()
+    assert alone["metrics"]["loss"]["value"] == pytest.approx(theirs["value"], rel=1e-5)
+
+
+def test_a_model_does_not_differ_from_itself(evaluate, tiny_llama, write):
+    result = evaluate(write(LINE, LINE), "--against", tiny_llama)
+    assert result.code == 0
+    assert result.out.count("+0.0000 ± 0.0000 (better on 0 items, worse on 0)") == 2
+
+
+def test_one_item_has_no_standard_error(evaluate, write):
+    task = write({"text": "A fox"})
+    assert "± unknown" in evaluate(task).out
+    assert evaluate(task, "--json").only_json()["metrics"]["loss"]["standard_error"] is None
+
+
+def test_choices_without_a_space_have_a_notice(evaluate, write):
+    result = evaluate(write({**CHOICE, "choices": ["a", "b", "c"]}))
+    assert result.code == 0 and "joined as written" in result.err
+    assert evaluate(write({**CHOICE, "context": "A ", "choices": ["a", "b"]})).err == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{", ["is not JSON", '"choices"']),
+        ("[1]", ["is not an object"]),
+        ("{}", ["context: is missing", "no field"]),
+        ({"context": "a", "choices": [" b", " c"]}, ["answer: is missing", "context, choices"]),
+        ({**CHOICE, "context": 3}, ["context: bad value", "found 3"]),
+        ({**CHOICE, "context": " \n"}, ["context: is blank"]),
+        ({**CHOICE, "choices": " b"}, ["choices: bad value", "at least two"]),
+        ({**CHOICE, "choices": [" b"]}, ["choices: bad value", "at least two"]),
+        ({**CHOICE, "choices": [" b", ""]}, ["choice 1: bad value"]),
+        ({**CHOICE, "choices": [" b", None]}, ["choice 1: bad value", "None"]),
+        ({**CHOICE, "answer": 3}, ["answer: bad value", "0..2", "found 3"]),
+        ({**CHOICE, "answer": -1}, ["answer: bad value", "0..2"]),
+        ({**CHOICE, "answer": "1"}, ["answer: bad value", "'1'"]),
+        ({**CHOICE, "answer": True}, ["answer: bad value", "True"]),
+        ({"text": "word"}, ["text: is too short", "two words"]),
+        ({"text": ""}, ["text: bad value"]),
+        ('{"text": "a \\ud800"}', ["text: is not text", "surrogate"]),
+        ({"text": "two words"}, ["mixes kinds", "multiple choice, as line 1", "last word"]),
+        ({**CHOICE, "choices": [" b", " c" * 100]}, ["is too long", "at most 128", "found 207"]),
+    ],
+)
+def test_a_bad_line_is_refused_by_its_number(evaluate, write, line, expected):
+    task = write(LINE, "", line, LINE)
+    assert evaluate(task).refused(str(task), "line 3", *expected)
+
+
+def test_a_file_without_items_is_refused(evaluate, write, tmp_path):
+    assert evaluate(write("", " ")).refused("contains no item", '{"text": "..."}')
+    assert evaluate(tmp_path / "none.jsonl").refused("none.jsonl", "cannot be read")
+
+
+def test_a_model_to_compare_with_must_be_one(evaluate, write, tmp_path):
+    result = evaluate(write(LINE), "--against", tmp_path / "none")
+    assert result.refused("none", "not a directory")
