@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import numpy as np
 
 from planish import pocket
 from planish.calibration import read_calibration
+from planish.compare.quality import tasks
 from planish.opening import keep_programs, native_kernels, open_subject
 from planish.reference.errors import PromptError, RecipeError, notice
-from planish.reference.files.load import Checkpoint
+from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.quantize.observe import SAMPLE_LENGTH, cut_samples
 from planish.reference.text.evaluate import cut_windows
@@ -32,8 +34,10 @@ from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import finite
 from planish.terminal.progress import progress
 from planish.terminal.sizes import parse_bytes
+from planish.terminal.tasks import read_task
 
 METRICS = ("perplexity", "kl", "top1", "accuracy")
+Task = tuple[list[tasks.Item], list[list[tasks.Group]]]  # items, and the token ids of each
 RECIPE, TOLERANCE, METRIC = "W4A16", 0.01, "perplexity"
 SAMPLES, VALIDATION_TOKENS, WINDOW = 64, 16384, 512
 LEAST_BITS, MOST_BITS = 4.0, 16.0
@@ -73,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     names = recipe_changes(args)
     writer = CheckpointWriter(args.out, args.model, args.overwrite)
     samples, windows, about = texts(args, checkpoint)
+    task = None if args.task is None else encode_task(args, checkpoint)
     keep_programs(args.compilation_cache)
     with interrupts_kill():
         from planish.compare.quality import order, trail
@@ -80,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     candidates = list(order.candidates(args.recipe or RECIPE, **names))
     start = time.perf_counter()
     with writer, tempfile.TemporaryDirectory(prefix="planish-auto-") as directory:
-        study = study_of(args, checkpoint, samples, windows, Path(directory))
+        study = study_of(args, checkpoint, (samples, windows, task), Path(directory))
         show = show_rows(args, study.goal.metric, about)
         outcome = Search(study=study, show=show).run(candidates)
         facts = trail.About(
@@ -189,12 +194,11 @@ def calibration_tokens(args: argparse.Namespace, checkpoint: Checkpoint) -> list
 def study_of(
     args: argparse.Namespace,
     checkpoint: Checkpoint,
-    samples: list[np.ndarray],
-    windows: list[list[int]],
+    given: tuple[list[np.ndarray], list[list[int]], Task | None],
     directory: Path,
 ) -> Any:
-    """The study; runs the float model on the validation text."""
-    native = native_kernels(args)
+    """The study, from the samples, the windows and the task; runs the float model on the text."""
+    (samples, windows, task), native = given, native_kernels(args)
     from planish.compare.quality.judge import prepare_judge
     from planish.compare.quality.trial import Study
     from planish.fast.quantize.runtime import fast_runtime
@@ -203,18 +207,53 @@ def study_of(
 
     budget = parse_bytes(args.memory_budget, "memory_budget")
     runtime = replace(fast_runtime(native, progress), memory_budget=budget)
+    score = None if task is None else make_score(checkpoint, task, native, directory)
     engine = {"runner": runtime.runner, "compare": compare_heads, "tiled": native}
     return Study(
         source=checkpoint,
         samples=samples,
         judge=prepare_judge(checkpoint, windows, progress, **engine),
-        goal=goal_of(args),
+        goal=replace(goal_of(args), score=score),
         directory=directory,
         sensitivity=measure_sensitivity,
         runtime=runtime,
         layout=args.layout,
         progress=progress,
     )
+
+
+def encode_task(args: argparse.Namespace, checkpoint: Checkpoint) -> Task:
+    """The items of --task and their token ids."""
+    tokenizer = load_tokenizer(checkpoint.path, checkpoint.config)
+    items, longest = read_task(args.task), checkpoint.config.max_positions
+    return items, [tasks.encode_item(args.task, item, tokenizer, longest) for item in items]
+
+
+def make_score(source: Checkpoint, task: Task, native: bool, directory: Path) -> Any:
+    """A function that says which items a mixture, or the float model (None), gets right.
+
+    A mixture is written to `directory`, because the engine that scores reads files.
+    """
+    from planish.compare.quality.assemble import write_mixture
+    from planish.fast.session.engine import Engine
+
+    def score_checkpoint(checkpoint: Checkpoint) -> np.ndarray:
+        found = tasks.measure_items(Engine(checkpoint, native), *task, progress)
+        return found[tasks.ACCURACY]
+
+    @cache
+    def score_float() -> np.ndarray:
+        return score_checkpoint(source)
+
+    def score(model: Any) -> np.ndarray:
+        if model is None:
+            return score_float()
+        target = directory / "scored"
+        with CheckpointWriter(target, source.path, overwrite=True) as writer:
+            write_mixture(model, writer)
+        return score_checkpoint(open_checkpoint(target))
+
+    return score
 
 
 def show_rows(args: argparse.Namespace, metric: str, about: dict[str, str]) -> Any:

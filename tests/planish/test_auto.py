@@ -82,6 +82,28 @@ def test_validation_may_be_a_text_of_its_own(auto, tmp_path, text):
     assert f"calibration: {text}: 4 x 128 tokens" in result.out
 
 
+def test_accuracy_is_of_a_tasks_items(auto, tmp_path, tiny_llama, planish):
+    """The last row says what `planish evaluate` says of the model that was written."""
+    lines = [json.dumps({"text": f"words to guess, {i} and {i * i}"}) for i in range(12)]
+    items = [
+        json.dumps({"context": f"line {i}:", "choices": [" a", " b", f" {i}"], "answer": i % 3})
+        for i in range(12)
+    ]
+    task = tmp_path / "task.jsonl"
+    task.write_text("\n".join(items), encoding="utf-8")
+    result = auto("--metric", "accuracy", "--task", task, "--tolerance", "0.9")
+    assert result.code == 0, result
+    report = json.loads((tmp_path / "q" / "quantization_report.json").read_text(encoding="utf-8"))
+    words = ("--task", task, "--against", tiny_llama, "--json", "--kernels", "xla")
+    said = planish("evaluate", "--model", tmp_path / "q", *words).only_json()
+    found = said["against"]["differences"]["accuracy"]["value"]
+    assert report["chosen"]["loss"] == pytest.approx(-found)
+    task.write_text(lines[0] + "\n{", encoding="utf-8")
+    (tmp_path / "q").rename(tmp_path / "old")
+    refused = auto("--metric", "accuracy", "--task", task)
+    assert refused.code == 2 and "line 2" in refused.err
+
+
 def test_without_a_recipe_w4a16_is_meant_and_others_may_be_named(auto, tmp_path):
     assert auto("--recipe", "W8A16", "--tolerance", "1").code == 0
     config = json.loads((tmp_path / "q" / "config.json").read_text(encoding="utf-8"))
