@@ -119,7 +119,7 @@ def search(source: Checkpoint, native: bool) -> None:
     """Search for the smallest recipe within 1 %, and write its model with the report."""
     target, windows = (
         DIRECTORY / f"{source.path.name}-auto",
-        cut_windows(held_out_tokens(source), 512),
+        cut_windows(held_out_tokens(source), 512)[:32],
     )
     print(f"\n## The smallest recipe within 1 % of float (--method auto)\n\n{TRAIL_HEADER}")
     with (
