@@ -25,10 +25,10 @@ from jax import lax
 from planish.fast.model.backend import QKV, Backend, Draw, Normed, Positions, attention_config
 from planish.fast.model.cache import KVCache, LayerCache
 from planish.fast.model.layers import ACTIVATIONS, map_chunks, normalize, soft_cap
+from planish.fast.model.losses import Judge, rows_at_a_time, target_losses, target_scores
 from planish.fast.model.weights import PlacedExperts
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Block, Weights
-from planish.reference.text.evaluate import LOGITS
 
 DecodeState = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, KVCache]
 
@@ -241,11 +241,7 @@ def losses(
 ) -> tuple[jax.Array, KVCache]:
     """A chunk as in `prefill`: -log p of the token after each, targets [1, T], float32 [1, T]."""
     x, cache = extend(config, weights, tokens, cache, positions, backend)
-
-    def chunk_losses(x: jax.Array, targets: jax.Array) -> jax.Array:
-        return target_losses(unembed(config, weights, x, backend), targets)
-
-    return map_chunks(chunk_losses, rows_at_a_time(config, x), x, targets), cache
+    return judge_targets(target_losses, config, weights, x, targets, backend), cache
 
 
 @program
@@ -258,30 +254,25 @@ def scores(
     backend: Backend,
     targets: jax.Array,
 ) -> tuple[jax.Array, KVCache]:
-    """A chunk as in `losses`: for each target -log p, and 1 if it is the likeliest token, else 0;
-    float32 [1, T, 2]."""
+    """A chunk as in `losses`: for each target also whether it is the likeliest, [1, T, 2]."""
     x, cache = extend(config, weights, tokens, cache, positions, backend)
-
-    def chunk_scores(x: jax.Array, targets: jax.Array) -> jax.Array:
-        logits = unembed(config, weights, x, backend)
-        likeliest = jnp.argmax(logits, axis=-1) == targets
-        return jnp.stack([target_losses(logits, targets), likeliest.astype(jnp.float32)], axis=-1)
-
-    return map_chunks(chunk_scores, rows_at_a_time(config, x), x, targets), cache
+    return judge_targets(target_scores, config, weights, x, targets, backend), cache
 
 
-def rows_at_a_time(config: ModelConfig, x: jax.Array) -> int:
-    """How many of x's tokens [B, T, D] are unembedded at a time: at most LOGITS logits."""
-    chunks = -(-x.shape[1] * config.vocab_size // LOGITS)
-    return -(-x.shape[1] // chunks)
+def judge_targets(
+    judge: Judge,
+    config: ModelConfig,
+    weights: Weights,
+    x: jax.Array,
+    targets: jax.Array,
+    backend: Backend,
+) -> jax.Array:
+    """Judge the target of every token of x [B, T, D], a few tokens' logits at a time."""
 
+    def judge_chunk(x: jax.Array, targets: jax.Array) -> jax.Array:
+        return judge(unembed(config, weights, x, backend), targets)
 
-def target_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """log(sum of exp(logits)) - logit of the target: [B, T, V] and [B, T] -> [B, T]."""
-    best = jnp.max(logits, axis=-1, keepdims=True)
-    total = jnp.sum(jnp.exp(logits - best), axis=-1)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-    return jnp.log(total) + (best - chosen)[..., 0]  # the difference first, as it is nearly exact
+    return map_chunks(judge_chunk, rows_at_a_time(x.shape[1], config.vocab_size), x, targets)
 
 
 @program

@@ -61,9 +61,9 @@ def candidate_errors(
     targets = [put(y) for y, _ in batches(job.config, job.targets)]
     errors = []
     for s in candidates:
-        trial = round_readers(placed, fold.by_input(s), schemes, job.rule)
+        trial = round_scaled_readers(placed, fold.by_input(s), schemes, job.rule)
         found = [
-            output_error(job.config, trial, x, tables, right, backend)
+            batch_error(job.config, trial, x, tables, right, backend)
             for (x, tables), right in zip(work, targets, strict=True)
         ]
         errors.append(float(np.sum(np.array(found, np.float64))))
@@ -76,7 +76,7 @@ def reader_schemes(job: BlockJob, fold: Fold) -> Schemes:
     return tuple((part, scheme) for part, scheme in pairs if scheme is not None)
 
 
-def round_readers(block: Block, s: np.ndarray, schemes: Schemes, rule: str) -> Block:
+def round_scaled_readers(block: Block, s: np.ndarray, schemes: Schemes, rule: str) -> Block:
     """The block with Q(W s) / s in place of the weight of each reader; s [K]."""
     linears = block_linears(block)
     weights = {part: linears[part].weight for part, _ in schemes}
@@ -98,7 +98,7 @@ def round_scaled(
 
 
 @partial(jax.jit, static_argnames=("config", "backend"))
-def output_error(
+def batch_error(
     config: ModelConfig,
     block: Block,
     x: jax.Array,
@@ -145,11 +145,11 @@ def weight_error(
 
 def clip_groups(w: np.ndarray, scheme: Scheme, rule: str, moments: np.ndarray) -> np.ndarray:
     """As the reference's: w [N, K], each group clipped at the share of least error."""
-    return np.asarray(clip(put(w), put(moments), scheme, rule))
+    return np.asarray(clip_by_error(put(w), put(moments), scheme, rule))
 
 
 @partial(jax.jit, static_argnames=("scheme", "rule"))
-def clip(w: jax.Array, moments: jax.Array, scheme: Scheme, rule: str) -> jax.Array:
+def clip_by_error(w: jax.Array, moments: jax.Array, scheme: Scheme, rule: str) -> jax.Array:
     groups, cols = to_groups(w, scheme.group_size), w.shape[1]  # [N, G, g]
     absmax = jnp.abs(groups).max(axis=2, keepdims=True)
     ratios = jnp.asarray(CLIPS, jnp.float32)

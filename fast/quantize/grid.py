@@ -27,7 +27,7 @@ def round_weight(w: jax.Array, scheme: Scheme, rule: str = "signed") -> jax.Arra
         wide = int8_scale(jnp.max(jnp.abs(w), axis=axis, keepdims=True))
         return int8_codes(w, wide).astype(jnp.float32) * wide
     groups = to_groups(w, scheme.group_size)
-    scale, zero = int4_parameters(groups, rule if scheme.symmetric else "minmax", scheme)
+    scale, zero = group_parameters(groups, rule if scheme.symmetric else "minmax", scheme)
     codes = jnp.clip(jnp.round(divide(groups, scale)) + zero, 0, INT4_MAX)
     return from_groups((codes - zero) * scale, w.shape[1])
 
@@ -45,7 +45,7 @@ def from_groups(groups: jax.Array, cols: int) -> jax.Array:
     return groups.reshape(groups.shape[0], -1)[:, :cols]
 
 
-def int4_parameters(
+def group_parameters(
     groups: jax.Array, rule: str, scheme: Scheme
 ) -> tuple[jax.Array, jax.Array | int]:
     """Scale [N, G, 1], rounded to its storage type, and zero point of groups [N, G, g]."""
@@ -60,7 +60,7 @@ def int4_parameters(
         largest = {"absmax": 7.5, "absmax7": 7}[rule]
         scale = divide(jnp.abs(groups).max(axis=2, keepdims=True), jnp.float32(largest))
     empty = scale == 0
-    scale = store_scale(jnp.where(empty, jnp.float32(1), scale), scheme.scale_dtype)
+    scale = round_scale(jnp.where(empty, jnp.float32(1), scale), scheme.scale_dtype)
     if rule != "minmax":
         return scale, SYMMETRIC_ZERO
     zero = jnp.clip(jnp.round(divide(-low, scale)), 0, INT4_MAX)
@@ -79,7 +79,7 @@ def first_extreme(groups: jax.Array) -> jax.Array:
     return jnp.where(at == first, groups, 0).sum(axis=2, keepdims=True)
 
 
-def store_scale(scale: jax.Array, dtype: str) -> jax.Array:
+def round_scale(scale: jax.Array, dtype: str) -> jax.Array:
     """The scale rounded to its storage type, as float32; as it is where that type loses it."""
     stored = scale.astype(dtype).astype(jnp.float32)
     return jnp.where(jnp.isfinite(stored) & (stored != 0), stored, scale)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from planish.fast.quantize.grid import from_groups, store_scale, to_groups
+from planish.fast.quantize.grid import from_groups, round_scale, to_groups
 from planish.fast.xla.grids import divide, int8_scale
 from planish.reference.grids import INT4_MAX, INT8_MAX, SYMMETRIC_ZERO
 from planish.reference.scheme import Scheme
@@ -45,14 +45,14 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def store_through(scale: jax.Array, dtype: str) -> jax.Array:
     """The scale rounded to its storage type, with the gradient of the scale, in float32."""
-    return store_scale(scale, dtype)
+    return round_scale(scale, dtype)
 
 
 @store_through.defjvp
 def _(
     dtype: str, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    return store_scale(primals[0], dtype), tangents[0]
+    return round_scale(primals[0], dtype), tangents[0]
 
 
 def to_scale_groups(w: jax.Array, scheme: Scheme) -> jax.Array:

@@ -32,7 +32,8 @@ import numpy as np
 
 from planish.fast.model.backend import Normed, Positions, Tables
 from planish.fast.model.layers import ACTIVATIONS, normalize
-from planish.fast.model.transformer import block_forward, target_losses, unembed
+from planish.fast.model.losses import target_losses
+from planish.fast.model.transformer import block_forward, unembed
 from planish.fast.model.weights import place_block
 from planish.fast.placement import on_cpu, put
 from planish.fast.quantize import trainable

@@ -46,7 +46,7 @@ def compare_heads(
         stop = min(start + rows, count)
         index = np.minimum(np.arange(start, start + rows), stop - 1)  # a short end is repeated
         given = (put(np.asarray(states[0])[index]), put(np.asarray(states[1])[index]))
-        found = compare_rows(config, *heads, *given, put(targets[index]))
+        found = compare_batch(config, *heads, *given, put(targets[index]))
         parts.append([np.asarray(one)[: stop - start] for one in found])
     float_nll, nll, kl, same = (np.concatenate(one) for one in zip(*parts, strict=True))
     wide = {"float_nll": float_nll, "nll": nll, "kl": kl}
@@ -54,7 +54,7 @@ def compare_heads(
 
 
 @partial(jax.jit, static_argnames=("config",))
-def compare_rows(
+def compare_batch(
     config: ModelConfig,
     weights: Weights,
     other: Weights,

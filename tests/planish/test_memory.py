@@ -36,10 +36,11 @@ WIDE = {
     "max_position_embeddings": 512,
 }
 MEASURE = """
-import resource, sys
+import sys
 from planish.command import run, parse
+from planish.reference.quantize.estimate import peak_resident
 code = run(parse(["planish", *sys.argv[1:]]))
-print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(code, peak_resident())
 """
 
 

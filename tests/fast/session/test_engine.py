@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from planish.fast.model import losses as fast_losses
 from planish.fast.model import transformer as fast_model
 from planish.fast.model.backend import Positions
 from planish.fast.model.weights import place_linear
@@ -273,7 +274,7 @@ def test_compile_time_is_counted_apart(llama):
 @pytest.mark.parametrize(("length", "rows"), [(71, 1000), (599, 100)])
 def test_losses_are_the_references(make_engine, make_llama, monkeypatch, length, rows):
     checkpoint = open_checkpoint(make_llama(max_position_embeddings=600))
-    monkeypatch.setattr(fast_model, "LOGITS", rows * checkpoint.config.vocab_size)
+    monkeypatch.setattr(fast_losses, "LOGITS", rows * checkpoint.config.vocab_size)
     text = tokens(length)
     found = make_engine(checkpoint).losses(text)
     assert found.shape == (length - 1,)
@@ -283,7 +284,7 @@ def test_losses_are_the_references(make_engine, make_llama, monkeypatch, length,
 
 def test_losses_never_hold_the_logits_of_a_chunk(make_llama, monkeypatch):
     checkpoint = open_checkpoint(make_llama(max_position_embeddings=600))
-    monkeypatch.setattr(fast_model, "LOGITS", 4 * checkpoint.config.vocab_size)
+    monkeypatch.setattr(fast_losses, "LOGITS", 4 * checkpoint.config.vocab_size)
     config, shape = checkpoint.config, (1, 512)
     ids = jax.ShapeDtypeStruct(shape, np.int32)
     engine = Engine(checkpoint)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planish.fast.model import transformer as fast_model
+from planish.fast.model import losses as fast_losses
 from planish.fast.session.engine import Engine
 from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import PromptError
@@ -59,7 +59,7 @@ def test_the_likeliest_continuation_is_greedy(make_engine, tiny_llama):
 
 def test_context_and_continuation_longer_than_a_chunk(make_engine, make_llama, monkeypatch):
     checkpoint = open_checkpoint(make_llama(max_position_embeddings=1300))
-    for module in (fast_model, evaluate):  # a few logits at a time
+    for module in (fast_losses, evaluate):  # a few logits at a time
         monkeypatch.setattr(module, "LOGITS", 100 * checkpoint.config.vocab_size)
     tokens = (np.arange(1250) * 37 % 250).tolist()
     check(make_engine(checkpoint), tokens[:600], [tokens[600:], tokens[3:5]])
