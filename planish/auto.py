@@ -197,27 +197,43 @@ def study_of(
     given: tuple[list[np.ndarray], list[list[int]], Task | None],
     directory: Path,
 ) -> Any:
-    """The study, from the samples, the windows and the task; runs the float model on the text."""
+    """The study of the flags; given: the samples, the windows and the task."""
     (samples, windows, task), native = given, native_kernels(args)
+    study = make_study(checkpoint, samples, windows, directory, native)
+    budget = parse_bytes(args.memory_budget, "memory_budget")
+    score = None if task is None else make_score(checkpoint, task, native, directory)
+    return replace(
+        study,
+        goal=replace(goal_of(args), score=score),
+        runtime=replace(study.runtime, memory_budget=budget),
+        layout=args.layout,
+    )
+
+
+def make_study(
+    checkpoint: Checkpoint,
+    samples: list[np.ndarray],
+    windows: list[list[int]],
+    directory: Path,
+    native: bool,
+) -> Any:
+    """A study of perplexity within 1 %, run by JAX; runs the float model on the windows."""
     from planish.compare.quality.judge import prepare_judge
-    from planish.compare.quality.trial import Study
+    from planish.compare.quality.trial import Goal, Study
     from planish.fast.quantize.runtime import fast_runtime
     from planish.fast.quantize.sensitivity import measure_sensitivity
     from planish.fast.quantize.validate import compare_heads
 
-    budget = parse_bytes(args.memory_budget, "memory_budget")
-    runtime = replace(fast_runtime(native, progress), memory_budget=budget)
-    score = None if task is None else make_score(checkpoint, task, native, directory)
+    runtime = fast_runtime(native)
     engine = {"runner": runtime.runner, "compare": compare_heads, "tiled": native}
     return Study(
         source=checkpoint,
         samples=samples,
         judge=prepare_judge(checkpoint, windows, progress, **engine),
-        goal=replace(goal_of(args), score=score),
+        goal=Goal(),
         directory=directory,
         sensitivity=measure_sensitivity,
         runtime=runtime,
-        layout=args.layout,
         progress=progress,
     )
 

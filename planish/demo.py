@@ -1,7 +1,8 @@
-"""python -m planish.demo: everything that planish does, on the embedded model, in four minutes.
+"""python -m planish.demo: everything that planish does, on the embedded model, in five minutes.
 
     the model with outlier channels, then as it was trained
       -> each recipe -> the table of `planish quality`
+    the first recipe that costs less than 1 %, found by `planish quantize --method auto`
     the same prompt in both engines; compare's verdict; the picture of the outliers
 
 All output goes to the directory `demo` and replaces what is there. Compiled programs, which are
@@ -11,16 +12,24 @@ trusted, go to the user's cache, as with the other commands.
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from planish import pocket
+from planish.auto import make_study
+from planish.auto import write as write_found
 from planish.compare.conformance import report
+from planish.compare.quality.auto import Search
 from planish.compare.quality.measure import Quality, Study, measure_recipes
 from planish.compare.quality.names import parse_recipes
+from planish.compare.quality.order import candidates
 from planish.compare.quality.table import HEADER, describe_protocol, legend, table_row
+from planish.compare.quality.trail import HEADER as TRAIL_HEADER
+from planish.compare.quality.trail import About, report_values
+from planish.compare.quality.trail import table_row as trial_row
 from planish.fast.quantize.runtime import fast_runtime
 from planish.fast.session.engine import Engine
 from planish.figures import smoothing
@@ -29,6 +38,7 @@ from planish.opening import keep_programs, prepare_kernels
 from planish.pocket.outliers import write_outlier_model
 from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.files.load import Checkpoint, open_checkpoint
+from planish.reference.files.writer import CheckpointWriter
 from planish.reference.quantize.observe import cut_samples
 from planish.reference.text.evaluate import cut_windows
 from planish.reference.text.generate import Stop, text_stream
@@ -40,9 +50,10 @@ DIRECTORY = Path("demo")
 PROMPT = "def read_config(path):"
 SAMPLES, SAMPLE_LENGTH = 16, 512
 NEW_TOKENS = 48
+WEIGHTS = "W4A16"  # the recipe of the search
 
 OPENING = f"""\
-planish on its embedded model (5.8 million parameters, trained on Python's own library): about four
+planish on its embedded model (5.8 million parameters, trained on Python's own library): about five
 minutes. Everything it makes stays in {DIRECTORY}/.
 
 Each row is the model quantized by one recipe. naive is INT8 without smoothing, with the scales of
@@ -78,6 +89,7 @@ def main() -> int:
             print(table_row(row), flush=True)
         print()
     print(legend())
+    search(open_checkpoint(outliers), native)
     judge(open_checkpoint(DIRECTORY / "pocket-outliers-quantized" / "W8A8"), native)
     return picture(open_checkpoint(outliers))
 
@@ -101,6 +113,32 @@ def rows_of(study: Study, recipes: str) -> Iterator[Quality]:
     """The float model's row and the recipes'."""
     study.directory.mkdir(parents=True, exist_ok=True)
     return measure_recipes(study, parse_recipes(recipes), progress)
+
+
+def search(source: Checkpoint, native: bool) -> None:
+    """Search for the smallest recipe within 1 %, and write its model with the report."""
+    target, windows = (
+        DIRECTORY / f"{source.path.name}-auto",
+        cut_windows(held_out_tokens(source), 512)[:32],
+    )
+    print(f"\n## The smallest recipe within 1 % of float (--method auto)\n\n{TRAIL_HEADER}")
+    with (
+        tempfile.TemporaryDirectory(prefix="planish-demo-") as directory,
+        CheckpointWriter(target, source.path, overwrite=True) as writer,
+    ):
+        study = make_study(source, calibration_samples(source), windows, Path(directory), native)
+        metric = study.goal.metric
+        found = Search(study=study, show=lambda trial: print(trial_row(trial, metric), flush=True))
+        outcome = found.run(candidates(WEIGHTS))
+        about = About(
+            model=str(source.path),
+            recipe=WEIGHTS,
+            calibration="calibration.txt",
+            validation=describe_protocol("heldout.txt", windows),
+        )
+        values = report_values(outcome, study.goal, about)
+        write_found(writer, outcome, values)
+    print(f"\n{values['verdict']}\nits report, and the picture of size against loss: {target}/")
 
 
 def judge(smoothed: Checkpoint, native: bool) -> None:

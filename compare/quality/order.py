@@ -41,17 +41,18 @@ GROUPED = tuple(
     for grid in ("", "-minmax", "-g32", "-g32-minmax")
     for words in FAMILIES
 )
+OUTPUTS = {"smooth_outputs": True}
+CLIPPED = {"smooth_outputs": True, "clip_inputs": True}
 SMOOTHED = (  # INT8 weights and activations
     Row(words=""),
-    Row(words="-search"),
-    Row(words="-search", changes={"smooth_outputs": True}),
-    Row(words="-search_per_block", changes={"smooth_outputs": True}),
-    Row(words="-search_per_block-gptq", changes={"smooth_outputs": True}),
+    Row(words="", changes=OUTPUTS),
+    Row(words="-search", changes=OUTPUTS),
+    Row(words="-search_per_block", changes=OUTPUTS),
+    Row(words="-search_per_block-gptq", changes=OUTPUTS),
 )
-CLIPPED = {"smooth_outputs": True, "clip_inputs": True}
 STATIC = (  # INT8 with static scales of the activations
-    *SMOOTHED[:3],
-    Row(words="", changes={"clip_inputs": True}),
+    *SMOOTHED[:2],
+    Row(words="", changes=CLIPPED),
     Row(words="-search", changes=CLIPPED),
     Row(words="-search_per_block", changes=CLIPPED),
     Row(words="-search_per_block-gptq", changes=CLIPPED),
