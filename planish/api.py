@@ -163,6 +163,7 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
         runtime = NUMPY if engine == "reference" else _runtime(kernels)
     budget = parse_bytes(memory_budget, "memory_budget")
     runtime = replace(runtime, memory_budget=budget)
+    runtime.check_methods(chosen)
     with writer:
         announce_estimate(checkpoint, chosen, cut, runtime.runner)
         quantize_checkpoint(checkpoint, writer, chosen, cut, layout, runtime)

@@ -24,7 +24,7 @@ from planish.reference.model.shapes import block_shapes
 from planish.reference.model.weights import Block, Weights
 from planish.reference.quantize.block import quantize_block
 from planish.reference.quantize.job import BlockJob
-from planish.reference.quantize.methods import METHODS
+from planish.reference.quantize.methods.rtn import quantize_block as round_block
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import Hidden, Runner
 from planish.reference.quantize.schemes import block_schemes, linear_names
@@ -75,7 +75,7 @@ def measure_quantizing(checkpoint: Checkpoint, block: Block, recipe: Recipe) -> 
         rule=recipe.rule,
         absmax={first: np.ones(shapes[first][0][1], np.float32)},
     )
-    _, seconds = measure_time(lambda: METHODS["rtn"].step(job, block))
+    _, seconds = measure_time(lambda: round_block(job, block))
     sizes = {part: shapes[part][0][0] * shapes[part][0][1] for part in quantized}
     return seconds * sum(sizes.values()) / sizes[first]
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from planish.reference.errors import RecipeError
 from planish.reference.progress import Progress, no_progress
 from planish.reference.quantize.hidden import Store
 from planish.reference.quantize.methods import METHODS, Step
+from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.report import Report, no_report
 from planish.reference.quantize.runner import NUMPY_RUNNER, Runner
 
@@ -28,8 +30,19 @@ class Runtime:
     memory_budget: int | None = None
 
     def step(self, method: str) -> Step:
-        """The step of a method: the faster one, if there is one."""
-        return self.steps.get(method, METHODS[method].step)
+        """The step of a method: the faster one, if there is one.
+
+        Raises RecipeError for a method that is trained, because NumPy has no gradients.
+        """
+        step = self.steps.get(method, METHODS[method].step)
+        if step is None:
+            raise RecipeError("is trained, which needs --engine fast", name="method", found=method)
+        return step
+
+    def check_methods(self, recipe: Recipe) -> None:
+        """Raise RecipeError for a method of the recipe that has no step here."""
+        for method in recipe.methods if recipe.quantizes_blocks else ():
+            self.step(method)
 
     def storing(self, directory: Path) -> Runtime:
         """This runtime with hidden states in memory up to the budget, the rest in a directory."""

@@ -22,8 +22,6 @@ from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.methods.awq import quantize_block as awq
 from planish.reference.quantize.methods.gptq import quantize_block as gptq
 from planish.reference.quantize.methods.rtn import quantize_block as rtn
-from planish.reference.quantize.methods.signround import quantize_block as signround
-from planish.reference.quantize.methods.teq import quantize_block as teq
 
 Step = Callable[[BlockJob, Block], Block]
 
@@ -32,13 +30,14 @@ Step = Callable[[BlockJob, Block], Block]
 class Method:
     """A step, and what the pipeline must know of it.
 
+    step:        None if it is trained, which only fast/quantize can
     rounds:      it ends in codes; else it rescales or changes the float block
     calibrates:  it needs the samples' hidden states: job.inputs and job.targets
     sequential:  its inputs come from the quantized blocks before it, not from the float ones
     settings:    the fields of Settings that it reads; a recipe refuses the others
     """
 
-    step: Step
+    step: Step | None = None
     rounds: bool = True
     calibrates: bool = False
     sequential: bool = False
@@ -55,14 +54,12 @@ METHODS = {
     ),
     "awq": Method(step=awq, rounds=False, calibrates=True),
     "teq": Method(
-        step=teq,
         rounds=False,
         calibrates=True,
         sequential=True,
         settings=("seed", "iterations"),
     ),
     "signround": Method(
-        step=signround,
         calibrates=True,
         sequential=True,
         settings=("seed", "preset", "iterations"),

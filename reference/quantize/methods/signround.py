@@ -23,11 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planish.reference.errors import RecipeError
 from planish.reference.grids import INT4_MAX, INT8_MAX, expand_groups
-from planish.reference.model.weights import Block
 from planish.reference.quantize.grid import grid_parameters
-from planish.reference.quantize.job import BlockJob
 from planish.reference.quantized import QuantizedWeight, from_codes
 from planish.reference.scheme import Scheme
 
@@ -43,11 +40,6 @@ class Rounding:
     v: np.ndarray
     alpha_min: np.ndarray
     alpha_max: np.ndarray
-
-
-def quantize_block(job: BlockJob, block: Block) -> Block:  # noqa: ARG001
-    """Raise RecipeError: NumPy has no gradients."""
-    raise RecipeError("is trained, which needs --engine fast", name="method", found="signround")
 
 
 def signround_weight(

@@ -20,19 +20,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from planish.reference.errors import RecipeError
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.folds import block_folds
 from planish.reference.model.weights import Block
 from planish.reference.quantize.fold import apply_fold
-from planish.reference.quantize.job import BlockJob
 
 FLOOR = np.float32(1e-5)
-
-
-def quantize_block(job: BlockJob, block: Block) -> Block:  # noqa: ARG001
-    """Raise RecipeError: NumPy has no gradients."""
-    raise RecipeError("is trained, which needs --engine fast", name="method", found="teq")
 
 
 def scale_block(config: ModelConfig, block: Block, scales: Sequence[np.ndarray]) -> Block:

@@ -10,6 +10,7 @@ from planish.reference.packing import unpack_nibbles
 from planish.reference.quantize.methods import METHODS, Method
 from planish.reference.quantize.methods.rtn import quantize_linear, quantize_weight
 from planish.reference.quantize.recipe import recipe
+from planish.reference.quantize.runtime import NUMPY
 from planish.reference.quantized import dequantize, from_codes
 from planish.reference.scheme import int4, int8
 from tests.reference.quantize.conftest import by_recipe
@@ -86,3 +87,10 @@ def test_static_activations_take_the_largest_channel_or_are_refused():
     assert found.activation_scale.tolist() == [2]
     with pytest.raises(QuantizationError, match="q: static activations need a calibration"):
         quantize_linear(layer, scheme, name="q")
+
+
+def test_a_method_that_is_trained_needs_the_fast_engine():
+    NUMPY.check_methods(recipe("W4A16", method="awq+gptq"))
+    for method in ("teq", "signround"):
+        with pytest.raises(RecipeError, match=f"needs --engine fast; found {method}"):
+            NUMPY.check_methods(recipe("W4A16", method=method))
