@@ -35,17 +35,11 @@ class Row:
     family: str | None = None
 
 
-ACT_ORDER = {"act_order": True}
-FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (  # INT4 weights
-    ("", {}),
-    ("-gptq", ACT_ORDER),
-    ("-alpha0.5-gptq", ACT_ORDER),
-    ("-awq+gptq", ACT_ORDER),
-)
+FAMILIES = ("", "-gptq", "-alpha0.5-gptq", "-awq+gptq")  # INT4 weights
 GROUPED = tuple(
-    Row(words=f"{grid}{words}", changes=changes, family=words)
+    Row(words=f"{grid}{words}", family=words)
     for grid in ("", "-minmax", "-g32", "-g32-minmax")
-    for words, changes in FAMILIES
+    for words in FAMILIES
 )
 OUTPUTS = {"smooth_outputs": True}
 CLIPPED = {"smooth_outputs": True, "clip_inputs": True}

@@ -46,7 +46,7 @@ CALIBRATION_FLAGS = (
 GROUP_SIZE_HELP = "inputs that share an INT4 scale (default: 128); -1 a row"
 METHOD_SWITCHES = {
     "search_range": "rtn: try smaller ranges for each group",
-    "act_order": "gptq: the columns with the largest inputs first",
+    "act_order": "gptq: the columns with the largest inputs first (default)",
     "true_sequential": "gptq: each linear fed by the quantized ones before it (default)",
 }
 ALPHA_HELP = (

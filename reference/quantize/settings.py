@@ -22,7 +22,7 @@ class Settings:
 
     seed: int = 0
     search_range: bool = False
-    act_order: bool = False
+    act_order: bool = True
     true_sequential: bool = True
     damping: float = 0.01
     preset: str = "default"
