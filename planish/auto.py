@@ -21,11 +21,12 @@ import numpy as np
 
 from planish import pocket
 from planish.calibration import read_calibration
-from planish.compare.quality import tasks
+from planish.compare.quality import order, tasks
 from planish.opening import keep_programs, native_kernels, open_subject
 from planish.reference.errors import PromptError, RecipeError, notice
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
+from planish.reference.quantize.checkpoint import check_request
 from planish.reference.quantize.observe import SAMPLE_LENGTH, cut_samples
 from planish.reference.text.evaluate import cut_windows
 from planish.reference.text.tokenizer import load_tokenizer
@@ -74,15 +75,15 @@ def run(args: argparse.Namespace) -> int:
     refuse_given(args, ("--resume",), "is for one recipe, not for --method auto")
     check_goal(args)
     checkpoint = open_subject(args)
-    names = recipe_changes(args)
+    candidates = list(order.candidates(args.recipe or RECIPE, **recipe_changes(args)))
+    check_request(checkpoint, candidates[0].recipe, args.layout)
     writer = CheckpointWriter(args.out, args.model, args.overwrite)
     samples, windows, about = texts(args, checkpoint)
     task = None if args.task is None else encode_task(args, checkpoint)
     keep_programs(args.compilation_cache)
     with interrupts_kill():
-        from planish.compare.quality import order, trail
+        from planish.compare.quality import trail
         from planish.compare.quality.auto import Search
-    candidates = list(order.candidates(args.recipe or RECIPE, **names))
     start = time.perf_counter()
     with writer, tempfile.TemporaryDirectory(prefix="planish-auto-") as directory:
         study = study_of(args, checkpoint, (samples, windows, task), Path(directory))

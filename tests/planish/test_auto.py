@@ -125,6 +125,8 @@ def test_without_a_recipe_w4a16_is_meant_and_others_may_be_named(auto, tmp_path)
         ("--recipe naive", "recipe: cannot be searched; expected one of W4A16, W4A8"),
         ("--group_size 64", "--group_size: is what --method auto chooses"),
         ("--scheme q_proj=W8A16", "--scheme: is what --method auto chooses"),
+        ("--ignore nothing", "ignore: matches nothing in this model"),
+        ("--layout rows", "layout: unknown; expected one of tiles, canonical"),
         ("--resume", "--resume: is for one recipe, not for --method auto"),
         ("--engine reference", "--method auto: needs gradients, which only --engine fast has"),
         ("--validation_tokens 1", "validation_tokens: bad value; expected 2 or more, found 1"),
@@ -135,6 +137,12 @@ def test_what_a_search_refuses(auto, tmp_path, words, problem):
     assert result.code == 2, result
     assert problem in result.err
     assert not (tmp_path / "q").exists()
+
+
+def test_a_model_that_is_quantized_is_refused(auto, planish, tiny_llama, tmp_path):
+    planish("quantize", "--model", tiny_llama, "--out", tmp_path / "w4", "--recipe", "W4A16")
+    words = ("--model", tmp_path / "w4", "--out", tmp_path / "q", "--method", "auto")
+    assert planish("quantize", *words).refused("is already quantized; expected a float model")
 
 
 def test_texts_that_are_too_short_are_refused(auto, tmp_path):

@@ -1,6 +1,7 @@
 """The search: the first within tolerance, else a mixture, else the best; or a budget, filled."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from planish.compare.quality.auto import Search
 from planish.compare.quality.judge import prepare_judge
 from planish.compare.quality.order import AUTO_RECIPES, Candidate, candidates
 from planish.compare.quality.trial import Goal, Study, Trial
+from planish.fast.quantize.sensitivity import measure_sensitivity
 from planish.reference.errors import RecipeError
 from planish.reference.files.load import open_checkpoint
 from planish.reference.model.weights import block_linears
@@ -18,6 +20,7 @@ from planish.reference.quantize.methods import METHODS
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantized import dequantize
 
+GOLDEN = Path(__file__).parents[2] / "golden"
 WINDOWS = [list(range(start, start + 24)) for start in (5, 60, 120, 180)]
 TWO = ("W4A16", "W4A16-g32-minmax")
 
@@ -137,6 +140,26 @@ def test_only_the_best_family_is_tried_again(study):
     better = "a" if rows["W4A16-g64"] < rows["W4A16"] else "b"
     again = [name for name, family in list(names.items())[2:] if family == better]
     assert list(rows) == ["W4A16-g64", "W4A16", *again]
+
+
+def test_experts_are_widened_by_their_gradients(tmp_path):
+    """The real sensitivities; a layer's experts stay quantized, and share a scheme."""
+    source = open_checkpoint(GOLDEN / "mixtral-two-of-four")
+    vocabulary = source.config.vocab_size
+    ids = np.random.default_rng(0).integers(0, vocabulary, (4, 24))
+    study = Study(
+        source=source,
+        samples=list(ids[:2]),
+        judge=prepare_judge(source, [list(map(int, row)) for row in ids[2:]]),
+        goal=Goal(metric="kl", tolerance=0.01),
+        directory=tmp_path,
+        sensitivity=measure_sensitivity,
+    )
+    tried = [Candidate(name="W4A16-g32", recipe=recipe("W4A16-g32"))]
+    chosen = Search(study=study, show=lambda trial: None).run(tried).chosen
+    assert chosen.trial.within
+    experts = {k: s for k, s in chosen.model.changes.items() if k[1].startswith("experts.")}
+    assert experts and all(scheme is not None for scheme in experts.values())
 
 
 def make_trial(bits, loss):
