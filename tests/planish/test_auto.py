@@ -73,6 +73,7 @@ def test_json_is_one_object_and_nothing_else(auto):
     assert values["tolerance"] is None and values["chosen"]["bits"] <= 5
 
 
+@pytest.mark.whole
 def test_validation_may_be_a_text_of_its_own(auto, tmp_path, text):
     other = tmp_path / "other.txt"
     other.write_text("Quite another text, to measure on. " * 30, encoding="utf-8")
@@ -82,6 +83,7 @@ def test_validation_may_be_a_text_of_its_own(auto, tmp_path, text):
     assert f"calibration: {text}: 4 x 128 tokens" in result.out
 
 
+@pytest.mark.whole
 def test_accuracy_is_of_a_tasks_items(auto, tmp_path, tiny_llama, planish):
     """The last row says what `planish evaluate` says of the model that was written."""
     lines = [json.dumps({"text": f"words to guess, {i} and {i * i}"}) for i in range(12)]

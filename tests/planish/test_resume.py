@@ -113,6 +113,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize(("point", "more", "pieces"), POINTS)
 def test_a_killed_run_resumes_to_the_same_bytes(command, tmp_path, point, more, pieces):
     whole = run_until("never", command(tmp_path / "whole", *more.split()))

@@ -50,6 +50,7 @@ def test_awq_is_nearly_as_good_as_llm_awq(tmp_path):
     assert errors.kl <= 1.06 * golden["kl"]
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(("name", "rule"), [("sym", "absmax"), ("asym", "minmax")])
 def test_gptq_is_nearly_as_good_as_gptqmodel(name, rule, tmp_path):
     """Measured: 5.0 and 2.6 % more error of the last block, 2 and 10 % more KL.
@@ -58,13 +59,13 @@ def test_gptq_is_nearly_as_good_as_gptqmodel(name, rule, tmp_path):
     planish's codes are the program's (tests/reference/quantize/methods/test_original_gptq.py).
     """
     golden = originals.stored(f"gptqmodel-{name}")
-    errors = measured(tmp_path / "gptq", golden, "gptq", rule)
+    errors = measured(tmp_path / "gptq", golden, "gptq", rule, act_order=False)
     assert errors.block[0] <= MARGIN * golden["block_error"][0]
     assert errors.block[-1] <= 1.06 * golden["block_error"][-1]
     assert errors.kl <= 1.12 * golden["kl"]
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.whole
 @pytest.mark.parametrize(("name", "rule"), [("sym", "signed"), ("asym", "minmax")])
 def test_signround_is_as_good_as_autoround_over_three_seeds(name, rule, tmp_path):
     """Seeds differ by 10 % of the error, by 30 % of the KL."""

@@ -112,7 +112,7 @@ def test_the_gradient_of_v_is_the_scale_and_ends_with_the_grid():
     assert jax.grad(total)(given).tolist() == [[0, 0, 1, 1]]
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["W4A16-g32", "W8A8", "W4A8-g32", "naive-O3"])
 def test_the_loss_before_training_is_that_of_rounding_to_nearest(form, name):
@@ -124,7 +124,7 @@ def test_the_loss_before_training_is_that_of_rounding_to_nearest(form, name):
     assert found == pytest.approx(errors_of(job, rounded), rel=2e-2)
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("method", ["signround", "teq"])
 def test_a_trained_block_loses_less_than_one_rounded_to_nearest(form, method):
@@ -185,6 +185,7 @@ print(hashlib.sha256(b"".join(learned[part].v.tobytes() for part in learned)).he
 """
 
 
+@pytest.mark.whole
 def test_any_number_of_threads_learns_the_same_bytes():
     def learn(threads):
         given = {**os.environ, "NPROC": threads}
