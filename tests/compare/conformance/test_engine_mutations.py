@@ -30,7 +30,7 @@ def last_slot_unused(step, tokens, positions, state):
 
 
 def one_position_late(step, tokens, positions, state):
-    return step(tokens, np.minimum(positions + 1, POSITIONS - 1), state)
+    return step(tokens, np.minimum(positions + 1, state.slots - 1), state)
 
 
 def one_position_early(step, tokens, positions, state):
