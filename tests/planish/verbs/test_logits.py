@@ -98,4 +98,5 @@ def test_a_model_that_overflows_is_one_line_without_warnings(make_llama, shell, 
     tensors["model.layers.0.self_attn.q_proj.weight"][0] = 3e38
     save_file(tensors, model / "model.safetensors")
     words = ("logits", "--model", model, "--tokens", "1,5", "--out", tmp_path / "l.npy")
-    assert shell(*words, "--engine", engine).refused("logits", "found nan")
+    quiet = ("--kernels", "xla") if engine == "fast" else ()  # kernels may have to be compiled
+    assert shell(*words, "--engine", engine, *quiet).refused("logits", "found nan")
