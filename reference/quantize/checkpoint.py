@@ -154,7 +154,7 @@ class Job:
         add_block(self.checkpoint, writer, layer, quantized, self.layout, raw=self.raw)
         errors = self.measure_errors(job, block, quantized)
         facts: dict[str, Any] = {"remarks": remarks.facts(), "errors": errors}
-        return facts, self.next_states(quantized, states, outputs)
+        return facts, self.next_states(layer, quantized, states, outputs)
 
     @property
     def raw(self) -> bool:
@@ -173,7 +173,7 @@ class Job:
             return States(floats=outputs, quantized=outputs)
         entries = writer.partial.tensors(block_piece(layer))
         quantized = read_block(self.checkpoint, self.recipe, self.layout, layer, entries)
-        return self.next_states(quantized, states, outputs)
+        return self.next_states(layer, quantized, states, outputs)
 
     def measure_errors(
         self, job: BlockJob, block: Block, quantized: Block
@@ -235,9 +235,13 @@ class Job:
             layer=layer,
         )
 
-    def next_states(self, quantized: Block, states: States, outputs: Hidden) -> States:
-        """The hidden states after a block, in the float and in the quantized model."""
-        if not self.recipe.sequential:
+    def next_states(self, layer: int, quantized: Block, states: States, outputs: Hidden) -> States:
+        """The hidden states after a block, in the float and in the quantized model.
+
+        Nothing reads those after the last block, so it is not run again in its quantized form.
+        """
+        last = layer + 1 == self.checkpoint.config.num_layers
+        if last or not self.recipe.sequential:
             return States(floats=outputs, quantized=outputs)
         found = self.runtime.runner.run(self.checkpoint.config, quantized, states.quantized)
         return States(floats=outputs, quantized=found)

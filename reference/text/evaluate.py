@@ -177,10 +177,21 @@ class Agreement:
 
 def agreement(expected: np.ndarray, found: np.ndarray) -> Agreement:
     """Compare logits [T, V] of the float32 model with another's."""
-    p, q = log_softmax(expected), log_softmax(found)
-    kl = (np.exp(p) * (p - q)).sum(axis=-1)
-    top1 = float(np.mean(expected.argmax(axis=-1) == found.argmax(axis=-1)))
+    kl = divergence(log_softmax(expected), log_softmax(found))
+    top1 = float(np.mean(same_likeliest(expected, found)))
     return Agreement(mean_kl=float(kl.mean()), max_kl=float(kl.max()), top1=top1)
+
+
+def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """KL(p || q) of each row, nats [T], from log probabilities [T, V]."""
+    kl: np.ndarray = (np.exp(p) * (p - q)).sum(axis=-1)
+    return kl
+
+
+def same_likeliest(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Whether both find the same token likeliest, bool [T], from logits [T, V]."""
+    same: np.ndarray = expected.argmax(axis=-1) == found.argmax(axis=-1)
+    return same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +236,8 @@ def compare_rows(expected: np.ndarray, found: np.ndarray, targets: np.ndarray) -
     return Comparison(
         float_nll=-p[rows, targets],
         nll=-q[rows, targets],
-        kl=(np.exp(p) * (p - q)).sum(axis=-1),
-        same=expected.argmax(axis=-1) == found.argmax(axis=-1),
+        kl=divergence(p, q),
+        same=same_likeliest(expected, found),
     )
 
 
