@@ -15,7 +15,6 @@ from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.observe import ABSMAX, ChannelAbsmax
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runtime import NUMPY, Runtime
-from planish.reference.scheme import Scheme
 
 
 def quantize_block(
@@ -38,11 +37,6 @@ def observe_absmax(job: BlockJob, block: Block) -> ChannelAbsmax:
     """The absmax of each channel of the linears' inputs; a static scale comes from it."""
     absmax, _ = job.runner.observe(job.config, block, job.float_inputs, job.names, ABSMAX)
     return with_unseen_experts(block, absmax)
-
-
-def same_schemes(block: Block, scheme: Scheme | None) -> dict[str, Scheme | None]:
-    """One scheme for every linear of a block except the router."""
-    return {part: scheme for part in block_linears(block) if part != "router"}
 
 
 def with_unseen_experts(block: Block, absmax: ChannelAbsmax) -> ChannelAbsmax:

@@ -12,7 +12,6 @@ from planish.fast.quantize.observe import Runner
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.model.folds import block_folds
 from planish.reference.model.weights import block_linears, block_norms
-from planish.reference.quantize.block import same_schemes
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.methods.awq import (
     ABSOLUTE_SUM,
@@ -25,6 +24,7 @@ from planish.reference.quantize.methods.awq import clip_groups as reference_clip
 from planish.reference.quantize.methods.awq import quantize_block as reference_block
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.scheme import int4, int8
+from tests.reference.quantize.conftest import same_schemes
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 NAMES = ("qwen3-norms", "falcon-7b-form-biases", "gemma2-caps", "mixtral-two-of-four")

@@ -12,7 +12,6 @@ from planish.fast.quantize.runtime import STEPS
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.grids import GROUP_SIZES, INT4_RULES
 from planish.reference.model.weights import block_linears
-from planish.reference.quantize.block import same_schemes
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.methods import METHODS
 from planish.reference.quantize.methods.gptq import factor_hessian
@@ -20,6 +19,7 @@ from planish.reference.quantize.methods.gptq import gptq_codes as reference_code
 from planish.reference.quantize.runtime import NUMPY
 from planish.reference.quantized import dequantize, from_codes
 from planish.reference.scheme import int4, int8
+from tests.reference.quantize.conftest import same_schemes
 from tests.reference.quantize.methods.test_gptq import case, hessian_of, output_error
 
 GOLDEN = Path(__file__).parents[2] / "golden"

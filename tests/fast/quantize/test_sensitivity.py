@@ -9,13 +9,13 @@ import pytest
 from planish.fast.quantize.sensitivity import measure_sensitivity
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.model.weights import block_linears, replace_modules, split_expert
-from planish.reference.quantize.block import same_schemes
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.methods.rtn import quantize_block
 from planish.reference.quantize.observe import ABSMAX, observe_block
 from planish.reference.quantized import dequantize
 from planish.reference.scheme import int4, int8
 from planish.reference.text.evaluate import token_losses
+from tests.reference.quantize.conftest import same_schemes
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 MODELS = {name: GOLDEN / name for name in ("mixtral-two-of-four", "falcon-7b-form-biases")}

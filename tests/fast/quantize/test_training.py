@@ -17,13 +17,14 @@ from planish.fast.quantize.ranges import fake_quantize, group_ranges, range_para
 from planish.fast.quantize.runtime import STEPS, fast_runtime
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.model.weights import block_linears
-from planish.reference.quantize.block import observe_absmax, quantize_block, same_schemes
+from planish.reference.quantize.block import observe_absmax, quantize_block
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.methods.signround import Rounding, signround_weight
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantize.runtime import NUMPY
 from planish.reference.quantized import dequantize
 from planish.reference.scheme import int4, int8
+from tests.reference.quantize.conftest import same_schemes
 
 F32 = np.float32
 GOLDEN = Path(__file__).parents[2] / "golden"

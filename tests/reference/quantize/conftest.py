@@ -10,13 +10,19 @@ import numpy as np
 
 from planish.reference.files.load import Checkpoint
 from planish.reference.model.config import ModelConfig
-from planish.reference.model.weights import Block, Weights
-from planish.reference.quantize.block import quantize_block, same_schemes
+from planish.reference.model.weights import Block, Weights, block_linears
+from planish.reference.quantize.block import quantize_block
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.quantize.output import quantize_head
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.smooth import apply_smoothing
+from planish.reference.scheme import Scheme
+
+
+def same_schemes(block: Block, scheme: Scheme | None) -> dict[str, Scheme | None]:
+    """One scheme for every linear of a block except the router."""
+    return {part: scheme for part in block_linears(block) if part != "router"}
 
 
 def by_recipe(

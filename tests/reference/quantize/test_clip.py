@@ -8,11 +8,12 @@ import pytest
 from planish.reference.errors import RecipeError
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.quantize import clip
-from planish.reference.quantize.block import observe_absmax, quantize_block, same_schemes
+from planish.reference.quantize.block import observe_absmax, quantize_block
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantize.runtime import NUMPY
 from planish.reference.scheme import int8
+from tests.reference.quantize.conftest import same_schemes
 
 O3 = int8("per_tensor", "static")
 

@@ -10,7 +10,6 @@ from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.linear import Linear
 from planish.reference.model.folds import Fold, block_folds
 from planish.reference.model.weights import block_linears, block_norms
-from planish.reference.quantize.block import same_schemes
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.methods.awq import (
     CLIPS,
@@ -32,7 +31,7 @@ from planish.reference.quantize.recipe import recipe
 from planish.reference.quantize.runner import NUMPY_RUNNER
 from planish.reference.quantize.search import output_error
 from planish.reference.scheme import int4, int8
-from tests.reference.quantize.conftest import by_recipe, in_memory
+from tests.reference.quantize.conftest import by_recipe, in_memory, same_schemes
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 NAMES = (

@@ -9,7 +9,6 @@ import numpy as np
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.model.folds import block_folds
 from planish.reference.model.weights import block_linears
-from planish.reference.quantize.block import same_schemes
 from planish.reference.quantize.fold import apply_fold
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.methods.awq import clip_block, clip_groups
@@ -18,6 +17,7 @@ from planish.reference.quantize.observe import embed_samples, run_block
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantize.schemes import linear_names
 from tests import originals
+from tests.reference.quantize.conftest import same_schemes
 
 CHECKPOINT = open_checkpoint(originals.MODEL)
 SCHEME = recipe("W4A16", group_size=32, rule="minmax", scale_dtype="float32").default
