@@ -78,7 +78,7 @@ class Cell:
 
     def make_recipe(self, settings: Mapping[str, Any]) -> Recipe:
         """The recipe with the settings. Raises RecipeError for one that there is not."""
-        seed = {"seed": self.seed} if "seed" in settings_of(self.method) else {}
+        seed: dict[str, Any] = {"seed": self.seed} if "seed" in settings_of(self.method) else {}
         return recipe(self.name, **seed, **settings)
 
 
