@@ -68,7 +68,7 @@ def hash_tensor(entry: TensorEntry) -> bytes:
     """
     data = entry.data[entry.offset : entry.offset + entry.size]
     if entry.size <= PIECES * PIECE:
-        return hashlib.sha256(data).digest()
+        return hashlib.sha256(data.data).digest()
     starts = [i * (entry.size - PIECE) // (PIECES - 1) for i in range(PIECES)]
     return hashlib.sha256(b"".join(bytes(data[start : start + PIECE]) for start in starts)).digest()
 
