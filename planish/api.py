@@ -180,7 +180,7 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     runtime = replace(runtime, memory_budget=budget)
     runtime.check_methods(chosen)
     with writer:
-        announce_estimate(checkpoint, chosen, cut, runtime.runner)
+        announce_estimate(checkpoint, chosen, cut, runtime)
         quantize_checkpoint(checkpoint, writer, chosen, cut, layout, runtime)
     return None
 

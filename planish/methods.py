@@ -31,7 +31,7 @@ from planish.terminal.flags import add_kernels_flag
 
 LISTS = {  # flag: default, meaning
     "models": ("pocket/model", "directories"),
-    "methods": ("rtn,awq,teq,gptq,signround", "methods or chains of them, as awq+gptq"),
+    "methods": ("rtn,awq,teq,gptq,signround", "methods, also as awq+gptq or gptq-no_act_order"),
     "recipes": ("W4A16,W4A8", "recipes"),
     "group_sizes": ("32,128", "inputs that share a scale"),
     "rules": ("signed,minmax", "INT4 rules"),

@@ -35,7 +35,8 @@ Row = Mapping[str, Any]  # a cell's and the run's facts, and the figures
 class Grid:
     """The choices whose every combination is measured.
 
-    preset: of signround. iterations: of the methods that are trained; None for theirs.
+    methods: or chains, and words of their settings, as gptq-no_act_order. preset: of signround.
+    iterations: of the methods that are trained; None for theirs.
     """
 
     recipes: Sequence[str]
@@ -83,8 +84,8 @@ class Cell:
 
 
 def settings_of(method: str) -> set[str]:
-    """The settings that a chain of methods reads, as awq+gptq; smooth reads none."""
-    named = [METHODS[one] for one in method.split("+") if one in METHODS]
+    """The settings that a chain of methods reads, as awq+gptq-no_act_order; smooth reads none."""
+    named = [METHODS[one] for one in method.split("-")[0].split("+") if one in METHODS]
     return {setting for one in named for setting in one.settings}
 
 
@@ -144,16 +145,18 @@ def format_cell(rows: Sequence[Row], figure: str) -> str:
 
 def describe_order(rows: Sequence[Row]) -> str:
     """Where a method that is expected to have the smaller KL has not, one a line."""
+    methods = {row["method"] for row in rows}
+    pairs = [pair for pair in BETTER if {*pair} <= methods]
+    expected = ", ".join(f"{better} <= {worse}" for better, worse in pairs)
     lines = [
         f"* {grid}: {better} {mean_of(cells[better]):.5f}, {worse} {mean_of(cells[worse]):.5f}"
         for grid, cells in by_grid(rows).items()
-        for better, worse in BETTER
+        for better, worse in pairs
         if {better, worse} <= cells.keys() and mean_of(cells[better]) > mean_of(cells[worse])
     ]
-    expected = ", ".join(f"{better} <= {worse}" for better, worse in BETTER)
     if not lines:
-        return f"Everywhere {expected} in KL."
-    return f"Not {expected} in KL:\n\n" + "\n".join(lines)
+        return f"KL: {expected} in every row." if pairs else ""
+    return f"KL: {expected}, except\n\n" + "\n".join(lines)
 
 
 def mean_of(rows: Sequence[Row]) -> float:

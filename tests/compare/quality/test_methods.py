@@ -35,6 +35,12 @@ def test_a_cell_is_a_recipe_with_the_settings_that_its_method_reads():
     assert closed.make_recipe(grid.facts_of("gptq")).method == "gptq"
 
 
+def test_words_of_settings_may_follow_a_method():
+    cell = next(grid_of(methods=("gptq-no_act_order",)).cells())
+    assert cell.make_recipe({}).settings.act_order is False
+    assert Cell(**{**vars(cell), "method": "signround-light"}).make_recipe({}).settings.seed == 0
+
+
 def test_a_recipe_that_there_is_not_is_refused():
     cell = next(grid_of(rules=("sined",)).cells())
     with pytest.raises(RecipeError, match="sined"):
@@ -61,5 +67,6 @@ def test_what_is_out_of_order_is_listed_with_its_numbers():
     assert describe_order(rows).splitlines()[2:] == [
         "* W4A16 g=32 signed: gptq 0.03000, rtn 0.02000"
     ]
-    assert describe_order(rows[2:]).startswith("Everywhere signround <= gptq")
+    assert describe_order(rows[2:]) == ""  # nothing to compare
+    assert describe_order([rows[0], rows[3]]) == "KL: awq <= rtn in every row."
     assert all(words in tables(rows) for words in ("KL(float", "perplexity:", "91.2", "16.500"))
