@@ -15,7 +15,7 @@ import numpy as np
 
 from planish.reference.files.load import Checkpoint
 from planish.reference.model.shapes import block_shapes
-from planish.reference.quantize.methods import gptq
+from planish.reference.quantize.methods.gptq import STAGES, leader_of
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.schemes import block_schemes
 
@@ -70,8 +70,8 @@ def gptq_bytes(sizes: Sizes, recipe: Recipe) -> int:
     Three copies of each Hessian: what the runner returns, the sum, U. Five of the one that is
     inverted: H damped, its Cholesky factor, the inverse, and what they are made of.
     """
-    inputs = {gptq.leader_of(part): cols for part, (_, cols) in sizes.items()}
-    stages = gptq.STAGES if recipe.settings.true_sequential else (("q", "o", "up", "down"),)
+    inputs = {leader_of(part): cols for part, (_, cols) in sizes.items()}
+    stages = STAGES if recipe.settings.true_sequential else (("q", "o", "up", "down"),)
     held = max(
         sum(cols * cols for part, cols in inputs.items() if part.split(".")[-1] in stage)
         for stage in stages
