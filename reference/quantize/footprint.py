@@ -82,15 +82,19 @@ def gptq_bytes(sizes: Sizes, recipe: Recipe) -> int:
 
 
 def awq_bytes(sizes: Sizes, recipe: Recipe) -> int:  # noqa: ARG001  (as the others)
-    """The block that is scaled, its candidate and what that is rounded to; second moments."""
+    """Six blocks (scaled, candidate and rounded, each in NumPy and in XLA); second moments."""
     widest = max(cols for _, cols in sizes.values())
-    return 3 * block_bytes(sizes) + 3 * FLOAT * widest * widest
+    return 6 * block_bytes(sizes) + 3 * FLOAT * widest * widest
 
 
 def training_bytes(sizes: Sizes, recipe: Recipe) -> int:  # noqa: ARG001
-    """Five blocks (its values, their gradient, the parameters twice, a step) and activations."""
+    """Six blocks (weights, values, gradient, parameters, a step's, the best); activations.
+
+    A linear's input and output are counted eight times: as they are, their gradients, and what the
+    backward pass keeps and lays out anew.
+    """
     wide = sum(rows + cols for rows, cols in sizes.values())
-    return 5 * block_bytes(sizes) + 4 * FLOAT * TRAINED_TOKENS * wide
+    return 6 * block_bytes(sizes) + 8 * FLOAT * TRAINED_TOKENS * wide
 
 
 WORK: dict[str, Callable[[Sizes, Recipe], int]] = {
