@@ -22,7 +22,7 @@ from planish.reference.quantize.schemes import block_schemes
 Sizes = Mapping[str, tuple[int, int]]  # N, K of each linear of a block that has a scheme
 
 FLOAT, DOUBLE = 4, 8  # bytes
-TRAINED_TOKENS = 512  # whose activations are in memory
+TRAINED_TOKENS = 1024  # whose activations are in memory
 
 
 def work_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
@@ -90,11 +90,11 @@ def awq_bytes(sizes: Sizes, recipe: Recipe) -> int:  # noqa: ARG001  (as the oth
 def training_bytes(sizes: Sizes, recipe: Recipe) -> int:  # noqa: ARG001
     """Six blocks (weights, values, gradient, parameters, a step's, the best); activations.
 
-    A linear's input and output are counted eight times: as they are, their gradients, and what the
+    A linear's input and output are counted four times: as they are, their gradients, and what the
     backward pass keeps and lays out anew.
     """
     wide = sum(rows + cols for rows, cols in sizes.values())
-    return 6 * block_bytes(sizes) + 8 * FLOAT * TRAINED_TOKENS * wide
+    return 6 * block_bytes(sizes) + 4 * FLOAT * TRAINED_TOKENS * wide
 
 
 WORK: dict[str, Callable[[Sizes, Recipe], int]] = {

@@ -34,7 +34,7 @@ def test_all_experts_of_a_stage_have_a_hessian():
 
 def test_searches_and_training_have_several_blocks():
     assert awq_bytes(SIZES, GPTQ) == 6 * BLOCK + 3 * 4 * 16**2
-    assert training_bytes(SIZES, GPTQ) == 6 * BLOCK + 8 * 4 * 512 * (12 + 12 + 20 + 20 + 20)
+    assert training_bytes(SIZES, GPTQ) == 6 * BLOCK + 4 * 4 * 1024 * (12 + 12 + 20 + 20 + 20)
 
 
 def test_of_a_chain_the_largest_counts_and_rounding_needs_nothing(loaded):
