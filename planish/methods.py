@@ -57,6 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=int, default=128, help="(default: 128)")
     parser.add_argument("--sequence_length", type=int, default=128, help="(default: 128)")
     parser.add_argument("--rows", metavar="FILE", help="JSON: what is measured, and was before")
+    words = "print what --rows has, and measure nothing"
+    parser.add_argument("--print_only", action="store_true", help=words)
     add_kernels_flag(parser)
     parser.set_defaults(seed=None)
     return parser
@@ -80,7 +82,9 @@ def run(args: argparse.Namespace) -> None:
     native = prepare_kernels(args.kernels, None)
     for path in split(args.models):
         rows, shown = measure_model(args, path, grid, rows, native)
-        print(f"## {path}\n\n{describe(shown)}\n\n{tables(shown)}\n", flush=True)
+        if not shown:
+            raise PromptError("has no row of this grid", name="rows", found=args.rows)
+        print(f"### {path}\n\n{describe(shown)}\n\n{tables(shown)}\n", flush=True)
 
 
 def grid_of(args: argparse.Namespace) -> Grid:
@@ -121,7 +125,7 @@ def measure_model(
     with tempfile.TemporaryDirectory(prefix="planish-methods-") as directory:
         study: Study | None = None
         for facts, cell in cells:
-            if find(rows, facts) is None:
+            if find(rows, facts) is None and not args.print_only:
                 study = study or study_of(source, samples, windows, (Path(directory), native))
                 figures = measure_cell(study, cell, grid.facts_of(cell.method))
                 rows = [*rows, {**facts, **figures}]

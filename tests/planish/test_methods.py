@@ -28,15 +28,19 @@ def run(tiny_llama, tmp_path, capsys):
 
 def test_a_later_run_measures_only_what_is_missing(run, tmp_path):
     code, out, err = run("--methods", "rtn", "--rules", "signed")
-    assert code == 0 and err.count("-rtn:") == 1
+    assert code == 0 and err.count("-rtn: 0.") == 1
     assert "| W4A16 g=32 signed | 0.0" in out and "perplexity in float" in out
     first = json.loads((tmp_path / "rows.json").read_text())["rows"]
     code, out, err = run("--methods", "rtn,gptq", "--rules", "signed")
-    assert code == 0 and "-rtn:" not in err and err.count("-gptq:") == 1
+    assert code == 0 and "-rtn: 0." not in err and err.count("-gptq: 0.") == 1
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert rows[:1] == first and [row["method"] for row in rows] == ["rtn", "gptq"]
     assert all(0 < row["kl"] < 0.1 and 50 < row["top1"] <= 100 for row in rows)
     assert "| | rtn | gptq |" in out
+    words = ("--methods", "rtn,gptq,awq", "--rules", "signed", "--print_only")
+    assert run(*words)[1] == out
+    code, out, err = run("--methods", "awq", "--rules", "signed", "--print_only")
+    assert (code, out) == (2, "") and "rows: has no row of this grid" in err
 
 
 @pytest.mark.parametrize(
