@@ -6,6 +6,7 @@ because commands run as subprocesses inherit it. Warnings are errors (pyproject.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import os
@@ -119,11 +120,24 @@ def private_cache(request: pytest.FixtureRequest, run_directory: Path) -> Path:
     cache = run_directory / "cache" if distrust(cache) else cache
     programs = cache / "planish" / "xla"
     programs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keep_kernels(cache / "planish" / "kernels")
     os.environ["XDG_CACHE_HOME"] = str(cache)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
     if "jax" in sys.modules:  # it has read its variables
         sys.modules["jax"].config.update("jax_compilation_cache_dir", str(programs))
     return cache
+
+
+def keep_kernels(directory: Path) -> None:
+    """Let PLANISH_TEST_KERNELS be the directory, for commands in processes of their own, too."""
+    named = os.environ.get("PLANISH_TEST_KERNELS")
+    kept = None if named is None else Path(named).resolve()
+    if directory.is_symlink() and directory.resolve() != kept:
+        directory.unlink(missing_ok=True)
+    if kept is not None:
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another process was first
+            directory.symlink_to(kept)
 
 
 @pytest.fixture(scope="session")
