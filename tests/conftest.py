@@ -146,6 +146,22 @@ def kernels_directory(private_cache: Path) -> Path:
     return Path(os.environ.get("PLANISH_TEST_KERNELS", private_cache / "planish" / "kernels"))
 
 
+@pytest.fixture(scope="module")
+def unoptimized() -> Iterator[None]:
+    """XLA optimizes little for a file whose tests look at verdicts, words and figures.
+
+    Compiling takes most of their time, and a quarter less in this way. Programs in memory do not
+    know how they were compiled, so none is taken from another file and none is left to the next.
+    """
+    import jax
+
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str]:
     """The native kernels of every instruction set that this processor runs; their names.
@@ -176,6 +192,12 @@ def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama: 2 layers, width 64, 128 positions, one token per byte. Do not write there."""
     return write_llama(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one layer, whose programs compile in half the time. Do not write there."""
+    return write_llama(tmp_path_factory.mktemp("models"), num_hidden_layers=1)
 
 
 @pytest.fixture
