@@ -185,6 +185,7 @@ def run(args: argparse.Namespace) -> int:
     runtime = runtime_of(args, chosen)  # first: Ctrl-C in its imports kills, and undoes nothing
     budget = parse_bytes(args.memory_budget, "memory_budget")
     runtime = replace(runtime, progress=shown.progress, report=shown.report, memory_budget=budget)
+    runtime = replace(runtime, ahead=min(runtime.ahead, args.threads or runtime.ahead))
     runtime.check_methods(chosen)
     with writer:
         notice_idle(args, *idle_rules(args, chosen, checkpoint.config))

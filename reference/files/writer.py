@@ -13,9 +13,10 @@ import contextlib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,6 +34,23 @@ COPIED = (  # copied with the tensors; open_checkpoint refuses those that link o
     "added_tokens.json",
     "chat_template.jinja",
 )
+
+
+class Sink(Protocol):
+    """What takes the tensors of a block."""
+
+    def add(self, name: str, tensor: np.ndarray) -> None:
+        """Take one tensor."""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A sink that keeps the tensors, in their order, for a writer."""
+
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, name: str, tensor: np.ndarray) -> None:
+        self.tensors[name] = tensor
 
 
 class CheckpointWriter:

@@ -10,7 +10,7 @@ the statistics; a method (methods/) turns a weight and its statistics into codes
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +20,10 @@ from planish.reference.errors import RecipeError
 from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.files.partial import Partial
 from planish.reference.files.safetensors import forget_pages
-from planish.reference.files.writer import CheckpointWriter
+from planish.reference.files.writer import CheckpointWriter, Sink, Tensors
 from planish.reference.linear import float_weight
 from planish.reference.model.weights import Block, Weights, block_linears
+from planish.reference.quantize.ahead import map_ahead
 from planish.reference.quantize.block import quantize_block
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.observe import ChannelAbsmax, require_finite_states, spread
@@ -88,18 +89,18 @@ def convert_blocks(
     blocks, remarks = weights.blocks, Remarks(job.recipe)
     done = sum(writer.has_piece(block_piece(layer)) for layer in range(len(blocks)))
     states = job.first_states(weights, samples) if done < len(blocks) else States()
+    if states.floats:
+        converted = job.convert_in_turn(writer, blocks, done, states)
+    else:
+        converted = job.convert_ahead(writer, blocks, done)
+    start = time.perf_counter()
     for layer in job.runtime.progress(range(len(blocks)), f"quantize {job.recipe.name}"):
-        start, piece = time.perf_counter(), block_piece(layer)
-        if layer < done:
-            states = job.pass_through(writer, blocks, layer, states)
-            facts = writer.add_piece(piece)
-        else:
-            facts, states = job.convert(writer, blocks[layer], layer, states)
-            writer.end_piece(piece, facts)
-        for entry in job.checkpoint.entries.values():
-            forget_pages(entry.data)
+        facts = next(converted)
+        for data in {id(one.data): one.data for one in job.checkpoint.entries.values()}.values():
+            forget_pages(data)
         remarks.add(facts["remarks"])
-        job.report(layer, layer < done, facts["errors"], time.perf_counter() - start)
+        start, before = time.perf_counter(), start
+        job.report(layer, layer < done, facts["errors"], start - before)
     return remarks
 
 
@@ -133,15 +134,49 @@ class Job:
         hidden = self.runtime.runner.embed(self.checkpoint.config, weights, samples)
         return States(floats=hidden, quantized=hidden)
 
+    def convert_in_turn(
+        self, writer: CheckpointWriter, blocks: Sequence[Block], done: int, states: States
+    ) -> Iterator[dict[str, Any]]:
+        """Quantize and write the blocks after the first `done`; the facts of all, one by one."""
+        for layer in range(len(blocks)):
+            piece = block_piece(layer)
+            if layer < done:
+                states = self.pass_through(writer, blocks, layer, states)
+                yield writer.add_piece(piece)
+            else:
+                facts, states = self.convert(writer, blocks[layer], layer, states)
+                writer.end_piece(piece, facts)
+                yield facts
+
+    def convert_ahead(
+        self, writer: CheckpointWriter, blocks: Sequence[Block], done: int
+    ) -> Iterator[dict[str, Any]]:
+        """The same without hidden states: no block waits for another, so some are ahead."""
+
+        def convert(layer: int) -> tuple[dict[str, Any], Tensors]:
+            found = Tensors()
+            return self.convert(found, blocks[layer], layer, States())[0], found
+
+        for layer in range(done):
+            yield writer.add_piece(block_piece(layer))
+        rest = range(done, len(blocks))
+        for layer, (facts, found) in zip(
+            rest, map_ahead(convert, rest, self.runtime.ahead), strict=True
+        ):
+            for name, tensor in found.tensors.items():
+                writer.add(name, tensor)
+            writer.end_piece(block_piece(layer), facts)
+            yield facts
+
     def convert(
-        self, writer: CheckpointWriter, block: Block, layer: int, states: States
+        self, sink: Sink, block: Block, layer: int, states: States
     ) -> tuple[dict[str, Any], States]:
-        """Quantize and write one float block; its facts in JSON, and the next block's inputs."""
+        """Quantize one float block and add it to `sink`; its facts in JSON, the next's inputs."""
         names, config = linear_names(self.checkpoint, layer), self.checkpoint.config
         absmax, outputs = self.runtime.runner.observe(config, block, states.floats, names)
         smooth, remarks = self.smooth(block, layer, absmax), Remarks(self.recipe)
         if not self.recipe.quantizes:
-            add_block(self.checkpoint, writer, layer, smooth, self.layout, raw=self.raw)
+            add_block(self.checkpoint, sink, layer, smooth, self.layout, raw=self.raw)
             nothing = {"remarks": remarks.facts(), "errors": (None, None)}
             return nothing, States(floats=outputs, quantized=outputs)
         job = self.block_job(layer, states, outputs)
@@ -151,7 +186,7 @@ class Job:
         for part, linear in block_linears(quantized).items():
             if isinstance(linear.weight, QuantizedWeight):
                 remarks.see(names[part], float_weight(floats[part]), linear.weight)
-        add_block(self.checkpoint, writer, layer, quantized, self.layout, raw=self.raw)
+        add_block(self.checkpoint, sink, layer, quantized, self.layout, raw=self.raw)
         errors = self.measure_errors(job, block, quantized)
         facts: dict[str, Any] = {"remarks": remarks.facts(), "errors": errors}
         return facts, self.next_states(layer, quantized, states, outputs)

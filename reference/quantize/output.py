@@ -17,7 +17,7 @@ import numpy as np
 from planish.reference.files.formats import FORMATS
 from planish.reference.files.load import Checkpoint, load_block
 from planish.reference.files.safetensors import TensorEntry
-from planish.reference.files.writer import CheckpointWriter
+from planish.reference.files.writer import CheckpointWriter, Sink
 from planish.reference.linear import Linear, float_weight, quantized_weight
 from planish.reference.model.experts import stack_linears
 from planish.reference.model.layers import Norm
@@ -36,7 +36,7 @@ WRITTEN = FORMATS["planish"]
 
 def add_block(
     checkpoint: Checkpoint,
-    writer: CheckpointWriter,
+    sink: Sink,
     layer: int,
     block: Block,
     layout: str,
@@ -46,12 +46,12 @@ def add_block(
     for part, value in (block_norms(block) | linears).items():
         prefix = checkpoint.prefix(part, layer)
         if isinstance(value, Linear) and isinstance(value.weight, QuantizedWeight):
-            WRITTEN.write(writer, prefix, _put_in_layout(value, layout))
+            WRITTEN.write(sink, prefix, _put_in_layout(value, layout))
         else:
-            _add_float(checkpoint, writer, prefix, value, raw)
+            _add_float(checkpoint, sink, prefix, value, raw)
     for part, each in experts.items():
         stack = stack_linears([_put_in_layout(layer, layout) for layer in each])
-        WRITTEN.write(writer, checkpoint.prefix(part, layer), stack)
+        WRITTEN.write(sink, checkpoint.prefix(part, layer), stack)
 
 
 def split_experts(linears: dict[str, Linear]) -> tuple[dict[str, Linear], dict[str, list[Linear]]]:
@@ -68,15 +68,15 @@ def split_experts(linears: dict[str, Linear]) -> tuple[dict[str, Linear], dict[s
 
 
 def _add_float(
-    checkpoint: Checkpoint, writer: CheckpointWriter, prefix: str, value: Linear | Norm, raw: bool
+    checkpoint: Checkpoint, sink: Sink, prefix: str, value: Linear | Norm, raw: bool
 ) -> None:
     """Write weight and bias: unchanged ones (raw) in the source's type, others in float32."""
     for kind in ("weight", "bias"):
         tensor, name = getattr(value, kind), f"{prefix}.{kind}"
         if raw and name in checkpoint.entries:
-            writer.add(name, checkpoint.entries[name].map())
+            sink.add(name, checkpoint.entries[name].map())
         elif tensor is not None:
-            writer.add(name, tensor.astype(np.float32, copy=False))
+            sink.add(name, tensor.astype(np.float32, copy=False))
 
 
 def _put_in_layout(layer: Linear, layout: str) -> Linear:

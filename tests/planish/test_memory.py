@@ -29,7 +29,7 @@ LARGE = {
 WIDE = {
     "hidden_size": 4096,
     "intermediate_size": 32,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 1,
     "num_key_value_heads": 1,
     "head_dim": 8,

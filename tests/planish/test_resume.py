@@ -84,7 +84,7 @@ def text(tmp_path_factory):
     return file
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def command(model, text):
     """The words of a quantization to `out`."""
 
@@ -150,12 +150,19 @@ def test_killed_after_the_rename_the_model_is_complete(command, planish, tmp_pat
     assert planish("inspect", "--model", tmp_path / "q").code == 0
 
 
+@pytest.fixture(scope="module")
+def killed(command, tmp_path_factory):
+    """What a run leaves that was killed when its first block was finished."""
+    out = tmp_path_factory.mktemp("killed") / "q"
+    assert run_until("after block-00000", command(out)).returncode == -signal.SIGKILL
+    return out.with_name("q.partial")
+
+
 @pytest.fixture
-def stopped(command, tmp_path):
+def stopped(command, killed, tmp_path):
     """A run with one finished block; its words and its directory."""
-    words = command(tmp_path / "q")
-    assert run_until("after block-00000", words).returncode == -signal.SIGKILL
-    return words, tmp_path / "q.partial"
+    shutil.copytree(killed, tmp_path / "q.partial")
+    return command(tmp_path / "q"), tmp_path / "q.partial"
 
 
 @pytest.mark.parametrize(

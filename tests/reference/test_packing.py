@@ -36,6 +36,14 @@ def test_unpacking_ignores_what_lies_in_the_unused_nibble():
 
 
 @given(CODES)
+def test_tiles_ignore_what_lies_in_the_unused_nibble(codes):
+    packed, cols = pack_nibbles(codes), codes.shape[1]
+    other = packed.copy()
+    other[:, -1] |= 0xA0 if cols % 2 else 0
+    assert np.array_equal(tile_int4(other, cols), tile_int4(packed, cols))
+
+
+@given(CODES)
 def test_packing_round_trip(codes):
     packed = pack_nibbles(codes)
     assert packed.shape == (len(codes), -(-codes.shape[1] // 2))

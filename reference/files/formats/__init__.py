@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from planish.reference.errors import ConfigError
 from planish.reference.files.entries import Declared, Directory
 from planish.reference.files.formats import planish
-from planish.reference.files.writer import CheckpointWriter
+from planish.reference.files.writer import Sink
 from planish.reference.linear import Linear
 from planish.reference.scheme import Scheme
 
@@ -46,7 +46,7 @@ class Format(Protocol):
         stack: (E,) for E stacked experts.
         """
 
-    def write(self, writer: CheckpointWriter, prefix: str, layer: Linear) -> None:
+    def write(self, sink: Sink, prefix: str, layer: Linear) -> None:
         """Add a linear's tensors, its bias among them, in the layout that its weight has."""
 
     def config(self, schemes: Mapping[str, Scheme | None], layout: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from planish.reference.files.entries import (
 )
 from planish.reference.files.floats import load_float
 from planish.reference.files.formats.fields import bad_field, require, require_names, require_object
-from planish.reference.files.writer import CheckpointWriter
+from planish.reference.files.writer import Sink
 from planish.reference.grids import GROUP_SIZES, INT4_MAX, INT4_RULES, SYMMETRIC_RULES, num_groups
 from planish.reference.linear import Linear
 from planish.reference.packing import TILE_OUTPUTS, tile_shape, untile_int8
@@ -189,19 +189,19 @@ def companions(scheme: Scheme) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (must, zero_point) if scheme.symmetric else (must + zero_point, ())
 
 
-def write(writer: CheckpointWriter, prefix: str, layer: Linear) -> None:
+def write(sink: Sink, prefix: str, layer: Linear) -> None:
     """Write a quantized linear's tensors in its weight's layout."""
     weight = layer.weight
     if not isinstance(weight, QuantizedWeight):
         raise TypeError(f"expected a quantized linear, found one in floats: {prefix}")
-    writer.add(f"{prefix}.weight", weight.codes)
-    writer.add(f"{prefix}.weight_scale", weight.scale)
+    sink.add(f"{prefix}.weight", weight.codes)
+    sink.add(f"{prefix}.weight_scale", weight.scale)
     if weight.zero_point is not None:
-        writer.add(f"{prefix}.weight_zero_point", weight.zero_point)
+        sink.add(f"{prefix}.weight_zero_point", weight.zero_point)
     if layer.activation_scale is not None:
-        writer.add(f"{prefix}.input_scale", layer.activation_scale)
+        sink.add(f"{prefix}.input_scale", layer.activation_scale)
     if layer.bias is not None:
-        writer.add(f"{prefix}.bias", layer.bias.astype(np.float32, copy=False))
+        sink.add(f"{prefix}.bias", layer.bias.astype(np.float32, copy=False))
 
 
 def read(
