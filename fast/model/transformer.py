@@ -63,19 +63,37 @@ def block_forward(
     """One layer of x [B, T, D], and its slots with the new keys and values."""
     if config.parallel:
         return parallel_forward(config, block, x, positions, past, backend)
+    x, past = attention_half(config, block, x, positions, past, backend)
+    return mlp_half(config, block, x, backend), past
+
+
+def attention_half(
+    config: ModelConfig,
+    block: Block,
+    x: jax.Array,
+    positions: Positions,
+    past: LayerCache,
+    backend: Backend,
+) -> tuple[jax.Array, LayerCache]:
+    """A layer's first half: x [B, T, D] + attention, and the updated slots."""
     if config.norm_placement == "post":
         x, past = attend(config, block, Normed(x), positions, past, backend, residual=x)
-        x = normalize(x, block.attention_norm)
-        output = mlp(config, block.mlp, Normed(x), backend, residual=x)
-        return normalize(output, block.mlp_norm), past
+        return normalize(x, block.attention_norm), past
     n = Normed(x, block.attention_norm)
     if not config.norms_output:
-        x, past = attend(config, block, n, positions, past, backend, residual=x)
-        return mlp(config, block.mlp, Normed(x, block.mlp_norm), backend, residual=x), past
+        return attend(config, block, n, positions, past, backend, residual=x)
     attended, past = attend(config, block, n, positions, past, backend)
-    x = x + normalize(attended, block.attention_output_norm)
-    output = mlp(config, block.mlp, Normed(x, block.mlp_norm), backend)
-    return x + normalize(output, block.mlp_output_norm), past
+    return x + normalize(attended, block.attention_output_norm), past
+
+
+def mlp_half(config: ModelConfig, block: Block, x: jax.Array, backend: Backend) -> jax.Array:
+    """A layer's second half, which reads each token by itself: x [B, T, D] + MLP."""
+    if config.norm_placement == "post":
+        return normalize(mlp(config, block.mlp, Normed(x), backend, residual=x), block.mlp_norm)
+    n = Normed(x, block.mlp_norm)
+    if not config.norms_output:
+        return mlp(config, block.mlp, n, backend, residual=x)
+    return x + normalize(mlp(config, block.mlp, n, backend), block.mlp_output_norm)
 
 
 def parallel_forward(

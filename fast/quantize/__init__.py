@@ -1,6 +1,8 @@
 """Quantization's heavy work, jitted, by the reference's names.
 
+moments      sum of x xt of each linear's inputs, the half that is needed
 listener     a backend that observes the inputs of a block's linears
+middle       what attention leaves, kept for the next pass of the samples
 observe      the calibration's runner: runs samples through a block and collects statistics
 grid         the values of a weight on its grid
 awq          AWQ

@@ -61,7 +61,7 @@ def gptq_codes(
         errors, found = round_block(rest, rows, start, grids, k)
         codes[start : start + COLUMNS] = found[: k - start]
         if start + COLUMNS < k:
-            rest = update_rest(rest, rows, errors)
+            rest = update_rest(rest, rows, errors, start + COLUMNS)
     return in_place(np.ascontiguousarray(codes.T), order), *grids.parameters()
 
 
@@ -148,9 +148,16 @@ def round_columns(
 
 
 @partial(jax.jit, donate_argnums=0)
-def update_rest(rest: jax.Array, rows: jax.Array, errors: jax.Array) -> jax.Array:
-    """rest [K, N] less U[block, :] [B, K] transposed times errors [B, N].
+def update_rest(rest: jax.Array, rows: jax.Array, errors: jax.Array, start: int) -> jax.Array:
+    """rest [K, N] less U[block, :] [B, K] transposed times errors [B, N], from row `start` on.
 
-    Columns that are already rounded change, too, but nothing reads them any more.
+    B rows at a time, because what is before `start` needs no update: half of all products.
     """
-    return rest - rows.T @ errors
+
+    def update(block: jax.Array, rest: jax.Array) -> jax.Array:
+        first = block * COLUMNS
+        upper = lax.dynamic_slice_in_dim(rows, first, COLUMNS, axis=1)  # [B, B]
+        updated = take_block(rest, first) - upper.T @ errors
+        return lax.dynamic_update_slice_in_dim(rest, updated, first, axis=0)
+
+    return lax.fori_loop(start // COLUMNS, rest.shape[0] // COLUMNS, update, rest)

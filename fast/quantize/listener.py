@@ -8,7 +8,7 @@ T tokens, K inputs, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +19,12 @@ import numpy as np
 from planish.fast.model.backend import Backend, Normed
 from planish.fast.model.layers import normalize
 from planish.fast.model.weights import PlacedExperts
+from planish.fast.quantize.moments import upper_moments
 from planish.fast.xla import moe
 from planish.reference.linear import Linear
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Block
-from planish.reference.quantize.observe import Observer
+from planish.reference.quantize.observe import Observer, second_moments
 
 Found = tuple[Any, Any]  # of one linear, or of all experts' linears: is it finite, the statistic
 
@@ -62,6 +63,7 @@ class Listener:
     ):
         """parts: the linears to observe; None for all."""
         self.parts = parts
+        self.measure = fast_measure(observer)
         self.backend, self.observer, self.heard = backend, observer, Heard()
         linears = {name: getattr(block, name) for name in "qkvo"}
         mlp = vars(block.mlp)  # an Mlp's linears; or a mixture's router, and stacks
@@ -76,10 +78,10 @@ class Listener:
         for layer in layers:
             name = self.names[id(layer)]
             if self.parts is None or name in self.parts:
-                self.heard.linears[name] = self.reduce(rows)
+                self.heard.linears[name] = rows_finite(rows), self.measure(rows)
 
     def reduce(self, rows: jax.Array) -> Found:
-        """Whether rows [T, K] are finite, and their statistic."""
+        """Whether an expert's rows [T, K] are finite, and their statistic."""
         return rows_finite(rows), self.observer.measure(rows)
 
     def project(self, x: Normed, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
@@ -133,6 +135,11 @@ class Listener:
             finite = finite.at[expert].set(finite[expert] & fine)
             merged.append((finite, value.at[expert].set(merge(value[expert], found))))
         return tuple(merged)
+
+
+def fast_measure(observer: Observer) -> Callable[[jax.Array], Any]:
+    """What measures the rows of a linear: of second moments only one half (moments.py)."""
+    return upper_moments if observer.measure is second_moments else observer.measure
 
 
 def rows_finite(x: jax.Array) -> jax.Array:

@@ -15,17 +15,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby, islice
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from planish.fast.model.backend import Backend, Positions, Tables
-from planish.fast.model.transformer import block_forward
+from planish.fast.model.transformer import attention_half, block_forward, mlp_half
 from planish.fast.model.weights import place_block
 from planish.fast.native import backend as native_backend
 from planish.fast.placement import on_cpu, put
 from planish.fast.quantize.listener import Found, Heard, Listener, rows_finite
+from planish.fast.quantize.middle import Kept
+from planish.fast.quantize.moments import Upper, add_upper, complete
 from planish.fast.xla import backend as xla_backend
 from planish.reference.linear import Linear
 from planish.reference.memory import memory_errors
@@ -48,7 +51,7 @@ from planish.reference.quantize.observe import (
     require_finite_output,
 )
 from planish.reference.quantize.runner import Hidden
-from planish.reference.quantized import QuantizedWeight, to_layout
+from planish.reference.quantized import QuantizedWeight, dequantize, to_layout
 
 TOKENS = 512  # in a batch of shorter samples
 REMEDY = "fewer or shorter samples"
@@ -62,7 +65,7 @@ class Runner:
 
         store: where hidden states go.
         """
-        self.native, self.store = native, store
+        self.native, self.store, self.kept = native, store, Kept()
 
     @property
     def name(self) -> str:
@@ -86,15 +89,20 @@ class Runner:
         parts: Collection[str] | None = None,
     ) -> tuple[Statistics, Hidden]:
         given = (config, block, hidden, names, observer, parts, self.store)
-        return observe_block(*given, native=self.native)
+        return observe_block(*given, native=self.native, kept=self.kept)
 
     @on_cpu
     @memory_errors(REMEDY)
     def run(self, config: ModelConfig, block: Block, hidden: Hidden) -> Hidden:
         placed, backend = place(block, self.native), backend_of(self.native)
-        outputs = self.store.new()
-        for x, tables in batches(config, hidden):
-            outputs.extend(np.asarray(run_batch(config, placed, x, tables, backend)))
+        middle, outputs = self.kept.find(block, hidden, self.native), self.store.new()
+        for x, tables in batches(config, hidden if middle is None else middle):
+            if config.parallel:
+                y = run_batch(config, placed, x, tables, backend)
+            else:
+                z = attend_batch(config, placed, x, tables, backend) if middle is None else x
+                y = finish_batch(config, placed, z, backend)
+            outputs.extend(np.asarray(y))
         return outputs
 
 
@@ -108,37 +116,65 @@ def observe_block(  # noqa: PLR0913  (the reference's, and native)
     store: Store = UNLIMITED,
     *,
     native: bool = False,
+    kept: Kept | None = None,
 ) -> tuple[Statistics, States]:
-    """As the reference's: statistics of the linears' inputs, and the block's outputs."""
+    """As the reference's: statistics of the linears' inputs, and the block's outputs.
+
+    kept: what earlier passes left, and where this one leaves something (middle.py).
+    """
     wanted = None if parts is None else frozenset(parts)
     native = native and not has_quantized_experts(block)
     placed, backend = place(block, native), backend_of(native)
-    statistics: Statistics = {}
-    outputs = store.new()
+    order = [part for part in block_linears(block) if wanted is None or part in wanted]
+    totals, outputs = Totals(order, observer, names or {}), store.new()
+    if wanted is not None and not wanted & frozenset("qkvo") and not config.parallel:
+        kept = Kept() if kept is None else kept
+        if (middle := kept.find(block, hidden, native)) is None:
+            middle = attend_all(config, placed, hidden, store, backend)
+            kept.keep(block, hidden, native, middle)
+        for x, _ in batches(config, middle):
+            heard = observe_second_half(config, placed, x, backend, observer, wanted)
+            totals.add(heard.collect(config.gated_mlp))
+        return totals.finish(), outputs
     for x, tables in batches(config, hidden):
         heard, y, largest = observe_batch(config, placed, x, tables, backend, observer, wanted)
-        found = heard.collect(config.gated_mlp)
-        for name in block_linears(block):  # in the order of execution
-            if name in found and (wanted is None or name in wanted):
-                add(statistics, name, found[name], names or {}, observer)
+        totals.add(heard.collect(config.gated_mlp))
         if wanted is None:
             require_finite_output(np.float32(largest), names or {})
             outputs.extend(np.asarray(y))  # views [T, D]
-    return statistics, outputs
+    return totals.finish(), outputs
 
 
-def add(
-    statistics: Statistics,
-    name: str,
-    found: Found,
-    names: Mapping[str, str],
-    observer: Observer,
-) -> None:
-    """Merge the statistic of one linear's input; raises QuantizationError if it is not finite."""
-    finite, value = found
-    if not finite:
-        raise reads_overflow(names.get(name, name))
-    observer.add(statistics, name, np.asarray(value))
+class Totals:
+    """The statistics of the batches so far, by linear."""
+
+    def __init__(self, order: list[str], observer: Observer, names: Mapping[str, str]):
+        """order: of execution, of the linears that are wanted."""
+        self.order, self.observer, self.names = order, observer, names
+        self.statistics: Statistics = {}
+        self.upper: dict[str, Upper] = {}  # on the device
+
+    def add(self, batch: Mapping[str, Found]) -> None:
+        """Merge those of a batch; raises QuantizationError for an input that is not finite."""
+        for name in self.order:
+            if name in batch:
+                finite, value = batch[name]
+                if not finite:
+                    raise reads_overflow(self.names.get(name, name))
+                self.merge(name, value)
+
+    def merge(self, name: str, value: Any) -> None:
+        if not isinstance(value, tuple):
+            self.observer.add(self.statistics, name, np.asarray(value))
+        elif name in self.upper:
+            self.upper[name] = add_upper(self.upper[name], value)
+        else:
+            self.upper[name] = value
+
+    def finish(self) -> Statistics:
+        """All of them, in the order of execution."""
+        found = self.statistics | {name: complete(upper) for name, upper in self.upper.items()}
+        return {name: found[name] for name in self.order if name in found}
 
 
 @partial(jax.jit, static_argnames=("config", "backend", "observer", "parts"))
@@ -164,6 +200,46 @@ def observe_batch(
     return listener.heard, y, largest
 
 
+@partial(jax.jit, static_argnames=("config", "backend", "observer", "parts"))
+def observe_second_half(
+    config: ModelConfig,
+    block: Block,
+    x: jax.Array,
+    backend: Backend,
+    observer: Observer,
+    parts: frozenset[str],
+) -> Heard:
+    """Statistics of linears of the MLP, from what attention leaves, x [B, T, D]."""
+    listener = Listener(backend, block, observer, parts)
+    mlp_half(config, block, x, listener)
+    return listener.heard
+
+
+def attend_all(
+    config: ModelConfig, block: Block, hidden: Hidden, store: Store, backend: Backend
+) -> States:
+    """attend_batch of all samples."""
+    states = store.new()
+    for x, tables in batches(config, hidden):
+        states.extend(np.asarray(attend_batch(config, block, x, tables, backend)))
+    return states
+
+
+@partial(jax.jit, static_argnames=("config", "backend"))
+def attend_batch(
+    config: ModelConfig, block: Block, x: jax.Array, tables: Tables, backend: Backend
+) -> jax.Array:
+    """The first half of a block of samples x [B, T, D] -> [B, T, D]."""
+    past = backend.empty_layer(config, *x.shape[:2])
+    return attention_half(config, block, x, every_position(x, tables), past, backend)[0]
+
+
+@partial(jax.jit, static_argnames=("config", "backend"))
+def finish_batch(config: ModelConfig, block: Block, x: jax.Array, backend: Backend) -> jax.Array:
+    """The second half, from what attention leaves of samples, x [B, T, D] -> [B, T, D]."""
+    return mlp_half(config, block, x, backend)
+
+
 @partial(jax.jit, static_argnames=("config", "backend"))
 def run_batch(
     config: ModelConfig, block: Block, x: jax.Array, tables: Tables, backend: Backend
@@ -177,8 +253,13 @@ def run_through(
 ) -> jax.Array:
     """The engine's block over whole samples, without keeping the cache."""
     past = backend.empty_layer(config, *x.shape[:2])
+    return block_forward(config, block, x, every_position(x, tables), past, backend)[0]
+
+
+def every_position(x: jax.Array, tables: Tables) -> Positions:
+    """The positions of whole samples x [B, T, D]: 0 .. T - 1 of each."""
     index = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], x.shape[:2])
-    return block_forward(config, block, x, Positions(index, tables), past, backend)[0]
+    return Positions(index, tables)
 
 
 def batches(
@@ -198,9 +279,8 @@ def backend_of(native: bool) -> Backend:
 
 def place(block: Block, native: bool) -> Block:
     """Put a block on the device, with its weights as XLA or the kernels read them."""
-    if native:
-        block = replace_modules(block, {p: to_tiles(x) for p, x in block_linears(block).items()})
-    return put(place_block(block))
+    linears = block_linears(block).items()
+    return put(place_block(replace_modules(block, {p: as_run(p, x, native) for p, x in linears})))
 
 
 def has_quantized_experts(block: Block) -> bool:
@@ -209,11 +289,15 @@ def has_quantized_experts(block: Block) -> bool:
     return any(x.scheme is not None for part, x in linears if split_expert(part)[1] is not None)
 
 
-def to_tiles(layer: Linear) -> Linear:
-    """Convert a quantized linear to the kernels' tiles; a float linear stays as it is."""
+def as_run(part: str, layer: Linear, native: bool) -> Linear:
+    """A quantized linear in the form that many rows pass through fastest; a float one as it is.
+
+    With float activations these are the weights that its codes stand for: to convert them once
+    takes less time than in each batch. Experts keep their codes.
+    """
     weight = layer.weight
-    return (
-        replace(layer, weight=to_layout(weight, "tiles"))
-        if isinstance(weight, QuantizedWeight)
-        else layer
-    )
+    if not isinstance(weight, QuantizedWeight):
+        return layer
+    if weight.scheme.activation == "float" and split_expert(part)[1] is None:
+        return replace(layer, weight=dequantize(weight))
+    return replace(layer, weight=to_layout(weight, "tiles")) if native else layer

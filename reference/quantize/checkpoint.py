@@ -26,7 +26,12 @@ from planish.reference.model.weights import Block, Weights, block_linears
 from planish.reference.quantize.ahead import map_ahead
 from planish.reference.quantize.block import quantize_block
 from planish.reference.quantize.job import BlockJob
-from planish.reference.quantize.observe import ChannelAbsmax, require_finite_states, spread
+from planish.reference.quantize.observe import (
+    ChannelAbsmax,
+    require_finite_output,
+    require_finite_states,
+    spread,
+)
 from planish.reference.quantize.output import add_block, add_outer, config_values, read_block
 from planish.reference.quantize.recipe import Recipe, needs_calibration, needs_states
 from planish.reference.quantize.remarks import Remarks
@@ -108,8 +113,8 @@ def convert_blocks(
 class States:
     """The samples' hidden states at the input of a block.
 
-    floats: in the float model. quantized: in the quantized one, if a method is sequential; else
-    the same.
+    floats: in the float model; of ERROR_SAMPLES samples if the recipe needs no more.
+    quantized: in the quantized one, if a method is sequential; else the same.
     """
 
     floats: Hidden = ()
@@ -132,7 +137,8 @@ class Job:
         if samples is None or (seen and not needs_states(self.recipe)):
             return States()
         hidden = self.runtime.runner.embed(self.checkpoint.config, weights, samples)
-        return States(floats=hidden, quantized=hidden)
+        few = hidden if self.recipe.follows_floats else choose_few(hidden)
+        return States(floats=few, quantized=hidden)
 
     def convert_in_turn(
         self, writer: CheckpointWriter, blocks: Sequence[Block], done: int, states: States
@@ -219,10 +225,7 @@ class Job:
         """
         if self.runtime.report is no_report or not job.targets:
             return None, None
-        some = spread(len(job.targets), ERROR_SAMPLES)
-        floats, inputs, targets = (
-            [states[i] for i in some] for states in (job.float_inputs, job.inputs, job.targets)
-        )
+        floats, inputs, targets = map(choose_few, (job.float_inputs, job.inputs, job.targets))
 
         def error(candidate: Block) -> float:
             found = self.runtime.runner.run(job.config, candidate, inputs)
@@ -279,7 +282,11 @@ class Job:
         if last or not self.recipe.sequential:
             return States(floats=outputs, quantized=outputs)
         found = self.runtime.runner.run(self.checkpoint.config, quantized, states.quantized)
-        require_finite_states(found, linear_names(self.checkpoint, layer))
+        names = linear_names(self.checkpoint, layer)
+        require_finite_states(found, names)
+        if not self.recipe.follows_floats:  # which would have been checked
+            for y in found:
+                require_finite_output(np.abs(y).max(), names)
         return States(floats=outputs, quantized=found)
 
     def smooth(self, block: Block, layer: int, absmax: ChannelAbsmax) -> Block:
@@ -292,6 +299,11 @@ class Job:
         after = apply_smoothing(config, block, absmax, self.recipe, alpha)
         require_smoothed(block, after, linear_names(self.checkpoint, layer))
         return after
+
+
+def choose_few(hidden: Hidden) -> Hidden:
+    """ERROR_SAMPLES of the samples, evenly spaced."""
+    return [hidden[index] for index in spread(len(hidden), ERROR_SAMPLES)]
 
 
 def check_request(checkpoint: Checkpoint, recipe: Recipe, layout: str) -> None:

@@ -28,7 +28,8 @@ class BlockJob:
     inputs:        hidden states [T, D] of each sample as the quantized blocks before this one
                    leave them; those of the float blocks if no method of the recipe is sequential;
                    empty without a calibration
-    float_inputs:  as the float blocks leave them
+    float_inputs:  as the float blocks leave them; of a few samples, evenly spaced, if no method of
+                   the recipe reads more (Recipe.follows_floats)
     targets:       what this block, in float, makes of float_inputs
     absmax:        of each channel of the linears' inputs, for static activation scales; empty if
                    nobody has observed this block yet

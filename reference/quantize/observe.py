@@ -59,6 +59,14 @@ def channel_absmax(x: Any) -> Any:
 ABSMAX = Observer(measure=channel_absmax, merge=np.maximum)
 
 
+def second_moments(x: Any) -> Any:
+    """sum over tokens of x xt: [T, K] -> [K, K]; fast/quantize/moments.py has a faster form."""
+    return x.T @ x
+
+
+MOMENTS = Observer(measure=second_moments, merge=np.add)
+
+
 def cut_samples(
     ids: Sequence[int],
     count: int = NUM_SAMPLES,

@@ -104,6 +104,12 @@ class Recipe:
         return any(METHODS[method].sequential for method in self.methods)
 
     @property
+    def follows_floats(self) -> bool:
+        """Whether all samples pass through the float blocks; if not, a few do."""
+        wanted = self.smoothing is not None or self.static or not self.sequential
+        return wanted or any(METHODS[method].targets for method in self.methods)
+
+    @property
     def alpha(self) -> float | str | None:
         """The smoothing's alpha; None without smoothing."""
         return None if self.smoothing is None else self.smoothing.alpha

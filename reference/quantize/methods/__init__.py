@@ -33,6 +33,8 @@ class Method:
     step:        None if it is trained, which only fast/quantize can
     rounds:      it ends in codes; else it rescales or changes the float block
     calibrates:  it needs the samples' hidden states: job.inputs and job.targets
+    targets:     it reads job.float_inputs or job.targets; if no method of a recipe does, only a few
+                 samples pass through the float blocks
     sequential:  its inputs come from the quantized blocks before it, not from the float ones
     settings:    the fields of Settings that it reads; a recipe refuses the others
     """
@@ -40,15 +42,17 @@ class Method:
     step: Step | None = None
     rounds: bool = True
     calibrates: bool = False
+    targets: bool = True
     sequential: bool = False
     settings: tuple[str, ...] = ()
 
 
 METHODS = {
-    "rtn": Method(step=rtn, settings=("search_range",)),
+    "rtn": Method(step=rtn, targets=False, settings=("search_range",)),
     "gptq": Method(
         step=gptq,
         calibrates=True,
+        targets=False,
         sequential=True,
         settings=("act_order", "true_sequential", "damping"),
     ),

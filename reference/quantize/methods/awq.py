@@ -43,7 +43,14 @@ from planish.reference.quantize.fold import apply_fold, find_statistic
 from planish.reference.quantize.grid import grid_codes, grid_parameters, grid_values
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.methods.rtn import quantize_linear
-from planish.reference.quantize.observe import ABSMAX, Observer, Statistics, spread
+from planish.reference.quantize.observe import (
+    ABSMAX,
+    MOMENTS,
+    Observer,
+    Statistics,
+    second_moments,
+    spread,
+)
 from planish.reference.scheme import Scheme
 
 RATIOS = tuple(k / 20 for k in range(20))
@@ -281,9 +288,12 @@ def clip_block(job: BlockJob, block: Block, clip_weight: ClipWeight) -> Block:
 def group_moments(size: int) -> Observer:
     """sum x xt of each group, [G, g, g]; of all inputs, [K, K], if groups do not divide K."""
 
+    if size == -1:
+        return MOMENTS
+
     def measure(x: Any) -> Any:
-        if size == -1 or x.shape[1] % size:
-            return x.T @ x
+        if x.shape[1] % size:
+            return second_moments(x)
         groups = x.reshape(x.shape[0], -1, size)
         return groups.transpose(1, 2, 0) @ groups.transpose(1, 0, 2)
 

@@ -34,7 +34,7 @@ from planish.reference.model.weights import Block, block_linears, replace_module
 from planish.reference.quantize.grid import grid_codes, grid_parameters, grid_values
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.methods.rtn import quantize_weight
-from planish.reference.quantize.observe import Observer
+from planish.reference.quantize.observe import MOMENTS, Observer
 from planish.reference.quantized import QuantizedWeight, from_codes
 from planish.reference.scheme import Scheme
 
@@ -44,7 +44,6 @@ LARGEST_DAMPING = 1e6
 STAGES = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))  # of true_sequential
 LEADERS = {"k": "q", "v": "q", "gate": "up"}  # they read what these read
 
-HESSIAN = Observer(measure=lambda x: x.T @ x, merge=np.add)
 TOKENS = Observer(measure=lambda x: (abs(x).max(axis=1) > 0).sum(), merge=np.add)
 
 Grid = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # codes [N, K], scale, zero point
@@ -125,7 +124,7 @@ def factor_all(
         raise QuantizationError("gptq needs a calibration", name=job.name(stage[0]))
     first = {leader_of(part): part for part in reversed(stage)}
     wanted = {leader for leader, part in first.items() if sees_enough(job, part, tokens)}
-    given = job.config, block, job.inputs, job.names, HESSIAN
+    given = job.config, block, job.inputs, job.names, MOMENTS
     hessians = job.runner.observe(*given, parts=wanted)[0] if wanted else {}
     total, settings = sum(len(x) for x in job.inputs), job.settings
     factors = {}
