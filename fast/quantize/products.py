@@ -52,8 +52,9 @@ multiply.defvjp(forward, backward)
 def contract(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
     """The sum of a * b over one axis of each, batched over the axes before the last two."""
     batch = tuple(range(a.ndim - 2))
-    summed = tuple((axis % a.ndim,) for axis in axes)
-    return lax.dot_general(a, b, (summed, (batch, batch)), preferred_element_type=jnp.float32)
+    left, right = (axis % a.ndim for axis in axes)
+    dimensions = (((left,), (right,)), (batch, batch))
+    return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
 def transpose(g: jax.Array) -> jax.Array:
