@@ -71,9 +71,9 @@ struct Unit {
 };
 
 // How many tiles make a unit: a fraction of those that remain, long units first and short ones
-// last, so that all threads finish at about the same time. With few rows a unit has at least as many
-// as make a stream, with many at least those that the instruction set multiplies at a time, and at
-// most those that share what it reads of the rows.
+// last, so that all threads finish at about the same time. With few rows a unit has at least as
+// many as make a stream, with many at least those that the instruction set multiplies at a time,
+// and at most those that share what it reads of the rows.
 struct UnitSize {
   bool few;
   int64_t step, most, threads;
