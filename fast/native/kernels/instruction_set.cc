@@ -45,7 +45,7 @@ Kernels make_table() {
   table.combine = combine<Vector>;
   table.attention_scratch = attention_scratch;
   table.argmax = argmax<Vector>;
-  table.roofline = {read_blocks<Vector>, Products::multiply_registers};
+  table.roofline = {read_blocks<Vector>, Products::multiply_registers, multiply_registers<Vector>};
   return table;
 }
 

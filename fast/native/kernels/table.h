@@ -131,6 +131,7 @@ struct QueryTile {
 struct Roofline {
   int32_t (*read_blocks)(const uint8_t* p, int64_t blocks);  // of 64 bytes, a multiple of 4
   int32_t (*multiply_registers)(int64_t rounds);             // of 2048 operations
+  int32_t (*multiply_lanes)(int64_t rounds);                 // the same without matrix tiles
 };
 
 // One instruction set. docs/kernels.md shows how to add one.
