@@ -149,29 +149,32 @@ class Blocks {
   // spare: memory for the sums of one block.
   Blocks(const TileCall& call, int32_t* spare)
       : call_(call), step_bytes_(call.rows.step_bytes()), depth_(call.rows.depth) {
-    before_ = {};
-    before_.sums = spare;
-    ready_ = before_;
+    before_->sums = spare;
   }
+
+  // To be filled in before multiply(). Blocks are never copied: a copy would wait for their fields.
+  Block& next() { return *next_; }
 
   // `steps` steps of kRowTiles row tiles, added to start [32, 32] if it is not null.
   template <int kRowTiles>
-  void multiply(Operands at, int64_t steps, const int32_t* start, const Block& block) {
-    if (can_interleave(ready_)) {
+  void multiply(Operands at, int64_t steps, const int32_t* start) {
+    if (can_interleave(*ready_)) {
       multiply_and_scale<kRowTiles>(at, steps, start);
     } else {
       step<kRowTiles, true>(at, start, [] {});
       for (int64_t s = 1; s < steps; ++s) step<kRowTiles, false>(at, start, [] {});
     }
-    if (ready_.scaled) write(ready_);
+    if (ready_->scaled) write(*ready_);
+    Block* done = ready_;
     ready_ = before_;
-    before_ = block;
+    before_ = next_;
+    next_ = done;
   }
 
   void drain() {
-    if (ready_.scaled) scale(ready_);
+    if (ready_->scaled) scale(*ready_);
     unroll<4>([&](auto i) PLANISH_INLINE { store_sums<i>(); });
-    if (before_.scaled) scale(before_);
+    if (before_->scaled) scale(*before_);
   }
 
  private:
@@ -187,14 +190,14 @@ class Blocks {
   template <int kRowTiles>
   PLANISH_INLINE void multiply_and_scale(Operands at, int64_t steps, const int32_t* start) {
     constexpr int kCount = kRowsPerStep / (2 * kRowTiles);
-    ScaledRows<V, kAfter> rows(call_, ready_);
+    ScaledRows<V, kAfter> rows(call_, *ready_);
     const auto take = [&]() PLANISH_INLINE { rows.template take<kCount>(); };
     step<kRowTiles, true>(at, start, take);
     int64_t s = 1;
     for (; s < steps && rows.left(); ++s) step<kRowTiles, false>(at, start, take);
     for (; s < steps; ++s) step<kRowTiles, false>(at, start, [] {});
     while (rows.left()) rows.template take<4>();
-    if (one_group(kAfter)) ready_.scaled = false;  // nothing remains to be written
+    if (one_group(kAfter)) ready_->scaled = false;  // nothing remains to be written
   }
 
   void scale(const Block& block) {
@@ -243,7 +246,7 @@ class Blocks {
 
   template <int kSum>
   PLANISH_INLINE void store_sums() {
-    store_tile<kSum>(before_.sums + offset(kSum), kSumStride);
+    store_tile<kSum>(before_->sums + offset(kSum), kSumStride);
   }
   static constexpr int64_t offset(int sum) {
     return sum / 2 * kTileRows * kBlock + sum % 2 * kTile;
@@ -251,7 +254,9 @@ class Blocks {
 
   const TileCall call_;
   const int64_t step_bytes_, depth_;
-  Block before_, ready_;  // whose products, and whose stores are done
+  Block blocks_[3] = {};
+  Block *next_ = blocks_, *before_ = blocks_ + 1, *ready_ = blocks_ + 2;  // before_ is multiplied,
+                                                                          // ready_ stored
 };
 
 }  // namespace planish::PLANISH_ISA

@@ -106,32 +106,37 @@ class TileLinear {
     if (tiles > 1) {
       at.weights[1] = weights(chunk, tile + 1, scratch_.panel + scratch_.panel_bytes);
     }
-    Block block = {};
-    block.tile = tile;
-    block.tiles = tiles;
-    for (block.row = row_; block.row < end_; block.row += kBlock) {
-      block.sums = scratch_.sums + (pair * scratch_.rows + block.row - row_) * kBlock;
-      if (end_ - block.row > kTileRows) multiply_rows<2>(chunk, at, block);
-      else multiply_rows<1>(chunk, at, block);
+    for (int64_t row = row_; row < end_; row += kBlock) {
+      int32_t* sums = scratch_.sums + (pair * scratch_.rows + row - row_) * kBlock;
+      const Place place = {row, tile, tiles, sums};
+      if (end_ - row > kTileRows) multiply_rows<2>(chunk, at, place);
+      else multiply_rows<1>(chunk, at, place);
     }
   }
 
-  // 32 rows of them: a block for each group.
+  // 32 rows of one or two tiles, and the memory of their sums or totals.
+  struct Place {
+    int64_t row, tile, tiles;
+    int32_t* sums;
+  };
+
+  // Multiplies a block for each group.
   template <int kRowTiles>
-  void multiply_rows(const Chunk& chunk, Operands at, Block block) {
+  void multiply_rows(const Chunk& chunk, Operands at, const Place& place) {
     const TileRows& rows = call_.rows;
-    int32_t* sums = block.sums;
-    if (!one_group(kAfter)) block.totals = reinterpret_cast<float*>(sums);
-    block.scaled = chunk.step + chunk.steps == rows.steps;
-    for (block.group = chunk.group; block.group < chunk.group + chunk.groups; ++block.group) {
+    const bool scaled = chunk.step + chunk.steps == rows.steps;
+    const int32_t* start = chunk.step > 0 ? place.sums : nullptr;
+    for (int64_t group = chunk.group; group < chunk.group + chunk.groups; ++group) {
       for (int i = 0; i < kRowTiles; ++i) {
-        at.rows[i] = rows.step(block.row + i * kTileRows, block.group, chunk.step);
+        at.rows[i] = rows.step(place.row + i * kTileRows, group, chunk.step);
       }
-      block.scales = rows.block_scales(block.row, rows.scale_groups > 1 ? block.group : 0);
-      block.first = block.group == 0;
-      block.last = block.group + 1 == rows.groups;
-      if (!one_group(kAfter)) block.sums = scratch_.blocks + (turn_ ^= 1) * kBlockSums;
-      blocks_.template multiply<kRowTiles>(at, chunk.steps, chunk.step > 0 ? sums : nullptr, block);
+      const float* scales = rows.block_scales(place.row, rows.scale_groups > 1 ? group : 0);
+      int32_t* sums = place.sums;
+      if (!one_group(kAfter)) sums = scratch_.blocks + (turn_ ^= 1) * kBlockSums;
+      float* totals = reinterpret_cast<float*>(place.sums);
+      blocks_.next() = {sums,        totals, scales, place.row,  place.tile,
+                        place.tiles, group,  scaled, group == 0, group + 1 == rows.groups};
+      blocks_.template multiply<kRowTiles>(at, chunk.steps, start);
       for (auto& weights : at.weights) weights += chunk.steps * rows.step_bytes();
     }
   }
