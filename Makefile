@@ -3,7 +3,7 @@
 # make lint    ruff, mypy, clang-format, and the C++ compiler's warnings
 # make wheel    the wheel and the source distribution, tested outside the repository
 # make sanitize    the kernels' check under address, undefined-behaviour and thread sanitizers, for
-#                  this processor's best instruction set, plain C++ and AMX (many minutes);
+#                  this processor's best instruction set and for plain C++ (many minutes);
 #                  make sanitize-quick    for the best set, under address and thread sanitizers
 #
 # Each target first makes a virtual environment, once: PYTHON=python3.13 chooses the interpreter,
@@ -66,7 +66,7 @@ wheel: $(STAMP)
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/wheel.py
 
 sanitize: $(STAMP)
-	@for isa in best plain amx_emulated; do \
+	@for isa in best plain; do \
 	  for kind in address,undefined thread; do $(call CHECKED,$$isa,$$kind) || exit 1; done; \
 	done
 
