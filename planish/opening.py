@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from planish.fast.native.instruction_sets import BY_NAME, available, candidates
+from planish.fast.native.instruction_sets import BY_NAME, available, candidates, explain_tiles
 from planish.program_cache import compilation_cache
 from planish.reference.errors import KernelsError, OutOfMemoryError, PlanishError, notice
 from planish.reference.files.load import Checkpoint, open_checkpoint
@@ -95,6 +95,8 @@ def describe_kernels(args: argparse.Namespace) -> dict[str, str]:
     if name != available()[0].name:
         why = f"--kernels {name}" if name == args.kernels else "the best one that can be compiled"
     why += f"; {'' if compiled else 'not yet '}compiled by {compiler.version}"
+    refusal = explain_tiles()
+    why += f"; amx: {refusal}" if refusal else ""
     return {"use": f"native {name}", "why": why}
 
 

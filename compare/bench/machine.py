@@ -1,7 +1,8 @@
 """The machine's peak rates, measured in the same run as the engines.
 
     memory    bytes read per second, 512 MiB at a time, by the threads that run the kernels
-    int8      operations per second of byte products in registers (VNNI, dot product)
+    int8      operations per second of byte products in registers (AMX, VNNI, dot product), and the
+              same without matrix tiles
     float32   operations per second of XLA's matrix product
 
 Without native kernels the first two are XLA's sum of an array and XLA's INT8 product: an upper
@@ -48,6 +49,8 @@ class PeakRates:
             else partial(multiply_with_xla, jnp.int8, jnp.int32),
             "float32_operations_per_second": partial(multiply_with_xla, jnp.float32, jnp.float32),
         }
+        if kernels:
+            self.measures["int8_lanes_operations_per_second"] = partial(multiply_natively, False)
         self.samples: dict[str, list[float]] = {name: [] for name in self.measures}
 
     def sample(self) -> None:
@@ -62,13 +65,14 @@ class PeakRates:
 
 def read_natively(array: jax.Array) -> float:
     """Bytes per second that the kernels' threads read."""
-    no_rounds = jnp.zeros(1, jnp.int32)
+    no_rounds = jnp.zeros(2, jnp.int32)
     return array.nbytes / time_fastest(jax.jit(roofline.probe), array.reshape(-1), no_rounds)
 
 
-def multiply_natively() -> float:
-    """Operations per second of byte products in registers."""
-    nothing, rounds = jnp.zeros(0, jnp.uint8), jnp.full(1, ROUNDS, jnp.int32)
+def multiply_natively(tiles: bool = True) -> float:
+    """Operations per second of byte products in registers, by matrix tiles if there are any."""
+    nothing = jnp.zeros(0, jnp.uint8)
+    rounds = jnp.array([ROUNDS, 0] if tiles else [0, ROUNDS], jnp.int32)
     return 64 * ROUNDS * 2048 / time_fastest(jax.jit(roofline.probe), nothing, rounds)
 
 

@@ -5,7 +5,12 @@ A new one is a row of INSTRUCTION_SETS and one header in kernels/ (docs/kernels.
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import os
 import platform
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +24,17 @@ class InstructionSet:
     """One way to compile the kernels.
 
     machines: names as platform.machine() gives them; none means any. needs: features that
-    /proc/cpuinfo must list. flags: the compiler's. vector: the header in kernels/vector of its
-    sixteen lanes, struct Vector. matmul: the header in kernels/matmul of its products, a struct
-    named after the header (Lanes in lanes.h).
+    /proc/cpuinfo must list. tiles: whether the system must permit AMX's tiles. emulated: whether it
+    is for tests, and used only where it is named. flags: the compiler's. vector: the header in
+    kernels/vector of its sixteen lanes, struct Vector. matmul: the header in kernels/matmul of its
+    products, a struct named after the header (Lanes in lanes.h).
     """
 
     name: str
     machines: tuple[str, ...] = ()
     needs: frozenset[str] = frozenset()
+    tiles: bool = False
+    emulated: bool = False
     flags: tuple[str, ...]
     vector: str
     matmul: str = "lanes"
@@ -45,12 +53,23 @@ class InstructionSet:
 _X86 = ("x86_64", "AMD64")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
+_AVX512_NEEDS = frozenset("avx512f avx512bw avx512vl avx512dq avx512_vnni fma f16c".split())
+_AMX = ("-mamx-tile", "-mamx-int8")
 
 INSTRUCTION_SETS = (  # the best first
     InstructionSet(
+        name="amx",
+        machines=_X86,
+        needs=_AVX512_NEEDS | {"amx_tile", "amx_int8"},
+        tiles=True,
+        flags=("-O3", *_AVX2, *_AVX512, *_AMX),
+        vector="avx512",
+        matmul="amx",
+    ),
+    InstructionSet(
         name="avx512",
         machines=_X86,
-        needs=frozenset("avx512f avx512bw avx512vl avx512dq avx512_vnni fma f16c".split()),
+        needs=_AVX512_NEEDS,
         flags=("-O3", *_AVX2, *_AVX512),
         vector="avx512",
     ),
@@ -76,6 +95,13 @@ INSTRUCTION_SETS = (  # the best first
         vector="neon",
     ),
     InstructionSet(name="plain", flags=("-O2",), vector="plain"),
+    InstructionSet(
+        name="amx_emulated",
+        emulated=True,
+        flags=("-O1", "-DPLANISH_TILES_EMULATED"),
+        vector="plain",
+        matmul="amx",
+    ),
 )
 BY_NAME = {one.name: one for one in INSTRUCTION_SETS}
 
@@ -93,24 +119,65 @@ def cpu_features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     return frozenset()
 
 
+@functools.cache
+def refuse_tiles() -> str | None:
+    """Ask Linux to let this process use AMX's tiles; why it does not, or None.
+
+    arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), once: permission is for all threads and for
+    processes that are forked later (https://docs.kernel.org/arch/x86/xstate.html).
+    """
+    if sys.platform != "linux":
+        return f"no permission to use AMX tiles is known for {sys.platform}"
+    arguments = (ctypes.c_long(number) for number in (158, 0x1023, 18))
+    if ctypes.CDLL(None, use_errno=True).syscall(*arguments) == 0:
+        return None
+    reason = os.strerror(ctypes.get_errno())
+    return f"the system does not let this process use AMX tiles ({reason})"
+
+
+def runs(
+    one: InstructionSet,
+    machine: str,
+    features: frozenset[str],
+    refusal: Callable[[], str | None] = refuse_tiles,
+) -> bool:
+    """Whether a processor with these features runs a set; asks for tiles only if it has them."""
+    fits = (not one.machines or machine in one.machines) and one.needs <= features
+    return fits and not (one.tiles and refusal())
+
+
 def available(
-    machine: str | None = None, features: frozenset[str] | None = None
+    machine: str | None = None,
+    features: frozenset[str] | None = None,
+    refusal: Callable[[], str | None] = refuse_tiles,
 ) -> tuple[InstructionSet, ...]:
-    """The sets that this processor runs, the best first; always with `plain`."""
+    """The sets that this processor runs, the best first; always with `plain`, never emulated ones.
+
+    refusal: why the system does not let this process use matrix tiles, or None.
+    """
     machine = platform.machine() if machine is None else machine
     features = cpu_features() if features is None else features
     return tuple(
         one
         for one in INSTRUCTION_SETS
-        if (not one.machines or machine in one.machines) and one.needs <= features
+        if not one.emulated and runs(one, machine, features, refusal)
     )
 
 
+def explain_tiles() -> str | None:
+    """Why matrix tiles that the processor has are not used, or None."""
+    needs = next(one.needs for one in INSTRUCTION_SETS if one.tiles)
+    return refuse_tiles() if needs <= cpu_features() else None
+
+
 def check_available(name: str) -> None:
-    """Raises KernelsError for a set that this processor does not run."""
+    """Raises KernelsError for a set that this processor does not run; an emulated one runs."""
     names = [one.name for one in available()]
-    if name not in names:
-        raise KernelsError("this processor cannot run it", name=name, expected=", ".join(names))
+    if name in names or (name in BY_NAME and BY_NAME[name].emulated):
+        return
+    tiles = name in BY_NAME and BY_NAME[name].tiles
+    problem = (explain_tiles() if tiles else None) or "this processor cannot run it"
+    raise KernelsError(problem, name=name, expected=", ".join(names))
 
 
 def candidates(choice: str) -> list[str]:

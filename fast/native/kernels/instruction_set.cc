@@ -27,6 +27,7 @@ Kernels make_table() {
   table.row_tile = Products::kRowTile;
   table.few_rows = Products::kFewRows;
   table.integer_step = Products::kIntegerStep;
+  table.integer_most = Products::kIntegerMost;
   table.float_step = Products::kFloatStep;
   table.normalize_row = normalize_row<Vector>;
   table.row_absmax = row_absmax<Vector>;
@@ -44,7 +45,7 @@ Kernels make_table() {
   table.combine = combine<Vector>;
   table.attention_scratch = attention_scratch;
   table.argmax = argmax<Vector>;
-  table.roofline = {read_blocks<Vector>, Products::multiply_registers};
+  table.roofline = {read_blocks<Vector>, Products::multiply_registers, multiply_registers<Vector>};
   return table;
 }
 

@@ -2,6 +2,8 @@
 // ones within the rounding error of K sequential additions. Also norms, packing and gates.
 #pragma once
 
+#include <cstring>
+
 #include "check_support.h"
 
 namespace planish {
@@ -85,12 +87,13 @@ inline void draw_scales(Random& r, Case& c) {
   }
 }
 
-inline Case random_case(Random& r, int bits) {
+// Weights [n, k]; group: of INT4, k or more if a row is one group.
+inline Case make_case(Random& r, int bits, int64_t n, int64_t k, int64_t group) {
   Case c = {};
   c.bits = bits;
-  c.n = draw(r, 1, 130);
-  c.k = draw(r, 1, 300);
-  c.group = bits == 8 || draw(r, 0, 3) == 0 ? c.k : 32 << draw(r, 0, 2);
+  c.n = n;
+  c.k = k;
+  c.group = bits == 8 || group > k ? k : group;
   c.groups = ceil_div(c.k, c.group);
   c.stored_zero = bits == 4 && draw(r, 0, 1) == 1;
   c.one_scale = bits == 8 && draw(r, 0, 1) == 1;
@@ -98,6 +101,11 @@ inline Case random_case(Random& r, int bits) {
   draw_scales(r, c);
   if (draw(r, 0, 1)) c.bias = floats(r, c.n);
   return c;
+}
+
+inline Case random_case(Random& r, int bits) {
+  const int64_t n = draw(r, 1, 130), k = draw(r, 1, 300);
+  return make_case(r, bits, n, k, draw(r, 0, 3) == 0 ? k : 32 << draw(r, 0, 2));
 }
 
 // One output in the order of operations of reference/linear.py, and its tolerance.
@@ -158,6 +166,18 @@ struct Packed {
   }
 };
 
+// A thread that multiplied has no matrix tiles configured: other code of it would run with them.
+inline void expect_no_tiles(const Kernels& kernels) {
+#ifdef __x86_64__
+  if (std::strcmp(kernels.name, "amx") != 0) return;
+  alignas(64) uint8_t config[64] = {1};
+  asm volatile("sttilecfg %0" : "=m"(config));
+  for (int i = 0; i < 64; ++i) expect(config[i] == 0, "tiles left configured", i, config[i], 0);
+#else
+  (void)kernels;
+#endif
+}
+
 // `count` tiles from `tile` on, as one thread computes a unit of work.
 inline void multiply(const Kernels& kernels, const Weight& w, const PackedRows& rows,
                      const Output& out, int64_t tile, int64_t count) {
@@ -165,6 +185,7 @@ inline void multiply(const Kernels& kernels, const Weight& w, const PackedRows& 
   if (kernels.begin_unit) kernels.begin_unit(rows);
   kernels.multiply(w, rows, out, tile, count, memory.data());
   if (kernels.end_unit) kernels.end_unit(rows);
+  expect_no_tiles(kernels);
 }
 
 // Every other row consists of ties, or of the floats next to ties, where x / scale and
@@ -181,11 +202,9 @@ inline std::vector<float> random_rows(Random& r, int64_t rows, int64_t k, float 
   return x;
 }
 
-inline void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
-  const Case c = random_case(r, draw(r, 0, 1) ? 8 : 4);
-  const Granularity granularity = random_granularity(r, c.bits);
-  const int64_t rows = draw(r, 1, 23);
-  const int64_t tiles_at_once = draw(r, 1, 6);
+inline void check_case(const Kernels& kernels, Pool& pool, Random& r, const Case& c,
+                       Granularity granularity, int64_t rows) {
+  const int64_t tiles_at_once = draw(r, 1, 10);
   const float given = granularity == Granularity::kGiven ? 0.0131f : 0.0f;  // clips at 1.66
   const std::vector<float> x = random_rows(r, rows, c.k, given), added = floats(r, rows * c.n);
   const bool residual = draw(r, 0, 1) == 1;
@@ -207,6 +226,60 @@ inline void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
     const float expected = naive(c, granularity, given, row, at % c.n, plus, tolerance);
     const char* what = granularity == Granularity::kFloat ? "float linear" : "integer linear";
     expect(std::fabs(y[at] - expected) <= tolerance, what, at / c.n, at % c.n, c.k);
+  }
+}
+
+inline void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
+  const Case c = random_case(r, draw(r, 0, 1) ? 8 : 4);
+  check_case(kernels, pool, r, c, random_granularity(r, c.bits), draw(r, 1, 23));
+}
+
+// More rows, and more inputs than one chunk of matrix tiles; groups of every size.
+inline void check_large_linear(const Kernels& kernels, Pool& pool, Random& r) {
+  const int bits = draw(r, 0, 2) ? 4 : 8, group = 32 << draw(r, 0, 6);
+  const Case c = make_case(r, bits, draw(r, 1, 40), draw(r, 1, 2100), group == 2048 ? 9999 : group);
+  check_case(kernels, pool, r, c, random_granularity(r, bits), draw(r, 9, 50));
+}
+
+// Each number of rows gives a row the same bits.
+inline void check_row_counts(const Kernels& kernels, Random& r) {
+  const Case c = random_case(r, draw(r, 0, 1) ? 8 : 4);
+  const Granularity granularity = random_granularity(r, c.bits);
+  const std::vector<float> x = floats(r, 65 * c.k);
+  const Source source = {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, c.k};
+  std::vector<float> first;
+  for (const int64_t rows : {65, 1, 8, 9, 16, 17, 32, 33, 48, 49}) {
+    std::vector<float> y(rows * c.n, NAN);
+    const Packed packed(kernels, source, granularity, rows, c.group, 0.02f);
+    multiply(kernels, c.weight(), packed.rows, {y.data(), nullptr, c.n, 0}, 0, ceil_div(c.n, 16));
+    if (first.empty()) first = y;
+    for (int64_t i = 0; i < rows * c.n; ++i) {
+      expect(y[i] == first[i], "number of rows", rows, i / c.n, i % c.n);
+    }
+  }
+}
+
+// What occurs once: rows beyond those whose sums are kept at a time, and the longest sums, of
+// 133,144 products of 127 and 127, just below 2^31.
+inline void check_extremes(const Kernels& kernels, Pool& pool, Random& r) {
+  check_case(kernels, pool, r, make_case(r, 8, 20, 70, 70), Granularity::kRow, 1050);
+  check_case(kernels, pool, r, make_case(r, 4, 20, 600, 64), Granularity::kGroup, 530);
+  for (const int code : {-127, 127}) {
+    Case c = make_case(r, 8, 17, 133144, 133144);
+    c.codes.assign(c.codes.size(), code);
+    c.tiles.assign(c.tiles.size(), static_cast<uint8_t>(code));
+    const std::vector<float> x(9 * c.k, 1.0f);
+    const Source source = {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, c.k};
+    const Packed packed(kernels, source, Granularity::kRow, 9, c.k, 0.0f);
+    std::vector<float> y(9 * c.n, NAN);
+    multiply(kernels, c.weight(), packed.rows, {y.data(), nullptr, c.n, 0}, 0, 2);
+    double tolerance;
+    for (int64_t i = 0; i < c.n; ++i) {
+      const float expected = naive(c, Granularity::kRow, 0.0f, x.data(), i, 0.0, tolerance);
+      for (int64_t row = 0; row < 9; ++row) {
+        expect(y[row * c.n + i] == expected, "longest sum", row, i, code);
+      }
+    }
   }
 }
 

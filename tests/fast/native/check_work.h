@@ -59,6 +59,7 @@ inline void check_shared_linears(const Kernels& kernels, Pool& pool, Random& r) 
   if (!gated) linears.outputs.push_back({z.data(), nullptr, b.n, 0});
   const PackedRows packed = rows_for(linears.weights[0], granularity, rows, a.k);
   run_linears(kernels, pool, linears, source, packed, given, 1);
+  expect_no_tiles(kernels);
   const auto first = row_by_row(kernels, a.weight(), source, rows, granularity, static_scale);
   if (gated) {
     std::vector<float> expected(rows * a.n);

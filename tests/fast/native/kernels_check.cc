@@ -61,9 +61,12 @@ void check_team(Pool& pool, Random& r) {
 
 void check_all(const Kernels& kernels, Pool& pool, int rounds, unsigned seed) {
   Random random(seed);
+  if (seed == 1) check_extremes(kernels, pool, random);
   for (int round = 0; round < rounds; ++round) {
     check_linear(kernels, pool, random);
     check_linear(kernels, pool, random);
+    if (round % 4 == 0) check_large_linear(kernels, pool, random);
+    if (round % 4 == 1) check_row_counts(kernels, random);
     check_shared_linears(kernels, pool, random);
     check_experts(kernels, pool, random);
     check_route(kernels, pool, random);

@@ -10,7 +10,6 @@ import re
 import runpy
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,10 +75,8 @@ def test_the_documented_diff_is_an_instruction_set(tmp_path):
 
 
 @pytest.mark.whole
-def test_matrix_tiles_are_one_header_and_one_row(tmp_path):
-    """matmul/tiles.h in this directory emulates them; no file of the kernels mentions it."""
-    row = replace(available()[0], name="tiles", matmul="tiles")
-    source, here = str(SOURCES / "instruction_set.cc"), f"-I{CHECK.parent}"
-    flags = [*row.flags, "-O1", *row.definitions, here]
-    program = compile_program(find_compiler().path, tmp_path / "check", *flags, str(CHECK), source)
-    check([program, "10"], "tiles")
+def test_emulated_matrix_tiles_compute_what_a_naive_program_does(kernels_directory, tmp_path):
+    """AMX's kernels on any processor; test_tiles.py compares the tiles with the hardware's."""
+    libraries, _ = build(kernels_directory, ["amx_emulated"])
+    naive = [str(CHECK), str(libraries["amx_emulated"])]
+    check([compile_program(find_compiler().path, tmp_path / "check", *naive), "60"], "amx_emulated")

@@ -13,6 +13,7 @@ struct Lanes {
   static constexpr int64_t kRowTile = PLANISH_ISA::kRowTile;
   static constexpr int64_t kFewRows = kRowTile;
   static constexpr int64_t kIntegerStep = 2;
+  static constexpr int64_t kIntegerMost = kIntegerStep;
   static constexpr int64_t kFloatStep = kPanelTiles;
   static constexpr void (*begin_unit)(const PackedRows&) = nullptr;
   static constexpr void (*end_unit)(const PackedRows&) = nullptr;

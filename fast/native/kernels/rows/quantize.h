@@ -33,16 +33,22 @@ PLANISH_INLINE inline typename V::Floats nearest_code(typename V::Floats x,
   return __builtin_expect(tie, 0) ? V::round(V::divide(x, scale)) : nearest;
 }
 
-// Writes q = clip(rint(x / scale), -127, 127) of `count` inputs, four every `stride` bytes; returns
-// their sum.
+// clip(rint(x / scale), -127, 127) of sixteen inputs.
+template <class V>
+PLANISH_INLINE inline typename V::Ints int8_codes(typename V::Floats x, typename V::Floats scale,
+                                                  typename V::Floats inverse) {
+  auto ratio = nearest_code<V>(x, scale, inverse);
+  ratio = V::max(V::floats(-127.0f), V::min(V::floats(127.0f), ratio));
+  return V::max(V::to_ints(ratio), V::ints(-127));  // a NaN would be -2^31
+}
+
+// Writes the codes of `count` inputs, four every `stride` bytes; returns their sum.
 template <class V>
 int32_t quantize(const float* x, int64_t count, float scale, int8_t* codes, int64_t stride) {
   typename V::Ints total = V::ints(0);
   const auto divisor = V::floats(scale), inverse = V::floats(1.0f / scale);
   for (int64_t i = 0; i < count; i += 16) {
-    auto ratio = nearest_code<V>(V::load(x + i), divisor, inverse);
-    ratio = V::max(V::floats(-127.0f), V::min(V::floats(127.0f), ratio));
-    const auto q = V::max(V::to_ints(ratio), V::ints(-127));  // a NaN would be -2^31
+    const auto q = int8_codes<V>(V::load(x + i), divisor, inverse);
     total = V::add(total, q);
     int8_t narrow[16];
     V::narrow(narrow, q);

@@ -70,17 +70,18 @@ struct Unit {
   int64_t tile, count;
 };
 
-// How many tiles make a unit. With few rows, a fraction of the tiles that remain: long streams
-// first and short ones last, so that all threads finish at about the same time. With many rows, the
-// number that the instruction set multiplies at a time.
+// How many tiles make a unit: a fraction of those that remain, long units first and short ones
+// last, so that all threads finish at about the same time. With few rows a unit has at least as
+// many as make a stream, with many at least those that the instruction set multiplies at a time,
+// and at most those that share what it reads of the rows.
 struct UnitSize {
   bool few;
-  int64_t step, threads;
+  int64_t step, most, threads;
 
   int64_t tiles(const Weight& w, int64_t remaining) const {
-    if (!few) return step;
-    const int64_t least = ceil_div(kLeastBytes, w.blocks * kTileBytes * step) * step;
     const int64_t share = remaining / (2 * threads) / step * step;
+    if (!few) return share < step ? step : share > most ? most : share;
+    const int64_t least = ceil_div(kLeastBytes, w.blocks * kTileBytes * step) * step;
     return share < least ? least : share;
   }
 };
@@ -89,7 +90,7 @@ inline UnitSize unit_size(const Kernels& kernels, Granularity granularity, int64
                           int64_t threads) {
   const bool floats = granularity == Granularity::kFloat;
   const int64_t step = floats ? kernels.float_step : kernels.integer_step;
-  return {rows <= kernels.few_rows, step, threads};
+  return {rows <= kernels.few_rows, step, floats ? step : kernels.integer_most, threads};
 }
 
 // Divides the first `count` linears into units.

@@ -1,0 +1,262 @@
+// Blocks of 32 rows x 32 outputs, multiplied in 2 x 2 tiles.
+//
+// While the tiles multiply, the other units of the core can work on earlier blocks. So a block
+// passes through three stages, and each call of Blocks::multiply() runs all of them, interleaved:
+//
+//     products    of this block, step by step: 4 tile loads, 4 products
+//     stores      of the sums of the block before, in the first step
+//     floats      of the block before that: after each product the scales of some rows
+//
+// drain() completes the last two blocks. The tiles are
+//
+//     0 1    sums of the upper 16 rows        4 5    upper and lower rows
+//     2 3    sums of the lower 16 rows        6 7    left and right weights
+#pragma once
+
+#include "floats.h"
+#include "integer.h"
+#include "tile_rows.h"
+#include "tiles.h"
+
+namespace planish::PLANISH_ISA {
+
+constexpr int64_t kBlock = 32;  // rows, and outputs
+constexpr int64_t kBlockSums = kBlock * kBlock;
+constexpr int64_t kSumStride = kBlock * 4;  // bytes
+
+// The float operations after the integer sums (docs/spec.md 4).
+enum class After {
+  kInt8,   // y = (sum * a_scale) * w_scale
+  kInt4,   // y = (sum * w_scale) * a_scale, a row is one group
+  kGroup,  // total += (sum * w_scale) * a_scale for each group; y = total
+  kToken,  // total += sum * w_scale for each group; y = total * a_scale
+};
+
+constexpr bool one_group(After after) { return after == After::kInt8 || after == After::kInt4; }
+
+// One linear of a unit of work.
+struct TileCall {
+  const Weight& weight;
+  const TileRows& rows;
+  const Output& out;
+};
+
+// Where a block's operands begin, each tile's steps in a row. If there is one row tile, the second
+// pointer is not used.
+struct Operands {
+  const int8_t* rows[2];
+  const uint8_t* weights[2];
+};
+
+// A block on its way through the stages.
+struct Block {
+  int32_t* sums;        // [32, 32]
+  float* totals;        // [32, 32] of the groups so far, unless a row is one group
+  const float* scales;  // [32] of the rows
+  int64_t row, tile, tiles, group;
+  bool scaled;  // float operations follow: not if more of its inputs do
+  bool first, last;
+};
+
+// The float operations of a block, some rows at a time. It has its own copies of what they need and
+// is inlined everywhere, or the compiler would read them again after every load of a tile.
+template <class V, After kAfter>
+class ScaledRows {
+ public:
+  using F = typename V::Floats;
+
+  PLANISH_INLINE ScaledRows(const TileCall& call, const Block& block)
+      : sums_(block.sums), totals_(block.totals), scales_(block.scales), first_(block.first) {
+    scale_[0] = float_scale<V>(call.weight, block.tile, block.group);
+    scale_[1] = float_scale<V>(call.weight, block.tile + block.tiles - 1, block.group);
+    if constexpr (one_group(kAfter)) {
+      const int64_t column = block.tile * kTile;
+      const int64_t y = block.row * call.out.stride + column - call.out.first;
+      stride_ = call.out.stride;
+      y_ = call.out.y + y;
+      residual_ = call.out.residual ? call.out.residual + y : nullptr;
+      bias_ = call.weight.bias ? call.weight.bias + column : nullptr;
+    }
+  }
+  PLANISH_INLINE bool left() const { return next_ < kBlock; }
+
+  // The next kCount rows.
+  template <int kCount>
+  PLANISH_INLINE void take() {
+    for (int i = 0; i < kCount; ++i) take_row(next_ + i);
+    next_ += kCount;
+  }
+
+  // The value of 16 outputs of a row.
+  PLANISH_INLINE F scaled(int64_t row, int c) const {
+    const F value = V::to_floats(V::load_ints(sums_ + row * kBlock + c * kTile));
+    const F a_scale = V::floats(scales_[row]);
+    if constexpr (kAfter == After::kInt8) {
+      return V::multiply(V::multiply(value, a_scale), scale_[c]);
+    } else if constexpr (kAfter == After::kToken) {
+      return V::multiply(value, scale_[c]);
+    } else {
+      return V::multiply(V::multiply(value, scale_[c]), a_scale);
+    }
+  }
+
+ private:
+  PLANISH_INLINE void take_row(int64_t row) {
+    unroll<2>([&](auto c) PLANISH_INLINE {
+      if constexpr (one_group(kAfter)) write(row * stride_ + c * kTile, c * kTile, scaled(row, c));
+      else add(totals_ + row * kBlock + c * kTile, scaled(row, c));
+    });
+  }
+  PLANISH_INLINE void add(float* total, F value) const {
+    V::store(total, V::add(first_ ? V::floats(0.0f) : V::load(total), value));
+  }
+  PLANISH_INLINE void write(int64_t at, int64_t column, F value) const {
+    if (bias_) value = V::add(value, V::load(bias_ + column));
+    if (residual_) value = V::add(V::load(residual_ + at), value);
+    V::store(y_ + at, value);
+  }
+
+  const int32_t* sums_;
+  float* totals_;
+  const float* scales_;
+  bool first_;
+  F scale_[2];
+  float* y_;
+  const float *residual_, *bias_;
+  int64_t stride_, next_ = 0;
+};
+
+// Writes the outputs of a block that exist.
+template <class V, After kAfter>
+__attribute__((noinline)) void write_block(const TileCall& call, const Block& block) {
+  const ScaledRows<V, kAfter> rows(call, block);
+  const int64_t left = call.rows.rows - block.row;
+  for (int64_t row = 0; row < kBlock && row < left; ++row) {
+    for (int c = 0; c < block.tiles; ++c) {
+      typename V::Floats value;
+      if constexpr (one_group(kAfter)) value = rows.scaled(row, c);
+      else value = V::load(block.totals + row * kBlock + c * kTile);
+      if (kAfter == After::kToken) value = V::multiply(value, V::floats(block.scales[row]));
+      finish<V>(call.weight, call.out, block.tile + c, block.row + row, value);
+    }
+  }
+}
+
+// kRowsPerStep: of float operations; 32 divided by the steps of a block, at least 4.
+template <class V, After kAfter, int kRowsPerStep>
+class Blocks {
+ public:
+  // spare: memory for the sums of one block.
+  Blocks(const TileCall& call, int32_t* spare)
+      : call_(call), step_bytes_(call.rows.step_bytes()), depth_(call.rows.depth) {
+    before_->sums = spare;
+  }
+
+  // To be filled in before multiply(). Blocks are never copied: a copy would wait for their fields.
+  Block& next() { return *next_; }
+
+  // `steps` steps of kRowTiles row tiles, added to start [32, 32] if it is not null.
+  template <int kRowTiles>
+  void multiply(Operands at, int64_t steps, const int32_t* start) {
+    if (can_interleave(*ready_)) {
+      multiply_and_scale<kRowTiles>(at, steps, start);
+    } else {
+      step<kRowTiles, true>(at, start, [] {});
+      for (int64_t s = 1; s < steps; ++s) step<kRowTiles, false>(at, start, [] {});
+    }
+    if (ready_->scaled) write(*ready_);
+    Block* done = ready_;
+    ready_ = before_;
+    before_ = next_;
+    next_ = done;
+  }
+
+  void drain() {
+    if (ready_->scaled) scale(*ready_);
+    unroll<4>([&](auto i) PLANISH_INLINE { store_sums<i>(); });
+    if (before_->scaled) scale(*before_);
+  }
+
+ private:
+  // Whether the rows of a block may be taken one by one: all of its outputs exist, or only totals
+  // are added up.
+  bool can_interleave(const Block& block) const {
+    if (!one_group(kAfter)) return block.scaled;
+    const Weight& w = call_.weight;
+    return block.scaled && block.row + kBlock <= call_.rows.rows && block.tiles == 2 &&
+           (block.tile + 2) * kTile <= w.outputs;
+  }
+
+  template <int kRowTiles>
+  PLANISH_INLINE void multiply_and_scale(Operands at, int64_t steps, const int32_t* start) {
+    constexpr int kCount = kRowsPerStep / (2 * kRowTiles);
+    ScaledRows<V, kAfter> rows(call_, *ready_);
+    const auto take = [&]() PLANISH_INLINE { rows.template take<kCount>(); };
+    step<kRowTiles, true>(at, start, take);
+    int64_t s = 1;
+    for (; s < steps && rows.left(); ++s) step<kRowTiles, false>(at, start, take);
+    for (; s < steps; ++s) step<kRowTiles, false>(at, start, [] {});
+    while (rows.left()) rows.template take<4>();
+    if (one_group(kAfter)) ready_->scaled = false;  // nothing remains to be written
+  }
+
+  void scale(const Block& block) {
+    if constexpr (!one_group(kAfter)) {
+      ScaledRows<V, kAfter> rows(call_, block);
+      while (rows.left()) rows.template take<4>();
+    }
+    write(block);
+  }
+  void write(const Block& block) {
+    if (one_group(kAfter) || block.last) write_block<V, kAfter>(call_, block);
+  }
+
+  // Multiplies 2 x 2 tiles, or 1 x 2; calls `then` after each product.
+  template <int kRowTiles, bool kFirst, class Then>
+  PLANISH_INLINE void step(Operands& at, const int32_t* start, Then&& then) {
+    load_tile<4>(at.rows[0], depth_);
+    load_tile<6>(at.weights[0], kTileBytes);
+    product<0, kFirst>(start, then);
+    load_tile<7>(at.weights[1], kTileBytes);
+    product<1, kFirst>(start, then);
+    if constexpr (kRowTiles == 2) {
+      load_tile<5>(at.rows[1], depth_);
+      product<2, kFirst>(start, then);
+      product<3, kFirst>(start, then);
+    } else if constexpr (kFirst) {
+      store_sums<2>();
+      store_sums<3>();
+    }
+    unroll<2>([&](auto i) PLANISH_INLINE {
+      at.rows[i] += step_bytes_;
+      at.weights[i] += step_bytes_;
+    });
+  }
+
+  template <int kSum, bool kFirst, class Then>
+  PLANISH_INLINE void product(const int32_t* start, Then&& then) {
+    if constexpr (kFirst) {
+      store_sums<kSum>();
+      if (one_group(kAfter) && start) load_tile<kSum>(start + offset(kSum), kSumStride);
+      else zero_tile<kSum>();
+    }
+    dot_tiles<kSum, 4 + kSum / 2, 6 + kSum % 2>();
+    then();
+  }
+
+  template <int kSum>
+  PLANISH_INLINE void store_sums() {
+    store_tile<kSum>(before_->sums + offset(kSum), kSumStride);
+  }
+  static constexpr int64_t offset(int sum) {
+    return sum / 2 * kTileRows * kBlock + sum % 2 * kTile;
+  }
+
+  const TileCall call_;
+  const int64_t step_bytes_, depth_;
+  Block blocks_[3] = {};
+  Block *next_ = blocks_, *before_ = blocks_ + 1, *ready_ = blocks_ + 2;  // before_ is multiplied,
+                                                                          // ready_ stored
+};
+
+}  // namespace planish::PLANISH_ISA

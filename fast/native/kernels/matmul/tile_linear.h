@@ -1,0 +1,186 @@
+// A linear by matrix tiles, for many rows of INT8.
+//
+//     for 512 rows:                  their sums fit into a core's second cache
+//       for a chunk of the inputs:   512, or a group; 32 outputs of it fit into the first cache
+//         for 32 outputs:            INT4 codes are unpacked here, once for all rows
+//           for 32 rows:             one block, or one for each group of the chunk
+//
+// INT8 tiles are what dot_tiles() multiplies: [4 inputs, 16 outputs, 4]. INT4 ones become so.
+#pragma once
+
+#include "tile_blocks.h"
+
+namespace planish::PLANISH_ISA {
+
+constexpr int64_t kChunkInputs = 512;
+constexpr int64_t kRowsAtOnce = 512;
+constexpr int64_t kPairsAtOnce = 4;  // of tiles of weights
+
+inline int64_t chunk_inputs(int64_t groups, int64_t group_inputs) {
+  return groups > 1 && group_inputs > kChunkInputs ? group_inputs : kChunkInputs;
+}
+
+// The memory of a unit of work: sums or totals [pairs, rows, 32], two blocks of sums, and a pair of
+// tiles of one chunk.
+struct TileScratch {
+  int32_t* sums;
+  int32_t* blocks;
+  uint8_t* panel;
+  int64_t rows, panel_bytes;
+
+  TileScratch(const PackedRows& p, float* memory)
+      : rows(ceil_div(p.rows < kRowsAtOnce ? p.rows : kRowsAtOnce, kBlock) * kBlock),
+        panel_bytes(chunk_inputs(p.groups, p.group_inputs) * kTile) {
+    sums = reinterpret_cast<int32_t*>(memory);
+    blocks = sums + kPairsAtOnce * rows * kBlock;
+    panel = reinterpret_cast<uint8_t*>(blocks + 2 * kBlockSums);
+  }
+  int64_t floats() const {
+    return kPairsAtOnce * rows * kBlock + 2 * kBlockSums + 2 * panel_bytes / 4;
+  }
+};
+
+using Line = uint8_t __attribute__((vector_size(64)));
+
+// `count` blocks of INT4 -> int8 [inputs / 4, 16, 4] minus zero points.
+inline void unpack_blocks(const uint8_t* codes, int64_t count, const uint8_t* zero, uint8_t* out) {
+  Line zeros = {};
+  for (int i = 0; i < 64; ++i) zeros[i] = zero ? zero[i / 4] : 8;
+  for (int64_t b = 0; b < count; ++b) {
+    Line both;
+    __builtin_memcpy(&both, codes + b * kTileBytes, kTileBytes);
+    const Line low = (both & 15) - zeros, high = (both >> 4) - zeros;
+    __builtin_memcpy(out + 2 * b * kTileBytes, &low, kTileBytes);
+    __builtin_memcpy(out + (2 * b + 1) * kTileBytes, &high, kTileBytes);
+  }
+}
+
+// Inputs of one call: groups, or steps of the only one.
+struct Chunk {
+  int64_t group, groups, step, steps;
+};
+
+template <class V, After kAfter, int kRowsPerStep>
+class TileLinear {
+ public:
+  TileLinear(const TileCall& call, const TileScratch& scratch)
+      : call_(call), scratch_(scratch), blocks_(call, scratch.blocks + kBlockSums) {}
+
+  // `count` tiles from `tile` on.
+  void run(int64_t tile, int64_t count) {
+    const int64_t rows = call_.rows.rows;
+    for (row_ = 0; row_ < rows; row_ += kRowsAtOnce) {
+      end_ = rows - row_ < kRowsAtOnce ? rows : row_ + kRowsAtOnce;
+      for (Chunk chunk = first_chunk(); chunk.groups > 0 && chunk.steps > 0; advance(chunk)) {
+        for (int64_t at = 0; at < count; at += 2) {
+          multiply_pair(chunk, tile + at, least(count - at, 2), at / 2);
+        }
+      }
+    }
+    blocks_.drain();
+  }
+
+ private:
+  Chunk first_chunk() const {
+    Chunk chunk = {0, 1, 0, call_.rows.steps};
+    const int64_t inputs = call_.rows.steps * call_.rows.depth;
+    if (one_group(kAfter)) chunk.steps = least(chunk.steps, kChunkInputs / call_.rows.depth);
+    else chunk.groups = least(call_.rows.groups, inputs < kChunkInputs ? kChunkInputs / inputs : 1);
+    return chunk;
+  }
+  void advance(Chunk& chunk) const {
+    if (one_group(kAfter)) {
+      chunk.step += chunk.steps;
+      chunk.steps = least(chunk.steps, call_.rows.steps - chunk.step);
+    } else {
+      chunk.group += chunk.groups;
+      chunk.groups = least(chunk.groups, call_.rows.groups - chunk.group);
+    }
+  }
+  static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+  // One chunk of one or two tiles for the rows at hand.
+  void multiply_pair(const Chunk& chunk, int64_t tile, int64_t tiles, int64_t pair) {
+    Operands at = {};
+    at.weights[0] = at.weights[1] = weights(chunk, tile, scratch_.panel);
+    if (tiles > 1) {
+      at.weights[1] = weights(chunk, tile + 1, scratch_.panel + scratch_.panel_bytes);
+    }
+    for (int64_t row = row_; row < end_; row += kBlock) {
+      int32_t* sums = scratch_.sums + (pair * scratch_.rows + row - row_) * kBlock;
+      const Place place = {row, tile, tiles, sums};
+      if (end_ - row > kTileRows) multiply_rows<2>(chunk, at, place);
+      else multiply_rows<1>(chunk, at, place);
+    }
+  }
+
+  // 32 rows of one or two tiles, and the memory of their sums or totals.
+  struct Place {
+    int64_t row, tile, tiles;
+    int32_t* sums;
+  };
+
+  // Multiplies a block for each group.
+  template <int kRowTiles>
+  void multiply_rows(const Chunk& chunk, Operands at, const Place& place) {
+    const TileRows& rows = call_.rows;
+    const bool scaled = chunk.step + chunk.steps == rows.steps;
+    const int32_t* start = chunk.step > 0 ? place.sums : nullptr;
+    for (int64_t group = chunk.group; group < chunk.group + chunk.groups; ++group) {
+      for (int i = 0; i < kRowTiles; ++i) {
+        at.rows[i] = rows.step(place.row + i * kTileRows, group, chunk.step);
+      }
+      const float* scales = rows.block_scales(place.row, rows.scale_groups > 1 ? group : 0);
+      int32_t* sums = place.sums;
+      if (!one_group(kAfter)) sums = scratch_.blocks + (turn_ ^= 1) * kBlockSums;
+      float* totals = reinterpret_cast<float*>(place.sums);
+      blocks_.next() = {sums,        totals, scales, place.row,  place.tile,
+                        place.tiles, group,  scaled, group == 0, group + 1 == rows.groups};
+      blocks_.template multiply<kRowTiles>(at, chunk.steps, start);
+      for (auto& weights : at.weights) weights += chunk.steps * rows.step_bytes();
+    }
+  }
+
+  // A chunk of one tile as int8: in place if it is so already and all of its bytes exist.
+  const uint8_t* weights(const Chunk& chunk, int64_t tile, uint8_t* panel) const {
+    const Weight& w = call_.weight;
+    const uint8_t* codes = w.codes + tile * w.blocks * kTileBytes;
+    const int64_t inputs = chunk.steps * call_.rows.depth;
+    if (w.bits == 8) {
+      const int64_t first = chunk.step * call_.rows.depth / 4, blocks = inputs / 4;
+      if (first + blocks <= w.blocks) return codes + first * kTileBytes;
+      __builtin_memcpy(panel, codes + first * kTileBytes, (w.blocks - first) * kTileBytes);
+      return panel;
+    }
+    for (int64_t g = 0; g < chunk.groups; ++g) {
+      const int64_t group = chunk.group + g;
+      const int64_t first = group * w.group_blocks + chunk.step * call_.rows.depth / 8;
+      const int64_t blocks = least(inputs / 8, w.blocks - first);
+      const uint8_t* zero = w.zero ? w.zero + (tile * w.groups + group) * kTile : nullptr;
+      unpack_blocks(codes + first * kTileBytes, blocks, zero, panel + g * inputs * kTile);
+    }
+    return panel;
+  }
+
+  const TileCall call_;
+  const TileScratch& scratch_;
+  Blocks<V, kAfter, kRowsPerStep> blocks_;
+  int64_t row_ = 0, end_ = 0;  // the rows at hand
+  int turn_ = 1;
+};
+
+template <class V, After kAfter, int kRowsPerStep>
+void run_tiles(const TileCall& call, const TileScratch& scratch, int64_t tile, int64_t count) {
+  TileLinear<V, kAfter, kRowsPerStep>(call, scratch).run(tile, count);
+}
+
+template <class V, After kAfter>
+void run_groups(const TileCall& call, const TileScratch& scratch, int64_t tile, int64_t count) {
+  const int64_t steps = call.rows.steps;
+  if (steps == 1) run_tiles<V, kAfter, 32>(call, scratch, tile, count);
+  else if (steps == 2) run_tiles<V, kAfter, 16>(call, scratch, tile, count);
+  else if (steps == 4) run_tiles<V, kAfter, 8>(call, scratch, tile, count);
+  else run_tiles<V, kAfter, 4>(call, scratch, tile, count);
+}
+
+}  // namespace planish::PLANISH_ISA

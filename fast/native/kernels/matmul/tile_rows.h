@@ -1,0 +1,96 @@
+// Rows packed for matrix tiles: codes [row tiles, groups, steps, 16, depth], then scales [pairs of
+// row tiles, groups or 1, 32].
+//
+// A step is one product of tiles: 64 inputs, or 32 if groups are not multiples of 64. Groups are
+// padded with zeros to whole steps, so it does not matter which weights the padding meets. The last
+// pair may lack its second tile; rows that pad a tile are never written out, and their codes are
+// whatever is in memory.
+#pragma once
+
+#include "../rows/norm.h"
+#include "../rows/quantize.h"
+#include "../table.h"
+#include "pack.h"
+
+namespace planish::PLANISH_ISA {
+
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kBlockRows = 32;  // of two row tiles, which are multiplied together
+
+struct TileRows {
+  int8_t* codes;
+  float* scales;
+  int64_t rows;
+  int64_t depth;   // inputs of a step
+  int64_t steps;   // of a group
+  int64_t groups;  // of the weights
+  int64_t scale_groups;
+
+  explicit TileRows(const PackedRows& p)
+      : rows(p.rows), groups(p.groups), scale_groups(scale_groups_of(p)) {
+    depth = p.groups > 1 && p.group_inputs % 64 != 0 ? 32 : 64;
+    steps = ceil_div(p.group_inputs, depth);
+    codes = reinterpret_cast<int8_t*>(p.memory);
+    scales = reinterpret_cast<float*>(p.memory + ceil_div(rows, kTileRows) * tile_bytes());
+  }
+
+  int64_t tile_bytes() const { return groups * steps * step_bytes(); }
+  int64_t step_bytes() const { return kTileRows * depth; }  // of rows, and of a tile of weights
+  int64_t bytes() const {
+    const int64_t pairs = ceil_div(rows, kBlockRows);
+    return ceil_div(rows, kTileRows) * tile_bytes() + pairs * scale_groups * kBlockRows * 4;
+  }
+
+  // The 16 rows from `row` on, in one step of a group.
+  int8_t* step(int64_t row, int64_t group, int64_t s) const {
+    return codes + row / kTileRows * tile_bytes() + (group * steps + s) * step_bytes();
+  }
+  // The scales of the 32 rows from `row` on.
+  float* block_scales(int64_t row, int64_t group) const {
+    return scales + (row / kBlockRows * scale_groups + group) * kBlockRows;
+  }
+};
+
+// Quantizes `count` inputs of a group, then zeros to whole steps.
+template <class V>
+void quantize_group(const float* x, int64_t count, float scale, const TileRows& rows, int64_t row,
+                    int64_t group) {
+  const auto divisor = V::floats(scale), inverse = V::floats(1.0f / scale);
+  int8_t* codes = rows.step(row, group, 0) + row % kTileRows * rows.depth;
+  for (int64_t s = 0; s < rows.steps; ++s, codes += rows.step_bytes(), count -= rows.depth) {
+    if (count < rows.depth) __builtin_memset(codes, 0, rows.depth);
+    const int64_t here = count < rows.depth ? count : rows.depth;
+    for (int64_t i = 0; i < here; i += kTile) {
+      V::narrow(codes + i, int8_codes<V>(V::load(x + s * rows.depth + i), divisor, inverse));
+    }
+  }
+}
+
+// Zero scales for the rows that pad the last block.
+inline void pad_scales(const TileRows& rows) {
+  const int64_t used = (rows.rows - 1) % kBlockRows + 1;
+  for (int64_t g = 0; g < rows.scale_groups; ++g) {
+    float* scales = rows.block_scales(rows.rows - 1, g);
+    for (int64_t r = used; r < kBlockRows; ++r) scales[r] = 0.0f;
+  }
+}
+
+template <class V>
+void pack_tile_row(const Source& source, const PackedRows& packed, int64_t row, float scale,
+                   float* scratch) {
+  const int64_t k = source.inputs;
+  for (int64_t i = k & ~int64_t{15}; i < k + 16; ++i) scratch[i] = 0.0f;
+  const float* x = float_row<V>(source, row, scratch);
+  const TileRows rows(packed);
+  if (packed.granularity == Granularity::kRow) scale = int8_scale(absmax<V>(x, k));
+  for (int64_t g = 0; g < rows.groups; ++g) {
+    const int64_t first = g * packed.group_inputs;
+    const int64_t count = k - first < packed.group_inputs ? k - first : packed.group_inputs;
+    if (packed.granularity == Granularity::kGroup) scale = int8_scale(absmax<V>(x + first, count));
+    if (g < rows.scale_groups) rows.block_scales(row, g)[row % kBlockRows] = scale;
+    quantize_group<V>(x + first, count, scale, rows, row, g);
+  }
+  if (row == rows.rows - 1) pad_scales(rows);
+}
+
+}  // namespace planish::PLANISH_ISA
