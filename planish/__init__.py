@@ -17,6 +17,7 @@ is the command `planish`, the only one that reads flags:
     auto             quantize --method auto: from flags to a search and its report
     program_cache    where compiled programs are stored
     process          the jax settings that the command changes
+    methods          the table of docs/methods.md: every method on every grid
     demo, figures/   make demo, and the pictures of README and docs
 """
 

@@ -13,20 +13,22 @@ compiled) go to the logger "planish". jax's configuration is not changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from planish import __version__
+from planish import __version__, auto
 from planish.calibration import announce_estimate, calibration_samples
 from planish.opening import ENGINES, KERNELS, KV_CACHES
 from planish.program_cache import compilation_cache
 from planish.reference.engine import Engine as ReferenceEngine
-from planish.reference.errors import PlanishError
+from planish.reference.errors import PlanishError, RecipeError
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.partial import Partial
 from planish.reference.files.writer import CheckpointWriter
+from planish.reference.progress import no_progress
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
 from planish.reference.quantize.recipe import needs_calibration
 from planish.reference.quantize.recipe import recipe as recipe_named
@@ -35,6 +37,7 @@ from planish.reference.text.generate import Stop, text_stream
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 from planish.terminal.sizes import parse_bytes
+from planish.verbs.quantize import add_flags
 
 PathLike = str | Path  # a file or a directory
 OPTIONS = {"max_new_tokens", "stop", "ignore_eos", *(one.name for one in fields(Sampling))}
@@ -123,7 +126,7 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     model: PathLike,
     out: PathLike,
     *,
-    recipe: str,
+    recipe: str | None = None,
     calibration: PathLike | None = None,
     samples: int | None = None,
     sequence_length: int | None = None,
@@ -135,7 +138,7 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     resume: bool = False,
     memory_budget: str | int | None = None,
     **changes: Any,
-) -> None:
+) -> dict[str, Any] | None:
     """Quantize a float model to 8 or 4 bits; writes the directory `out`, whole or not at all.
 
     recipe: float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8, or with its changes in one
@@ -149,15 +152,27 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     (JAX, with native kernels according to `kernels`) or "reference" (NumPy). Raises PlanishError;
     replaces an existing model only with `overwrite`. resume: go on after the last finished block of
     a run that was stopped. memory_budget: bytes ("2G") of the samples' hidden states in memory.
+
+    method="auto" searches for the recipe (docs/auto.md): tolerance, metric, budget, validation,
+    validation_tokens and task are its flags' values, and the recipe is W4A16 if none is given. It
+    returns the report that the command writes beside the model; `within` says whether the tolerance
+    holds. Other methods return None.
     """
     _require("engine", engine, ENGINES)
+    length = sample_length if sequence_length is None else sequence_length
+    if changes.get("method") == "auto":
+        given = {"recipe": recipe, "calibration": calibration, "samples": samples}
+        given |= {"sequence_length": length, "engine": engine, "kernels": kernels}
+        given |= {"layout": layout, "overwrite": overwrite, "memory_budget": memory_budget}
+        return _search(model, out, {**given, "resume": resume or None, **changes})
+    if recipe is None:
+        raise RecipeError("is missing", name="recipe", expected="W8A8, W4A16, ...")
     chosen = recipe_named(recipe, **_rename_changes(changes))
     checkpoint = open_checkpoint(model)
     check_request(checkpoint, chosen, layout)
     partial = Partial(out, resume, f"planish {__version__}")
     writer, cut, runtime = CheckpointWriter(out, model, overwrite, partial), None, NUMPY
     if needs_calibration(chosen):
-        length = sample_length if sequence_length is None else sequence_length
         seed = changes.get("seed")
         cut = calibration_samples(checkpoint, calibration, samples, length, seed=seed)
         runtime = NUMPY if engine == "reference" else _runtime(kernels)
@@ -165,8 +180,23 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     runtime = replace(runtime, memory_budget=budget)
     runtime.check_methods(chosen)
     with writer:
-        announce_estimate(checkpoint, chosen, cut, runtime.runner)
+        announce_estimate(checkpoint, chosen, cut, runtime)
         quantize_checkpoint(checkpoint, writer, chosen, cut, layout, runtime)
+    return None
+
+
+def _search(model: PathLike, out: PathLike, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The command's search, without its table: the values become those of its flags."""
+    values = {key: value for key, value in given.items() if value is not None}
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    args = parser.parse_args([f"--model={model}", f"--out={out}"])
+    if unknown := values.keys() - vars(args).keys():
+        raise TypeError(f"quantize() has no {', '.join(sorted(unknown))}")
+    named = {**values, **({"ignore": _patterns(values["ignore"])} if "ignore" in values else {})}
+    args.__dict__.update(named, given={f"--{key}": [] for key in values})
+    _require("kernels", args.kernels, KERNELS)
+    return auto.search(args, auto.prepare(args), lambda _: None, no_progress)
 
 
 def _runtime(kernels: str) -> Runtime:
@@ -178,10 +208,14 @@ def _runtime(kernels: str) -> Runtime:
 def _rename_changes(changes: dict[str, Any]) -> dict[str, Any]:
     """The changes under recipe()'s names; a single ignore pattern becomes a tuple."""
     named = {{"lm_head": "head"}.get(key, key): value for key, value in changes.items()}
-    ignore: str | Sequence[str] | None = named.get("ignore")
-    if ignore is not None:
-        named["ignore"] = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    if named.get("ignore") is not None:
+        named["ignore"] = _patterns(named["ignore"])
     return named
+
+
+def _patterns(ignore: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern, or several."""
+    return (ignore,) if isinstance(ignore, str) else tuple(ignore)
 
 
 def _require(name: str, value: object, choices: Sequence[str]) -> None:

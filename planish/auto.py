@@ -12,7 +12,8 @@ import math
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from planish.opening import keep_programs, native_kernels, open_subject
 from planish.reference.errors import PromptError, RecipeError, notice
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
+from planish.reference.progress import Progress
 from planish.reference.quantize.checkpoint import check_request
 from planish.reference.quantize.observe import SAMPLE_LENGTH, cut_samples
 from planish.reference.text.evaluate import cut_windows
@@ -69,8 +71,39 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--task", metavar="FILE", help=words)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A search that the flags allow: everything that is checked before anything is made.
+
+    about: the texts in words.
+    """
+
+    checkpoint: Checkpoint
+    candidates: list[order.Candidate]
+    writer: CheckpointWriter
+    samples: list[np.ndarray]
+    windows: list[list[int]]
+    about: dict[str, str]
+    task: Task | None
+
+
 def run(args: argparse.Namespace) -> int:
     """Search, print the table, and write the model; exit code 3 if the tolerance is missed."""
+    plan, start = prepare(args), time.perf_counter()
+    keep_programs(args.compilation_cache)
+    with interrupts_kill():
+        import planish.compare.quality.trail  # noqa: F401  (here a signal undoes nothing)
+    values = search(args, plan, show_rows(args, plan.about), progress)
+    if args.json:
+        print(json.dumps(values, allow_nan=False))
+    else:
+        print(f"\n{values['verdict']}")
+    print(f"{args.out}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    return MISSED if values["tolerance"] is not None and not values["within"] else 0
+
+
+def prepare(args: argparse.Namespace) -> Plan:
+    """Check the flags, the model and the texts. Raises PlanishError."""
     refuse_given(args, CHOSEN_FLAGS, "is what --method auto chooses")
     refuse_given(args, ("--resume",), "is for one recipe, not for --method auto")
     check_goal(args)
@@ -79,29 +112,36 @@ def run(args: argparse.Namespace) -> int:
     check_request(checkpoint, candidates[0].recipe, args.layout)
     writer = CheckpointWriter(args.out, args.model, args.overwrite)
     samples, windows, about = texts(args, checkpoint)
-    task = None if args.task is None else encode_task(args, checkpoint)
-    keep_programs(args.compilation_cache)
-    with interrupts_kill():
-        from planish.compare.quality import trail
-        from planish.compare.quality.auto import Search
-    start = time.perf_counter()
-    with writer, tempfile.TemporaryDirectory(prefix="planish-auto-") as directory:
-        study = study_of(args, checkpoint, (samples, windows, task), Path(directory))
-        show = show_rows(args, study.goal.metric, about)
-        outcome = Search(study=study, show=show).run(candidates)
-        facts = trail.About(
-            model=str(args.model),
-            recipe=args.recipe or RECIPE,
-            **about,
-        )
+    return Plan(
+        checkpoint=checkpoint,
+        candidates=candidates,
+        writer=writer,
+        samples=samples,
+        windows=windows,
+        about=about,
+        task=None if args.task is None else encode_task(args, checkpoint),
+    )
+
+
+def search(
+    args: argparse.Namespace, plan: Plan, show: Callable[[Any], None], shown: Progress
+) -> dict[str, Any]:
+    """Search and write the model with its report; returns the report as JSON values.
+
+    show: gets each row as soon as it is measured. shown: what shows the progress.
+    """
+    from planish.compare.quality import trail
+    from planish.compare.quality.auto import Search
+
+    with plan.writer, tempfile.TemporaryDirectory(prefix="planish-auto-") as directory:
+        study = study_of(args, plan, Path(directory), shown)
+        outcome = Search(study=study, show=show).run(plan.candidates)
+        name = args.recipe or RECIPE
+        facts = trail.About(model=str(args.model), recipe=name, **plan.about)
         values = trail.report_values(outcome, study.goal, facts)
-        write(writer, outcome, values)
-    if args.json:
-        print(json.dumps(finite(values), allow_nan=False))
-    else:
-        print(f"\n{values['verdict']}")
-    print(f"{args.out}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
-    return MISSED if study.goal.tolerance is not None and not values["within"] else 0
+        write(plan.writer, outcome, values)
+    found: dict[str, Any] = finite(values)
+    return found
 
 
 def check_goal(args: argparse.Namespace) -> None:
@@ -192,17 +232,14 @@ def calibration_tokens(args: argparse.Namespace, checkpoint: Checkpoint) -> list
     return list(encode(read_calibration(args.calibration or pocket.CALIBRATION)))
 
 
-def study_of(
-    args: argparse.Namespace,
-    checkpoint: Checkpoint,
-    given: tuple[list[np.ndarray], list[list[int]], Task | None],
-    directory: Path,
-) -> Any:
-    """The study of the flags; given: the samples, the windows and the task."""
-    (samples, windows, task), native = given, native_kernels(args)
-    study = make_study(checkpoint, samples, windows, directory, native)
+def study_of(args: argparse.Namespace, plan: Plan, directory: Path, shown: Progress) -> Any:
+    """The study of the flags."""
+    native = native_kernels(args)
+    study = make_study(plan.checkpoint, plan.samples, plan.windows, directory, native, shown)
     budget = parse_bytes(args.memory_budget, "memory_budget")
-    score = None if task is None else make_score(checkpoint, task, native, directory)
+    task, score = plan.task, None
+    if task is not None:
+        score = make_score(plan.checkpoint, task, native, directory, shown)
     return replace(
         study,
         goal=replace(goal_of(args), score=score),
@@ -217,6 +254,7 @@ def make_study(
     windows: list[list[int]],
     directory: Path,
     native: bool,
+    shown: Progress = progress,
 ) -> Any:
     """A study of perplexity within 1 %, run by JAX; runs the float model on the windows."""
     from planish.compare.quality.judge import prepare_judge
@@ -230,12 +268,12 @@ def make_study(
     return Study(
         source=checkpoint,
         samples=samples,
-        judge=prepare_judge(checkpoint, windows, progress, **engine),
+        judge=prepare_judge(checkpoint, windows, shown, **engine),
         goal=Goal(),
         directory=directory,
         sensitivity=measure_sensitivity,
         runtime=runtime,
-        progress=progress,
+        progress=shown,
     )
 
 
@@ -246,7 +284,9 @@ def encode_task(args: argparse.Namespace, checkpoint: Checkpoint) -> Task:
     return items, [tasks.encode_item(args.task, item, tokenizer, longest) for item in items]
 
 
-def make_score(source: Checkpoint, task: Task, native: bool, directory: Path) -> Any:
+def make_score(
+    source: Checkpoint, task: Task, native: bool, directory: Path, shown: Progress
+) -> Any:
     """A function that says which items a mixture, or the float model (None), gets right.
 
     A mixture is written to `directory`, because the engine that scores reads files.
@@ -255,7 +295,7 @@ def make_score(source: Checkpoint, task: Task, native: bool, directory: Path) ->
     from planish.fast.session.engine import Engine
 
     def score_checkpoint(checkpoint: Checkpoint) -> np.ndarray:
-        found = tasks.measure_items(Engine(checkpoint, native), *task, progress)
+        found = tasks.measure_items(Engine(checkpoint, native), *task, shown)
         return found[tasks.ACCURACY]
 
     @cache
@@ -273,7 +313,7 @@ def make_score(source: Checkpoint, task: Task, native: bool, directory: Path) ->
     return score
 
 
-def show_rows(args: argparse.Namespace, metric: str, about: dict[str, str]) -> Any:
+def show_rows(args: argparse.Namespace, about: dict[str, str]) -> Callable[[Any], None]:
     """What prints each row: the table grows as candidates are measured. Nothing with --json."""
     from planish.compare.quality import trail
 
@@ -281,6 +321,7 @@ def show_rows(args: argparse.Namespace, metric: str, about: dict[str, str]) -> A
         return lambda trial: None  # noqa: ARG005
     print("\n".join(f"{name}: {words}" for name, words in about.items()))
     print(f"\n{trail.HEADER}", flush=True)
+    metric = args.metric or METRIC
     return lambda trial: print(trail.table_row(trial, metric), flush=True)
 
 

@@ -17,7 +17,7 @@ from planish.reference.files.load import Checkpoint
 from planish.reference.quantize.estimate import Estimate, estimate
 from planish.reference.quantize.observe import NUM_SAMPLES, SAMPLE_LENGTH, cut_samples
 from planish.reference.quantize.recipe import Recipe
-from planish.reference.quantize.runner import Runner
+from planish.reference.quantize.runtime import Runtime
 from planish.reference.text.tokenizer import load_tokenizer, read_text
 from planish.terminal.blocks import LONG
 from planish.terminal.progress import duration
@@ -66,10 +66,10 @@ def read_calibration(path: str | Path) -> str:
 
 
 def announce_estimate(
-    checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None, runner: Runner
+    checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None, runtime: Runtime
 ) -> None:
     """Announce a long quantization: its time and memory, and how to shorten it."""
-    found = estimate(checkpoint, recipe, samples, runner)
+    found = estimate(checkpoint, recipe, samples, runtime)
     if found.seconds >= LONG:
         notice(describe_estimate(found, checkpoint, recipe, samples))
 
@@ -81,10 +81,10 @@ def describe_estimate(
     size, time = f"{found.bytes / 1e9:.1f} GB", duration(found.seconds)
     if not samples:
         return f"quantizing {checkpoint.config.num_layers} blocks: about {time}, {size} of memory"
-    least = "about" if set(recipe.methods) == {"rtn"} else "without the method's own work"
+    own = "" if set(recipe.methods) == {"rtn"} else f" and the time of {recipe.method}"
     what = f"calibrating on {len(samples)} x {len(samples[0])} tokens"
     shorter = "fewer samples make it shorter, and half as many take half the time"
     if isinstance(recipe.alpha, str):
         what += f" and searching for alpha ({recipe.alpha})"
         shorter = "a number for alpha or fewer samples make it shorter"
-    return f"{what}: {least} {time}, {size} of memory; {shorter}"
+    return f"{what}: about {time}{own}, {size} of memory; {shorter}"

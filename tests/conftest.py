@@ -6,6 +6,7 @@ because commands run as subprocesses inherit it. Warnings are errors (pyproject.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import os
@@ -58,6 +59,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in dropped]
 
 
+def pytest_collectstart() -> None:
+    """What is imported and collected stays to the end: looking for garbage there takes seconds."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is looked for less often than by default, and never in what was collected."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
+
+
 @pytest.fixture(scope="session")
 def resident_limit() -> list[float]:
     """The bytes from which bounded_memory clears, one number."""
@@ -106,6 +120,7 @@ def private_cache(request: pytest.FixtureRequest, run_directory: Path) -> Path:
     cache = run_directory / "cache" if distrust(cache) else cache
     programs = cache / "planish" / "xla"
     programs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keep_kernels(cache / "planish" / "kernels")
     os.environ["XDG_CACHE_HOME"] = str(cache)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
     if "jax" in sys.modules:  # it has read its variables
@@ -113,10 +128,38 @@ def private_cache(request: pytest.FixtureRequest, run_directory: Path) -> Path:
     return cache
 
 
+def keep_kernels(directory: Path) -> None:
+    """Let PLANISH_TEST_KERNELS be the directory, for commands in processes of their own, too."""
+    named = os.environ.get("PLANISH_TEST_KERNELS")
+    kept = None if named is None else Path(named).resolve()
+    if directory.is_symlink() and directory.resolve() != kept:
+        directory.unlink(missing_ok=True)
+    if kept is not None:
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another process was first
+            directory.symlink_to(kept)
+
+
 @pytest.fixture(scope="session")
 def kernels_directory(private_cache: Path) -> Path:
     """Where the kernels' libraries are kept; PLANISH_TEST_KERNELS names another place."""
     return Path(os.environ.get("PLANISH_TEST_KERNELS", private_cache / "planish" / "kernels"))
+
+
+@pytest.fixture(scope="module")
+def unoptimized() -> Iterator[None]:
+    """XLA optimizes little for a file whose tests look at verdicts, words and figures.
+
+    Compiling takes most of their time, and a quarter less in this way. Programs in memory do not
+    know how they were compiled, so none is taken from another file and none is left to the next.
+    """
+    import jax
+
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -149,6 +192,12 @@ def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama: 2 layers, width 64, 128 positions, one token per byte. Do not write there."""
     return write_llama(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one layer, whose programs compile in half the time. Do not write there."""
+    return write_llama(tmp_path_factory.mktemp("models"), num_hidden_layers=1)
 
 
 @pytest.fixture

@@ -19,4 +19,6 @@ For `planish quantize --method auto`
     auto       the search
     assemble   write the model that was chosen
     trail      the table, and the report beside the model
+For `python -m planish.methods`
+    methods      every method on every grid, side by side
 """

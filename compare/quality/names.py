@@ -3,11 +3,13 @@
     W8A8                    W4A16-g32               W4A8-g64-minmax
     W8A8-alpha0.8           W8A8-search             W4A16-g32-alpha0.5
     naive-O1                W4A8-per_token          W4A16-g-1-float32
-    W4A16-gptq              W4A8-g32-awq+gptq
+    W4A16-gptq              W4A8-g32-awq+gptq       W4A16-gptq-no_act_order
+    W4A16-signround-light   W4A16-rtn-search_range
 
 The words may be in any order: gN (inputs that share an INT4 scale; g-1 for the whole row), an INT4
 rule, a method or a chain of them, alphaN, search or search_per_block, per_group or per_token,
-float16 or float32 (of INT4 scales) and, for naive, a scheme.
+float16 or float32 (of INT4 scales), for naive a scheme, and the methods' settings: light or best;
+act_order, true_sequential, search_range, or with no_ before them.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ the ways of choosing codes (families) from the fastest to the slowest. Every fam
 with another rule or smaller groups only the one that was best. Rows whose methods this version does
 not have are left out.
 
-Methods that train are not in the order: they take minutes a block where the others take seconds.
+Training takes minutes a block where the others take seconds, so it comes last: SignRound at the
+group size of the fewest bits, with AutoRound's light preset.
 """
 
 from __future__ import annotations
@@ -36,10 +37,13 @@ class Row:
 
 
 FAMILIES = ("", "-gptq", "-alpha0.5-gptq", "-awq+gptq")  # INT4 weights
-GROUPED = tuple(
-    Row(words=f"{grid}{words}", family=words)
-    for grid in ("", "-minmax", "-g32", "-g32-minmax")
-    for words in FAMILIES
+GROUPED = (
+    *(
+        Row(words=f"{grid}{words}", family=words)
+        for grid in ("", "-minmax", "-g32", "-g32-minmax")
+        for words in FAMILIES
+    ),
+    Row(words="-minmax-signround", changes={"preset": "light"}),
 )
 OUTPUTS = {"smooth_outputs": True}
 CLIPPED = {"smooth_outputs": True, "clip_inputs": True}
@@ -83,8 +87,14 @@ def candidates(name: str, **changes: Any) -> Iterator[Candidate]:
         if has_methods(row):
             given = known_changes(row)
             chosen = recipe(f"{name}{row.words}", **given, **changes)
-            words = " ".join([f"{name}{row.words}", *given])
+            words = " ".join([f"{name}{row.words}", *map(spell_change, given.items())])
             yield Candidate(name=words, recipe=chosen, family=row.family)
+
+
+def spell_change(change: tuple[str, Any]) -> str:
+    """A change as the table shows it: its name, and its value unless it is a flag."""
+    name, value = change
+    return name if value is True else f"{name}={value}"
 
 
 def chain_of(row: Row) -> tuple[str, ...]:

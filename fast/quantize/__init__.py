@@ -7,6 +7,7 @@ observe      the calibration's runner: runs samples through a block and collects
 grid         the values of a weight on its grid
 awq          AWQ
 ranges       the grids with gradients, from the range of each group
+products     matrix products with gradients, of float32 or bfloat16 factors
 trainable    a backend with gradients
 training     train what a method learns of one block
 teq          TEQ

@@ -30,14 +30,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planish.fast.model.backend import Normed, Positions, Tables
-from planish.fast.model.layers import ACTIVATIONS, normalize
+from planish.fast.model.backend import Tables
 from planish.fast.model.losses import target_losses
-from planish.fast.model.transformer import block_forward, unembed
+from planish.fast.model.transformer import unembed
 from planish.fast.model.weights import place_block
 from planish.fast.placement import on_cpu, put
-from planish.fast.quantize import trainable
-from planish.fast.quantize.training import Modules, assemble, fake_linear, place_modules
+from planish.fast.quantize.trainable import Trainable
+from planish.fast.quantize.training import (
+    Modules,
+    assemble,
+    fake_linear,
+    place_modules,
+    run_samples,
+)
 from planish.fast.xla import backend as xla_backend
 from planish.reference.linear import Linear
 from planish.reference.model.config import LayerKind, ModelConfig
@@ -63,40 +68,30 @@ class Sensitivity:
     error: np.ndarray
 
 
-class Sensor:
-    """trainable.py's backend, which adds `shift` to each linear's output and records its error.
+class Sensor(Trainable):
+    """The float32 backend, which adds `shift` to each linear's output and records its error.
 
     The gradient of the shift is that of the output. Use it within one trace only.
     """
 
     def __init__(self, block: Block, shift: Mapping[str, jax.Array], levels: Alternatives):
+        super().__init__()
         self.shift, self.levels = shift, levels
         self.errors: dict[str, list[jax.Array]] = {}
         self.powers: dict[str, jax.Array] = {}
         found = {name: getattr(block, name) for name in "qkvo"}
         found |= {name: getattr(block.mlp, name, None) for name in ("gate", "up", "down")}
         self.names = {id(layer): name for name, layer in found.items() if name in shift}
-        self.attention, self.sample = trainable.attention, trainable.sample
-        self.can_sample, self.empty_layer = trainable.can_sample, trainable.empty_layer
-        self.moe = trainable.moe
 
     def linear(self, x: jax.Array, layer: Linear, residual: jax.Array | None = None) -> jax.Array:
-        y = trainable.linear(x, layer)
+        y = super().linear(x, layer)
         name = self.names.get(id(layer))
         if name is not None:
             others = [level[name] for level in self.levels]
-            self.errors[name] = [trainable.linear(x, other) - y for other in others]
+            self.errors[name] = [Trainable().linear(x, other) - y for other in others]
             self.powers[name] = jnp.square(y).sum()
             y = y + self.shift[name]
         return y if residual is None else residual + y
-
-    def project(self, x: Normed, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
-        n = normalize(x.raw, x.norm)
-        return tuple(self.linear(n, layer) for layer in layers)
-
-    def gated(self, x: Normed, gate: Linear, up: Linear, activation: str) -> jax.Array:
-        gate_output, inner = self.project(x, (gate, up))
-        return ACTIVATIONS[activation](gate_output) * inner
 
 
 @on_cpu
@@ -166,16 +161,7 @@ def run_float(
     config: ModelConfig, kind: LayerKind, modules: Modules, x: jax.Array, tables: Tables
 ) -> jax.Array:
     """A float block of samples x [B, T, D] -> [B, T, D]."""
-    return run_through(config, assemble(kind, modules), x, tables, trainable)
-
-
-def run_through(
-    config: ModelConfig, block: Block, x: jax.Array, tables: Tables, backend: Any
-) -> jax.Array:
-    """A block of whole samples, without a cache."""
-    index = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], x.shape[:2])
-    past: Any = None
-    return block_forward(config, block, x, Positions(index, tables), past, backend)[0]
+    return run_samples(config, assemble(kind, modules), x, tables, Trainable())
 
 
 def loss_gradients(
@@ -257,7 +243,7 @@ def pull_back(
         changed = {n: replace(modules.linears[n], weight=w) for n, w in experts.items()}
         block = assemble(kind, replace(modules, linears=modules.linears | changed))
         sensor = Sensor(block, shift, levels)
-        y = run_through(config, block, x, tables, sensor)
+        y = run_samples(config, block, x, tables, sensor)
         return y, (sensor.errors, sensor.powers)
 
     _, backwards, (errors, powers) = jax.vjp(run, x, shift, experts, has_aux=True)

@@ -35,8 +35,8 @@ from planish.fast.model.backend import Positions, Tables
 from planish.fast.model.transformer import block_forward
 from planish.fast.model.weights import PlacedExperts
 from planish.fast.placement import put
-from planish.fast.quantize import trainable
-from planish.fast.quantize.observe import TOKENS
+from planish.fast.quantize.products import fast_dtype
+from planish.fast.quantize.trainable import Trainable
 from planish.reference.linear import Linear
 from planish.reference.model.config import LayerKind, ModelConfig
 from planish.reference.model.folds import Fold
@@ -48,6 +48,7 @@ from planish.reference.quantized import QuantizedWeight
 from planish.reference.scheme import Scheme
 
 BATCH = 8  # samples of a step
+TOKENS = 1024  # in a piece of shorter samples
 
 
 @jax.tree_util.register_dataclass
@@ -60,6 +61,18 @@ class Modules:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Structure:
+    """What the program of a block's gradient depends on, beside shapes.
+
+    dtype: of the factors of matrix products
+    """
+
+    config: ModelConfig
+    kind: LayerKind
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a compiled program depends on.
 
@@ -68,8 +81,7 @@ class Plan:
     update:  parameters and moments after a step, from both, the gradient and the rate
     """
 
-    config: ModelConfig
-    kind: LayerKind
+    structure: Structure
     schemes: tuple[tuple[str, Scheme], ...]  # of the linears that will be quantized
     rule: str
     folds: tuple[Fold, ...] = ()
@@ -98,7 +110,13 @@ class Course:
 def make_plan(job: BlockJob, block: Block, **learner: Any) -> Plan:
     """The plan of a block; learner: fake, update and perhaps folds."""
     schemes = tuple((part, scheme) for part, scheme in job.schemes.items() if scheme is not None)
-    return Plan(config=job.config, kind=block.kind, schemes=schemes, rule=job.rule, **learner)
+    structure = Structure(config=job.config, kind=block.kind, dtype=training_dtype(schemes))
+    return Plan(structure=structure, schemes=schemes, rule=job.rule, **learner)
+
+
+def training_dtype(schemes: Sequence[tuple[str, Scheme]]) -> str:
+    """bfloat16 where it is fast, unless its errors are as large as those of INT8 weights."""
+    return fast_dtype() if all(scheme.bits == 4 for _, scheme in schemes) else "float32"
 
 
 def place_modules(block: Block) -> Modules:
@@ -149,7 +167,7 @@ def initial_losses(plan: Plan, fixed: Any, params: Any, job: BlockJob) -> np.nda
     """What each sample loses with the parameters as they are, [samples]."""
     modules, losses = fake_modules(plan, fixed, params), np.zeros(len(job.inputs))
     for some, x, y, tables in pieces(job, range(len(job.inputs))):
-        losses[some] = sample_losses(plan.config, plan.kind, modules, x, y, tables)
+        losses[some] = sample_losses(plan.structure, modules, x, y, tables)
     return losses
 
 
@@ -160,7 +178,7 @@ def batch_gradient(
     modules, loss = fake_modules(plan, fixed, params), 0.0
     gradient = jax.tree.map(jnp.zeros_like, modules)
     for _, x, y, tables in pieces(job, chosen):
-        gradient, losses = add_gradient(plan.config, plan.kind, modules, gradient, x, y, tables)
+        gradient, losses = add_gradient(plan.structure, modules, gradient, x, y, tables)
         loss += float(np.asarray(losses, np.float64).sum())
     return gradient, loss
 
@@ -187,27 +205,28 @@ def fake_modules(plan: Plan, fixed: Any, params: Any) -> Modules:
     return plan.fake(plan, fixed, params)
 
 
-@partial(jax.jit, static_argnames=("config", "kind"))
+@partial(jax.jit, static_argnames=("structure",))
 def sample_losses(
-    config: ModelConfig,
-    kind: LayerKind,
-    modules: Modules,
-    x: jax.Array,
-    y: jax.Array,
-    tables: Tables,
+    structure: Structure, modules: Modules, x: jax.Array, y: jax.Array, tables: Tables
 ) -> jax.Array:
     """The squared error of each sample's outputs: x, y [B, T, D] -> [B]."""
-    index = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], x.shape[:2])
-    block = assemble(kind, modules)
-    past: Any = None
-    found, _ = block_forward(config, block, x, Positions(index, tables), past, trainable)
+    block, backend = assemble(structure.kind, modules), Trainable(structure.dtype)
+    found = run_samples(structure.config, block, x, tables, backend)
     return jnp.square(found - y).sum(axis=(1, 2))
 
 
-@partial(jax.jit, static_argnames=("config", "kind"), donate_argnames=("total",))
+def run_samples(
+    config: ModelConfig, block: Block, x: jax.Array, tables: Tables, backend: Any
+) -> jax.Array:
+    """A block of whole samples x [B, T, D] -> [B, T, D], without a cache."""
+    index = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], x.shape[:2])
+    past: Any = None
+    return block_forward(config, block, x, Positions(index, tables), past, backend)[0]
+
+
+@partial(jax.jit, static_argnames=("structure",), donate_argnames=("total",))
 def add_gradient(
-    config: ModelConfig,
-    kind: LayerKind,
+    structure: Structure,
     modules: Modules,
     total: Modules,
     x: jax.Array,
@@ -217,7 +236,7 @@ def add_gradient(
     """total + the gradient of the samples' losses, and these losses [B]."""
 
     def loss(modules: Modules) -> tuple[jax.Array, jax.Array]:
-        losses = sample_losses(config, kind, modules, x, y, tables)
+        losses = sample_losses(structure, modules, x, y, tables)
         return losses.sum(), losses
 
     gradient, losses = jax.grad(loss, has_aux=True)(modules)

@@ -189,7 +189,7 @@ def run(args: argparse.Namespace) -> int:
     runtime.check_methods(chosen)
     with writer:
         notice_idle(args, *idle_rules(args, chosen, checkpoint.config))
-        announce_estimate(checkpoint, chosen, samples, runtime.runner)
+        announce_estimate(checkpoint, chosen, samples, runtime)
         quantize_checkpoint(checkpoint, writer, chosen, samples, args.layout, runtime)
     seconds = time.perf_counter() - start
     print(f"{args.out}: {chosen.name}, {seconds:.1f} s", file=sys.stderr)

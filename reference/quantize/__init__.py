@@ -23,5 +23,6 @@ output        the tensors of a block in the directory, and a finished block back
 resume        what a later run must know to go on after the last finished block
 ahead         blocks that need nothing of each other, on threads
 checkpoint    for each block: read, observe, smooth, quantize, write
+footprint     the memory of a method's own work on a block
 estimate      how long that takes and how much memory, measured on the first block
 """

@@ -9,12 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from planish.reference.model.weights import Block, block_linears, split_expert
+from planish.reference.errors import QuantizationError
+from planish.reference.linear import Linear
+from planish.reference.model.layers import Norm
+from planish.reference.model.weights import Block, block_linears, block_norms, split_expert
 from planish.reference.quantize.clip import clip_absmax
 from planish.reference.quantize.job import BlockJob
-from planish.reference.quantize.observe import ABSMAX, ChannelAbsmax
+from planish.reference.quantize.observe import ABSMAX, ChannelAbsmax, block_name
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runtime import NUMPY, Runtime
+from planish.reference.quantized import QuantizedWeight
 
 
 def quantize_block(
@@ -30,7 +34,36 @@ def quantize_block(
         absmax = with_unseen_experts(block, seen) if seen else observe_absmax(job, block)
         absmax = clip_absmax(job, block, absmax) if recipe.clip_inputs else absmax
         job = replace(job, absmax=absmax)
-    return runtime.step(rounding)(job, block), block
+    quantized = runtime.step(rounding)(job, block)
+    require_finite_block(job, given, quantized)
+    return quantized, block
+
+
+def require_finite_block(job: BlockJob, given: Block, block: Block) -> None:
+    """Raise QuantizationError, naming the linear or norm, where a method has made NaN or Inf.
+
+    What the float block has already is its own: rounding refuses it, and a linear that stays in
+    float keeps it.
+    """
+    before = block_linears(given) | block_norms(given)
+    for part, found in (block_linears(block) | block_norms(block)).items():
+        for kind, value in made_by_methods(before[part], found).items():
+            if not np.isfinite(value).all():
+                name = job.names.get(part, f"{block_name(job.names)}: {part}")
+                problem = f"the method leaves NaN or Inf in its {kind}"
+                raise QuantizationError(problem, name=name)
+
+
+def made_by_methods(before: Linear | Norm, found: Linear | Norm) -> dict[str, np.ndarray]:
+    """The float arrays of a module that are not those of the module before."""
+    arrays: dict[str, np.ndarray | None] = {}
+    for kind in ("weight", "bias", "activation_scale"):
+        value = getattr(found, kind, None)
+        if isinstance(value, QuantizedWeight):
+            arrays["scale"] = value.scale
+        elif value is not getattr(before, kind, None):
+            arrays[kind] = value
+    return {kind: value for kind, value in arrays.items() if value is not None}
 
 
 def observe_absmax(job: BlockJob, block: Block) -> ChannelAbsmax:

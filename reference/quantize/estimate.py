@@ -4,7 +4,7 @@
 
 What depends on machine, model and runner is measured: reading a block, quantizing one of its
 linears, running a few samples through it. Embeddings, smoothing and lm_head are small and left
-out.
+out, and so is a method's own time. Its memory is counted (footprint.py).
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.model.shapes import block_shapes
 from planish.reference.model.weights import Block, Weights
 from planish.reference.quantize.block import quantize_block
+from planish.reference.quantize.footprint import state_bytes, work_bytes
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.methods.rtn import quantize_block as round_block
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runner import Hidden, Runner
+from planish.reference.quantize.runtime import Runtime
 from planish.reference.quantize.schemes import block_schemes, linear_names
 from planish.reference.quantize.search import ALPHAS, SEARCH_SAMPLES
 
@@ -42,19 +44,21 @@ class Estimate:
 
 
 def estimate(
-    checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None, runner: Runner
+    checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[np.ndarray] | None, runtime: Runtime
 ) -> Estimate:
-    """Measure the first block and multiply. samples: None without calibration."""
+    """Measure the first block and multiply. samples: None without calibration.
+
+    The bytes are what this process has had so far, the samples' states, and the method's work.
+    """
     weights = load_weights(checkpoint)
     block, reading = measure_time(lambda: weights.blocks[0])
     seconds = reading + measure_quantizing(checkpoint, block, recipe) * (1 + count_trials(recipe))
-    states = 0
     if samples:
-        seconds += measure_calibration(checkpoint, weights, block, recipe, samples, runner)
-        states = sum(map(len, samples)) * checkpoint.config.hidden_size * 4  # float32
+        seconds += measure_calibration(checkpoint, weights, block, recipe, samples, runtime.runner)
     total = checkpoint.config.num_layers * seconds
-    both = 2 * states  # a block's inputs and outputs
-    return Estimate(seconds=total, bytes=peak_resident() + both)
+    states = state_bytes(checkpoint, recipe, samples, runtime.memory_budget)
+    work = work_bytes(checkpoint, recipe)
+    return Estimate(seconds=total, bytes=peak_resident() + states + work)
 
 
 def count_trials(recipe: Recipe) -> int:

@@ -177,14 +177,25 @@ def require_finite_output(largest: np.floating[Any], names: Mapping[str, str]) -
 
     The next norm takes the mean of the squares.
     """
-    start = commonprefix([*names.values()])  # noqa: RUF071  (not paths: names, by characters)
-    where = start.rstrip(".") or "block"
     with np.errstate(over="ignore"):
         squared = np.square(largest)
     for what, value in (("", largest), ("squared ", squared)):
         if not np.isfinite(value):
-            left = f"{where}: the {what}hidden states that leave it"
+            left = f"{block_name(names)}: the {what}hidden states that leave it"
             raise QuantizationError(f"{left} overflow float32 in the float model's calibration")
+
+
+def require_finite_states(states: Sequence[np.ndarray], names: Mapping[str, str]) -> None:
+    """Raise QuantizationError, naming the block, if its quantized form overflows on a sample."""
+    if not all(np.isfinite(np.abs(x).max()) for x in states):
+        left = f"{block_name(names)}: the hidden states that leave it"
+        raise QuantizationError(f"{left} overflow float32 once it is quantized")
+
+
+def block_name(names: Mapping[str, str]) -> str:
+    """What the names of a block's linears begin with: model.layers.3."""
+    start = commonprefix([*names.values()])  # noqa: RUF071  (not paths: names, by characters)
+    return start.rstrip(".") or "block"
 
 
 def calibrate(

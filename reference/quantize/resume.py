@@ -17,11 +17,13 @@ import numpy as np
 
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.partial import Partial
+from planish.reference.files.safetensors import TensorEntry
 from planish.reference.quantize.observe import ChannelAbsmax, fingerprint
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.search import BlockAlphas
 
 ALPHAS = "alphas"  # the piece that holds a search's result
+PIECES, PIECE = 16, 4096  # of a large tensor: how many are hashed, and their bytes
 
 
 def block_piece(layer: int) -> str:
@@ -47,14 +49,28 @@ def describe_request(
 
 
 def identify_model(checkpoint: Checkpoint) -> str:
-    """The directory's name, and a hash of its config and of its files' tensors, sizes and times."""
-    entries = checkpoint.entries.items()
-    tensors = [(name, one.file.name, one.dtype, one.shape, one.offset) for name, one in entries]
-    files = {entry.file: entry.file.stat() for _, entry in entries}
-    sizes = [(file.name, stat.st_size, stat.st_mtime_ns) for file, stat in files.items()]
-    text = json.dumps([checkpoint.values, tensors, sorted(sizes)], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return f"{checkpoint.path.resolve().name} ({digest[:16]})"
+    """The directory's name, and a hash of its config and of its tensors (hash_tensor).
+
+    Of content, not of times: a copy, or the same model downloaded again, is the same model.
+    """
+    digest = hashlib.sha256(json.dumps(checkpoint.values, sort_keys=True).encode())
+    for name, entry in sorted(checkpoint.entries.items()):
+        digest.update(json.dumps([name, entry.dtype, entry.shape]).encode())
+        digest.update(hash_tensor(entry))
+    return f"{checkpoint.path.resolve().name} ({digest.hexdigest()[:16]})"
+
+
+def hash_tensor(entry: TensorEntry) -> bytes:
+    """SHA-256 of a tensor of up to PIECES * PIECE bytes, of evenly spaced pieces of a larger one.
+
+    Another training step changes every piece, and a model of many gigabytes is read in a second. A
+    change of a few weights of a large tensor by hand can go unnoticed.
+    """
+    data = entry.data[entry.offset : entry.offset + entry.size]
+    if entry.size <= PIECES * PIECE:
+        return hashlib.sha256(data.data).digest()
+    starts = [i * (entry.size - PIECE) // (PIECES - 1) for i in range(PIECES)]
+    return hashlib.sha256(b"".join(bytes(data[start : start + PIECE]) for start in starts)).digest()
 
 
 def save_alphas(partial: Partial, found: BlockAlphas) -> None:

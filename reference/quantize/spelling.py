@@ -19,6 +19,7 @@ from planish.reference.grids import GROUP_SIZES, INT4_RULES, SYMMETRIC_RULES
 from planish.reference.json import read_json
 from planish.reference.quantize.methods import METHODS
 from planish.reference.quantize.patterns import check_pattern
+from planish.reference.quantize.settings import PRESETS
 from planish.reference.scheme import SCALE_DTYPES, Scheme, int4, int8, scheme_from_values
 
 Spelled = str | Mapping[str, Any] | None  # a name, an object as in config_groups, None: float
@@ -45,7 +46,10 @@ WORDS: dict[str, tuple[str, ...]] = {
     "activation": ("per_group", "per_token"),
     "scale_dtype": SCALE_DTYPES[4],
     "scheme": SMOOTHED,
+    "preset": tuple(preset for preset in PRESETS if preset != "default"),
 }
+SWITCHES = ("act_order", "true_sequential", "search_range")  # words; with no_ before them: off
+RECIPE_KEYS = ("alpha", "scheme", "method", "preset", *SWITCHES)  # belong to no single linear
 NUMBERS = re.compile(r"(g)(-1|[0-9]{1,9})|(alpha)([0-9]{1,9}(?:\.[0-9]{1,99})?)")
 GROUP_KEYS = ("weights", "input_activations", "output_activations", "targets", "format")
 
@@ -75,9 +79,10 @@ def parse_name(text: str) -> tuple[str, dict[str, Any]]:
     """W4A8-g64-minmax-alpha0.8 -> W4A8 and the changes for recipe().
 
     Words in any order: gN (g-1: a whole row), a rule, a method or a chain of them (awq+gptq),
-    per_group or per_token, float16 or float32, alphaN, search or search_per_block, and for naive
-    the scheme that it uses. Raises RecipeError
-    for any other word; does not check the name and the numbers.
+    per_group or per_token, float16 or float32, alphaN, search or search_per_block, for naive the
+    scheme that it uses; of methods' settings light or best, act_order, true_sequential and
+    search_range, or no_act_order and so on. Raises RecipeError for any other word; does not check
+    the name and the numbers.
     """
     name, *words = re.split(r"-(?=[A-Za-z])", text)
     changes: dict[str, Any] = {}
@@ -98,6 +103,8 @@ def _parse_word(word: str, text: str) -> tuple[str, Any]:
             return key, word
     if all(part in (*METHODS, SMOOTH) for part in word.split("+")):
         return "method", word
+    if word.removeprefix("no_") in SWITCHES:
+        return word.removeprefix("no_"), not word.startswith("no_")
     found = NUMBERS.fullmatch(word)
     if found and found[1]:
         return "group_size", int(found[2])
@@ -130,7 +137,7 @@ def parse_scheme(pattern: str, value: Spelled, grid: Mapping[str, Any]) -> Schem
 
 def _own_grid(spelled: str, changes: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's grid, overridden by the words after the scheme's name."""
-    if changes.keys() & {"alpha", "scheme", "method"}:
+    if changes.keys() & {*RECIPE_KEYS}:
         problem = "sets what belongs to the recipe, not to a linear"
         raise RecipeError(problem, name="scheme", found=spelled)
     if changes and not _is_int4(spelled):

@@ -7,12 +7,15 @@ import math
 
 import pytest
 
+import planish as api
 from planish.auto import METRICS as NAMES
 from planish.compare.quality import order
 from planish.compare.quality.loss import METRICS
 from planish.compare.quality.order import Row
 from planish.reference.engine import Engine
 from planish.reference.files.load import open_checkpoint
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 FEW = ("--samples", 4, "--validation_tokens", 256, "--kernels", "xla")
 
@@ -64,6 +67,40 @@ def test_a_tolerance_that_is_missed_writes_the_best_model_and_exits_with_3(auto,
     assert not report["within"] and report["missed_by"] > 0
     assert report["chosen"]["bits"] <= 6
     open_checkpoint(tmp_path / "q")
+
+
+def test_from_python_a_search_gives_the_commands_files_and_returns_its_report(
+    auto, tmp_path, tiny_llama, text
+):
+    assert auto("--tolerance", "0.002", "--metric", "kl", "--ignore", "down_proj").code == 0
+    few = {"samples": 4, "validation_tokens": 256, "kernels": "xla", "calibration": text}
+    given = {"method": "auto", "tolerance": 0.002, "metric": "kl", "ignore": "down_proj"}
+    found = api.quantize(tiny_llama, tmp_path / "p", **few, **given)
+    assert found["within"] and found["chosen"]["loss"] <= 0.002
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "q" / name).read_bytes()
+    written = json.loads((tmp_path / "p" / "quantization_report.json").read_text(encoding="utf-8"))
+    assert found == written
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"tolerance": 0.0}, "tolerance: bad value"),
+        ({"group_size": 32}, "--group_size: is what --method auto chooses"),
+        ({"resume": True}, "--resume: is for one recipe"),
+        ({"engine": "reference"}, "needs gradients"),
+        ({"recipe": "naive"}, "recipe: cannot be searched"),
+        ({"metric": "accuracy"}, "needs the items"),
+        ({"kernels": "sse9"}, "kernels: unknown"),
+    ],
+)
+def test_from_python_a_search_refuses_the_same(tiny_llama, tmp_path, given, problem):
+    with pytest.raises(api.PlanishError, match=problem):
+        api.quantize(tiny_llama, tmp_path / "q", method="auto", **given)
+    with pytest.raises(TypeError, match="quantize\\(\\) has no tolerence"):
+        api.quantize(tiny_llama, tmp_path / "q", method="auto", tolerence=1)
+    assert not (tmp_path / "q").exists()
 
 
 def test_json_is_one_object_and_nothing_else(auto):

@@ -29,7 +29,7 @@ LARGE = {
 WIDE = {
     "hidden_size": 4096,
     "intermediate_size": 32,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 1,
     "num_key_value_heads": 1,
     "head_dim": 8,
@@ -39,6 +39,20 @@ MEASURE = """
 import sys
 from planish.command import run, parse
 from planish.reference.quantize.estimate import peak_resident
+code = run(parse(["planish", *sys.argv[1:]]))
+print(code, peak_resident())
+"""
+ESTIMATED = """
+import sys
+from planish import calibration
+from planish.command import run, parse
+from planish.reference.quantize.estimate import peak_resident
+estimate = calibration.estimate
+def watched(*given):
+    found = estimate(*given)
+    print(found.bytes, peak_resident())
+    return found
+calibration.estimate = watched
 code = run(parse(["planish", *sys.argv[1:]]))
 print(code, peak_resident())
 """
@@ -68,6 +82,9 @@ def block_bytes(path: Path) -> int:
     return sum(one.size for name, one in entries.items() if ".layers.0." in name)
 
 
+DEEP = {"hidden_size": 64, "intermediate_size": 2560, "num_hidden_layers": 1}
+
+
 def measure(*words: object) -> int:
     """The peak resident bytes of a process that quantizes."""
     command = [sys.executable, "-c", MEASURE, "quantize", *map(str, words)]
@@ -92,3 +109,16 @@ def test_hidden_states_beyond_the_budget_are_not_in_memory(tmp_path):
     states, block = count * 512 * WIDE["hidden_size"] * 4, block_bytes(wide)
     assert 2 * states > 2 * block + BUDGET + REST  # a block's inputs and outputs
     assert peak <= 2 * block + BUDGET + REST, f"{peak / 1e6:.0f} MB"
+
+
+def test_the_estimate_before_the_first_block_has_gptqs_hessians(tmp_path):
+    """down's Hessian of 2,560 inputs takes 26 MB, and its factor ten times as much."""
+    deep = write_zeros(tmp_path / "deep", DEEP)
+    words = ("quantize", "--model", deep, "--out", tmp_path / "q", "--recipe", "W4A16")
+    short = ("--method", "gptq", "--samples", 2, "--sequence_length", 64, "--engine", "reference")
+    command = [sys.executable, "-c", ESTIMATED, *map(str, (*words, *short))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    estimated, before, code, peak = map(int, done.stdout.split())
+    assert code == 0, done.stderr
+    assert peak > 2 * before, "the method's own work is most of the memory"
+    assert 0.8 * peak < estimated < 1.4 * peak, (estimated, before, peak)

@@ -10,6 +10,8 @@ import pytest
 from tests.compare.conftest import POSITIONS
 from tests.compare.mutations import Mutation, change_part
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def nan_in_forward(forward, tokens):
     logits = forward(tokens).copy()
@@ -89,7 +91,7 @@ LEVEL_3: dict[str, tuple[str, Mutation, str]] = {
 }
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("name", LEVEL_3)
 def test_level_3_names_what_only_the_whole_shows(judge, name, native):
     recipe, mutation, part = LEVEL_3[name]

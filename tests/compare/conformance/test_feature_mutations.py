@@ -20,6 +20,8 @@ from tests.compare.mutations import (
     without_bias,
 )
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 RECIPES = ("float", "naive-W8A8")  # by form; the kernels' linears are those of codes
 
 
@@ -234,7 +236,7 @@ EXPERTS: dict[str, tuple[Mutation, str]] = {
 }
 
 
-@pytest.mark.matrix(5)
+@pytest.mark.matrix(13)
 @pytest.mark.parametrize("recipe", ["W8A8", "W4A8"])
 @pytest.mark.parametrize("name", EXPERTS)
 def test_level_2_names_what_is_wrong_with_experts(judge, name, recipe, native):

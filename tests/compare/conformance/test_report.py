@@ -62,7 +62,7 @@ def test_an_int8_cache_agrees(judge, name, native):
     assert {(3, "keys in the cache"), (3, "values in the cache")} <= parts
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.whole
 def test_an_int8_cache_of_a_model_with_biases_agrees(judge, native):
     result = judge("opt", "float", (2, 3), native, "int8")
     assert result.agree, str(result.first_mismatch)

@@ -21,6 +21,10 @@ from planish.reference.quantize.recipe import recipe
         ("W8A8-search", recipe("W8A8", alpha="search")),
         ("W4A8-per_token-float32", recipe("W4A8", activation="per_token", scale_dtype="float32")),
         ("naive-O1", recipe("naive", scheme="O1")),
+        ("W4A16-gptq-no_act_order", recipe("W4A16", method="gptq", act_order=False)),
+        ("W4A16-true_sequential-gptq", recipe("W4A16", method="gptq", true_sequential=True)),
+        ("W4A16-g32-signround-light", recipe("W4A16-g32", method="signround", preset="light")),
+        ("W4A16-rtn-search_range", recipe("W4A16", method="rtn", search_range=True)),
     ],
 )
 def test_a_name_is_the_recipe_with_its_changes(name, expected):
@@ -40,6 +44,10 @@ def test_a_name_is_the_recipe_with_its_changes(name, expected):
         ("W8A8-per_token", ("only valid with W4A8",)),
         ("W8A8-g32", ("W8A8-g32", "INT4")),
         ("naive-alpha0.5", ("naive", "without smoothing")),
+        ("W4A16-best", ("preset", "no effect", "method rtn")),
+        ("W4A16-rtn-no_act_order", ("act_order", "no effect", "method rtn")),
+        ("W4A16-gptq-act_order-no_act_order", ("gives act_order twice",)),
+        ("W4A16-no_gptq", ("'no_gptq'",)),
         ("", ("''",)),
     ],
 )

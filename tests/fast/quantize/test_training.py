@@ -120,9 +120,37 @@ def test_the_loss_before_training_is_that_of_rounding_to_nearest(form, name):
     job, block, chosen = job_of(form, name)
     job = replace(job, absmax=observe_absmax(job, block))
     plan, fixed, start = signround.prepare(job, block)
+    plan = in_dtype(plan, "float32")  # in bfloat16 a router may choose another expert
     rounded, _ = quantize_block(job, block, replace(chosen, smoothing=None))
     found = training.initial_losses(plan, fixed, start, job)
     assert found == pytest.approx(errors_of(job, rounded), rel=2e-2)
+
+
+def in_dtype(plan, dtype):
+    return replace(plan, structure=replace(plan.structure, dtype=dtype))
+
+
+@pytest.mark.parametrize("name", ["W4A16-g32", "W4A8-g32"])
+def test_bfloat16_products_hardly_change_the_losses_or_the_signs_of_gradients(name):
+    job, block, _ = job_of("pocket", name)
+    plan, fixed, start = signround.prepare(job, block)
+    losses, gradients = [], []
+    for dtype in ("float32", "bfloat16"):
+        kind = in_dtype(plan, dtype)
+        losses.append(training.initial_losses(kind, fixed, start, job))
+        gradient, _ = training.batch_gradient(kind, fixed, start, job, [0, 1, 2, 3])
+        gradients.append({part: gradient.linears[part].weight.codes for part in start})
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+    for part in start:
+        wide, short = (np.asarray(gradient[part]) for gradient in gradients)
+        large = np.abs(wide) > np.abs(wide).max() / 100
+        assert (np.sign(wide) == np.sign(short))[large].mean() > 0.95
+
+
+def test_only_int4_blocks_train_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(training, "fast_dtype", lambda: "bfloat16")
+    assert training.training_dtype([("q", int4(32)), ("o", int4(64))]) == "bfloat16"
+    assert training.training_dtype([("q", int4(32)), ("o", int8())]) == "float32"
 
 
 @pytest.mark.matrix(4)

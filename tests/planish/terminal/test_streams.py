@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 COMMAND = [sys.executable, "-m", "planish"]
+GENERATE = ["generate", "--engine", "reference", "--max_new_tokens", "3"]
 FULL = "error: standard output: No space left on device\n"
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 
@@ -33,24 +34,36 @@ def redirect(tiny_llama):
     return call
 
 
+@pytest.fixture(scope="module")
+def text(tiny_llama):
+    """What GENERATE writes where nothing is redirected."""
+    words = [*COMMAND, *GENERATE, "--model", str(tiny_llama)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
 @pytest.mark.parametrize("how", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"])
-def test_text_and_figures_never_change_streams(redirect, tiny_llama, how):
-    words = ("generate", "--model", tiny_llama, "--engine", "reference", "--max_new_tokens", 3)
-    text = redirect("", *words)[1]
-    code, out, err = redirect(how, *words)
-    assert code == 0
+def test_text_and_figures_never_change_streams(redirect, tiny_llama, text, how):
+    code, out, err = redirect(how, *GENERATE, "--model", tiny_llama)
+    assert code == 0 and len(text) > 1
     assert out == ("" if " >&-" in f" {how}" else text)
     assert err.count("\n") == ("2>" not in how) and ("tokens" in err) == ("2>" not in how)
 
 
 @needs_full
-@pytest.mark.parametrize("buffered", ["1", ""])
-@pytest.mark.parametrize("verb", ["inspect", "--help"])
+@pytest.mark.parametrize(
+    ("verb", "buffered"),
+    [("inspect", "1"), ("inspect", ""), ("--help", "1")],  # argparse swallows what it cannot print
+)
 def test_a_full_stdout_is_one_line(redirect, tiny_llama, verb, buffered):
     words = ("inspect", "--model", tiny_llama) if verb == "inspect" else (verb,)
-    if verb == "inspect" or buffered:  # argparse keeps silent about what it cannot print
-        assert redirect(">/dev/full", *words, buffered=buffered) == (2, "", FULL)
-    assert redirect(">/dev/full 2>/dev/full", "inspect", "--model", tiny_llama) == (2, "", "")
+    assert redirect(">/dev/full", *words, buffered=buffered) == (2, "", FULL)
+
+
+@needs_full
+@pytest.mark.parametrize("buffered", ["1", ""])
+def test_where_both_streams_are_full_the_exit_code_says_so(redirect, tiny_llama, buffered):
+    words = ("inspect", "--model", tiny_llama)
+    assert redirect(">/dev/full 2>/dev/full", *words, buffered=buffered) == (2, "", "")
 
 
 @pytest.mark.parametrize("how", ["2>&-", ">&- 2>&-"])
@@ -64,10 +77,8 @@ def test_a_file_gets_nothing_that_was_meant_for_a_closed_stream(
 
 
 def test_text_goes_on_when_the_reader_of_the_figures_goes_away(tiny_llama):
-    words = ["generate", "--model", tiny_llama, "--engine", "reference", "--max_new_tokens", "3"]
-    with subprocess.Popen(
-        [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    words = [*COMMAND, *GENERATE, "--model", tiny_llama]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stderr.close()
         assert len(process.stdout.read()) > 1

@@ -7,6 +7,8 @@ import pytest
 from planish.compare.bench.sizes import MODEL_SIZES, ModelSize
 from planish.verbs.bench import format_rate
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 @pytest.fixture
 def quick_limits(monkeypatch):
@@ -15,8 +17,8 @@ def quick_limits(monkeypatch):
 
 
 @pytest.mark.parametrize("kernels", ["xla", "auto"])
-def test_bench_measures_beside_limits(planish, tiny_llama, quick_limits, kernels):
-    words = ("bench", "--model", tiny_llama, "--runs", 2, "--kernels", kernels)
+def test_bench_measures_beside_limits(planish, one_layer, quick_limits, kernels):
+    words = ("bench", "--model", one_layer, "--runs", 2, "--kernels", kernels)
     values = planish(*words, "--tests", "pp512,tg128,tg4x3", "--json").only_json()
     assert set(values) == {"rows", "limits", "machine", "engines", "missing"}
     assert [row["test"] for row in values["rows"]] == ["pp128", "tg127", "tg4x3"]
@@ -64,8 +66,8 @@ def test_bench_makes_random_models_and_names_missing_peers(
         (["--shape", "110M"], ["not allowed with"]),
     ],
 )
-def test_bench_refuses_what_it_cannot_measure(planish, tiny_llama, words, expected):
-    assert planish("bench", "--model", tiny_llama, *words).refused(*expected)
+def test_bench_refuses_what_it_cannot_measure(planish, one_layer, words, expected):
+    assert planish("bench", "--model", one_layer, *words).refused(*expected)
 
 
 def test_bench_refuses_an_unknown_recipe_of_a_shape(planish):

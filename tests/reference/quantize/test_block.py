@@ -1,5 +1,7 @@
 """A block by the method: each linear with its own statistics, the router and others left."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from planish.reference.errors import QuantizationError
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import Linear
-from planish.reference.model.weights import block_linears, replace_modules
+from planish.reference.model.weights import block_linears, block_norms, replace_modules
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.methods import METHODS, Method
 from planish.reference.quantize.observe import Observer, embed_samples, observe_block
@@ -56,6 +58,53 @@ def test_a_weight_that_cannot_be_quantized_is_named_by_its_tensor(loaded):
     names = {**dict.fromkeys(block_linears(bad), "other"), "up": "mlp.up_proj"}
     with pytest.raises(QuantizationError, match=r"^mlp\.up_proj: cannot be quantized"):
         by_recipe(checkpoint.config, bad, recipe("naive"), names=names)
+
+
+SPOILED = {  # what a method makes of rounded modules -> the name and the array in the message
+    "scale": (
+        "q",
+        lambda q: replace(q, weight=replace(q.weight, scale=q.weight.scale * F32(np.nan))),
+    ),
+    "bias": ("up", lambda up: replace(up, bias=np.full(up.weight.shape[0], np.inf, F32))),
+    "weight": ("attention_norm", lambda norm: replace(norm, weight=norm.weight * F32(np.nan))),
+}
+
+
+@pytest.mark.parametrize("array", SPOILED)
+def test_what_a_method_makes_must_be_finite(loaded, monkeypatch, array):
+    """No rounding looks at a norm, a bias or a scale: the error names the module."""
+    checkpoint, weights = loaded["llama"]
+    part, spoil = SPOILED[array]
+
+    def step(job, block):
+        block = METHODS["rtn"].step(job, block)
+        return replace_modules(
+            block, {part: spoil((block_linears(block) | block_norms(block))[part])}
+        )
+
+    monkeypatch.setitem(METHODS, "bad", Method(step=step))
+    names = {name: f"model.layers.0.{name}_proj" for name in block_linears(weights.blocks[0])}
+    named = names.get(part, f"model.layers.0: {part}")
+    with pytest.raises(QuantizationError, match=f"^{named}: the method leaves NaN .* its {array}$"):
+        by_recipe(checkpoint.config, weights.blocks[0], recipe("W4A16", method="bad"), names=names)
+
+
+def test_a_quantized_block_that_overflows_is_named(loaded, samples, tmp_path, monkeypatch):
+    """Finite scales, but an output beyond float32: the next block would learn from NaN."""
+    checkpoint, _ = loaded["llama"]
+
+    def step(job, block):
+        block = METHODS["rtn"].step(job, block)
+        up = replace(block.mlp.up, bias=np.full(block.mlp.up.weight.shape[0], 3e38, F32))
+        return replace_modules(block, {"up": up})
+
+    monkeypatch.setitem(METHODS, "bad", Method(step=step, calibrates=True, sequential=True))
+    expected = r"^model\.layers\.0: the hidden states that leave it overflow float32 once"
+    with (
+        CheckpointWriter(tmp_path / "out", checkpoint.path) as writer,
+        pytest.raises(QuantizationError, match=expected),
+    ):
+        quantize_checkpoint(checkpoint, writer, recipe("W4A16", method="bad"), samples)
 
 
 def test_a_new_method_is_a_row_that_says_what_it_wants(loaded, samples, tmp_path, monkeypatch):

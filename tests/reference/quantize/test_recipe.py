@@ -163,6 +163,7 @@ def test_schemes_come_from_a_file_or_a_mapping(tmp_path):
         ("a=W4A16-minmaks", "W4A16-minmaks: unknown; .*-minmax.* found 'minmaks'"),
         ("a=W4A16-absmax", "every symmetric scheme uses the recipe's rule"),
         ("a=W8A8-alpha0.5", "scheme: sets what belongs to the recipe"),
+        ("a=W4A16-no_act_order", "scheme: sets what belongs to the recipe"),
         ({"a": "W4A16-g" + "1" * 5000}, "unknown; .*found 'g1111"),
         ({"a": "W4A16-g\u0663\u0662"}, "unknown"),
         ({"re:[[a]": "W8A8"}, "scheme: not a regular expression: Possible nested set"),
