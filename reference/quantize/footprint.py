@@ -52,10 +52,12 @@ def state_bytes(
 ) -> int:
     """The samples' hidden states in memory: what a block reads and leaves, up to the budget.
 
-    A sequential method has them twice, in the float and in the quantized model.
+    A sequential method has them in the quantized model, and in the float one if it reads all of
+    these; GPTQ also has what attention leaves.
     """
     once = sum(map(len, samples or ())) * checkpoint.config.hidden_size * FLOAT
-    total = once * (4 if recipe.sequential else 2)
+    both = recipe.sequential and recipe.follows_floats
+    total = once * (2 + 2 * both + ("gptq" in recipe.methods))
     return total if budget is None else min(total, budget)
 
 

@@ -51,9 +51,14 @@ def test_of_a_chain_the_largest_counts_and_rounding_needs_nothing(loaded):
 
 @pytest.mark.parametrize(
     ("method", "budget", "expected"),
-    [("rtn", None, 2 * 9 * 32 * 4), ("gptq", None, 4 * 9 * 32 * 4), ("gptq", 1000, 1000)],
+    [
+        ("rtn", None, 2 * 9 * 32 * 4),
+        ("gptq", None, 3 * 9 * 32 * 4),
+        ("awq+gptq", None, 5 * 9 * 32 * 4),
+        ("gptq", 1000, 1000),
+    ],
 )
-def test_states_are_those_of_two_models_for_a_sequential_method(loaded, method, budget, expected):
+def test_states_are_those_of_the_models_that_a_method_reads(loaded, method, budget, expected):
     checkpoint, _ = loaded["llama"]
     chosen, samples = recipe("W4A16", method=method), [np.arange(4), np.arange(5)]
     assert state_bytes(checkpoint, chosen, samples, budget) == expected
