@@ -29,6 +29,7 @@ from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.partial import Partial
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.progress import no_progress
+from planish.reference.quantize.ahead import AHEAD
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
 from planish.reference.quantize.recipe import needs_calibration
 from planish.reference.quantize.recipe import recipe as recipe_named
@@ -177,7 +178,7 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
         cut = calibration_samples(checkpoint, calibration, samples, length, seed=seed)
         runtime = NUMPY if engine == "reference" else _runtime(kernels)
     budget = parse_bytes(memory_budget, "memory_budget")
-    runtime = replace(runtime, memory_budget=budget)
+    runtime = replace(runtime, memory_budget=budget, ahead=AHEAD)
     runtime.check_methods(chosen)
     with writer:
         announce_estimate(checkpoint, chosen, cut, runtime)

@@ -30,15 +30,15 @@ def fast_dtype() -> str:
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def multiply(x: jax.Array, w: jax.Array, dtype: str) -> jax.Array:
     """x wt for x [..., R, K] and w [..., N, K], both rounded to dtype -> float32 [..., R, N]."""
-    return forward(x, w, dtype)[0]
+    return save_factors(x, w, dtype)[0]
 
 
-def forward(x: jax.Array, w: jax.Array, dtype: str) -> tuple[jax.Array, Factors]:
+def save_factors(x: jax.Array, w: jax.Array, dtype: str) -> tuple[jax.Array, Factors]:
     x, w = x.astype(dtype), w.astype(dtype)
     return contract(x, w, (-1, -1)), (x, w)
 
 
-def backward(dtype: str, factors: Factors, gradient: jax.Array) -> Factors:
+def pull_back(dtype: str, factors: Factors, gradient: jax.Array) -> Factors:
     x, w = factors
     g = gradient.astype(dtype)
     if dtype == "float32":
@@ -46,7 +46,7 @@ def backward(dtype: str, factors: Factors, gradient: jax.Array) -> Factors:
     return contract(g, w, (-1, -2)), contract(transpose(g), x, (-1, -2))
 
 
-multiply.defvjp(forward, backward)
+multiply.defvjp(save_factors, pull_back)
 
 
 def contract(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:

@@ -19,6 +19,7 @@ from planish.reference.files.partial import Partial
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.folds import output_folds
+from planish.reference.quantize.ahead import AHEAD
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
 from planish.reference.quantize.estimate import peak_resident
 from planish.reference.quantize.methods import METHODS
@@ -185,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
     runtime = runtime_of(args, chosen)  # first: Ctrl-C in its imports kills, and undoes nothing
     budget = parse_bytes(args.memory_budget, "memory_budget")
     runtime = replace(runtime, progress=shown.progress, report=shown.report, memory_budget=budget)
-    runtime = replace(runtime, ahead=min(runtime.ahead, args.threads or runtime.ahead))
+    runtime = replace(runtime, ahead=min(AHEAD, args.threads or AHEAD))
     runtime.check_methods(chosen)
     with writer:
         notice_idle(args, *idle_rules(args, chosen, checkpoint.config))

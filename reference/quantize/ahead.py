@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+AHEAD = 2  # blocks, for programs that have the memory of two float blocks
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

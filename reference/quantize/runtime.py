@@ -21,7 +21,7 @@ class Runtime:
 
     report: gets the facts of each finished block. memory_budget: bytes of the samples' hidden
     states in memory, the rest is on the disk; None for no limit. ahead: how many blocks are in
-    memory and quantized, each on a thread, where none needs another's result.
+    memory and quantized, each on a thread, where none needs another's result (ahead.py).
     """
 
     runner: Runner = NUMPY_RUNNER
@@ -29,7 +29,7 @@ class Runtime:
     progress: Progress = no_progress
     report: Report = no_report
     memory_budget: int | None = None
-    ahead: int = 2
+    ahead: int = 1
 
     def step(self, method: str) -> Step:
         """The step of a method: the faster one, if there is one.
