@@ -35,14 +35,9 @@ from planish.fast.model.losses import target_losses
 from planish.fast.model.transformer import unembed
 from planish.fast.model.weights import place_block
 from planish.fast.placement import on_cpu, put
+from planish.fast.quantize.observe import run_through
 from planish.fast.quantize.trainable import Trainable
-from planish.fast.quantize.training import (
-    Modules,
-    assemble,
-    fake_linear,
-    place_modules,
-    run_samples,
-)
+from planish.fast.quantize.training import Modules, assemble, fake_linear, place_modules
 from planish.fast.xla import backend as xla_backend
 from planish.reference.linear import Linear
 from planish.reference.model.config import LayerKind, ModelConfig
@@ -161,7 +156,7 @@ def run_float(
     config: ModelConfig, kind: LayerKind, modules: Modules, x: jax.Array, tables: Tables
 ) -> jax.Array:
     """A float block of samples x [B, T, D] -> [B, T, D]."""
-    return run_samples(config, assemble(kind, modules), x, tables, Trainable())
+    return run_through(config, assemble(kind, modules), x, tables, Trainable())
 
 
 def loss_gradients(
@@ -243,7 +238,7 @@ def pull_back(
         changed = {n: replace(modules.linears[n], weight=w) for n, w in experts.items()}
         block = assemble(kind, replace(modules, linears=modules.linears | changed))
         sensor = Sensor(block, shift, levels)
-        y = run_samples(config, block, x, tables, sensor)
+        y = run_through(config, block, x, tables, sensor)
         return y, (sensor.errors, sensor.powers)
 
     _, backwards, (errors, powers) = jax.vjp(run, x, shift, experts, has_aux=True)

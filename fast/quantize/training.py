@@ -4,7 +4,7 @@
     loss       sum over a batch of |block(inputs; w_hat) - targets|^2
     step       params <- learner.update(gradient of the loss)
 
-The gradient of w_hat is summed over the samples of a batch, about TOKENS tokens at a time, and
+The gradient of w_hat is summed over the samples of a batch, about 1,024 tokens at a time, and
 turned into that of the parameters once. So only these tokens' activations are in memory, and what
 is computed for each weight is computed once a step, not once a sample. Beside the block there are
 w_hat, its gradient, the parameters and the best parameters.
@@ -31,10 +31,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planish.fast.model.backend import Positions, Tables
-from planish.fast.model.transformer import block_forward
+from planish.fast.model.backend import Tables
 from planish.fast.model.weights import PlacedExperts
 from planish.fast.placement import put
+from planish.fast.quantize.observe import run_through
 from planish.fast.quantize.products import fast_dtype
 from planish.fast.quantize.trainable import Trainable
 from planish.reference.linear import Linear
@@ -43,12 +43,12 @@ from planish.reference.model.folds import Fold
 from planish.reference.model.layers import Norm
 from planish.reference.model.rope import rotations
 from planish.reference.model.weights import Block, block_linears, block_norms, build_block
+from planish.reference.quantize.footprint import TRAINED_TOKENS
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantized import QuantizedWeight
 from planish.reference.scheme import Scheme
 
 BATCH = 8  # samples of a step
-TOKENS = 1024  # in a piece of shorter samples
 
 
 @jax.tree_util.register_dataclass
@@ -186,12 +186,12 @@ def batch_gradient(
 def pieces(
     job: BlockJob, chosen: Sequence[int] | np.ndarray
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray, Tables]]:
-    """Samples of one length, about TOKENS tokens at a time: their numbers, inputs [B, T, D],
+    """Samples of one length, about 1,024 tokens at a time: their numbers, inputs [B, T, D],
     targets [B, T, D], and the rotary tables."""
     for length, group in groupby(chosen, key=lambda i: len(job.inputs[i])):
         equal = [int(i) for i in group]
         tables: Any = tuple(rotations(r, np.arange(length), length) for r in job.config.ropes)
-        most = max(1, TOKENS // length)
+        most = max(1, TRAINED_TOKENS // length)
         size = -(-len(equal) // -(-len(equal) // most))  # in pieces as equal as can be
         for start in range(0, len(equal), size):
             some = equal[start : start + size]
@@ -211,17 +211,8 @@ def sample_losses(
 ) -> jax.Array:
     """The squared error of each sample's outputs: x, y [B, T, D] -> [B]."""
     block, backend = assemble(structure.kind, modules), Trainable(structure.dtype)
-    found = run_samples(structure.config, block, x, tables, backend)
+    found = run_through(structure.config, block, x, tables, backend)
     return jnp.square(found - y).sum(axis=(1, 2))
-
-
-def run_samples(
-    config: ModelConfig, block: Block, x: jax.Array, tables: Tables, backend: Any
-) -> jax.Array:
-    """A block of whole samples x [B, T, D] -> [B, T, D], without a cache."""
-    index = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], x.shape[:2])
-    past: Any = None
-    return block_forward(config, block, x, Positions(index, tables), past, backend)[0]
 
 
 @partial(jax.jit, static_argnames=("structure",), donate_argnames=("total",))
