@@ -8,7 +8,7 @@ With a budget of bits a weight and no tolerance, every candidate that it affords
 two are filled up with wider linears, and the one with the least loss is the result.
 
 A candidate is quantized into the study's directory. One that another beats in bits and in loss is
-removed; of the others, the one of fewest bits and the one of least loss may become mixtures.
+removed; of the others, the BASES become mixtures that the sensitivities promise most of.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from planish.compare.quality.ladder import plan_steps
+from planish.compare.quality.ladder import Step, plan_steps
 from planish.compare.quality.mixed import (
     Sensitivities,
     fill_budget,
     find_sensitivities,
+    predict_bits,
+    predict_loss,
     widen_until_within,
 )
 from planish.compare.quality.order import Candidate
 from planish.compare.quality.trial import Found, Study, Trial, try_candidate
 from planish.reference.errors import QuantizationError, RecipeError
+
+BASES = 2  # candidates that become mixtures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,20 +110,29 @@ class Search:
             shutil.rmtree(one.model.base.quantized.path)
 
     def bases(self) -> list[Found]:
-        """The candidates that become mixtures: that of least loss, and that of fewest bits."""
-        least = min(self.kept, key=lambda one: one.trial.bound)
-        fewest = min(self.kept, key=lambda one: one.trial.bits)
-        return [least] if least is fewest else [fewest, least]
+        """The candidates that become mixtures, the most promising first."""
+        if len(self.kept) == 1:
+            return self.kept
+        return sorted(self.kept, key=self.promise)[:BASES]
+
+    def promise(self, base: Found) -> float:
+        """What its mixture will need: bits for the tolerance, or the loss that fills the budget."""
+        if self.study.goal.tolerance is not None:
+            return predict_bits(self.study, base, self.steps(base))
+        return predict_loss(self.study, base, self.steps(base))
 
     def mix(self, base: Found) -> Found | None:
         """The smallest mixture of a base that is within, or the one that fills the budget."""
-        steps = plan_steps(base.model.base, {k: c for k, (c, _) in self.sense(base).items()})
         if self.study.goal.tolerance is not None:
-            return widen_until_within(self.study, base, steps, self.record)
-        filled = fill_budget(self.study, base, steps)
+            return widen_until_within(self.study, base, self.steps(base), self.record)
+        filled = fill_budget(self.study, base, self.steps(base))
         if filled is not None:
             self.record(filled)
         return filled
+
+    def steps(self, base: Found) -> list[Step]:
+        """The steps that widen a base, by gain per bit."""
+        return plan_steps(base.model.base, {k: c for k, (c, _) in self.sense(base).items()})
 
     def sense(self, found: Found) -> Sensitivities:
         """The sensitivities of a base, measured once."""

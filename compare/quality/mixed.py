@@ -8,6 +8,7 @@ measurement on the validation text; with a budget, as many are taken as it affor
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -98,6 +99,24 @@ def widen_until_within(
         if best is not None and is_narrow(found.model.base, steps, ends):
             return best
     return best or tried
+
+
+def predict_bits(study: Study, found: Found, steps: Sequence[Step]) -> float:
+    """Bits a weight of the mixture that meets the tolerance, if the losses are as predicted.
+
+    The predicted losses are scaled to the base's measured one. Infinite if the budget does not
+    afford that mixture.
+    """
+    tolerance, base = study.goal.tolerance or 0.0, found.model.base
+    ends = Bracket(low=0, high=len(steps), low_loss=found.trial.bound, high_loss=0.0)
+    bits = bits_after(base, steps, choose_count(ends, steps, tolerance, halve=False))
+    return bits if study.goal.affords(bits) else math.inf
+
+
+def predict_loss(study: Study, found: Found, steps: Sequence[Step]) -> float:
+    """The loss of a base with as many steps as the budget affords, scaled in the same way."""
+    left = sum(step.spared for step in steps[len(affordable(study, found.model.base, steps)) :])
+    return found.trial.bound * left / max(sum(step.spared for step in steps), 1e-30)
 
 
 def choose_count(ends: Bracket, steps: Sequence[Step], tolerance: float, halve: bool) -> int:

@@ -211,3 +211,27 @@ def test_changes_hold_for_every_candidate():
 def test_a_recipe_without_an_order_is_refused(name):
     with pytest.raises(RecipeError, match="recipe: cannot be searched; expected one of W4A16"):
         list(candidates(name))
+
+
+def test_the_bases_of_mixtures_are_those_that_need_the_fewest_bits(study):
+    names = ("W4A16", "W4A16-g64", "W4A16-g32", "W4A16-g32-minmax")
+    goal = replace(study.goal, tolerance=1e-3)
+    searched = Search(study=replace(study, goal=goal), show=lambda trial: None)
+    tried = [Candidate(name=name, recipe=recipe(name)) for name in names]
+    outcome = searched.run(tried)
+    mixed_names = {t.name.split(" + ")[0] for t in outcome.trials if "wider" in t.name}
+    promises = {one.trial.name: searched.promise(one) for one in searched.kept}
+    assert len(promises) > len(mixed_names) == auto.BASES
+    assert mixed_names == set(sorted(promises, key=promises.__getitem__)[: auto.BASES])
+
+
+def test_a_prediction_is_between_the_base_and_its_widest_mixture(study):
+    searched = Search(study=study, show=lambda trial: None)
+    base = searched.attempt(Candidate(name="W4A16-g32", recipe=recipe("W4A16-g32")))
+    steps = searched.steps(base)
+    wide = mixed.bits_after(base.model.base, steps, len(steps))
+    assert base.trial.bits < mixed.predict_bits(study, base, steps) < wide
+    few = replace(study, goal=replace(study.goal, tolerance=None, budget=6.0))
+    many = replace(study, goal=replace(study.goal, tolerance=None, budget=9.0))
+    few_loss, many_loss = (mixed.predict_loss(one, base, steps) for one in (few, many))
+    assert 0 <= many_loss < few_loss < base.trial.bound
