@@ -14,7 +14,7 @@ is the command `planish`, the only one that reads flags:
     opening          from flags to a checkpoint, kernels and an engine
     records          FILE.jsonl: an object, or a text in one of its fields, on each line
     calibration      the text that quantize calibrates on, and how long that takes
-    auto             quantize --method auto: from flags to a search and its report
+    auto             quantize --method auto: from a request to a search and its report
     program_cache    where compiled programs are stored
     process          the jax settings that the command changes
     methods          the table of docs/methods.md: every method on every grid

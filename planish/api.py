@@ -13,7 +13,6 @@ compiled) go to the logger "planish". jax's configuration is not changed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -38,7 +37,6 @@ from planish.reference.text.generate import Stop, text_stream
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 from planish.terminal.sizes import parse_bytes
-from planish.verbs.quantize import add_flags
 
 PathLike = str | Path  # a file or a directory
 OPTIONS = {"max_new_tokens", "stop", "ignore_eos", *(one.name for one in fields(Sampling))}
@@ -165,7 +163,9 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
         given = {"recipe": recipe, "calibration": calibration, "samples": samples}
         given |= {"sequence_length": length, "engine": engine, "kernels": kernels}
         given |= {"layout": layout, "overwrite": overwrite, "memory_budget": memory_budget}
-        return _search(model, out, {**given, "resume": resume or None, **changes})
+        if resume:
+            raise PlanishError('is for one recipe, not for method="auto"', name="resume")
+        return _search(model, out, {**given, **changes, "method": None})
     if recipe is None:
         raise RecipeError("is missing", name="recipe", expected="W8A8, W4A16, ...")
     chosen = recipe_named(recipe, **_rename_changes(changes))
@@ -187,17 +187,18 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
 
 
 def _search(model: PathLike, out: PathLike, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The command's search, without its table: the values become those of its flags."""
+    """The search of method="auto", without its table."""
     values = {key: value for key, value in given.items() if value is not None}
-    parser = argparse.ArgumentParser()
-    add_flags(parser)
-    args = parser.parse_args([f"--model={model}", f"--out={out}"])
-    if unknown := values.keys() - vars(args).keys():
+    if chosen := [key for key in values if key in auto.CHOSEN]:
+        raise PlanishError(auto.CHOOSES, name=chosen[0])
+    known = {one.name for one in fields(auto.Request)}
+    if unknown := values.keys() - known:
         raise TypeError(f"quantize() has no {', '.join(sorted(unknown))}")
-    named = {**values, **({"ignore": _patterns(values["ignore"])} if "ignore" in values else {})}
-    args.__dict__.update(named, given={f"--{key}": [] for key in values})
-    _require("kernels", args.kernels, KERNELS)
-    return auto.search(args, auto.prepare(args), lambda _: None, no_progress)
+    if "ignore" in values:
+        values["ignore"] = _patterns(values["ignore"])
+    _require("kernels", values["kernels"], KERNELS)
+    request = auto.Request(model=model, out=out, **values)
+    return auto.search(auto.prepare(request, open_checkpoint(model)), lambda _: None, no_progress)
 
 
 def _runtime(kernels: str) -> Runtime:

@@ -1,4 +1,6 @@
-"""`planish quantize --method auto`: from flags to a search, its table, and the model it chose.
+"""Search for a recipe: from a request to a plan, the search, and the model that it chose.
+
+`planish quantize --method auto` (verbs/search.py) and planish.quantize(method="auto") are this.
 
 compare/quality/auto.py searches. The candidates are written to the system's temporary directory
 (TMPDIR); the one that is chosen is copied to --out, with the trail of the search beside it.
@@ -6,13 +8,10 @@ compare/quality/auto.py searches. The candidates are written to the system's tem
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 from planish import pocket
 from planish.calibration import read_calibration
 from planish.compare.quality import order, tasks
-from planish.opening import keep_programs, native_kernels, open_subject
+from planish.opening import prepare_kernels
 from planish.reference.errors import PromptError, RecipeError, notice
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
@@ -32,52 +31,67 @@ from planish.reference.quantize.checkpoint import check_request
 from planish.reference.quantize.observe import SAMPLE_LENGTH, cut_samples
 from planish.reference.text.evaluate import cut_windows
 from planish.reference.text.tokenizer import load_tokenizer
-from planish.terminal.given import refuse_given
-from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import finite
 from planish.terminal.progress import progress
 from planish.terminal.sizes import parse_bytes
 from planish.terminal.tasks import read_task
 
+PathLike = str | Path  # a file or a directory
 METRICS = ("perplexity", "kl", "top1", "accuracy")
 Task = tuple[list[tasks.Item], list[list[tasks.Group]]]  # items, and the token ids of each
 RECIPE, TOLERANCE, METRIC = "W4A16", 0.01, "perplexity"
 SAMPLES, VALIDATION_TOKENS, WINDOW = 64, 16384, 512
 LEAST_BITS, MOST_BITS = 4.0, 16.0
-MISSED = 3  # exit code
-CHOSEN_FLAGS = (
-    *("--scheme", "--group_size", "--rule", "--scale_dtype", "--alpha", "--smooth_outputs"),
-    "--clip_inputs",
-    *("--search_range", "--act_order", "--true_sequential", "--no-search_range"),
-    *("--no-act_order", "--no-true_sequential", "--damping", "--preset", "--iterations"),
+CHOSEN = (  # by the search, of what a recipe may change
+    *("scheme", "group_size", "rule", "scale_dtype", "alpha", "smooth_outputs", "clip_inputs"),
+    *("search_range", "act_order", "true_sequential", "no-search_range"),
+    *("no-act_order", "no-true_sequential", "damping", "preset", "iterations"),
 )
-FLAGS = ("--tolerance", "--metric", "--budget", "--validation", "--validation_tokens", "--task")
+CHOOSES = "is what --method auto chooses"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What a search is asked for."""
-    group = parser.add_argument_group("--method auto")
-    words = f"loss against float, by the metric, that is accepted (default: {TOLERANCE})"
-    group.add_argument("--tolerance", type=float, metavar="X", help=words)
-    words = "perplexity (default; its relative increase), kl (nats), top1 (share), accuracy (of"
-    group.add_argument("--metric", metavar="NAME", help=f"{words} --task)")
-    words = "bits a weight at most; without --tolerance: the best model of so many"
-    group.add_argument("--budget", type=float, metavar="BITS", help=words)
-    words = "UTF-8 text to measure on (default: the end of the calibration text, not calibrated on)"
-    group.add_argument("--validation", metavar="FILE", help=words)
-    words = f"tokens to measure on (default: {VALIDATION_TOKENS})"
-    group.add_argument("--validation_tokens", type=int, metavar="N", help=words)
-    words = "items of --metric accuracy, as for `planish evaluate`"
-    group.add_argument("--task", metavar="FILE", help=words)
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """What is calibrated and measured on: the values of the flags of these names."""
+
+    calibration: PathLike | None = None
+    samples: int | None = None
+    sequence_length: int | None = None
+    seed: int | None = None
+    validation: PathLike | None = None
+    validation_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Texts):
+    """A search as it is asked for: the values of the flags of `planish quantize`."""
+
+    model: PathLike
+    out: PathLike
+    recipe: str | None = None
+    activation: str | None = None
+    lm_head: str | None = None
+    ignore: Sequence[str] | None = None
+    tolerance: float | None = None
+    metric: str | None = None
+    budget: float | None = None
+    task: PathLike | None = None
+    engine: str = "fast"
+    kernels: str = "auto"
+    compilation_cache: str | None = None
+    layout: str = "tiles"
+    overwrite: bool = False
+    memory_budget: str | int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A search that the flags allow: everything that is checked before anything is made.
+    """A search that can be made: everything that is checked before anything is written.
 
     about: the texts in words.
     """
 
+    request: Request
     checkpoint: Checkpoint
     candidates: list[order.Candidate]
     writer: CheckpointWriter
@@ -87,45 +101,26 @@ class Plan:
     task: Task | None
 
 
-def run(args: argparse.Namespace) -> int:
-    """Search, print the table, and write the model; exit code 3 if the tolerance is missed."""
-    plan, start = prepare(args), time.perf_counter()
-    keep_programs(args.compilation_cache)
-    with interrupts_kill():
-        import planish.compare.quality.trail  # noqa: F401  (here a signal undoes nothing)
-    values = search(args, plan, show_rows(args, plan.about), progress)
-    if args.json:
-        print(json.dumps(values, allow_nan=False))
-    else:
-        print(f"\n{values['verdict']}")
-    print(f"{args.out}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
-    return MISSED if values["tolerance"] is not None and not values["within"] else 0
-
-
-def prepare(args: argparse.Namespace) -> Plan:
-    """Check the flags, the model and the texts. Raises PlanishError."""
-    refuse_given(args, CHOSEN_FLAGS, "is what --method auto chooses")
-    refuse_given(args, ("--resume",), "is for one recipe, not for --method auto")
-    check_goal(args)
-    checkpoint = open_subject(args)
-    candidates = list(order.candidates(args.recipe or RECIPE, **recipe_changes(args)))
-    check_request(checkpoint, candidates[0].recipe, args.layout)
-    writer = CheckpointWriter(args.out, args.model, args.overwrite)
-    samples, windows, about = texts(args, checkpoint)
+def prepare(request: Request, checkpoint: Checkpoint) -> Plan:
+    """Check what is asked for, the model and the texts. Raises PlanishError."""
+    check_goal(request)
+    candidates = list(order.candidates(request.recipe or RECIPE, **recipe_changes(request)))
+    check_request(checkpoint, candidates[0].recipe, request.layout)
+    writer = CheckpointWriter(request.out, request.model, request.overwrite)
+    samples, windows, about = make_texts(request, checkpoint)
     return Plan(
+        request=request,
         checkpoint=checkpoint,
         candidates=candidates,
         writer=writer,
         samples=samples,
         windows=windows,
         about=about,
-        task=None if args.task is None else encode_task(args, checkpoint),
+        task=None if request.task is None else encode_task(request.task, checkpoint),
     )
 
 
-def search(
-    args: argparse.Namespace, plan: Plan, show: Callable[[Any], None], shown: Progress
-) -> dict[str, Any]:
+def search(plan: Plan, show: Callable[[Any], None], shown: Progress) -> dict[str, Any]:
     """Search and write the model with its report; returns the report as JSON values.
 
     show: gets each row as soon as it is measured. shown: what shows the progress.
@@ -133,90 +128,96 @@ def search(
     from planish.compare.quality import trail
     from planish.compare.quality.auto import Search
 
+    request = plan.request
     with plan.writer, tempfile.TemporaryDirectory(prefix="planish-auto-") as directory:
-        study = study_of(args, plan, Path(directory), shown)
+        study = study_of(plan, Path(directory), shown)
         outcome = Search(study=study, show=show).run(plan.candidates)
-        name = args.recipe or RECIPE
-        facts = trail.About(model=str(args.model), recipe=name, **plan.about)
+        recipe = request.recipe or RECIPE
+        facts = trail.About(model=str(request.model), recipe=recipe, **plan.about)
         values = trail.report_values(outcome, study.goal, facts)
         write(plan.writer, outcome, values)
     found: dict[str, Any] = finite(values)
     return found
 
 
-def check_goal(args: argparse.Namespace) -> None:
+def check_goal(request: Request) -> None:
     """Raise RecipeError or PromptError for a goal that no search can have."""
-    if args.engine == "reference":
+    if request.engine == "reference":
         raise RecipeError("needs gradients, which only --engine fast has", name="--method auto")
-    metric = METRIC if args.metric is None else args.metric
+    metric = METRIC if request.metric is None else request.metric
     if metric not in METRICS:
         expected = f"one of {', '.join(METRICS)}"
         raise RecipeError("unknown", name="metric", expected=expected, found=repr(metric))
-    if (metric == "accuracy") != (args.task is not None):
-        problem = "needs the items of --task FILE" if args.task is None else "is for accuracy only"
-        raise RecipeError(problem, name="metric accuracy" if args.task is None else "task")
-    if args.tolerance is not None and not (math.isfinite(args.tolerance) and args.tolerance > 0):
+    if (metric == "accuracy") != (request.task is not None):
+        problem = (
+            "needs the items of --task FILE" if request.task is None else "is for accuracy only"
+        )
+        raise RecipeError(problem, name="metric accuracy" if request.task is None else "task")
+    if request.tolerance is not None and not (
+        math.isfinite(request.tolerance) and request.tolerance > 0
+    ):
         expected = "more than 0, as 0.01"
-        raise RecipeError("bad value", name="tolerance", expected=expected, found=args.tolerance)
-    if args.budget is not None and not LEAST_BITS < args.budget <= MOST_BITS:
+        raise RecipeError("bad value", name="tolerance", expected=expected, found=request.tolerance)
+    if request.budget is not None and not LEAST_BITS < request.budget <= MOST_BITS:
         expected = f"more than {LEAST_BITS:g} (scales count) and at most {MOST_BITS:g} bits"
-        raise RecipeError("bad value", name="budget", expected=expected, found=args.budget)
-    if args.validation_tokens is not None and args.validation_tokens < 2:
-        found = args.validation_tokens
+        raise RecipeError("bad value", name="budget", expected=expected, found=request.budget)
+    if request.validation_tokens is not None and request.validation_tokens < 2:
+        found = request.validation_tokens
         raise PromptError("bad value", name="validation_tokens", expected="2 or more", found=found)
 
 
-def goal_of(args: argparse.Namespace) -> Any:
-    """The goal of the flags: a tolerance of 1 %, unless there is a budget."""
+def goal_of(request: Request) -> Any:
+    """The goal that is asked for: a tolerance of 1 %, unless there is a budget."""
     from planish.compare.quality.trial import Goal
 
-    tolerance = args.tolerance
-    if tolerance is None and args.budget is None:
+    tolerance = request.tolerance
+    if tolerance is None and request.budget is None:
         tolerance = TOLERANCE
-    budget = MOST_BITS if args.budget is None else args.budget
-    return Goal(metric=args.metric or METRIC, tolerance=tolerance, budget=budget)
+    budget = MOST_BITS if request.budget is None else request.budget
+    return Goal(metric=request.metric or METRIC, tolerance=tolerance, budget=budget)
 
 
-def recipe_changes(args: argparse.Namespace) -> dict[str, Any]:
+def recipe_changes(request: Request) -> dict[str, Any]:
     """The changes that all candidates have."""
     given = {
-        "activation": args.activation,
-        "head": args.lm_head,
-        "ignore": None if args.ignore is None else tuple(args.ignore),
+        "activation": request.activation,
+        "head": request.lm_head,
+        "ignore": None if request.ignore is None else tuple(request.ignore),
     }
     return {key: value for key, value in given.items() if value is not None}
 
 
-def texts(
-    args: argparse.Namespace, checkpoint: Checkpoint
+def make_texts(
+    texts: Texts, checkpoint: Checkpoint
 ) -> tuple[list[np.ndarray], list[list[int]], dict[str, str]]:
     """The calibration samples, the validation windows, and both in words.
 
     Without --validation the end of the calibration text is for validation, at most a quarter of
     it. Raises PromptError for a text that is too short.
     """
-    tokens = calibration_tokens(args, checkpoint)
-    wanted = VALIDATION_TOKENS if args.validation_tokens is None else args.validation_tokens
+    tokens = calibration_tokens(texts.calibration, checkpoint)
+    wanted = VALIDATION_TOKENS if texts.validation_tokens is None else texts.validation_tokens
     longest = checkpoint.config.max_positions
     window = min(WINDOW, longest, wanted)
-    if args.validation is None:
+    if texts.validation is None:
         kept = min(wanted, len(tokens) // 4)
         tokens, kept_back = tokens[: len(tokens) - kept], tokens[len(tokens) - kept :]
         source = "the end of the calibration text"
     else:
         encode = load_tokenizer(checkpoint.path, checkpoint.config).encode
-        kept_back, source = encode(read_calibration(args.validation))[:wanted], args.validation
+        kept_back = encode(read_calibration(texts.validation))[:wanted]
+        source = str(texts.validation)
     if len(kept_back) < window:
-        name = "calibration" if args.validation is None else "validation"
-        expected = f"{window * (4 if args.validation is None else 1)} tokens or more, to measure"
-        found = len(kept_back) * (4 if args.validation is None else 1)
+        name = "calibration" if texts.validation is None else "validation"
+        expected = f"{window * (4 if texts.validation is None else 1)} tokens or more, to measure"
+        found = len(kept_back) * (4 if texts.validation is None else 1)
         raise PromptError("is too short", name=name, expected=expected, found=found)
     windows = cut_windows(kept_back, window)
     length = min(SAMPLE_LENGTH, longest, len(tokens))
-    length = length if args.sequence_length is None else min(args.sequence_length, longest)
-    count = min(SAMPLES, len(tokens) // length) if args.samples is None else args.samples
-    samples = cut_samples(tokens, count, length, args.seed)
-    text = args.calibration or "the embedded text"
+    length = length if texts.sequence_length is None else min(texts.sequence_length, longest)
+    count = min(SAMPLES, len(tokens) // length) if texts.samples is None else texts.samples
+    samples = cut_samples(tokens, count, length, texts.seed)
+    text = texts.calibration or "the embedded text"
     words = {
         "calibration": f"{text}: {len(samples)} x {length} tokens",
         "validation": f"{source}: {len(windows)} x {window} tokens",
@@ -224,27 +225,27 @@ def texts(
     return samples, windows, words
 
 
-def calibration_tokens(args: argparse.Namespace, checkpoint: Checkpoint) -> list[int]:
+def calibration_tokens(given: PathLike | None, checkpoint: Checkpoint) -> list[int]:
     """The calibration text as token ids, from the beginning."""
-    if args.calibration is None:
+    if given is None:
         notice("calibrating on the embedded text; --calibration FILE takes your own")
     encode = load_tokenizer(checkpoint.path, checkpoint.config).encode
-    return list(encode(read_calibration(args.calibration or pocket.CALIBRATION)))
+    return list(encode(read_calibration(given or pocket.CALIBRATION)))
 
 
-def study_of(args: argparse.Namespace, plan: Plan, directory: Path, shown: Progress) -> Any:
-    """The study of the flags."""
-    native = native_kernels(args)
+def study_of(plan: Plan, directory: Path, shown: Progress) -> Any:
+    """The study of a plan; compiles the kernels on first use."""
+    request, score = plan.request, None
+    native = prepare_kernels(request.kernels, request.compilation_cache)
     study = make_study(plan.checkpoint, plan.samples, plan.windows, directory, native, shown)
-    budget = parse_bytes(args.memory_budget, "memory_budget")
-    task, score = plan.task, None
-    if task is not None:
-        score = make_score(plan.checkpoint, task, native, directory, shown)
+    budget = parse_bytes(request.memory_budget, "memory_budget")
+    if plan.task is not None:
+        score = make_score(plan.checkpoint, plan.task, native, directory, shown)
     return replace(
         study,
-        goal=replace(goal_of(args), score=score),
+        goal=replace(goal_of(request), score=score),
         runtime=replace(study.runtime, memory_budget=budget),
-        layout=args.layout,
+        layout=request.layout,
     )
 
 
@@ -277,11 +278,11 @@ def make_study(
     )
 
 
-def encode_task(args: argparse.Namespace, checkpoint: Checkpoint) -> Task:
-    """The items of --task and their token ids."""
+def encode_task(path: PathLike, checkpoint: Checkpoint) -> Task:
+    """The items of a task's file and their token ids."""
     tokenizer = load_tokenizer(checkpoint.path, checkpoint.config)
-    items, longest = read_task(args.task), checkpoint.config.max_positions
-    return items, [tasks.encode_item(args.task, item, tokenizer, longest) for item in items]
+    items, longest = read_task(path), checkpoint.config.max_positions
+    return items, [tasks.encode_item(path, item, tokenizer, longest) for item in items]
 
 
 def make_score(
@@ -311,18 +312,6 @@ def make_score(
         return score_checkpoint(open_checkpoint(target))
 
     return score
-
-
-def show_rows(args: argparse.Namespace, about: dict[str, str]) -> Callable[[Any], None]:
-    """What prints each row: the table grows as candidates are measured. Nothing with --json."""
-    from planish.compare.quality import trail
-
-    if args.json:
-        return lambda trial: None  # noqa: ARG005
-    print("\n".join(f"{name}: {words}" for name, words in about.items()))
-    print(f"\n{trail.HEADER}", flush=True)
-    metric = args.metric or METRIC
-    return lambda trial: print(trail.table_row(trial, metric), flush=True)
 
 
 def write(writer: CheckpointWriter, outcome: Any, values: dict[str, Any]) -> None:

@@ -14,11 +14,11 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from planish.auto import make_study, texts
+from planish.auto import Texts, make_study, make_texts
 from planish.command import notices_printed
 from planish.compare.quality.methods import Grid, Row, measure_cell, tables
 from planish.compare.quality.trial import Goal, Study
@@ -119,7 +119,8 @@ def measure_model(
 ) -> tuple[list[Row], list[Row]]:
     """All rows with this model's, and this model's. Saves each new one."""
     source = open_checkpoint(path)
-    samples, windows, about = texts(args, source)
+    given = Texts(**{one.name: getattr(args, one.name) for one in fields(Texts)})
+    samples, windows, about = make_texts(given, source)
     wanted = {"model": path, **about}
     cells = [({**wanted, **asdict(c), **grid.facts_of(c.method)}, c) for c in grid.cells()]
     with tempfile.TemporaryDirectory(prefix="planish-methods-") as directory:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from planish.compare.quality.tasks import LAST_WORD, MULTIPLE_CHOICE, Item, split_last_word
 from planish.records import check_text, read_objects
@@ -16,7 +17,7 @@ CHOICE_FIELDS, TEXT_FIELD = ("context", "choices", "answer"), "text"
 FORM = '{"context": "...", "choices": ["...", "..."], "answer": 0} or {"text": "..."}'
 
 
-def read_task(path: str) -> list[Item]:
+def read_task(path: str | Path) -> list[Item]:
     """The items, in order; blank lines are skipped. Raises PromptError, which names the line."""
     items: list[Item] = []
     for number, fields in read_objects(path, FORM):

@@ -2,6 +2,7 @@
 
 generate      text from a prompt
 quantize      a float checkpoint into a quantized one
+search        quantize --method auto: its flags and its table
 perplexity    how well a model predicts a text
 quality       what each recipe costs a model
 evaluate      how often a model answers right

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from planish import __version__, auto
+from planish import __version__
 from planish.calibration import announce_estimate, calibration_samples, read_calibration
 from planish.opening import ENGINES, keep_programs, native_kernels, open_subject
 from planish.reference.errors import RecipeError
@@ -32,6 +32,7 @@ from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_model_f
 from planish.terminal.given import Rule, engine_rule, notice_idle, refuse_given
 from planish.terminal.output import print_json
 from planish.terminal.sizes import parse_bytes
+from planish.verbs import search
 
 CALIBRATION_FLAGS = (
     "--calibration",
@@ -107,7 +108,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_running_flags(parser)
     add_method_flags(parser)
     add_calibration_flags(parser)
-    auto.add_flags(parser)
+    search.add_flags(parser)
 
 
 def add_running_flags(parser: argparse.ArgumentParser) -> None:
@@ -172,8 +173,8 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.method == "auto":
-        return auto.run(args)
-    refuse_given(args, auto.FLAGS, "is for --method auto")
+        return search.run(args)
+    refuse_given(args, search.FLAGS, "is for --method auto")
     if args.recipe is None:
         raise RecipeError("is missing", name="--recipe", expected="W8A8, W4A16, ...")
     chosen = recipe_of(args)

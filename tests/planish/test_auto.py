@@ -87,8 +87,8 @@ def test_from_python_a_search_gives_the_commands_files_and_returns_its_report(
     ("given", "problem"),
     [
         ({"tolerance": 0.0}, "tolerance: bad value"),
-        ({"group_size": 32}, "--group_size: is what --method auto chooses"),
-        ({"resume": True}, "--resume: is for one recipe"),
+        ({"group_size": 32}, "group_size: is what --method auto chooses"),
+        ({"resume": True}, "resume: is for one recipe"),
         ({"engine": "reference"}, "needs gradients"),
         ({"recipe": "naive"}, "recipe: cannot be searched"),
         ({"metric": "accuracy"}, "needs the items"),
