@@ -32,7 +32,7 @@ def read_task(path: str | Path) -> list[Item]:
     return items
 
 
-def read_item(path: str, number: int, fields: Mapping[str, object]) -> Item:
+def read_item(path: str | Path, number: int, fields: Mapping[str, object]) -> Item:
     """One line. Fields that are not read have no notice: data sets have many."""
     name = f"line {number}"
     missing = [field for field in CHOICE_FIELDS if field not in fields]
@@ -49,7 +49,7 @@ def read_item(path: str, number: int, fields: Mapping[str, object]) -> Item:
     return Item(line=number, kind=LAST_WORD, context=context, choices=(word,), answer=0)
 
 
-def read_choice_item(path: str, number: int, fields: Mapping[str, object]) -> Item:
+def read_choice_item(path: str | Path, number: int, fields: Mapping[str, object]) -> Item:
     """A line of multiple choice."""
     name = f"line {number}"
     context = check_text(path, f"{name}: context", fields["context"])
@@ -60,7 +60,7 @@ def read_choice_item(path: str, number: int, fields: Mapping[str, object]) -> It
     return Item(line=number, kind=MULTIPLE_CHOICE, context=context, choices=choices, answer=answer)
 
 
-def read_choices(path: str, name: str, value: object) -> tuple[str, ...]:
+def read_choices(path: str | Path, name: str, value: object) -> tuple[str, ...]:
     """At least two texts."""
     if not isinstance(value, list) or len(value) < 2:
         name, expected = f"{name}: choices", "a list of at least two texts"
@@ -70,7 +70,7 @@ def read_choices(path: str, name: str, value: object) -> tuple[str, ...]:
     )
 
 
-def read_answer(path: str, name: str, value: object, count: int) -> int:
+def read_answer(path: str | Path, name: str, value: object, count: int) -> int:
     """The index of the right choice, from 0."""
     if type(value) is not int or not 0 <= value < count:
         name, expected = f"{name}: answer", f"0..{count - 1}, the index of a choice"
@@ -78,7 +78,7 @@ def read_answer(path: str, name: str, value: object, count: int) -> int:
     return value
 
 
-def notice_missing_spaces(path: str, items: Sequence[Item]) -> None:
+def notice_missing_spaces(path: str | Path, items: Sequence[Item]) -> None:
     """Other programs put a space between context and choice; here both are joined as written."""
     if not any(item.context[-1].isspace() or item.choices[0][0].isspace() for item in items):
         notice(
