@@ -25,7 +25,7 @@ from planish.reference.errors import LOGGER, PlanishError, one_line, suggest
 from planish.reference.memory import memory_errors
 from planish.terminal.interrupts import interrupts_raised
 from planish.terminal.streams import flush_output, open_streams
-from planish.terminal.threads import add_threads_flag, limit_threads
+from planish.terminal.threads import add_threads_flag, prepare_threads
 
 VERBS = {
     "generate": "continue a prompt",
@@ -127,7 +127,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def add_verb(parser: Parser, verb: str, words: list[str]) -> list[str]:
     """Add a verb's flags to its parser; returns the words with values joined to flags."""
-    limit_threads(words)
+    prepare_threads(words)
     module = importlib.import_module(f"planish.verbs.{verb}")
     parser.description = module.__doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -78,12 +78,20 @@ def test_inspect_computes_nothing(planish):
 )
 def test_what_numpy_and_xla_read_is_set_before_they_are_imported(monkeypatch, words, value):
     monkeypatch.setattr("os.environ", {})
-    threads.limit_threads(words)
-    assert os.environ == ({} if value is None else dict.fromkeys(threads.VARIABLES, value))
+    threads.prepare_threads(words)
+    counts = {} if value is None else dict.fromkeys(threads.VARIABLES, value)
+    assert os.environ == {**counts, "OPENBLAS_THREAD_TIMEOUT": "4"}
+
+
+def test_a_choice_of_the_environment_stays(monkeypatch):
+    monkeypatch.setattr("os.environ", {"OPENBLAS_THREAD_TIMEOUT": "20"})
+    threads.prepare_threads([])
+    assert os.environ == {"OPENBLAS_THREAD_TIMEOUT": "20"}
 
 
 @pytest.mark.parametrize("text", ["1" * 5000, "\u0661", "\u00b2"])
-def test_a_count_in_other_digits_or_too_many_is_refused(text):
-    threads.limit_threads(["--threads", text])
+def test_a_count_in_other_digits_or_too_many_is_refused(text, monkeypatch):
+    monkeypatch.setattr("os.environ", {})
+    threads.prepare_threads(["--threads", text])
     with pytest.raises(threads.argparse.ArgumentTypeError, match="bad value"):
         threads.thread_count(text)
