@@ -22,7 +22,7 @@ from planish.auto import Texts, make_study, make_texts
 from planish.command import notices_printed
 from planish.compare.quality.methods import Grid, Row, measure_cell, tables
 from planish.compare.quality.trial import Goal, Study
-from planish.opening import keep_programs, prepare_kernels
+from planish.opening import prepare_calibration, prepare_kernels
 from planish.reference.errors import PlanishError, PromptError
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.json import read_json
@@ -78,7 +78,7 @@ def main(words: Sequence[str]) -> int:
 def run(args: argparse.Namespace) -> None:
     """Measure what is missing, one model after another, and print the tables."""
     grid, rows = grid_of(args), read_rows(args.rows)
-    keep_programs(None)
+    prepare_calibration(None)
     native = prepare_kernels(args.kernels, None)
     for path in split(args.models):
         rows, shown = measure_model(args, path, grid, rows, native)

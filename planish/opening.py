@@ -43,6 +43,14 @@ def keep_programs(flag: str | None) -> None:
     use_compilation_cache(path and path / "xla")
 
 
+def prepare_calibration(flag: str | None) -> None:
+    """As keep_programs, for what runs a calibration: memory that is freed is kept, too."""
+    keep_programs(flag)
+    from planish.process import keep_freed_memory
+
+    keep_freed_memory()
+
+
 def check_address_space() -> None:
     """Refuse an address-space limit (ulimit -v) under which XLA's threads abort the process."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]

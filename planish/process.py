@@ -1,8 +1,9 @@
-"""jax's process-wide settings, which the command may change and a library may not."""
+"""Process-wide settings of jax and malloc, which the command may change and a library may not."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import warnings
 from pathlib import Path
 
@@ -20,6 +21,9 @@ SETTINGS = {
     "jax_raise_persistent_cache_errors": False,
     "jax_transfer_guard": "allow",
 }
+
+# glibc's mallopt: one heap, which no free shrinks, and no mapping of its own for a large buffer
+MALLOC = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}
 
 
 def claim_jax() -> None:
@@ -45,3 +49,16 @@ def use_compilation_cache(directory: Path | None) -> None:
     set_jax("jax_compilation_cache_dir", None if directory is None else str(directory))
     set_jax("jax_persistent_cache_min_compile_time_secs", 0)
     set_jax("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what XLA frees, because the next step of a calibration allocates it again.
+
+    By default glibc maps large buffers anew each time, and the kernel fills each page with zeros:
+    2.5 million page faults for 10 steps of SignRound on 4 blocks of SmolLM2, instead of 0.13
+    million, and 18 % of the CPU time instead of 3 %. Nothing happens without glibc.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        library = ctypes.CDLL(None)
+        for parameter, value in MALLOC.values():
+            library.mallopt(parameter, value)

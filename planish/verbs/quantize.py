@@ -12,7 +12,7 @@ import numpy as np
 
 from planish import __version__
 from planish.calibration import announce_estimate, calibration_samples, read_calibration
-from planish.opening import ENGINES, keep_programs, native_kernels, open_subject
+from planish.opening import ENGINES, native_kernels, open_subject, prepare_calibration
 from planish.reference.errors import RecipeError
 from planish.reference.files.load import Checkpoint
 from planish.reference.files.partial import Partial
@@ -218,7 +218,7 @@ def runtime_of(args: argparse.Namespace, chosen: Recipe) -> Runtime:
     """What executes the quantization; imports jax only if needed."""
     if args.engine == "reference" or not needs_calibration(chosen):
         return NUMPY
-    keep_programs(args.compilation_cache)
+    prepare_calibration(args.compilation_cache)
     native = native_kernels(args)
     from planish.fast.quantize.runtime import fast_runtime
 

@@ -14,7 +14,7 @@ from dataclasses import fields
 from typing import Any
 
 from planish import auto
-from planish.opening import keep_programs, open_subject
+from planish.opening import open_subject, prepare_calibration
 from planish.terminal.given import refuse_given
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.progress import progress
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     refuse_given(args, ("--resume",), "is for one recipe, not for --method auto")
     request = auto.Request(**{one.name: getattr(args, one.name) for one in fields(auto.Request)})
     plan, start = auto.prepare(request, open_subject(args)), time.perf_counter()
-    keep_programs(args.compilation_cache)
+    prepare_calibration(args.compilation_cache)
     with interrupts_kill():
         import planish.compare.quality.trail  # noqa: F401  (here a signal undoes nothing)
     values = auto.search(plan, show_rows(args, plan), progress)

@@ -44,8 +44,9 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture
-def planish(capfd: pytest.CaptureFixture[str]) -> Command:
-    """planish("generate", "--model", path, ...) -> Result, in this process."""
+def planish(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """planish("generate", "--model", path, ...) -> Result, in this process, whose malloc stays."""
+    monkeypatch.setattr("planish.process.keep_freed_memory", lambda: None)
 
     def call(*words: object) -> Result:
         handler = signal.getsignal(signal.SIGTERM)
