@@ -279,7 +279,7 @@ class FastOps:
         positions = Positions(jnp.asarray(call.positions), tables)
         given = (call.q, call.k, call.v), positions, TiledSlots(**arrays)
         kernel, config = native_attention.cached_attention, make_attention_config(call)
-        mixed, past = run_compiled(kernel, *given, config, variant, static=(3, 4))
+        mixed, past = run_compiled(kernel, *given, config, None, variant, static=(3, 5))
         return mixed, read_slots(past, call.head_dim)
 
 

@@ -28,6 +28,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 
 from planish.reference.model import transformer as reference_transformer
+from planish.reference.model.attention import Heads, dequantize_heads
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.transformer import KVCache
 from planish.reference.model.weights import Block, Experts, Weights
@@ -129,8 +130,9 @@ def perturb_router(block: Block, layer: int, sign: int) -> Block:
     return replace(block, mlp=replace(block.mlp, router=replace(router, weight=changed)))
 
 
-def measure_slot_errors(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """|found - expected| / |expected| of the vectors [S, K, Hd] in each slot, [S]."""
+def measure_slot_errors(expected: Heads, found: Heads) -> np.ndarray:
+    """|found - expected| / |expected| of the vectors [S, K, Hd] in each slot, [S]; of floats."""
+    expected, found = dequantize_heads(expected), dequantize_heads(found)
     length = np.linalg.norm(expected, axis=(1, 2)) + np.float32(1e-30)
     errors: np.ndarray = np.linalg.norm(found - expected, axis=(1, 2)) / length
     return errors

@@ -18,10 +18,10 @@ from planish.reference.linear import Linear
 from planish.reference.model import transformer as reference_transformer
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import normalize
+from planish.reference.model.transformer import Past
 from planish.reference.model.weights import Block, Experts, Mlp, block_linears, mlp_linears
 
 MOST_EXPERTS = 4  # judged one by one in each block: those that most tokens chose
-Past = tuple[np.ndarray, np.ndarray]
 Seen = dict[str, np.ndarray]
 
 

@@ -37,6 +37,7 @@ from planish.compare.conformance.kv_cache import dequantize_slots
 from planish.compare.conformance.perturbation import ReferenceRun, Tolerances, measure_slot_errors
 from planish.compare.subject import Slots, Steps, Subject
 from planish.reference.model import transformer as reference_transformer
+from planish.reference.model.attention import dequantize_heads
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.transformer import PREFILL_CHUNK, KVCache
 from planish.reference.model.weights import Weights
@@ -171,8 +172,9 @@ def find_cache(case: ModelCase, run: ReferenceRun, tokens: np.ndarray) -> KVCach
     count = len(tokens)
     if case.chunk_scales or run.cache.length < count:
         return reference_transformer.prefill(case.config, case.weights, tokens.tolist())[1]
-    keys = tuple(k[:count] for k in run.cache.keys)
-    return KVCache(keys, tuple(v[:count] for v in run.cache.values))
+    both = run.cache.keys, run.cache.values
+    keys, values = (tuple(dequantize_heads(x)[:count] for x in heads) for heads in both)
+    return KVCache(keys, values)
 
 
 def check_batch(case: ModelCase, steps: Steps, tokens: Sequence[int]) -> Iterator[Check]:

@@ -24,6 +24,7 @@ import jax
 
 from planish.fast.model.cache import LayerCache
 from planish.reference.linear import Linear
+from planish.reference.model.attention import AttentionScales
 from planish.reference.model.config import Alibi, LayerKind, ModelConfig
 from planish.reference.model.layers import Norm
 from planish.reference.model.rope import Rope
@@ -74,6 +75,7 @@ class AttentionConfig:
     window: int | None = None
     alibi: Alibi | None = None
     cap: float | None = None  # of the scores
+    int8: bool = False  # both products on codes (SPEC 3); static if the layer's scales are given
 
 
 def attention_config(config: ModelConfig, kind: LayerKind) -> AttentionConfig:
@@ -87,6 +89,7 @@ def attention_config(config: ModelConfig, kind: LayerKind) -> AttentionConfig:
         window=kind.window,
         alibi=config.alibi,
         cap=config.score_cap,
+        int8=config.attention == "int8",
     )
 
 
@@ -105,10 +108,16 @@ class Backend(Protocol):
         """act(gate x) * up x -> [B, T, F]."""
 
     def attention(
-        self, qkv: QKV, positions: Positions, past: Any, config: AttentionConfig, /
+        self,
+        qkv: QKV,
+        positions: Positions,
+        past: Any,
+        config: AttentionConfig,
+        scales: AttentionScales | None = None,
+        /,
     ) -> tuple[jax.Array, Any]:
         """q [B, T, H * Hd], k and v [B, T, K * Hd], not yet rotated -> [B, T, H * Hd], and the
-        slots with the new keys and values."""
+        slots with the new keys and values. scales: of a static INT8 cache, float32 [1] each."""
 
     def moe(
         self, config: ModelConfig, weights: Any, x: Normed, residual: jax.Array | None = None, /

@@ -9,7 +9,7 @@ checked on the host, before anything is computed.
 
 Each backend has its own layout of a layer (xla/cache.py, native/cache.py). INT8 keys and values
 have one scale for each token and head (docs/spec.md, section 3): 68 bytes instead of 256 for a head
-of width 64.
+of width 64. In a static cache the scales belong to the layer's weights, not to the cache.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from planish.reference.model.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCache:
-    """One layer's keys (rotated) and values; the scales of INT8 codes, [B, K, S], or None.
+    """One layer's keys (rotated) and values; the scales of dynamic INT8 codes [B, K, S], or None.
 
     masks_after: whether attention multiplies slots that no row has reached by zero instead of
     skipping them; their contents must then be numbers.
@@ -39,7 +39,7 @@ class LayerCache:
 
     @property
     def arrays(self) -> tuple[jax.Array, ...]:
-        """Keys and values, and their scales if they are codes."""
+        """Keys and values, and their scales where each token has its own."""
         if self.key_scale is None or self.value_scale is None:
             return self.keys, self.values
         return self.keys, self.values, self.key_scale, self.value_scale
@@ -72,11 +72,11 @@ class KVCache:
 
 def storage_type(config: ModelConfig) -> type:
     """The type of a cached key or value."""
-    return jnp.int8 if config.kv_cache == "int8" else jnp.float32
+    return jnp.float32 if config.kv_cache == "float32" else jnp.int8
 
 
 def empty_scales(config: ModelConfig, batch: int, slots: int) -> dict[str, jax.Array]:
-    """Zero scales [B, K, S] for INT8 slots, each in a separate buffer; none for float slots."""
+    """Zero scales [B, K, S] for dynamic INT8 slots, each in a separate buffer; none for others."""
     if config.kv_cache != "int8":
         return {}
     shape = batch, config.num_kv_heads, slots

@@ -146,7 +146,8 @@ def attend_slots(
 ) -> tuple[jax.Array, LayerCache]:
     """From q, k, v [B, T, heads * Hd] to the input of `o` [B, T, H * Hd], and the updated slots."""
     qkv = clip_and_normalize(config, block, qkv)
-    return backend.attention(qkv, positions, past, attention_config(config, block.kind))
+    scales = block.attention_scales if config.kv_cache == "int8_static" else None
+    return backend.attention(qkv, positions, past, attention_config(config, block.kind), scales)
 
 
 def clip_and_normalize(config: ModelConfig, block: Block, qkv: QKV) -> QKV:

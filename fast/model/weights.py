@@ -27,6 +27,7 @@ import numpy as np
 from planish.fast.placement import put
 from planish.reference.grids import to_groups
 from planish.reference.linear import Linear
+from planish.reference.model.attention import AttentionScales
 from planish.reference.model.experts import linear_of, stack_experts
 from planish.reference.model.layers import Norm
 from planish.reference.model.weights import NORMS, Block, Experts, Mlp, Weights
@@ -57,7 +58,8 @@ _register(QuantizedWeight, ("codes", "scale", "zero_point"), ("scheme", "shape",
 _register(Linear, ("weight", "bias", "activation_scale"))
 _register(PlacedExperts, ("router", "gate", "up", "down"))
 _register(Mlp, ("gate", "up", "down"))
-_register(Block, (*NORMS, "q", "k", "v", "o", "mlp"), ("kind",))
+_register(AttentionScales, ("q", "k", "v"))
+_register(Block, (*NORMS, "q", "k", "v", "o", "mlp", "attention_scales"), ("kind",))
 _register(Weights, tuple(field.name for field in fields(Weights)))
 
 

@@ -17,6 +17,7 @@ from planish.fast.model.cache import FIELDS
 from planish.fast.native.cache import TiledSlots
 from planish.fast.xla import attention as xla
 from planish.fast.xla.cache import Slots
+from planish.reference.model.attention import AttentionScales
 
 
 def cached_attention(
@@ -24,6 +25,7 @@ def cached_attention(
     positions: Positions,
     past: TiledSlots | Slots,
     config: AttentionConfig,
+    scales: AttentionScales | None = None,
     isa: str = "",
 ) -> tuple[jax.Array, TiledSlots | Slots]:
     """Rotary positions, cache write, softmax(q kt / divisor) v -> [B, T, H * Hd], and the slots.
@@ -32,7 +34,7 @@ def cached_attention(
     XLA computes attention over its own slots, whose heads are too wide for the kernels.
     """
     if not isinstance(past, TiledSlots):
-        return xla.cached_attention(qkv, positions, past, config)
+        return xla.cached_attention(qkv, positions, past, config, scales)
     width, tables = past.values.shape[-1], rotary_tables(positions, config)
     q, k, v = (pad_heads(x, config.head_dim, width) for x in qkv)
     inputs = [q, k, v, positions.index, *tables, *past.arrays]

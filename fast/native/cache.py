@@ -49,4 +49,5 @@ def round_up(count: int) -> int:
 
 def can_tile(config: ModelConfig) -> bool:
     """Whether the kernels can hold and read this model's cache."""
-    return round_up(config.head_dim) <= WIDEST_HEAD
+    floats = config.attention == "float" and config.kv_cache != "int8_static"
+    return floats and round_up(config.head_dim) <= WIDEST_HEAD

@@ -25,13 +25,15 @@ from planish.fast.model.backend import QKV, AttentionConfig, Normed, Positions
 from planish.fast.model.layers import ACTIVATIONS, map_chunks, normalize
 from planish.fast.model.weights import PlacedExperts
 from planish.fast.quantize.products import multiply
-from planish.fast.xla.attention import SCORES, CausalMask, rotate, score_weights
+from planish.fast.xla.attention import SCORES, rotate, score_weights
 from planish.fast.xla.backend import can_sample, sample
 from planish.fast.xla.grids import int8_codes, int8_scale
 from planish.fast.xla.linear import split_groups
 from planish.fast.xla.moe import route
+from planish.fast.xla.scores import CausalMask
 from planish.reference.grids import num_groups
 from planish.reference.linear import Linear
+from planish.reference.model.attention import AttentionScales
 from planish.reference.model.config import ModelConfig
 from planish.reference.quantized import QuantizedWeight
 
@@ -69,9 +71,16 @@ class Trainable:
         """Nothing: samples are whole sequences."""
 
     def attention(
-        self, qkv: QKV, positions: Positions, past: Any, config: AttentionConfig
+        self,
+        qkv: QKV,
+        positions: Positions,
+        past: Any,
+        config: AttentionConfig,
+        scales: AttentionScales | None = None,
     ) -> tuple[jax.Array, Any]:
         """softmax(q kt / divisor) v of whole samples -> [B, T, H * Hd], and past as it was."""
+        if config.int8 or scales is not None:
+            raise TypeError("a block is trained with float attention over a float cache")
         q, k, v = (x.reshape(*x.shape[:2], -1, config.head_dim) for x in qkv)
         if config.rope is not None and config.table is not None:
             cos, sin = (angles[positions.index] for angles in positions.tables[config.table])

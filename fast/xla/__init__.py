@@ -3,7 +3,9 @@
 grids        INT8 codes, with true divisions
 linear       one linear, float or quantized
 cache        keys and values in slots
-attention    rotation, cache write, mask and softmax
+scores       mask, biases and caps of attention scores
+codes        INT8 attention: both products on codes
+attention    rotation, cache write and softmax
 moe          routing and experts
 sampling     the most likely token
 backend      these modules as one backend

@@ -6,16 +6,17 @@ B sequences, T tokens, S cache slots, H query heads, K key-value heads, Hd head 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from planish.fast.model.backend import QKV, AttentionConfig, Positions
-from planish.fast.model.layers import map_chunks, soft_cap
+from planish.fast.model.layers import map_chunks
 from planish.fast.xla.cache import Slots, append, read
+from planish.fast.xla.codes import attend_codes
+from planish.fast.xla.scores import CausalMask, ScoreRule, mask_scores
+from planish.reference.model.attention import AttentionScales
 from planish.reference.model.config import Alibi
 from planish.reference.model.rope import Rope
 
@@ -23,27 +24,26 @@ SCORES = 2**24  # attention scores computed at a time (64 MiB), but at least tho
 
 
 def cached_attention(
-    qkv: QKV, positions: Positions, past: Slots, config: AttentionConfig
+    qkv: QKV,
+    positions: Positions,
+    past: Slots,
+    config: AttentionConfig,
+    scales: AttentionScales | None = None,
 ) -> tuple[jax.Array, Slots]:
     """Rotary positions, cache write, softmax(q kt / divisor) v -> [B, T, H * Hd], and the slots.
 
-    q [B, T, H * Hd], k and v [B, T, K * Hd].
+    q [B, T, H * Hd], k and v [B, T, K * Hd]; scales: of a static INT8 cache.
     """
     q, k, v = (x.reshape(*x.shape[:2], -1, config.head_dim) for x in qkv)
     if config.rope is not None and config.table is not None:
         cos, sin = (angles[positions.index] for angles in positions.tables[config.table])
         q, k = rotate(q, cos, sin, config.rope), rotate(k, cos, sin, config.rope)
-    past = append(past, k, v, positions.index)
+    past = append(past, k, v, positions.index, scales)
     mask = CausalMask(positions.index, config.window)
-    return attention(q, *read(past), mask, config.divisor, config.alibi, config.cap), past
-
-
-@dataclass(frozen=True)
-class CausalMask:
-    """causal_mask of tokens at positions [B, T], not yet computed: see `attention`."""
-
-    positions: jax.Array
-    window: int | None = None
+    if config.int8:
+        return attention_on_codes(q, past, mask, config, scales), past
+    keys, values = read(past, scales)
+    return attention(q, keys, values, mask, config.divisor, config.alibi, config.cap), past
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, rope: Rope) -> jax.Array:
@@ -61,30 +61,6 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, rope: Rope) -> jax.Arra
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
-def causal_mask(positions: jax.Array, slots: int, window: int | None = None) -> jax.Array:
-    """Which slots a token at each position [B, T] may read -> [B, T, S]."""
-    distance = positions[:, :, None] - jnp.arange(slots, dtype=positions.dtype)[None, None, :]
-    return (distance >= 0) & (distance < (window or slots))
-
-
-def alibi_biases(alibi: Alibi, positions: jax.Array, slots: int) -> jax.Array:
-    """slope * (slot - position) for each head: [B, H, T, S], or [1, H, 1, S] rounded to bfloat16.
-
-    Source: ALiBi, arXiv 2108.12409. reduce_precision rounds as bfloat16 does; XLA may drop a
-    conversion to bfloat16 and back.
-    """
-    slopes = jnp.asarray(alibi.slopes, jnp.float32)[None, :, None, None]
-    slot = jnp.arange(slots, dtype=jnp.float32)[None, None, None, :]
-    if alibi.bfloat16:
-        return as_bfloat16(as_bfloat16(slopes) * as_bfloat16(slot))
-    return slopes * (slot - positions.astype(jnp.float32)[:, None, :, None])
-
-
-def as_bfloat16(x: jax.Array) -> jax.Array:
-    """float32 x, rounded to what a bfloat16 holds."""
-    return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-
-
 def attention(
     q: jax.Array,
     k: jax.Array,
@@ -99,15 +75,35 @@ def attention(
     Tokens are taken so many at a time that they have at most SCORES scores: memory does not grow
     with the square of the context.
     """
-    batch, _, heads, _ = q.shape
 
     def attend_some(q: jax.Array, positions: jax.Array) -> jax.Array:
         some = CausalMask(positions, mask.window)
         weigh = partial(score_weights, mask=some, divisor=divisor, alibi=alibi, cap=cap)
         return attend_at_once(q, k, v, weigh)
 
-    count = max(1, SCORES // (batch * heads * k.shape[2]))
-    return map_chunks(attend_some, count, q, mask.positions)
+    return map_chunks(attend_some, tokens_at_once(q, k.shape[2]), q, mask.positions)
+
+
+def tokens_at_once(q: jax.Array, slots: int) -> int:
+    """How many tokens of q [B, T, H, Hd] are taken at a time."""
+    return max(1, SCORES // (q.shape[0] * q.shape[2] * slots))
+
+
+def attention_on_codes(
+    q: jax.Array,
+    past: Slots,
+    mask: CausalMask,
+    config: AttentionConfig,
+    scales: AttentionScales | None,
+) -> jax.Array:
+    """INT8 attention of q [B, T, H, Hd] over slots of codes -> [B, T, H * Hd]; as `attention`."""
+
+    def attend_some(q: jax.Array, positions: jax.Array) -> jax.Array:
+        some = CausalMask(positions, mask.window)
+        rule = ScoreRule(mask=some, divisor=config.divisor, alibi=config.alibi, cap=config.cap)
+        return attend_codes(q, past, rule, scales)
+
+    return map_chunks(attend_some, tokens_at_once(q, past.shape[1]), q, mask.positions)
 
 
 def attend_at_once(
@@ -130,18 +126,5 @@ def score_weights(
     scores: jax.Array, mask: CausalMask, divisor: float, alibi: Alibi | None, cap: float | None
 ) -> jax.Array:
     """softmax over the slots that each token may read: scores [B, H, T, S], not yet divided."""
-    scores = soft_cap(scale_and_bias(scores, divisor, alibi, mask.positions), cap)
-    visible = causal_mask(mask.positions, scores.shape[-1], mask.window)[:, None]  # [B, 1, T, S]
-    return jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
-
-
-def scale_and_bias(
-    scores: jax.Array, divisor: float, alibi: Alibi | None, positions: jax.Array
-) -> jax.Array:
-    """Scores [B, H, T, S] divided, and biased before or after."""
-    if alibi is None:
-        return scores / jnp.float32(divisor)
-    biases = alibi_biases(alibi, positions, scores.shape[-1])
-    if alibi.divided:
-        return (scores + biases) / jnp.float32(divisor)
-    return scores / jnp.float32(divisor) + biases
+    rule = ScoreRule(mask=mask, divisor=divisor, alibi=alibi, cap=cap)
+    return jax.nn.softmax(mask_scores(scores, rule), axis=-1)

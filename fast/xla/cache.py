@@ -13,6 +13,7 @@ from jax import lax
 
 from planish.fast.model.cache import FIELDS, LayerCache, empty_scales, storage_type
 from planish.fast.xla.grids import int8_codes, int8_scale
+from planish.reference.model.attention import AttentionScales
 from planish.reference.model.config import ModelConfig
 
 
@@ -29,13 +30,24 @@ def empty_layer(config: ModelConfig, batch: int, slots: int) -> Slots:
     return Slots(keys=keys, values=values, **empty_scales(config, batch, slots))
 
 
-def append(past: Slots, k: jax.Array, v: jax.Array, positions: jax.Array) -> Slots:
-    """Write new k and v [B, T, K, Hd] at slots positions[b, 0].. of each row b."""
+def append(
+    past: Slots,
+    k: jax.Array,
+    v: jax.Array,
+    positions: jax.Array,
+    scales: AttentionScales | None = None,
+) -> Slots:
+    """Write new k and v [B, T, K, Hd] at slots positions[b, 0].. of each row b.
+
+    scales: of a static cache.
+    """
     new: tuple[jax.Array, ...] = (k, v)
-    if past.key_scale is not None:
-        scales = tuple(int8_scale(jnp.max(jnp.abs(x), axis=-1, keepdims=True)) for x in new)
-        codes = tuple(int8_codes(x, scale) for x, scale in zip(new, scales, strict=True))
-        new = (*codes, *(scale[..., 0] for scale in scales))
+    if scales is not None:
+        new = int8_codes(k, jnp.asarray(scales.k)), int8_codes(v, jnp.asarray(scales.v))
+    elif past.key_scale is not None:
+        found = tuple(int8_scale(jnp.max(jnp.abs(x), axis=-1, keepdims=True)) for x in new)
+        codes = tuple(int8_codes(x, scale) for x, scale in zip(new, found, strict=True))
+        new = (*codes, *(scale[..., 0] for scale in found))
     written = (write(slots, x, positions) for slots, x in zip(past.arrays, new, strict=True))
     return Slots(**dict(zip(FIELDS, written, strict=False)))
 
@@ -51,8 +63,11 @@ def write(slots: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
     return slots
 
 
-def read(past: Slots) -> tuple[jax.Array, jax.Array]:
-    """Keys and values as floats [B, K, S, Hd]."""
+def read(past: Slots, scales: AttentionScales | None = None) -> tuple[jax.Array, jax.Array]:
+    """Keys and values as floats [B, K, S, Hd]; scales: of a static cache."""
+    if scales is not None:
+        keys = past.keys.astype(jnp.float32) * jnp.asarray(scales.k)
+        return keys, past.values.astype(jnp.float32) * jnp.asarray(scales.v)
     if past.key_scale is None or past.value_scale is None:
         return past.keys, past.values
     keys = past.keys.astype(jnp.float32) * past.key_scale[..., None]

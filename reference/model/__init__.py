@@ -4,6 +4,7 @@ config         the features of a model
 shapes         the shape of every tensor, from the config alone
 rope           rotary position embeddings and their scaling
 layers         norms, attention, activation functions
+attention      INT8 attention, and keys and values as codes
 weights        the weights of a block and of a model
 experts        the experts of a layer, stacked along one axis
 folds          where a scale can move: from a norm or a linear into those that read it

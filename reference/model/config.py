@@ -101,7 +101,9 @@ class ModelConfig:
     tie_embeddings: bool
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
-    kv_cache: str = "float32"  # or int8, with a scale per token and head; the user's choice
+    # The user's choice (SPEC 3). int8: a scale per token and head; int8_static: calibrated scales.
+    kv_cache: str = "float32"  # | int8 | int8_static
+    attention: str = "float"  # | int8: both products on the codes of an INT8 cache
 
     @property
     def num_layers(self) -> int:

@@ -18,8 +18,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planish.reference.grids import int8_codes, int8_scale
 from planish.reference.linear import linear
+from planish.reference.model.attention import (
+    AttentionScales,
+    HeadCodes,
+    Heads,
+    append_heads,
+    dequantize_heads,
+    int8_attention,
+    quantize_heads,
+)
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import (
     ACTIVATIONS,
@@ -35,15 +43,15 @@ from planish.reference.model.weights import Block, Experts, Mlp, Weights
 PREFILL_CHUNK = 512  # tokens computed at once; only per_tensor activation scales depend on it
 
 Tap = Callable[[str, np.ndarray], None]
-Past = tuple[np.ndarray, np.ndarray]  # one layer's keys and values [S, K, Hd]
+Past = tuple[Heads, Heads]  # one layer's keys and values [S, K, Hd], floats or codes
 
 
 @dataclass(frozen=True)
 class KVCache:
     """The rotated keys and the values of each layer, [S, K, Hd] each; S grows with every token."""
 
-    keys: tuple[np.ndarray, ...]
-    values: tuple[np.ndarray, ...]
+    keys: tuple[Heads, ...]
+    values: tuple[Heads, ...]
 
     @property
     def length(self) -> int:
@@ -122,15 +130,27 @@ def attend(
         rope = config.ropes[block.kind.rope]
         cos, sin = rotations(rope, positions, length or int(positions[-1]) + 1)
         q, k = rotate(q, cos, sin, rope), rotate(k, cos, sin, rope)
-    if config.kv_cache == "int8":
-        k, v = on_int8_grid(k), on_int8_grid(v)
-    keys, values = np.concatenate([past[0], k]), np.concatenate([past[1], v])  # [S, K, Hd]
-    mask = causal_mask(positions, len(keys), block.kind.window)  # [T, S]
-    context = attention(
-        q, keys, values, mask, block.kind.score_divisor, config.alibi, config.score_cap
-    )  # [T, H * Hd]
+    new = to_cache(config, k, v, block.attention_scales)
+    past = append_heads(past[0], new[0]), append_heads(past[1], new[1])  # [S, K, Hd]
+    context = attend_past(config, block, q, positions, past)  # [T, H * Hd]
     tap("o", context)
-    return linear(context, block.o), (keys, values)
+    return linear(context, block.o), past
+
+
+def attend_past(
+    config: ModelConfig, block: Block, q: np.ndarray, positions: np.ndarray, past: Past
+) -> np.ndarray:
+    """Attention of rotated queries [T, H, Hd] over keys and values [S, K, Hd] -> [T, H * Hd]."""
+    mask = causal_mask(positions, len(past[0]), block.kind.window)  # [T, S]
+    rest = mask, block.kind.score_divisor, config.alibi, config.score_cap
+    keys, values = past
+    if config.attention == "float":
+        return attention(q, dequantize_heads(keys), dequantize_heads(values), *rest)
+    if not (isinstance(keys, HeadCodes) and isinstance(values, HeadCodes)):
+        raise TypeError("INT8 attention needs an INT8 cache")
+    scales = block.attention_scales if keys.static else None
+    q8 = quantize_heads(q, None if scales is None else scales.q)
+    return int8_attention(q8, keys, values, *rest)
 
 
 def heads(
@@ -153,14 +173,20 @@ def clip(x: np.ndarray, limit: float | None) -> np.ndarray:
     return x if limit is None else np.clip(x, np.float32(-limit), np.float32(limit))
 
 
-def on_int8_grid(x: np.ndarray) -> np.ndarray:
-    """Keys or values [T, K, Hd] as an INT8 cache stores them: codes * scale.
+def to_cache(
+    config: ModelConfig, k: np.ndarray, v: np.ndarray, scales: AttentionScales | None = None
+) -> Past:
+    """Rotated keys and values [T, K, Hd] as the cache keeps them (SPEC 3).
 
-    There is one scale for each token and head (SPEC 3).
+    int8: codes with one scale for each token and head. int8_static: codes with calibrated scales.
     """
-    scale = int8_scale(np.abs(x).max(axis=-1, keepdims=True))  # [T, K, 1]
-    rounded: np.ndarray = int8_codes(x, scale).astype(np.float32) * scale
-    return rounded
+    if config.kv_cache == "float32":
+        return k, v
+    if config.kv_cache == "int8":
+        return quantize_heads(k), quantize_heads(v)
+    if scales is None:
+        raise ValueError("a static INT8 cache needs a model with attention scales")
+    return quantize_heads(k, scales.k), quantize_heads(v, scales.v)
 
 
 def mlp(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from planish.reference.linear import Linear
+from planish.reference.model.attention import AttentionScales
 from planish.reference.model.config import LayerKind
 from planish.reference.model.layers import Norm
 
@@ -63,6 +64,7 @@ class Block:
     mlp_norm: Norm | None
     mlp: Mlp | Experts
     mlp_output_norm: Norm | None
+    attention_scales: AttentionScales | None = None  # where the model was calibrated for them
 
 
 @dataclass(frozen=True)

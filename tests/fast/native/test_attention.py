@@ -181,7 +181,7 @@ def compute_portable(case: Case, rows: list[Row]) -> np.ndarray:
 
 def compute_native(case: Case, rows: list[Row], isa: str) -> np.ndarray:
     past, given = in_tiles(cache_of(case, rows)), inputs(case, rows)
-    return np.asarray(native.cached_attention(*given, past, case.config, isa)[0])
+    return np.asarray(native.cached_attention(*given, past, case.config, isa=isa)[0])
 
 
 def tables(case: Case) -> tuple[np.ndarray, np.ndarray]:

@@ -128,9 +128,9 @@ REMOVED = [
 
 SIZES = {"vocab_size", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "max_positions"}
 SIZES |= {"intermediate_size", "embedding_size", "moe.num_experts", "moe.intermediate_size"}
-# What other tests hold fast: names and tokens, which head is read, where experts are, the cache
+# What other tests hold fast: names, tokens, which head is read, where experts are, INT8 attention
 ELSEWHERE = {"model_type", "bos_token_id", "eos_token_ids", "tie_embeddings", "layers.experts"}
-ELSEWHERE |= {"kv_cache"}
+ELSEWHERE |= {"kv_cache", "attention"}
 PARTS = {"layers": LayerKind, "ropes": Rope, "alibi": Alibi, "moe": Moe}
 
 
