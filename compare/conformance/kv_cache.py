@@ -96,9 +96,7 @@ def read_codes(
     config: ModelConfig, block: Block, past: Slots, count: int
 ) -> tuple[HeadCodes, HeadCodes]:
     """The first `count` keys and values that the subject wrote, as the reference's codes."""
-    codes, scales = (
-        [array[0].swapaxes(0, 1)[:count] for array in part] for part in (past[:2], past[2:])
-    )
+    arrays = [array[0].swapaxes(0, 1)[:count] for array in past]  # [T, G, ...]
     static = static_scales(config, block)[1:]
     keys, values = (
         HeadCodes(x, scale[..., None])
