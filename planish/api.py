@@ -20,13 +20,14 @@ from typing import Any, Literal, overload
 
 from planish import __version__, auto
 from planish.calibration import announce_estimate, calibration_samples
-from planish.opening import ENGINES, KERNELS, KV_CACHES
+from planish.opening import ENGINES, KERNELS, choose_attention
 from planish.program_cache import compilation_cache
 from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import PlanishError, RecipeError
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.partial import Partial
 from planish.reference.files.writer import CheckpointWriter
+from planish.reference.model.config import ATTENTIONS, KV_CACHES
 from planish.reference.progress import no_progress
 from planish.reference.quantize.ahead import AHEAD
 from planish.reference.quantize.checkpoint import check_request, quantize_checkpoint
@@ -88,19 +89,21 @@ def load(
     *,
     engine: str = "fast",
     kernels: str = "auto",
-    kv_cache: str = "float32",
+    attention: str | None = None,
+    kv_cache: str | None = None,
     allow_links: bool = False,
 ) -> Model:
     """Open a Hugging Face directory, float or quantized by planish.
 
     engine: "fast" (JAX and native kernels) or "reference" (NumPy). kernels, for the fast engine:
-    "auto", "native", "xla" or an instruction set. kv_cache: "float32" or "int8". allow_links:
+    "auto", "native", "xla" or an instruction set. attention: "float" or "int8",
+    and kv_cache: "float32", "int8" or "int8_static", if not as the model says. allow_links:
     accept files that are links out of the directory. Raises PlanishError.
     """
     _require("engine", engine, ENGINES)
-    _require("kv_cache", kv_cache, KV_CACHES)
-    checkpoint = open_checkpoint(model, allow_links)
-    checkpoint = replace(checkpoint, config=replace(checkpoint.config, kv_cache=kv_cache))
+    _require("attention", attention, (None, *ATTENTIONS))
+    _require("kv_cache", kv_cache, (None, *KV_CACHES))
+    checkpoint = choose_attention(open_checkpoint(model, allow_links), attention, kv_cache)
     tokenizer = load_tokenizer(model, checkpoint.config)
     opened = ReferenceEngine(checkpoint) if engine == "reference" else _fast(checkpoint, kernels)
     return Model(opened, tokenizer)
@@ -141,13 +144,12 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     """Quantize a float model to 8 or 4 bits; writes the directory `out`, whole or not at all.
 
     recipe: float, W8A8, O1, O2, O3, naive, W8A16, W4A16 or W4A8, or with its changes in one
-    word, as W4A8-g32-alpha0.5. changes: scheme ({pattern:
-    "W8A16"} or the flag's text), method, group_size, rule, scale_dtype, activation, alpha,
-    smooth_outputs, clip_inputs, lm_head, ignore, as the flags of `planish quantize`. calibration:
-    a UTF-8 text
-    file, or FILE.jsonl with a field `text`, for recipes that need one (default: the embedded text),
-    cut into `samples` (512) of `sequence_length` (512) tokens; sample_length is its old name, and
-    seed, one of the changes, draws the samples. engine: what runs them through the model, "fast"
+    word, as W4A8-g32-alpha0.5. changes: scheme ({pattern: "W8A16"} or the flag's text), method,
+    group_size, rule, scale_dtype, activation, alpha, smooth_outputs, clip_inputs, lm_head, ignore,
+    attention, kv_cache, as the flags of `planish quantize`. calibration: a UTF-8 text file, or
+    FILE.jsonl with a field `text`, for recipes that need one (default: the embedded text), cut
+    into `samples` (512) of `sequence_length` (512) tokens; sample_length is its old name, and seed,
+    one of the changes, draws the samples. engine: what runs them through the model, "fast"
     (JAX, with native kernels according to `kernels`) or "reference" (NumPy). Raises PlanishError;
     replaces an existing model only with `overwrite`. resume: go on after the last finished block of
     a run that was stopped. memory_budget: bytes ("2G") of the samples' hidden states in memory.
@@ -220,7 +222,7 @@ def _patterns(ignore: str | Sequence[str]) -> tuple[str, ...]:
     return (ignore,) if isinstance(ignore, str) else tuple(ignore)
 
 
-def _require(name: str, value: object, choices: Sequence[str]) -> None:
+def _require(name: str, value: object, choices: Sequence[str | None]) -> None:
     if value not in choices:
-        expected = f"one of {', '.join(choices)}"
+        expected = f"one of {', '.join(one for one in choices if one)}"
         raise PlanishError("unknown", name=name, expected=expected, found=repr(value))

@@ -19,13 +19,20 @@ from typing import Any
 
 from planish.fast.native.instruction_sets import BY_NAME, available, candidates, explain_tiles
 from planish.program_cache import compilation_cache
-from planish.reference.errors import KernelsError, OutOfMemoryError, PlanishError, notice
+from planish.reference.errors import (
+    KernelsError,
+    OutOfMemoryError,
+    PlanishError,
+    RecipeError,
+    notice,
+)
 from planish.reference.files.load import Checkpoint, open_checkpoint
+from planish.reference.model.config import choose_kv_cache
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.progress import notice_when_slow
 
-ENGINES, KV_CACHES = ("fast", "reference"), ("float32", "int8")
+ENGINES = ("fast", "reference")
 KERNELS = ("auto", "native", "xla", *BY_NAME)
 COMPILING = "kernels: compiling for this processor, which takes 10 to 60 s the first time"
 ENGINE_PROGRAMS = ("prefill", "decode_tokens", "decode_step", "forward", "losses")
@@ -123,9 +130,26 @@ def describe_programs(args: argparse.Namespace) -> dict[str, Any]:
     return {"directory": path and str(path / "xla"), "kept": dict(kept), "bytes": size}
 
 
-def with_kv_cache(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
-    """The checkpoint with the KV cache of --kv_cache."""
-    return replace(checkpoint, config=replace(checkpoint.config, kv_cache=args.kv_cache))
+def with_attention(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint with the attention and the KV cache of --attention and --kv_cache."""
+    return choose_attention(checkpoint, args.attention, args.kv_cache)
+
+
+def choose_attention(
+    checkpoint: Checkpoint, attention: str | None, kv_cache: str | None
+) -> Checkpoint:
+    """The same from the flags' values; None: as the directory says or, once attention is given,
+    the cache that it implies. RecipeError for a cache that contradicts it or has no scales."""
+    config, stored = checkpoint.config, checkpoint.has_attention_scales
+    attention = config.attention if attention is None else attention
+    if kv_cache is None and attention == config.attention:
+        return checkpoint
+    cache = choose_kv_cache(attention, kv_cache, stored)
+    if cache == "int8_static" and not stored:
+        problem, expected = "has no calibrated scales", "quantize --kv_cache int8_static"
+        where: dict[str, Any] = {"path": checkpoint.path, "name": "kv_cache"}
+        raise RecipeError(problem, **where, expected=expected, found=cache)
+    return replace(checkpoint, config=replace(config, attention=attention, kv_cache=cache))
 
 
 def with_max_positions(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
@@ -160,7 +184,7 @@ def open_model(args: argparse.Namespace) -> tuple[Checkpoint, Tokenizer]:
 
 def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
     """The engine of --engine; imports jax only for the fast one."""
-    checkpoint = with_kv_cache(checkpoint, args)
+    checkpoint = with_attention(checkpoint, args)
     if args.engine == "reference":
         from planish.reference.engine import Engine as ReferenceEngine
 

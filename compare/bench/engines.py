@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from planish.compare.bench.machine import count_threads
@@ -76,14 +76,13 @@ def parse_recipe(text: str) -> tuple[str, int | None]:
     return name, int(group) if group else None
 
 
-def open_random(size: ModelSize, recipe: str, directory: Path, kv_cache: str) -> Checkpoint:
+def open_random(size: ModelSize, recipe: str, directory: Path) -> Checkpoint:
     """A checkpoint of random weights, written into the directory unless it is there already."""
     name, group = parse_recipe(recipe)
     path = directory / f"{size.name}-{recipe}"
     if not path.exists():
         write_random(size, path, name, group)
-    checkpoint = open_checkpoint(path)
-    return replace(checkpoint, config=replace(checkpoint.config, kv_cache=kv_cache))
+    return open_checkpoint(path)
 
 
 def open_peers(

@@ -8,7 +8,7 @@ of the rounds; the extremes are reported with it. roofline.py has the bounds.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,13 +93,16 @@ def measure_size(
     recipes: Sequence[str],
     options: Options,
     directory: Path,
-    kv_cache: str = "float32",
+    adapt: Callable[[Checkpoint], Checkpoint],
 ) -> dict[str, Any]:
-    """Measure random models of one size, one for each recipe, and peers at the same size."""
+    """Measure random models of one size, one for each recipe, and peers at the same size.
+
+    adapt: gives a checkpoint the attention and the cache to measure.
+    """
     with ExitStack() as stack:
         checkpoints, engines = [], []
         for name in options.progress(list(recipes), f"{size.name}: random weights"):
-            checkpoints.append(open_random(size, name, directory, kv_cache))
+            checkpoints.append(adapt(open_random(size, name, directory)))
             engines.append(open_planish(checkpoints[-1], options.native, name))
         bits = {engine.bits for engine in engines}
         bits |= {16} if 8 in bits else set()

@@ -13,6 +13,7 @@ routing          routers near a tie, where more than one choice of experts is ri
 block_case       one block: the reference's results and the subject's modules
 module_checks    one module: its output, and the codes made from it
 fused_calls      what one kernel call does besides a linear
+int8_attention   which codes of INT8 attention may differ, and what they move
 kv_cache         level 2: the KV cache in each of its forms
 moe              level 2: mixtures of experts
 layers           level 2: every module of every block, given the reference's inputs

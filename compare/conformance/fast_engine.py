@@ -43,6 +43,7 @@ from planish.fast.xla import moe as xla_moe
 from planish.reference.files.load import Checkpoint
 from planish.reference.grids import to_groups
 from planish.reference.linear import Linear, quantized_weight
+from planish.reference.model.attention import AttentionScales
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import Norm
 from planish.reference.model.rope import Rope, rotations
@@ -134,7 +135,9 @@ class FastModel:
         return state.slots
 
     def slots(self, state: KVCache) -> list[Slots]:
-        return [read_slots(layer, self.checkpoint.config.head_dim) for layer in state.layers]
+        config, blocks = self.checkpoint.config, self.engine.weights.blocks
+        pairs = zip(state.layers, blocks, strict=True)
+        return [read_slots(x, config.head_dim, static_scales(config, block)) for x, block in pairs]
 
 
 class FastModules:
@@ -178,7 +181,7 @@ class FastModules:
         given = self.place(block), wrap_normed(x), make_positions(config, len(x)), past
         last = self.backend, added
         y, past = run_compiled(fast_transformer.attend, config, *given, *last, static=(0, 5))
-        return y[0], read_slots(past, config.head_dim)
+        return y[0], read_slots(past, config.head_dim, static_scales(config, block))
 
     def mlp(
         self, config: ModelConfig, mlp: Mlp, x: np.ndarray, residual: np.ndarray | None = None
@@ -281,6 +284,11 @@ class FastOps:
         kernel, config = native_attention.cached_attention, make_attention_config(call)
         mixed, past = run_compiled(kernel, *given, config, None, variant, static=(3, 5))
         return mixed, read_slots(past, call.head_dim)
+
+
+def static_scales(config: ModelConfig, block: Block) -> AttentionScales | None:
+    """The calibrated scales of a layer's attention, if the cache is static."""
+    return block.attention_scales if config.kv_cache == "int8_static" else None
 
 
 def run_kernel(x: jax.Array, layer: Linear, residual: jax.Array | None, isa: str) -> jax.Array:

@@ -19,6 +19,7 @@ from planish.fast.model.cache import LayerCache
 from planish.fast.native import linear as native_linear
 from planish.fast.native.cache import KEY_SLOTS, TiledSlots
 from planish.reference.linear import Linear
+from planish.reference.model.attention import AttentionScales
 from planish.reference.model.weights import Experts
 from planish.reference.quantized import QuantizedWeight, centred_codes, to_layout
 
@@ -94,10 +95,13 @@ def tile_keys(keys: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(split.swapaxes(3, 4))
 
 
-def read_slots(layer: LayerCache, head_dim: int) -> list[np.ndarray]:
+def read_slots(
+    layer: LayerCache, head_dim: int, static: AttentionScales | None = None
+) -> list[np.ndarray]:
     """Read one layer's slots: keys and values [B, G, S, Hd], INT8 ones with scales [B, G, S].
 
-    Undoes the tiles of 16 slots and drops the zeros that pad a narrow head.
+    Undoes the tiles of 16 slots and drops the zeros that pad a narrow head. static: the calibrated
+    scales of codes that have no others; each slot gets them.
     """
     arrays = [np.asarray(array) for array in layer.arrays]
     if isinstance(layer, TiledSlots):
@@ -105,4 +109,7 @@ def read_slots(layer: LayerCache, head_dim: int) -> list[np.ndarray]:
         keys = arrays[0].transpose(0, 1, 2, 4, 3)
         arrays[0] = keys.reshape(batch, heads, tiles * slots, width)[..., :head_dim]
         arrays[1] = arrays[1][..., :head_dim]
+    if static is not None:
+        both = (np.asarray(scale).reshape(1, 1, 1) for scale in (static.k, static.v))
+        arrays += [np.broadcast_to(scale, arrays[0].shape[:3]) for scale in both]
     return arrays

@@ -42,8 +42,8 @@ from planish.compare.conformance.fused_calls import (
     identity_linear,
     read_normalized_rows,
 )
-from planish.compare.conformance.kv_cache import attend_over, check_written
-from planish.compare.conformance.module_checks import check_module, share_of_largest
+from planish.compare.conformance.kv_cache import attend_over, attend_over_codes, check_written
+from planish.compare.conformance.module_checks import check_module, check_readers, share_of_largest
 from planish.compare.conformance.moe import check_mixture
 from planish.compare.conformance.ops import Op, check_output
 from planish.compare.conformance.routing import (
@@ -120,11 +120,18 @@ def check_attention(case: BlockCase) -> Iterator[Check]:
     through = replace(block, o=identity_linear(block.o.weight.shape[1]))
     mixed, past = case.modules.attend(config, through, x)
     expected = case.seen["o"]
-    if config.kv_cache == "int8":
+    if config.kv_cache != "float32":
         yield from check_written(config, layer, block, x, past)
-        expected = attend_over(config, block, x, past)
-    both = {"expected": expected, "found": mixed}
-    yield from check_module(layer, "attention", **both, readers={"o": block.o}, codes=case.codes)
+    if config.attention == "int8":
+        attended = attend_over_codes(config, block, x, past)
+        yield check(2, layer, "attention", attended.expected, mixed, attended.allowed)
+        yield from check_readers(layer, "attention", mixed, mixed, {"o": block.o}, case.codes)
+    else:
+        expected = expected if config.kv_cache == "float32" else attend_over(config, block, x, past)
+        both = {"expected": expected, "found": mixed}
+        yield from check_module(
+            layer, "attention", **both, readers={"o": block.o}, codes=case.codes
+        )
     if case.modules.fuses([block.o]) and np.isfinite(mixed).all():
         found, _ = case.modules.attend(config, block, x, case.seen["x"])
         part = "o and the residual after attention"

@@ -41,6 +41,18 @@ def check_module(
     """
     share = SOFTMAX_TOLERANCE if part == "attention" else FLOAT_TOLERANCE
     yield check(2, layer, part, expected, found, share_of_largest(expected, share))
+    yield from check_readers(layer, part, expected, found, readers, codes)
+
+
+def check_readers(
+    layer: int,
+    part: str,
+    expected: np.ndarray,
+    found: np.ndarray,
+    readers: dict[str, Linear],
+    codes: Codes | None,
+) -> Iterator[Check]:
+    """The activation codes of each linear that reads a module's output."""
     for name, linear in readers.items():
         if linear.activation != "float" and np.isfinite(found).all():
             quantize = reference_codes if codes is None else codes.activation_codes

@@ -34,7 +34,6 @@ from planish.compare.conformance.perturbation import (
 )
 from planish.compare.conformance.routing import take_nearest
 from planish.compare.conformance.trace import (
-    Past,
     Seen,
     collect_activations,
     select_linears,
@@ -47,7 +46,7 @@ from planish.reference import linear as reference_linear
 from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.model import transformer as reference_transformer
 from planish.reference.model.config import ModelConfig
-from planish.reference.model.transformer import PREFILL_CHUNK, KVCache
+from planish.reference.model.transformer import PREFILL_CHUNK, KVCache, Past
 from planish.reference.model.weights import Block, Weights
 from planish.reference.progress import Progress, no_progress
 from planish.reference.text.generate import Stop, check_fits

@@ -32,6 +32,7 @@ from planish.reference.linear import Linear
 from planish.reference.quantized import QuantizedWeight, dequantize
 
 EPS = float(np.finfo(np.float32).eps)
+TIE_OF_A_HEAD = 1e-3  # in units of the scale of a head of queries, keys or values
 TINY = 1e-30  # so that no tolerance is exactly zero where floats are compared
 
 

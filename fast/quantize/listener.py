@@ -16,13 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planish.fast.model.backend import Backend, Normed
+from planish.fast.model.backend import QKV, AttentionConfig, Backend, Normed, Positions
 from planish.fast.model.layers import normalize
 from planish.fast.model.weights import PlacedExperts
 from planish.fast.quantize.moments import upper_moments
 from planish.fast.xla import moe
+from planish.fast.xla.attention import rotate_heads
 from planish.reference.linear import Linear
+from planish.reference.model.attention import AttentionScales
 from planish.reference.model.config import ModelConfig
+from planish.reference.model.transformer import ROTATED
 from planish.reference.model.weights import Block
 from planish.reference.quantize.observe import Observer, second_moments
 
@@ -61,7 +64,7 @@ class Listener:
         observer: Observer,
         parts: frozenset[str] | None = None,
     ):
-        """parts: the linears to observe; None for all."""
+        """parts: what to observe (Runner.observe); None for all linears."""
         self.parts = parts
         self.measure = fast_measure(observer)
         self.backend, self.observer, self.heard = backend, observer, Heard()
@@ -69,8 +72,8 @@ class Listener:
         mlp = vars(block.mlp)  # an Mlp's linears; or a mixture's router, and stacks
         linears |= {name: layer for name, layer in mlp.items() if isinstance(layer, Linear)}
         self.names = {id(linear): name for name, linear in linears.items()}
-        self.attention, self.sample = backend.attention, backend.sample
         self.can_sample, self.empty_layer = backend.can_sample, backend.empty_layer
+        self.sample = backend.sample
 
     def hear(self, x: jax.Array, *layers: Linear) -> None:
         """Reduce x [B, T, K] for each linear of the block that reads it."""
@@ -95,6 +98,21 @@ class Listener:
     def gated(self, x: Normed, gate: Linear, up: Linear, activation: str) -> jax.Array:
         self.hear(normalize(x.raw, x.norm), gate, up)
         return self.backend.gated(x, gate, up, activation)
+
+    def attention(
+        self,
+        qkv: QKV,
+        positions: Positions,
+        past: Any,
+        config: AttentionConfig,
+        scales: AttentionScales | None = None,
+    ) -> tuple[jax.Array, Any]:
+        """Observes rotated queries and keys, and values, if they are asked for."""
+        if self.parts is not None and self.parts & frozenset(ROTATED):
+            for name, x in zip(ROTATED, rotate_heads(qkv, positions, config), strict=True):
+                rows = x.reshape(-1, x.shape[-2] * x.shape[-1])
+                self.heard.linears[name] = rows_finite(rows), self.measure(rows)
+        return self.backend.attention(qkv, positions, past, config, scales)
 
     def moe(
         self,

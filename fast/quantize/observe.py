@@ -34,6 +34,7 @@ from planish.reference.linear import Linear
 from planish.reference.memory import memory_errors
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.rope import rotations
+from planish.reference.model.transformer import ROTATED
 from planish.reference.model.weights import (
     Block,
     Weights,
@@ -125,9 +126,10 @@ def observe_block(  # noqa: PLR0913  (the reference's, and native)
     wanted = None if parts is None else frozenset(parts)
     native = native and not has_quantized_experts(block)
     placed, backend = place(block, native), backend_of(native)
-    order = [part for part in block_linears(block) if wanted is None or part in wanted]
+    every = (*block_linears(block), *ROTATED)
+    order = [part for part in every if wanted is None or part in wanted]
     totals, outputs = Totals(order, observer, names or {}), store.new()
-    if wanted is not None and not wanted & frozenset("qkvo") and not config.parallel:
+    if wanted is not None and not wanted & {*"qkvo", *ROTATED} and not config.parallel:
         kept = Kept() if kept is None else kept
         if (middle := kept.find(block, hidden, native)) is None:
             middle = attend_all(config, placed, hidden, store, backend)

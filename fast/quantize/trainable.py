@@ -25,7 +25,7 @@ from planish.fast.model.backend import QKV, AttentionConfig, Normed, Positions
 from planish.fast.model.layers import ACTIVATIONS, map_chunks, normalize
 from planish.fast.model.weights import PlacedExperts
 from planish.fast.quantize.products import multiply
-from planish.fast.xla.attention import SCORES, rotate, score_weights
+from planish.fast.xla.attention import SCORES, rotate_heads, score_weights
 from planish.fast.xla.backend import can_sample, sample
 from planish.fast.xla.grids import int8_codes, int8_scale
 from planish.fast.xla.linear import split_groups
@@ -81,10 +81,7 @@ class Trainable:
         """softmax(q kt / divisor) v of whole samples -> [B, T, H * Hd], and past as it was."""
         if config.int8 or scales is not None:
             raise TypeError("a block is trained with float attention over a float cache")
-        q, k, v = (x.reshape(*x.shape[:2], -1, config.head_dim) for x in qkv)
-        if config.rope is not None and config.table is not None:
-            cos, sin = (angles[positions.index] for angles in positions.tables[config.table])
-            q, k = rotate(q, cos, sin, config.rope), rotate(k, cos, sin, config.rope)
+        q, k, v = rotate_heads(qkv, positions, config)
         attend = partial(self.attend_sample, config=config)
         return lax.map(lambda sample: attend(*sample), (q, k, v, positions.index)), past
 

@@ -34,16 +34,22 @@ def cached_attention(
 
     q [B, T, H * Hd], k and v [B, T, K * Hd]; scales: of a static INT8 cache.
     """
-    q, k, v = (x.reshape(*x.shape[:2], -1, config.head_dim) for x in qkv)
-    if config.rope is not None and config.table is not None:
-        cos, sin = (angles[positions.index] for angles in positions.tables[config.table])
-        q, k = rotate(q, cos, sin, config.rope), rotate(k, cos, sin, config.rope)
+    q, k, v = rotate_heads(qkv, positions, config)
     past = append(past, k, v, positions.index, scales)
     mask = CausalMask(positions.index, config.window)
     if config.int8:
         return attention_on_codes(q, past, mask, config, scales), past
     keys, values = read(past, scales)
     return attention(q, keys, values, mask, config.divisor, config.alibi, config.cap), past
+
+
+def rotate_heads(qkv: QKV, positions: Positions, config: AttentionConfig) -> QKV:
+    """Queries, keys and values [B, T, heads, Hd] from [B, T, heads * Hd]; q and k rotated."""
+    q, k, v = (x.reshape(*x.shape[:2], -1, config.head_dim) for x in qkv)
+    if config.rope is not None and config.table is not None:
+        cos, sin = (angles[positions.index] for angles in positions.tables[config.table])
+        q, k = rotate(q, cos, sin, config.rope), rotate(k, cos, sin, config.rope)
+    return q, k, v
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, rope: Rope) -> jax.Array:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from planish.opening import ENGINES, KERNELS, KV_CACHES
+from planish.opening import ENGINES, KERNELS
+from planish.reference.model.config import ATTENTIONS, KV_CACHES
 
 Flags = argparse.ArgumentParser | argparse._ArgumentGroup  # what flags can be added to
 
@@ -43,17 +44,23 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         default="fast",
         help="fast (default): JAX and native kernels; reference: NumPy, which defines the numbers",
     )
-    add_kv_cache_flag(engine)
+    add_attention_flags(engine)
     add_kernels_flag(engine)
     add_cache_flag(engine)
 
 
-def add_kv_cache_flag(parser: Flags) -> None:
+def add_attention_flags(parser: Flags, own: str = "as the model says") -> None:
+    """--attention and --kv_cache, which are `own` by default."""
+    parser.add_argument(
+        "--attention",
+        choices=ATTENTIONS,
+        help=f"float; int8: both products on INT8 codes, over an INT8 cache (default: {own})",
+    )
     parser.add_argument(
         "--kv_cache",
         choices=KV_CACHES,
-        default="float32",
-        help="float32 (default); int8: a quarter of the bytes, one scale per token and head",
+        help="float32; int8: a quarter of the bytes, one scale per token and head; int8_static:"
+        f" calibrated scales (default: {own}, or what --attention needs)",
     )
 
 

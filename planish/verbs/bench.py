@@ -6,15 +6,16 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from planish.opening import keep_programs, native_kernels, open_subject, with_kv_cache
+from planish.opening import keep_programs, native_kernels, open_subject, with_attention
 from planish.reference.errors import OutputError, PlanishError, one_line
 from planish.terminal.flags import (
+    add_attention_flags,
     add_cache_flag,
     add_kernels_flag,
-    add_kv_cache_flag,
     add_links_flag,
     add_max_positions_flag,
 )
@@ -57,7 +58,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     more, engine = parser.add_argument_group("the model"), parser.add_argument_group("the engine")
     add_links_flag(more)
     add_max_positions_flag(more)
-    add_kv_cache_flag(engine)
+    add_attention_flags(engine)
     add_kernels_flag(engine)
     add_cache_flag(engine)
 
@@ -80,12 +81,12 @@ def run(args: argparse.Namespace) -> int:
         progress=progress,
     )
     if checkpoint is not None:
-        checkpoint = with_kv_cache(checkpoint, args)
+        checkpoint = with_attention(checkpoint, args)
         result = speed.measure_model(checkpoint, options)
     else:
         with model_directory(args.directory) as directory:
-            size = MODEL_SIZES[args.shape]
-            result = speed.measure_size(size, recipes, options, directory, args.kv_cache)
+            size, adapt = MODEL_SIZES[args.shape], partial(with_attention, args=args)
+            result = speed.measure_size(size, recipes, options, directory, adapt)
     print_json(result) if args.json else print(as_text(result))
     return 0
 

@@ -10,13 +10,13 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from planish.opening import keep_programs, native_kernels, open_model, open_subject, with_kv_cache
+from planish.opening import keep_programs, native_kernels, open_model, open_subject, with_attention
 from planish.reference.files.load import Checkpoint
 from planish.reference.text.tokenizer import read_text
 from planish.terminal.flags import (
+    add_attention_flags,
     add_cache_flag,
     add_kernels_flag,
-    add_kv_cache_flag,
     add_model_flag,
 )
 from planish.terminal.given import notice_idle
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 AGREE, DIFFER = 0, 3
 SUBJECTS = ("planish", "transformers")
-ENGINE_FLAGS = ("--kv_cache", "--kernels", "--compilation_cache")
+ENGINE_FLAGS = ("--attention", "--kv_cache", "--kernels", "--compilation_cache")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     engine = parser.add_argument_group("the engine")
-    add_kv_cache_flag(engine)
+    add_attention_flags(engine)
     add_kernels_flag(engine)
     add_cache_flag(engine)
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if other:
         result = judge_transformers(checkpoint, tokens)
     else:
-        checkpoint, native = with_kv_cache(checkpoint, args), native_kernels(args)
+        checkpoint, native = with_attention(checkpoint, args), native_kernels(args)
         result = report.run(checkpoint, tokens, progress, native=native)
     if args.json:
         print_json(result.as_dict())

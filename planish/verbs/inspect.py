@@ -29,6 +29,7 @@ KINDS = {
     "weight_scale": "scales",
     "weight_zero_point": "zero points",
     "input_scale": "scales",
+    **dict.fromkeys(("q_scale", "k_scale", "v_scale"), "scales"),
     "bias": "biases",
 }
 
@@ -206,6 +207,8 @@ def quantized_lines(facts: dict[str, Any]) -> list[str]:
         f"method {quantization['method']}" if quantization.get("method") else "",
         f"smoothed with alpha {alpha}" if alpha is not None else "",
         "outputs smoothed" if smoothing.get("outputs") else "",
+        f"{quantization['attention']} attention" if "attention" in quantization else "",
+        f"{quantization['kv_cache']} cache" if "kv_cache" in quantization else "",
         f"codes in {facts['layout']}" if facts["layout"] == "tiles" else "codes in canonical order",
     ]
     schemes = facts["schemes"].items()

@@ -17,7 +17,7 @@ import numpy as np
 from planish import pocket
 from planish.calibration import calibration_samples
 from planish.compare.quality.names import parse_recipes
-from planish.opening import keep_programs, native_kernels, open_model
+from planish.opening import keep_programs, native_kernels, open_model, with_attention
 from planish.reference.errors import PromptError, notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.quantize.checkpoint import check_request
@@ -26,9 +26,9 @@ from planish.reference.quantize.recipe import needs_calibration
 from planish.reference.text.evaluate import cut_windows
 from planish.reference.text.tokenizer import Tokenizer, read_text
 from planish.terminal.flags import (
+    add_attention_flags,
     add_cache_flag,
     add_kernels_flag,
-    add_kv_cache_flag,
     add_model_flag,
 )
 from planish.terminal.given import notice_idle
@@ -57,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--sequence_length", "--sample_length", type=int, metavar="N", help=words)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     engine = parser.add_argument_group("the engine")
-    add_kv_cache_flag(engine)
+    add_attention_flags(engine)
     add_kernels_flag(engine)
     add_cache_flag(engine)
 
@@ -117,8 +117,9 @@ def make_opener(args: argparse.Namespace, source: Checkpoint, native: bool) -> A
     from planish.fast.session.engine import Engine
 
     def open_engine(checkpoint: Checkpoint) -> Engine:
+        checkpoint = with_attention(checkpoint, args)
         longest, learned = source.config.max_positions, source.learned_positions
-        config = replace(checkpoint.config, kv_cache=args.kv_cache, max_positions=longest)
+        config = replace(checkpoint.config, max_positions=longest)
         return Engine(replace(checkpoint, config=config, learned_positions=learned), native)
 
     return open_engine

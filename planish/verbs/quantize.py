@@ -28,7 +28,12 @@ from planish.reference.quantize.recipe import SETTINGS, Recipe, needs_calibratio
 from planish.reference.quantize.runtime import NUMPY, Runtime
 from planish.reference.quantize.settings import PRESETS
 from planish.terminal.blocks import FORMS, BlockProgress, describe_fields
-from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_model_flag
+from planish.terminal.flags import (
+    add_attention_flags,
+    add_cache_flag,
+    add_kernels_flag,
+    add_model_flag,
+)
 from planish.terminal.given import Rule, engine_rule, notice_idle, refuse_given
 from planish.terminal.output import print_json
 from planish.terminal.sizes import parse_bytes
@@ -90,6 +95,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="O3: static scales of least error, not of the absmax",
     )
+    add_attention_flags(parser, "float")
     parser.add_argument("--lm_head", help="float (default), int8 or int4")
     parser.add_argument(
         "--ignore",
@@ -259,6 +265,8 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         alpha=alpha_of(args.alpha),
         smooth_outputs=args.smooth_outputs,
         clip_inputs=args.clip_inputs,
+        attention=args.attention,
+        kv_cache=args.kv_cache,
         head=args.lm_head,
         ignore=None if args.ignore is None else tuple(args.ignore),
         **{name: getattr(args, name, None) for name in SETTINGS},

@@ -101,6 +101,15 @@ class Checkpoint:
         name = source.name.replace(".{h}", "")
         return name if plain else f"{name}.{part}"
 
+    @property
+    def has_attention_scales(self) -> bool:
+        """Whether calibrated scales of attention are stored (docs/file-format.md)."""
+        return self.declared is not None and self.declared.kv_cache == "int8_static"
+
+    def attention_prefix(self, layer: int) -> str:
+        """The prefix of a layer's attention, beside whose linears its scales are stored."""
+        return self.source("o", layer).name.rpartition(".")[0]
+
     def has_stacked_experts(self, layer: int) -> bool:
         """Whether a layer's experts are stacked: one tensor for all gates, ups or downs."""
         if self.format is None or not self.config.layers[layer].experts:
@@ -167,6 +176,8 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
     values = read_json(path / "config.json")
     form, declared = _format_of(values, path)
     config = _with_generation(model_config(values, path / "config.json"), path)
+    if declared is not None:
+        config = replace(config, attention=declared.attention, kv_cache=declared.kv_cache)
     architecture = architecture_of(values, path)
     entries, absent = find_entries(path, allow_links)
     plain = plain_names([*entries, *absent], architecture)
@@ -280,11 +291,23 @@ def _known_names(checkpoint: Checkpoint) -> set[str]:
         tied = part == "head" and config.tie_embeddings
         known |= _require(checkpoint, part, None, kinds, optional=tied)
     for layer in range(config.num_layers):  # raises at the first missing one
+        known |= _require_scales(checkpoint, layer)
         stacked = checkpoint.has_stacked_experts(layer)
         for part, kinds in block_kinds(config, layer).items():
             part = split_expert(part)[0] if stacked else part
             known |= _require(checkpoint, part, layer, kinds)
     return known
+
+
+def _require_scales(checkpoint: Checkpoint, layer: int) -> set[str]:
+    """The names of a layer's attention scales, if it has any; CheckpointError if one is missing."""
+    if not checkpoint.has_attention_scales:
+        return set()
+    prefix = checkpoint.attention_prefix(layer)
+    names = {f"{prefix}.{name}_scale" for name in "qkv"}
+    for name in sorted(names):
+        find_entry(checkpoint, name)
+    return names
 
 
 def _require(

@@ -19,12 +19,15 @@ class Declared:
 
     targets: schemes by the prefix of a linear, or by its prefix with {i} in place of every number.
     rest, head: the schemes of linears that are quantized without being named (version 1).
+    attention, kv_cache: as in ModelConfig; a static cache has scales beside the linears.
     """
 
     layout: str
     targets: Mapping[str, Scheme] = field(default_factory=dict)
     rest: Scheme | None = None
     head: Scheme | None = None
+    attention: str = "float"
+    kv_cache: str = "float32"
 
 
 def general_name(prefix: str) -> str:

@@ -25,6 +25,7 @@ from planish.reference.files.floats import (
     require_finite,
 )
 from planish.reference.linear import Linear
+from planish.reference.model.attention import AttentionScales
 from planish.reference.model.experts import Stack
 from planish.reference.model.layers import Norm
 from planish.reference.model.shapes import (
@@ -176,7 +177,15 @@ def load_block(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Block
         part: load_norm(checkpoint, part, shape, layer)
         for part, shape in block_norms(config).items()
     }
-    return build_block(config.layers[layer], linears, norms, stack)
+    block = build_block(config.layers[layer], linears, norms, stack)
+    return replace(block, attention_scales=_read_scales(checkpoint, layer))
+
+
+def _read_scales(checkpoint: Checkpoint, layer: int) -> AttentionScales | None:
+    """The calibrated scales of a layer's attention, if they are stored."""
+    if checkpoint.format is None or not checkpoint.has_attention_scales:
+        return None
+    return checkpoint.format.read_scales(checkpoint, checkpoint.attention_prefix(layer))
 
 
 def _require_same_schemes(checkpoint: Checkpoint, layer: int, linears: dict[str, Linear]) -> None:

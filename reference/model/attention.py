@@ -22,7 +22,7 @@ from planish.reference.grids import INT8_MAX, int8_codes, int8_scale, require_fi
 from planish.reference.model.config import Alibi
 from planish.reference.model.layers import scale_and_bias, soft_cap
 
-STATIC_P_SCALE = np.array(1 / INT8_MAX, np.float32)
+STATIC_P_SCALE = np.full((1, 1, 1, 1), 1 / INT8_MAX, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,49 +94,60 @@ def int8_attention(
 ) -> np.ndarray:
     """softmax(q kt / divisor) v on codes: q [T, H, Hd], k and v [S, K, Hd] -> [T, H * Hd].
 
-    score = ((f32(sum_d q8 k8) * q_scale) * k_scale) / divisor, then biases, cap and mask as in
-    layers.attention. q, k and v have static scales, or none has. Sums over S are exact for S <=
-    133,144.
+    context = (f32(sum_s p8 v8) * p_scale) / total, with w and p_scale of `scale_weights`, p8 =
+    rint(w / p_scale) and total = sum_s e; the static form has a factor v_scale before the division.
+    q, k and v have static scales, or none has. Sums are exact for S <= 133,144.
     """
     tokens, heads, head_dim = q.codes.shape
+    e = exponentials(q, k, mask, divisor, alibi, cap)  # [K, H/K, T, S]
+    w, p_scale = scale_weights(e, v)
+    sums = multiply_codes(int8_codes(w, p_scale), v.codes.transpose(1, 0, 2)[:, None])
+    context = sums * p_scale * v.scale if v.static else sums * p_scale  # [K, H/K, T, Hd]
+    context = context / np.sum(e, axis=-1, keepdims=True)
+    return context.transpose(2, 0, 1, 3).reshape(tokens, heads * head_dim)
+
+
+def exponentials(
+    q: HeadCodes,
+    k: HeadCodes,
+    mask: np.ndarray,
+    divisor: float,
+    alibi: Alibi | None = None,
+    cap: float | None = None,
+) -> np.ndarray:
+    """exp(score - max_s score), 0 where masked: [K, H/K, T, S]. The largest of each row is 1.
+
+    score = ((f32(sum_d q8 k8) * q_scale) * k_scale) / divisor, then biases, cap and mask as in
+    layers.attention.
+    """
     kv_heads = k.codes.shape[1]
     q_scale = q.scale if q.static else group_heads(q.scale, kv_heads)  # [K, H/K, T, 1]
     k_scale = k.scale.transpose(1, 2, 0)[:, None]  # [K, 1, 1, S]
-    products = group_heads(q.codes, kv_heads), k.codes.transpose(1, 2, 0)[:, None]
-    scores = multiply_codes(*products)  # [K, H/K, T, S]
-    scores = soft_cap(scale_and_bias((scores * q_scale) * k_scale, divisor, alibi), cap)
+    grouped = group_heads(q.codes, kv_heads)  # [K, H/K, T, Hd]
+    scores = multiply_codes(grouped, k.codes.transpose(1, 2, 0)[:, None]) * q_scale * k_scale
+    scores = soft_cap(scale_and_bias(scores, divisor, alibi), cap)
     scores = np.where(mask, scores, np.float32(-np.inf))
-    e = np.exp(scores - np.max(scores, axis=-1, keepdims=True))  # its largest is 1 in each row
-    context = weigh_static(e, v) if v.static else weigh(e, v)
-    return context.transpose(2, 0, 1, 3).reshape(tokens, heads * head_dim)
+    e: np.ndarray = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
+    return e
+
+
+def scale_weights(e: np.ndarray, v: HeadCodes) -> tuple[np.ndarray, np.ndarray]:
+    """The weights w [K, H/K, T, S] that become codes, and p_scale [K, H/K, T, 1].
+
+    dynamic   a value's scale belongs to its slot, so it moves into the weight: w = e * v_scale,
+              p_scale = max_s w / 127
+    static    w = e, p_scale = 1 / 127
+    """
+    if v.static:
+        return e, STATIC_P_SCALE
+    w = e * v.scale.transpose(1, 2, 0)[:, None]  # [K, 1, 1, S]
+    return w, np.max(w, axis=-1, keepdims=True) / np.float32(INT8_MAX)
 
 
 def group_heads(x: np.ndarray, kv_heads: int) -> np.ndarray:
     """[T, H, ...] -> [K, H/K, T, ...]: the query heads of each key-value head."""
     grouped: np.ndarray = x.reshape(len(x), kv_heads, -1, x.shape[-1]).transpose(1, 2, 0, 3)
     return grouped
-
-
-def weigh(e: np.ndarray, v: HeadCodes) -> np.ndarray:
-    """(f32(sum_s p8 v8) * p_scale) / sum_s e for e [K, H/K, T, S] -> [K, H/K, T, Hd].
-
-    A value's scale belongs to its slot, so it moves into the weight: w = e * v_scale, p_scale =
-    max_s w / 127, p8 = rint(w / p_scale).
-    """
-    w = e * v.scale.transpose(1, 2, 0)[:, None]  # [K, 1, 1, S]
-    p_scale = np.max(w, axis=-1, keepdims=True) / np.float32(INT8_MAX)
-    p8 = int8_codes(w, p_scale)
-    sums = multiply_codes(p8, v.codes.transpose(1, 0, 2)[:, None])
-    context: np.ndarray = (sums * p_scale) / np.sum(e, axis=-1, keepdims=True)
-    return context
-
-
-def weigh_static(e: np.ndarray, v: HeadCodes) -> np.ndarray:
-    """((f32(sum_s p8 v8) * p_scale) * v_scale) / sum_s e, p_scale = f32(1/127): as in `weigh`."""
-    p8 = int8_codes(e, STATIC_P_SCALE)
-    sums = multiply_codes(p8, v.codes.transpose(1, 0, 2)[:, None])
-    context: np.ndarray = ((sums * STATIC_P_SCALE) * v.scale) / np.sum(e, axis=-1, keepdims=True)
-    return context
 
 
 def multiply_codes(a: np.ndarray, b: np.ndarray) -> np.ndarray:

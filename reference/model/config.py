@@ -10,7 +10,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from planish.reference.errors import RecipeError
 from planish.reference.model.rope import Rope
+
+ATTENTIONS = ("float", "int8")
+KV_CACHES = ("float32", "int8", "int8_static")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,3 +132,16 @@ class ModelConfig:
 def repeat_layer(count: int, head_dim: int, **features: Any) -> tuple[LayerKind, ...]:
     """`count` identical layers whose scores are divided by sqrt(head_dim)."""
     return (LayerKind(score_divisor=math.sqrt(head_dim), **features),) * count
+
+
+def choose_kv_cache(attention: str, given: str | None, static: bool) -> str:
+    """The cache of this attention, if none is given; static: whether it has calibrated scales.
+
+    INT8 attention needs an INT8 cache. Raises RecipeError if the cache given contradicts it.
+    """
+    if given is None:
+        return "float32" if attention == "float" else "int8_static" if static else "int8"
+    if attention == "int8" and given == "float32":
+        problem, expected = "contradicts INT8 attention", "int8, int8_static, or no kv_cache"
+        raise RecipeError(problem, name="kv_cache", expected=expected, found=given)
+    return given

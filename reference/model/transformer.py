@@ -43,6 +43,7 @@ from planish.reference.model.weights import Block, Experts, Mlp, Weights
 PREFILL_CHUNK = 512  # tokens computed at once; only per_tensor activation scales depend on it
 
 Tap = Callable[[str, np.ndarray], None]
+ROTATED = ("attention.q", "attention.k", "attention.v")  # for a tap: q, k and v as attention reads
 Past = tuple[Heads, Heads]  # one layer's keys and values [S, K, Hd], floats or codes
 
 
@@ -66,7 +67,10 @@ def empty_cache(config: ModelConfig) -> KVCache:
 
 
 def no_tap(name: str, x: np.ndarray) -> None:
-    """The default tap: does nothing. A tap receives each linear's name and its input [T, K]."""
+    """The default tap: does nothing. A tap receives each linear's name and its input [T, K].
+
+    Also those of ROTATED, with [T, heads * Hd].
+    """
 
 
 def embed(
@@ -130,6 +134,8 @@ def attend(
         rope = config.ropes[block.kind.rope]
         cos, sin = rotations(rope, positions, length or int(positions[-1]) + 1)
         q, k = rotate(q, cos, sin, rope), rotate(k, cos, sin, rope)
+    for name, x in zip(ROTATED, (q, k, v), strict=True):
+        tap(name, x.reshape(len(x), -1))
     new = to_cache(config, k, v, block.attention_scales)
     past = append_heads(past[0], new[0]), append_heads(past[1], new[1])  # [S, K, Hd]
     context = attend_past(config, block, q, positions, past)  # [T, H * Hd]

@@ -11,10 +11,12 @@ import numpy as np
 
 from planish.reference.errors import QuantizationError
 from planish.reference.linear import Linear
+from planish.reference.model.attention import AttentionScales
 from planish.reference.model.layers import Norm
+from planish.reference.model.transformer import ROTATED
 from planish.reference.model.weights import Block, block_linears, block_norms, split_expert
 from planish.reference.quantize.clip import clip_absmax
-from planish.reference.quantize.job import BlockJob
+from planish.reference.quantize.job import BlockJob, static_scale
 from planish.reference.quantize.observe import ABSMAX, ChannelAbsmax, block_name
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.runtime import NUMPY, Runtime
@@ -64,6 +66,18 @@ def made_by_methods(before: Linear | Norm, found: Linear | Norm) -> dict[str, np
         elif value is not getattr(before, kind, None):
             arrays[kind] = value
     return {kind: value for kind, value in arrays.items() if value is not None}
+
+
+def calibrate_attention(job: BlockJob, block: Block) -> AttentionScales:
+    """max(absmax, 1e-5) / 127 of rotated queries and keys, and of values, on all samples (SPEC 3).
+
+    Of the float block as it is rounded: smoothed and rescaled.
+    """
+    found, _ = job.runner.observe(
+        job.config, block, job.float_inputs, job.names, ABSMAX, parts=ROTATED
+    )
+    q, k, v = (static_scale(found[name]) for name in ROTATED)
+    return AttentionScales(q=q, k=k, v=v)
 
 
 def observe_absmax(job: BlockJob, block: Block) -> ChannelAbsmax:

@@ -24,7 +24,7 @@ from planish.reference.files.writer import CheckpointWriter, Sink, Tensors
 from planish.reference.linear import float_weight
 from planish.reference.model.weights import Block, Weights, block_linears
 from planish.reference.quantize.ahead import map_ahead
-from planish.reference.quantize.block import quantize_block
+from planish.reference.quantize.block import calibrate_attention, quantize_block
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.observe import ChannelAbsmax, require_finite_states, spread
 from planish.reference.quantize.output import add_block, add_outer, config_values, read_block
@@ -183,6 +183,9 @@ class Job:
         job = self.block_job(layer, states, outputs)
         job = replace(job, absmax=absmax) if smooth is block else job  # else its inputs have moved
         quantized, rescaled = quantize_block(job, smooth, self.recipe, self.runtime)
+        if self.recipe.kv_cache == "int8_static":
+            scales = calibrate_attention(job, rescaled)
+            quantized = replace(quantized, attention_scales=scales)
         floats = block_linears(rescaled)
         for part, linear in block_linears(quantized).items():
             if isinstance(linear.weight, QuantizedWeight):

@@ -93,13 +93,14 @@ def measure_calibration(
     runner: Runner,
 ) -> float:
     """Time to run all samples through one block, as often as the recipe needs."""
-    config, wanted = checkpoint.config, int(recipe.static)
+    config = checkpoint.config
+    static, heads = int(recipe.static), int(recipe.kv_cache == "int8_static")
     few = samples[: max(1, TOKENS // len(samples[0]))]
     hidden = runner.embed(config, weights, few)
     names = linear_names(checkpoint, 0)
     observing = measure_second_call(lambda: runner.observe(config, block, hidden, names)) / len(few)
     tried = count_trials(recipe) * min(len(samples), SEARCH_SAMPLES)
-    passes = len(samples) * count_passes(recipe, wanted) + tried * wanted
+    passes = len(samples) * count_passes(recipe, static + heads) + tried * static
     return passes * observing + tried * measure_running(checkpoint, block, recipe, hidden, runner)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from planish.reference.errors import PromptError, QuantizationError, notice
 from planish.reference.model.config import ModelConfig
-from planish.reference.model.transformer import Tap, block_forward, embed, no_tap
+from planish.reference.model.transformer import ROTATED, Tap, block_forward, embed, no_tap
 from planish.reference.model.weights import Block, Weights
 from planish.reference.progress import Progress, no_progress
 from planish.reference.quantize.hidden import UNLIMITED, States, Store
@@ -143,7 +143,8 @@ def observe_block(
 ) -> tuple[Statistics, States]:
     """Statistics of the inputs of a block's linears, and the block's output hidden states.
 
-    parts: only these linears are observed, and the outputs are empty. store: where outputs go.
+    parts: only these are observed, linears or names of ROTATED (all linears if None), and the
+    outputs are empty. store: where outputs go.
     Raises QuantizationError if the float model overflows on the samples; `names` are the names of
     the block's linears for this error.
     """
@@ -151,7 +152,7 @@ def observe_block(
     called, outputs = names or {}, store.new()
 
     def tap(name: str, x: np.ndarray) -> None:
-        if parts is not None and name not in parts:
+        if name in ROTATED if parts is None else name not in parts:
             return
         if not np.isfinite(x).all():
             raise reads_overflow(called.get(name, name))

@@ -49,6 +49,8 @@ def add_block(
             WRITTEN.write(sink, prefix, _put_in_layout(value, layout))
         else:
             _add_float(checkpoint, sink, prefix, value, raw)
+    if (scales := block.attention_scales) is not None:
+        WRITTEN.write_scales(sink, checkpoint.attention_prefix(layer), scales)
     for part, each in experts.items():
         stack = stack_linears([_put_in_layout(layer, layout) for layer in each])
         WRITTEN.write(sink, checkpoint.prefix(part, layer), stack)
@@ -128,6 +130,8 @@ def config_values(
         return values
     said = WRITTEN.config(schemes_to_write(checkpoint, recipe), layout)
     facts = recipe_facts(recipe, alphas, fingerprint(samples) if samples else None)
+    chosen = {"attention": recipe.attention, "kv_cache": recipe.kv_cache}
+    said |= {key: value for key, value in chosen.items() if not value.startswith("float")}
     return {**values, "quantization_config": {**said, **facts}}
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from planish.reference.errors import RecipeError
 from planish.reference.grids import GROUP_SIZES, INT4_RULES, SYMMETRIC_RULES
+from planish.reference.model.config import ATTENTIONS, KV_CACHES, choose_kv_cache
 from planish.reference.quantize.methods import METHODS
 from planish.reference.quantize.patterns import check_pattern
 from planish.reference.quantize.settings import DEFAULTS, PRESETS, Settings
@@ -30,10 +31,10 @@ from planish.reference.quantize.spelling import (
     NAMES,
     SCHEMES,
     SEARCHES,
-    SMOOTH,
     SMOOTHED,
     Spelled,
     choose,
+    parse_chain,
     parse_name,
     parse_scheme,
     read_schemes,
@@ -66,6 +67,7 @@ class Recipe:
     schemes: (pattern, scheme) pairs, None for float; the first match wins, and the last pattern
     is `*`. method: a chain of names of METHODS, joined by +. rule: how symmetric INT4 scales are
     chosen; asymmetric schemes use minmax. clip_inputs: static scales by least error (clip.py).
+    attention, kv_cache: as in ModelConfig.
     """
 
     name: str
@@ -75,6 +77,8 @@ class Recipe:
     rule: str = "signed"
     clip_inputs: bool = False
     settings: Settings = DEFAULTS
+    attention: str = "float"
+    kv_cache: str = "float32"
 
     def scheme_of(self, *names: str) -> Scheme | None:
         """The scheme of a linear with these names; None if it stays in float."""
@@ -106,7 +110,7 @@ class Recipe:
     @property
     def follows_floats(self) -> bool:
         """Whether all samples pass through the float blocks; if not, a few do."""
-        wanted = self.smoothing is not None or self.static or not self.sequential
+        wanted = self.smoothing is not None or self.calibrates_scales or not self.sequential
         return wanted or any(METHODS[method].targets for method in self.methods)
 
     @property
@@ -118,6 +122,11 @@ class Recipe:
     def static(self) -> bool:
         """Whether any linear has static activation scales."""
         return any(scheme and scheme.activation == "static" for _, scheme in self.schemes)
+
+    @property
+    def calibrates_scales(self) -> bool:
+        """Whether any linear, or attention, has static scales."""
+        return self.static or self.kv_cache == "int8_static"
 
     @property
     def quantizes(self) -> bool:
@@ -161,6 +170,7 @@ SETTINGS = tuple(field.name for field in fields(Settings))
 CHANGES = (
     *("method", "rule", "group_size", "scale_dtype", "activation"),
     *("alpha", "smooth_outputs", "clip_inputs", "head", "ignore", *SETTINGS),
+    *("attention", "kv_cache"),
 )
 
 
@@ -171,9 +181,10 @@ def recipe(
 
     name: of RECIPES, or one with its changes in one word, as W4A8-g32-alpha0.5 (spelling.py).
     changes: method, rule, group_size, scale_dtype, activation (of the recipe's linears), alpha,
-    smooth_outputs, clip_inputs, head (of lm_head: float, int8, int4), ignore (patterns), and the
-    methods' settings (settings.py); None means not given. method is a name of METHODS, or several
-    joined by +, as awq+gptq; smooth at the head of a chain means alpha 0.5.
+    smooth_outputs, clip_inputs, head (of lm_head: float, int8, int4), ignore (patterns), attention
+    and kv_cache (model/config.py), and the methods' settings (settings.py); None means not given.
+    method is a name of METHODS, or several joined by +, as awq+gptq; smooth at the head of a chain
+    means alpha 0.5.
     scheme: other schemes by pattern, as a mapping or as text for read_schemes. For the recipe
     naive it may name a smoothed recipe, whose scheme is then used without smoothing; the default,
     O2, is the baseline that SmoothQuant's tables call W8A8 (arXiv 2211.10438).
@@ -184,7 +195,7 @@ def recipe(
     if unknown := given.keys() - set(CHANGES):
         raise TypeError(f"recipe() has no {', '.join(sorted(unknown))}")
     base, mixed = _base_and_patterns(name, scheme)
-    given |= _parse_chain(given, RECIPES[name])
+    given |= parse_chain(given, RECIPES[name].alpha)
     _check_values(given, base)
     grid: dict[str, Any] = {key: given[key] for key in GRID if key in given}
     changed = with_grid(base, grid, given.get("activation"))
@@ -201,30 +212,19 @@ def recipe(
         clip_inputs=given.get("clip_inputs", False),
         settings=Settings(**{key: given[key] for key in SETTINGS if key in given}),
     )
+    chosen = with_attention(chosen, given.get("attention"), given.get("kv_cache"))
     _check_settings(chosen, given)
     _check_effect(chosen, grid)
     return chosen
 
 
-def _parse_chain(given: Mapping[str, Any], named: Recipe) -> dict[str, Any]:
-    """The changes that a chain of methods such as `smooth+gptq` means: its alpha, and the rest.
-
-    Raises RecipeError for an unknown method, or one after a method that rounds.
-    """
-    if "method" not in given:
-        return {}
-    first, *rest = chain = str(given["method"]).split("+")
-    smooths = first == SMOOTH
-    chain = rest if smooths and rest else ["rtn"] if smooths else chain
-    for method in chain:
-        choose("method", method, METHODS)
-    if any(METHODS[method].rounds for method in chain[:-1]):
-        expected = "one method that rounds, at the end"
-        raise RecipeError("wrong form", name="method", expected=expected, found=given["method"])
-    if len({*chain}) < len(chain):
-        raise RecipeError("names a method twice", name="method", found=given["method"])
-    alpha = {"alpha": 0.5} if smooths and "alpha" not in given and named.alpha is None else {}
-    return {"method": "+".join(chain), **alpha}
+def with_attention(recipe: Recipe, attention: str | None, kv_cache: str | None) -> Recipe:
+    """The recipe with this attention, and the cache that it implies (model/config.py)."""
+    attention = attention or recipe.attention
+    choose("attention", attention, ATTENTIONS)
+    choose("kv_cache", kv_cache or "float32", KV_CACHES)
+    cache = choose_kv_cache(attention, kv_cache, recipe.static)
+    return replace(recipe, attention=attention, kv_cache=cache)
 
 
 def _with_words(text: str, changes: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -328,6 +328,10 @@ def _check_effect(recipe: Recipe, grid: Mapping[str, Any]) -> None:
     if recipe.method != "rtn" and not recipe.quantizes:
         problem = "has no effect without quantized weights"
         raise RecipeError(problem, name="method", found=recipe.method)
+    if recipe.kv_cache != "float32" and not recipe.quantizes:
+        name = "attention" if recipe.attention == "int8" else "kv_cache"
+        problem = "is not stored with a float model: give it to generate"
+        raise RecipeError(problem, name=name, found=getattr(recipe, name))
     if recipe.clip_inputs and not recipe.static:
         problem = "has no effect without static activations (O3)"
         raise RecipeError(problem, name="clip_inputs", found=recipe.name)
@@ -344,4 +348,4 @@ def needs_calibration(recipe: Recipe) -> bool:
 def needs_states(recipe: Recipe) -> bool:
     """Whether the samples must pass through the blocks once a search for alpha has ended."""
     calibrates = any(METHODS[method].calibrates for method in recipe.methods)
-    return recipe.static or (recipe.quantizes_blocks and calibrates)
+    return recipe.calibrates_scales or (recipe.quantizes_blocks and calibrates)

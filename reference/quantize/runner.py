@@ -52,8 +52,9 @@ class Runner(Protocol):
     ) -> tuple[Statistics, Hidden]:
         """The observer's statistics by linear, and the block's outputs.
 
-        parts: only these linears are observed, and the outputs are empty; a runner need not run
-        what follows them. An expert that no token selected has no entry. Raises
+        parts: only these are observed, and the outputs are empty; a runner need not run what
+        follows them. They are linears, or queries, keys and values as attention reads them
+        (ROTATED), which are not among all. An expert that no token selected has no entry. Raises
         QuantizationError, with the name from `names`, if an input, an output or an output's square
         is not finite.
         """

@@ -48,8 +48,10 @@ WORDS: dict[str, tuple[str, ...]] = {
     "scheme": SMOOTHED,
     "preset": tuple(preset for preset in PRESETS if preset != "default"),
 }
+INT8_ATTENTION = "int8_attention"  # a word
 SWITCHES = ("act_order", "true_sequential", "search_range")  # words; with no_ before them: off
-RECIPE_KEYS = ("alpha", "scheme", "method", "preset", *SWITCHES)  # belong to no single linear
+# of the whole recipe, not of a single linear
+RECIPE_KEYS = ("alpha", "scheme", "method", "preset", "attention", *SWITCHES)
 NUMBERS = re.compile(r"(g)(-1|[0-9]{1,9})|(alpha)([0-9]{1,9}(?:\.[0-9]{1,99})?)")
 GROUP_KEYS = ("weights", "input_activations", "output_activations", "targets", "format")
 
@@ -80,9 +82,9 @@ def parse_name(text: str) -> tuple[str, dict[str, Any]]:
 
     Words in any order: gN (g-1: a whole row), a rule, a method or a chain of them (awq+gptq),
     per_group or per_token, float16 or float32, alphaN, search or search_per_block, for naive the
-    scheme that it uses; of methods' settings light or best, act_order, true_sequential and
-    search_range, or no_act_order and so on. Raises RecipeError for any other word; does not check
-    the name and the numbers.
+    scheme that it uses; int8_attention; of methods' settings light or best, act_order,
+    true_sequential and search_range, or no_act_order and so on. Raises RecipeError for any other
+    word; does not check the name and the numbers.
     """
     name, *words = re.split(r"-(?=[A-Za-z])", text)
     changes: dict[str, Any] = {}
@@ -103,6 +105,8 @@ def _parse_word(word: str, text: str) -> tuple[str, Any]:
             return key, word
     if all(part in (*METHODS, SMOOTH) for part in word.split("+")):
         return "method", word
+    if word == INT8_ATTENTION:
+        return "attention", "int8"
     if word.removeprefix("no_") in SWITCHES:
         return word.removeprefix("no_"), not word.startswith("no_")
     found = NUMBERS.fullmatch(word)
@@ -112,6 +116,28 @@ def _parse_word(word: str, text: str) -> tuple[str, Any]:
         return "alpha", float(found[4])
     expected = f"one of {', '.join(NAMES)}, then words such as -g32, -minmax, -alpha0.5"
     raise RecipeError("unknown", name=text, expected=expected, found=repr(word))
+
+
+def parse_chain(given: Mapping[str, Any], own: float | str | None) -> dict[str, Any]:
+    """The changes that a chain of methods such as `smooth+gptq` means: its alpha, and the rest.
+
+    own: the alpha of the named recipe. Raises RecipeError for an unknown method, or one after a
+    method that rounds.
+    """
+    if "method" not in given:
+        return {}
+    first, *rest = chain = str(given["method"]).split("+")
+    smooths = first == SMOOTH
+    chain = rest if smooths and rest else ["rtn"] if smooths else chain
+    for method in chain:
+        choose("method", method, METHODS)
+    if any(METHODS[method].rounds for method in chain[:-1]):
+        expected = "one method that rounds, at the end"
+        raise RecipeError("wrong form", name="method", expected=expected, found=given["method"])
+    if len({*chain}) < len(chain):
+        raise RecipeError("names a method twice", name="method", found=given["method"])
+    alpha = {"alpha": 0.5} if smooths and "alpha" not in given and own is None else {}
+    return {"method": "+".join(chain), **alpha}
 
 
 def parse_scheme(pattern: str, value: Spelled, grid: Mapping[str, Any]) -> Scheme | None:

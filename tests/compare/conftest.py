@@ -40,6 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "O1": {},
     "O2": {},
     "O3": {},
+    "O3-static": {"attention": "int8"},
     "naive": {},
     "naive-W8A8": {"scheme": "W8A8"},
     "W8A16": {"head": "int8"},
@@ -142,6 +143,7 @@ def judge(
         levels: Sequence[int] = (1, 2, 3),
         native: bool = False,
         kv_cache: str = "float32",
+        attention: str = "float",
         length: int = 40,
         mutation: Mutation = lambda subject: subject,
     ) -> Report:
@@ -151,7 +153,8 @@ def judge(
         models = subjects if family in FAMILIES else request.getfixturevalue("golden")
         found = models(family, name)
         positions = max(length, found.config.max_positions)
-        config = replace(found.config, kv_cache=kv_cache, max_positions=positions)
+        config = replace(found.config, kv_cache=kv_cache, attention=attention)
+        config = replace(config, max_positions=positions)
         tokens, found = (
             report.draw_tokens(config.vocab_size, length),
             replace(found, config=config),

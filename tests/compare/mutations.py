@@ -20,11 +20,23 @@ from typing import Any
 
 import numpy as np
 
-from planish.compare.conformance.kv_cache import dequantize_slots, project_qkv
+from planish.compare.conformance.kv_cache import (
+    dequantize_slots,
+    project_qkv,
+    read_codes,
+    static_scales,
+)
 from planish.compare.subject import Subject
 from planish.reference import linear as reference_linear
 from planish.reference.linear import Linear
 from planish.reference.model import layers as reference_layers
+from planish.reference.model.attention import (
+    HeadCodes,
+    exponentials,
+    multiply_codes,
+    quantize_heads,
+    scale_weights,
+)
 from planish.reference.packing import pack_nibbles, unpack_nibbles
 from planish.reference.quantized import QuantizedWeight, to_layout
 
@@ -164,6 +176,38 @@ def read_as(change: Callable[..., Any]) -> Mutation:
         q = project_qkv(config, block, x)[0]
         mixed = reference_layers.attention(q, keys, values, mask, block.kind.score_divisor)
         return reference_linear.linear(mixed, block.o), slots
+
+    return change_part("modules", attend=attend)
+
+
+def keep(x: Any) -> Any:
+    return x
+
+
+def attend_codes_as(
+    queries: Callable[[HeadCodes], HeadCodes] = keep,
+    keys: Callable[[HeadCodes], HeadCodes] = keep,
+    rounding: Callable[[np.ndarray], np.ndarray] = np.rint,
+    config: Callable[[Any], Any] = keep,
+    normalized: bool = False,
+) -> Mutation:
+    """INT8 attention that writes the right slots and computes with other codes, scales or caps."""
+    change = config
+
+    def attend(run: Any, config: Any, block: Any, x: np.ndarray, residual: Any = None) -> Any:
+        _, slots = run(config, block, x)
+        found, v = read_codes(config, block, slots, len(x))
+        q = quantize_heads(project_qkv(config, block, x)[0], static_scales(config, block)[0])
+        mask = reference_layers.causal_mask(np.arange(len(x)), len(x), block.kind.window)
+        scores = block.kind.score_divisor, config.alibi, change(config).score_cap
+        e = exponentials(queries(q), keys(found), mask, *scores)
+        total = e.sum(axis=-1, keepdims=True)
+        w, p_scale = scale_weights(e, v)
+        p8 = rounding(w / p_scale / (total if normalized else 1))
+        p_scale = p_scale * total if normalized else p_scale
+        mixed = multiply_codes(p8, v.codes.transpose(1, 0, 2)[:, None]) * p_scale / total
+        mixed = (mixed * v.scale if v.static else mixed).transpose(2, 0, 1, 3)
+        return reference_linear.linear(mixed.reshape(len(x), -1), block.o), slots
 
     return change_part("modules", attend=attend)
 

@@ -18,6 +18,7 @@ from planish.reference.files.entries import Declared, Directory
 from planish.reference.files.formats import planish
 from planish.reference.files.writer import Sink
 from planish.reference.linear import Linear
+from planish.reference.model.attention import AttentionScales
 from planish.reference.scheme import Scheme
 
 Shape = tuple[int, ...]
@@ -48,6 +49,12 @@ class Format(Protocol):
 
     def write(self, sink: Sink, prefix: str, layer: Linear) -> None:
         """Add a linear's tensors, its bias among them, in the layout that its weight has."""
+
+    def write_scales(self, sink: Sink, prefix: str, scales: AttentionScales) -> None:
+        """Add the calibrated scales of attention; prefix: of the module that has its linears."""
+
+    def read_scales(self, directory: Directory, prefix: str) -> AttentionScales:
+        """The calibrated scales of attention, checked."""
 
     def config(self, schemes: Mapping[str, Scheme | None], layout: str) -> dict[str, Any]:
         """The quantization_config of linears with these schemes, by prefix."""

@@ -11,6 +11,10 @@ For a quantized linear P of N outputs, K inputs and G groups of inputs, by the l
     P.input_scale         float32 [1], static activations only         the same
     P.bias                as in the float model                        the same
 
+Beside the linears of attention, whose common prefix is A, with "kv_cache": "int8_static":
+
+    A.q_scale, A.k_scale, A.v_scale    float32 [1], of rotated queries and keys, and of values
+
 The quantized experts of a layer are stacked: P is their name without the number, and each tensor
 has a leading axis of E experts. What is read in the file's layout is a view of it: nothing is
 copied, and INT4 codes are not even read, as every byte is valid. Scales, zero points and INT8 codes
@@ -21,7 +25,8 @@ quantization_config, version 2 (docs/file-format.md), names the linears of each 
     {"quant_method": "planish", "version": 2, "layout": "tiles", "config_groups": {"group_0": {
         "targets": ["model.layers.{i}.mlp.down_proj"],
         "weights": {"num_bits": 4, "type": "int", "symmetric": true, ...},
-        "input_activations": null}}, "ignore": ["lm_head"], ...}
+        "input_activations": null}}, "ignore": ["lm_head"],
+     "attention": "int8", "kv_cache": "int8_static", ...}
 
 Version 1 (planish 0.1.0), which is still read, has one scheme for the model and one for lm_head; a
 linear is quantized if it has a scale, and experts may be stored one by one.
@@ -30,6 +35,7 @@ linear is quantized if it has a scale, and experts may be stored one by one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +54,8 @@ from planish.reference.files.formats.fields import bad_field, require, require_n
 from planish.reference.files.writer import Sink
 from planish.reference.grids import GROUP_SIZES, INT4_MAX, INT4_RULES, SYMMETRIC_RULES, num_groups
 from planish.reference.linear import Linear
+from planish.reference.model.attention import AttentionScales
+from planish.reference.model.config import ATTENTIONS, KV_CACHES
 from planish.reference.packing import TILE_OUTPUTS, tile_shape, untile_int8
 from planish.reference.quantized import LAYOUTS, QuantizedWeight
 from planish.reference.scheme import (
@@ -60,6 +68,7 @@ from planish.reference.scheme import (
 )
 
 VERSION = 2
+SCALES = ("q", "k", "v")  # of a static cache
 Shape = tuple[int, ...]
 
 
@@ -120,7 +129,16 @@ def parse(values: Mapping[str, Any], path: Path) -> Declared:
             if target in targets:
                 raise bad_field(path, f"{name}.targets", "names that no other group has", target)
             targets[target] = scheme
-    return Declared(layout=values["layout"], targets=targets)
+    declared = Declared(layout=values["layout"], targets=targets)
+    return _with_attention(declared, values, path)
+
+
+def _with_attention(declared: Declared, values: Mapping[str, Any], path: Path) -> Declared:
+    """With attention and kv_cache, float where absent; ConfigError if they contradict."""
+    attention, cache = values.get("attention", "float"), values.get("kv_cache", "float32")
+    require(path, "attention", attention, ATTENTIONS)
+    require(path, "kv_cache", cache, KV_CACHES if attention == "float" else KV_CACHES[1:])
+    return replace(declared, attention=attention, kv_cache=cache)
 
 
 def _group_scheme(path: Path, name: str, group: Mapping[str, Any]) -> Scheme:
@@ -223,6 +241,22 @@ def read(
     scale = load_float(directory, name, (*stack, 1))
     require_positive(directory, name, scale)
     return Linear(weight, activation_scale=scale)
+
+
+def write_scales(sink: Sink, prefix: str, scales: AttentionScales) -> None:
+    """Write the calibrated scales of one layer's attention."""
+    for name in SCALES:
+        sink.add(f"{prefix}.{name}_scale", getattr(scales, name))
+
+
+def read_scales(directory: Directory, prefix: str) -> AttentionScales:
+    """Read the calibrated scales of one layer's attention; CheckpointError for a bad one."""
+    found: dict[str, np.ndarray] = {}
+    for name in SCALES:
+        entry = require_entry(directory, f"{prefix}.{name}_scale", ("F32",), (1,))
+        found[name] = entry.map()
+        require_positive(directory, f"{prefix}.{name}_scale", found[name])
+    return AttentionScales(**found)
 
 
 def _read_int8(

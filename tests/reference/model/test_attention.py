@@ -13,8 +13,7 @@ from planish.reference.model.attention import (
     dequantize_heads,
     int8_attention,
     quantize_heads,
-    weigh,
-    weigh_static,
+    scale_weights,
 )
 from planish.reference.model.config import Alibi
 from planish.reference.model.layers import attention, causal_mask
@@ -75,16 +74,29 @@ def test_a_static_scale_does_not_hide_nan():
 
 def test_weights_carry_the_scales_of_their_values():
     e = np.array([[[[1, 0.5, 0.25]]]], F32)  # [K, H/K, T, S]
-    v = HeadCodes(np.array([[[10]], [[20]], [[-127]]], np.int8), head([0.011], [0.04], [0.02]))
-    # w = .011, .02, .005, of which the largest is 127: p8 = rint 69.85, 127, rint 31.75
-    assert weigh(e, v).item() == pytest.approx((70 * 10 + 127 * 20 - 32 * 127) * 0.02 / 127 / 1.75)
+    v = HeadCodes(np.zeros((3, 1, 1), np.int8), head([0.01], [0.04], [0.02]))
+    w, p_scale = scale_weights(e, v)
+    assert w == pytest.approx(np.array([[[[0.01, 0.02, 0.005]]]]), rel=1e-6)
+    assert p_scale.item() == pytest.approx(0.02 / 127, rel=1e-6)
 
 
-def test_static_weights_are_multiples_of_one_127th():
-    e = np.array([[[[1, 0.51, 0.003]]]], F32)  # 127, 64.77, 0.381
-    v = HeadCodes(np.array([[[10]], [[20]], [[-127]]], np.int8), head([0.01]), static=True)
-    expected = (127 * 10 + 65 * 20) / 127 * 0.01 / 1.513
-    assert weigh_static(e, v).item() == pytest.approx(expected, rel=1e-6)
+def one_query(scores, v):
+    """Attention of one query whose scores with the keys, in codes, are these: [S]."""
+    k = HeadCodes(np.array(scores, np.int8)[:, None, None], np.ones((1, 1, 1), F32), static=True)
+    q = HeadCodes(np.ones((1, 1, 1), np.int8), np.ones((1, 1, 1), F32), static=True)
+    return int8_attention(q, k, v, np.ones((1, len(scores)), bool), 1.0).item()
+
+
+def test_the_context_is_a_sum_of_integers():
+    """Scores 0, -1, -2: e = 1, .3679, .1353 and total 1.5032."""
+    codes = np.array([[[10]], [[20]], [[-127]]], np.int8)
+    dynamic = HeadCodes(codes, head([0.01], [0.04], [0.02]))
+    # w = .01, .01472, .00271, of which the largest is 127: p8 = rint 86.3, 127, rint 23.4
+    expected = (86 * 10 + 127 * 20 - 23 * 127) * 0.0147152 / 127 / 1.5032147
+    assert one_query([0, -1, -2], dynamic) == pytest.approx(expected, rel=1e-5)
+    static = HeadCodes(codes, head([0.01]), static=True)
+    expected = (127 * 10 + 47 * 20 - 17 * 127) / 127 * 0.01 / 1.5032147  # rint 46.7, 17.2
+    assert one_query([0, -1, -2], static) == pytest.approx(expected, rel=1e-5)
 
 
 def test_equal_scores_do_not_vanish():
