@@ -48,6 +48,7 @@ class Row:
     model: str
     engine: str
     format: str
+    mode: str  # how a peer is run that cannot be run in its usual way
     test: str
     size: int  # bytes of weights that one token reads
     threads: int
@@ -154,6 +155,8 @@ def describe_engine(engine: MeasuredEngine) -> dict[str, Any]:
         "engine": engine.name,
         "format": engine.format,
         "version": engine.version,
+        "mode": engine.mode,
+        "kernels": engine.kernels,
         "load_seconds": engine.load_seconds,
         "compile_seconds": engine.timer.compile_seconds,
     }
@@ -173,6 +176,7 @@ def make_row(results: Results, index: int, workload: Workload) -> Row:
         model=results.title,
         engine=engine.name,
         format=engine.format,
+        mode=engine.mode,
         test=workload.name,
         size=engine.weight_bytes,
         threads=count_threads(),

@@ -175,8 +175,9 @@ def format_lanes(limits: dict[str, float]) -> str:
 def as_line(row: dict[str, Any]) -> str:
     model = one_line(row["model"])
     ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ({row['compared_with']})"
+    form = row["format"] + (f", {row['mode']}" if row["mode"] else "")
     return (
-        f"| {model} | {row['engine']} | {row['format']} | {row['size'] / 1e9:.3f} GB |"
+        f"| {model} | {row['engine']} | {form} | {row['size'] / 1e9:.3f} GB |"
         f" {row['threads']} | {row['test']} | {format_rate(row['median'])} |"
         f" {format_rate(row['low'])} - {format_rate(row['high'])} | {format_rate(row['limit'])} |"
         f" {row['percent_of_limit']:.0f} % of {row['limited_by']} | {ratio} |"
@@ -190,10 +191,11 @@ def format_rate(value: float) -> str:
 
 
 def format_loading(engine: dict[str, Any]) -> str:
-    """The load and compile times of one engine."""
-    name = f"{engine['engine']} {engine['format']}"
+    """The load and compile times of one engine, and what a peer says of its kernels."""
+    words = [f"{engine['engine']} {engine['format']}", engine["mode"]]
+    name = ", ".join(filter(None, words))
     name += f" ({engine['version']})" if engine["version"] else ""
     line = f"{name}: load {engine['load_seconds']:.2f} s"
     if engine["compile_seconds"] is not None:
         line += f", compile {engine['compile_seconds']:.2f} s"
-    return line
+    return line + (f"; {engine['kernels']}" if engine["kernels"] else "")

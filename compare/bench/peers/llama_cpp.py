@@ -3,6 +3,11 @@
 Prompts are decoded in batches of 512. The CPU backend repacks Q4_0 at loading, for the instruction
 sets that it was compiled for, so llama-cpp-python must be built on this machine with
 -DGGML_NATIVE=ON: a portable build is several times slower. Flash attention is on.
+
+A build by g++ 12 with AMX dies of an illegal instruction at its first product
+(https://github.com/ggml-org/llama.cpp/pull/26954: the tiles' configuration is dropped). The
+fallback is to load without `use_extra_bufts`: no weights are repacked, and neither AMX's kernels
+nor the repacked ones of other instruction sets are used.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ class LlamaCpp:
         gguf_file.write(path, job.sizes, job.format)
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
+        parameters.use_extra_bufts = not job.fallback
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.model:
             raise RuntimeError("llama.cpp does not load the file")
@@ -40,6 +46,7 @@ class LlamaCpp:
         self.weight_bytes = count_linear_bytes(job.sizes, block_bits / gguf_file.BLOCK)
         self.batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self.contexts: dict[tuple[int, int], Any] = {}
+        self.kernels = find_features(llama_cpp.llama_print_system_info().decode())
 
     def reset(self, batch: int, length: int) -> None:
         key = (batch, -(-length // PAD) * PAD)
@@ -85,6 +92,12 @@ class LlamaCpp:
 
     def copy(self, field: ctypes._Pointer[Any], values: np.ndarray) -> None:
         np.ctypeslib.as_array(field, (values.size,))[:] = values.reshape(-1)
+
+
+def find_features(text: str) -> str:
+    """The features that llama.cpp says it uses: "CPU : AVX2 = 1 | BMI2 = 0 |" -> "AVX2"."""
+    pairs = [word.rpartition(":")[2].partition("=") for word in text.split("|")]
+    return " ".join(name.strip() for name, _, value in pairs if value.strip() == "1")
 
 
 if __name__ == "__main__":
