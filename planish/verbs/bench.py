@@ -159,7 +159,7 @@ def as_text(result: dict[str, Any]) -> str:
     lines.append(
         f"limits: memory {limits['memory_read_bytes_per_second'] / 1e9:.1f} GB/s,"
         f" int8 products {limits['int8_operations_per_second'] / 1e12:.2f} TOP/s"
-        f"{format_lanes(limits)},"
+        f"{format_lanes(limits)}{format_xla(limits)},"
         f" XLA's float32 product {limits['float32_operations_per_second'] / 1e12:.2f} TFLOP/s"
     )
     return "\n".join(lines)
@@ -170,6 +170,12 @@ def format_lanes(limits: dict[str, float]) -> str:
     lanes = limits.get("int8_lanes_operations_per_second", 0.0)
     has_tiles = limits["int8_operations_per_second"] > 2 * lanes > 0
     return f" by tiles and {lanes / 1e12:.2f} by vectors" if has_tiles else ""
+
+
+def format_xla(limits: dict[str, float]) -> str:
+    """The rate of XLA's INT8 product, if it is not the one that bounds prompts."""
+    rate = limits.get("int8_xla_operations_per_second")
+    return f", XLA's int8 product {rate / 1e12:.2f} TOP/s" if rate else ""
 
 
 def as_line(row: dict[str, Any]) -> str:
