@@ -22,6 +22,7 @@ from planish.compare.bench.engines import (
     size_of,
 )
 from planish.compare.bench.machine import PeakRates, count_threads, describe_machine
+from planish.compare.bench.peers import PeerError
 from planish.compare.bench.roofline import bound_decoding, bound_prompt
 from planish.compare.bench.sizes import ModelSize
 from planish.compare.bench.workload import Workload, shorten_all
@@ -66,7 +67,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a run measured: rates[engine][workload], one for each round, and the peak rates."""
+    """What a run measured: rates[engine][workload], one for each round, and the peak rates.
+
+    lost: a line for each peer that died; it is not among the engines.
+    """
 
     title: str
     config: ModelConfig
@@ -74,6 +78,7 @@ class Results:
     workloads: Sequence[Workload]
     rates: list[dict[Workload, list[float]]]
     peaks: dict[str, float]
+    lost: Sequence[str]
 
 
 def measure_model(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
@@ -112,25 +117,36 @@ def measure_size(
 def measure(
     title: str, config: ModelConfig, engines: Sequence[MeasuredEngine], options: Options
 ) -> Results:
-    """Time every engine on every workload, round by round."""
+    """Time every engine on every workload, round by round; a peer that dies costs its rows."""
     workloads = shorten_all(options.workloads, config.max_positions)
     peaks = PeakRates(options.native)
     rates: list[dict[Workload, list[float]]] = [{w: [] for w in workloads} for _ in engines]
+    running, lost = list(range(len(engines))), []
     for number in options.progress(range(options.runs + 1), title):
         peaks.sample()
-        for engine, found in zip(engines, rates, strict=True):
-            for workload in workloads:
-                rate = workload.measure(engine.timer)
-                if number > 0:  # the first round compiles and warms up
-                    found[workload].append(rate)
+        for index in list(running):
+            try:
+                time_round(engines[index], rates[index], warm_up=number == 0)
+            except PeerError as problem:
+                running.remove(index)
+                lost.append(f"{engines[index].format} of {problem}")
     return Results(
         title=title,
         config=config,
-        engines=engines,
+        engines=[engines[index] for index in running],
         workloads=workloads,
-        rates=rates,
+        rates=[rates[index] for index in running],
         peaks=peaks.medians(),
+        lost=lost,
     )
+
+
+def time_round(engine: MeasuredEngine, rates: dict[Workload, list[float]], warm_up: bool) -> None:
+    """Time one engine once on every workload; a round that warms up, or compiles, is not kept."""
+    for workload, found in rates.items():
+        rate = workload.measure(engine.timer)
+        if not warm_up:
+            found.append(rate)
 
 
 def report(results: Results, missing: Sequence[str]) -> dict[str, Any]:
@@ -145,7 +161,7 @@ def report(results: Results, missing: Sequence[str]) -> dict[str, Any]:
         "limits": results.peaks,
         "machine": describe_machine(),
         "engines": [describe_engine(engine) for engine in results.engines],
-        "missing": list(missing),
+        "missing": [*missing, *results.lost],
     }
 
 
