@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planish.compare.bench.machine import count_threads
-from planish.compare.bench.peers import PEERS, find_peer, is_installed
+from planish.compare.bench.peers import PEERS, PeerError, find_peer, is_installed
 from planish.compare.bench.peers.process import PeerProcess
 from planish.compare.bench.random_model import write_random
 from planish.compare.bench.roofline import count_expert_bytes, count_token_bytes
@@ -19,7 +19,7 @@ from planish.reference.errors import RecipeError
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.quantize.recipe import RECIPES
 
-PEER_BITS = {"Q4_0": 4, "int4": 4, "Q8_0": 8, "int8": 8, "bf16": 16}
+PEER_BITS = {"Q4_0": 4, "int4": 4, "Q8_0": 8, "int8": 8, "bf16": 16}  # of a format's first word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,8 @@ class MeasuredEngine:
     integer: bool  # activations are INT8, so that integer products bound a prompt
     is_planish: bool
     version: str = ""
+    mode: str = ""  # of a peer that does not run in its usual way
+    kernels: str = ""  # what multiplies, as a peer describes it
     expert_bytes: int = 0  # of all experts, of which a batch reads more than one token does
 
 
@@ -90,16 +92,25 @@ def open_peers(
 ) -> tuple[list[MeasuredEngine], list[str]]:
     """Start every peer in each of its formats that has one of these bits per weight.
 
-    Also returns a line for each peer that is not installed.
+    Also returns a line for each peer that is not installed, and for each format that cannot be
+    loaded.
     """
     found, missing = list[MeasuredEngine](), []
     for peer in map(find_peer, names):
         if not is_installed(peer):
             missing.append(f"{peer.name}: not installed ({peer.install})")
             continue
-        formats = [form for form in peer.formats if PEER_BITS[form] in bits]
-        found += [open_peer(stack, peer.name, form, size, directory) for form in formats]
+        for form in (form for form in peer.formats if count_bits(form) in bits):
+            try:
+                found.append(open_peer(stack, peer.name, form, size, directory))
+            except PeerError as problem:
+                missing.append(f"{form} of {problem}")
     return found, missing
+
+
+def count_bits(form: str) -> int:
+    """Bits per weight of a peer's format: int8-dynamic -> 8."""
+    return PEER_BITS[form.partition("-")[0]]
 
 
 def open_peer(
@@ -112,13 +123,15 @@ def open_peer(
     return MeasuredEngine(
         name=name,
         format=form,
-        bits=PEER_BITS[form],
+        bits=count_bits(form),
         timer=timer,
         weight_bytes=facts.bytes,
         load_seconds=facts.load_seconds,
         integer=True,
         is_planish=False,
         version=facts.version,
+        mode=facts.mode,
+        kernels=facts.kernels,
     )
 
 

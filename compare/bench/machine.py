@@ -1,8 +1,8 @@
 """The machine's peak rates, measured in the same run as the engines.
 
     memory    bytes read per second, 512 MiB at a time, by the threads that run the kernels
-    int8      operations per second of byte products in registers (AMX, VNNI, dot product), and the
-              same without matrix tiles
+    int8      operations per second of byte products in registers (AMX, VNNI, dot product), the
+              same without matrix tiles, and XLA's product of INT8 matrices
     float32   operations per second of XLA's matrix product
 
 Without native kernels the first two are XLA's sum of an array and XLA's INT8 product: an upper
@@ -51,6 +51,9 @@ class PeakRates:
         }
         if kernels:
             self.measures["int8_lanes_operations_per_second"] = partial(multiply_natively, False)
+            self.measures["int8_xla_operations_per_second"] = partial(
+                multiply_with_xla, jnp.int8, jnp.int32
+            )
         self.samples: dict[str, list[float]] = {name: [] for name in self.measures}
 
     def sample(self) -> None:

@@ -22,6 +22,7 @@ from planish.compare.bench.engines import (
     size_of,
 )
 from planish.compare.bench.machine import PeakRates, count_threads, describe_machine
+from planish.compare.bench.peers import PeerError
 from planish.compare.bench.roofline import bound_decoding, bound_prompt
 from planish.compare.bench.sizes import ModelSize
 from planish.compare.bench.workload import Workload, shorten_all
@@ -48,6 +49,7 @@ class Row:
     model: str
     engine: str
     format: str
+    mode: str  # how a peer is run that cannot be run in its usual way
     test: str
     size: int  # bytes of weights that one token reads
     threads: int
@@ -65,7 +67,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a run measured: rates[engine][workload], one for each round, and the peak rates."""
+    """What a run measured: rates[engine][workload], one for each round, and the peak rates.
+
+    lost: a line for each peer that died; it is not among the engines.
+    """
 
     title: str
     config: ModelConfig
@@ -73,6 +78,7 @@ class Results:
     workloads: Sequence[Workload]
     rates: list[dict[Workload, list[float]]]
     peaks: dict[str, float]
+    lost: Sequence[str]
 
 
 def measure_model(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
@@ -114,25 +120,36 @@ def measure_size(
 def measure(
     title: str, config: ModelConfig, engines: Sequence[MeasuredEngine], options: Options
 ) -> Results:
-    """Time every engine on every workload, round by round."""
+    """Time every engine on every workload, round by round; a peer that dies costs its rows."""
     workloads = shorten_all(options.workloads, config.max_positions)
     peaks = PeakRates(options.native)
     rates: list[dict[Workload, list[float]]] = [{w: [] for w in workloads} for _ in engines]
+    running, lost = list(range(len(engines))), []
     for number in options.progress(range(options.runs + 1), title):
         peaks.sample()
-        for engine, found in zip(engines, rates, strict=True):
-            for workload in workloads:
-                rate = workload.measure(engine.timer)
-                if number > 0:  # the first round compiles and warms up
-                    found[workload].append(rate)
+        for index in list(running):
+            try:
+                time_round(engines[index], rates[index], warm_up=number == 0)
+            except PeerError as problem:
+                running.remove(index)
+                lost.append(f"{engines[index].format} of {problem}")
     return Results(
         title=title,
         config=config,
-        engines=engines,
+        engines=[engines[index] for index in running],
         workloads=workloads,
-        rates=rates,
+        rates=[rates[index] for index in running],
         peaks=peaks.medians(),
+        lost=lost,
     )
+
+
+def time_round(engine: MeasuredEngine, rates: dict[Workload, list[float]], warm_up: bool) -> None:
+    """Time one engine once on every workload; a round that warms up, or compiles, is not kept."""
+    for workload, found in rates.items():
+        rate = workload.measure(engine.timer)
+        if not warm_up:
+            found.append(rate)
 
 
 def report(results: Results, missing: Sequence[str]) -> dict[str, Any]:
@@ -147,7 +164,7 @@ def report(results: Results, missing: Sequence[str]) -> dict[str, Any]:
         "limits": results.peaks,
         "machine": describe_machine(),
         "engines": [describe_engine(engine) for engine in results.engines],
-        "missing": list(missing),
+        "missing": [*missing, *results.lost],
     }
 
 
@@ -157,6 +174,8 @@ def describe_engine(engine: MeasuredEngine) -> dict[str, Any]:
         "engine": engine.name,
         "format": engine.format,
         "version": engine.version,
+        "mode": engine.mode,
+        "kernels": engine.kernels,
         "load_seconds": engine.load_seconds,
         "compile_seconds": engine.timer.compile_seconds,
     }
@@ -176,6 +195,7 @@ def make_row(results: Results, index: int, workload: Workload) -> Row:
         model=results.title,
         engine=engine.name,
         format=engine.format,
+        mode=engine.mode,
         test=workload.name,
         size=engine.weight_bytes,
         threads=count_threads(),

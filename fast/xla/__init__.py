@@ -2,6 +2,7 @@
 
 grids        INT8 codes, with true divisions
 linear       one linear, float or quantized
+products     which library multiplies INT8 for XLA here
 cache        keys and values in slots
 scores       mask, biases and caps of attention scores
 codes        INT8 attention: both products on codes

@@ -160,7 +160,7 @@ def as_text(result: dict[str, Any]) -> str:
     lines.append(
         f"limits: memory {limits['memory_read_bytes_per_second'] / 1e9:.1f} GB/s,"
         f" int8 products {limits['int8_operations_per_second'] / 1e12:.2f} TOP/s"
-        f"{format_lanes(limits)},"
+        f"{format_lanes(limits)}{format_xla(limits)},"
         f" XLA's float32 product {limits['float32_operations_per_second'] / 1e12:.2f} TFLOP/s"
     )
     return "\n".join(lines)
@@ -173,11 +173,18 @@ def format_lanes(limits: dict[str, float]) -> str:
     return f" by tiles and {lanes / 1e12:.2f} by vectors" if has_tiles else ""
 
 
+def format_xla(limits: dict[str, float]) -> str:
+    """The rate of XLA's INT8 product, if it is not the one that bounds prompts."""
+    rate = limits.get("int8_xla_operations_per_second")
+    return f", XLA's int8 product {rate / 1e12:.2f} TOP/s" if rate else ""
+
+
 def as_line(row: dict[str, Any]) -> str:
     model = one_line(row["model"])
     ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ({row['compared_with']})"
+    form = row["format"] + (f", {row['mode']}" if row["mode"] else "")
     return (
-        f"| {model} | {row['engine']} | {row['format']} | {row['size'] / 1e9:.3f} GB |"
+        f"| {model} | {row['engine']} | {form} | {row['size'] / 1e9:.3f} GB |"
         f" {row['threads']} | {row['test']} | {format_rate(row['median'])} |"
         f" {format_rate(row['low'])} - {format_rate(row['high'])} | {format_rate(row['limit'])} |"
         f" {row['percent_of_limit']:.0f} % of {row['limited_by']} | {ratio} |"
@@ -191,10 +198,11 @@ def format_rate(value: float) -> str:
 
 
 def format_loading(engine: dict[str, Any]) -> str:
-    """The load and compile times of one engine."""
-    name = f"{engine['engine']} {engine['format']}"
+    """The load and compile times of one engine, and what a peer says of its kernels."""
+    words = [f"{engine['engine']} {engine['format']}", engine["mode"]]
+    name = ", ".join(filter(None, words))
     name += f" ({engine['version']})" if engine["version"] else ""
     line = f"{name}: load {engine['load_seconds']:.2f} s"
     if engine["compile_seconds"] is not None:
         line += f", compile {engine['compile_seconds']:.2f} s"
-    return line
+    return line + (f"; {engine['kernels']}" if engine["kernels"] else "")

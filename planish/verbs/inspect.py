@@ -14,14 +14,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from planish.opening import describe_kernels, describe_programs
+from planish.opening import (
+    check_address_space,
+    describe_kernels,
+    describe_programs,
+    jax_errors,
+)
 from planish.reference import architectures
-from planish.reference.errors import one_line
+from planish.reference.errors import PlanishError, one_line
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.model.shapes import block_shapes, outer_shapes
 from planish.reference.scheme import Scheme
 from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_links_flag
 from planish.terminal.given import notice_idle, refuse_given
+from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import counted, print_json
 
 TABLE = Path(architectures.__file__).with_name("table.json")  # by tests/golden/table.py
@@ -53,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(args.model, args.allow_links)
     notice_idle(args)
     facts = describe(checkpoint)
-    facts |= {"kernels": describe_kernels(args), "programs": describe_programs(args)}
+    facts |= {"kernels": describe_kernels(args), "xla": describe_xla()}
+    facts["programs"] = describe_programs(args)
     if args.json:
         print_json(facts)
     else:
@@ -179,8 +186,39 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(f"  {kind:14} {size:14,} bytes")
     lines.append(f"  {'in all':14} {facts['bytes']:14,} bytes")
     lines.append(f"  kernels: {facts['kernels']['use']} ({facts['kernels']['why']})")
+    lines.append(f"  xla: {xla_in_words(facts['xla'], facts['kernels'])}")
     lines.append(f"  programs: {programs_in_words(facts['programs'])}\n")
     return "\n".join([*lines, *grouped_lines(facts["tensors"])])
+
+
+def describe_xla() -> dict[str, Any]:
+    """What multiplies INT8 in XLA's programs, from one that it compiles; why not, without jax."""
+    try:
+        check_address_space()
+        with interrupts_kill(), jax_errors():
+            from planish.process import claim_jax
+
+            claim_jax()
+            from planish.fast.xla import products
+
+            library = products.find_library(products.compile_int8_product())
+    except PlanishError as problem:
+        return {"int8_products": None, "tiles": False, "why": str(problem)}
+    tiles = library is not None and products.may_use_tiles()
+    return {"int8_products": library or "XLA", "tiles": tiles, "why": "its compiled program"}
+
+
+def xla_in_words(xla: dict[str, Any], kernels: dict[str, str]) -> str:
+    """The same in words; names --kernels xla where only XLA may use tiles."""
+    library = xla["int8_products"]
+    if library is None:
+        return f"not available ({xla['why']})"
+    words = "multiplies INT8 " + ("in loops of its own" if library == "XLA" else f"by {library}")
+    if not xla["tiles"]:
+        return words
+    words += ", which may use AMX tiles"
+    without = kernels["use"] not in ("native amx", "xla")
+    return words + ("; the kernels above do not, --kernels xla would" if without else "")
 
 
 def programs_in_words(programs: dict[str, Any]) -> str:

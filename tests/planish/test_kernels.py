@@ -77,3 +77,37 @@ def test_inspect_finds_the_programs_that_generate_has_compiled(planish, tiny_lla
     assert planish("generate", "--prompt", "a", "--max_new_tokens", "3", *words).code == 0
     programs = planish("inspect", *words, "--json").only_json()["programs"]
     assert {"prefill", "decode_tokens"} <= programs["kept"].keys() and programs["bytes"] > 0
+
+
+XLA = "planish.fast.xla.products."
+
+
+@pytest.mark.parametrize(
+    ("library", "tiles", "kernels", "words"),
+    [
+        ("YNNPACK", True, "xla", "xla: multiplies INT8 by YNNPACK, which may use AMX tiles\n"),
+        ("YNNPACK", True, "plain", "AMX tiles; the kernels above do not, --kernels xla would\n"),
+        ("YNNPACK", False, "plain", "xla: multiplies INT8 by YNNPACK\n"),
+        (None, True, "plain", "xla: multiplies INT8 in loops of its own\n"),
+    ],
+)
+def test_inspect_says_what_multiplies_for_xla_and_names_it_where_only_it_has_tiles(
+    planish, tiny_llama, monkeypatch, library, tiles, kernels, words
+):
+    monkeypatch.setattr(XLA + "find_library", lambda program: library)
+    monkeypatch.setattr(XLA + "may_use_tiles", lambda: tiles)
+    inspected = planish("inspect", "--model", tiny_llama, "--kernels", kernels, "--json")
+    facts = inspected.only_json()["xla"]
+    assert facts["int8_products"] == (library or "XLA")
+    assert facts["tiles"] == (tiles and library is not None)
+    assert words in planish("inspect", "--model", tiny_llama, "--kernels", kernels).out
+
+
+def test_inspect_reads_a_model_where_jax_does_not_work(planish, tiny_llama, monkeypatch):
+    def fail() -> None:
+        raise RuntimeError("no backend")
+
+    monkeypatch.setattr("planish.process.claim_jax", fail)
+    values = planish("inspect", "--model", tiny_llama, "--json").only_json()
+    assert values["xla"]["int8_products"] is None and "no backend" in values["xla"]["why"]
+    assert "xla: not available (" in planish("inspect", "--model", tiny_llama).out

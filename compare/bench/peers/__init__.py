@@ -38,18 +38,36 @@ class Peer:
     formats: tuple[str, ...]  # of the weights; the first is the peer's usual one
     runner: str  # the Python module that a child process runs
     also: tuple[str, ...] = ()  # other modules that it needs
+    fallback: str = ""  # how it is run where the usual way dies of a signal, in its words
 
 
 RUNNERS = "planish.compare.bench.peers"
-BUILD = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python gguf"
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("llama.cpp", "llama_cpp", BUILD, ("Q4_0", "Q8_0"), f"{RUNNERS}.llama_cpp", ("gguf",)),
         Peer(
-            "openvino", "openvino", "pip install openvino", ("int4", "int8"), f"{RUNNERS}.openvino"
+            name="llama.cpp",
+            module="llama_cpp",
+            install="CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python gguf",
+            formats=("Q4_0", "Q8_0"),
+            runner=f"{RUNNERS}.llama_cpp",
+            also=("gguf",),
+            fallback="use_extra_bufts off",
         ),
-        Peer("torch", "torch", "pip install torch", ("int4", "int8", "bf16"), f"{RUNNERS}.pytorch"),
+        Peer(
+            name="openvino",
+            module="openvino",
+            install="pip install openvino",
+            formats=("int4", "int4-dynamic", "int8", "int8-dynamic"),
+            runner=f"{RUNNERS}.openvino",
+        ),
+        Peer(
+            name="torch",
+            module="torch",
+            install="pip install torch",
+            formats=("int4", "int8", "bf16"),
+            runner=f"{RUNNERS}.pytorch",
+        ),
     )
 }
 

@@ -6,8 +6,9 @@
     {"op": "close"}
 
 The first line read is the Job; the first line written is {"ready": true, ...} with facts about the
-engine. A problem is answered with {"error": "..."}. Time is measured here, around the engine's
-calls, so the pipe adds nothing to it. Everything that a library prints goes to stderr.
+engine, after a trial: a build with instructions that the processor refuses dies there. A problem is
+answered with {"error": "..."}. Time is measured here, around the engine's calls, so the pipe adds
+nothing to it. Everything that a library prints goes to stderr.
 
 A new question is answered twice and only the second answer is sent: by then caches are allocated,
 pages are resident and kernels are compiled, as in all later runs.
@@ -27,15 +28,21 @@ import numpy as np
 
 from planish.compare.bench.sizes import ModelSize
 
+TRIAL = 64  # tokens: enough rows for kernels of many rows
+
 
 @dataclass(frozen=True)
 class Job:
-    """What to build. `directory` is empty, and is removed after the child has ended."""
+    """What to build. `directory` is empty, and is removed after the child has ended.
+
+    fallback: the peer's own, because a child without it died.
+    """
 
     sizes: ModelSize
     format: str
     threads: int
     directory: str
+    fallback: bool
 
     @classmethod
     def parse(cls, line: str) -> Job:
@@ -48,6 +55,10 @@ class Engine(Protocol):
 
     version: str
     weight_bytes: int  # that one token reads
+
+    @property
+    def kernels(self) -> str:
+        """What multiplies, in the library's own words, after an inference."""
 
     def reset(self, batch: int, length: int) -> None:
         """Empty caches for `batch` sequences of up to `length` tokens."""
@@ -62,12 +73,12 @@ def serve(build: Callable[[Job], Engine]) -> None:
     job, start = Job.parse(sys.stdin.readline()), time.perf_counter()
     try:
         engine = build(job)
+        seconds = time.perf_counter() - start
+        facts = {"ready": True, "load_seconds": seconds} | try_out(engine, job.sizes)
     except Exception as problem:  # an engine may raise anything
         send(pipe, {"error": one_line(problem)})
         return
-    seconds = time.perf_counter() - start
-    facts = {"version": engine.version, "bytes": engine.weight_bytes, "load_seconds": seconds}
-    send(pipe, {"ready": True, **facts})
+    send(pipe, facts)
     known: set[str] = set()
     for line in iter(sys.stdin.readline, ""):
         question = json.loads(line)
@@ -77,6 +88,14 @@ def serve(build: Callable[[Job], Engine]) -> None:
             known.add(line)
             answer(engine, job.sizes, question)
         send(pipe, answer(engine, job.sizes, question))
+
+
+def try_out(engine: Engine, sizes: ModelSize) -> dict[str, Any]:
+    """Compute one token and then a short prompt; the facts that are known by then."""
+    for tokens in (1, TRIAL):
+        engine.reset(1, tokens)
+        engine.forward(draw_prompts(sizes, 1, tokens))
+    return {"version": engine.version, "bytes": engine.weight_bytes, "kernels": engine.kernels}
 
 
 def take_stdout() -> TextIO:

@@ -3,6 +3,11 @@
 Prompts are decoded in batches of 512. The CPU backend repacks Q4_0 at loading, for the instruction
 sets that it was compiled for, so llama-cpp-python must be built on this machine with
 -DGGML_NATIVE=ON: a portable build is several times slower. Flash attention is on.
+
+A build by g++ 12.2 with AMX (llama-cpp-python 0.3.36) dies of an illegal instruction at its first
+product; https://github.com/ggml-org/llama.cpp/pull/26954 is about such a death. The fallback is to
+load without `use_extra_bufts`: no weights are repacked, so neither AMX's kernels nor the other ones
+that need repacked weights are used.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from planish.compare.bench.peers.weights import count_linear_bytes
 
 BATCH = 512  # tokens that one call computes
 PAD = 256  # llama.cpp rounds a sequence's cache up to it
+REPACKED = {"AMX_INT8", "REPACK"}  # features that work on repacked weights
 
 
 class LlamaCpp:
@@ -30,6 +36,7 @@ class LlamaCpp:
         gguf_file.write(path, job.sizes, job.format)
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
+        parameters.use_extra_bufts = not job.fallback
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.model:
             raise RuntimeError("llama.cpp does not load the file")
@@ -40,6 +47,9 @@ class LlamaCpp:
         self.weight_bytes = count_linear_bytes(job.sizes, block_bits / gguf_file.BLOCK)
         self.batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self.contexts: dict[tuple[int, int], Any] = {}
+        features = find_features(llama_cpp.llama_print_system_info().decode())
+        unused = REPACKED if job.fallback else set[str]()
+        self.kernels = " ".join(name for name in features if name not in unused)
 
     def reset(self, batch: int, length: int) -> None:
         key = (batch, -(-length // PAD) * PAD)
@@ -85,6 +95,12 @@ class LlamaCpp:
 
     def copy(self, field: ctypes._Pointer[Any], values: np.ndarray) -> None:
         np.ctypeslib.as_array(field, (values.size,))[:] = values.reshape(-1)
+
+
+def find_features(text: str) -> list[str]:
+    """The features that llama.cpp was built for: "CPU : AVX2 = 1 | BMI2 = 0 |" -> ["AVX2"]."""
+    pairs = [word.rpartition(":")[2].partition("=") for word in text.split("|")]
+    return [name.strip() for name, _, value in pairs if value.strip() == "1"]
 
 
 if __name__ == "__main__":

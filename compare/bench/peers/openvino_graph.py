@@ -5,10 +5,18 @@ runs operation by operation, several times slower. So the graph has the structur
 Hugging Face models:
 
     FullyConnected   constant -> Convert -> [Subtract] -> Multiply scale -> [Reshape] -> MatMul
+    LLMMLP           gate, up and down of signed INT8: constant -> Convert to f32 -> Multiply by f32
+                     scales [N, 1] -> MatMul, with nothing between; gate * Sigmoid(gate) * up
     RMS              x * (1 / Sqrt(ReduceMean(x^2) + eps)) * weight
     RoPE             x * cos + Concat(-x[half:], x[:half]) * sin, over [B, heads, T, Hd]
     attention with   ReadValue -> Gather(beam) -> Concat(new) -> Assign, and the heads repeated by
-      its cache      Unsqueeze, Broadcast, Reshape before ScaledDotProductAttention
+      its cache      Unsqueeze, Broadcast (bidirectional), Reshape before ScaledDotProductAttention
+
+Where a form differs, the plugin says nothing and is slower: with unsigned codes and a zero point,
+with float16 scales, or with Swish as Python's opset makes it, of two inputs, the MLP is three
+FullyConnected, and dynamic quantization does nothing on a processor with AMX; with Broadcast in its
+default mode attention over repeated heads is a dozen operations. `describe_products` in openvino.py
+reads what became of the graph.
 
 INT8 has a scale for each output, INT4 one for each 128 inputs. lm_head reads the last token only.
 """
@@ -38,25 +46,45 @@ def pack_int4(codes: np.ndarray) -> np.ndarray:
     return packed
 
 
-def pack_int8(codes: np.ndarray) -> np.ndarray:
-    """Unsigned codes around 128: the plugin multiplies u8 weights."""
-    return codes.view(np.uint8) ^ 0x80
+def keep_int8(codes: np.ndarray) -> np.ndarray:
+    """Signed codes as they are."""
+    return codes
 
 
-PACK = {"int4": pack_int4, "int8": pack_int8}
+PACK = {"int4": pack_int4, "int8": keep_int8}
+
+
+def dequantize_int8(codes: np.ndarray) -> Any:
+    """f32(codes) * scale [N, 1], the form of LLMMLP, which takes no other."""
+    outputs, inputs = codes.shape
+    step = np.full([outputs, 1], weights.scale(inputs, 8), np.float32)
+    return op.multiply(op.convert(op.constant(codes), "f32"), op.constant(step))
+
+
+def dequantize_int4(rows: np.ndarray) -> Any:
+    """(codes - 8) * scale of each group, in float16 as compressed models have it, then float32."""
+    outputs, inputs = rows.shape[0], rows.shape[1] * 2
+    size = [outputs, inputs // GROUP, GROUP]
+    codes = op.constant(ov.Tensor(rows, ov.Shape(size), ov.Type.u4), shared_memory=False)
+    zero = op.convert(op.constant(np.array([weights.ZERO4], np.uint8)), "f16")
+    step = op.constant(np.full([*size[:-1], 1], weights.scale(inputs, 4)))
+    scaled = op.multiply(op.subtract(op.convert(codes, "f16"), zero), step)
+    whole = op.reshape(scaled, op.constant(np.array([outputs, inputs])), False)
+    return op.convert(whole, "f32")
 
 
 class Graph:
     """Builds the model; holds the inputs that all layers read."""
 
     def __init__(self, sizes: ModelSize, form: str):
+        """form: int4 or int8."""
         self.sizes, self.form = sizes, form
         parts = weights.make_linears(sizes, BITS[form], PACK[form])
         self.rows: Rows = {(part, layer): rows for part, layer, rows in parts}
         self.tokens = op.parameter([-1, -1], np.int64, name="tokens")  # [B, T]
         self.positions = op.parameter([-1, -1], np.int64, name="positions")  # [B, T]
         self.beam = op.parameter([-1], np.int32, name="beam")  # [B]
-        self.mask = op.parameter([1, 1, -1, -1], np.float32, name="mask")  # [1, 1, T, S]
+        self.mask = op.parameter([-1, 1, -1, -1], np.float32, name="mask")  # [B, 1, T, S]
         self.cos, self.sin = self.make_rope_tables()
         self.assigns: list[Any] = []
 
@@ -77,20 +105,7 @@ class Graph:
 
     def weight(self, rows: np.ndarray) -> Any:
         """The dequantized weight, which is never computed: the plugin multiplies the codes."""
-        outputs, four = len(rows), self.form == "int4"
-        inputs = rows.shape[1] * (2 if four else 1)
-        size = [outputs, inputs // GROUP, GROUP] if four else [outputs, inputs]
-        codes = ov.Tensor(rows, ov.Shape(size), ov.Type.u4 if four else ov.Type.u8)
-        zero = np.array([weights.ZERO4 if four else 128], np.uint8)
-        centred = op.subtract(
-            op.convert(op.constant(codes, shared_memory=False), "f16"),
-            op.convert(op.constant(zero), "f16"),
-        )
-        step = weights.scale(inputs, BITS[self.form])
-        scaled = op.multiply(centred, op.constant(np.full([*size[:-1], 1], step)))
-        if four:
-            scaled = op.reshape(scaled, op.constant(np.array([outputs, inputs])), False)
-        return op.convert(scaled, "f32")
+        return dequantize_int4(rows) if self.form == "int4" else dequantize_int8(rows)
 
     def normalize(self, x: Any) -> Any:
         square = op.power(x, op.constant(np.float32(2)))
@@ -161,9 +176,10 @@ class Graph:
         front = op.gather(ends, op.constant(np.array([0, 1])), op.constant(0))
         back = op.gather(ends, op.constant(np.array([2, 3])), op.constant(0))
         target = op.concat([front, op.constant(np.array([shared])), back], 0)
-        copies = op.broadcast(each, target)
+        copies = op.broadcast(each, target, broadcast_spec="BIDIRECTIONAL")
         return op.reshape(copies, op.constant(np.array([0, sizes.heads, -1, sizes.head_dim])), True)
 
     def mlp(self, layer: int, x: Any) -> Any:
-        gate = op.swish(self.linear("gate", layer, x))
+        gate = self.linear("gate", layer, x)
+        gate = op.multiply(gate, op.sigmoid(gate))  # becomes a Swish of one input; op.swish has two
         return self.linear("down", layer, op.multiply(gate, self.linear("up", layer, x)))

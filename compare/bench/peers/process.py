@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from planish.compare.bench.peers import Peer, PeerError, is_installed
 from planish.compare.bench.sizes import ModelSize
+from planish.reference.errors import notice
 
 ROOT = Path(__file__).parents[3]  # the folder that contains compare/: the child starts there
 LAST = 4096  # bytes at the end of stderr that are searched for the reason
@@ -36,6 +37,8 @@ class Facts:
     version: str
     bytes: int  # of weights that one token reads
     load_seconds: float
+    kernels: str = ""  # what multiplies, in the library's own words
+    mode: str = ""  # the peer's fallback, if the usual way has died
 
 
 class PeerProcess:
@@ -43,7 +46,8 @@ class PeerProcess:
 
     timeout: seconds to wait for any one answer, loading included. directory: where a peer that
     needs files may write them (several GB at 7B); the system's temporary directory by default.
-    Raises PeerError when the child dies, fails or stalls.
+    Raises PeerError when the child dies, fails or stalls. A child that dies of a signal before it
+    is ready is replaced by one in the peer's fallback, and facts.mode says so.
     """
 
     facts: Facts
@@ -66,12 +70,33 @@ class PeerProcess:
         with ExitStack() as stack:
             directory = stack.enter_context(make_directory(self.directory))
             self.stderr = stack.enter_context(tempfile.TemporaryFile())
-            self.child = start(self.peer, self.stderr)
-            stack.callback(stop, self.child)
-            ready = self.ask(self.job | {"directory": directory})
-            self.facts = Facts(ready["version"], ready["bytes"], ready["load_seconds"])
+            try:
+                self.facts = self.load(stack, directory)
+            except PeerError as problem:
+                if not (self.peer.fallback and self.died_of_a_signal()):
+                    raise
+                notice(f"{problem}; again with {self.peer.fallback}")
+                self.facts = self.load(stack, directory, self.peer.fallback)
             self.stack = stack.pop_all()
         return self
+
+    def load(self, stack: ExitStack, directory: str, fallback: str = "") -> Facts:
+        """Start a child and let it load; it ends with the stack."""
+        self.child = start(self.peer, self.stderr)
+        stack.callback(stop, self.child)
+        ready = self.ask(self.job | {"directory": directory, "fallback": bool(fallback)})
+        return Facts(
+            version=ready["version"],
+            bytes=ready["bytes"],
+            load_seconds=ready["load_seconds"],
+            kernels=ready["kernels"],
+            mode=fallback,
+        )
+
+    def died_of_a_signal(self) -> bool:
+        """Whether the child was ended so; False while it runs."""
+        code = self.child.poll()
+        return code is not None and code < 0
 
     def __exit__(
         self,

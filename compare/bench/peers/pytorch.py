@@ -74,6 +74,8 @@ class Torch:
         torch.set_grad_enabled(False)
         torch.backends.quantized.engine = "onednn"
         self.sizes, sizes = job.sizes, job.sizes
+        engine = torch.backends.quantized.engine
+        self.kernels = f"{engine}, {torch.backends.cpu.get_cpu_capability()}"
         self.dtype = torch.float32 if job.format == "int8" else torch.bfloat16
         self.products = dict(make_products(sizes, job.format))
         self.table = torch.from_numpy(weights.make_embedding(sizes)).to(self.dtype)

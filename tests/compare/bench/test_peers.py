@@ -15,6 +15,7 @@ import pytest
 from planish.compare.bench.peers import PEERS, Peer, PeerError, find_peer, is_installed, weights
 from planish.compare.bench.peers.process import ROOT, PeerProcess
 from planish.compare.bench.sizes import ModelSize
+from planish.fast.native.instruction_sets import cpu_features
 from planish.reference.linear import Linear
 from planish.reference.model.config import ModelConfig, repeat_layer
 from planish.reference.model.layers import Norm
@@ -23,16 +24,19 @@ from planish.reference.model.transformer import forward
 from planish.reference.model.weights import Weights, build_block
 
 TINY = ModelSize(name="tiny", hidden=256, layers=2, heads=4, kv_heads=2, ffn=512, vocab=320)
-BITS = {"Q4_0": 4, "Q8_0": 8, "int4": 4, "int8": 8, "bf16": 8}  # of the codes
+BITS = {"Q4_0": 4, "Q8_0": 8, "int4": 4, "int8": 8, "bf16": 8}  # of a format's codes
 NOISE = 0.05  # of activations in 8 bits, relative to the logits; a wrong sign or row makes it 1
 PARTS = ("q", "k", "v", "o", "gate", "up", "down")
 SUBJECTS = [(name, form) for name, peer in PEERS.items() for form in peer.formats]
 
 ECHO = """
-import json, os, sys
+import json, os, signal, sys
 print("noise of a library", file=sys.stderr)
-found = os.path.isdir(json.loads(sys.stdin.readline())["directory"])
-facts = {"version": f"directory: {found}", "bytes": 1, "load_seconds": 0.0}
+job = json.loads(sys.stdin.readline())
+if job["format"] == "fragile" and not job["fallback"]:
+    os.kill(os.getpid(), signal.SIGILL)
+found = os.path.isdir(job["directory"])
+facts = {"version": f"directory: {found}", "bytes": 1, "load_seconds": 0.0, "kernels": "AVX"}
 print(json.dumps({"ready": True, **facts}), flush=True)
 for line in sys.stdin:
     op = json.loads(line)["op"]
@@ -88,14 +92,20 @@ def relative_error(found: list[list[float]], expected: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("name", "form"), SUBJECTS)
-def test_a_peer_computes_the_reference_and_answers_with_times(name: str, form: str) -> None:
+def test_a_peer_computes_the_reference_and_answers_with_times(
+    name: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subject = find_peer(name)
     if not is_installed(subject):
         pytest.skip(f"{name} is not installed: {subject.install}")
     tokens = np.random.default_rng(3).integers(0, TINY.vocab, (2, 20))
-    expected = np.stack([forward(*float_model(TINY, BITS[form]), row)[-1] for row in tokens])
-    with PeerProcess(subject, TINY, form, threads=1, timeout=120) as process:
+    bits = BITS[form.partition("-")[0]]
+    expected = np.stack([forward(*float_model(TINY, bits), row)[-1] for row in tokens])
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    with PeerProcess(subject, TINY, form, threads=2, timeout=120, directory="here") as process:
         assert process.facts.version.split()[1] and process.facts.bytes > 0
+        assert process.facts.kernels
         for cuts in ([], [15], [17, 18, 19]):  # a prompt, two pieces of one, and single steps
             pieces = [piece.tolist() for piece in np.split(tokens, cuts, axis=1)]
             assert relative_error(process.logits(pieces), expected) < NOISE
@@ -126,7 +136,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Peer:
     """A peer of a few lines, which fails to prefill, dies of decoding and never gives logits."""
     (tmp_path / "fake_peer.py").write_text(ECHO, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return Peer("fake", "json", "", ("int8",), "fake_peer")
+    formats = ("int8", "fragile")
+    return Peer("fake", "json", "", formats, "fake_peer", fallback="caution on")
 
 
 def test_an_error_in_the_child_is_one_line_and_the_child_goes_on(fake: Peer) -> None:
@@ -143,6 +154,27 @@ def test_a_child_that_dies_is_one_line_with_its_last_words(fake: Peer) -> None:
             process.decode(4)
         with pytest.raises(PeerError, match=died):
             process.decode(4)
+
+
+def test_a_child_that_dies_of_a_signal_while_loading_is_replaced_by_its_fallback(
+    fake: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with PeerProcess(fake, TINY, "fragile", threads=1, timeout=60) as process:
+        assert process.facts.mode == "caution on"
+        with pytest.raises(PeerError, match="OutOfCheese"):
+            process.prefill(4)
+    assert f"found signal {signal.SIGILL:d}" in caplog.text
+    assert "again with caution on" in caplog.text
+    with PeerProcess(fake, TINY, "int8", threads=1, timeout=60) as process:
+        assert process.facts.mode == "" and process.facts.kernels == "AVX"
+
+
+def test_without_a_fallback_a_child_that_dies_of_a_signal_is_an_error(fake: Peer) -> None:
+    alone = replace(fake, fallback="")
+    with pytest.raises(
+        PeerError, match=f"fake: its process has died; found signal {signal.SIGILL:d}"
+    ):
+        PeerProcess(alone, TINY, "fragile", threads=1, timeout=60).__enter__()
 
 
 def test_a_killed_child_is_named_by_its_signal(fake: Peer) -> None:
@@ -204,3 +236,20 @@ def test_layers_have_separate_bytes_and_values_within_the_grid() -> None:
         np.testing.assert_array_equal(np.roll(first, 1, axis=0), second)
         assert (first.min(), first.max()) == (low, high)
         assert 0.9 < weights.dequantize(first, bits).std() * np.sqrt(TINY.hidden) < 1.1
+
+
+def openvino_products(form: str) -> str:
+    """What OpenVINO says that it multiplies by, of a model in this format."""
+    subject = find_peer("openvino")
+    if not is_installed(subject):
+        pytest.skip(f"openvino is not installed: {subject.install}")
+    with PeerProcess(subject, TINY, form, threads=2, timeout=120) as process:
+        return process.facts.kernels
+
+
+def test_openvino_multiplies_in_int8_on_amx_if_its_dynamic_quantization_is_on() -> None:
+    if "amx_int8" not in cpu_features():
+        pytest.skip("OpenVINO's fused INT8 kernels are for processors with AMX")
+    assert "2 LLMMLP of i8" in openvino_products("int8-dynamic")  # of TINY's two layers
+    as_it_comes = openvino_products("int8")
+    assert "LLMMLP" not in as_it_comes and "amx_bf16" in as_it_comes
