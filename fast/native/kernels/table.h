@@ -89,6 +89,7 @@ struct Output {
   const float* residual;  // [rows, N] or null: added last
   int64_t stride;         // N, or less if y has only some of the outputs
   int64_t first;          // the output in y's first column
+  bool stream = false;    // y is too large for near caches, its rows are whole lines
 };
 
 // Attention over a cache whose keys are in tiles of 16 slots: H query heads, K key-value heads.

@@ -202,6 +202,11 @@ inline std::vector<float> random_rows(Random& r, int64_t rows, int64_t k, float 
   return x;
 }
 
+// Memory that starts with a line.
+struct alignas(64) Line {
+  float at[16];
+};
+
 inline void check_case(const Kernels& kernels, Pool& pool, Random& r, const Case& c,
                        Granularity granularity, int64_t rows) {
   const int64_t tiles_at_once = draw(r, 1, 10);
@@ -210,10 +215,13 @@ inline void check_case(const Kernels& kernels, Pool& pool, Random& r, const Case
   const bool residual = draw(r, 0, 1) == 1;
   const Source source = {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, c.k};
   const Packed prepared(kernels, source, granularity, rows, c.group, given);
-  std::vector<float> y(rows * c.n, NAN);
+  std::vector<Line> lines(ceil_div(rows * c.n, 16));
+  float* y = lines[0].at;
+  std::fill_n(y, rows * c.n, NAN);
   const Weight w = c.weight();
   const int64_t tiles = ceil_div(c.n, 16);
-  const Output out = {y.data(), residual ? added.data() : nullptr, c.n, 0};
+  const bool stream = c.n % 16 == 0 && draw(r, 0, 1) == 1;
+  const Output out = {y, residual ? added.data() : nullptr, c.n, 0, stream};
   team().run(pool, ceil_div(tiles, tiles_at_once), [&](int64_t unit) {
     const int64_t tile = unit * tiles_at_once;
     const int64_t count = std::min(tiles_at_once, tiles - tile);
@@ -237,7 +245,8 @@ inline void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
 // More rows, and more inputs than one chunk of matrix tiles; groups of every size.
 inline void check_large_linear(const Kernels& kernels, Pool& pool, Random& r) {
   const int bits = draw(r, 0, 2) ? 4 : 8, group = 32 << draw(r, 0, 6);
-  const Case c = make_case(r, bits, draw(r, 1, 40), draw(r, 1, 2100), group == 2048 ? 9999 : group);
+  const int64_t n = draw(r, 0, 1) ? draw(r, 1, 40) : 16 * draw(r, 1, 5);
+  const Case c = make_case(r, bits, n, draw(r, 1, 2100), group == 2048 ? 9999 : group);
   check_case(kernels, pool, r, c, random_granularity(r, bits), draw(r, 9, 50));
 }
 

@@ -13,7 +13,7 @@ template <class V>
 struct Amx : Lanes<V> {
   static constexpr int64_t kRowTile = kTileRows;
   static constexpr int64_t kFewRows = 8;
-  static constexpr int64_t kIntegerMost = 2 * kPairsAtOnce;
+  static constexpr int64_t kIntegerMost = 2 * kMostPairs;
 
   static bool allowed() { return may_use_tiles(); }
   static bool by_lanes(const PackedRows& p) {
@@ -32,6 +32,7 @@ struct Amx : Lanes<V> {
   }
   static void end_unit(const PackedRows& p) {
     if (!by_lanes(p)) release_tiles();
+    V::end_streams();
   }
 
   static int64_t packed_bytes(const PackedRows& p) {
@@ -52,8 +53,9 @@ struct Amx : Lanes<V> {
     const TileRows rows(p);
     const TileCall call = {w, rows, out};
     const TileScratch scratch(p, memory);
-    for (const int64_t end = tile + count; tile < end; tile += kIntegerMost) {
-      const int64_t some = end - tile < kIntegerMost ? end - tile : kIntegerMost;
+    const int64_t most = 2 * pairs_at_once(p);
+    for (const int64_t end = tile + count; tile < end; tile += most) {
+      const int64_t some = end - tile < most ? end - tile : most;
       if (w.bits == 8) run_tiles<V, After::kInt8, 4>(call, scratch, tile, some);
       else if (p.groups == 1) run_tiles<V, After::kInt4, 4>(call, scratch, tile, some);
       else if (rows.scale_groups > 1) run_groups<V, After::kGroup>(call, scratch, tile, some);

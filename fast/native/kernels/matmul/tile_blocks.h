@@ -42,10 +42,13 @@ struct TileCall {
 };
 
 // Where a block's operands begin, each tile's steps in a row. If there is one row tile, the second
-// pointer is not used.
+// pointer is not used. ahead: weights that later blocks multiply, of which each step prefetches
+// `lines` lines.
 struct Operands {
   const int8_t* rows[2];
   const uint8_t* weights[2];
+  const uint8_t* ahead[2];
+  int64_t lines;
 };
 
 // A block on its way through the stages.
@@ -73,6 +76,7 @@ class ScaledRows {
       const int64_t column = block.tile * kTile;
       const int64_t y = block.row * call.out.stride + column - call.out.first;
       stride_ = call.out.stride;
+      stream_ = call.out.stream;
       y_ = call.out.y + y;
       residual_ = call.out.residual ? call.out.residual + y : nullptr;
       bias_ = call.weight.bias ? call.weight.bias + column : nullptr;
@@ -113,13 +117,14 @@ class ScaledRows {
   PLANISH_INLINE void write(int64_t at, int64_t column, F value) const {
     if (bias_) value = V::add(value, V::load(bias_ + column));
     if (residual_) value = V::add(V::load(residual_ + at), value);
-    V::store(y_ + at, value);
+    if (stream_) V::stream(y_ + at, value);
+    else V::store(y_ + at, value);
   }
 
   const int32_t* sums_;
   float* totals_;
   const float* scales_;
-  bool first_;
+  bool first_, stream_ = false;
   F scale_[2];
   float* y_;
   const float *residual_, *bias_;
@@ -231,6 +236,12 @@ class Blocks {
       at.rows[i] += step_bytes_;
       at.weights[i] += step_bytes_;
     });
+    for (int64_t line = 0; line < at.lines; ++line) {
+      unroll<2>([&](auto i) PLANISH_INLINE {
+        __builtin_prefetch(at.ahead[i], 0, 2);  // into the second cache
+        at.ahead[i] += kTileBytes;
+      });
+    }
   }
 
   template <int kSum, bool kFirst, class Then>

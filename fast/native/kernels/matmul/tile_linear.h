@@ -13,11 +13,19 @@
 namespace planish::PLANISH_ISA {
 
 constexpr int64_t kChunkInputs = 512;
+constexpr int64_t kWholeInputs = 1024;  // one chunk up to so many: their sums need no memory
 constexpr int64_t kRowsAtOnce = 512;
-constexpr int64_t kPairsAtOnce = 4;  // of tiles of weights
+constexpr int64_t kMostPairs = 8;  // of tiles of weights
 
 inline int64_t chunk_inputs(int64_t groups, int64_t group_inputs) {
-  return groups > 1 && group_inputs > kChunkInputs ? group_inputs : kChunkInputs;
+  if (groups > 1) return group_inputs > kChunkInputs ? group_inputs : kChunkInputs;
+  return group_inputs <= kWholeInputs ? kWholeInputs : kChunkInputs;
+}
+
+// Pairs of tiles that are multiplied before the next chunk: more if the rows do not fit into the
+// second cache, and are read from the third one for each of them.
+inline int64_t pairs_at_once(const PackedRows& p) {
+  return p.inputs > 4096 ? kMostPairs : kMostPairs / 2;
 }
 
 // The memory of a unit of work: sums or totals [pairs, rows, 32], two blocks of sums, and a pair of
@@ -26,18 +34,17 @@ struct TileScratch {
   int32_t* sums;
   int32_t* blocks;
   uint8_t* panel;
-  int64_t rows, panel_bytes;
+  int64_t pairs, rows, panel_bytes;
 
   TileScratch(const PackedRows& p, float* memory)
-      : rows(ceil_div(p.rows < kRowsAtOnce ? p.rows : kRowsAtOnce, kBlock) * kBlock),
+      : pairs(pairs_at_once(p)),
+        rows(ceil_div(p.rows < kRowsAtOnce ? p.rows : kRowsAtOnce, kBlock) * kBlock),
         panel_bytes(chunk_inputs(p.groups, p.group_inputs) * kTile) {
     sums = reinterpret_cast<int32_t*>(memory);
-    blocks = sums + kPairsAtOnce * rows * kBlock;
+    blocks = sums + pairs * rows * kBlock;
     panel = reinterpret_cast<uint8_t*>(blocks + 2 * kBlockSums);
   }
-  int64_t floats() const {
-    return kPairsAtOnce * rows * kBlock + 2 * kBlockSums + 2 * panel_bytes / 4;
-  }
+  int64_t floats() const { return pairs * rows * kBlock + 2 * kBlockSums + 2 * panel_bytes / 4; }
 };
 
 using Line = uint8_t __attribute__((vector_size(64)));
@@ -58,6 +65,14 @@ inline void unpack_blocks(const uint8_t* codes, int64_t count, const uint8_t* ze
 // Inputs of one call: groups, or steps of the only one.
 struct Chunk {
   int64_t group, groups, step, steps;
+
+  bool left() const { return groups > 0 && steps > 0; }
+};
+
+// The tiles that are multiplied next.
+struct Ahead {
+  Chunk chunk;
+  int64_t tile;
 };
 
 template <class V, After kAfter, int kRowsPerStep>
@@ -71,9 +86,12 @@ class TileLinear {
     const int64_t rows = call_.rows.rows;
     for (row_ = 0; row_ < rows; row_ += kRowsAtOnce) {
       end_ = rows - row_ < kRowsAtOnce ? rows : row_ + kRowsAtOnce;
-      for (Chunk chunk = first_chunk(); chunk.groups > 0 && chunk.steps > 0; advance(chunk)) {
+      for (Chunk chunk = first_chunk(), after; chunk.left(); chunk = after) {
+        after = next_chunk(chunk);
         for (int64_t at = 0; at < count; at += 2) {
-          multiply_pair(chunk, tile + at, least(count - at, 2), at / 2);
+          const bool more = at + 2 < count;
+          const Ahead ahead = {more ? chunk : after, tile + (more ? at + 2 : 0)};
+          multiply_pair(chunk, tile + at, least(count - at, 2), at / 2, ahead);
         }
       }
     }
@@ -84,11 +102,12 @@ class TileLinear {
   Chunk first_chunk() const {
     Chunk chunk = {0, 1, 0, call_.rows.steps};
     const int64_t inputs = call_.rows.steps * call_.rows.depth;
-    if (one_group(kAfter)) chunk.steps = least(chunk.steps, kChunkInputs / call_.rows.depth);
+    if (one_group(kAfter))
+      chunk.steps = least(chunk.steps, chunk_inputs(1, inputs) / call_.rows.depth);
     else chunk.groups = least(call_.rows.groups, inputs < kChunkInputs ? kChunkInputs / inputs : 1);
     return chunk;
   }
-  void advance(Chunk& chunk) const {
+  Chunk next_chunk(Chunk chunk) const {
     if (one_group(kAfter)) {
       chunk.step += chunk.steps;
       chunk.steps = least(chunk.steps, call_.rows.steps - chunk.step);
@@ -96,12 +115,15 @@ class TileLinear {
       chunk.group += chunk.groups;
       chunk.groups = least(chunk.groups, call_.rows.groups - chunk.group);
     }
+    return chunk;
   }
   static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
   // One chunk of one or two tiles for the rows at hand.
-  void multiply_pair(const Chunk& chunk, int64_t tile, int64_t tiles, int64_t pair) {
+  void multiply_pair(const Chunk& chunk, int64_t tile, int64_t tiles, int64_t pair,
+                     const Ahead& ahead) {
     Operands at = {};
+    place_ahead(ahead, chunk, at);
     at.weights[0] = at.weights[1] = weights(chunk, tile, scratch_.panel);
     if (tiles > 1) {
       at.weights[1] = weights(chunk, tile + 1, scratch_.panel + scratch_.panel_bytes);
@@ -111,6 +133,7 @@ class TileLinear {
       const Place place = {row, tile, tiles, sums};
       if (end_ - row > kTileRows) multiply_rows<2>(chunk, at, place);
       else multiply_rows<1>(chunk, at, place);
+      for (auto& ahead : at.ahead) ahead += chunk.groups * chunk.steps * at.lines * kTileBytes;
     }
   }
 
@@ -138,7 +161,24 @@ class TileLinear {
                         place.tiles, group,  scaled, group == 0, group + 1 == rows.groups};
       blocks_.template multiply<kRowTiles>(at, chunk.steps, start);
       for (auto& weights : at.weights) weights += chunk.steps * rows.step_bytes();
+      for (auto& ahead : at.ahead) ahead += chunk.steps * at.lines * kTileBytes;
     }
+  }
+
+  // What the steps of a chunk prefetch: equal shares of the next pair.
+  void place_ahead(const Ahead& ahead, const Chunk& chunk, Operands& at) const {
+    if (!ahead.chunk.left()) return;
+    const Weight& w = call_.weight;
+    const int64_t lines = ahead.chunk.groups * ahead.chunk.steps * call_.rows.depth * w.bits / 32;
+    const int64_t steps = ceil_div(end_ - row_, kBlock) * chunk.groups * chunk.steps;
+    at.lines = ceil_div(lines, steps);
+    at.ahead[0] = w.codes + (ahead.tile * w.blocks + first_block(ahead.chunk)) * kTileBytes;
+    at.ahead[1] = at.ahead[0] + w.blocks * kTileBytes;
+  }
+
+  int64_t first_block(const Chunk& chunk) const {
+    const Weight& w = call_.weight;
+    return chunk.group * w.group_blocks + chunk.step * call_.rows.depth * w.bits / 32;
   }
 
   // A chunk of one tile as int8: in place if it is so already and all of its bytes exist.
@@ -147,7 +187,7 @@ class TileLinear {
     const uint8_t* codes = w.codes + tile * w.blocks * kTileBytes;
     const int64_t inputs = chunk.steps * call_.rows.depth;
     if (w.bits == 8) {
-      const int64_t first = chunk.step * call_.rows.depth / 4, blocks = inputs / 4;
+      const int64_t first = first_block(chunk), blocks = inputs / 4;
       if (first + blocks <= w.blocks) return codes + first * kTileBytes;
       __builtin_memcpy(panel, codes + first * kTileBytes, (w.blocks - first) * kTileBytes);
       return panel;

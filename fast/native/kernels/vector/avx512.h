@@ -78,6 +78,10 @@ struct Vector {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
   }
   static void store(float* p, Floats x) { _mm512_storeu_ps(p, x); }
+  // Past the caches, without reading what was there; p is aligned to 64. Other threads see it after
+  // end_streams().
+  static void stream(float* p, Floats x) { _mm512_stream_ps(p, x); }
+  static void end_streams() { _mm_sfence(); }
   static void store_part(float* p, Floats x, int64_t n) {
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), x);
   }

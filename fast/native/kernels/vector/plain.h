@@ -142,6 +142,8 @@ struct Vector {
     return make<Floats>([&](int i) { return i < n ? p[i] : 0.0f; });
   }
   static void store(float* p, Floats x) { __builtin_memcpy(p, &x, sizeof(x)); }
+  static void stream(float* p, Floats x) { store(p, x); }
+  static void end_streams() {}
   static void store_part(float* p, Floats x, int64_t n) {
     for (int i = 0; i < n; ++i) p[i] = x.at[i];
   }

@@ -126,6 +126,15 @@ inline void multiply_gated(const Kernels& kernels, const Linears& linears, const
   kernels.gate(gates, ups, wide, out.y + first, out.stride, rows.rows, count);
 }
 
+constexpr int64_t kNearBytes = int64_t{2} << 20;  // that a core's caches may hold
+
+// Whether an output is written past the caches: it is large, and its rows are whole lines.
+inline bool streams(const Output& out, int64_t rows) {
+  const int64_t row_bytes = out.stride * static_cast<int64_t>(sizeof(float));
+  return rows * row_bytes > kNearBytes && row_bytes % 64 == 0 &&
+         reinterpret_cast<uintptr_t>(out.y) % 64 == 0;
+}
+
 inline void multiply_unit(const Kernels& kernels, const Linears& linears, const PackedRows& rows,
                           const Unit& unit) {
   float* memory = scratch<float>(Scratch::kMultiply, kernels.multiply_scratch(rows));
@@ -134,7 +143,9 @@ inline void multiply_unit(const Kernels& kernels, const Linears& linears, const 
     multiply_gated(kernels, linears, rows, unit, memory);
   } else {
     const size_t i = unit.linear;
-    kernels.multiply(linears.weights[i], rows, linears.outputs[i], unit.tile, unit.count, memory);
+    Output out = linears.outputs[i];
+    out.stream = streams(out, rows.rows);
+    kernels.multiply(linears.weights[i], rows, out, unit.tile, unit.count, memory);
   }
   if (kernels.end_unit) kernels.end_unit(rows);
 }
@@ -142,7 +153,8 @@ inline void multiply_unit(const Kernels& kernels, const Linears& linears, const 
 template <class Pool>
 void multiply_rows(const Kernels& kernels, Pool& pool, const Linears& linears,
                    const PackedRows& rows) {
-  const UnitSize size = unit_size(kernels, rows.granularity, rows.rows, pool.num_threads());
+  UnitSize size = unit_size(kernels, rows.granularity, rows.rows, pool.num_threads());
+  if (linears.gated && size.most > size.step) size.most /= 2;  // its outputs stay in near caches
   const size_t count = linears.gated ? 1 : linears.weights.size();
   const std::vector<Unit> units = units_of(linears.weights, count, size);
   team().run(pool, static_cast<int64_t>(units.size()),
