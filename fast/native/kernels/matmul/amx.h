@@ -17,7 +17,8 @@ struct Amx : Lanes<V> {
 
   static bool allowed() { return may_use_tiles(); }
   static bool by_lanes(const PackedRows& p) {
-    return p.rows <= kFewRows || p.granularity == Granularity::kFloat;
+    return p.rows <= kFewRows || p.granularity == Granularity::kFloat ||
+           (p.groups > 1 && p.group_inputs > kShiftedInputs);
   }
 
   // Other code of this thread may use tiles too, so a unit configures and releases them: 0.1 us.

@@ -16,6 +16,7 @@ constexpr int64_t kChunkInputs = 512;
 constexpr int64_t kWholeInputs = 1024;  // one chunk up to so many: their sums need no memory
 constexpr int64_t kRowsAtOnce = 512;
 constexpr int64_t kMostPairs = 8;  // of tiles of weights
+constexpr int64_t kGap = 256;
 
 inline int64_t chunk_inputs(int64_t groups, int64_t group_inputs) {
   if (groups > 1) return group_inputs > kChunkInputs ? group_inputs : kChunkInputs;
@@ -29,7 +30,8 @@ inline int64_t pairs_at_once(const PackedRows& p) {
 }
 
 // The memory of a unit of work: sums or totals [pairs, rows, 32], two blocks of sums, and a pair of
-// tiles of one chunk.
+// tiles of one chunk. A gap keeps the sums of a block and its totals, which are used at the same
+// time, at different addresses modulo 4096.
 struct TileScratch {
   int32_t* sums;
   int32_t* blocks;
@@ -41,10 +43,12 @@ struct TileScratch {
         rows(ceil_div(p.rows < kRowsAtOnce ? p.rows : kRowsAtOnce, kBlock) * kBlock),
         panel_bytes(chunk_inputs(p.groups, p.group_inputs) * kTile) {
     sums = reinterpret_cast<int32_t*>(memory);
-    blocks = sums + pairs * rows * kBlock;
+    blocks = sums + pairs * rows * kBlock + kGap;
     panel = reinterpret_cast<uint8_t*>(blocks + 2 * kBlockSums);
   }
-  int64_t floats() const { return pairs * rows * kBlock + 2 * kBlockSums + 2 * panel_bytes / 4; }
+  int64_t floats() const {
+    return pairs * rows * kBlock + kGap + 2 * kBlockSums + 2 * panel_bytes / 4;
+  }
 };
 
 using Line = uint8_t __attribute__((vector_size(64)));
