@@ -142,13 +142,14 @@ struct Kernels {
   // How to divide the work of a linear. Rows are packed `row_tile` at a time, each pack by one
   // thread. Up to `few_rows` rows are limited by memory and read long streams of weights; more rows
   // are limited by the multiplier and take integer_step or float_step tiles of weights at a time.
-  // Integer tiles may share what a thread reads of the rows: a unit has up to integer_most of them
-  // if all threads then get some.
+  // Tiles may share what a thread reads of the rows: a unit has up to integer_most or float_most of
+  // them if all threads then get some.
   int64_t row_tile;
   int64_t few_rows;
   int64_t integer_step;
   int64_t integer_most;
   int64_t float_step;
+  int64_t float_most;
 
   // Writes row `row` of the source as floats; y has room for K rounded up to a multiple of 16.
   void (*normalize_row)(const Source&, int64_t row, float* y);

@@ -14,21 +14,21 @@ struct Amx : Lanes<V> {
   static constexpr int64_t kRowTile = kTileRows;
   static constexpr int64_t kFewRows = 8;
   static constexpr int64_t kIntegerMost = 2 * kMostPairs;
+  static constexpr int64_t kFloatMost = 2 * kMostPairs;
 
   static bool allowed() { return may_use_tiles(); }
   static bool by_lanes(const PackedRows& p) {
-    return p.rows <= kFewRows || p.granularity == Granularity::kFloat ||
-           (p.groups > 1 && p.group_inputs > kShiftedInputs);
+    return p.rows <= kFewRows || (p.groups > 1 && p.group_inputs > kShiftedInputs);
   }
 
   // Other code of this thread may use tiles too, so a unit configures and releases them: 0.1 us.
   static void begin_unit(const PackedRows& p) {
     if (by_lanes(p)) return;
-    const int64_t depth = TileRows(p).depth;
+    const int64_t width = TileRows(p).width;
     TileConfig config;
     for (int tile = 0; tile < 4; ++tile) config.set(tile, kTileRows, kTileBytes);
-    for (int tile = 4; tile < 6; ++tile) config.set(tile, kTileRows, depth);
-    for (int tile = 6; tile < 8; ++tile) config.set(tile, static_cast<int>(depth / 4), kTileBytes);
+    for (int tile = 4; tile < 6; ++tile) config.set(tile, kTileRows, width);
+    for (int tile = 6; tile < 8; ++tile) config.set(tile, static_cast<int>(width / 4), kTileBytes);
     configure_tiles(config);
   }
   static void end_unit(const PackedRows& p) {
@@ -57,7 +57,8 @@ struct Amx : Lanes<V> {
     const int64_t most = 2 * pairs_at_once(p);
     for (const int64_t end = tile + count; tile < end; tile += most) {
       const int64_t some = end - tile < most ? end - tile : most;
-      if (w.bits == 8) run_tiles<V, After::kInt8, 4>(call, scratch, tile, some);
+      if (rows.floats) run_floats<V>(call, scratch, tile, some);
+      else if (w.bits == 8) run_tiles<V, After::kInt8, 4>(call, scratch, tile, some);
       else if (p.groups == 1) run_tiles<V, After::kInt4, 4>(call, scratch, tile, some);
       else if (rows.scale_groups > 1) run_groups<V, After::kGroup>(call, scratch, tile, some);
       else run_groups<V, After::kToken>(call, scratch, tile, some);

@@ -15,6 +15,7 @@ struct Lanes {
   static constexpr int64_t kIntegerStep = 2;
   static constexpr int64_t kIntegerMost = kIntegerStep;
   static constexpr int64_t kFloatStep = kPanelTiles;
+  static constexpr int64_t kFloatMost = kFloatStep;
   static constexpr void (*begin_unit)(const PackedRows&) = nullptr;
 
   // Whether the system lets this process use the set; asked once.

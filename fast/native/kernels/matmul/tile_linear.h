@@ -18,15 +18,19 @@ constexpr int64_t kRowsAtOnce = 512;
 constexpr int64_t kMostPairs = 8;  // of tiles of weights
 constexpr int64_t kGap = 256;
 
-inline int64_t chunk_inputs(int64_t groups, int64_t group_inputs) {
-  if (groups > 1) return group_inputs > kChunkInputs ? group_inputs : kChunkInputs;
-  return group_inputs <= kWholeInputs ? kWholeInputs : kChunkInputs;
+// The inputs of a chunk, at least one group; of floats half as many.
+inline int64_t chunk_inputs(const TileRows& rows) {
+  const int64_t most = rows.floats ? kChunkInputs / 2 : kChunkInputs;
+  const int64_t inputs = rows.steps * rows.depth;
+  if (rows.groups > 1) return inputs > most ? inputs : most;
+  return !rows.floats && inputs <= kWholeInputs ? kWholeInputs : most;
 }
 
 // Pairs of tiles that are multiplied before the next chunk: more if the rows do not fit into the
 // second cache, and are read from the third one for each of them.
 inline int64_t pairs_at_once(const PackedRows& p) {
-  return p.inputs > 4096 ? kMostPairs : kMostPairs / 2;
+  const bool many = p.inputs > 4096 || p.granularity == Granularity::kFloat;
+  return many ? kMostPairs : kMostPairs / 2;
 }
 
 // The memory of a unit of work: sums or totals [pairs, rows, 32], two blocks of sums, and a pair of
@@ -41,7 +45,7 @@ struct TileScratch {
   TileScratch(const PackedRows& p, float* memory)
       : pairs(pairs_at_once(p)),
         rows(ceil_div(p.rows < kRowsAtOnce ? p.rows : kRowsAtOnce, kBlock) * kBlock),
-        panel_bytes(chunk_inputs(p.groups, p.group_inputs) * kTile) {
+        panel_bytes(chunk_inputs(TileRows(p)) * kTile * (TileRows(p).floats ? 2 : 1)) {
     sums = reinterpret_cast<int32_t*>(memory);
     blocks = sums + pairs * rows * kBlock + kGap;
     panel = reinterpret_cast<uint8_t*>(blocks + 2 * kBlockSums);
@@ -64,6 +68,26 @@ inline void unpack_blocks(const uint8_t* codes, int64_t count, const uint8_t* ze
     __builtin_memcpy(out + 2 * b * kTileBytes, &low, kTileBytes);
     __builtin_memcpy(out + (2 * b + 1) * kTileBytes, &high, kTileBytes);
   }
+}
+
+// `count` blocks of codes -> bfloat16s [inputs / 2, 16, 2] minus zero points, and zeros for the
+// blocks up to `padded`.
+template <class V>
+void unpack_floats(int bits, const uint8_t* codes, int64_t count, int64_t padded,
+                   const uint8_t* zero, uint8_t* out) {
+  const int64_t out_bytes = (bits == 8 ? 2 : 4) * kTileBytes;
+  for (int64_t b = 0; b < count; ++b, codes += kTileBytes, out += out_bytes) {
+    typename V::Bytes four[2];
+    if (bits == 8) {
+      __builtin_memcpy(four, codes, kTileBytes);
+      V::bfloat16_codes(four[0], out);
+    } else {
+      unpack_blocks(codes, 1, zero, reinterpret_cast<uint8_t*>(four));
+      V::bfloat16_small_codes(four[0], out);
+      V::bfloat16_small_codes(four[1], out + 2 * kTileBytes);
+    }
+  }
+  __builtin_memset(out, 0, (padded - count) * out_bytes);
 }
 
 // Inputs of one call: groups, or steps of the only one.
@@ -105,10 +129,9 @@ class TileLinear {
  private:
   Chunk first_chunk() const {
     Chunk chunk = {0, 1, 0, call_.rows.steps};
-    const int64_t inputs = call_.rows.steps * call_.rows.depth;
-    if (one_group(kAfter))
-      chunk.steps = least(chunk.steps, chunk_inputs(1, inputs) / call_.rows.depth);
-    else chunk.groups = least(call_.rows.groups, inputs < kChunkInputs ? kChunkInputs / inputs : 1);
+    const int64_t steps = chunk_inputs(call_.rows) / call_.rows.depth;
+    if (one_group(kAfter)) chunk.steps = least(chunk.steps, steps);
+    else chunk.groups = least(call_.rows.groups, steps / chunk.steps);
     return chunk;
   }
   Chunk next_chunk(Chunk chunk) const {
@@ -164,7 +187,7 @@ class TileLinear {
       blocks_.next() = {sums,        totals, scales, place.row,  place.tile,
                         place.tiles, group,  scaled, group == 0, group + 1 == rows.groups};
       blocks_.template multiply<kRowTiles>(at, chunk.steps, start);
-      for (auto& weights : at.weights) weights += chunk.steps * rows.step_bytes();
+      for (auto& weights : at.weights) weights += chunk.steps * rows.tile_bytes();
       for (auto& ahead : at.ahead) ahead += chunk.steps * at.lines * kTileBytes;
     }
   }
@@ -185,23 +208,26 @@ class TileLinear {
     return chunk.group * w.group_blocks + chunk.step * call_.rows.depth * w.bits / 32;
   }
 
-  // A chunk of one tile as int8: in place if it is so already and all of its bytes exist.
+  // A chunk of one tile as dot_tiles() reads it: in place if it is INT8 and all of its bytes exist.
   const uint8_t* weights(const Chunk& chunk, int64_t tile, uint8_t* panel) const {
     const Weight& w = call_.weight;
     const uint8_t* codes = w.codes + tile * w.blocks * kTileBytes;
     const int64_t inputs = chunk.steps * call_.rows.depth;
-    if (w.bits == 8) {
+    if (w.bits == 8 && !call_.rows.floats) {
       const int64_t first = first_block(chunk), blocks = inputs / 4;
       if (first + blocks <= w.blocks) return codes + first * kTileBytes;
       __builtin_memcpy(panel, codes + first * kTileBytes, (w.blocks - first) * kTileBytes);
       return panel;
     }
     for (int64_t g = 0; g < chunk.groups; ++g) {
-      const int64_t group = chunk.group + g;
-      const int64_t first = group * w.group_blocks + chunk.step * call_.rows.depth / 8;
-      const int64_t blocks = least(inputs / 8, w.blocks - first);
+      const int64_t group = chunk.group + g, blocks = inputs * w.bits / 32;
+      const int64_t first = first_block({group, 1, chunk.step, chunk.steps});
+      const int64_t count = least(blocks, w.blocks - first);
       const uint8_t* zero = w.zero ? w.zero + (tile * w.groups + group) * kTile : nullptr;
-      unpack_blocks(codes + first * kTileBytes, blocks, zero, panel + g * inputs * kTile);
+      const uint8_t* from = codes + first * kTileBytes;
+      uint8_t* to = panel + g * chunk.steps * call_.rows.tile_bytes();
+      if constexpr (of_floats(kAfter)) unpack_floats<V>(w.bits, from, count, blocks, zero, to);
+      else unpack_blocks(from, count, zero, to);
     }
     return panel;
   }
@@ -218,12 +244,23 @@ void run_tiles(const TileCall& call, const TileScratch& scratch, int64_t tile, i
   TileLinear<V, kAfter, kRowsPerStep>(call, scratch).run(tile, count);
 }
 
+// kRowsPerStep is 32 divided by the steps of a block, or at least 4.
 template <class V, After kAfter>
 void run_groups(const TileCall& call, const TileScratch& scratch, int64_t tile, int64_t count) {
   const int64_t steps = call.rows.steps;
   if (steps == 1) run_tiles<V, kAfter, 32>(call, scratch, tile, count);
   else if (steps == 2) run_tiles<V, kAfter, 16>(call, scratch, tile, count);
   else if (steps == 4) run_tiles<V, kAfter, 8>(call, scratch, tile, count);
+  else run_tiles<V, kAfter, 4>(call, scratch, tile, count);
+}
+
+// The same, for steps of three parts; rows are done before the steps are.
+template <class V>
+void run_floats(const TileCall& call, const TileScratch& scratch, int64_t tile, int64_t count) {
+  constexpr After kAfter = After::kFloatGroup;
+  if (call.rows.groups == 1) run_tiles<V, After::kFloat, 4>(call, scratch, tile, count);
+  else if (call.rows.steps == 1) run_tiles<V, kAfter, 16>(call, scratch, tile, count);
+  else if (call.rows.steps == 2) run_tiles<V, kAfter, 8>(call, scratch, tile, count);
   else run_tiles<V, kAfter, 4>(call, scratch, tile, count);
 }
 

@@ -90,7 +90,7 @@ inline UnitSize unit_size(const Kernels& kernels, Granularity granularity, int64
                           int64_t threads) {
   const bool floats = granularity == Granularity::kFloat;
   const int64_t step = floats ? kernels.float_step : kernels.integer_step;
-  return {rows <= kernels.few_rows, step, floats ? step : kernels.integer_most, threads};
+  return {rows <= kernels.few_rows, step, floats ? kernels.float_most : kernels.integer_most, threads};
 }
 
 // Divides the first `count` linears into units.
