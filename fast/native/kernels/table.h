@@ -168,9 +168,10 @@ struct Kernels {
   void (*end_unit)(const PackedRows&);
   int64_t (*multiply_scratch)(const PackedRows&);
 
-  // y = silu(gate) * up of `count` columns, gate and up [rows, stride], y [rows, y_stride].
-  void (*gate)(const float* gate, const float* up, int64_t stride, float* y, int64_t y_stride,
-               int64_t rows, int64_t count);
+  // y = silu(gate) * up of `count` columns from out.first on, gate and up [rows, stride]. If
+  // out.stream, end_unit() follows.
+  void (*gate)(const float* gate, const float* up, int64_t stride, const Output& out, int64_t rows,
+               int64_t count);
   // Router logits y[n] = sum_k x[k] w[n, k] of experts first..last, in floats; x is padded to a
   // multiple of 16.
   void (*score_experts)(const float* x, const float* w, int64_t inputs, int64_t first, int64_t last,

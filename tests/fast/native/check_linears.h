@@ -304,9 +304,12 @@ inline void check_extremes(const Kernels& kernels, Pool& pool, Random& r) {
 inline void check_gate(const Kernels& kernels, Random& r) {
   const int64_t rows = draw(r, 1, 5), count = draw(r, 1, 70), stride = ceil_div(count, 16) * 16;
   const std::vector<float> gate = floats(r, rows * stride, 20.0f), up = floats(r, rows * stride);
-  const int64_t wide = count + draw(r, 0, 9);
-  std::vector<float> y(rows * wide, -7.0f);
-  kernels.gate(gate.data(), up.data(), stride, y.data(), wide, rows, count);
+  const bool stream = draw(r, 0, 1) == 1;
+  const int64_t wide = stream ? stride : count + draw(r, 0, 9);
+  std::vector<Line> lines(ceil_div(rows * wide, 16));
+  float* y = lines[0].at;
+  std::fill_n(y, rows * wide, -7.0f);
+  kernels.gate(gate.data(), up.data(), stride, {y, nullptr, wide, 0, stream}, rows, count);
   for (int64_t at = 0; at < rows * wide; ++at) {
     const int64_t row = at / wide, i = at % wide;
     if (i >= count) {

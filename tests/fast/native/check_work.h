@@ -69,7 +69,7 @@ inline void check_shared_linears(const Kernels& kernels, Pool& pool, Random& r) 
   const auto first = row_by_row(kernels, a.weight(), source, rows, granularity, static_scale, rows);
   if (gated) {
     std::vector<float> expected(rows * a.n);
-    kernels.gate(first.data(), first.data(), a.n, expected.data(), a.n, rows, a.n);
+    kernels.gate(first.data(), first.data(), a.n, {expected.data(), nullptr, a.n, 0}, rows, a.n);
     expect_same(y, expected, "gated linears", rows);
     return;
   }
