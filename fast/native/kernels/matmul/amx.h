@@ -1,7 +1,8 @@
-// Products by Intel AMX's matrix tiles, for more than 8 rows of INT8: 2048 operations a cycle,
-// eight times those of AVX-512 VNNI. Few rows wait for memory, and floats have no tiles: both keep
-// the sixteen lanes. Results are the same bits, because integer sums are exact and the float
-// operations after them come in the same order.
+// Products by Intel AMX's matrix tiles, for more than 8 rows: 2048 int8 operations a cycle, eight
+// times those of AVX-512 VNNI. Few rows wait for memory and keep the sixteen lanes. Results of INT8
+// rows are the same bits, because integer sums are exact and the float operations after them come
+// in the same order. Float rows are three bfloat16s each, exactly; their sums are rounded less
+// often than those of the lanes, and so differ in their last bits (docs/spec.md 4).
 #pragma once
 
 #include "lanes.h"

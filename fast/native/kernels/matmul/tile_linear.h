@@ -1,11 +1,12 @@
-// A linear by matrix tiles, for many rows of INT8.
+// A linear by matrix tiles, for many rows.
 //
 //     for 512 rows:                  their sums fit into a core's second cache
 //       for a chunk of the inputs:   512, or a group; 32 outputs of it fit into the first cache
 //         for 32 outputs:            INT4 codes are unpacked here, once for all rows
 //           for 32 rows:             one block, or one for each group of the chunk
 //
-// INT8 tiles are what dot_tiles() multiplies: [4 inputs, 16 outputs, 4]. INT4 ones become so.
+// INT8 tiles are what dot_tiles() multiplies: [4 inputs, 16 outputs, 4]. INT4 ones become so. For
+// float rows codes become bfloat16s [2 inputs, 16 outputs, 2], of each four inputs 0 2, then 1 3.
 #pragma once
 
 #include "tile_blocks.h"
