@@ -17,7 +17,8 @@ magnitude: an outlier in W4A16, K = 256, gave 18, two fifths of it on the refere
 
 The tolerance uses S, not |y|: cancellation shrinks a sum but not its rounding error. The last line
 holds for weight-only linears (W8A16, W4A16) in both forms, because floats may be summed in any
-order.
+order. Matrix tiles round a term 16 + 3 ceil(g / 32) times at most (docs/spec.md 4), less often than
+a chain of g additions, so the same tolerance is enough for them.
 """
 
 from __future__ import annotations

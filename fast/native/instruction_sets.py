@@ -54,13 +54,13 @@ _X86 = ("x86_64", "AMD64")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
 _AVX512_NEEDS = frozenset("avx512f avx512bw avx512vl avx512dq avx512_vnni fma f16c".split())
-_AMX = ("-mamx-tile", "-mamx-int8")
+_AMX = ("-mamx-tile", "-mamx-int8", "-mamx-bf16")
 
 INSTRUCTION_SETS = (  # the best first
     InstructionSet(
         name="amx",
         machines=_X86,
-        needs=_AVX512_NEEDS | {"amx_tile", "amx_int8"},
+        needs=_AVX512_NEEDS | {"amx_tile", "amx_int8", "amx_bf16"},
         tiles=True,
         flags=("-O3", *_AVX2, *_AVX512, *_AMX),
         vector="avx512",

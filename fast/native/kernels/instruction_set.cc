@@ -29,6 +29,7 @@ Kernels make_table() {
   table.integer_step = Products::kIntegerStep;
   table.integer_most = Products::kIntegerMost;
   table.float_step = Products::kFloatStep;
+  table.float_most = Products::kFloatMost;
   table.normalize_row = normalize_row<Vector>;
   table.row_absmax = row_absmax<Vector>;
   table.packed_bytes = Products::packed_bytes;

@@ -89,6 +89,7 @@ struct Output {
   const float* residual;  // [rows, N] or null: added last
   int64_t stride;         // N, or less if y has only some of the outputs
   int64_t first;          // the output in y's first column
+  bool stream = false;    // y is too large for near caches, its rows are whole lines
 };
 
 // Attention over a cache whose keys are in tiles of 16 slots: H query heads, K key-value heads.
@@ -141,13 +142,14 @@ struct Kernels {
   // How to divide the work of a linear. Rows are packed `row_tile` at a time, each pack by one
   // thread. Up to `few_rows` rows are limited by memory and read long streams of weights; more rows
   // are limited by the multiplier and take integer_step or float_step tiles of weights at a time.
-  // Integer tiles may share what a thread reads of the rows: a unit has up to integer_most of them
-  // if all threads then get some.
+  // Tiles may share what a thread reads of the rows: a unit has up to integer_most or float_most of
+  // them if all threads then get some.
   int64_t row_tile;
   int64_t few_rows;
   int64_t integer_step;
   int64_t integer_most;
   int64_t float_step;
+  int64_t float_most;
 
   // Writes row `row` of the source as floats; y has room for K rounded up to a multiple of 16.
   void (*normalize_row)(const Source&, int64_t row, float* y);
@@ -166,9 +168,10 @@ struct Kernels {
   void (*end_unit)(const PackedRows&);
   int64_t (*multiply_scratch)(const PackedRows&);
 
-  // y = silu(gate) * up of `count` columns, gate and up [rows, stride], y [rows, y_stride].
-  void (*gate)(const float* gate, const float* up, int64_t stride, float* y, int64_t y_stride,
-               int64_t rows, int64_t count);
+  // y = silu(gate) * up of `count` columns from out.first on, gate and up [rows, stride]. If
+  // out.stream, end_unit() follows.
+  void (*gate)(const float* gate, const float* up, int64_t stride, const Output& out, int64_t rows,
+               int64_t count);
   // Router logits y[n] = sum_k x[k] w[n, k] of experts first..last, in floats; x is padded to a
   // multiple of 16.
   void (*score_experts)(const float* x, const float* w, int64_t inputs, int64_t first, int64_t last,

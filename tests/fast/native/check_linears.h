@@ -166,6 +166,12 @@ struct Packed {
   }
 };
 
+// Whether so many rows of floats are multiplied by matrix tiles, in their own order.
+inline bool floats_by_tiles(const Kernels& kernels, Granularity granularity, int64_t rows) {
+  const bool tiles = std::strncmp(kernels.name, "amx", 3) == 0;
+  return tiles && granularity == Granularity::kFloat && rows > kernels.few_rows;
+}
+
 // A thread that multiplied has no matrix tiles configured: other code of it would run with them.
 inline void expect_no_tiles(const Kernels& kernels) {
 #ifdef __x86_64__
@@ -202,6 +208,11 @@ inline std::vector<float> random_rows(Random& r, int64_t rows, int64_t k, float 
   return x;
 }
 
+// Memory that starts with a line.
+struct alignas(64) Line {
+  float at[16];
+};
+
 inline void check_case(const Kernels& kernels, Pool& pool, Random& r, const Case& c,
                        Granularity granularity, int64_t rows) {
   const int64_t tiles_at_once = draw(r, 1, 10);
@@ -210,10 +221,13 @@ inline void check_case(const Kernels& kernels, Pool& pool, Random& r, const Case
   const bool residual = draw(r, 0, 1) == 1;
   const Source source = {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, c.k};
   const Packed prepared(kernels, source, granularity, rows, c.group, given);
-  std::vector<float> y(rows * c.n, NAN);
+  std::vector<Line> lines(ceil_div(rows * c.n, 16));
+  float* y = lines[0].at;
+  std::fill_n(y, rows * c.n, NAN);
   const Weight w = c.weight();
   const int64_t tiles = ceil_div(c.n, 16);
-  const Output out = {y.data(), residual ? added.data() : nullptr, c.n, 0};
+  const bool stream = c.n % 16 == 0 && draw(r, 0, 1) == 1;
+  const Output out = {y, residual ? added.data() : nullptr, c.n, 0, stream};
   team().run(pool, ceil_div(tiles, tiles_at_once), [&](int64_t unit) {
     const int64_t tile = unit * tiles_at_once;
     const int64_t count = std::min(tiles_at_once, tiles - tile);
@@ -237,21 +251,24 @@ inline void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
 // More rows, and more inputs than one chunk of matrix tiles; groups of every size.
 inline void check_large_linear(const Kernels& kernels, Pool& pool, Random& r) {
   const int bits = draw(r, 0, 2) ? 4 : 8, group = 32 << draw(r, 0, 6);
-  const Case c = make_case(r, bits, draw(r, 1, 40), draw(r, 1, 2100), group == 2048 ? 9999 : group);
+  const int64_t n = draw(r, 0, 1) ? draw(r, 1, 40) : 16 * draw(r, 1, 5);
+  const Case c = make_case(r, bits, n, draw(r, 1, 2100), group == 2048 ? 9999 : group);
   check_case(kernels, pool, r, c, random_granularity(r, bits), draw(r, 9, 50));
 }
 
-// Each number of rows gives a row the same bits.
+// Each number of rows gives a row the same bits, except that matrix tiles add floats in another
+// order than the lanes, which few rows keep.
 inline void check_row_counts(const Kernels& kernels, Random& r) {
   const Case c = random_case(r, draw(r, 0, 1) ? 8 : 4);
   const Granularity granularity = random_granularity(r, c.bits);
   const std::vector<float> x = floats(r, 65 * c.k);
   const Source source = {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, c.k};
-  std::vector<float> first;
-  for (const int64_t rows : {65, 1, 8, 9, 16, 17, 32, 33, 48, 49}) {
+  std::vector<float> found[2];  // by lanes and by tiles
+  for (const int64_t rows : {65, 8, 1, 9, 16, 17, 32, 33, 48, 49}) {
     std::vector<float> y(rows * c.n, NAN);
     const Packed packed(kernels, source, granularity, rows, c.group, 0.02f);
     multiply(kernels, c.weight(), packed.rows, {y.data(), nullptr, c.n, 0}, 0, ceil_div(c.n, 16));
+    std::vector<float>& first = found[floats_by_tiles(kernels, granularity, rows)];
     if (first.empty()) first = y;
     for (int64_t i = 0; i < rows * c.n; ++i) {
       expect(y[i] == first[i], "number of rows", rows, i / c.n, i % c.n);
@@ -287,9 +304,12 @@ inline void check_extremes(const Kernels& kernels, Pool& pool, Random& r) {
 inline void check_gate(const Kernels& kernels, Random& r) {
   const int64_t rows = draw(r, 1, 5), count = draw(r, 1, 70), stride = ceil_div(count, 16) * 16;
   const std::vector<float> gate = floats(r, rows * stride, 20.0f), up = floats(r, rows * stride);
-  const int64_t wide = count + draw(r, 0, 9);
-  std::vector<float> y(rows * wide, -7.0f);
-  kernels.gate(gate.data(), up.data(), stride, y.data(), wide, rows, count);
+  const bool stream = draw(r, 0, 1) == 1;
+  const int64_t wide = stream ? stride : count + draw(r, 0, 9);
+  std::vector<Line> lines(ceil_div(rows * wide, 16));
+  float* y = lines[0].at;
+  std::fill_n(y, rows * wide, -7.0f);
+  kernels.gate(gate.data(), up.data(), stride, {y, nullptr, wide, 0, stream}, rows, count);
   for (int64_t at = 0; at < rows * wide; ++at) {
     const int64_t row = at / wide, i = at % wide;
     if (i >= count) {

@@ -8,17 +8,23 @@
 
 namespace planish {
 
-// Each row of x by itself through one linear.
+// Each row of x by itself through one linear. Where `together` rows are multiplied by tiles, which
+// add floats in another order, it comes with enough copies of itself for tiles.
 inline std::vector<float> row_by_row(const Kernels& kernels, const Weight& w, const Source& all,
-                                     int64_t rows, Granularity granularity, float given) {
-  std::vector<float> y(rows * w.outputs, NAN);
+                                     int64_t together, Granularity granularity, float given,
+                                     int64_t rows) {
+  const bool tiles = floats_by_tiles(kernels, granularity, together);
+  const int64_t copies = tiles ? kernels.few_rows + 1 : 1, k = all.inputs;
+  std::vector<float> y(rows * w.outputs, NAN), x(copies * k), found(copies * w.outputs);
   for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < copies; ++i) std::copy_n(all.x + row * k, k, x.begin() + i * k);
     Source source = all;
-    source.x += row * all.inputs;
-    const PackedRows one = rows_for(w, granularity, 1, all.inputs);
-    const Packed packed(kernels, source, granularity, 1, one.group_inputs, given);
-    const Output out = {y.data() + row * w.outputs, nullptr, w.outputs, 0};
+    source.x = x.data();
+    const PackedRows one = rows_for(w, granularity, copies, k);
+    const Packed packed(kernels, source, granularity, copies, one.group_inputs, given);
+    const Output out = {found.data(), nullptr, w.outputs, 0};
     multiply(kernels, w, packed.rows, out, 0, ceil_div(w.outputs, kTile));
+    std::copy_n(found.begin(), w.outputs, y.begin() + row * w.outputs);
   }
   return y;
 }
@@ -60,15 +66,16 @@ inline void check_shared_linears(const Kernels& kernels, Pool& pool, Random& r) 
   const PackedRows packed = rows_for(linears.weights[0], granularity, rows, a.k);
   run_linears(kernels, pool, linears, source, packed, given, 1);
   expect_no_tiles(kernels);
-  const auto first = row_by_row(kernels, a.weight(), source, rows, granularity, static_scale);
+  const auto first = row_by_row(kernels, a.weight(), source, rows, granularity, static_scale, rows);
   if (gated) {
     std::vector<float> expected(rows * a.n);
-    kernels.gate(first.data(), first.data(), a.n, expected.data(), a.n, rows, a.n);
+    kernels.gate(first.data(), first.data(), a.n, {expected.data(), nullptr, a.n, 0}, rows, a.n);
     expect_same(y, expected, "gated linears", rows);
     return;
   }
   expect_same(y, first, "first of two linears", rows);
-  const auto second = row_by_row(kernels, b.weight(), source, rows, granularity, static_scale);
+  const auto second =
+      row_by_row(kernels, b.weight(), source, rows, granularity, static_scale, rows);
   expect_same(z, second, "second of two linears", rows);
 }
 
@@ -146,7 +153,7 @@ inline void check_experts(const Kernels& kernels, Pool& pool, Random& r) {
       const float* row = x.data() + (last ? j : choice.row[j]) * c.k;
       const Source source = {row, Norm::kNone, nullptr, nullptr, 0.0f, c.k};
       const Weight w = stack.experts[group.expert].weight();
-      const auto one = row_by_row(kernels, w, source, 1, granularity, 0.0f);
+      const auto one = row_by_row(kernels, w, source, group.count, granularity, 0.0f, 1);
       std::copy(one.begin(), one.end(), alone.begin() + j * c.n);
     }
   }

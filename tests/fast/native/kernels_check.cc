@@ -43,7 +43,7 @@ void check_nan(const Kernels& kernels, Random& r) {
   const auto back = read_back(kernels, source, 1, k, Granularity::kRow);
   expect(std::isnan(back[draw(r, 0, int(k) - 1)]), "scale of NaN", k, 0, 0);
   std::vector<float> y(k);
-  kernels.gate(x.data(), up.data(), k, y.data(), k, 1, k);
+  kernels.gate(x.data(), up.data(), k, {y.data(), nullptr, k, 0}, 1, k);
   for (int64_t i = 0; i < k; ++i) {
     expect(std::isnan(y[i]) == std::isnan(x[i]), "gate of NaN", i, k, 0);
   }

@@ -1,7 +1,8 @@
-// Products by Intel AMX's matrix tiles, for more than 8 rows of INT8: 2048 operations a cycle,
-// eight times those of AVX-512 VNNI. Few rows wait for memory, and floats have no tiles: both keep
-// the sixteen lanes. Results are the same bits, because integer sums are exact and the float
-// operations after them come in the same order.
+// Products by Intel AMX's matrix tiles, for more than 8 rows: 2048 int8 operations a cycle, eight
+// times those of AVX-512 VNNI. Few rows wait for memory and keep the sixteen lanes. Results of INT8
+// rows are the same bits, because integer sums are exact and the float operations after them come
+// in the same order. Float rows are three bfloat16s each, exactly; their sums are rounded less
+// often than those of the lanes, and so differ in their last bits (docs/spec.md 4).
 #pragma once
 
 #include "lanes.h"
@@ -13,25 +14,27 @@ template <class V>
 struct Amx : Lanes<V> {
   static constexpr int64_t kRowTile = kTileRows;
   static constexpr int64_t kFewRows = 8;
-  static constexpr int64_t kIntegerMost = 2 * kPairsAtOnce;
+  static constexpr int64_t kIntegerMost = 2 * kMostPairs;
+  static constexpr int64_t kFloatMost = 2 * kMostPairs;
 
   static bool allowed() { return may_use_tiles(); }
   static bool by_lanes(const PackedRows& p) {
-    return p.rows <= kFewRows || p.granularity == Granularity::kFloat;
+    return p.rows <= kFewRows || (p.groups > 1 && p.group_inputs > kShiftedInputs);
   }
 
   // Other code of this thread may use tiles too, so a unit configures and releases them: 0.1 us.
   static void begin_unit(const PackedRows& p) {
     if (by_lanes(p)) return;
-    const int64_t depth = TileRows(p).depth;
+    const int64_t width = TileRows(p).width;
     TileConfig config;
     for (int tile = 0; tile < 4; ++tile) config.set(tile, kTileRows, kTileBytes);
-    for (int tile = 4; tile < 6; ++tile) config.set(tile, kTileRows, depth);
-    for (int tile = 6; tile < 8; ++tile) config.set(tile, static_cast<int>(depth / 4), kTileBytes);
+    for (int tile = 4; tile < 6; ++tile) config.set(tile, kTileRows, width);
+    for (int tile = 6; tile < 8; ++tile) config.set(tile, static_cast<int>(width / 4), kTileBytes);
     configure_tiles(config);
   }
   static void end_unit(const PackedRows& p) {
     if (!by_lanes(p)) release_tiles();
+    V::end_streams();
   }
 
   static int64_t packed_bytes(const PackedRows& p) {
@@ -52,9 +55,11 @@ struct Amx : Lanes<V> {
     const TileRows rows(p);
     const TileCall call = {w, rows, out};
     const TileScratch scratch(p, memory);
-    for (const int64_t end = tile + count; tile < end; tile += kIntegerMost) {
-      const int64_t some = end - tile < kIntegerMost ? end - tile : kIntegerMost;
-      if (w.bits == 8) run_tiles<V, After::kInt8, 4>(call, scratch, tile, some);
+    const int64_t most = 2 * pairs_at_once(p);
+    for (const int64_t end = tile + count; tile < end; tile += most) {
+      const int64_t some = end - tile < most ? end - tile : most;
+      if (rows.floats) run_floats<V>(call, scratch, tile, some);
+      else if (w.bits == 8) run_tiles<V, After::kInt8, 4>(call, scratch, tile, some);
       else if (p.groups == 1) run_tiles<V, After::kInt4, 4>(call, scratch, tile, some);
       else if (rows.scale_groups > 1) run_groups<V, After::kGroup>(call, scratch, tile, some);
       else run_groups<V, After::kToken>(call, scratch, tile, some);

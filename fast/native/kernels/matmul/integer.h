@@ -81,7 +81,8 @@ PLANISH_INLINE inline void finish(const Weight& w, const Output& out, int64_t ti
   if (left >= kTile) {
     if (w.bias) value = V::add(value, V::load(w.bias + at));
     if (out.residual) value = V::add(V::load(out.residual + y), value);
-    V::store(out.y + y, value);
+    if (out.stream) V::stream(out.y + y, value);
+    else V::store(out.y + y, value);
   } else {
     if (w.bias) value = V::add(value, V::load_part(w.bias + at, left));
     if (out.residual) value = V::add(V::load_part(out.residual + y, left), value);

@@ -15,11 +15,12 @@ struct Lanes {
   static constexpr int64_t kIntegerStep = 2;
   static constexpr int64_t kIntegerMost = kIntegerStep;
   static constexpr int64_t kFloatStep = kPanelTiles;
+  static constexpr int64_t kFloatMost = kFloatStep;
   static constexpr void (*begin_unit)(const PackedRows&) = nullptr;
-  static constexpr void (*end_unit)(const PackedRows&) = nullptr;
 
   // Whether the system lets this process use the set; asked once.
   static bool allowed() { return true; }
+  static void end_unit(const PackedRows&) { V::end_streams(); }
   static int64_t packed_bytes(const PackedRows& packed) {
     return PLANISH_ISA::packed_bytes(packed);
   }

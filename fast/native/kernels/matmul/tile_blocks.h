@@ -26,13 +26,29 @@ constexpr int64_t kSumStride = kBlock * 4;  // bytes
 
 // The float operations after the integer sums (docs/spec.md 4).
 enum class After {
-  kInt8,   // y = (sum * a_scale) * w_scale
-  kInt4,   // y = (sum * w_scale) * a_scale, a row is one group
-  kGroup,  // total += (sum * w_scale) * a_scale for each group; y = total
-  kToken,  // total += sum * w_scale for each group; y = total * a_scale
+  kInt8,        // y = (sum * a_scale) * w_scale
+  kInt4,        // y = (sum * w_scale) * a_scale, a row is one group
+  kGroup,       // total += (sum * w_scale) * a_scale for each group; y = total
+  kToken,       // total += sum * w_scale for each group; y = total * a_scale
+  kFloat,       // y = sum * w_scale, a row is one group; the sums are floats
+  kFloatGroup,  // total += sum * w_scale for each group; y = total; the sums are floats
 };
 
-constexpr bool one_group(After after) { return after == After::kInt8 || after == After::kInt4; }
+constexpr bool of_floats(After after) {
+  return after == After::kFloat || after == After::kFloatGroup;
+}
+constexpr bool one_group(After after) {
+  return after == After::kInt8 || after == After::kInt4 || after == After::kFloat;
+}
+
+// Integer sums of groups start at the bits of the float 1.5 * 2^23. While the sum s of the products
+// is less than 2^22 in magnitude, the result is the bits of the float 1.5 * 2^23 + s, from which a
+// subtraction gives s: beside tiles a core subtracts twice as fast as it converts integers.
+constexpr float kShift = 12582912.0f;
+alignas(64) constexpr float kShifts[kTile] = {kShift, kShift, kShift, kShift, kShift, kShift,
+                                              kShift, kShift, kShift, kShift, kShift, kShift,
+                                              kShift, kShift, kShift, kShift};
+constexpr int64_t kShiftedInputs = 2048;  // products of codes up to 15 and 127
 
 // One linear of a unit of work.
 struct TileCall {
@@ -42,10 +58,13 @@ struct TileCall {
 };
 
 // Where a block's operands begin, each tile's steps in a row. If there is one row tile, the second
-// pointer is not used.
+// pointer is not used. ahead: weights that later blocks multiply, of which each step prefetches
+// `lines` lines.
 struct Operands {
   const int8_t* rows[2];
   const uint8_t* weights[2];
+  const uint8_t* ahead[2];
+  int64_t lines;
 };
 
 // A block on its way through the stages.
@@ -73,6 +92,7 @@ class ScaledRows {
       const int64_t column = block.tile * kTile;
       const int64_t y = block.row * call.out.stride + column - call.out.first;
       stride_ = call.out.stride;
+      stream_ = call.out.stream;
       y_ = call.out.y + y;
       residual_ = call.out.residual ? call.out.residual + y : nullptr;
       bias_ = call.weight.bias ? call.weight.bias + column : nullptr;
@@ -80,27 +100,33 @@ class ScaledRows {
   }
   PLANISH_INLINE bool left() const { return next_ < kBlock; }
 
-  // The next kCount rows.
+  // The next kCount rows, of which 32 is a multiple. Floats have more products than rows.
   template <int kCount>
   PLANISH_INLINE void take() {
+    static_assert(kBlock % kCount == 0);
+    if (of_floats(kAfter) && !left()) return;
     for (int i = 0; i < kCount; ++i) take_row(next_ + i);
     next_ += kCount;
   }
 
   // The value of 16 outputs of a row.
   PLANISH_INLINE F scaled(int64_t row, int c) const {
-    const F value = V::to_floats(V::load_ints(sums_ + row * kBlock + c * kTile));
-    const F a_scale = V::floats(scales_[row]);
-    if constexpr (kAfter == After::kInt8) {
-      return V::multiply(V::multiply(value, a_scale), scale_[c]);
-    } else if constexpr (kAfter == After::kToken) {
+    const F value = unscaled(V::load_ints(sums_ + row * kBlock + c * kTile));
+    if constexpr (of_floats(kAfter) || kAfter == After::kToken) {
       return V::multiply(value, scale_[c]);
+    } else if constexpr (kAfter == After::kInt8) {
+      return V::multiply(V::multiply(value, V::floats(scales_[row])), scale_[c]);
     } else {
-      return V::multiply(V::multiply(value, scale_[c]), a_scale);
+      return V::multiply(V::multiply(value, scale_[c]), V::floats(scales_[row]));
     }
   }
 
  private:
+  PLANISH_INLINE static F unscaled(typename V::Ints sum) {
+    if constexpr (of_floats(kAfter)) return V::from_bits(sum);
+    else if constexpr (one_group(kAfter)) return V::to_floats(sum);
+    else return V::subtract(V::from_bits(sum), V::floats(kShift));
+  }
   PLANISH_INLINE void take_row(int64_t row) {
     unroll<2>([&](auto c) PLANISH_INLINE {
       if constexpr (one_group(kAfter)) write(row * stride_ + c * kTile, c * kTile, scaled(row, c));
@@ -113,13 +139,14 @@ class ScaledRows {
   PLANISH_INLINE void write(int64_t at, int64_t column, F value) const {
     if (bias_) value = V::add(value, V::load(bias_ + column));
     if (residual_) value = V::add(V::load(residual_ + at), value);
-    V::store(y_ + at, value);
+    if (stream_) V::stream(y_ + at, value);
+    else V::store(y_ + at, value);
   }
 
   const int32_t* sums_;
   float* totals_;
   const float* scales_;
-  bool first_;
+  bool first_, stream_ = false;
   F scale_[2];
   float* y_;
   const float *residual_, *bias_;
@@ -142,13 +169,16 @@ __attribute__((noinline)) void write_block(const TileCall& call, const Block& bl
   }
 }
 
-// kRowsPerStep: of float operations; 32 divided by the steps of a block, at least 4.
+// kRowsPerStep: of float operations, for each part of a step.
 template <class V, After kAfter, int kRowsPerStep>
 class Blocks {
  public:
   // spare: memory for the sums of one block.
   Blocks(const TileCall& call, int32_t* spare)
-      : call_(call), step_bytes_(call.rows.step_bytes()), depth_(call.rows.depth) {
+      : call_(call),
+        row_bytes_(call.rows.step_bytes()),
+        tile_bytes_(call.rows.tile_bytes()),
+        width_(call.rows.width) {
     before_->sums = spare;
   }
 
@@ -214,33 +244,44 @@ class Blocks {
   // Multiplies 2 x 2 tiles, or 1 x 2; calls `then` after each product.
   template <int kRowTiles, bool kFirst, class Then>
   PLANISH_INLINE void step(Operands& at, const int32_t* start, Then&& then) {
-    load_tile<4>(at.rows[0], depth_);
-    load_tile<6>(at.weights[0], kTileBytes);
-    product<0, kFirst>(start, then);
-    load_tile<7>(at.weights[1], kTileBytes);
-    product<1, kFirst>(start, then);
-    if constexpr (kRowTiles == 2) {
-      load_tile<5>(at.rows[1], depth_);
-      product<2, kFirst>(start, then);
-      product<3, kFirst>(start, then);
-    } else if constexpr (kFirst) {
-      store_sums<2>();
-      store_sums<3>();
-    }
-    unroll<2>([&](auto i) PLANISH_INLINE {
-      at.rows[i] += step_bytes_;
-      at.weights[i] += step_bytes_;
+    unroll<of_floats(kAfter) ? kFloatParts : 1>([&](auto part) PLANISH_INLINE {
+      constexpr bool kBegin = kFirst && part == 0;
+      load_tile<4>(at.rows[0] + part * tile_bytes_, width_);
+      if constexpr (part == 0) load_tile<6>(at.weights[0], kTileBytes);
+      product<0, kBegin>(start, then);
+      if constexpr (part == 0) load_tile<7>(at.weights[1], kTileBytes);
+      product<1, kBegin>(start, then);
+      if constexpr (kRowTiles == 2) {
+        load_tile<5>(at.rows[1] + part * tile_bytes_, width_);
+        product<2, kBegin>(start, then);
+        product<3, kBegin>(start, then);
+      } else if constexpr (kBegin) {
+        store_sums<2>();
+        store_sums<3>();
+      }
     });
+    unroll<2>([&](auto i) PLANISH_INLINE {
+      at.rows[i] += row_bytes_;
+      at.weights[i] += tile_bytes_;
+    });
+    for (int64_t line = 0; line < at.lines; ++line) {
+      unroll<2>([&](auto i) PLANISH_INLINE {
+        __builtin_prefetch(at.ahead[i], 0, 2);  // into the second cache
+        at.ahead[i] += kTileBytes;
+      });
+    }
   }
 
   template <int kSum, bool kFirst, class Then>
   PLANISH_INLINE void product(const int32_t* start, Then&& then) {
     if constexpr (kFirst) {
       store_sums<kSum>();
-      if (one_group(kAfter) && start) load_tile<kSum>(start + offset(kSum), kSumStride);
+      if constexpr (!one_group(kAfter) && !of_floats(kAfter)) load_tile<kSum>(kShifts, 0);
+      else if (one_group(kAfter) && start) load_tile<kSum>(start + offset(kSum), kSumStride);
       else zero_tile<kSum>();
     }
-    dot_tiles<kSum, 4 + kSum / 2, 6 + kSum % 2>();
+    if constexpr (of_floats(kAfter)) dot_float_tiles<kSum, 4 + kSum / 2, 6 + kSum % 2>();
+    else dot_tiles<kSum, 4 + kSum / 2, 6 + kSum % 2>();
     then();
   }
 
@@ -253,7 +294,7 @@ class Blocks {
   }
 
   const TileCall call_;
-  const int64_t step_bytes_, depth_;
+  const int64_t row_bytes_, tile_bytes_, width_;
   Block blocks_[3] = {};
   Block *next_ = blocks_, *before_ = blocks_ + 1, *ready_ = blocks_ + 2;  // before_ is multiplied,
                                                                           // ready_ stored

@@ -1,14 +1,16 @@
 // The matrix tiles of Intel AMX: eight registers of up to 16 rows of up to 64 bytes.
 //
-// Five functions that are one instruction each, between configure_tiles() and release_tiles(). They
+// Six functions that are one instruction each, between configure_tiles() and release_tiles(). They
 // are written as assembly because the compilers' intrinsics are wrong or do not compile in
 // templates: g++ 12 deletes stores to memory that a tile then loads, and drops a part of the
 // configuration (gcc.gnu.org bug 122446). With PLANISH_TILES_EMULATED the same functions work on
 // memory, on any processor; they abort where the processor would raise an exception.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 
 #include "../vector/unroll.h"
 
@@ -62,6 +64,14 @@ PLANISH_INLINE inline void zero_tile() {
 template <int kSum, int kRows, int kWeights>
 PLANISH_INLINE inline void dot_tiles() {
   asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kRows), "i"(kWeights));
+}
+
+// The same for bfloat16s: sum[m][n] += even + odd, two chains of fused additions from 0 over k:
+// even of rows[m][2 k] * weights[k][2 n], odd of rows[m][2 k + 1] * weights[k][2 n + 1]. Denormal
+// floats count as 0.
+template <int kSum, int kRows, int kWeights>
+PLANISH_INLINE inline void dot_float_tiles() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kRows), "i"(kWeights));
 }
 
 #else
@@ -143,6 +153,42 @@ void dot_tiles() {
         const int b = static_cast<int8_t>(t.data[kWeights][k][i]);
         sum[i / 4] += static_cast<uint32_t>(a * b);
       }
+    }
+    __builtin_memcpy(t.data[kSum][m], sum, 64);
+  }
+}
+
+inline float without_denormals(float x) {
+  return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
+}
+
+// The bfloat16 at p.
+inline float bfloat16(const uint8_t* p) {
+  const uint32_t bits = static_cast<uint32_t>(p[0]) << 16 | static_cast<uint32_t>(p[1]) << 24;
+  float x;
+  __builtin_memcpy(&x, &bits, 4);
+  return without_denormals(x);
+}
+
+template <int kSum, int kRows, int kWeights>
+void dot_float_tiles() {
+  EmulatedTiles& t = tiles();
+  t.require(t.rows(kSum) == t.rows(kRows) && t.row_bytes(kSum) == t.row_bytes(kWeights));
+  t.require(t.row_bytes(kRows) == 4 * t.rows(kWeights));
+  for (int m = 0; m < t.rows(kSum); ++m) {
+    float sum[16];
+    __builtin_memcpy(sum, t.data[kSum][m], 64);
+    for (int n = 0; n < t.row_bytes(kSum) / 4; ++n) {
+      float chain[2] = {0.0f, 0.0f};  // of even and odd inputs
+      for (int k = 0; k < t.rows(kWeights); ++k) {
+        for (int i = 0; i < 2; ++i) {
+          const float a = bfloat16(&t.data[kRows][m][4 * k + 2 * i]);
+          const float b = bfloat16(&t.data[kWeights][k][4 * n + 2 * i]);
+          chain[i] = without_denormals(std::fma(a, b, chain[i]));
+        }
+      }
+      const float added = without_denormals(chain[0] + chain[1]);
+      sum[n] = without_denormals(without_denormals(sum[n]) + added);
     }
     __builtin_memcpy(t.data[kSum][m], sum, 64);
   }

@@ -8,12 +8,15 @@ namespace planish::PLANISH_ISA {
 
 // y = silu(gate) * up
 template <class V>
-void gate(const float* gate, const float* up, int64_t stride, float* y, int64_t y_stride,
-          int64_t rows, int64_t count) {
-  for (int64_t row = 0; row < rows; ++row, gate += stride, up += stride, y += y_stride) {
+void gate(const float* gate, const float* up, int64_t stride, const Output& out, int64_t rows,
+          int64_t count) {
+  float* y = out.y + out.first;
+  for (int64_t row = 0; row < rows; ++row, gate += stride, up += stride, y += out.stride) {
     int64_t i = 0;
     for (; i + kTile <= count; i += kTile) {
-      V::store(y + i, V::multiply(silu<V>(V::load(gate + i)), V::load(up + i)));
+      const auto value = V::multiply(silu<V>(V::load(gate + i)), V::load(up + i));
+      if (out.stream) V::stream(y + i, value);
+      else V::store(y + i, value);
     }
     const int64_t left = count - i;
     if (left == 0) continue;

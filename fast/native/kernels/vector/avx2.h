@@ -158,6 +158,8 @@ struct Vector {
     _mm256_storeu_ps(p, x.lo);
     _mm256_storeu_ps(p + 8, x.hi);
   }
+  static void stream(float* p, Floats x) { store(p, x); }
+  static void end_streams() {}
   static void store_part(float* p, Floats x, int64_t n) {
     const Ints mask = first_lanes(n);
     _mm256_maskstore_ps(p, mask.lo, x.lo);

@@ -35,6 +35,32 @@ struct Vector {
   static void narrow(int8_t* p, Ints x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
   }
+  // The upper halves of the lanes, each four in the order 0 2 1 3.
+  static void narrow_upper(uint16_t* p, Ints x) {
+    const __m512i upper = _mm512_srli_epi32(_mm512_shuffle_epi32(x, _MM_PERM_DBCA), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(upper));
+  }
+  // Codes of four inputs of each lane as bfloat16s: a line of inputs 0 and 2, and one of 1 and 3.
+  static void bfloat16_codes(Bytes x, uint8_t* out) {
+    const auto convert = [&](__m512i first, __m512i second) {
+      const __m512i low = _mm512_castps_si512(_mm512_cvtepi32_ps(first));
+      const __m512i high = _mm512_castps_si512(_mm512_cvtepi32_ps(second));
+      return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low, 16), high);
+    };
+    const auto code = [&](int at) { return _mm512_srai_epi32(_mm512_slli_epi32(x, 24 - at), 24); };
+    _mm512_storeu_si512(out, convert(code(0), code(16)));
+    _mm512_storeu_si512(out + 64, convert(code(8), code(24)));
+  }
+  // The same for codes in -15..15.
+  static void bfloat16_small_codes(Bytes x, uint8_t* out) {
+    alignas(64) static constexpr uint16_t kTable[32] = {
+        0,      0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120,
+        0x4130, 0x4140, 0x4150, 0x4160, 0x4170, 0,      0xc170, 0xc160, 0xc150, 0xc140, 0xc130,
+        0xc120, 0xc110, 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80};
+    const __m512i table = _mm512_load_si512(kTable);  // 0..15, -16..-1: five bits decide
+    _mm512_storeu_si512(out, _mm512_permutexvar_epi16(x, table));
+    _mm512_storeu_si512(out + 64, _mm512_permutexvar_epi16(_mm512_srli_epi16(x, 8), table));
+  }
   static Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
   template <int kBits>
   static Ints shift_left(Ints a) {
@@ -78,6 +104,10 @@ struct Vector {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
   }
   static void store(float* p, Floats x) { _mm512_storeu_ps(p, x); }
+  // Past the caches, without reading what was there; p is aligned to 64. Other threads see it after
+  // end_streams().
+  static void stream(float* p, Floats x) { _mm512_stream_ps(p, x); }
+  static void end_streams() { _mm_sfence(); }
   static void store_part(float* p, Floats x, int64_t n) {
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), x);
   }

@@ -136,6 +136,8 @@ struct Vector {
   static void store(float* p, Floats x) {
     for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, x.at[i]);
   }
+  static void stream(float* p, Floats x) { store(p, x); }
+  static void end_streams() {}
   static void store_part(float* p, Floats x, int64_t n) {
     float lanes[16];
     store(lanes, x);

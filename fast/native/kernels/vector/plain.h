@@ -68,6 +68,24 @@ struct Vector {
   static void narrow(int8_t* p, Ints x) {
     for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(x.at[i]);
   }
+  // The upper halves of the lanes, each four in the order 0 2 1 3.
+  static void narrow_upper(uint16_t* p, Ints x) {
+    for (int i = 0; i < 16; ++i) {
+      const int from = i % 4 == 1 ? i + 1 : i % 4 == 2 ? i - 1 : i;
+      p[i] = static_cast<uint16_t>(uint32_t(x.at[from]) >> 16);
+    }
+  }
+  // Codes of four inputs of each lane as bfloat16s: a line of inputs 0 and 2, and one of 1 and 3.
+  static void bfloat16_codes(const Bytes& x, uint8_t* out) {
+    for (int i = 0; i < 64; ++i) {
+      uint32_t bits;
+      const float code = static_cast<float>(x.at[i]);
+      __builtin_memcpy(&bits, &code, 4);
+      const uint16_t upper = static_cast<uint16_t>(bits >> 16);
+      __builtin_memcpy(out + i % 2 * 64 + i / 4 * 4 + i % 4 / 2 * 2, &upper, 2);
+    }
+  }
+  static void bfloat16_small_codes(const Bytes& x, uint8_t* out) { bfloat16_codes(x, out); }
   static Ints load_ints(const void* p) {
     Ints result;
     __builtin_memcpy(&result, p, sizeof(result));
@@ -142,6 +160,8 @@ struct Vector {
     return make<Floats>([&](int i) { return i < n ? p[i] : 0.0f; });
   }
   static void store(float* p, Floats x) { __builtin_memcpy(p, &x, sizeof(x)); }
+  static void stream(float* p, Floats x) { store(p, x); }
+  static void end_streams() {}
   static void store_part(float* p, Floats x, int64_t n) {
     for (int i = 0; i < n; ++i) p[i] = x.at[i];
   }

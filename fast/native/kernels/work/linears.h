@@ -90,7 +90,8 @@ inline UnitSize unit_size(const Kernels& kernels, Granularity granularity, int64
                           int64_t threads) {
   const bool floats = granularity == Granularity::kFloat;
   const int64_t step = floats ? kernels.float_step : kernels.integer_step;
-  return {rows <= kernels.few_rows, step, floats ? step : kernels.integer_most, threads};
+  return {rows <= kernels.few_rows, step, floats ? kernels.float_most : kernels.integer_most,
+          threads};
 }
 
 // Divides the first `count` linears into units.
@@ -112,18 +113,29 @@ inline std::vector<Unit> units_of(const std::vector<Weight>& weights, size_t cou
   return units;
 }
 
+constexpr int64_t kNearBytes = int64_t{2} << 20;  // that a core's caches may hold
+
+// Whether an output is written past the caches: it is large, and its rows are whole lines.
+inline bool streams(const Output& out, int64_t rows) {
+  const int64_t row_bytes = out.stride * static_cast<int64_t>(sizeof(float));
+  return rows * row_bytes > kNearBytes && row_bytes % 64 == 0 &&
+         reinterpret_cast<uintptr_t>(out.y) % 64 == 0;
+}
+
 // silu(gate) * up of one unit; the outputs of gate and up stay in this thread's scratch memory.
 inline void multiply_gated(const Kernels& kernels, const Linears& linears, const PackedRows& rows,
                            const Unit& unit, float* memory) {
   const Weight &gate = linears.weights[0], &up = linears.weights[1];
-  const Output& out = linears.outputs[0];
+  Output out = linears.outputs[0];
   const int64_t first = unit.tile * kTile, wide = unit.count * kTile;
   const int64_t count = gate.outputs - first < wide ? gate.outputs - first : wide;
   float* gates = scratch<float>(Scratch::kGated, 2 * rows.rows * wide);
   float* ups = gates + rows.rows * wide;
   kernels.multiply(gate, rows, {gates, nullptr, wide, first}, unit.tile, unit.count, memory);
   kernels.multiply(up, rows, {ups, nullptr, wide, first}, unit.tile, unit.count, memory);
-  kernels.gate(gates, ups, wide, out.y + first, out.stride, rows.rows, count);
+  out.first = first;
+  out.stream = streams(out, rows.rows);
+  kernels.gate(gates, ups, wide, out, rows.rows, count);
 }
 
 inline void multiply_unit(const Kernels& kernels, const Linears& linears, const PackedRows& rows,
@@ -134,7 +146,9 @@ inline void multiply_unit(const Kernels& kernels, const Linears& linears, const 
     multiply_gated(kernels, linears, rows, unit, memory);
   } else {
     const size_t i = unit.linear;
-    kernels.multiply(linears.weights[i], rows, linears.outputs[i], unit.tile, unit.count, memory);
+    Output out = linears.outputs[i];
+    out.stream = streams(out, rows.rows);
+    kernels.multiply(linears.weights[i], rows, out, unit.tile, unit.count, memory);
   }
   if (kernels.end_unit) kernels.end_unit(rows);
 }
@@ -142,7 +156,8 @@ inline void multiply_unit(const Kernels& kernels, const Linears& linears, const 
 template <class Pool>
 void multiply_rows(const Kernels& kernels, Pool& pool, const Linears& linears,
                    const PackedRows& rows) {
-  const UnitSize size = unit_size(kernels, rows.granularity, rows.rows, pool.num_threads());
+  UnitSize size = unit_size(kernels, rows.granularity, rows.rows, pool.num_threads());
+  if (linears.gated && size.most > size.step) size.most /= 2;  // its outputs stay in near caches
   const size_t count = linears.gated ? 1 : linears.weights.size();
   const std::vector<Unit> units = units_of(linears.weights, count, size);
   team().run(pool, static_cast<int64_t>(units.size()),
