@@ -17,7 +17,7 @@ import numpy as np
 from planish.fast.model import weights as fast_weights
 from planish.fast.model.cache import LayerCache
 from planish.fast.native import linear as native_linear
-from planish.fast.native.cache import KEY_SLOTS, TiledSlots
+from planish.fast.native.cache import KEY_SLOTS, CodedSlots, TiledSlots
 from planish.reference.linear import Linear
 from planish.reference.model.attention import AttentionScales
 from planish.reference.model.weights import Experts
@@ -109,6 +109,10 @@ def read_slots(
         keys = arrays[0].transpose(0, 1, 2, 4, 3)
         arrays[0] = keys.reshape(batch, heads, tiles * slots, width)[..., :head_dim]
         arrays[1] = arrays[1][..., :head_dim]
+    if isinstance(layer, CodedSlots):
+        keys, values = arrays[0].swapaxes(3, 4), arrays[1].transpose(0, 1, 3, 5, 2, 4)
+        shape = *keys.shape[:2], keys.shape[2] * KEY_SLOTS, layer.width
+        arrays[:2] = (x.reshape(shape)[..., :head_dim] for x in (keys, values))
     if static is not None:
         both = (np.asarray(scale).reshape(1, 1, 1) for scale in (static.k, static.v))
         arrays += [np.broadcast_to(scale, arrays[0].shape[:3]) for scale in both]

@@ -14,7 +14,7 @@ import numpy as np
 
 from planish.fast.model.backend import QKV, AttentionConfig, Positions
 from planish.fast.model.cache import FIELDS
-from planish.fast.native.cache import TiledSlots
+from planish.fast.native.cache import CodedSlots, TiledSlots
 from planish.fast.xla import attention as xla
 from planish.fast.xla.cache import Slots
 from planish.reference.model.attention import AttentionScales
@@ -23,28 +23,30 @@ from planish.reference.model.attention import AttentionScales
 def cached_attention(
     qkv: QKV,
     positions: Positions,
-    past: TiledSlots | Slots,
+    past: TiledSlots | CodedSlots | Slots,
     config: AttentionConfig,
     scales: AttentionScales | None = None,
     isa: str = "",
-) -> tuple[jax.Array, TiledSlots | Slots]:
+) -> tuple[jax.Array, TiledSlots | CodedSlots | Slots]:
     """Rotary positions, cache write, softmax(q kt / divisor) v -> [B, T, H * Hd], and the slots.
 
     q [B, T, H * Hd], k and v [B, T, G * Hd]. The slots are updated in place where they are donated.
-    XLA computes attention over its own slots, whose heads are too wide for the kernels.
+    scales: calibrated ones of INT8 attention. XLA computes attention over its own slots, whose
+    heads are too wide for the kernels, or which are codes for float attention by fixed scales.
     """
-    if not isinstance(past, TiledSlots):
+    if isinstance(past, Slots):
         return xla.cached_attention(qkv, positions, past, config, scales)
-    width, tables = past.values.shape[-1], rotary_tables(positions, config)
+    width, tables = past.width, rotary_tables(positions, config)
     q, k, v = (pad_heads(x, config.head_dim, width) for x in qkv)
-    inputs = [q, k, v, positions.index, *tables, *past.arrays]
+    fixed = () if scales is None else (join_scales(scales),)
+    inputs = [q, k, v, positions.index, *tables, *fixed, *past.arrays]
     start = len(inputs) - len(past.arrays)
     context, *written = jax.ffi.ffi_call(
         "planish_attention",
         [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, *past.arrays)],
         input_output_aliases={start + i: 1 + i for i in range(len(past.arrays))},
-    )(*inputs, isa=isa, **attention_attributes(q, past, config, tables))
-    slots = TiledSlots(**dict(zip(FIELDS, written, strict=False)))
+    )(*inputs, isa=isa, fixed=scales is not None, **attention_attributes(q, past, config, tables))
+    slots = type(past)(**dict(zip(FIELDS, written, strict=False)))
     return unpad_heads(context, config.head_dim, width), slots
 
 
@@ -53,11 +55,20 @@ def rotary_tables(positions: Positions, config: AttentionConfig) -> tuple[jax.Ar
     return () if config.table is None else positions.tables[config.table]
 
 
+def join_scales(scales: AttentionScales) -> jax.Array:
+    """The calibrated scales of q, k and v -> float32 [3]."""
+    parts = [jnp.asarray(scale, jnp.float32).reshape(1) for scale in (scales.q, scales.k, scales.v)]
+    return jnp.concatenate(parts)
+
+
 def attention_attributes(
-    q: jax.Array, past: TiledSlots, config: AttentionConfig, tables: Sequence[jax.Array]
+    q: jax.Array,
+    past: TiledSlots | CodedSlots,
+    config: AttentionConfig,
+    tables: Sequence[jax.Array],
 ) -> dict[str, Any]:
     """The attributes of the kernel's call."""
-    alibi, width = config.alibi, past.values.shape[-1]
+    alibi, width = config.alibi, past.width
     return {
         "heads": np.int64(q.shape[-1] // width),
         "kv_heads": np.int64(config.kv_heads),
@@ -65,6 +76,7 @@ def attention_attributes(
         "rotary": np.int64(2 * tables[0].shape[1] if tables else 0),
         "interleaved": config.rope is not None and config.rope.interleaved,
         "int8": past.keys.dtype == jnp.int8,
+        "codes": isinstance(past, CodedSlots),
         "divisor": np.float32(config.divisor),
         "window": np.int64(config.window or 0),
         "slopes": np.array(alibi.slopes if alibi else (), np.float32),

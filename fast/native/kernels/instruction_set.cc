@@ -8,6 +8,7 @@
 
 #include "attention/attend.h"
 #include "attention/cache.h"
+#include "attention/codes.h"
 #include "roofline.h"
 #include "rows/argmax.h"
 #include "rows/experts.h"
@@ -43,8 +44,10 @@ Kernels make_table() {
   table.weighted_sum = weighted_sum<Vector>;
   table.write_slots = write_slots<Vector>;
   table.attend = attend<Vector>;
+  table.attend_codes = attend_codes<Vector>;
   table.combine = combine<Vector>;
   table.attention_scratch = attention_scratch;
+  table.codes_scratch = codes_scratch;
   table.argmax = argmax<Vector>;
   table.roofline = {read_blocks<Vector>, Products::multiply_registers, multiply_registers<Vector>};
   return table;

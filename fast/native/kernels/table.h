@@ -100,17 +100,19 @@ struct Attention {
   const float* cos;  // [P, rotary / 2] or null
   const float* sin;
   const int32_t* positions;  // [B, T]
-  void* keys;                // float or int8 [B, K, S / 16, D, 16]
-  void* values;              // float or int8 [B, K, S, D]
-  float* key_scales;         // [B, K, S], INT8 only
-  float* value_scales;       // [B, K, S]
-  float* out;                // [B, T, H * D]
-  const float* slopes;       // [H] of linear biases, or null
+  void* keys;         // float or int8 [B, K, S / 16, D, 16]; if codes, [B, K, S / 16, D / 4, 16, 4]
+  void* values;       // float or int8 [B, K, S, D]; if codes, [B, K, D / 16, S / 4, 16, 4]
+  float* key_scales;  // [B, K, S], INT8 only, or null if fixed
+  float* value_scales;  // [B, K, S]
+  const float* fixed;   // [3] calibrated scales of q, k and v, or null
+  float* out;           // [B, T, H * D]
+  const float* slopes;  // [H] of linear biases, or null
   int64_t batch, tokens, heads, kv_heads, head_dim, rotary, slots;
-  int64_t window;  // slots that a token reads; the last is its own
-  float divisor;   // of scores
-  float cap;       // scores become cap * tanh(scores / cap); 0 caps nothing
-  bool int8;
+  int64_t window;    // slots that a token reads; the last is its own
+  float divisor;     // of scores
+  float cap;         // scores become cap * tanh(scores / cap); 0 caps nothing
+  bool int8;         // the cache
+  bool codes;        // both products are of codes
   bool interleaved;  // rotary pairs are neighbours, not halves
   bool divided;      // biases are added before the scores are divided
   bool bfloat16;     // biases are rounded to bfloat16
@@ -182,8 +184,10 @@ struct Kernels {
 
   void (*write_slots)(const Attention&, int64_t first, int64_t last, float* scratch);  // tokens
   void (*attend)(const Attention&, const QueryTile&, float* scratch);
+  void (*attend_codes)(const Attention&, const QueryTile&, float* scratch);  // of whole reaches
   void (*combine)(const Attention&, const QueryTile* segments, int64_t count);
   int64_t (*attention_scratch)(const Attention&);
+  int64_t (*codes_scratch)(const Attention&);
 
   int32_t (*argmax)(const float* x, int64_t count);  // the first maximum; see rows/argmax.h
   Roofline roofline;

@@ -1,7 +1,8 @@
 // New keys and values: rotary positions, and the slots of the cache that they go to.
 //
 // Keys are stored in tiles of 16 slots, [S / 16, D, 16], so that one vector holds 16 scores; values
-// as [S, D]. An INT8 cache stores codes, and a scale for each slot of a head (docs/spec.md 3).
+// as [S, D]. An INT8 cache stores codes, and a scale for each slot of a head (docs/spec.md 3). INT8
+// attention reads keys and values as tiles of INT8 weights: codes.h.
 #pragma once
 
 #include "../rows/quantize.h"
@@ -35,6 +36,33 @@ void rotate(const Attention& a, const float* x, int32_t position, float* out) {
   for (i = a.rotary; i < a.head_dim; ++i) out[i] = x[i];
 }
 
+// The scale of some floats: calibrated, or of their own.
+template <class V>
+float slot_scale(const float* x, int64_t count, const float* fixed) {
+  return fixed ? *fixed : int8_scale(absmax<V>(x, count));
+}
+
+// Writes one head's new key and value as tiles of codes: keys of S outputs and D inputs, values of
+// D outputs and S inputs.
+template <class V>
+void write_codes(const Attention& a, int64_t head_index, int64_t slot, const float* k,
+                 const float* v) {
+  const int64_t d = a.head_dim, base = head_index * a.slots * d, at = head_index * a.slots + slot;
+  int8_t* keys = static_cast<int8_t*>(a.keys) + base + (slot & ~15) * d + (slot & 15) * 4;
+  int8_t* values = static_cast<int8_t*>(a.values) + base + slot / 4 * 64 + slot % 4;
+  const float key_scale = slot_scale<V>(k, d, a.fixed ? a.fixed + 1 : nullptr);
+  const float value_scale = slot_scale<V>(v, d, a.fixed ? a.fixed + 2 : nullptr);
+  quantize<V>(k, d, key_scale, keys, 64);
+  for (int64_t i = 0; i < d; i += 16) {
+    int8_t codes[16];
+    quantize<V>(v + i, 16, value_scale, codes, 4);
+    for (int64_t j = 0; j < 16; ++j) values[i * a.slots + 4 * j] = codes[j];
+  }
+  if (a.fixed) return;
+  a.key_scales[at] = key_scale;
+  a.value_scales[at] = value_scale;
+}
+
 // Writes one head's new key and value to their slot. scratch: D + 16 floats.
 template <class V>
 void write_head(const Attention& a, int64_t token, int64_t head, float* scratch) {
@@ -47,6 +75,10 @@ void write_head(const Attention& a, int64_t token, int64_t head, float* scratch)
   if (a.rotary) {
     rotate<V>(a, k, slot, scratch);
     k = scratch;
+  }
+  if (a.codes) {
+    write_codes<V>(a, head_index, slot, k, v);
+    return;
   }
   if (!a.int8) {
     float* keys = static_cast<float*>(a.keys) + key_at;

@@ -13,7 +13,7 @@ namespace planish {
 struct AttentionCall {
   std::string_view isa;
   int64_t heads, kv_heads, head_dim, rotary;
-  bool interleaved, int8;
+  bool interleaved, int8, codes, fixed;  // fixed: calibrated scales
   float divisor;
   int64_t window;  // 0: all slots
   ffi::Span<const float> slopes;
@@ -26,7 +26,8 @@ inline auto attention_attributes() {
   return std::tuple(StructMember<std::string_view>("isa"), StructMember<int64_t>("heads"),
                     StructMember<int64_t>("kv_heads"), StructMember<int64_t>("head_dim"),
                     StructMember<int64_t>("rotary"), StructMember<bool>("interleaved"),
-                    StructMember<bool>("int8"), StructMember<float>("divisor"),
+                    StructMember<bool>("int8"), StructMember<bool>("codes"),
+                    StructMember<bool>("fixed"), StructMember<float>("divisor"),
                     StructMember<int64_t>("window"), StructMember<ffi::Span<const float>>("slopes"),
                     StructMember<bool>("divided"), StructMember<bool>("bfloat16"),
                     StructMember<float>("cap"));
@@ -43,6 +44,9 @@ void check_call(Reader& in, const AttentionCall& c) {
   if (!(c.divisor > 0.0f) || !(c.cap >= 0.0f) || c.window < 0) {
     in.fail("divisor, cap or window negative");
   }
+  if ((c.codes && !c.int8) || (c.fixed && !c.codes)) {
+    in.fail("codes are for an INT8 cache, and fixed scales for codes");
+  }
   if (c.slopes.size() != 0 && static_cast<int64_t>(c.slopes.size()) != c.heads) {
     in.fail("slopes are " + std::to_string(c.slopes.size()) + ", expected one for each head");
   }
@@ -56,6 +60,7 @@ Attention options_of(const AttentionCall& call) {
   a.head_dim = call.head_dim;
   a.rotary = call.rotary;
   a.int8 = call.int8;
+  a.codes = call.codes;
   a.interleaved = call.interleaved;
   a.divisor = call.divisor;
   a.slopes = call.slopes.size() > 0 ? call.slopes.begin() : nullptr;
@@ -106,7 +111,8 @@ const void* read_cache(Reader& in, Attention& a, int64_t window) {
   a.window = window > 0 && window < a.slots ? window : a.slots;
   const int64_t scales = a.batch * a.kv_heads * a.slots;
   in.data<void>("values", type, size);
-  if (a.int8) {
+  const bool stored_scales = a.int8 && !a.fixed;
+  if (stored_scales) {
     in.data<float>("key scales", ffi::DataType::F32, scales);
     in.data<float>("value scales", ffi::DataType::F32, scales);
   }
@@ -114,7 +120,7 @@ const void* read_cache(Reader& in, Attention& a, int64_t window) {
       in.result<float>("context", ffi::DataType::F32, a.batch * a.tokens * a.heads * a.head_dim);
   a.keys = in.result<void>("keys", type, size);
   a.values = in.result<void>("values", type, size);
-  if (a.int8) {
+  if (stored_scales) {
     a.key_scales = in.result<float>("key scales", ffi::DataType::F32, scales);
     a.value_scales = in.result<float>("value scales", ffi::DataType::F32, scales);
   }
@@ -132,9 +138,9 @@ void check_positions(Reader& in, const Attention& a, int64_t table) {
   }
 }
 
-// Buffers: q, k, v, positions, cos and sin (if rotary > 0), keys, values (with their scales if
-// int8), which are returned as results in the same memory. Results: context, keys, values (,
-// scales).
+// Buffers: q, k, v, positions, cos and sin (if rotary > 0), calibrated scales [3] (if fixed), keys,
+// values (with their scales if int8 and not fixed), which are returned as results in the same
+// memory. Results: context, keys, values (, scales).
 ffi::Error attention(ffi::ThreadPool pool, const AttentionCall& call, ffi::RemainingArgs arguments,
                      ffi::RemainingRets results) {
   Reader in(arguments, results);
@@ -145,6 +151,7 @@ ffi::Error attention(ffi::ThreadPool pool, const AttentionCall& call, ffi::Remai
   read_tokens(in, a);
   if (!in.good()) return in.error();
   const int64_t table = read_tables(in, a);
+  if (call.fixed) a.fixed = in.data<float>("scales", ffi::DataType::F32, 3);
   const void* keys = read_cache(in, a, call.window);
   in.end();
   check_positions(in, a, table);

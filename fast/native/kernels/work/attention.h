@@ -21,7 +21,7 @@ class AttentionUnits {
     tiles_ = ceil_div(rows(), kQueryRows);
     groups = a.batch * a.kv_heads * tiles_;
     const int64_t reach = std::min(a.window + kBegin - 1, a.slots);
-    segments = a.tokens == 1 ? ceil_div(reach, kSegment) : 1;
+    segments = a.tokens == 1 && !a.codes ? ceil_div(reach, kSegment) : 1;
     floats = kQueryRows * (a.head_dim + 2);
   }
 
@@ -77,11 +77,13 @@ void write_cache(const Kernels& kernels, Pool& pool, const Attention& a) {
 template <class Pool>
 void attend_groups(const Kernels& kernels, Pool& pool, const Attention& a,
                    const AttentionUnits& units) {
-  const int64_t wanted = units.floats + kernels.attention_scratch(a);
+  const auto attend = a.codes ? kernels.attend_codes : kernels.attend;
+  const auto attend_scratch = a.codes ? kernels.codes_scratch : kernels.attention_scratch;
+  const int64_t wanted = units.floats + attend_scratch(a);
   team().run(pool, units.groups, [&](int64_t group) {
     float* memory = scratch<float>(Scratch::kAttend, wanted);
     const QueryTile t = units.unit(units.groups - 1 - group, 0, memory);
-    kernels.attend(a, t, memory + units.floats);
+    attend(a, t, memory + units.floats);
     kernels.combine(a, &t, 1);
   });
 }
