@@ -3,8 +3,8 @@
 # make lint    ruff, mypy, clang-format, and the C++ compiler's warnings
 # make wheel    the wheel and the source distribution, tested outside the repository
 # make sanitize    the kernels' check under address, undefined-behaviour and thread sanitizers, for
-#                  this processor's best instruction set, plain C++ and emulated matrix tiles (many
-#                  minutes); make sanitize-quick    for the best set, under address and thread
+#                  this processor's best instruction set and plain C++ (many minutes); make
+#                  sanitize-quick    for the best set, under address and thread
 #
 # Each target first makes a virtual environment, once: PYTHON=python3.13 chooses the interpreter,
 # VENV=.venv313 its directory.
@@ -33,7 +33,7 @@ CHECKED = { echo "make sanitize: $(1), $(2)" && mkdir -p build && \
   flags=$$($(BIN)/python -c '$(FLAGS_OF)' $(1)) && \
   $(CXX) $$flags $(SANITIZE) -fsanitize=$(2) -fno-sanitize-recover=all \
     fast/native/kernels/instruction_set.cc tests/fast/native/kernels_check.cc \
-    -o build/check-$(1)-$(2) && build/check-$(1)-$(2) $(if $(findstring emulated,$(1)),2,20); }
+    -o build/check-$(1)-$(2) && build/check-$(1)-$(2) 20; }
 
 .PHONY: demo test test-all test-rest lint wheel sanitize sanitize-quick clean
 
@@ -66,7 +66,7 @@ wheel: $(STAMP)
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/wheel.py
 
 sanitize: $(STAMP)
-	@for isa in best plain amx_emulated; do \
+	@for isa in best plain; do \
 	  for kind in address,undefined thread; do $(call CHECKED,$$isa,$$kind) || exit 1; done; \
 	done
 

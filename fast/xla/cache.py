@@ -43,13 +43,20 @@ def append(
     """
     new: tuple[jax.Array, ...] = (k, v)
     if scales is not None:
-        new = int8_codes(k, jnp.asarray(scales.k)), int8_codes(v, jnp.asarray(scales.v))
+        key_scale, value_scale = static_scales(scales)
+        new = int8_codes(k, key_scale), int8_codes(v, value_scale)
     elif past.key_scale is not None:
         found = tuple(int8_scale(jnp.max(jnp.abs(x), axis=-1, keepdims=True)) for x in new)
         codes = tuple(int8_codes(x, scale) for x, scale in zip(new, found, strict=True))
         new = (*codes, *(scale[..., 0] for scale in found))
     written = (write(slots, x, positions) for slots, x in zip(past.arrays, new, strict=True))
     return Slots(**dict(zip(FIELDS, written, strict=False)))
+
+
+def static_scales(scales: AttentionScales) -> tuple[jax.Array, jax.Array]:
+    """The calibrated scales of keys and values, [1, 1, 1, 1] each."""
+    key, value = (jnp.asarray(scale).reshape(1, 1, 1, 1) for scale in (scales.k, scales.v))
+    return key, value
 
 
 def write(slots: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
@@ -66,8 +73,9 @@ def write(slots: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
 def read(past: Slots, scales: AttentionScales | None = None) -> tuple[jax.Array, jax.Array]:
     """Keys and values as floats [B, K, S, Hd]; scales: of a static cache."""
     if scales is not None:
-        keys = past.keys.astype(jnp.float32) * jnp.asarray(scales.k)
-        return keys, past.values.astype(jnp.float32) * jnp.asarray(scales.v)
+        key_scale, value_scale = static_scales(scales)
+        keys = past.keys.astype(jnp.float32) * key_scale
+        return keys, past.values.astype(jnp.float32) * value_scale
     if past.key_scale is None or past.value_scale is None:
         return past.keys, past.values
     keys = past.keys.astype(jnp.float32) * past.key_scale[..., None]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from planish.fast.xla.cache import Slots
+from planish.fast.xla.cache import Slots, static_scales
 from planish.fast.xla.grids import divide, int8_codes, int8_scale
 from planish.fast.xla.scores import ScoreRule, mask_scores
 from planish.reference.grids import INT8_MAX
@@ -57,8 +57,7 @@ def slot_scales(past: Slots, scales: AttentionScales | None) -> tuple[jax.Array,
         return past.key_scale[:, :, None, :], past.value_scale[:, :, None, :]
     if scales is None:
         raise TypeError("INT8 attention needs an INT8 cache, with its scales")
-    key, value = (jnp.asarray(scale).reshape(1, 1, 1, 1) for scale in (scales.k, scales.v))
-    return key, value
+    return static_scales(scales)
 
 
 def group_heads(x: jax.Array, kv_heads: int) -> jax.Array:

@@ -102,8 +102,8 @@ def int8_attention(
     e = exponentials(q, k, mask, divisor, alibi, cap)  # [K, H/K, T, S]
     w, p_scale = scale_weights(e, v)
     sums = multiply_codes(int8_codes(w, p_scale), v.codes.transpose(1, 0, 2)[:, None])
-    context = sums * p_scale * v.scale if v.static else sums * p_scale  # [K, H/K, T, Hd]
-    context = context / np.sum(e, axis=-1, keepdims=True)
+    scaled = sums * p_scale * v.scale if v.static else sums * p_scale  # [K, H/K, T, Hd]
+    context: np.ndarray = scaled / np.sum(e, axis=-1, keepdims=True)
     return context.transpose(2, 0, 1, 3).reshape(tokens, heads * head_dim)
 
 

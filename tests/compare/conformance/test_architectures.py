@@ -6,12 +6,16 @@ the rows that the model gives it; level 3 runs with INT8 codes only, for what it
 steps, batches) does not depend on a linear's codes. Its programs take most of the time to compile,
 so in XLA's form it runs for one model of each kind of positions, of masks and of experts; INT4
 codes run there in one model of each kind of linears: with biases, without, tied, of experts.
+Matrix tiles, which multiply prompts only, are emulated and judged on level 2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from planish.fast.native import library
 from planish.reference.architectures import ENTRIES
 
 GOLDENS = (
@@ -62,6 +66,11 @@ INT4_IN_XLA = (
     "qwen3_moe-some-layers",
 )
 INT4_CASES = [(name, True) for name in GOLDENS] + [(name, False) for name in INT4_IN_XLA]
+TILES_CASES = [
+    (name, recipe)
+    for i, name in enumerate(GOLDENS)
+    for recipe in (("W8A8", "W4A16"), ("W4A8", "W8A16"))[i % 2]
+]
 NO_FOLDS = ("olmo2-grouped", "opt-350m-form")  # so nothing can be smoothed
 
 
@@ -82,4 +91,19 @@ def test_int8_codes_agree(judge, name, native):
 @pytest.mark.parametrize(("name", "native"), INT4_CASES)
 def test_int4_codes_agree(judge, name, native):
     result = judge(name, "W4A8", (1, 2) if native else (2,), native)
+    assert result.agree, result.table()
+
+
+@pytest.fixture
+def emulated_tiles(kernels, kernels_directory) -> Iterator[None]:
+    library.choose_kernels("amx_emulated", kernels_directory)
+    yield
+    library.choose_kernels("auto", kernels_directory)
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(("name", "recipe"), TILES_CASES)
+def test_emulated_matrix_tiles_agree(judge, emulated_tiles, name, recipe):
+    recipe = "naive-W8A8" if name in NO_FOLDS and recipe == "W8A8" else recipe
+    result = judge(name, recipe, (2,), native=True)
     assert result.agree, result.table()

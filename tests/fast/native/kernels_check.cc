@@ -8,6 +8,7 @@
 #include "check_attention.h"
 #include "check_experts.h"
 #include "check_linears.h"
+#include "check_rows.h"
 #include "check_work.h"
 
 extern "C" const planish::Kernels* planish_kernels();

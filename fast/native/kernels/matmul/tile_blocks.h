@@ -59,12 +59,14 @@ struct TileCall {
 
 // Where a block's operands begin, each tile's steps in a row. If there is one row tile, the second
 // pointer is not used. ahead: weights that later blocks multiply, of which each step prefetches
-// `lines` lines.
+// `lines` lines. residual: where the block's begins if it is added soon, of which each step
+// prefetches four rows, or null.
 struct Operands {
   const int8_t* rows[2];
   const uint8_t* weights[2];
   const uint8_t* ahead[2];
   int64_t lines;
+  const float* residual;
 };
 
 // A block on its way through the stages.
@@ -264,11 +266,21 @@ class Blocks {
       at.rows[i] += row_bytes_;
       at.weights[i] += tile_bytes_;
     });
+    prefetch(at);
+  }
+
+  // Into the second cache.
+  PLANISH_INLINE void prefetch(Operands& at) const {
     for (int64_t line = 0; line < at.lines; ++line) {
       unroll<2>([&](auto i) PLANISH_INLINE {
-        __builtin_prefetch(at.ahead[i], 0, 2);  // into the second cache
+        __builtin_prefetch(at.ahead[i], 0, 2);
         at.ahead[i] += kTileBytes;
       });
+    }
+    if (!one_group(kAfter) || !at.residual) return;
+    for (int row = 0; row < 4; ++row, at.residual += call_.out.stride) {
+      __builtin_prefetch(at.residual, 0, 2);
+      __builtin_prefetch(at.residual + kTile, 0, 2);
     }
   }
 

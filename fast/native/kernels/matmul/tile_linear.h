@@ -177,6 +177,10 @@ class TileLinear {
     const TileRows& rows = call_.rows;
     const bool scaled = chunk.step + chunk.steps == rows.steps;
     const int32_t* start = chunk.step > 0 ? place.sums : nullptr;
+    const Output& out = call_.out;
+    if (scaled && out.residual) {
+      at.residual = out.residual + place.row * out.stride + place.tile * kTile - out.first;
+    }
     for (int64_t group = chunk.group; group < chunk.group + chunk.groups; ++group) {
       for (int i = 0; i < kRowTiles; ++i) {
         at.rows[i] = rows.step(place.row + i * kTileRows, group, chunk.step);
