@@ -37,7 +37,7 @@ from planish.compare.conformance.kv_cache import dequantize_slots
 from planish.compare.conformance.perturbation import ReferenceRun, Tolerances, measure_slot_errors
 from planish.compare.subject import Slots, Steps, Subject
 from planish.reference.model import transformer as reference_transformer
-from planish.reference.model.attention import dequantize_heads
+from planish.reference.model.attention import dequantize_heads, first_heads
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.transformer import PREFILL_CHUNK, KVCache
 from planish.reference.model.weights import Weights
@@ -162,7 +162,7 @@ def check_slots(case: ModelCase, expected: KVCache, found: Sequence[Slots]) -> I
         pairs = zip(getattr(expected, kind), layers, strict=True)
         for layer, (known, slots) in enumerate(pairs):  # known: [S, G, Hd]
             written = slots[number][0].transpose(1, 0, 2)[: len(known)]
-            share = measure_slot_errors(known, written)
+            share = measure_slot_errors(dequantize_heads(known), written)
             name, zeros = f"{kind} in the cache", np.zeros(len(known))
             yield check(3, layer, name, zeros, share, case.tolerances.slot)
 
@@ -173,7 +173,7 @@ def find_cache(case: ModelCase, run: ReferenceRun, tokens: np.ndarray) -> KVCach
     if case.chunk_scales or run.cache.length < count:
         return reference_transformer.prefill(case.config, case.weights, tokens.tolist())[1]
     both = run.cache.keys, run.cache.values
-    keys, values = (tuple(dequantize_heads(x)[:count] for x in heads) for heads in both)
+    keys, values = (tuple(first_heads(x, count) for x in heads) for heads in both)
     return KVCache(keys, values)
 
 

@@ -70,6 +70,13 @@ def dequantize_heads(x: Heads) -> np.ndarray:
     return floats
 
 
+def first_heads(x: Heads, count: int) -> Heads:
+    """The first `count` slots."""
+    if not isinstance(x, HeadCodes):
+        return x[:count]
+    return HeadCodes(x.codes[:count], x.scale if x.static else x.scale[:count], x.static)
+
+
 def append_heads(past: Heads, new: Heads) -> Heads:
     """The slots of the past and then the new ones; an empty past may be in either form."""
     if len(past) == 0:

@@ -344,10 +344,8 @@ def test_neither_chunks_nor_batches_change_a_bit_of_int8_attention(kernels, scal
         found = whole.compute_native(rows, isa)
         for start, tokens in ((290, 10), (299, 1), (128, 9), (127, 17)):
             part = replace(whole, case=replace(whole.case, starts=(start,), tokens=tokens))
-            row = rows[1]
-            some = Row(
-                row.q[start : start + tokens], row.k[: start + tokens], row.v[: start + tokens]
-            )
+            end = start + tokens
+            some = Row(rows[1].q[start:end], rows[1].k[:end], rows[1].v[:end])
             alone = part.compute_native([some], isa)[0]
             np.testing.assert_array_equal(alone, found[1, start:end])
 
