@@ -17,7 +17,9 @@ from planish.reference.architectures import Architecture, Tensor, architecture_o
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.errors import CheckpointError, ConfigError, notice
 from planish.reference.files.entries import Declared, find_entry, general_name
-from planish.reference.files.formats import Format, find_format
+from planish.reference.files.formats import FORMATS, READERS, Format, find_format, find_reader
+from planish.reference.files.formats.stored import Source
+from planish.reference.files.formats.translate import Origin, translate
 from planish.reference.files.names import base_names, is_unused, is_zero_bias, plain_names
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.files.shards import check_link, find_entries
@@ -48,6 +50,7 @@ class Checkpoint:
     learned_positions: int | None = None  # rows of the table, if more than config.max_positions
     format: Format | None = None  # of quantized weights; None in a float model
     declared: Declared | None = None  # what quantization_config declares
+    origin: Origin | None = None  # of what another program wrote
 
     @property
     def quantization(self) -> dict[str, Any] | None:
@@ -165,7 +168,9 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
     for name in FILES:
         check_link(path / name, allow_links)
     values = read_json(path / "config.json")
-    form, declared = _format_of(values, path)
+    values = _with_separate_config(values, path, allow_links)
+    reader = _reader_of(values)
+    form, declared = _format_of(values, path) if reader is None else (None, None)
     config = _with_generation(model_config(values, path / "config.json"), path)
     architecture = architecture_of(values, path)
     entries, absent = find_entries(path, allow_links)
@@ -179,11 +184,48 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
         format=form,
         declared=declared,
     )
+    checkpoint = checkpoint if reader is None else _translate(checkpoint, reader)
     checkpoint = _set_aside_unused(
         checkpoint, {plain[name]: shard for name, shard in absent.items()}
     )
     _check_targets(checkpoint)
     return checkpoint
+
+
+def _with_separate_config(values: dict[str, Any], path: Path, allow_links: bool) -> dict[str, Any]:
+    """config.json with the quantization_config that old programs wrote elsewhere.
+
+    GPTQ before 2024 has a file of its own, compressed-tensors another name.
+    """
+    file = path / "quantize_config.json"
+    if "quantization_config" in values:
+        return values
+    if isinstance(values.get("compression_config"), dict):
+        old = {"quant_method": "compressed-tensors", **values["compression_config"]}
+        return {**values, "quantization_config": old}
+    if not file.exists():
+        return values
+    check_link(file, allow_links)
+    return {**values, "quantization_config": {"quant_method": "gptq", **read_json(file)}}
+
+
+def _reader_of(values: dict[str, Any]) -> str | None:
+    """The reader of another program's format, by its name in READERS; None without one."""
+    found = values.get("quantization_config")
+    own = isinstance(found, dict) and any(form.detect(found) for form in FORMATS.values())
+    return find_reader(found) if isinstance(found, dict) and not own else None
+
+
+def _translate(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """The checkpoint of another program as one of planish's own."""
+    values = checkpoint.values["quantization_config"]
+    source = Source(path=checkpoint.path, values=values, entries=checkpoint.entries)
+    entries, declared, origin = translate(name, READERS[name], source)
+    checkpoint = replace(checkpoint, entries=entries, declared=declared, origin=origin)
+    if declared is not None:
+        return replace(checkpoint, format=FORMATS["planish"])
+    floats = {k: v for k, v in checkpoint.values.items() if k != "quantization_config"}
+    return replace(checkpoint, values=floats)
 
 
 def _with_generation(config: ModelConfig, path: Path) -> ModelConfig:

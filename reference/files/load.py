@@ -36,7 +36,7 @@ from planish.reference.model.shapes import (
     outer_shapes,
 )
 from planish.reference.model.weights import Block, Mlp, Weights, build_block, split_expert
-from planish.reference.quantized import QuantizedWeight, to_layout
+from planish.reference.quantized import QuantizedWeight, to_runnable
 from planish.reference.scheme import Scheme
 from planish.reference.text.tokenizer import load_tokenizer
 
@@ -166,8 +166,9 @@ def load_block(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Block
     config = checkpoint.config
     shapes = block_shapes(config, layer).items()
     stack = load_stack(checkpoint, layer, tiled) if checkpoint.has_stacked_experts(layer) else None
+    tiles = {False: tiled, True: tiled and _can_tile_experts(checkpoint, layer)}
     linears = {
-        part: load_linear(checkpoint, part, layer, shape, bias, tiled)
+        part: load_linear(checkpoint, part, layer, shape, bias, tiles["experts." in part])
         for part, (shape, bias) in shapes
         if stack is None or split_expert(part)[1] is None
     }
@@ -177,6 +178,14 @@ def load_block(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Block
         for part, shape in block_norms(config).items()
     }
     return build_block(config.layers[layer], linears, norms, stack)
+
+
+def _can_tile_experts(checkpoint: Checkpoint, layer: int) -> bool:
+    """Whether all experts' linears have tiles: one backend computes a whole mixture."""
+    parts = block_shapes(checkpoint.config, layer)
+    experts = [part for part in parts if split_expert(part)[1] is not None]
+    schemes = (checkpoint.scheme(part, layer) for part in experts)
+    return not any(scheme is not None and scheme.foreign for scheme in schemes)
 
 
 def _require_same_schemes(checkpoint: Checkpoint, layer: int, linears: dict[str, Linear]) -> None:
@@ -242,7 +251,7 @@ def load_linear(
     linear = _read_quantized(checkpoint, part, layer, shape)
     if isinstance(linear.weight, QuantizedWeight):
         layout = "tiles" if tiled else "canonical"
-        linear = replace(linear, weight=to_layout(linear.weight, layout))
+        linear = replace(linear, weight=to_runnable(linear.weight, layout))
     return replace(linear, bias=bias)
 
 
