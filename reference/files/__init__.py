@@ -1,6 +1,7 @@
 """Reading and writing model directories. Files are untrusted: everything that is read is checked.
 
 safetensors    read and write one safetensors file
+gguf           read one GGUF file: its keys, and where its tensors are
 shards         which files contain the tensors
 names          the names that files give their tensors
 entries        find a tensor by name, check its type and shape

@@ -18,8 +18,11 @@ from planish.reference.architectures.read.keys import Keys
 from planish.reference.errors import CheckpointError, ConfigError, notice
 from planish.reference.files.entries import Declared, find_entry, general_name
 from planish.reference.files.formats import FORMATS, READERS, Format, find_format, find_reader
+from planish.reference.files.formats.gguf import architecture as architecture_name
+from planish.reference.files.formats.gguf import rebuild_config, translate_gguf
 from planish.reference.files.formats.stored import Source
 from planish.reference.files.formats.translate import Origin, translate
+from planish.reference.files.gguf import find_gguf, read_gguf
 from planish.reference.files.names import base_names, is_unused, is_zero_bias, plain_names
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.files.shards import check_link, find_entries
@@ -163,6 +166,9 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
     allow_links: whether its files may be links out of the directory (shards.py).
     """
     path = Path(path)
+    if (file := find_gguf(path)) is not None:
+        check_link(file, allow_links)
+        return _open_gguf(file, path)
     if not path.is_dir():
         raise CheckpointError("is not a directory with a model", path=path)
     for name in FILES:
@@ -188,6 +194,32 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
     checkpoint = _set_aside_unused(
         checkpoint, {plain[name]: shard for name, shard in absent.items()}
     )
+    _check_targets(checkpoint)
+    return checkpoint
+
+
+def _open_gguf(file: Path, path: Path) -> Checkpoint:
+    """A GGUF file, with the config.json beside it if `path` is its directory and has one."""
+    found = read_gguf(file)
+    beside = path / "config.json"
+    given = path.is_dir() and beside.exists()
+    values = read_json(beside) if given else rebuild_config(found)
+    values = {k: v for k, v in values.items() if k != "quantization_config"}
+    architecture_name(found)
+    config = model_config(values, beside if given else file)
+    heads = config.num_heads, config.num_kv_heads
+    entries, declared, origin = translate_gguf(found, heads)
+    checkpoint = Checkpoint(
+        path,
+        values,
+        config,
+        architecture_of(values, path),
+        entries,
+        format=None if declared is None else FORMATS["planish"],
+        declared=declared,
+        origin=origin,
+    )
+    checkpoint = _set_aside_unused(checkpoint, {})
     _check_targets(checkpoint)
     return checkpoint
 

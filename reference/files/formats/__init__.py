@@ -17,6 +17,8 @@ autoround            the layouts of GPTQ and AWQ under AutoRound's config
 fp8                  float8 with scales, as DeepSeek and Qwen publish
 mlx                  Apple's MLX, with a float offset for each group
 int8_rows            torchao, bitsandbytes: INT8 with a scale for each row
+gguf                 llama.cpp: config and tensors of a GGUF file
+gguf_blocks          the blocks of its types
 refused              what is recognized and not read
 
 A format is a module with the functions of `Format`, and a row of FORMATS; one of another program
