@@ -20,6 +20,7 @@ from typing import Any
 from planish.fast.native.instruction_sets import BY_NAME, available, candidates, explain_tiles
 from planish.program_cache import compilation_cache
 from planish.reference.errors import KernelsError, OutOfMemoryError, PlanishError, notice
+from planish.reference.files.formats.report import name_without_kernels
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 from planish.terminal.interrupts import interrupts_kill
@@ -161,6 +162,9 @@ def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
     native = native_kernels(args)
     from planish.fast.session.engine import Engine
 
-    if native and checkpoint.layout == "canonical":
+    if native and checkpoint.origin is not None:
+        if said := name_without_kernels(checkpoint.schemes().values()):
+            notice(said)
+    elif native and checkpoint.layout == "canonical":
         notice("weights: in canonical layout, tiled while loading (quantize writes tiles)")
     return Engine(checkpoint, native)

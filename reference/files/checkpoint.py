@@ -17,16 +17,21 @@ from planish.reference.architectures import Architecture, Tensor, architecture_o
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.errors import CheckpointError, ConfigError, notice
 from planish.reference.files.entries import Declared, find_entry, general_name
-from planish.reference.files.formats import FORMATS, READERS, Format, find_format, find_reader
-from planish.reference.files.formats.gguf import architecture as architecture_name
-from planish.reference.files.formats.gguf import rebuild_config, translate_gguf
-from planish.reference.files.formats.stored import Source
-from planish.reference.files.formats.translate import Origin, translate
-from planish.reference.files.gguf import find_gguf, read_gguf
+from planish.reference.files.foreign import (
+    Translated,
+    reader_of,
+    translate_directory,
+    translate_file,
+    with_old_config,
+)
+from planish.reference.files.formats import FORMATS, Format, find_format
+from planish.reference.files.formats.translate import Origin
+from planish.reference.files.fused import split_fused
 from planish.reference.files.names import base_names, is_unused, is_zero_bias, plain_names
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.files.shards import check_link, find_entries
 from planish.reference.files.writer import COPIED
+from planish.reference.gguf import find_gguf
 from planish.reference.json import read_json
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.shapes import block_kinds, block_shapes, outer_kinds
@@ -174,8 +179,8 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
     for name in FILES:
         check_link(path / name, allow_links)
     values = read_json(path / "config.json")
-    values = _with_separate_config(values, path, allow_links)
-    reader = _reader_of(values)
+    values = with_old_config(values, path, allow_links)
+    reader = reader_of(values)
     form, declared = _format_of(values, path) if reader is None else (None, None)
     config = _with_generation(model_config(values, path / "config.json"), path)
     architecture = architecture_of(values, path)
@@ -190,7 +195,9 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
         format=form,
         declared=declared,
     )
-    checkpoint = checkpoint if reader is None else _translate(checkpoint, reader)
+    if reader is not None:
+        made = translate_directory(path, values, checkpoint.entries, reader)
+        checkpoint = split_fused(_with_translated(checkpoint, made))
     checkpoint = _set_aside_unused(
         checkpoint, {plain[name]: shard for name, shard in absent.items()}
     )
@@ -199,65 +206,26 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
 
 
 def _open_gguf(file: Path, path: Path) -> Checkpoint:
-    """A GGUF file, with the config.json beside it if `path` is its directory and has one."""
-    found = read_gguf(file)
-    beside = path / "config.json"
-    given = path.is_dir() and beside.exists()
-    values = read_json(beside) if given else rebuild_config(found)
-    values = {k: v for k, v in values.items() if k != "quantization_config"}
-    architecture_name(found)
-    config = model_config(values, beside if given else file)
-    heads = config.num_heads, config.num_kv_heads
-    entries, declared, origin = translate_gguf(found, heads)
+    """A GGUF file, with the config.json beside it if there is one."""
+    config, made = translate_file(file, path)
     checkpoint = Checkpoint(
-        path,
-        values,
-        config,
-        architecture_of(values, path),
-        entries,
-        format=None if declared is None else FORMATS["planish"],
-        declared=declared,
-        origin=origin,
+        path, made.values, config, architecture_of(made.values, path), made.entries
     )
-    checkpoint = _set_aside_unused(checkpoint, {})
+    checkpoint = _set_aside_unused(_with_translated(checkpoint, made), {})
     _check_targets(checkpoint)
     return checkpoint
 
 
-def _with_separate_config(values: dict[str, Any], path: Path, allow_links: bool) -> dict[str, Any]:
-    """config.json with the quantization_config that old programs wrote elsewhere.
-
-    GPTQ before 2024 has a file of its own, compressed-tensors another name.
-    """
-    file = path / "quantize_config.json"
-    if "quantization_config" in values:
-        return values
-    if isinstance(values.get("compression_config"), dict):
-        old = {"quant_method": "compressed-tensors", **values["compression_config"]}
-        return {**values, "quantization_config": old}
-    if not file.exists():
-        return values
-    check_link(file, allow_links)
-    return {**values, "quantization_config": {"quant_method": "gptq", **read_json(file)}}
-
-
-def _reader_of(values: dict[str, Any]) -> str | None:
-    """The reader of another program's format, by its name in READERS; None without one."""
-    found = values.get("quantization_config")
-    own = isinstance(found, dict) and any(form.detect(found) for form in FORMATS.values())
-    return find_reader(found) if isinstance(found, dict) and not own else None
-
-
-def _translate(checkpoint: Checkpoint, name: str) -> Checkpoint:
+def _with_translated(checkpoint: Checkpoint, made: Translated) -> Checkpoint:
     """The checkpoint of another program as one of planish's own."""
-    values = checkpoint.values["quantization_config"]
-    source = Source(path=checkpoint.path, values=values, entries=checkpoint.entries)
-    entries, declared, origin = translate(name, READERS[name], source)
-    checkpoint = replace(checkpoint, entries=entries, declared=declared, origin=origin)
-    if declared is not None:
-        return replace(checkpoint, format=FORMATS["planish"])
-    floats = {k: v for k, v in checkpoint.values.items() if k != "quantization_config"}
-    return replace(checkpoint, values=floats)
+    return replace(
+        checkpoint,
+        values=made.values,
+        entries=made.entries,
+        format=None if made.declared is None else FORMATS["planish"],
+        declared=made.declared,
+        origin=made.origin,
+    )
 
 
 def _with_generation(config: ModelConfig, path: Path) -> ModelConfig:

@@ -8,7 +8,7 @@ same layout. Nothing is unpickled and no path leaves the directory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import overload
 
@@ -24,6 +24,7 @@ from planish.reference.files.floats import (
     read_float,
     require_finite,
 )
+from planish.reference.files.fused import fused_shapes
 from planish.reference.linear import Linear
 from planish.reference.model.experts import Stack
 from planish.reference.model.layers import Norm
@@ -276,19 +277,6 @@ def load_part(
     if kind == "bias":
         return load_float(checkpoint, name, whole[:1], cut)
     return load_float(checkpoint, name, whole[::-1] if source.transposed else whole, cut)
-
-
-def fused_shapes(
-    checkpoint: Checkpoint, part: str, layer: int | None
-) -> Iterator[tuple[str, Shape]]:
-    """The linears that are fused in one tensor, this one among them, and their shapes."""
-    if layer is None:
-        yield part, outer_shapes(checkpoint.config)[part]
-        return
-    shapes, (general, _) = block_shapes(checkpoint.config, layer), split_expert(part)
-    for other in checkpoint.architecture.fused_modules(general):
-        name = part.removesuffix(general.rpartition(".")[2]) + other.rpartition(".")[2]
-        yield name, shapes[name][0]
 
 
 def load_norm(checkpoint: Checkpoint, part: str, shape: Shape, layer: int | None = None) -> Norm:

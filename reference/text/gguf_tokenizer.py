@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from planish.reference.errors import TokenizerError
-from planish.reference.files.gguf import GgufFile, read_gguf
+from planish.reference.gguf import GgufFile, read_gguf
 
 SPACE = "\u2581"
 UNKNOWN, CONTROL, ADDED = 2, 3, 4

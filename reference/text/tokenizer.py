@@ -11,7 +11,7 @@ from pathlib import Path
 import tokenizers
 
 from planish.reference.errors import PromptError, TokenizerError, notice
-from planish.reference.files.gguf import find_gguf
+from planish.reference.gguf import find_gguf
 from planish.reference.model.config import ModelConfig
 from planish.reference.reading import read_file
 from planish.reference.text.added_tokens import add_missing_tokens

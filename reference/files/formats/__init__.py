@@ -19,6 +19,7 @@ mlx                  Apple's MLX, with a float offset for each group
 int8_rows            torchao, bitsandbytes: INT8 with a scale for each row
 gguf                 llama.cpp: config and tensors of a GGUF file
 gguf_blocks          the blocks of its types
+report               what inspect says about it
 refused              what is recognized and not read
 
 A format is a module with the functions of `Format`, and a row of FORMATS; one of another program

@@ -23,8 +23,8 @@ from planish.reference.files.entries import Declared
 from planish.reference.files.formats.gguf_blocks import TYPES, Blocks
 from planish.reference.files.formats.stored import Source, Stored, choose_scheme, planish_entries
 from planish.reference.files.formats.translate import Origin
-from planish.reference.files.gguf import GgufFile, GgufTensor
 from planish.reference.files.safetensors import TensorEntry
+from planish.reference.gguf import GgufFile, GgufTensor
 from planish.reference.grids import expand_groups
 from planish.reference.scheme import Scheme
 

@@ -10,6 +10,8 @@ import pytest
 from planish.fast.session.engine import Engine
 from planish.reference.errors import CheckpointError, ConfigError, PlanishError
 from planish.reference.files.load import load_weights, open_checkpoint
+from planish.reference.files.safetensors import read_entries, write_tensors
+from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.transformer import forward
 from planish.reference.quantized import dequantize
 from tests.golden.foreign import TARGET, digest
@@ -49,13 +51,14 @@ def named(name):
 
 def weights_of(checkpoint, prefix):
     """The weights of a linear or an embedding as the reference sees them, float32."""
-    scheme = None if checkpoint.declared is None else checkpoint.declared.targets.get(prefix)
+    form = checkpoint.format
+    scheme = None if form is None else form.scheme(checkpoint, prefix, "")
     entry = checkpoint.entries[f"{prefix}.weight"]
     if scheme is None:
         return entry.map().astype(np.float32)
     cols = {"down_proj": checkpoint.config.intermediate_size}
     shape = entry.shape[0], cols.get(prefix.rpartition(".")[2], checkpoint.config.hidden_size)
-    return dequantize(checkpoint.format.read(checkpoint, prefix, scheme, shape).weight)
+    return dequantize(form.read(checkpoint, prefix, scheme, shape).weight)
 
 
 def copy(name, tmp_path):
@@ -306,3 +309,60 @@ def test_mutated_headers_give_a_model_or_a_typed_error(path, tmp_path):
             refused += 1
         shutil.rmtree(target)
     assert refused > 4
+
+
+@pytest.mark.parametrize(
+    "name", ["mlx-4bit-g64", "mlx-8bit-g64", "ct-w8a8", "ct-w8a16-g64", "gptq-v1-sym-g32-desc_act"]
+)
+def test_planish_stores_what_others_made(name, tmp_path):
+    """Offsets, INT8 in groups, -128 and act order survive a directory of planish's own."""
+    checkpoint = open_checkpoint(named(name))
+    target, form = tmp_path / "written", checkpoint.format
+    schemes = {prefix: s for prefix, s in checkpoint.schemes().items() if s is not None}
+    with CheckpointWriter(target, named(name)) as writer:
+        for tensor, entry in checkpoint.entries.items():
+            if tensor.rpartition(".")[0] not in schemes:
+                writer.add(tensor, entry.map())
+        for prefix, scheme in schemes.items():
+            rows = checkpoint.entries[f"{prefix}.weight"].shape[0]
+            shape = rows, 192 if "down_proj" in prefix else 128
+            form.write(writer, prefix, form.read(checkpoint, prefix, scheme, shape))
+        said = {"quantization_config": form.config(schemes, "canonical")}
+        writer.finish(checkpoint.values | said)
+    again = open_checkpoint(target)
+    assert again.schemes() == checkpoint.schemes() and again.origin is None
+    for prefix in schemes:
+        assert np.array_equal(weights_of(again, prefix), weights_of(checkpoint, prefix))
+
+
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+@pytest.mark.parametrize("name", ["ct-w4a16-g32", "ct-w8a8"])
+def test_fused_tensors_are_split_by_rows(tmp_path, name):
+    """Phi3 fuses q, k and v, and gate and up: here those of a Llama, whose graph is the same."""
+    path = copy(name, tmp_path)
+    entries, tensors = open_raw(path), {}
+    for tensor in entries:
+        prefix, _, kind = tensor.rpartition(".")
+        stem, _, last = prefix.rpartition(".")
+        fused = next((whole for whole, parts in FUSED.items() if last in parts), None)
+        if fused is None:
+            tensors[tensor] = entries[tensor].map()
+        elif last == FUSED[fused][0] and kind != "weight_shape":
+            each = [entries[f"{stem}.{part}.{kind}"].map() for part in FUSED[fused]]
+            tensors[f"{stem}.{fused}.{kind}"] = np.concatenate(each)
+    write_tensors(path / "fused", tensors)  # the other is mapped
+    (path / "fused").replace(path / "model.safetensors")
+    values = json.loads((path / "config.json").read_text()) | {"model_type": "phi3"}
+    (path / "config.json").write_text(json.dumps(values))
+    plain, fused = open_checkpoint(named(name)), open_checkpoint(path)
+    parts = {prefix.rpartition(".")[2] for prefix in fused.declared.targets}
+    assert parts == {"q", "k", "v", "gate", "up", "down_proj", "o_proj"}
+    expected, found = (forward(c.config, load_weights(c), TOKENS) for c in (plain, fused))
+    assert np.array_equal(found, expected)
+
+
+def open_raw(path):
+    """The tensors as the other program wrote them."""
+    return read_entries(path / "model.safetensors")

@@ -11,8 +11,8 @@ import pytest
 from planish.fast.session.engine import Engine
 from planish.reference.errors import PlanishError
 from planish.reference.files.formats.gguf_blocks import TYPES
-from planish.reference.files.gguf import read_gguf
 from planish.reference.files.load import load_weights, open_checkpoint
+from planish.reference.gguf import read_gguf
 from planish.reference.model.transformer import forward
 from planish.reference.quantized import dequantize
 from planish.reference.text.tokenizer import load_tokenizer
