@@ -138,5 +138,6 @@ def to_centred(weight: QuantizedWeight) -> QuantizedWeight:
     offset = None if weight.offset is None else weight.offset.astype(np.float32)
     if weight.scheme.bits == 8 and weight.scheme.granularity != "per_group":
         scale = np.broadcast_to(scale, (weight.shape[0], 1)).copy()
-    arrays = {"codes": centred_codes(weight), "scale": scale, "offset": offset}
-    return replace(weight, **arrays, zero_point=None, layout="centred")
+    codes = centred_codes(weight)
+    placed = replace(weight, codes=codes, scale=scale, offset=offset)
+    return replace(placed, zero_point=None, layout="centred")

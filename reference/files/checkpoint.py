@@ -27,7 +27,14 @@ from planish.reference.files.foreign import (
 from planish.reference.files.formats import FORMATS, Format, find_format
 from planish.reference.files.formats.translate import Origin
 from planish.reference.files.fused import split_fused
-from planish.reference.files.names import base_names, is_unused, is_zero_bias, plain_names
+from planish.reference.files.names import (
+    base_names,
+    is_unused,
+    is_zero_bias,
+    plain_names,
+    rename_entries,
+    unknown_tensor,
+)
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.files.shards import check_link, find_entries
 from planish.reference.files.writer import COPIED
@@ -191,7 +198,7 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
         values,
         config,
         architecture,
-        _rename_entries(path, entries, plain),
+        rename_entries(path, entries, plain),
         format=form,
         declared=declared,
     )
@@ -270,19 +277,6 @@ def _check_targets(checkpoint: Checkpoint) -> None:
             )
 
 
-def _rename_entries(
-    path: Path, entries: dict[str, TensorEntry], plain: dict[str, str]
-) -> dict[str, TensorEntry]:
-    """The tensors by their plain names; raises CheckpointError if two have the same."""
-    renamed: dict[str, TensorEntry] = {}
-    for name, entry in entries.items():
-        if plain[name] in renamed:
-            problem = "is given twice, with different prefixes"
-            raise CheckpointError(problem, path=path, name=plain[name])
-        renamed[plain[name]] = entry
-    return renamed
-
-
 def _set_aside_unused(checkpoint: Checkpoint, absent: Mapping[str, str]) -> Checkpoint:
     """Move tensors that the model does not read to `unused`; refuse those that would change it.
 
@@ -293,7 +287,7 @@ def _set_aside_unused(checkpoint: Checkpoint, absent: Mapping[str, str]) -> Chec
     unused = {name: entry for name, entry in entries.items() if name not in known}
     for name, entry in unused.items():
         if not (is_unused(name, architecture, entry) or is_zero_bias(name, entry, known)):
-            raise _unknown_tensor(path, name)
+            raise unknown_tensor(path, name)
     for name, shard in absent.items():
         if name not in known and not is_unused(name, architecture):
             raise CheckpointError("is missing", path=path / shard, name=name)
@@ -303,16 +297,6 @@ def _set_aside_unused(checkpoint: Checkpoint, absent: Mapping[str, str]) -> Chec
         notice(f"{path}: tensors that the model does not use, not read: {len(unused)} ({names})")
     used = {name: entry for name, entry in entries.items() if name in known}
     return replace(checkpoint, entries=used, unused=unused)
-
-
-def _unknown_tensor(path: Path, name: str) -> CheckpointError:
-    """The error for a tensor that is not part of the model but is meant to change its results."""
-    problem, expected = "is not a tensor of this model", None
-    if "lora_" in name:
-        expected = "weights with the adapter merged into them"
-    elif name.endswith(".bias"):
-        expected = "no bias here, or zeros"
-    return CheckpointError(problem, path=path, name=name, expected=expected)
 
 
 def _known_names(checkpoint: Checkpoint) -> set[str]:

@@ -48,4 +48,4 @@ def read(source: Source, prefix: str) -> Stored:
     layout = LAYOUTS[named]
     values = {**source.values, "checkpoint_format": layout, "version": layout}
     labelled = replace(source, values=values)
-    return (awq if layout == "gemm" else gptq).read(labelled, prefix)
+    return awq.read(labelled, prefix) if layout == "gemm" else gptq.read(labelled, prefix)

@@ -53,9 +53,8 @@ def find_group(source: Source, prefix: str) -> Mapping[str, Any]:
     for key, group in groups.items():
         name = f"config_groups.{key}"
         if isinstance(group, list) and key in PRESETS:
-            targets, group = group, expand_preset(key)
-        else:
-            targets = require_object(file, name, group).get("targets")
+            group = expand_preset(key) | {"targets": group}
+        targets = require_object(file, name, group).get("targets")
         targets = require_names(file, f"{name}.targets", targets)
         if any(matches(source, target, prefix) for target in targets):
             return check_group(source, name, group)

@@ -225,7 +225,8 @@ def _read_tensor(
         codes = found.codes.astype(np.float32) - np.float32(zero)
         w = codes * expand_groups(found.scale.astype(np.float32), cols, how.group_size)
         if found.offset is None:
-            return w
+            product: np.ndarray = w
+            return product
         added: np.ndarray = w + expand_groups(found.offset, cols, how.group_size)
         return added
 

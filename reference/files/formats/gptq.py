@@ -194,7 +194,7 @@ def is_symmetric(source: Source, prefix: str, bits: int, rows: int) -> bool:
 def is_version_1(source: Source) -> bool:
     """Whether z - 1 is stored."""
     named = source.values.get("checkpoint_format", source.values.get("format"))
-    return named != "gptq_v2"
+    return bool(named != "gptq_v2")
 
 
 def zero_points(source: Source, prefix: str, bits: int, rows: int) -> np.ndarray:

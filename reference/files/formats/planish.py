@@ -222,7 +222,7 @@ def read(
     """
     if scheme.foreign and _in_tiles(directory):
         raise bad_value(directory, f"{prefix}.weight", "the canonical layout", f"tiles of {scheme}")
-    arrays = (_read_int8 if scheme.bits == 8 else _read_int4)(
+    arrays: dict[str, Any] = (_read_int8 if scheme.bits == 8 else _read_int4)(
         directory, prefix, scheme, shape, stack
     )
     if scheme.foreign:

@@ -19,7 +19,9 @@ from planish.reference.scheme import Scheme
 class Reader(Protocol):
     """A format of another program, which is only read."""
 
-    KINDS: tuple[str, ...]  # of the tensors that a linear may have, in addition to its bias
+    @property
+    def KINDS(self) -> tuple[str, ...]:  # noqa: N802  (a constant of the module)
+        """The kinds of tensors that a linear may have, in addition to its bias."""
 
     def made_by(self, source: Source) -> str:
         """The program and its version, as far as the directory says."""
@@ -48,11 +50,16 @@ def translate(
 ) -> tuple[dict[str, TensorEntry], Declared | None, Origin]:
     """The tensors under planish's names, what planish's config would declare, and the origin.
 
-    Nothing is declared if all weights are floats (FP8).
+    Nothing is declared if all weights are floats (FP8). Raises ConfigError if there are no linears
+    in the format that the config declares.
     """
     entries, targets = dict(source.entries), dict[str, Scheme]()
     sizes = dict[str, int]()
-    for prefix in reader.linears(source):
+    prefixes = reader.linears(source)
+    if not prefixes:
+        expected = f"linears with {', '.join(reader.KINDS[:3])}, as {name} has"
+        raise source.bad("quant_method", expected, repr(source.values.get("quant_method")))
+    for prefix in prefixes:
         stored = reader.read(source, prefix)
         found = [f"{prefix}.{kind}" for kind in reader.KINDS if f"{prefix}.{kind}" in entries]
         file = entries[found[0]].file
