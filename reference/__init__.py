@@ -16,6 +16,7 @@ Then
 Everywhere
     reading           a whole file of limited size, never a pipe or a device
     json              an untrusted JSON file, read as one object
+    gguf              an untrusted GGUF file: its keys, and where its tensors are
     progress          the progress bar that a caller may pass in
     errors            the family of typed errors, and notices
     memory            a lack of memory, as one of these errors

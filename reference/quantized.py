@@ -12,6 +12,12 @@ N outputs, K inputs, G groups of inputs that share a scale:
     tiles      codes     int8 [ceil(N/16), ceil(K/4), 16, 4]    uint8 [ceil(N/16), ceil(K/8), 16, 4]
                scale     as canonical                  [ceil(N/16), G, 16], so is zero_point
 
+What only other programs make (SPEC 4) is always canonical:
+
+    INT8 in groups       scale float16 or float32 [N, G]
+    offset               float16 or float32 [N, G]; the codes of INT8 are then uint8 [N, K]
+    act_order            permutation int32 [K]: column k of the codes is input permutation[k]
+
 packing.py has the permutations. A backend may add layouts (fast/model/weights.py). The experts of
 a layer are stacked: every array has a leading axis of experts (model/experts.py); scheme, shape and
 layout are those of each expert.
@@ -44,7 +50,7 @@ class QuantizedWeight:
     """W [N, K] on the grid of its scheme: w = (code - zero_point) * scale.
 
     The arrays are those of the table above. A zero point that is not stored is 8 everywhere in
-    INT4, and 0 in INT8.
+    INT4, and 0 in INT8. With an offset w = code * scale + offset.
     """
 
     codes: np.ndarray
@@ -53,6 +59,8 @@ class QuantizedWeight:
     scheme: Scheme
     shape: tuple[int, int]  # N, K
     layout: str = "canonical"
+    offset: np.ndarray | None = None
+    permutation: np.ndarray | None = None
 
 
 def from_codes(
@@ -72,9 +80,14 @@ def from_codes(
 
 
 def to_layout(weight: QuantizedWeight, layout: str) -> QuantizedWeight:
-    """The same weight in a layout, `canonical` or `tiles`; itself if it has that layout."""
+    """The same weight in a layout, `canonical` or `tiles`; itself if it has that layout.
+
+    Raises ValueError for tiles of a foreign scheme, which no kernel reads.
+    """
     if weight.layout == layout:
         return weight
+    if weight.scheme.foreign:
+        raise ValueError(f"{weight.scheme} has no other layout than canonical")
     known = {("canonical", "tiles"): _tile, ("tiles", "canonical"): _untile}
     if (weight.layout, layout) not in known:
         raise ValueError(f"no way from the layout {weight.layout} to {layout}")
@@ -98,25 +111,45 @@ def _untile(weight: QuantizedWeight) -> QuantizedWeight:
     return replace(weight, codes=codes, scale=scale, zero_point=zero, layout="canonical")
 
 
+def to_runnable(weight: QuantizedWeight, layout: str) -> QuantizedWeight:
+    """The weight in a layout if its scheme has it, and else in the canonical one."""
+    return to_layout(weight, "canonical" if weight.scheme.foreign else layout)
+
+
 def dequantize(weight: QuantizedWeight) -> np.ndarray:
-    """w = (q - z) * scale, float32 [N, K]."""
+    """w = (q - z) * scale, or q * scale + offset, float32 [N, K], inputs in the model's order.
+
+    The product and the sum are rounded one by one.
+    """
     weight = to_layout(weight, "canonical")
     codes = centred_codes(weight).astype(np.float32)
-    if weight.scheme.bits == 8:
-        wide = weight.scale  # [N, 1] or [1, 1]
-    else:
-        scale = weight.scale.astype(np.float32)
-        wide = expand_groups(scale, weight.shape[1], weight.scheme.group_size)  # [N, K]
-    w: np.ndarray = codes * wide
-    return w
+    w: np.ndarray = codes * expand_scales(weight, weight.scale)
+    if weight.offset is not None:
+        w = w + expand_scales(weight, weight.offset)
+    return w if weight.permutation is None else w[:, np.argsort(weight.permutation)]
+
+
+def expand_scales(weight: QuantizedWeight, scale: np.ndarray) -> np.ndarray:
+    """Scales or offsets as float32, one for each code: [N, K], or [N, 1] or [1, 1] for whole rows.
+
+    The columns are in the order of the codes.
+    """
+    if weight.scheme.granularity != "per_group":
+        return scale.astype(np.float32)
+    return expand_groups(scale.astype(np.float32), weight.shape[1], weight.scheme.group_size)
 
 
 def centred_codes(weight: QuantizedWeight) -> np.ndarray:
-    """q - z, int8 [N, K]: -15..15 for INT4; INT8 codes have no zero point."""
+    """q - z, int8 [N, K]: -15..15 for INT4; INT8 codes have no zero point.
+
+    With an offset it is q, uint8 [N, K]. The columns are in the order of the codes.
+    """
     weight = to_layout(weight, "canonical")
     if weight.scheme.bits == 8:
         return weight.codes
     cols = weight.shape[1]
+    if weight.offset is not None:
+        return unpack_nibbles(weight.codes, cols)
     codes = unpack_nibbles(weight.codes, cols).astype(np.int8)
     if weight.zero_point is None:
         return codes - np.int8(SYMMETRIC_ZERO)

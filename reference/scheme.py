@@ -11,6 +11,10 @@ A scheme belongs to a linear, not to a model: two linears of one block may have 
     W4A16             4     per_group     float
     W4A8              4     per_group     per_group, or per_token
 
+Checkpoints of other programs also hold what no recipe makes (SPEC 4, "What other programs write"):
+INT8 in groups, float offsets, codes of -128, and inputs in another order. Such a scheme is
+`foreign`: it is only read.
+
 The terms are those of compressed-tensors (https://github.com/neuralmagic/compressed-tensors,
 quantization/quant_args.py), which calls the granularity `strategy`; docs/file-format.md has the
 table.
@@ -33,6 +37,7 @@ ACTIVATIONS = {
 HEAD_ACTIVATIONS = ("float", "per_token", "per_group")  # no scale over several tokens
 SCALE_DTYPES = {8: ("float32",), 4: ("float16", "float32")}
 SYMMETRIC = {8: (True,), 4: (True, False)}
+FOREIGN_GROUP_SIZES = (16, *GROUP_SIZES[1:])  # of INT8; Q6_K of llama.cpp has 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,10 @@ class Scheme:
     group_size:   32 .. 1024 for per_group, else -1
     symmetric:    no zero points; INT4 codes then represent -8..7
     scale_dtype:  the type of stored INT4 scales, if it can hold them (grids.store_scale)
+    offset:       w = q * scale + offset, a float per group, in place of zero points; the codes of
+                  INT8 are then 0..255
+    full_range:   INT8 codes may be -128
+    act_order:    groups are of inputs in another order, which the weight has (GPTQ's desc_act)
     activation:   float     the input stays in float32
                   per_token, per_tensor, per_group   INT8, dynamic: scales computed from the input
                   static    INT8, one calibrated scale per linear
@@ -56,9 +65,15 @@ class Scheme:
     symmetric: bool = True
     scale_dtype: str = "float32"
     activation: str = "float"
+    offset: bool = False
+    full_range: bool = False
+    act_order: bool = False
 
     def __post_init__(self) -> None:
         _require("bits", self.bits, tuple(GRANULARITIES))
+        if self.foreign:
+            _require_foreign(self)
+            return
         _require("granularity", self.granularity, GRANULARITIES[self.bits])
         grouped = self.granularity == "per_group"
         _require("group_size", self.group_size, GROUP_SIZES[1:] if grouped else (-1,))
@@ -66,13 +81,33 @@ class Scheme:
         _require("scale_dtype", self.scale_dtype, SCALE_DTYPES[self.bits])
         _require("activation", self.activation, ACTIVATIONS[self.bits])
 
+    @property
+    def foreign(self) -> bool:
+        """Whether only other programs make such codes: no method does, and no kernel takes them."""
+        int8_groups = self.bits == 8 and self.granularity == "per_group" and self.group_size != -1
+        return int8_groups or self.offset or self.full_range or self.act_order
+
     def __str__(self) -> str:
         """The form that `inspect` prints: int4 g=32 asymmetric, input int8 per_group."""
         words = [f"int{self.bits}", self.granularity if self.group_size == -1 else ""]
         words += [f"g={self.group_size}" if self.group_size != -1 else ""]
-        words += ["" if self.symmetric else "asymmetric"]
+        words += ["offset" if self.offset else "" if self.symmetric else "asymmetric"]
+        words += ["full range" if self.full_range else "", "act order" if self.act_order else ""]
         text = " ".join(word for word in words if word)
         return text if self.activation == "float" else f"{text}, input int8 {self.activation}"
+
+
+def _require_foreign(scheme: Scheme) -> None:
+    """Raise RecipeError unless a scheme of other programs is one that the reference computes."""
+    grouped = scheme.granularity == "per_group"
+    _require("granularity", scheme.granularity, ("per_channel", "per_tensor", "per_group"))
+    sizes = FOREIGN_GROUP_SIZES if scheme.bits == 8 else GROUP_SIZES[1:]
+    _require("group_size", scheme.group_size, sizes if grouped else (-1,))
+    _require("symmetric", scheme.symmetric, (False,) if scheme.offset else SYMMETRIC[scheme.bits])
+    _require("scale_dtype", scheme.scale_dtype, SCALE_DTYPES[4])
+    _require("full_range", scheme.full_range, (True, False) if scheme.bits == 8 else (False,))
+    only_floats = scheme.offset or scheme.act_order or grouped
+    _require("activation", scheme.activation, ("float",) if only_floats else ACTIVATIONS[8])
 
 
 def int8(granularity: str = "per_channel", activation: str = "float") -> Scheme:
@@ -98,6 +133,7 @@ def int4(
     )
 
 
+FOREIGN = ("offset", "full_range", "act_order")  # fields that only foreign schemes set
 # compressed-tensors' strategy <- granularity, and its (strategy, dynamic) <- activation
 STRATEGIES = {"per_tensor": "tensor", "per_channel": "channel", "per_group": "group"}
 INPUTS = {
@@ -118,6 +154,7 @@ def scheme_values(scheme: Scheme) -> dict[str, Any]:
         "group_size": None if scheme.group_size == -1 else scheme.group_size,
         "scale_dtype": scheme.scale_dtype,
     }
+    weights |= {name: True for name in FOREIGN if getattr(scheme, name)}
     if scheme.activation == "float":
         return {"weights": weights, "input_activations": None}
     strategy, dynamic = INPUTS[scheme.activation]
@@ -126,10 +163,11 @@ def scheme_values(scheme: Scheme) -> dict[str, Any]:
     return {"weights": weights, "input_activations": inputs}
 
 
-def scheme_from_values(values: Mapping[str, Any]) -> Scheme:
+def scheme_from_values(values: Mapping[str, Any], foreign: bool = False) -> Scheme:
     """The inverse of scheme_values. Raises RecipeError naming the value that does not fit.
 
-    Other keys that tools write (observers, targets) are ignored.
+    foreign: whether it may be a scheme that only other programs make. Other keys that tools write
+    (observers, targets) are ignored.
     """
     weights, inputs = _object(values, "weights"), values.get("input_activations")
     _require("output_activations", values.get("output_activations"), (None,))
@@ -139,13 +177,20 @@ def scheme_from_values(values: Mapping[str, Any]) -> Scheme:
     names = {strategy: granularity for granularity, strategy in STRATEGIES.items()}
     _require("weights.strategy", weights.get("strategy"), tuple(names))
     size = weights.get("group_size")
+    granularity = names[weights["strategy"]]
+    if not foreign:
+        _require("granularity", granularity, GRANULARITIES[bits])
+    more = {name: weights.get(name, False) for name in FOREIGN} if foreign else {}
+    for name, value in more.items():
+        _require(f"weights.{name}", value, (True, False))
     return Scheme(
         bits=bits,
-        granularity=names[weights["strategy"]],
+        granularity=granularity,
         group_size=-1 if size is None else size,
         symmetric=weights.get("symmetric", True),
         scale_dtype=weights.get("scale_dtype", SCALE_DTYPES[bits][0]),
         activation="float" if inputs is None else _activation(_object(values, "input_activations")),
+        **more,
     )
 
 

@@ -21,7 +21,7 @@ from planish.fast.native.cache import KEY_SLOTS, CodedSlots, TiledSlots
 from planish.reference.linear import Linear
 from planish.reference.model.attention import AttentionScales
 from planish.reference.model.weights import Experts
-from planish.reference.quantized import QuantizedWeight, centred_codes, to_layout
+from planish.reference.quantized import QuantizedWeight, centred_codes, to_layout, to_runnable
 
 CACHED_WEIGHTS = 16  # enough for the linears of one block
 
@@ -63,10 +63,19 @@ def convert_to_tiles(tree: Any) -> Any:
 
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, Experts):
+            if has_foreign(leaf):  # one backend computes a whole mixture
+                return leaf
             return Experts(leaf.router, [convert_to_tiles(expert) for expert in leaf.experts])
-        return to_layout(leaf, "tiles") if isinstance(leaf, QuantizedWeight) else leaf
+        return to_runnable(leaf, "tiles") if isinstance(leaf, QuantizedWeight) else leaf
 
     return jax.tree.map(convert, tree, is_leaf=is_leaf)
+
+
+def has_foreign(experts: Experts) -> bool:
+    """Whether a linear of a mixture has a scheme that no kernel takes."""
+    leaves = jax.tree.leaves(experts.experts, is_leaf=lambda leaf: isinstance(leaf, Linear))
+    schemes = (leaf.scheme for leaf in leaves if isinstance(leaf, Linear))
+    return any(scheme is not None and scheme.foreign for scheme in schemes)
 
 
 def is_native(placed: Linear) -> bool:
@@ -85,7 +94,9 @@ def read_weight(placed: Linear) -> dict[str, Any]:
     if weight.layout == "tiles":
         back = to_layout(jax.tree.map(np.asarray, weight), "canonical")
         return {"codes": centred_codes(back), "scale": back.scale}
-    return {"codes": weight.codes, "scale": weight.scale}
+    more = {"offset": weight.offset, "permutation": weight.permutation}
+    found = {"codes": weight.codes, "scale": weight.scale}
+    return found | {name: array for name, array in more.items() if array is not None}
 
 
 def tile_keys(keys: np.ndarray) -> np.ndarray:

@@ -156,6 +156,10 @@ def check_weight(op: Op, ops: Ops) -> Iterator[Check]:
         if scale.size == 1:  # may be stored once, or once for each output
             scale = np.broadcast_to(scale, found["scale"].shape)
         yield op.check("weight scale", scale, found["scale"].astype(np.float32))
+        for name in ("offset", "permutation"):
+            expected = getattr(weight, name)
+            if expected is not None:
+                yield op.check(name, expected, found.get(name, np.zeros(0)))
     else:
         yield op.check("weight values", reference_linear.float_weight(op.linear), found["values"])
     for name in ("bias", "activation_scale"):

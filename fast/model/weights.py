@@ -14,6 +14,8 @@ Layouts of a QuantizedWeight that are XLA's own, without zero points:
 
     grouped   INT4, integer dots   codes q - z int8 [G, N, g], padded with 0; scale float32 [G, N]
     centred   weight-only          codes q - z int8 [N, K]; scale float32 [N, G], INT8: G = 1
+
+With an offset, which other programs write, centred codes are q, uint8; it is float32 [N, G].
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from planish.fast.placement import put
 from planish.reference.grids import to_groups
 from planish.reference.linear import Linear
 from planish.reference.model.attention import AttentionScales
-from planish.reference.model.experts import linear_of, stack_experts
+from planish.reference.model.experts import ARRAYS, linear_of, stack_experts
 from planish.reference.model.layers import Norm
 from planish.reference.model.weights import NORMS, Block, Experts, Mlp, Weights
 from planish.reference.quantized import QuantizedWeight, centred_codes
@@ -54,7 +56,7 @@ def _register(cls: type, data: tuple[str, ...], meta: tuple[str, ...] = ()) -> N
 
 
 _register(Norm, ("weight", "bias"), ("kind", "eps"))
-_register(QuantizedWeight, ("codes", "scale", "zero_point"), ("scheme", "shape", "layout"))
+_register(QuantizedWeight, ARRAYS, ("scheme", "shape", "layout"))
 _register(Linear, ("weight", "bias", "activation_scale"))
 _register(PlacedExperts, ("router", "gate", "up", "down"))
 _register(Mlp, ("gate", "up", "down"))
@@ -135,7 +137,9 @@ def to_grouped(weight: QuantizedWeight) -> QuantizedWeight:
 def to_centred(weight: QuantizedWeight) -> QuantizedWeight:
     """Canonical codes for weight-only products: the layout `centred`."""
     scale = weight.scale.astype(np.float32)
-    if weight.scheme.bits == 8:
+    offset = None if weight.offset is None else weight.offset.astype(np.float32)
+    if weight.scheme.bits == 8 and weight.scheme.granularity != "per_group":
         scale = np.broadcast_to(scale, (weight.shape[0], 1)).copy()
     codes = centred_codes(weight)
-    return replace(weight, codes=codes, scale=scale, zero_point=None, layout="centred")
+    placed = replace(weight, codes=codes, scale=scale, offset=offset)
+    return replace(placed, zero_point=None, layout="centred")

@@ -151,9 +151,13 @@ def int4_rows(codes: jax.Array, a_scale: jax.Array, weight: QuantizedWeight) -> 
 def weight_only_linear(x: jax.Array, weight: QuantizedWeight) -> jax.Array:
     """W8A16 and W4A16: y = x dequant(W)t in float32, [R, N].
 
+    The inputs of a weight in act order are gathered first.
+
     A product with one row converts the codes while it reads them. With more rows XLA writes the
     float weight to memory first, which pays from about eight rows on.
     """
+    if weight.permutation is not None:
+        x = x[:, weight.permutation]
     if x.shape[0] > MATVEC_ROWS:
         return float_product(x, dequantize(weight))
     rows = [float_product(row[None, :], dequantize(weight)) for row in x]
@@ -161,11 +165,15 @@ def weight_only_linear(x: jax.Array, weight: QuantizedWeight) -> jax.Array:
 
 
 def dequantize(weight: QuantizedWeight) -> jax.Array:
-    """w = codes * scale, float32 [N, K]."""
+    """w = codes * scale (+ offset), float32 [N, K], the columns in the order of the codes."""
     rows, cols = weight.codes.shape
     groups = weight.scale.shape[1]
     codes = jnp.asarray(weight.codes).astype(jnp.float32)
+    offset = None if weight.offset is None else jnp.asarray(weight.offset)
     if groups == 1:
-        return codes * jnp.asarray(weight.scale)
+        w = codes * jnp.asarray(weight.scale)
+        return w if offset is None else w + offset
     codes = split_groups(codes, groups, weight.scheme.group_size)
-    return (codes * weight.scale[:, :, None]).reshape(rows, -1)[:, :cols]
+    w = codes * weight.scale[:, :, None]
+    w = w if offset is None else w + offset[:, :, None]
+    return w.reshape(rows, -1)[:, :cols]

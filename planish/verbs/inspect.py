@@ -22,6 +22,7 @@ from planish.opening import (
 )
 from planish.reference import architectures
 from planish.reference.errors import PlanishError, one_line
+from planish.reference.files.formats.report import describe_origin, origin_lines
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.model.shapes import block_shapes, outer_shapes
 from planish.reference.scheme import Scheme
@@ -34,6 +35,8 @@ TABLE = Path(architectures.__file__).with_name("table.json")  # by tests/golden/
 KINDS = {
     "weight_scale": "scales",
     "weight_zero_point": "zero points",
+    "weight_offset": "offsets",
+    "weight_permutation": "act order",
     "input_scale": "scales",
     **dict.fromkeys(("q_scale", "k_scale", "v_scale"), "scales"),
     "bias": "biases",
@@ -107,6 +110,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "architecture": checkpoint.architecture.model_type,
         "config": asdict(checkpoint.config) | {"num_layers": checkpoint.config.num_layers},
         "quantization": checkpoint.quantization,
+        "origin": checkpoint.origin and describe_origin(checkpoint.origin, schemes.values()),
         "schemes": dict(Counter(str(scheme or "float") for scheme in schemes.values())),
         "layout": checkpoint.layout,
         "parameters": parameters(checkpoint),
@@ -119,11 +123,14 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def bits_per_weight(checkpoint: Checkpoint, tensors: dict[str, Any]) -> float:
     """The bits that the blocks' linears take in the files, scales included, by weight."""
-    linears = linear_weights(checkpoint)
-    held = sum(
+    linears, origin = linear_weights(checkpoint), checkpoint.origin
+    sizes = {} if origin is None else {k: v for k, v in origin.bytes.items() if k in linears}
+    held = sum(sizes.values()) + sum(
         facts["bytes"]
         for name, facts in tensors.items()
-        if name.rpartition(".")[0] in linears and facts["kind"] != "biases"
+        if (prefix := name.rpartition(".")[0]) in linears
+        and facts["kind"] != "biases"
+        and prefix not in sizes
     )
     return float(8 * held / sum(linears.values()))
 
@@ -235,6 +242,8 @@ def programs_in_words(programs: dict[str, Any]) -> str:
 
 def quantized_lines(facts: dict[str, Any]) -> list[str]:
     """The recipe in words, and how many linears have each scheme."""
+    if facts["origin"] is not None:
+        return [one_line_of(line) for line in origin_lines(facts["origin"], facts["schemes"])]
     quantization = facts["quantization"]
     if quantization is None:
         return ["  not quantized"]
@@ -252,6 +261,11 @@ def quantized_lines(facts: dict[str, Any]) -> list[str]:
     schemes = facts["schemes"].items()
     counts = [f"  {counted(count, 'linear')} in {scheme}" for scheme, count in schemes]
     return ["  " + one_line(", ".join(filter(None, words))), *counts]
+
+
+def one_line_of(line: str) -> str:
+    """A line of text whose words come from a file."""
+    return "  " + one_line(line)
 
 
 def grouped_lines(tensors: dict[str, Any]) -> list[str]:

@@ -4,7 +4,9 @@ safetensors    read and write one safetensors file
 shards         which files contain the tensors
 names          the names that files give their tensors
 entries        find a tensor by name, check its type and shape
+foreign        what other programs wrote, as planish's tensors
 checkpoint     open a directory and check it, without reading tensors
+fused          q, k and v, or gate and up, in one tensor
 floats         read float tensors, check that they are finite
 formats/       how quantized linears are stored
 load           read the weights, one block at a time

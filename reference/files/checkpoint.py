@@ -17,11 +17,28 @@ from planish.reference.architectures import Architecture, Tensor, architecture_o
 from planish.reference.architectures.read.keys import Keys
 from planish.reference.errors import CheckpointError, ConfigError, notice
 from planish.reference.files.entries import Declared, find_entry, general_name
-from planish.reference.files.formats import Format, find_format
-from planish.reference.files.names import base_names, is_unused, is_zero_bias, plain_names
+from planish.reference.files.foreign import (
+    Translated,
+    reader_of,
+    translate_directory,
+    translate_file,
+    with_old_config,
+)
+from planish.reference.files.formats import FORMATS, Format, find_format
+from planish.reference.files.formats.translate import Origin
+from planish.reference.files.fused import split_fused
+from planish.reference.files.names import (
+    base_names,
+    is_unused,
+    is_zero_bias,
+    plain_names,
+    rename_entries,
+    unknown_tensor,
+)
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.files.shards import check_link, find_entries
 from planish.reference.files.writer import COPIED
+from planish.reference.gguf import find_gguf
 from planish.reference.json import read_json
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.shapes import block_kinds, block_shapes, outer_kinds
@@ -48,6 +65,7 @@ class Checkpoint:
     learned_positions: int | None = None  # rows of the table, if more than config.max_positions
     format: Format | None = None  # of quantized weights; None in a float model
     declared: Declared | None = None  # what quantization_config declares
+    origin: Origin | None = None  # of what another program wrote
 
     @property
     def quantization(self) -> dict[str, Any] | None:
@@ -169,12 +187,17 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
     allow_links: whether its files may be links out of the directory (shards.py).
     """
     path = Path(path)
+    if (file := find_gguf(path)) is not None:
+        check_link(file, allow_links)
+        return _open_gguf(file, path)
     if not path.is_dir():
         raise CheckpointError("is not a directory with a model", path=path)
     for name in FILES:
         check_link(path / name, allow_links)
     values = read_json(path / "config.json")
-    form, declared = _format_of(values, path)
+    values = with_old_config(values, path, allow_links)
+    reader = reader_of(values)
+    form, declared = _format_of(values, path) if reader is None else (None, None)
     config = _with_generation(model_config(values, path / "config.json"), path)
     if declared is not None:
         config = replace(config, attention=declared.attention, kv_cache=declared.kv_cache)
@@ -186,15 +209,41 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
         values,
         config,
         architecture,
-        _rename_entries(path, entries, plain),
+        rename_entries(path, entries, plain),
         format=form,
         declared=declared,
     )
+    if reader is not None:
+        made = translate_directory(path, values, checkpoint.entries, reader)
+        checkpoint = split_fused(_with_translated(checkpoint, made))
     checkpoint = _set_aside_unused(
         checkpoint, {plain[name]: shard for name, shard in absent.items()}
     )
     _check_targets(checkpoint)
     return checkpoint
+
+
+def _open_gguf(file: Path, path: Path) -> Checkpoint:
+    """A GGUF file, with the config.json beside it if there is one."""
+    config, made = translate_file(file, path)
+    checkpoint = Checkpoint(
+        path, made.values, config, architecture_of(made.values, path), made.entries
+    )
+    checkpoint = _set_aside_unused(_with_translated(checkpoint, made), {})
+    _check_targets(checkpoint)
+    return checkpoint
+
+
+def _with_translated(checkpoint: Checkpoint, made: Translated) -> Checkpoint:
+    """The checkpoint of another program as one of planish's own."""
+    return replace(
+        checkpoint,
+        values=made.values,
+        entries=made.entries,
+        format=None if made.declared is None else FORMATS["planish"],
+        declared=made.declared,
+        origin=made.origin,
+    )
 
 
 def _with_generation(config: ModelConfig, path: Path) -> ModelConfig:
@@ -239,19 +288,6 @@ def _check_targets(checkpoint: Checkpoint) -> None:
             )
 
 
-def _rename_entries(
-    path: Path, entries: dict[str, TensorEntry], plain: dict[str, str]
-) -> dict[str, TensorEntry]:
-    """The tensors by their plain names; raises CheckpointError if two have the same."""
-    renamed: dict[str, TensorEntry] = {}
-    for name, entry in entries.items():
-        if plain[name] in renamed:
-            problem = "is given twice, with different prefixes"
-            raise CheckpointError(problem, path=path, name=plain[name])
-        renamed[plain[name]] = entry
-    return renamed
-
-
 def _set_aside_unused(checkpoint: Checkpoint, absent: Mapping[str, str]) -> Checkpoint:
     """Move tensors that the model does not read to `unused`; refuse those that would change it.
 
@@ -262,7 +298,7 @@ def _set_aside_unused(checkpoint: Checkpoint, absent: Mapping[str, str]) -> Chec
     unused = {name: entry for name, entry in entries.items() if name not in known}
     for name, entry in unused.items():
         if not (is_unused(name, architecture, entry) or is_zero_bias(name, entry, known)):
-            raise _unknown_tensor(path, name)
+            raise unknown_tensor(path, name)
     for name, shard in absent.items():
         if name not in known and not is_unused(name, architecture):
             raise CheckpointError("is missing", path=path / shard, name=name)
@@ -272,16 +308,6 @@ def _set_aside_unused(checkpoint: Checkpoint, absent: Mapping[str, str]) -> Chec
         notice(f"{path}: tensors that the model does not use, not read: {len(unused)} ({names})")
     used = {name: entry for name, entry in entries.items() if name in known}
     return replace(checkpoint, entries=used, unused=unused)
-
-
-def _unknown_tensor(path: Path, name: str) -> CheckpointError:
-    """The error for a tensor that is not part of the model but is meant to change its results."""
-    problem, expected = "is not a tensor of this model", None
-    if "lora_" in name:
-        expected = "weights with the adapter merged into them"
-    elif name.endswith(".bias"):
-        expected = "no bias here, or zeros"
-    return CheckpointError(problem, path=path, name=name, expected=expected)
 
 
 def _known_names(checkpoint: Checkpoint) -> set[str]:

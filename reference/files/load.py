@@ -8,7 +8,7 @@ same layout. Nothing is unpickled and no path leaves the directory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import overload
 
@@ -24,6 +24,7 @@ from planish.reference.files.floats import (
     read_float,
     require_finite,
 )
+from planish.reference.files.fused import fused_shapes
 from planish.reference.linear import Linear
 from planish.reference.model.attention import AttentionScales
 from planish.reference.model.experts import Stack
@@ -37,7 +38,7 @@ from planish.reference.model.shapes import (
     outer_shapes,
 )
 from planish.reference.model.weights import Block, Mlp, Weights, build_block, split_expert
-from planish.reference.quantized import QuantizedWeight, to_layout
+from planish.reference.quantized import QuantizedWeight, to_runnable
 from planish.reference.scheme import Scheme
 from planish.reference.text.tokenizer import load_tokenizer
 
@@ -167,8 +168,9 @@ def load_block(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Block
     config = checkpoint.config
     shapes = block_shapes(config, layer).items()
     stack = load_stack(checkpoint, layer, tiled) if checkpoint.has_stacked_experts(layer) else None
+    tiles = {False: tiled, True: tiled and _can_tile_experts(checkpoint, layer)}
     linears = {
-        part: load_linear(checkpoint, part, layer, shape, bias, tiled)
+        part: load_linear(checkpoint, part, layer, shape, bias, tiles["experts." in part])
         for part, (shape, bias) in shapes
         if stack is None or split_expert(part)[1] is None
     }
@@ -186,6 +188,14 @@ def _read_scales(checkpoint: Checkpoint, layer: int) -> AttentionScales | None:
     if checkpoint.format is None or not checkpoint.has_attention_scales:
         return None
     return checkpoint.format.read_scales(checkpoint, checkpoint.attention_prefix(layer))
+
+
+def _can_tile_experts(checkpoint: Checkpoint, layer: int) -> bool:
+    """Whether all experts' linears have tiles: one backend computes a whole mixture."""
+    parts = block_shapes(checkpoint.config, layer)
+    experts = [part for part in parts if split_expert(part)[1] is not None]
+    schemes = (checkpoint.scheme(part, layer) for part in experts)
+    return not any(scheme is not None and scheme.foreign for scheme in schemes)
 
 
 def _require_same_schemes(checkpoint: Checkpoint, layer: int, linears: dict[str, Linear]) -> None:
@@ -251,7 +261,7 @@ def load_linear(
     linear = _read_quantized(checkpoint, part, layer, shape)
     if isinstance(linear.weight, QuantizedWeight):
         layout = "tiles" if tiled else "canonical"
-        linear = replace(linear, weight=to_layout(linear.weight, layout))
+        linear = replace(linear, weight=to_runnable(linear.weight, layout))
     return replace(linear, bias=bias)
 
 
@@ -276,19 +286,6 @@ def load_part(
     if kind == "bias":
         return load_float(checkpoint, name, whole[:1], cut)
     return load_float(checkpoint, name, whole[::-1] if source.transposed else whole, cut)
-
-
-def fused_shapes(
-    checkpoint: Checkpoint, part: str, layer: int | None
-) -> Iterator[tuple[str, Shape]]:
-    """The linears that are fused in one tensor, this one among them, and their shapes."""
-    if layer is None:
-        yield part, outer_shapes(checkpoint.config)[part]
-        return
-    shapes, (general, _) = block_shapes(checkpoint.config, layer), split_expert(part)
-    for other in checkpoint.architecture.fused_modules(general):
-        name = part.removesuffix(general.rpartition(".")[2]) + other.rpartition(".")[2]
-        yield name, shapes[name][0]
 
 
 def load_norm(checkpoint: Checkpoint, part: str, shape: Shape, layer: int | None = None) -> Norm:

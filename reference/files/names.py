@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from planish.reference.architectures import Architecture
+from planish.reference.errors import CheckpointError
 from planish.reference.files.safetensors import DTYPES, TensorEntry
 
 WRAPPERS = re.compile(
@@ -68,3 +70,26 @@ def is_zero_bias(name: str, entry: TensorEntry, known: set[str]) -> bool:
     """Whether a tensor is the bias of a module without bias in this model, and is all zeros."""
     of_a_part = name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in known
     return of_a_part and entry.dtype in DTYPES and not entry.map().any()
+
+
+def rename_entries(
+    path: Path, entries: dict[str, TensorEntry], plain: dict[str, str]
+) -> dict[str, TensorEntry]:
+    """The tensors by their plain names; raises CheckpointError if two have the same."""
+    renamed: dict[str, TensorEntry] = {}
+    for name, entry in entries.items():
+        if plain[name] in renamed:
+            problem = "is given twice, with different prefixes"
+            raise CheckpointError(problem, path=path, name=plain[name])
+        renamed[plain[name]] = entry
+    return renamed
+
+
+def unknown_tensor(path: Path, name: str) -> CheckpointError:
+    """The error for a tensor that is not part of the model but is meant to change its results."""
+    problem, expected = "is not a tensor of this model", None
+    if "lora_" in name:
+        expected = "weights with the adapter merged into them"
+    elif name.endswith(".bias"):
+        expected = "no bias here, or zeros"
+    return CheckpointError(problem, path=path, name=name, expected=expected)

@@ -36,6 +36,10 @@ DTYPES = {  # those that we compute with; the format has more
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
+    "I32": np.dtype(np.int32),  # of other programs: packed codes, zero points, indices
+    "U32": np.dtype(np.uint32),
+    "I64": np.dtype(np.int64),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

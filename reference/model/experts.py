@@ -16,7 +16,9 @@ import numpy as np
 from planish.reference.grids import SYMMETRIC_ZERO
 from planish.reference.linear import Linear
 from planish.reference.model.weights import Mlp
-from planish.reference.quantized import QuantizedWeight, to_layout
+from planish.reference.quantized import QuantizedWeight, to_runnable
+
+ARRAYS = ("codes", "scale", "zero_point", "offset", "permutation")  # of a QuantizedWeight
 
 
 def linear_of(stack: Linear, index: int) -> Linear:
@@ -62,7 +64,7 @@ def _combine(linears: Sequence[Linear], change: Callable[[list[Any]], np.ndarray
     weights = [layer.weight for layer in linears]
     first = weights[0]
     if isinstance(first, QuantizedWeight):
-        weight: Any = replace(first, **combine(weights, ("codes", "scale", "zero_point")))
+        weight: Any = replace(first, **combine(weights, ARRAYS))
     else:
         weight = change(weights)
     return replace(linears[0], weight=weight, **combine(linears, ("bias", "activation_scale")))
@@ -93,7 +95,7 @@ class Stack(Sequence[Mlp]):
     def _slice(self, stack: Linear, index: int) -> Linear:
         layer = linear_of(stack, index)
         weight: Any = layer.weight
-        return replace(layer, weight=to_layout(weight, self.layout))
+        return replace(layer, weight=to_runnable(weight, self.layout))
 
 
 def _combine_mlps(mlps: Sequence[Mlp], change: Callable[[list[Any]], Linear]) -> Mlp:

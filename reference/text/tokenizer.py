@@ -11,9 +11,11 @@ from pathlib import Path
 import tokenizers
 
 from planish.reference.errors import PromptError, TokenizerError, notice
+from planish.reference.gguf import find_gguf
 from planish.reference.model.config import ModelConfig
 from planish.reference.reading import read_file
 from planish.reference.text.added_tokens import add_missing_tokens
+from planish.reference.text.gguf_tokenizer import gguf_tokenizer
 from planish.reference.text.tokenizer_file import (
     hide_panics,
     library_errors,
@@ -132,13 +134,16 @@ class TextStream:
 
 
 def load_tokenizer(path: str | Path, config: ModelConfig) -> Tokenizer:
-    """Read tokenizer.json and the tokens that the files beside it add.
+    """Read tokenizer.json and the tokens that the files beside it add; or those of a GGUF file.
 
     Raises TokenizerError if it is missing, damaged, or made for a larger vocabulary. Added tokens
     may exceed the embedding (a [PAD], say, that no text contains); that gives a notice.
     """
     file = Path(path) / "tokenizer.json"
-    content = read_tokenizer_file(file)
+    gguf = None if file.exists() else find_gguf(Path(path))
+    if gguf is not None:
+        file = gguf
+    content = read_tokenizer_file(file) if gguf is None else gguf_tokenizer(gguf)
     with library_errors(file, "is damaged"), hide_panics():
         inner = tokenizers.Tokenizer.from_buffer(content)
         moved = _moved_ids(inner, content)

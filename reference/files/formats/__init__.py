@@ -1,9 +1,29 @@
 """How quantized linears are stored, one file format a file.
 
 fields     read the fields of a quantization_config, with type checks
+scales     check that scales are finite and not 0
 planish    the format that planish writes
 
-A format is a module with the functions of `Format`. A new one is one file and one row of FORMATS
+Of other programs, which are only read:
+
+stored               a linear as it is stored, and the same under planish's names
+translate            a directory's tensors under planish's names
+words                codes packed into 32-bit words
+compressed_tensors   llm-compressor, AutoRound: integers of 2 to 8 bits, FP8
+config_groups        its config: which scheme a linear has
+gptq                 GPTQModel, AutoGPTQ, Neural Compressor
+awq                  AutoAWQ, GPTQModel
+autoround            the layouts of GPTQ and AWQ under AutoRound's config
+fp8                  float8 with scales, as DeepSeek and Qwen publish
+mlx                  Apple's MLX, with a float offset for each group
+int8_rows            torchao, bitsandbytes: INT8 with a scale for each row
+gguf                 llama.cpp: config and tensors of a GGUF file
+gguf_blocks          the blocks of its types
+report               what inspect says about it
+refused              what is recognized and not read
+
+A format is a module with the functions of `Format`, and a row of FORMATS; one of another program
+is a module with the functions of translate.Reader and `detect`, and a row of READERS
 (docs/adding-a-format.md).
 """
 
@@ -15,7 +35,18 @@ from typing import Any, Protocol
 
 from planish.reference.errors import ConfigError
 from planish.reference.files.entries import Declared, Directory
-from planish.reference.files.formats import planish
+from planish.reference.files.formats import (
+    autoround,
+    awq,
+    compressed_tensors,
+    fp8,
+    gptq,
+    int8_rows,
+    mlx,
+    planish,
+)
+from planish.reference.files.formats.refused import refuse_known
+from planish.reference.files.formats.translate import Reader
 from planish.reference.files.writer import Sink
 from planish.reference.linear import Linear
 from planish.reference.model.attention import AttentionScales
@@ -60,7 +91,28 @@ class Format(Protocol):
         """The quantization_config of linears with these schemes, by prefix."""
 
 
+class Detecting(Reader, Protocol):
+    """A reader in the table."""
+
+    def detect(self, values: Mapping[str, Any]) -> bool:
+        """Whether a quantization_config is of this format."""
+
+
 FORMATS: dict[str, Format] = {"planish": planish}
+READERS: dict[str, Detecting] = {  # the first that detects its config reads
+    "compressed-tensors": compressed_tensors,
+    "awq": awq,
+    "gptq": gptq,
+    "auto-round": autoround,
+    "fp8": fp8,
+    "torchao, bitsandbytes int8": int8_rows,
+    "mlx": mlx,
+}
+
+
+def find_reader(values: Mapping[str, Any]) -> str | None:
+    """The name in READERS of the format of another program, None if it is none of them."""
+    return next((name for name, reader in READERS.items() if reader.detect(values)), None)
 
 
 def find_format(values: Mapping[str, Any], path: Path) -> Format:
@@ -68,6 +120,7 @@ def find_format(values: Mapping[str, Any], path: Path) -> Format:
     for form in FORMATS.values():
         if form.detect(values):
             return form
+    refuse_known(values, path)
     found, name = repr(values.get("quant_method")), "quantization_config.quant_method"
-    expected = f"one of {', '.join(FORMATS)}"
+    expected = f"one of {', '.join([*FORMATS, *READERS])}"
     raise ConfigError("cannot be read", path=path, name=name, expected=expected, found=found)

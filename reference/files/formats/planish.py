@@ -8,6 +8,8 @@ For a quantized linear P of N outputs, K inputs and G groups of inputs, by the l
     P.weight_scale  INT8  float32 [N, 1] or [1, 1]      the same
                     INT4  float16 or float32 [N, G]     [ceil(N/16), G, 16]
     P.weight_zero_point   uint8 [N, G], INT4 where not symmetric       [ceil(N/16), G, 16]
+    P.weight_offset       float16 or float32 [N, G], in place of zero points; canonical only
+    P.weight_permutation  int32 [K], INT4 and INT8 in act order; canonical only
     P.input_scale         float32 [1], static activations only         the same
     P.bias                as in the float model                        the same
 
@@ -51,6 +53,7 @@ from planish.reference.files.entries import (
 )
 from planish.reference.files.floats import load_float
 from planish.reference.files.formats.fields import bad_field, require, require_names, require_object
+from planish.reference.files.formats.scales import require_positive, require_usable
 from planish.reference.files.writer import Sink
 from planish.reference.grids import GROUP_SIZES, INT4_MAX, INT4_RULES, SYMMETRIC_RULES, num_groups
 from planish.reference.linear import Linear
@@ -143,7 +146,7 @@ def _with_attention(declared: Declared, values: Mapping[str, Any], path: Path) -
 
 def _group_scheme(path: Path, name: str, group: Mapping[str, Any]) -> Scheme:
     try:
-        return scheme_from_values(group)
+        return scheme_from_values(group, foreign=True)
     except RecipeError as problem:
         raise ConfigError(str(problem), path=path, name=f"quantization_config.{name}") from None
 
@@ -201,7 +204,9 @@ def companions(scheme: Scheme) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
     must: tuple[str, ...] = ("weight_scale",)
     must += ("input_scale",) if scheme.activation == "static" else ()
-    if scheme.bits == 8:
+    must += ("weight_permutation",) if scheme.act_order else ()
+    must += ("weight_offset",) if scheme.offset else ()
+    if scheme.bits == 8 or scheme.offset:
         return must, ()
     zero_point = ("weight_zero_point",)
     return (must, zero_point) if scheme.symmetric else (must + zero_point, ())
@@ -216,6 +221,10 @@ def write(sink: Sink, prefix: str, layer: Linear) -> None:
     sink.add(f"{prefix}.weight_scale", weight.scale)
     if weight.zero_point is not None:
         sink.add(f"{prefix}.weight_zero_point", weight.zero_point)
+    if weight.offset is not None:
+        sink.add(f"{prefix}.weight_offset", weight.offset)
+    if weight.permutation is not None:
+        sink.add(f"{prefix}.weight_permutation", weight.permutation)
     if layer.activation_scale is not None:
         sink.add(f"{prefix}.input_scale", layer.activation_scale)
     if layer.bias is not None:
@@ -229,9 +238,13 @@ def read(
 
     Raises CheckpointError, naming the tensor, for a wrong type, shape or value.
     """
-    arrays = (_read_int8 if scheme.bits == 8 else _read_int4)(
+    if scheme.foreign and _in_tiles(directory):
+        raise bad_value(directory, f"{prefix}.weight", "the canonical layout", f"tiles of {scheme}")
+    arrays: dict[str, Any] = (_read_int8 if scheme.bits == 8 else _read_int4)(
         directory, prefix, scheme, shape, stack
     )
+    if scheme.foreign:
+        arrays |= _read_foreign(directory, prefix, scheme, shape, stack)
     layout = "canonical" if directory.declared is None else directory.declared.layout
     rows, cols = shape
     weight = QuantizedWeight(**arrays, scheme=scheme, shape=(rows, cols), layout=layout)
@@ -261,30 +274,63 @@ def read_scales(directory: Directory, prefix: str) -> AttentionScales:
 
 def _read_int8(
     directory: Directory, prefix: str, scheme: Scheme, shape: Shape, stack: Shape
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray | None]:
+    if scheme.foreign and (scheme.granularity == "per_group" or scheme.offset):
+        return _read_int8_groups(directory, prefix, scheme, shape, stack)
     name, (rows, cols) = f"{prefix}.weight", shape
     tiled = _in_tiles(directory)
     stored = tile_shape(rows, cols, 8) if tiled else shape
     codes = require_entry(directory, name, ("I8",), (*stack, *stored)).map()
-    if codes.min() == -128:  # the grid is symmetric, and kernels may rely on it
+    if (
+        not scheme.full_range and codes.min() == -128
+    ):  # the grid is symmetric, and kernels may rely on it
         each = codes.reshape(-1, *stored)
         if not tiled or min(untile_int8(one, rows, cols).min() for one in each) == -128:
             raise bad_value(directory, name, "codes -127..127", -128)
     name, count = f"{prefix}.weight_scale", 1 if scheme.granularity == "per_tensor" else rows
     scale = require_entry(directory, name, ("F32",), (*stack, count, 1)).map()
-    require_positive(directory, name, scale)
+    if scheme.full_range:  # not a grid of ours: a scale may be negative
+        require_usable(directory, name, scale)
+    else:
+        require_positive(directory, name, scale)
     return {"codes": codes, "scale": scale}
+
+
+def _read_int8_groups(
+    directory: Directory, prefix: str, scheme: Scheme, shape: Shape, stack: Shape
+) -> dict[str, np.ndarray | None]:
+    """INT8 codes with a scale for each group, or with offsets: of other programs."""
+    rows, cols = shape
+    dtypes = ("U8",) if scheme.offset else ("I8",)
+    beside = (*stack, rows, num_groups(cols, scheme.group_size))
+    return {
+        "codes": require_entry(directory, f"{prefix}.weight", dtypes, (*stack, *shape)).map(),
+        "scale": _read_int4_scale(directory, f"{prefix}.weight_scale", beside, rows, scheme),
+    }
+
+
+def _read_foreign(
+    directory: Directory, prefix: str, scheme: Scheme, shape: Shape, stack: Shape
+) -> dict[str, np.ndarray | None]:
+    """The offset and the permutation, where the scheme has them."""
+    (rows, cols), found = shape, dict[str, np.ndarray | None]()
+    if scheme.offset:
+        name, beside = f"{prefix}.weight_offset", (rows, num_groups(cols, scheme.group_size))
+        offset = require_entry(directory, name, ("F16", "F32"), (*stack, *beside)).map()
+        if not np.isfinite(offset).all():
+            raise bad_value(directory, name, "finite offsets", offset[~np.isfinite(offset)][0])
+        found["offset"] = offset
+    if scheme.act_order:
+        name = f"{prefix}.weight_permutation"
+        order = require_entry(directory, name, ("I32",), (*stack, cols)).map()
+        if not (np.sort(order, axis=-1) == np.arange(cols)).all():
+            raise bad_value(directory, name, f"a permutation of 0..{cols - 1}", "another order")
+        found["permutation"] = order
+    return found
 
 
 def _in_tiles(directory: Directory) -> bool:
     return directory.declared is not None and directory.declared.layout == "tiles"
-
-
-def require_positive(directory: Directory, name: str, scale: np.ndarray) -> None:
-    """Raise CheckpointError unless every scale is finite and positive."""
-    good = np.isfinite(scale) & (scale > 0)
-    if not good.all():
-        raise bad_value(directory, name, "positive finite scales", scale[~good][0])
 
 
 def _read_int4(
@@ -298,7 +344,9 @@ def _read_int4(
     return {
         "codes": require_entry(directory, f"{prefix}.weight", ("U8",), stored).map(),
         "scale": _read_int4_scale(directory, f"{prefix}.weight_scale", beside, rows, scheme),
-        "zero_point": _read_zero_point(directory, f"{prefix}.weight_zero_point", beside, rows),
+        "zero_point": None
+        if scheme.offset
+        else _read_zero_point(directory, f"{prefix}.weight_zero_point", beside, rows),
     }
 
 
@@ -308,9 +356,7 @@ def _read_int4_scale(
     dtypes = ("F32",) if scheme.scale_dtype == "float32" else ("F16", "F32")
     scale = require_entry(directory, name, dtypes, shape).map()
     for part in _without_padding(scale, rows, _in_tiles(directory)):
-        unusable = unusable_scales(part)
-        if unusable.any():
-            raise bad_value(directory, name, "finite scales other than 0", part[unusable][0])
+        require_usable(directory, name, part)
     return scale
 
 
@@ -332,16 +378,3 @@ def _without_padding(values: np.ndarray, rows: int, in_tiles: bool) -> list[np.n
         return [values]
     whole, last = values[..., :-1, :, :], values[..., -1:, :, : rows % TILE_OUTPUTS]
     return [whole, last] if whole.size else [last]
-
-
-def unusable_scales(scale: np.ndarray) -> np.ndarray:
-    """Which scales are 0, Inf or NaN, by their bits: NumPy's isfinite of float16 is slow.
-
-    The bits of |x| as an unsigned integer are 0 for 0, grow with |x|, and are at least those of Inf
-    for Inf and NaN. Subtracting 1 wraps 0 around to the largest integer.
-    """
-    word = np.dtype(f"u{scale.dtype.itemsize}")
-    infinity, sign = np.array([np.inf, -0.0], scale.dtype).view(word)
-    one = word.type(1)
-    unusable: np.ndarray = (scale.view(word) & ~sign) - one >= infinity - one
-    return unusable

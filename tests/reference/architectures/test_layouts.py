@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from planish.reference.errors import CheckpointError, ConfigError, PlanishError, RecipeError
-from planish.reference.files.formats.planish import unusable_scales
+from planish.reference.files.formats.scales import unusable_scales
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import float_weight, linear

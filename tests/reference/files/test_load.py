@@ -288,8 +288,8 @@ def change_group(path, part, **changes):
         ("W4A16", {"group_size": "32"}, r"quantization_config\.group_size"),
         (
             "W4A16",
-            {"quant_method": "gptq"},
-            "quant_method: cannot be read; expected one of planish.*'gptq'",
+            {"quant_method": "exl2"},
+            "quant_method: cannot be read; expected one of planish.*'exl2'",
         ),
         ("W4A16", {"quant_method": None}, "quant_method: cannot be read"),
         ("W4A16", {"version": 3}, r"quantization_config\.version.*one of 1, 2, found 3"),

@@ -26,7 +26,7 @@ def test_a_format_that_stores_nothing_leaves_a_float_model(tiny, tmp_path, monke
     plain = open_checkpoint(tiny.write(tmp_path / "plain", values))
     named = {**values, "quantization_config": {"quant_method": "nothing"}}
     path = tiny.write(tmp_path / "named", named)
-    with pytest.raises(ConfigError, match="cannot be read; expected one of planish, found 'noth"):
+    with pytest.raises(ConfigError, match="cannot be read; expected one of planish, .*found 'noth"):
         open_checkpoint(path)
     monkeypatch.setitem(FORMATS, "nothing", NOTHING)
     opened = open_checkpoint(path)

@@ -1,0 +1,103 @@
+"""MLX affine (mlx-lm): 2, 3, 4, 6 and 8 bits, with a float offset for each group.
+
+    P.weight   uint32 [N, K b / 32]   codes, lowest bits first along K
+    P.scales   [N, G]                 w = scales * q + biases
+    P.biases   [N, G]                 bfloat16, float16 or float32; not P.bias, the linear's own
+
+Embeddings are quantized too, and are read as floats, with lm_head if it is tied to them. The config
+has no quant_method but bits, group_size and mode, and exceptions by exact name. Source: ops.cpp of
+MLX (affine_quantize), utils.py of mlx-lm 0.32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from planish.reference.files.entries import require_entry
+from planish.reference.files.formats.gptq import require_rank
+from planish.reference.files.formats.stored import Source, Stored, choose_scheme, linears_with
+from planish.reference.files.formats.words import unpack_fields
+from planish.reference.grids import expand_groups
+
+KINDS = ("weight", "scales", "biases")
+BITS = (2, 3, 4, 5, 6, 8)
+SIZES = (32, 64, 128)
+FLOATS = ("BF16", "F16", "F32")
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embedding")
+
+
+def detect(values: Mapping[str, Any]) -> bool:
+    """Whether the config has bits and a group size but no quant_method, as MLX's has."""
+    return "quant_method" not in values and {"bits", "group_size"} <= values.keys()
+
+
+def made_by(source: Source) -> str:
+    """MLX writes no version."""
+    return "mlx" if source.values else ""
+
+
+def linears(source: Source) -> list[str]:
+    mode = source.values.get("mode", "affine")
+    if mode != "affine":
+        raise source.bad("mode", "affine", repr(mode))
+    return linears_with(source, "scales")
+
+
+def read(source: Source, prefix: str) -> Stored:
+    """One linear, or an embedding as float32."""
+    bits, size = settings(source, prefix)
+    words = require_rank(source, f"{prefix}.weight", ("U32", "I32"))
+    rows, cols = words.shape[0], words.shape[1] * 32 // bits
+    if words.shape[1] * 32 % bits or cols % size or 0 in (rows, cols):
+        expected = f"{bits}-bit codes in groups of {size}"
+        raise source.refuse(f"{prefix}.weight", "wrong shape", expected, list(words.shape))
+    scale = require_entry(source, f"{prefix}.scales", FLOATS, (rows, cols // size))
+    offset = require_entry(source, f"{prefix}.biases", FLOATS, (rows, cols // size))
+
+    def codes() -> np.ndarray:
+        return unpack_fields(words.map(), bits, cols)
+
+    def weights() -> np.ndarray:
+        wide = (expand_groups(one.map().astype(np.float32), cols, size) for one in (scale, offset))
+        product = codes().astype(np.float32) * next(wide)
+        added: np.ndarray = product + next(wide)
+        return added
+
+    if prefix.rpartition(".")[2] in EMBEDDINGS:
+        return Stored(shape=(rows, cols), codes=weights)
+    scheme = choose_scheme(
+        source,
+        prefix,
+        bits=4 if bits <= 4 else 8,
+        granularity="per_group",
+        group_size=size,
+        symmetric=False,
+        offset=True,
+        scale_dtype="float16" if scale.dtype == "F16" else "float32",
+    )
+    return Stored(
+        scheme=scheme,
+        shape=(rows, cols),
+        codes=codes,
+        scale=lambda: scale.map().astype(np.float16 if scale.dtype == "F16" else np.float32),
+        offset=lambda: offset.map().astype(np.float32),
+    )
+
+
+def settings(source: Source, prefix: str) -> tuple[int, int]:
+    """Bits and group size of a module: the exception under its name, or the config's."""
+    own = source.values.get(prefix)
+    own = own if isinstance(own, dict) else {}
+    bits = own.get("bits", source.values.get("bits"))
+    size = own.get("group_size", source.values.get("group_size"))
+    size = 64 if size is None else size  # mlx's default
+    if type(bits) is not int or bits not in BITS:
+        raise source.bad("bits", f"one of {', '.join(map(str, BITS))}", repr(bits))
+    if type(size) is not int or size not in SIZES:
+        raise source.bad("group_size", f"one of {', '.join(map(str, SIZES))}", repr(size))
+    if own.get("mode", "affine") != "affine":
+        raise source.bad(f"{prefix}.mode", "affine", repr(own["mode"]))
+    return bits, size

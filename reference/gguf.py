@@ -1,0 +1,218 @@
+"""Read one GGUF file: its keys, and where its tensors are (llama.cpp, gguf-py).
+
+    "GGUF"  uint32 version  uint64 tensors  uint64 keys
+    key     string, uint32 type, value        string = uint64 length, bytes; array = type, count
+    tensor  string, uint32 axes, uint64 sizes, fastest first, uint32 type, uint64 offset
+    data    at the next multiple of general.alignment; the offsets are relative to it
+
+Versions 2 and 3, little endian. Every count and length is checked against the bytes that are left
+before anything of its size is made. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planish.reference.errors import CheckpointError
+from planish.reference.reading import require_file
+
+SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"}
+SCALARS |= {10: "<Q", 11: "<q", 12: "<d"}
+STRING, ARRAY = 8, 9
+LARGEST_HEADER = 100_000_000  # bytes, as in safetensors
+MOST_AXES = 4
+KNOWN = {  # type -> name, numbers in a block, bytes of a block
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    8: ("Q8_0", 32, 34),
+    12: ("Q4_K", 256, 144),
+    14: ("Q6_K", 256, 210),
+    30: ("BF16", 1, 2),
+}
+OTHERS = {6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 13: "Q5_K", 15: "Q8_K"}
+OTHERS |= {16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S"}
+OTHERS |= {22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufTensor:
+    """One tensor: shape with the slowest axis first, and its bytes, a view of the file."""
+
+    type: str
+    shape: tuple[int, ...]
+    data: np.ndarray = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufFile:
+    path: Path
+    keys: dict[str, Any]
+    tensors: dict[str, GgufTensor]
+
+
+def find_gguf(path: Path) -> Path | None:
+    """The GGUF file that a path names, or the only one in a directory without safetensors."""
+    if path.suffix == ".gguf" and not path.is_dir():
+        return path
+    if not path.is_dir() or any(path.glob("*.safetensors*")):
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        expected, found = "one GGUF file; join the parts of a split one", files[1].name
+        raise CheckpointError("has several", path=path, expected=expected, found=found)
+    return files[0] if files else None
+
+
+class _Bytes:
+    """The bytes of a file from the beginning, with a check before each step."""
+
+    def __init__(self, path: Path, data: np.ndarray):
+        self.path, self.data, self.at = path, data, 0
+        self.end = min(len(data), LARGEST_HEADER)
+
+    def take(self, size: int, what: str) -> bytes:
+        if size > self.end - self.at:
+            expected = f"{what} within the {self.end} bytes of a header"
+            raise CheckpointError(
+                "is truncated or damaged", path=self.path, expected=expected, found=size
+            )
+        found = self.data[self.at : self.at + size].tobytes()
+        self.at += size
+        return found
+
+    def number(self, form: str) -> Any:
+        return struct.unpack(form, self.take(struct.calcsize(form), "a number"))[0]
+
+    def string(self) -> str:
+        text = self.take(self.number("<Q"), "a string")
+        return text.decode("utf-8", errors="replace")
+
+    def count(self, smallest: int, what: str) -> int:
+        """A number of things that take at least `smallest` bytes each."""
+        found = int(self.number("<Q"))
+        if found * smallest > self.end - self.at:
+            raise CheckpointError(
+                "is truncated or damaged",
+                path=self.path,
+                expected=f"{what} within the {self.end} bytes of a header",
+                found=found,
+            )
+        return found
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """Keys and tensors of a file; CheckpointError for anything damaged or unknown."""
+    require_file(path, CheckpointError)
+    try:
+        data = np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"cannot be read: {problem}", path=path) from None
+    header = _Bytes(path, data)
+    if header.take(4, "the letters GGUF") != b"GGUF":
+        raise CheckpointError("is not a GGUF file", path=path)
+    version = header.number("<I")
+    if version not in (2, 3):
+        expected = "version 2 or 3, little endian"
+        raise CheckpointError("cannot be read", path=path, expected=expected, found=version)
+    tensors, keys = header.count(24, "tensors"), header.count(13, "keys")
+    values = _read_keys(header, keys)
+    infos = [_read_info(header) for _ in range(tensors)]
+    alignment = values.get("general.alignment", 32)
+    if type(alignment) is not int or alignment not in [2**power for power in range(17)]:
+        name, expected = "general.alignment", "a power of two up to 65536"
+        raise CheckpointError(
+            "bad value", path=path, name=name, expected=expected, found=repr(alignment)
+        )
+    start = -(-header.at // alignment) * alignment
+    return GgufFile(path=path, keys=values, tensors=_place(path, data[start:], infos, alignment))
+
+
+def _read_keys(header: _Bytes, count: int) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for _ in range(count):
+        name = header.string()
+        if name in values:
+            raise CheckpointError("is a duplicate key", path=header.path, name=name)
+        values[name] = _read_value(header, name, header.number("<I"))
+    return values
+
+
+def _read_value(header: _Bytes, name: str, kind: int) -> Any:
+    if kind == STRING:
+        return header.string()
+    if kind in SCALARS:
+        return header.number(SCALARS[kind])
+    if kind == ARRAY:
+        return _read_array(header, name)
+    raise CheckpointError("has an unknown type", path=header.path, name=name, found=kind)
+
+
+def _read_array(header: _Bytes, name: str) -> list[Any]:
+    kind = header.number("<I")
+    if kind == STRING:
+        return [header.string() for _ in range(header.count(8, "strings"))]
+    if kind not in SCALARS:
+        raise CheckpointError("has an unknown type", path=header.path, name=name, found=kind)
+    size = struct.calcsize(SCALARS[kind])
+    count = header.count(size, "numbers")
+    raw = header.take(count * size, "numbers")
+    found: list[Any] = np.frombuffer(raw, SCALARS[kind].replace("<?", "?")).tolist()
+    return found
+
+
+Info = tuple[str, tuple[int, ...], int, int]  # name, shape, type, offset
+
+
+def _read_info(header: _Bytes) -> Info:
+    name = header.string()
+    axes = header.number("<I")
+    if not 1 <= axes <= MOST_AXES:
+        expected = f"1..{MOST_AXES} axes"
+        raise CheckpointError(
+            "wrong shape", path=header.path, name=name, expected=expected, found=axes
+        )
+    sizes = tuple(header.number("<Q") for _ in range(axes))
+    return name, sizes[::-1], header.number("<I"), header.number("<Q")
+
+
+def _place(
+    path: Path, data: np.ndarray, infos: list[Info], alignment: int
+) -> dict[str, GgufTensor]:
+    """The tensors by name; none may overlap another or leave the file."""
+    tensors: dict[str, GgufTensor] = {}
+    end, last = 0, ""
+    for name, shape, kind, offset in sorted(infos, key=lambda info: info[3]):
+        if name in tensors:
+            raise CheckpointError("is given twice", path=path, name=name)
+        if kind not in KNOWN:
+            found = OTHERS.get(kind, f"type {kind}")
+            expected = (
+                f"{', '.join(name for name, *_ in KNOWN.values())}; requantize the float model"
+            )
+            raise CheckpointError(
+                "cannot be read", path=path, name=name, expected=expected, found=found
+            )
+        type_name, block, size = KNOWN[kind]
+        bytes_ = math.prod(shape) // block * size
+        if shape[-1] % block or 0 in shape:
+            expected = f"rows of a multiple of {block}, for {type_name}"
+            raise CheckpointError(
+                "wrong shape", path=path, name=name, expected=expected, found=list(shape)
+            )
+        if offset % alignment or offset < end or offset + bytes_ > len(data):
+            expected = f"{bytes_} bytes in the file, after {last or 'the header'}, aligned"
+            raise CheckpointError(
+                "is out of place", path=path, name=name, expected=expected, found=offset
+            )
+        view = data[offset : offset + bytes_]
+        tensors[name] = GgufTensor(type=type_name, shape=shape, data=view)
+        end, last = offset + bytes_, name
+    return tensors
