@@ -82,11 +82,11 @@ def from_codes(
 def to_layout(weight: QuantizedWeight, layout: str) -> QuantizedWeight:
     """The same weight in a layout, `canonical` or `tiles`; itself if it has that layout.
 
-    Raises ValueError for tiles of a foreign scheme, which no kernel reads.
+    Raises ValueError for tiles of a scheme that has none.
     """
     if weight.layout == layout:
         return weight
-    if weight.scheme.foreign:
+    if not weight.scheme.has_tiles:
         raise ValueError(f"{weight.scheme} has no other layout than canonical")
     known = {("canonical", "tiles"): _tile, ("tiles", "canonical"): _untile}
     if (weight.layout, layout) not in known:
@@ -113,7 +113,7 @@ def _untile(weight: QuantizedWeight) -> QuantizedWeight:
 
 def to_runnable(weight: QuantizedWeight, layout: str) -> QuantizedWeight:
     """The weight in a layout if its scheme has it, and else in the canonical one."""
-    return to_layout(weight, "canonical" if weight.scheme.foreign else layout)
+    return to_layout(weight, layout if weight.scheme.has_tiles else "canonical")
 
 
 def dequantize(weight: QuantizedWeight) -> np.ndarray:

@@ -83,9 +83,14 @@ class Scheme:
 
     @property
     def foreign(self) -> bool:
-        """Whether only other programs make such codes: no method does, and no kernel takes them."""
+        """Whether only other programs make such codes: no method of ours does."""
+        return self.full_range or not self.has_tiles
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether the codes have tiles (packing.py), which the native kernels read."""
         int8_groups = self.bits == 8 and self.granularity == "per_group" and self.group_size != -1
-        return int8_groups or self.offset or self.full_range or self.act_order
+        return not (int8_groups or self.offset or self.act_order)
 
     def __str__(self) -> str:
         """The form that `inspect` prints: int4 g=32 asymmetric, input int8 per_group."""

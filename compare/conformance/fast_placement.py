@@ -75,7 +75,7 @@ def has_foreign(experts: Experts) -> bool:
     """Whether a linear of a mixture has a scheme that no kernel takes."""
     leaves = jax.tree.leaves(experts.experts, is_leaf=lambda leaf: isinstance(leaf, Linear))
     schemes = (leaf.scheme for leaf in leaves if isinstance(leaf, Linear))
-    return any(scheme is not None and scheme.foreign for scheme in schemes)
+    return any(scheme is not None and not scheme.has_tiles for scheme in schemes)
 
 
 def is_native(placed: Linear) -> bool:

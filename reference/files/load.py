@@ -195,7 +195,7 @@ def _can_tile_experts(checkpoint: Checkpoint, layer: int) -> bool:
     parts = block_shapes(checkpoint.config, layer)
     experts = [part for part in parts if split_expert(part)[1] is not None]
     schemes = (checkpoint.scheme(part, layer) for part in experts)
-    return not any(scheme is not None and scheme.foreign for scheme in schemes)
+    return all(scheme is None or scheme.has_tiles for scheme in schemes)
 
 
 def _require_same_schemes(checkpoint: Checkpoint, layer: int, linears: dict[str, Linear]) -> None:

@@ -15,7 +15,7 @@ def describe_origin(origin: Origin, schemes: Iterable[Scheme | None]) -> dict[st
 
     schemes: of every linear.
     """
-    foreign = Counter(str(one) for one in schemes if one is not None and one.foreign)
+    foreign = Counter(str(one) for one in schemes if one is not None and not one.has_tiles)
     return {
         "format": origin.format,
         "made_by": origin.made_by,
@@ -36,7 +36,7 @@ def origin_lines(facts: Mapping[str, Any], schemes: Mapping[str, int]) -> list[s
 
 def name_without_kernels(schemes: Iterable[Scheme | None]) -> str | None:
     """A notice about linears that the native kernels do not take; None if there are none."""
-    foreign = Counter(str(one) for one in schemes if one is not None and one.foreign)
+    foreign = Counter(str(one) for one in schemes if one is not None and not one.has_tiles)
     if not foreign:
         return None
     words = ", ".join(f"{count} in {scheme}" for scheme, count in foreign.items())

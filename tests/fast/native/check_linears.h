@@ -50,7 +50,7 @@ inline float random_half(Random& r, uint16_t& bits) {
 
 inline void draw_codes(Random& r, Case& c) {
   const int extreme = draw(r, 0, 6);
-  const int low = c.bits == 8 ? -127 : 0, high = c.bits == 8 ? 127 : 15;
+  const int low = c.bits == 8 ? -128 : 0, high = c.bits == 8 ? 127 : 15;
   for (int64_t i = 0; i < c.n * c.k; ++i) {
     c.codes.push_back(extreme == 0 ? low : extreme == 1 ? high : draw(r, low, high));
   }

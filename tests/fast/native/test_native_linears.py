@@ -133,6 +133,30 @@ def test_random_linears_are_the_references_bit_for_bit(kernels, kind):
                 np.testing.assert_array_equal(found, wanted, err_msg=isa)
 
 
+@pytest.mark.parametrize("name", ["W8A8", "W8A16"])
+@pytest.mark.parametrize("constant", [False, True])
+def test_codes_of_other_programs_may_be_minus_128_and_scales_negative(kernels, name, constant):
+    rng = np.random.default_rng(5)
+    kind = Kind(name, (), SHAPES[1])
+    (layer, *_), x = random_layers(kind, rng), random_rows(kind, rng)
+    shape = layer.weight.codes.shape
+    codes = np.full(shape, -128) if constant else rng.integers(-128, 128, shape)
+    weight = replace(
+        layer.weight,
+        codes=codes.astype(np.int8),
+        scale=layer.weight.scale * rng.choice(np.float32([-1, 1]), layer.weight.scale.shape),
+        scheme=replace(layer.weight.scheme, full_range=True),
+    )
+    layer = replace(layer, weight=weight)
+    expected = np.stack([linear(rows, layer) for rows in x])
+    for isa in kernels:
+        found = run(x, (layer,), isa)[0]
+        if name == "W8A8":
+            np.testing.assert_array_equal(found, expected, err_msg=isa)
+        else:
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+
+
 def test_scales_of_linears_in_one_call_may_differ_in_type(kernels):
     """As where float16 cannot hold one linear's (reference/grids.py)."""
     rng = np.random.default_rng(3)

@@ -116,15 +116,14 @@ struct Vector {
   }
   static void dot_int4(Ints& sum, const Bytes& w, Four x) { dot_int8(sum, w, x); }
 #else
-  // Pairs of products fit 16 bits: 2 * 127 * 127 and 2 * 15 * 127, as no code is -128.
+  // Pairs of products fit 16 bits: 2 * 128 * 127 and 2 * 15 * 127, as no code of x is -128.
   static void dot(__m256i& sum, __m256i unsigned_bytes, __m256i signed_bytes) {
     const __m256i pairs = _mm256_maddubs_epi16(unsigned_bytes, signed_bytes);
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
   static void dot_int8(Ints& sum, const Bytes& w, Four x) {
-    const __m256i magnitude = _mm256_abs_epi8(x);
-    dot(sum.lo, magnitude, _mm256_sign_epi8(w.lo, x));
-    dot(sum.hi, magnitude, _mm256_sign_epi8(w.hi, x));
+    dot(sum.lo, _mm256_abs_epi8(w.lo), _mm256_sign_epi8(x, w.lo));
+    dot(sum.hi, _mm256_abs_epi8(w.hi), _mm256_sign_epi8(x, w.hi));
   }
   static void dot_int4(Ints& sum, const Bytes& w, Four x) {
     dot(sum.lo, w.lo, x);
