@@ -29,7 +29,7 @@ def attend_codes(
     k_scale, v_scale = slot_scales(past, scales)  # [B, K, 1, S] or [1, 1, 1, 1]
     grouped = group_heads(q8, past.keys.shape[1])  # [B, K, H/K * T, Hd]
     sums = sum_products(grouped, past.keys, 3).astype(jnp.float32)  # [B, K, H/K * T, S]
-    e = exponentials((sums * group_scale(q_scale, grouped)) * k_scale, q.shape, rule)
+    e = exponentiate_scores((sums * group_scale(q_scale, grouped)) * k_scale, q.shape, rule)
     total = jnp.sum(e, axis=-1, keepdims=True)
     if scales is None:
         weights = e * v_scale
@@ -85,7 +85,7 @@ def sum_products(a: jax.Array, slots: jax.Array, axis: int) -> jax.Array:
     return lax.dot_general(a, slots, dimensions, preferred_element_type=jnp.int32)
 
 
-def exponentials(products: jax.Array, shape: tuple[int, ...], rule: ScoreRule) -> jax.Array:
+def exponentiate_scores(products: jax.Array, shape: tuple[int, ...], rule: ScoreRule) -> jax.Array:
     """exp(score - max) of scaled products [B, K, H/K * T, S], 0 where masked; q has this shape."""
     batch, tokens, heads, _ = shape
     scores = mask_scores(products.reshape(batch, heads, tokens, -1), rule)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from planish.reference.architectures import Architecture
 from planish.reference.errors import CheckpointError
-from planish.reference.files.safetensors import DTYPES, TensorEntry
+from planish.reference.files.floats import FLOATS
+from planish.reference.files.safetensors import TensorEntry
 
 WRAPPERS = re.compile(
     r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
@@ -69,7 +70,7 @@ def is_unused(name: str, architecture: Architecture, entry: TensorEntry | None =
 def is_zero_bias(name: str, entry: TensorEntry, known: set[str]) -> bool:
     """Whether a tensor is the bias of a module without bias in this model, and is all zeros."""
     of_a_part = name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in known
-    return of_a_part and entry.dtype in DTYPES and not entry.map().any()
+    return of_a_part and entry.dtype in FLOATS and not entry.map().any()
 
 
 def rename_entries(

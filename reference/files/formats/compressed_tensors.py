@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from planish.reference.files.entries import require_entry
+from planish.reference.files.floats import FLOATS
 from planish.reference.files.formats import fp8
 from planish.reference.files.formats.config_groups import check_config, find_group
 from planish.reference.files.formats.gptq import require_rank
@@ -42,7 +43,6 @@ KINDS = (
     *("weight_packed", "weight_shape", "weight_zero_point", "weight", "weight_scale"),
     *("input_scale", "input_zero_point", "weight_g_idx", "output_scale"),
 )
-FLOATS = ("BF16", "F16", "F32")
 
 
 def detect(values: Mapping[str, Any]) -> bool:

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from planish.reference.files.entries import require_entry
+from planish.reference.files.floats import FLOATS
 from planish.reference.files.formats.gptq import require_rank
 from planish.reference.files.formats.stored import Source, Stored, linears_with
 
 KINDS = ("weight", "weight_scale_inv", "weight_scale", "input_scale", "activation_scale")
-FLOATS = ("F32", "BF16", "F16")
 
 
 def detect(values: Mapping[str, Any]) -> bool:

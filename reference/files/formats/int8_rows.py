@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from planish.reference.files.entries import require_entry
+from planish.reference.files.floats import FLOATS
 from planish.reference.files.formats.gptq import require_rank
 from planish.reference.files.formats.stored import (
     Source,
@@ -29,7 +30,6 @@ KINDS = (
     *("_weight_qdata", "_weight_scale", "_weight_zero_point"),
     *("weight", "SCB", "weight_format"),
 )
-FLOATS = ("F32", "BF16", "F16")
 
 
 def detect(values: Mapping[str, Any]) -> bool:

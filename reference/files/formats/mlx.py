@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from planish.reference.files.entries import require_entry
+from planish.reference.files.floats import FLOATS
 from planish.reference.files.formats.gptq import require_rank
 from planish.reference.files.formats.stored import Source, Stored, choose_scheme, linears_with
 from planish.reference.files.formats.words import unpack_fields
@@ -25,7 +26,6 @@ from planish.reference.grids import expand_groups
 KINDS = ("weight", "scales", "biases")
 BITS = (2, 3, 4, 5, 6, 8)
 SIZES = (32, 64, 128)
-FLOATS = ("BF16", "F16", "F32")
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embedding")
 
 

@@ -6,6 +6,7 @@ import pytest
 from planish.reference.engine import Engine
 from planish.reference.errors import PromptError
 from planish.reference.model.transformer import (
+    ROTATED,
     block_forward,
     decode_step,
     embed,
@@ -102,7 +103,10 @@ def test_a_tap_sees_the_input_of_every_linear(loaded):
         nothing = empty_cache(config)
         past = (nothing.keys[0], nothing.values[0])
         block_forward(config, weights.blocks[0], x, np.arange(30), past, seen.__setitem__)
-        assert set(seen) == {"q", "k", "v", "o", "up", "down"} | gate
+        assert set(seen) == {"q", "k", "v", "o", "up", "down", *ROTATED} | gate
+        heads = {f"attention.{name}": getattr(weights.blocks[0], name) for name in "qkv"}
+        for part, linear in heads.items():  # after rotation, for the calibration of their scales
+            assert seen.pop(part).shape == (30, len(linear.weight))
         for part, inputs in seen.items():
             assert inputs.shape == (30, block_linears(weights.blocks[0])[part].weight.shape[1])
 

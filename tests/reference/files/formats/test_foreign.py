@@ -119,14 +119,15 @@ def test_both_engines_compute_the_same(path):
     assert np.abs(found - expected).max() < 1e-5 * np.ptp(expected)
 
 
-@pytest.mark.parametrize("name", ["ct-w8a8", "mlx-8bit-g64", "gptq-v1-sym-g32-desc_act"])
-def test_a_foreign_scheme_has_no_tiles(name):
+@pytest.mark.parametrize("name", ["mlx-8bit-g64", "gptq-v1-sym-g32-desc_act"])
+def test_offsets_and_act_order_have_no_tiles(name):
     """The native kernels do not take such a weight, so XLA computes it beside them."""
     checkpoint = open_checkpoint(named(name))
     block = load_weights(checkpoint, tiled=True).blocks[0]
     assert block.mlp.down.scheme.foreign and block.mlp.down.weight.layout == "canonical"
-    plain = load_weights(open_checkpoint(named("gptq-v1-sym-g32")), tiled=True).blocks[0]
-    assert plain.mlp.down.weight.layout == "tiles"
+    for other in ("gptq-v1-sym-g32", "ct-w8a8"):
+        block = load_weights(open_checkpoint(named(other)), tiled=True).blocks[0]
+        assert block.mlp.down.weight.layout == "tiles"
 
 
 def test_a_float8_model_can_be_quantized():
