@@ -191,7 +191,7 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
         check_link(file, allow_links)
         return _open_gguf(file, path)
     if not path.is_dir():
-        raise CheckpointError("is not a directory with a model", path=path)
+        raise CheckpointError("is not a directory with a model, nor a GGUF file", path=path)
     for name in FILES:
         check_link(path / name, allow_links)
     values = read_json(path / "config.json")
