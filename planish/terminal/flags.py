@@ -12,7 +12,8 @@ Flags = argparse.ArgumentParser | argparse._ArgumentGroup  # what flags can be a
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
     """--model, --allow_links and --max_positions."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face directory, or a GGUF file")
+    words = "a Hugging Face directory, or a GGUF file"
+    parser.add_argument("--model", required=True, metavar="DIR", help=words)
     more = parser.add_argument_group("the model")
     add_links_flag(more)
     add_max_positions_flag(more)
