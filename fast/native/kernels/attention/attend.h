@@ -94,18 +94,25 @@ PLANISH_INLINE inline void attend_slots(const Attention& a, const QueryTile& t, 
   float_products<V, R, 1, kSlots>(scores, s.values, d, 16, d / 16, 16 * d, written, t.context, d);
 }
 
+// The rotated query of row r: in `buffer`, or where it came from if queries are not rotated.
+template <class V>
+const float* rotated_query(const Attention& a, const QueryTile& t, int64_t r, float* buffer) {
+  const QueryRow of = row_of(a, t, r);
+  const float* x = a.q + (of.token * a.heads + of.head) * a.head_dim;
+  if (!a.rotary) return x;
+  rotate<V>(a, x, a.positions[of.token], buffer);
+  return buffer;
+}
+
 // Rotated queries divided by the divisor, [R, 256]; zeros in the rows after t.count.
 template <class V, int R>
 void prepare_queries(const Attention& a, const QueryTile& t, float* q) {
   const int64_t d = a.head_dim;
   const auto divisor = V::floats(a.divisor);
   for (int64_t r = 0; r < t.count; ++r) {
-    const QueryRow of = row_of(a, t, r);
-    const float* x = a.q + (of.token * a.heads + of.head) * d;
     float* row = q + r * kMostHead;
-    if (a.rotary) rotate<V>(a, x, a.positions[of.token], row);
-    else __builtin_memcpy(row, x, sizeof(float) * d);
-    for (int64_t i = 0; i < d; i += kTile) V::store(row + i, V::divide(V::load(row + i), divisor));
+    const float* x = rotated_query<V>(a, t, r, row);
+    for (int64_t i = 0; i < d; i += kTile) V::store(row + i, V::divide(V::load(x + i), divisor));
   }
   __builtin_memset(q + t.count * kMostHead, 0, sizeof(float) * (R - t.count) * kMostHead);
 }

@@ -6,8 +6,8 @@
 //     context   sums of codes of weights and values, scaled
 //
 // Keys are stored as the tiles of an INT8 linear with S outputs and D inputs, values as those of
-// one with D outputs and S inputs, as a linear's products need them. Sums
-// of integers are exact, and those of floats take steps of 128 slots in order: neither chunks nor
+// one with D outputs and S inputs, as a linear's products need them. Sums of
+// integers are exact, and those of floats take steps of 128 slots in order: neither chunks nor
 // threads change a bit.
 #pragma once
 
@@ -121,12 +121,7 @@ void quantize_queries(const Attention& a, const QueryTile& t, CodeTile<R>& m) {
   const int64_t d = a.head_dim;
   __builtin_memset(m.codes, 0, R * d);
   for (int64_t r = 0; r < t.count; ++r) {
-    const QueryRow of = row_of(a, t, r);
-    const float* x = a.q + (of.token * a.heads + of.head) * d;
-    if (a.rotary) {
-      rotate<V>(a, x, a.positions[of.token], m.query);
-      x = m.query;
-    }
+    const float* x = rotated_query<V>(a, t, r, m.query);
     m.scale[r] = codes_scale<V>(x, d, a.fixed);
     m.sum[r] = quantize<V>(x, d, m.scale[r], m.codes + r * d, 4);
   }
@@ -147,8 +142,10 @@ void score_codes(const Attention& a, const QueryTile& t, const CodeTile<R>& m) {
     for (; s < slots; s += kTile) score_tiles<V, R, 1>(a, m, head_index, slot + s, scores + s);
     Reach in[R];
     limit_scores<V, R>(a, t, slot, slots, scores, in);
-    alignas(64) float unused[kTile];
-    raise_largest<V, R>(t, scores, slots, unused);
+    for (int64_t r = 0; r < t.count; ++r) {
+      const float largest = largest_score<V>(scores + r * kSlots, slots);
+      if (largest > t.largest[r]) t.largest[r] = largest;
+    }
   }
 }
 

@@ -22,15 +22,19 @@ void scale_slots(float* scores, int64_t rows, const float* scales, int64_t slots
   }
 }
 
+template <class V>
+float largest_score(const float* row, int64_t slots) {
+  auto most = V::load(row);
+  for (int64_t s = kTile; s < slots; s += kTile) most = V::max(most, V::load(row + s));
+  return V::largest(most);
+}
+
 // Updates the largest score of each row. rescale: exp(old - new), the factor for its earlier sums.
 template <class V, int R>
 void raise_largest(const QueryTile& t, const float* scores, int64_t slots, float* rescale) {
   alignas(64) float change[kTile] = {};
   for (int64_t r = 0; r < t.count; ++r) {
-    const float* row = scores + r * kSlots;
-    auto most = V::load(row);
-    for (int64_t s = kTile; s < slots; s += kTile) most = V::max(most, V::load(row + s));
-    const float largest = V::largest(most);
+    const float largest = largest_score<V>(scores + r * kSlots, slots);
     if (largest > t.largest[r]) {
       change[r] = t.largest[r] - largest;
       t.largest[r] = largest;
