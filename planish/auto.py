@@ -8,14 +8,15 @@ compare/quality/auto.py searches. The candidates are written to the system's tem
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -60,6 +61,11 @@ class Texts:
     seed: int | None = None
     validation: PathLike | None = None
     validation_tokens: int | None = None
+
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace) -> Self:
+        """The values of the flags."""
+        return cls(**{one.name: getattr(args, one.name) for one in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)

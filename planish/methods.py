@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,7 @@ def measure_model(
 ) -> tuple[list[Row], list[Row]]:
     """All rows with this model's, and this model's. Saves each new one."""
     source = open_checkpoint(path)
-    given = Texts(**{one.name: getattr(args, one.name) for one in fields(Texts)})
-    samples, windows, about = make_texts(given, source)
+    samples, windows, about = make_texts(Texts.from_flags(args), source)
     wanted = {"model": path, **about}
     cells = [({**wanted, **asdict(c), **grid.facts_of(c.method)}, c) for c in grid.cells()]
     with tempfile.TemporaryDirectory(prefix="planish-methods-") as directory:

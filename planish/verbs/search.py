@@ -10,7 +10,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 from planish import auto
@@ -45,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     """Search, print the table, and write the model; exit code 3 if the tolerance is missed."""
     refuse_given(args, CHOSEN_FLAGS, auto.CHOOSES)
     refuse_given(args, ("--resume",), "is for one recipe, not for --method auto")
-    request = auto.Request(**{one.name: getattr(args, one.name) for one in fields(auto.Request)})
-    plan, start = auto.prepare(request, open_subject(args)), time.perf_counter()
+    plan = auto.prepare(auto.Request.from_flags(args), open_subject(args))
+    start = time.perf_counter()
     prepare_calibration(args.compilation_cache)
     with interrupts_kill():
         import planish.compare.quality.trail  # noqa: F401  (here a signal undoes nothing)

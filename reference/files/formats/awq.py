@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from planish.reference.files.entries import require_entry
+from planish.reference.files.floats import FLOATS
 from planish.reference.files.formats.gptq import check_group_size, require_bits, require_rank
 from planish.reference.files.formats.stored import (
     Source,
@@ -26,7 +27,7 @@ from planish.reference.files.formats.stored import (
     linears_with,
     scale_type,
 )
-from planish.reference.files.formats.words import unpack_awq, unpack_fields
+from planish.reference.files.formats.words import WORDS, unpack_awq, unpack_fields
 from planish.reference.grids import num_groups
 from planish.reference.scheme import Scheme
 
@@ -70,11 +71,11 @@ def read(source: Source, prefix: str) -> Stored:
 
 def read_gemm(source: Source, prefix: str) -> Stored:
     """One linear in the layout gemm."""
-    scales = require_rank(source, f"{prefix}.scales", ("F16", "BF16", "F32"))
-    words = require_rank(source, f"{prefix}.qweight", ("I32", "U32"))
+    scales = require_rank(source, f"{prefix}.scales", FLOATS)
+    words = require_rank(source, f"{prefix}.qweight", WORDS)
     (groups, rows), cols = scales.shape, words.shape[0]
-    zeros = require_entry(source, f"{prefix}.qzeros", ("I32", "U32"), (groups, rows // 8))
-    require_entry(source, f"{prefix}.qweight", ("I32", "U32"), (cols, rows // 8))
+    zeros = require_entry(source, f"{prefix}.qzeros", WORDS, (groups, rows // 8))
+    require_entry(source, f"{prefix}.qweight", WORDS, (cols, rows // 8))
     if rows % 8 or 0 in (rows, cols, groups):
         raise source.refuse(f"{prefix}.scales", "wrong shape", "a multiple of 8 outputs", rows)
     return Stored(
@@ -88,8 +89,8 @@ def read_gemm(source: Source, prefix: str) -> Stored:
 
 def read_gemv(source: Source, prefix: str) -> Stored:
     """One linear in the layout gemv, without its padding."""
-    scales = require_rank(source, f"{prefix}.scales", ("F16", "BF16", "F32"))
-    words = require_rank(source, f"{prefix}.qweight", ("I32", "U32"))
+    scales = require_rank(source, f"{prefix}.scales", FLOATS)
+    words = require_rank(source, f"{prefix}.qweight", WORDS)
     rows, cols, size = words.shape[0], 8 * words.shape[1], source.values.get("group_size")
     if type(size) is not int or (size != -1 and size < 1) or 0 in (rows, cols):
         raise source.bad("group_size", "the group size of gemv", repr(size))
@@ -98,8 +99,8 @@ def read_gemv(source: Source, prefix: str) -> Stored:
     if groups > scales.shape[1]:
         found = list(scales.shape)
         raise source.refuse(f"{prefix}.scales", "wrong shape", f"{groups} groups", found)
-    require_entry(source, f"{prefix}.scales", ("F16", "BF16", "F32"), (rows, 8 * width))
-    zeros = require_entry(source, f"{prefix}.qzeros", ("I32", "U32"), (rows, width))
+    require_entry(source, f"{prefix}.scales", FLOATS, (rows, 8 * width))
+    zeros = require_entry(source, f"{prefix}.qzeros", WORDS, (rows, width))
     return Stored(
         scheme=choose_awq_scheme(source, prefix, cols, groups),
         shape=(rows, cols),

@@ -35,7 +35,7 @@ from planish.reference.files.formats.stored import (
     linears_with,
     scale_type,
 )
-from planish.reference.files.formats.words import unpack_fields, words_for
+from planish.reference.files.formats.words import WORDS, unpack_fields, words_for
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.grids import SYMMETRIC_ZERO
 
@@ -73,7 +73,7 @@ def read(source: Source, prefix: str) -> Stored:
 def read_packed(source: Source, prefix: str, group: Mapping[str, Any]) -> Stored:
     """Codes in words. 4 bits with an even K are, byte for byte, planish's canonical packing."""
     bits = group["weights"]["num_bits"]
-    words = require_rank(source, f"{prefix}.weight_packed", ("I32", "U32"))
+    words = require_rank(source, f"{prefix}.weight_packed", WORDS)
     rows, cols = read_shape(source, prefix, words.shape, bits)
     scale = require_rank(source, f"{prefix}.weight_scale", FLOATS)
     groups = scale.shape[1]
@@ -216,7 +216,7 @@ def read_zeros(
         plain = require_entry(source, name, ("I8",), shape)
         middle = 2 ** (bits - 1)
         return lambda: (plain.map().astype(np.int16) + middle).astype(np.uint8)
-    packed = require_entry(source, name, ("I32", "U32"), (words_for(rows, bits), groups))
+    packed = require_entry(source, name, WORDS, (words_for(rows, bits), groups))
     return lambda: unpack_fields(packed.map().T, bits, rows).T
 
 

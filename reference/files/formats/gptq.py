@@ -27,6 +27,7 @@ import numpy as np
 
 from planish.reference.errors import notice
 from planish.reference.files.entries import require_entry
+from planish.reference.files.floats import FLOATS
 from planish.reference.files.formats.stored import (
     Source,
     Stored,
@@ -35,7 +36,7 @@ from planish.reference.files.formats.stored import (
     linears_with,
     scale_type,
 )
-from planish.reference.files.formats.words import unpack_fields
+from planish.reference.files.formats.words import WORDS, unpack_fields
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.grids import SYMMETRIC_ZERO
 
@@ -105,16 +106,16 @@ def read(source: Source, prefix: str) -> Stored:
 
 def check_shapes(source: Source, prefix: str) -> tuple[int, int, int]:
     """Bits, K and N of a linear, from its tensors, which must agree with each other."""
-    scales = require_rank(source, f"{prefix}.scales", ("F16", "BF16", "F32"))
-    words = require_rank(source, f"{prefix}.qweight", ("I32", "U32"))
-    zeros = require_rank(source, f"{prefix}.qzeros", ("I32", "U32"))
+    scales = require_rank(source, f"{prefix}.scales", FLOATS)
+    words = require_rank(source, f"{prefix}.qweight", WORDS)
+    zeros = require_rank(source, f"{prefix}.qzeros", WORDS)
     groups, rows = scales.shape
     bits = next((b for b in BITS if zeros.shape[1] == rows * b // 32), None)
     if bits is None or rows * bits % 32 or 0 in (*words.shape, groups):
         found = f"{list(zeros.shape)} for {rows} outputs"
         raise source.refuse(f"{prefix}.qzeros", "wrong shape", "2, 4 or 8 bits each", found)
-    require_entry(source, f"{prefix}.qzeros", ("I32", "U32"), (groups, rows * bits // 32))
-    require_entry(source, f"{prefix}.qweight", ("I32", "U32"), (words.shape[0], rows))
+    require_entry(source, f"{prefix}.qzeros", WORDS, (groups, rows * bits // 32))
+    require_entry(source, f"{prefix}.qweight", WORDS, (words.shape[0], rows))
     require_bits(source, prefix, bits)
     return bits, words.shape[0] * 32 // bits, rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+WORDS = ("I32", "U32")  # safetensors types
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # field i of an AWQ word is column AWQ_ORDER[i] of its eight
 
 
