@@ -6,5 +6,6 @@ gguf_tokenizer    tokenizer.json from the keys of a GGUF file
 tokenizer         text to tokens, and tokens to text
 sampling          logits to a token
 generate          the generation loop, and stop strings
+requests          requests that are answered together, each as if alone
 evaluate          perplexity, KL divergence, top-1 agreement
 """
