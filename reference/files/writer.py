@@ -117,7 +117,7 @@ class CheckpointWriter:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _remove(self.hidden)
+        remove_directory(self.hidden)
         if self.partial is not None and not self.finished:
             self.partial.leave(worth=is_worth_resuming(value))
         elif self.partial is not None:
@@ -212,7 +212,7 @@ def is_worth_resuming(problem: BaseException | None) -> bool:
     )
 
 
-def _remove(path: Path) -> None:
+def remove_directory(path: Path) -> None:
     """Remove a directory, config.json first, so that half of it does not look like a model."""
     with contextlib.suppress(OSError):
         (path / "config.json").unlink()
