@@ -30,7 +30,9 @@ from planish.reference.quantized import LAYOUTS, QuantizedWeight, to_layout
 from planish.reference.scheme import Scheme
 
 OWN = FORMATS["planish"]
-KEPT = ("source", "recipe", "method", "rule", "smoothing", "calibration", "clip_inputs")  # how it was made
+KEPT = (  # of how it was made
+    *("source", "recipe", "method", "rule", "smoothing", "calibration", "clip_inputs"),
+)
 
 
 def write_planish(checkpoint: Checkpoint, out: Path, request: Request) -> None:
