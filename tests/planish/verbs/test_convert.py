@@ -108,14 +108,21 @@ def test_a_format_is_for_one_recipe(planish, tiny_llama, tmp_path):
         api.quantize(tiny_llama, tmp_path / "q", method="auto", format="float")
 
 
-def test_a_conversion_that_fails_leaves_nothing(tiny_llama, tmp_path, monkeypatch):
+def test_a_conversion_that_fails_leaves_what_resume_needs(tiny_llama, tmp_path, monkeypatch):
+    given = {"recipe": "W8A16", "format": "float"}
+
     def fail(*_: object, **__: object) -> None:
         raise OutputError("cannot be written: No space left on device")
 
-    monkeypatch.setattr("planish.exporting.convert", fail)
-    with pytest.raises(OutputError):
-        api.quantize(tiny_llama, tmp_path / "q", recipe="W8A16", format="float")
-    assert [*tmp_path.iterdir()] == []
+    with monkeypatch.context() as full:
+        full.setattr("planish.exporting.convert", fail)
+        with pytest.raises(OutputError, match="No space left"):
+            api.quantize(tiny_llama, tmp_path / "q", **given)
+    assert {path.name for path in tmp_path.iterdir()} == {"q.partial"}
+    api.quantize(tiny_llama, tmp_path / "q", **given, resume=True)
+    api.quantize(tiny_llama, tmp_path / "again", **given)
+    assert tensors(tmp_path / "q") == tensors(tmp_path / "again")
+    assert {path.name for path in tmp_path.iterdir()} == {"q", "again"}
 
 
 def test_convert_from_python_raises_typed_errors(quantized, tmp_path):
