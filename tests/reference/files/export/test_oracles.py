@@ -27,6 +27,7 @@ RECIPES = {
     any(find_spec(name) is None for name in ("torch", "transformers", "compressed_tensors")),
     reason="needs torch, transformers and compressed-tensors",
 )
+@pytest.mark.filterwarnings("ignore")  # of torch and transformers
 @pytest.mark.parametrize("name", RECIPES)
 def test_transformers_computes_the_same_from_compressed_tensors(name, quantized, converted):
     import torch
