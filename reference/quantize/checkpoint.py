@@ -306,14 +306,21 @@ def check_request(checkpoint: Checkpoint, recipe: Recipe, layout: str) -> None:
     if layout not in LAYOUTS:
         expected = f"one of {', '.join(LAYOUTS)}"
         raise RecipeError("unknown", name="layout", expected=expected, found=repr(layout))
-    if checkpoint.quantization is not None:
-        found = checkpoint.quantization.get("recipe")
-        raise RecipeError(
-            "is already quantized", path=checkpoint.path, expected="a float model", found=found
-        )
+    if checkpoint.format is not None:
+        _refuse_quantized(checkpoint)
     if recipe.smoothing is not None:
         require_folds(checkpoint.config)
     check_schemes(checkpoint, recipe)
+
+
+def _refuse_quantized(checkpoint: Checkpoint) -> None:
+    """Raise RecipeError for a model that is quantized already, by planish or another program."""
+    found = (checkpoint.quantization or {}).get("recipe")
+    if checkpoint.origin is not None:
+        found = checkpoint.origin.format
+    expected = "a float model, as `planish convert --format float` makes of it"
+    problem = "is already quantized"
+    raise RecipeError(problem, path=checkpoint.path, expected=expected, found=found)
 
 
 def choose_alphas(

@@ -52,6 +52,15 @@ def test_a_gguf_file_is_converted(planish, tmp_path):
         np.testing.assert_array_equal(logits(tmp_path / form), logits(file))
 
 
+def test_a_gguf_file_is_quantized_after_it_was_converted_to_floats(planish, tmp_path):
+    file = next((FOREIGN / "gguf-q4_0").glob("*.gguf"))
+    words = ("--recipe", "W8A16", "--out", tmp_path / "q")
+    result = planish("quantize", "--model", file, *words)
+    assert result.refused("is already quantized", "planish convert --format float", "gguf")
+    api.convert(file, tmp_path / "float", format="float")
+    assert planish("quantize", "--model", tmp_path / "float", *words).code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
