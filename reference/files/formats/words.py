@@ -37,3 +37,32 @@ def unpack_awq(words: np.ndarray) -> np.ndarray:
 def words_for(count: int, bits: int) -> int:
     """How many 32-bit words `count` fields take."""
     return -(-count * bits // 32)
+
+
+def pack_fields(fields: np.ndarray, bits: int) -> np.ndarray:
+    """Fields below 2^bits, uint8 [R, C] -> words int32 [R, ceil(C bits / 32)].
+
+    The rest of a row's last word is 0. Inverse: unpack_fields.
+    """
+    rows, count = fields.shape
+    size = 4 * words_for(count, bits)
+    stream = np.zeros((rows, size), np.uint8)
+    if bits == 8:
+        stream[:, :count] = fields
+    elif bits in (2, 4):
+        padded = np.zeros((rows, size * 8 // bits), np.uint8)
+        padded[:, :count] = fields
+        for place in range(8 // bits):
+            stream |= padded[:, place :: 8 // bits] << np.uint8(bits * place)
+    else:
+        each = np.unpackbits(fields[:, :, None], axis=2, bitorder="little", count=bits)
+        packed = np.packbits(each.reshape(rows, -1), axis=1, bitorder="little")
+        stream[:, : packed.shape[1]] = packed
+    return stream.view("<i4")
+
+
+def pack_awq(fields: np.ndarray) -> np.ndarray:
+    """Nibbles uint8 [R, 8 W] -> words int32 [R, W] in AWQ's order. Inverse: unpack_awq."""
+    rows = len(fields)
+    ordered = fields.reshape(rows, -1, 8)[:, :, list(AWQ_ORDER)]
+    return pack_fields(ordered.reshape(rows, -1), 4)
