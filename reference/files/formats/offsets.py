@@ -10,26 +10,28 @@ from __future__ import annotations
 
 import numpy as np
 
+from planish.reference.grids import cached_rows
+
 ROUNDED = np.uint32(0xFF)  # the bits of a float32 beyond 16 significant ones
 
 
 def whole_zero_points(scale: np.ndarray, offset: np.ndarray, bits: int) -> np.ndarray | None:
     """Zero points 0 .. 2^bits - 1, uint8 [N, G], of scales and offsets [N, G]; None without them.
 
-    Rows are looked at one by one: the first that has none is enough, and mostly the first of all.
+    The first row mostly has none where some row has none, and is looked at first.
     """
     zeros = np.empty(scale.shape, np.uint8)
-    for row, (scales, offsets) in enumerate(zip(scale, offset, strict=True)):
-        zero = _zero_points(scales.astype(np.float32), offsets.astype(np.float64))
+    for rows in (slice(0, 1), *cached_rows(scale)):
+        zero = _zero_points(scale[rows].astype(np.float32), offset[rows].astype(np.float64))
         good = (zero >= 0) & (zero < 2**bits)  # NaN is neither
         if not good.all():
             return None
-        zeros[row] = zero
+        zeros[rows] = zero
     return zeros
 
 
 def _zero_points(scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """The zero points of one row, float64 [G], NaN where there is none."""
+    """The zero points of some rows, float64 [R, G], NaN where there is none."""
     with np.errstate(all="ignore"):
         zero = np.rint(-offset / scale)
         whole = (-zero * scale == offset) & is_short(scale)
