@@ -81,7 +81,11 @@ def read(source: Source, prefix: str) -> Stored:
     if prefix.rpartition(".")[2] in EMBEDDINGS:
         return Stored(shape=(rows, cols), codes=weights)
     stored: dict[str, Any] = {"shape": (rows, cols), "codes": codes}
-    fields = {"bits": 4 if bits <= 4 else 8, "granularity": "per_group", "group_size": size}
+    fields: dict[str, Any] = {
+        "bits": 4 if bits <= 4 else 8,
+        "granularity": "per_group",
+        "group_size": size,
+    }
     zeros = whole_zero_points(scale.map(), offset.map(), fields["bits"])
     middle = zeros is not None and bool((zeros == 2 ** (fields["bits"] - 1)).all())
     if zeros is None or (bits > 4 and not middle):
