@@ -36,8 +36,8 @@ def refuse(scheme: Scheme, shape: Shape) -> Refusal | None:
     if scheme.activation != "float":
         return refuse_inputs(scheme)
     if scheme.bits != 4 or scheme.act_order:
-        expected = "4 bits, inputs in their order"
-        return Refusal(expected=expected, found=str(scheme), nearest="gptq_v2")
+        expected, nearest = "4 bits, inputs in their order", "mlx" if scheme.offset else "gptq_v2"
+        return Refusal(expected=expected, found=str(scheme), nearest=nearest)
     return refuse_shape(scheme, shape)
 
 

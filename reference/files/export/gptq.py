@@ -52,7 +52,8 @@ class Gptq:
             return refuse_inputs(scheme)
         if self.version == 1 and not scheme.symmetric:
             expected = "symmetric codes: version 1 has no zero point of 0"
-            return Refusal(expected=expected, found=str(scheme), nearest="gptq_v2")
+            nearest = "mlx" if scheme.offset else "gptq_v2"
+            return Refusal(expected=expected, found=str(scheme), nearest=nearest)
         return refuse_shape(scheme, shape)
 
     def regroup(self, scheme: Scheme, shape: Shape) -> Scheme:  # noqa: ARG002
