@@ -11,6 +11,7 @@ from planish.reference.files.export.protocol import CannotHoldError, Facts
 from planish.reference.grids import INT4_RULES
 from planish.reference.quantized import dequantize, from_codes
 from planish.reference.scheme import int4, int8
+from tests.golden.foreign import TARGET
 from tests.reference.files.export.linears import (
     P,
     arrays_of,
@@ -20,6 +21,7 @@ from tests.reference.files.export.linears import (
     read_back,
     written,
 )
+from tests.reference.files.export.samples import assert_equal, convert_to, raw
 
 AWQ = WRITERS["awq"]
 
@@ -99,3 +101,11 @@ def test_other_groups_are_declared_by_name():
     values = AWQ.config(schemes, facts)["quantization_config"]
     assert values["group_size"] == 128 and values["modules_to_not_convert"] == ["gate"]
     assert values["dynamic"]["+:^down$"]["group_size"] == 64
+
+
+@pytest.mark.parametrize("sample", ["awq-gemm-g32", "autoround-asym-g32"])
+def test_awqs_own_files_come_back_tensor_by_tensor(tmp_path, sample):
+    ours = convert_to(TARGET / sample, tmp_path / "ours", "planish")
+    theirs = convert_to(ours, tmp_path / "theirs", "awq")
+    assert_equal(raw(theirs), raw(TARGET / sample))
+    assert_equal(raw(convert_to(theirs, tmp_path / "again", "planish")), raw(ours))

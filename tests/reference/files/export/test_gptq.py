@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from planish.reference.errors import RecipeError
 from planish.reference.files.export import WRITERS
 from planish.reference.files.export.codes import regrouped
 from planish.reference.files.export.protocol import CannotHoldError, Facts
 from planish.reference.grids import INT4_RULES, SYMMETRIC_RULES
 from planish.reference.quantized import QuantizedWeight, from_codes
 from planish.reference.scheme import Scheme, int4, int8
+from tests.golden.foreign import TARGET
 from tests.reference.files.export.linears import (
     P,
     assert_same,
@@ -20,6 +22,7 @@ from tests.reference.files.export.linears import (
     read_back,
     written,
 )
+from tests.reference.files.export.samples import assert_equal, convert_to, raw
 
 V1, V2 = WRITERS["gptq"], WRITERS["gptq_v2"]
 SIZES = (-1, 32, 64, 128, 256)
@@ -202,3 +205,35 @@ def test_a_quantized_head_has_a_key_of_its_own():
     facts = Facts(program="planish 1", dtype="float16", shapes={})
     values = V1.config({P: int4(64), "lm_head": int4(64)}, facts)["quantization_config"]
     assert values["lm_head"] is True and "dynamic" not in values
+
+
+@pytest.mark.parametrize(
+    ("sample", "name"),
+    [
+        ("gptq-v1-sym-g32", "gptq"),
+        ("gptq-v1-sym-channel", "gptq"),
+        ("gptq-v1-8bit-sym-g32", "gptq"),
+        ("gptq-v1-sym-g32-desc_act", "gptq"),
+        ("gptq-v2-asym-g32", "gptq_v2"),
+    ],
+)
+def test_gptqmodels_own_files_come_back_tensor_by_tensor(tmp_path, sample, name):
+    ours = convert_to(TARGET / sample, tmp_path / "ours", "planish")
+    theirs = convert_to(ours, tmp_path / "theirs", name)
+    assert_equal(raw(theirs), raw(TARGET / sample))
+    assert_equal(raw(convert_to(theirs, tmp_path / "again", "planish")), raw(ours))
+
+
+@pytest.mark.parametrize(
+    "sample", ["gptq-v1-asym-g32", "awq-gemm-g32", "autoround-asym-g32", "mlx-4bit-g64"]
+)
+def test_version_1_refuses_asymmetric_models(tmp_path, sample):
+    with pytest.raises(RecipeError, match=r"q_proj: cannot be held by gptq; expected symmetric"):
+        convert_to(TARGET / sample, tmp_path / "out", "gptq")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_models_offsets_are_refused_before_it_looks_finished(tmp_path):
+    with pytest.raises(RecipeError, match="expected zero points; --format mlx, found offsets"):
+        convert_to(TARGET / "mlx-4bit-g64", tmp_path / "out", "gptq_v2")
+    assert not any(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from planish.reference.files.formats.offsets import whole_zero_points
 from planish.reference.grids import INT4_RULES
 from planish.reference.quantized import QuantizedWeight, from_codes
 from planish.reference.scheme import Scheme, int4, int8
+from tests.golden.foreign import TARGET
 from tests.reference.files.export.linears import (
     P,
     assert_same,
@@ -22,6 +23,7 @@ from tests.reference.files.export.linears import (
     read_back,
     written,
 )
+from tests.reference.files.export.samples import assert_equal, convert_to, raw
 
 MLX = WRITERS["mlx"]
 
@@ -143,3 +145,23 @@ def test_linears_of_other_settings_and_floats_are_declared_by_name():
     assert values["quantization"] == values["quantization_config"]
     expected = {"group_size": 64, "bits": 4, "mode": "affine", "gate": False}
     assert values["quantization"] == {**expected, "down": {"group_size": 64, "bits": 8}}
+
+
+@pytest.mark.parametrize("sample", ["mlx-4bit-g64", "mlx-8bit-g64"])
+def test_mlx_linears_come_back_tensor_by_tensor(tmp_path, sample):
+    """The embeddings are floats."""
+    ours = convert_to(TARGET / sample, tmp_path / "ours", "planish")
+    theirs = convert_to(ours, tmp_path / "theirs", "mlx")
+    found, expected = raw(theirs), raw(TARGET / sample)
+    assert found.pop("model.embed_tokens.weight")[0] == "F32"
+    kinds = ("weight", "scales", "biases")
+    assert all(expected.pop(f"model.embed_tokens.{kind}")[1].size for kind in kinds)
+    assert_equal(found, expected)
+    assert_equal(raw(convert_to(theirs, tmp_path / "again", "planish")), raw(ours))
+
+
+@pytest.mark.parametrize("sample", ["gptq-v2-asym-g32", "autoround-as-mlx", "awq-gemm-g32"])
+def test_zero_points_survive_mlx(tmp_path, sample):
+    ours = convert_to(TARGET / sample, tmp_path / "ours", "planish")
+    theirs = convert_to(ours, tmp_path / "theirs", "mlx")
+    assert_equal(raw(convert_to(theirs, tmp_path / "again", "planish")), raw(ours))
