@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from planish.reference.errors import RecipeError
+from planish.reference.files.blocks import add_block
 from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.files.partial import Partial
 from planish.reference.files.safetensors import forget_pages
@@ -27,7 +28,7 @@ from planish.reference.quantize.ahead import map_ahead
 from planish.reference.quantize.block import calibrate_attention, quantize_block
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.observe import ChannelAbsmax, require_finite_states, spread
-from planish.reference.quantize.output import add_block, add_outer, config_values, read_block
+from planish.reference.quantize.output import add_outer, config_values, read_block
 from planish.reference.quantize.recipe import Recipe, needs_calibration, needs_states
 from planish.reference.quantize.remarks import Remarks
 from planish.reference.quantize.report import BlockReport, no_report
@@ -305,14 +306,21 @@ def check_request(checkpoint: Checkpoint, recipe: Recipe, layout: str) -> None:
     if layout not in LAYOUTS:
         expected = f"one of {', '.join(LAYOUTS)}"
         raise RecipeError("unknown", name="layout", expected=expected, found=repr(layout))
-    if checkpoint.quantization is not None:
-        found = checkpoint.quantization.get("recipe")
-        raise RecipeError(
-            "is already quantized", path=checkpoint.path, expected="a float model", found=found
-        )
+    if checkpoint.format is not None:
+        _refuse_quantized(checkpoint)
     if recipe.smoothing is not None:
         require_folds(checkpoint.config)
     check_schemes(checkpoint, recipe)
+
+
+def _refuse_quantized(checkpoint: Checkpoint) -> None:
+    """Raise RecipeError for a model that is quantized already, by planish or another program."""
+    found = (checkpoint.quantization or {}).get("recipe")
+    if checkpoint.origin is not None:
+        found = checkpoint.origin.format
+    expected = "a float model, as `planish convert --format float` makes of it"
+    problem = "is already quantized"
+    raise RecipeError(problem, path=checkpoint.path, expected=expected, found=found)
 
 
 def choose_alphas(

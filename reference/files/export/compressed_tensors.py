@@ -9,7 +9,8 @@
     static inputs                                 also input_scale [1]
 
 Groups are of 16 to 128 inputs, as vLLM takes them, and divide K: coarser ones are repeated. An
-asymmetric W4A8 has weight_zero_point int8 [N, G], not packed. Scales keep their type.
+asymmetric W4A8 has weight_zero_point int8 [N, G], not packed. Scales keep their type; float32 ones
+that bfloat16 holds, which is what llm-compressor writes, are bfloat16 again.
 Source: compressed-tensors 0.20, compressors/pack_quantized/helpers.py, quantization/quant_args.py.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from planish.reference.files.export.codes import (
@@ -35,7 +37,7 @@ from planish.reference.linear import Linear, quantized_weight
 from planish.reference.scheme import INPUTS, STRATEGIES, Scheme
 
 NAME = "compressed-tensors"
-SIZES = (-1, 16, 32, 64, 128)
+SIZES = {4: (-1, 32, 64, 128), 8: (-1, 16, 32, 64, 128)}  # by the bits of a code
 ACTIVATIONS = ("float", "per_token", "static")
 PLAIN, PACKED = "int-quantized", "pack-quantized"
 
@@ -51,7 +53,7 @@ def refuse(scheme: Scheme, shape: Shape) -> Refusal | None:
         return Refusal(expected=expected, found=str(scheme), nearest="gptq_v2")
     if scheme.activation not in ACTIVATIONS:
         return Refusal(expected="inputs in float, INT8 per token or static", **words)
-    if finer_size(scheme, shape[1], SIZES) is None:
+    if finer_size(scheme, shape[1], SIZES[scheme.bits]) is None:
         found = f"{shape[1]} inputs in groups of {scheme.group_size}"
         return Refusal(expected="groups that divide the inputs", found=found, nearest="planish")
     return None
@@ -61,7 +63,7 @@ def regroup(scheme: Scheme, shape: Shape) -> Scheme:
     """Groups of at most 128 that divide K; a packed linear with one scale has it in each row."""
     if scheme.granularity == "per_tensor":
         return scheme if is_plain(scheme) else regrouped(scheme, -1)
-    size = finer_size(scheme, shape[1], SIZES)
+    size = finer_size(scheme, shape[1], SIZES[scheme.bits])
     assert size is not None
     return regrouped(scheme, size)
 
@@ -74,7 +76,8 @@ def is_plain(scheme: Scheme) -> bool:
 def tensors(linear: Linear, scheme: Scheme) -> dict[str, np.ndarray]:
     """The tensors of a linear, by suffix."""
     weight = quantized_weight(linear)
-    scale = weight.scale.reshape(1) if scheme.granularity == "per_tensor" else weight.scale
+    scale = shorten(weight.scale)
+    scale = scale.reshape(1) if scheme.granularity == "per_tensor" else scale
     if not is_plain(scheme):
         found = {"weight_packed": pack_fields(unsigned_codes(weight), scheme.bits)}
         found |= {"weight_scale": scale, "weight_shape": np.array(weight.shape, np.int64)}
@@ -85,8 +88,16 @@ def tensors(linear: Linear, scheme: Scheme) -> dict[str, np.ndarray]:
     if not scheme.symmetric:
         found["weight_zero_point"] = zero_points(weight).view(np.int8) - np.int8(SYMMETRIC_ZERO)
     if linear.activation_scale is not None:
-        found["input_scale"] = linear.activation_scale
+        found["input_scale"] = shorten(linear.activation_scale)
     return found
+
+
+def shorten(scale: np.ndarray) -> np.ndarray:
+    """float32 scales in bfloat16 if all are exact in it; others as they are."""
+    if scale.dtype != np.float32:
+        return scale
+    short = scale.astype(ml_dtypes.bfloat16)
+    return short if np.array_equal(short.astype(np.float32), scale) else scale
 
 
 def config(schemes: Mapping[str, Scheme | None], facts: Facts) -> dict[str, Any]:
