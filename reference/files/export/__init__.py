@@ -12,6 +12,10 @@ targets              how a config names the linears of each scheme
 Formats of other programs:
 
 compressed_tensors   integers of 4 and 8 bits, as vLLM and transformers load them
+integers             what formats with integer zero points and float16 scales hold exactly
+gptq                 GPTQ versions 1 and 2, as GPTQModel loads them
+awq                  AWQ in the layout gemm, as GPTQModel and AutoAWQ load it
+mlx                  MLX affine, as mlx-lm loads it
 
 A format of safetensors directories is a module with the functions of protocol.Writer and a row of
 WRITERS (docs/adding-a-format.md).
@@ -19,7 +23,13 @@ WRITERS (docs/adding-a-format.md).
 
 from __future__ import annotations
 
-from planish.reference.files.export import compressed_tensors
+from planish.reference.files.export import awq, compressed_tensors, gptq, mlx
 from planish.reference.files.export.protocol import Writer
 
-WRITERS: dict[str, Writer] = {"compressed-tensors": compressed_tensors}
+WRITERS: dict[str, Writer] = {
+    "compressed-tensors": compressed_tensors,
+    "gptq": gptq.VERSION_1,
+    "gptq_v2": gptq.VERSION_2,
+    "awq": awq,
+    "mlx": mlx,
+}

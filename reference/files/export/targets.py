@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 from planish.reference.files.entries import general_name
-from planish.reference.scheme import Scheme
+
+T = TypeVar("T", bound=Hashable)  # a scheme, or what a format says about it
 
 
-def name_targets(schemes: Mapping[str, Scheme]) -> dict[Scheme, list[str]]:
+def name_targets(schemes: Mapping[str, T]) -> dict[T, list[str]]:
     """Each scheme -> the targets of its linears: `re:` and an expression, or exact names.
 
     Linears whose names differ only in numbers share an expression if all have the same scheme:
     re:model[.]layers[.][0-9]+[.]mlp[.]down_proj$
     """
-    kinds: dict[str, set[Scheme]] = {}
+    kinds: dict[str, set[T]] = {}
     for prefix, scheme in schemes.items():
         kinds.setdefault(general_name(prefix), set()).add(scheme)
-    found: dict[Scheme, dict[str, None]] = {scheme: {} for scheme in schemes.values()}
+    found: dict[T, dict[str, None]] = {scheme: {} for scheme in schemes.values()}
     for prefix, scheme in schemes.items():
         general = general_name(prefix)
         shared = len(kinds[general]) == 1 and "{i}" in general

@@ -9,6 +9,7 @@ Of other programs, which are only read:
 stored               a linear as it is stored, and the same under planish's names
 translate            a directory's tensors under planish's names
 words                codes packed into 32-bit words
+offsets              float offsets that are zero points
 compressed_tensors   llm-compressor, AutoRound: integers of 2 to 8 bits, FP8
 config_groups        its config: which scheme a linear has
 gptq                 GPTQModel, AutoGPTQ, Neural Compressor

@@ -7,14 +7,17 @@ For a linear P of N outputs, K inputs and G groups, W[n, k] = scale * (q - z):
     gemv    P.qweight int32 [N, K / 8]    P.qzeros int32 [N, Z]        P.scales float16 [N, 8 Z]
             lowest bits first, along K and along the groups; what is beyond G is padding
 
-Zero points are stored as they are. Source: AutoAWQ 0.2.9, awq/modules/linear/gemm.py, gemv.py and
-awq/utils/packing_utils.py. The layouts gemv_fast and marlin are refused.
+Zero points are stored as they are; 8 everywhere is a symmetric linear. Source: AutoAWQ 0.2.9,
+awq/modules/linear/gemm.py, gemv.py and awq/utils/packing_utils.py. The layouts gemv_fast and marlin
+are refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from planish.reference.files.entries import require_entry
 from planish.reference.files.floats import FLOATS
@@ -33,6 +36,7 @@ from planish.reference.scheme import Scheme
 
 KINDS = ("qweight", "qzeros", "scales")
 VERSIONS = ("gemm", "gemv")
+EIGHTS = np.uint32(0x88888888)
 
 
 def detect(values: Mapping[str, Any]) -> bool:
@@ -78,12 +82,13 @@ def read_gemm(source: Source, prefix: str) -> Stored:
     require_entry(source, f"{prefix}.qweight", WORDS, (cols, rows // 8))
     if rows % 8 or 0 in (rows, cols, groups):
         raise source.refuse(f"{prefix}.scales", "wrong shape", "a multiple of 8 outputs", rows)
+    symmetric = all_eights(zeros.map())
     return Stored(
-        scheme=choose_awq_scheme(source, prefix, cols, groups),
+        scheme=choose_awq_scheme(source, prefix, cols, groups, symmetric),
         shape=(rows, cols),
         codes=lambda: unpack_awq(words.map()).T,
         scale=lambda: scales.map().T,
-        zero_point=lambda: unpack_awq(zeros.map()).T,
+        zero_point=None if symmetric else lambda: unpack_awq(zeros.map()).T,
     )
 
 
@@ -102,7 +107,7 @@ def read_gemv(source: Source, prefix: str) -> Stored:
     require_entry(source, f"{prefix}.scales", FLOATS, (rows, 8 * width))
     zeros = require_entry(source, f"{prefix}.qzeros", WORDS, (rows, width))
     return Stored(
-        scheme=choose_awq_scheme(source, prefix, cols, groups),
+        scheme=choose_awq_scheme(source, prefix, cols, groups, symmetric=False),
         shape=(rows, cols),
         codes=lambda: unpack_fields(words.map(), 4, cols),
         scale=lambda: scales.map()[:, :groups],
@@ -110,10 +115,17 @@ def read_gemv(source: Source, prefix: str) -> Stored:
     )
 
 
-def choose_awq_scheme(source: Source, prefix: str, cols: int, groups: int) -> Scheme:
-    """The scheme of a linear, with zero points; bits and group size as the config says."""
+def all_eights(words: np.ndarray) -> bool:
+    """Whether all nibbles of some words are 8: the codes are then symmetric."""
+    return bool((np.asarray(words).view(np.uint32) == EIGHTS).all())
+
+
+def choose_awq_scheme(
+    source: Source, prefix: str, cols: int, groups: int, symmetric: bool
+) -> Scheme:
+    """The scheme of a linear; bits and group size as the config says."""
     fields = grouping(source, prefix, cols, groups)
     require_bits(source, prefix, 4)
     check_group_size(source, prefix, fields["group_size"], cols)
     fields |= scale_type(source, f"{prefix}.scales")
-    return choose_scheme(source, prefix, bits=4, symmetric=False, **fields)
+    return choose_scheme(source, prefix, bits=4, symmetric=symmetric, **fields)

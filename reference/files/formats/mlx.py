@@ -1,8 +1,11 @@
-"""MLX affine (mlx-lm): 2, 3, 4, 6 and 8 bits, with a float offset for each group.
+"""MLX affine (mlx-lm): 2, 3, 4, 5, 6 and 8 bits, with a float offset for each group.
 
     P.weight   uint32 [N, K b / 32]   codes, lowest bits first along K
     P.scales   [N, G]                 w = scales * q + biases
     P.biases   [N, G]                 bfloat16, float16 or float32; not P.bias, the linear's own
+
+A bias that is a whole multiple of its scale is a zero point (offsets.py). Linears that have only
+such biases are read without offsets: INT4 with zero points, or as symmetric if all are 2^(b-1).
 
 Embeddings are quantized too, and are read as floats, with lm_head if it is tied to them. The config
 has no quant_method but bits, group_size and mode, and exceptions by exact name. Source: ops.cpp of
@@ -19,8 +22,17 @@ import numpy as np
 from planish.reference.files.entries import require_entry
 from planish.reference.files.floats import FLOATS
 from planish.reference.files.formats.gptq import require_rank
-from planish.reference.files.formats.stored import Source, Stored, choose_scheme, linears_with
+from planish.reference.files.formats.offsets import to_float16, whole_zero_points
+from planish.reference.files.formats.stored import (
+    Compute,
+    Source,
+    Stored,
+    choose_scheme,
+    linears_with,
+    scale_type,
+)
 from planish.reference.files.formats.words import unpack_fields
+from planish.reference.files.safetensors import TensorEntry
 from planish.reference.grids import expand_groups
 
 KINDS = ("weight", "scales", "biases")
@@ -68,23 +80,39 @@ def read(source: Source, prefix: str) -> Stored:
 
     if prefix.rpartition(".")[2] in EMBEDDINGS:
         return Stored(shape=(rows, cols), codes=weights)
-    scheme = choose_scheme(
-        source,
-        prefix,
-        bits=4 if bits <= 4 else 8,
-        granularity="per_group",
-        group_size=size,
-        symmetric=False,
-        offset=True,
-        scale_dtype="float16" if scale.dtype == "F16" else "float32",
-    )
-    return Stored(
-        scheme=scheme,
-        shape=(rows, cols),
-        codes=codes,
-        scale=lambda: scale.map().astype(np.float16 if scale.dtype == "F16" else np.float32),
-        offset=lambda: offset.map().astype(np.float32),
-    )
+    stored: dict[str, Any] = {"shape": (rows, cols), "codes": codes}
+    fields: dict[str, Any] = {
+        "bits": 4 if bits <= 4 else 8,
+        "granularity": "per_group",
+        "group_size": size,
+    }
+    zeros = whole_zero_points(scale.map(), offset.map(), fields["bits"])
+    middle = zeros is not None and bool((zeros == 2 ** (fields["bits"] - 1)).all())
+    if zeros is None or (bits > 4 and not middle):
+        fields |= {"symmetric": False, "offset": True, **scale_type(source, f"{prefix}.scales")}
+        stored["offset"] = lambda: offset.map().astype(np.float32)
+    else:
+        narrow = to_float16(scale.map().astype(np.float32)) is not None
+        fields |= {"symmetric": middle, "scale_dtype": "float16" if narrow else "float32"}
+        stored |= integer_arrays(codes, scale, offset, fields)
+    scheme = choose_scheme(source, prefix, **fields)
+    stored["scale"] = lambda: scale.map().astype(scheme.scale_dtype)
+    return Stored(scheme=scheme, **stored)
+
+
+def integer_arrays(
+    codes: Compute, scale: TensorEntry, offset: TensorEntry, fields: Mapping[str, Any]
+) -> dict[str, Compute]:
+    """The codes and zero points of a linear whose biases are -z * scale."""
+
+    def zero_point() -> np.ndarray:
+        zeros = whole_zero_points(scale.map(), offset.map(), 4)
+        assert zeros is not None  # as when the file was opened
+        return zeros
+
+    if fields["bits"] == 8:
+        return {"codes": lambda: (codes() ^ np.uint8(128)).view(np.int8)}
+    return {} if fields["symmetric"] else {"zero_point": zero_point}
 
 
 def settings(source: Source, prefix: str) -> tuple[int, int]:

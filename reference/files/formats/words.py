@@ -40,12 +40,29 @@ def words_for(count: int, bits: int) -> int:
 
 
 def pack_fields(fields: np.ndarray, bits: int) -> np.ndarray:
-    """Fields uint8 [R, C] of 4 or 8 bits -> words int32 [R, ceil(C bits / 32)], lowest bits first.
+    """Fields below 2^bits, uint8 [R, C] -> words int32 [R, ceil(C bits / 32)].
 
-    The last word is filled with zeros. Inverse: unpack_fields.
+    The rest of a row's last word is 0. Inverse: unpack_fields.
     """
     rows, count = fields.shape
-    whole = np.zeros((rows, words_for(count, bits) * 32 // bits), np.uint8)
-    whole[:, :count] = fields
-    stream = whole if bits == 8 else whole[:, ::2] | whole[:, 1::2] << 4
-    return np.ascontiguousarray(stream).view("<i4")
+    size = 4 * words_for(count, bits)
+    stream = np.zeros((rows, size), np.uint8)
+    if bits == 8:
+        stream[:, :count] = fields
+    elif bits in (2, 4):
+        padded = np.zeros((rows, size * 8 // bits), np.uint8)
+        padded[:, :count] = fields
+        for place in range(8 // bits):
+            stream |= padded[:, place :: 8 // bits] << np.uint8(bits * place)
+    else:
+        each = np.unpackbits(fields[:, :, None], axis=2, bitorder="little", count=bits)
+        packed = np.packbits(each.reshape(rows, -1), axis=1, bitorder="little")
+        stream[:, : packed.shape[1]] = packed
+    return stream.view("<i4")
+
+
+def pack_awq(fields: np.ndarray) -> np.ndarray:
+    """Nibbles uint8 [R, 8 W] -> words int32 [R, W] in AWQ's order. Inverse: unpack_awq."""
+    rows = len(fields)
+    ordered = fields.reshape(rows, -1, 8)[:, :, list(AWQ_ORDER)]
+    return pack_fields(ordered.reshape(rows, -1), 4)
