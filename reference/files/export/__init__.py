@@ -1,0 +1,17 @@
+"""Write models for other programs, and in planish's own format: without changing a number.
+
+protocol             what a format is to the exporter
+codes                whole codes, zero points, and finer groups
+targets              how a config names the linears of each scheme
+compressed_tensors   integers of 4 and 8 bits, as vLLM and transformers load them
+
+A format of safetensors directories is a module with the functions of protocol.Writer and a row of
+WRITERS (docs/adding-a-format.md).
+"""
+
+from __future__ import annotations
+
+from planish.reference.files.export import compressed_tensors
+from planish.reference.files.export.protocol import Writer
+
+WRITERS: dict[str, Writer] = {"compressed-tensors": compressed_tensors}
