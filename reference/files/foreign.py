@@ -9,11 +9,8 @@ from typing import Any
 from planish.reference.architectures import model_config
 from planish.reference.files.entries import Declared
 from planish.reference.files.formats import FORMATS, READERS, find_reader
-from planish.reference.files.formats.gguf import (
-    architecture,
-    rebuild_config,
-    translate_gguf,
-)
+from planish.reference.files.formats.gguf import translate_gguf
+from planish.reference.files.formats.gguf_config import architecture, rebuild_config
 from planish.reference.files.formats.stored import Source
 from planish.reference.files.formats.translate import Origin, translate
 from planish.reference.files.safetensors import TensorEntry

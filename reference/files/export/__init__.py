@@ -4,6 +4,13 @@ protocol             what a format is to the exporter
 codes                whole codes, zero points, and finer groups
 targets              how a config names the linears of each scheme
 compressed_tensors   integers of 4 and 8 bits, as vLLM and transformers load them
+gguf                 a model as one file, for llama.cpp
+gguf_parts           its tensors
+gguf_types           the type that holds a linear, and the codes in it
+gguf_blocks          blocks of 32 codes
+gguf_keys            the config as keys
+gguf_vocabulary      the tokenizer as keys
+gguf_container       the file itself
 
 A format of safetensors directories is a module with the functions of protocol.Writer and a row of
 WRITERS (docs/adding-a-format.md).

@@ -18,8 +18,7 @@ BLOCK = 32  # weights
 
 
 def encode_q4_0(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Codes 0..15 [N, K] and scales float16 [N, K / 32] as rows of blocks, uint8 [N, K / 32 * 18].
-    """
+    """Codes 0..15 [N, K] and scales float16 [N, K / 32] as blocks, uint8 [N, K / 32 * 18]."""
     blocks = _blocks(codes)
     d = _with_dead(blocks, scale, SYMMETRIC_ZERO, np.float16(-0.0))
     return _rows(_bytes(d), _nibbles(blocks))

@@ -1,0 +1,68 @@
+"""Write a model as one GGUF file, which llama.cpp loads: Q4_0, Q4_1, Q8_0, and floats.
+
+    linear                                   type    needs
+    int4 without zero points                 Q4_0    scales exact in float16
+    int4 with zero points or offsets         Q4_1    scales, and -scale * zero point, exact in it
+    int8, by row, tensor or groups           Q8_0    scales exact in float16
+    float                                    F32, F16 or BF16, as it is stored or as dtype says
+    norms and biases                         F32
+
+Blocks are of 32 inputs: the scale of a coarser group is repeated, which loses nothing, and K must
+be a multiple of 32. Codes are never changed, so what a type cannot hold is refused. llama.cpp
+interleaves the rows of q and k of Llama (formats/gguf.py). Inputs are floats in the file: it
+quantizes them in its own way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from planish.reference.files.checkpoint import Checkpoint
+from planish.reference.files.export.gguf_container import Part, write_container
+from planish.reference.files.export.gguf_keys import check_keys, config_keys, family, rope_part
+from planish.reference.files.export.gguf_parts import Plan, list_parts
+from planish.reference.files.export.gguf_vocabulary import vocabulary_keys
+from planish.reference.files.formats.gguf import INTERLEAVED
+from planish.reference.files.placing import create_file
+from planish.reference.text.tokenizer import load_tokenizer
+
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}  # llama_ftype
+
+
+def write_gguf(
+    checkpoint: Checkpoint,
+    path: Path,
+    roles: dict[str, Any],
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model and its tokenizer as the file `path`, one tensor in memory at a time.
+
+    roles: chat_template and the texts of special tokens, as in tokenizer_config.json. dtype: of
+    float matrices, one of DTYPES; None: as they are stored. Raises ConfigError, TokenizerError or
+    CheckpointError for what GGUF cannot hold; nothing is then written.
+    """
+    name = family(checkpoint)
+    plan = Plan(
+        checkpoint=checkpoint,
+        dtype=None if dtype is None else DTYPES[dtype],
+        interleaved=name in INTERLEAVED,
+    )
+    parts = rope_part(checkpoint.config) | list_parts(plan)
+    keys = config_keys(checkpoint, name) | general_keys(checkpoint, parts)
+    keys |= vocabulary_keys(load_tokenizer(checkpoint.path, checkpoint.config), roles)
+    check_keys(checkpoint, keys, parts)
+    with create_file(path, overwrite) as file:
+        write_container(file, keys, parts)
+
+
+def general_keys(checkpoint: Checkpoint, parts: dict[str, Part]) -> dict[str, Any]:
+    """The name, who wrote the file, and the commonest type of a matrix."""
+    matrices = Counter(part.type for part in parts.values() if len(part.shape) > 1)
+    name = checkpoint.values.get("_name_or_path") or checkpoint.path.resolve().stem
+    keys = {"general.name": str(name), "general.quantized_by": "planish"}
+    keys["general.file_type"] = FILE_TYPES[matrices.most_common(1)[0][0]]
+    return keys | {"general.quantization_version": 2}

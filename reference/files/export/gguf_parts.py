@@ -1,0 +1,200 @@
+"""The tensors of a GGUF file: names, types and shapes, and how each is read when its turn comes.
+
+Whether a type can hold a linear's scheme is known before anything is written; whether it holds its
+scales is known when they are read, and the file then never appears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from planish.reference.errors import CheckpointError, ConfigError
+from planish.reference.files.checkpoint import Checkpoint
+from planish.reference.files.export.gguf_container import Part
+from planish.reference.files.export.gguf_types import encode, refuse, type_of
+from planish.reference.files.export.protocol import CannotHoldError, Refusal
+from planish.reference.files.formats.gguf import interleaved_rows
+from planish.reference.files.load import load_linear, load_norm, load_part
+from planish.reference.linear import quantized_weight
+from planish.reference.model.shapes import (
+    Shape,
+    block_norms,
+    block_shapes,
+    outer_norms,
+    outer_shapes,
+)
+
+FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+NAMES = {
+    "embed": "token_embd",
+    "final_norm": "output_norm",
+    "head": "output",
+    "attention_norm": "attn_norm",
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "o": "attn_output",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
+    "mlp_norm": "ffn_norm",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
+Parts = dict[str, Part]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A model, the type of float matrices (None: as stored), and whether q and k interleave."""
+
+    checkpoint: Checkpoint
+    dtype: str | None = None
+    interleaved: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One linear or norm: its name in the block, or outside for layer None."""
+
+    part: str
+    layer: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in the file: blk.3.attn_q"""
+        return NAMES[self.part] if self.layer is None else f"blk.{self.layer}.{NAMES[self.part]}"
+
+
+def list_parts(plan: Plan) -> Parts:
+    """Every tensor by its name; ConfigError or CheckpointError for what GGUF cannot hold."""
+    config = plan.checkpoint.config
+    _refuse_attention(plan.checkpoint)
+    shapes = outer_shapes(config)
+    parts = {"token_embd.weight": _floats(plan, Place(part="embed"), shapes["embed"])}
+    for layer in range(config.num_layers):
+        for name, shape in block_norms(config).items():
+            parts |= _norm(plan, Place(part=name, layer=layer), shape)
+        for name, (shape, has_bias) in block_shapes(config, layer).items():
+            parts |= _linear(plan, Place(part=name, layer=layer), shape, has_bias)
+    for name, shape in outer_norms(config).items():
+        parts |= _norm(plan, Place(part=name), shape)
+    if not config.tie_embeddings or plan.checkpoint.scheme("head") is not None:
+        parts |= _linear(plan, Place(part="head"), shapes["head"], config.head_bias)
+    return parts
+
+
+def _refuse_attention(checkpoint: Checkpoint) -> None:
+    """Raise ConfigError for INT8 attention and caches, which a file cannot ask for."""
+    config = checkpoint.config
+    if config.attention != "float" or config.kv_cache != "float32":
+        raise ConfigError(
+            "cannot be written as GGUF",
+            path=checkpoint.path,
+            name="attention",
+            expected="attention and cache in floats; or --format planish",
+            found=f"{config.attention} attention, {config.kv_cache} cache",
+        )
+
+
+def _norm(plan: Plan, place: Place, shape: Shape) -> Parts:
+    """A norm's weight, in float32 as llama.cpp wants it."""
+
+    def read() -> np.ndarray:
+        weight = load_norm(plan.checkpoint, place.part, shape, place.layer).weight
+        assert weight is not None  # RMSNorm
+        return weight
+
+    return {f"{place.name}.weight": Part(type="F32", shape=shape, read=read)}
+
+
+def _linear(plan: Plan, place: Place, shape: Shape, has_bias: bool) -> Parts:
+    """A linear's weight and, in float32, its bias."""
+    checkpoint, order = plan.checkpoint, _row_order(plan, place, shape)
+    scheme = checkpoint.scheme(place.part, place.layer)
+    if scheme is None:
+        parts = {f"{place.name}.weight": _floats(plan, place, shape)}
+    else:
+        found = refuse(scheme, (shape[0], shape[1]))
+        if found is not None:
+            raise _cannot_hold(plan, place, found)
+        kind = type_of(scheme)
+        parts = {
+            f"{place.name}.weight": Part(type=kind, shape=shape, read=_codes(plan, place, shape))
+        }
+    if has_bias:
+
+        def read_bias() -> np.ndarray:
+            return order(load_part(checkpoint, place.part, place.layer, "bias", shape))
+
+        parts[f"{place.name}.bias"] = Part(type="F32", shape=shape[:1], read=read_bias)
+    return parts
+
+
+def _codes(plan: Plan, place: Place, shape: Shape) -> Callable[[], np.ndarray]:
+    """How the blocks of a quantized linear are made."""
+    order = _row_order(plan, place, shape)
+
+    def read() -> np.ndarray:
+        linear = load_linear(plan.checkpoint, place.part, place.layer, shape, has_bias=False)
+        try:
+            return order(encode(quantized_weight(linear)))
+        except CannotHoldError as problem:
+            raise _cannot_hold(plan, place, problem.refusal) from None
+
+    return read
+
+
+def _floats(plan: Plan, place: Place, shape: Shape) -> Part:
+    """A float matrix in the type in which it is stored, or in that of the plan."""
+    checkpoint, order = plan.checkpoint, _row_order(plan, place, shape)
+    kind = plan.dtype or _stored_type(checkpoint, place)
+
+    def read() -> np.ndarray:
+        weight = load_part(checkpoint, place.part, place.layer, "weight", shape)
+        with np.errstate(over="ignore"):
+            cast = weight.astype(FLOATS[kind], copy=False)
+        if not np.isfinite(cast).all():
+            name, expected = f"{place.name}.weight", f"weights that {kind} can hold"
+            found = f"{np.abs(weight).max()}"
+            raise CheckpointError(
+                "overflows", path=checkpoint.path, name=name, expected=expected, found=found
+            )
+        return order(cast)
+
+    return Part(type=kind, shape=shape, read=read)
+
+
+def _stored_type(checkpoint: Checkpoint, place: Place) -> str:
+    """F32, F16 or BF16: that of the tensor from which a linear is read."""
+    prefixes = (
+        checkpoint.prefix(place.part, place.layer),
+        checkpoint.source(place.part, place.layer).name,
+    )
+    names = [f"{prefix}.weight" for prefix in prefixes]
+    return next(checkpoint.entries[name].dtype for name in names if name in checkpoint.entries)
+
+
+def _row_order(plan: Plan, place: Place, shape: Shape) -> Callable[[np.ndarray], np.ndarray]:
+    """What puts rows in the order of the file."""
+    config = plan.checkpoint.config
+    heads = {"q": config.num_heads, "k": config.num_kv_heads}.get(place.part)
+    if heads is None or not plan.interleaved:
+        return lambda rows: rows
+    order = interleaved_rows(shape[0], heads)
+    return lambda rows: rows[order]
+
+
+def _cannot_hold(plan: Plan, place: Place, refusal: Refusal) -> CheckpointError:
+    prefix = plan.checkpoint.prefix(place.part, place.layer)
+    return CheckpointError(
+        "cannot be written as GGUF",
+        path=plan.checkpoint.path,
+        name=prefix,
+        expected=f"{refusal.expected}; or --format {refusal.nearest}",
+        found=refusal.found,
+    )
