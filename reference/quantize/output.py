@@ -157,10 +157,15 @@ def read_block(
     entries: Mapping[str, TensorEntry],
 ) -> Block:
     """A finished block, from the tensors that add_block wrote."""
-    both = {**checkpoint.entries, **entries}
+    written = as_quantized(checkpoint, recipe, layout)
+    return load_block(replace(written, entries={**checkpoint.entries, **entries}), layer)
+
+
+def as_quantized(checkpoint: Checkpoint, recipe: Recipe, layout: str = "tiles") -> Checkpoint:
+    """The checkpoint as it will declare itself, still with the float model's tensors."""
     if not recipe.quantizes:
-        return load_block(replace(checkpoint, entries=both), layer)
+        return checkpoint
     values = config_values(checkpoint, recipe, layout, None, None)
     declared = WRITTEN.parse(values["quantization_config"], Path("config.json"))
-    written = replace(checkpoint, values=values, entries=both, format=WRITTEN, declared=declared)
-    return load_block(written, layer)
+    config = replace(checkpoint.config, attention=declared.attention, kv_cache=declared.kv_cache)
+    return replace(checkpoint, values=values, config=config, format=WRITTEN, declared=declared)

@@ -1,8 +1,16 @@
 """Write models for other programs, and in planish's own format: without changing a number.
 
-protocol             what a format is to the exporter
+convert              from a checkpoint and a format to a directory: the entry
+protocol             what a format is to the exporter, and what a conversion is asked for
+modules              a checkpoint's modules under Hugging Face's names
 codes                whole codes, zero points, and finer groups
+dtypes               cast float tensors, declare what holds every scale
+directory            write quantized linears in another program's format, or all in floats
+planish              write planish's own format, or its other layout
 targets              how a config names the linears of each scheme
+
+Formats of other programs:
+
 compressed_tensors   integers of 4 and 8 bits, as vLLM and transformers load them
 gguf                 a model as one file, for llama.cpp
 gguf_parts           its tensors

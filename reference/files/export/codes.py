@@ -9,6 +9,7 @@ number. A short last group, which most programs do not have, is one or more whol
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def refine(weight: QuantizedWeight, scheme: Scheme) -> QuantizedWeight:
 
     kinds = ("scale", "zero_point", "offset")
     arrays = {kind: getattr(weight, kind) for kind in kinds}
-    spread = {
+    spread: dict[str, Any] = {
         kind: np.broadcast_to(values, (rows, values.shape[1]))[:, place]
         for kind, values in arrays.items()
         if values is not None

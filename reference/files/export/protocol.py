@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from planish.reference.linear import Linear
+from planish.reference.progress import Progress, no_progress
 from planish.reference.scheme import Scheme
 
 Shape = tuple[int, int]  # N, K
@@ -29,6 +30,23 @@ class Refusal:
     expected: str
     found: str
     nearest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a conversion makes, and for whom.
+
+    format: one of EXPORTS (convert.py). dtype: of float tensors; None: as they are, and float32
+    where they are computed. layout: of planish's codes; None: tiles if every scheme has them.
+    overwrite: whether a model at `out` may be replaced. program: who writes, "planish 0.1.0".
+    """
+
+    format: str
+    dtype: str | None = None
+    layout: str | None = None
+    overwrite: bool = False
+    program: str = "planish"
+    progress: Progress = no_progress
 
 
 class CannotHoldError(Exception):
