@@ -200,13 +200,11 @@ def create_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
 
     Raises OutputError if it exists, also if it appeared while the content was computed.
     """
-    check_file(path)
+    check_new_file(path, overwrite)
     if overwrite:
         with write_file(path) as file:
             yield file
         return
-    if os.path.lexists(path):
-        raise OutputError("exists; give --overwrite to replace it", path=path)
     hidden = hidden_beside(path)
     with _report_errors(path):
         try:
@@ -217,6 +215,13 @@ def create_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
             place_file(hidden, path)
         finally:
             hidden.unlink(missing_ok=True)
+
+
+def check_new_file(path: Path, overwrite: bool) -> None:
+    """check_file, and raise OutputError for one that exists and must not be replaced."""
+    check_file(path)
+    if os.path.lexists(path) and not overwrite:
+        raise OutputError("exists; give --overwrite to replace it", path=path)
 
 
 def place_file(hidden: Path, target: Path) -> None:

@@ -23,46 +23,43 @@ from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.export.gguf_container import Part, write_container
 from planish.reference.files.export.gguf_keys import check_keys, config_keys, family, rope_part
 from planish.reference.files.export.gguf_parts import Plan, list_parts
-from planish.reference.files.export.gguf_vocabulary import vocabulary_keys
+from planish.reference.files.export.gguf_vocabulary import chat_keys, vocabulary_keys
+from planish.reference.files.export.protocol import Request
 from planish.reference.files.formats.gguf import INTERLEAVED
 from planish.reference.files.placing import create_file
 from planish.reference.text.tokenizer import load_tokenizer
 
-DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}  # llama_ftype
 
 
-def write_gguf(
-    checkpoint: Checkpoint,
-    path: Path,
-    roles: dict[str, Any],
-    dtype: str | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write a model and its tokenizer as the file `path`, one tensor in memory at a time.
+def write_gguf(checkpoint: Checkpoint, out: Path, request: Request) -> None:
+    """Write a model and its tokenizer as the file `out`, one tensor in memory at a time.
 
-    roles: chat_template and the texts of special tokens, as in tokenizer_config.json. dtype: of
-    float matrices, one of DTYPES; None: as they are stored. Raises ConfigError, TokenizerError or
-    CheckpointError for what GGUF cannot hold; nothing is then written.
+    Raises RecipeError for a linear or a config that GGUF cannot hold, TokenizerError for such a
+    tokenizer, QuantizationError for floats that overflow in the dtype; nothing is then written.
     """
-    name = family(checkpoint)
-    plan = Plan(
-        checkpoint=checkpoint,
-        dtype=None if dtype is None else DTYPES[dtype],
-        interleaved=name in INTERLEAVED,
-    )
-    parts = rope_part(checkpoint.config) | list_parts(plan)
-    keys = config_keys(checkpoint, name) | general_keys(checkpoint, parts)
-    keys |= vocabulary_keys(load_tokenizer(checkpoint.path, checkpoint.config), roles)
+    parts, keys = plan_gguf(checkpoint, request.dtype)
+    keys |= vocabulary_keys(load_tokenizer(checkpoint.path, checkpoint.config))
+    keys |= chat_keys(checkpoint.path, keys)
     check_keys(checkpoint, keys, parts)
-    with create_file(path, overwrite) as file:
-        write_container(file, keys, parts)
+    with create_file(out, request.overwrite) as file:
+        write_container(file, keys | {"general.quantized_by": request.program}, parts)
+
+
+def plan_gguf(
+    checkpoint: Checkpoint, dtype: str | None = None
+) -> tuple[dict[str, Part], dict[str, Any]]:
+    """Tensors, and keys without those of the tokenizer; RecipeError for what GGUF cannot hold."""
+    name = family(checkpoint)
+    plan = Plan(checkpoint=checkpoint, dtype=dtype, interleaved=name in INTERLEAVED)
+    parts = rope_part(checkpoint.config) | list_parts(plan)
+    return parts, config_keys(checkpoint, name) | general_keys(checkpoint, parts)
 
 
 def general_keys(checkpoint: Checkpoint, parts: dict[str, Part]) -> dict[str, Any]:
-    """The name, who wrote the file, and the commonest type of a matrix."""
+    """The name, and the commonest type of a matrix."""
     matrices = Counter(part.type for part in parts.values() if len(part.shape) > 1)
     name = checkpoint.values.get("_name_or_path") or checkpoint.path.resolve().stem
-    keys = {"general.name": str(name), "general.quantized_by": "planish"}
-    keys["general.file_type"] = FILE_TYPES[matrices.most_common(1)[0][0]]
+    kind = FILE_TYPES[matrices.most_common(1)[0][0]]
+    keys = {"general.name": str(name), "general.file_type": kind}
     return keys | {"general.quantization_version": 2}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from planish.reference.architectures import model_config
-from planish.reference.errors import ConfigError
+from planish.reference.errors import RecipeError
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.export.gguf_container import Part
 from planish.reference.files.formats.gguf_config import FACTORS, rebuild_config, rope_factors
@@ -25,21 +25,21 @@ from planish.reference.model.rope import Interpolation, Llama3
 
 FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 NOT_IN_KEYS = ("model_type", "tie_embeddings", "attention", "kv_cache", "eos_token_ids", "ropes")
-NEAREST = "--format planish, or float for other engines"
+NEAREST = "--format float"
 
 
 def family(checkpoint: Checkpoint) -> str:
-    """general.architecture; ConfigError for a model_type whose names are not known."""
+    """general.architecture; RecipeError for a model_type whose names are not known."""
     found = checkpoint.config.model_type
     if found not in FAMILIES:
-        expected = f"one of {', '.join(FAMILIES)}; or {NEAREST}"
+        expected = f"one of {', '.join(FAMILIES)}; {NEAREST}"
         raise _refuse(checkpoint.path, "model_type", expected, found)
     return FAMILIES[found]
 
 
-def _refuse(path: Path, name: str, expected: object, found: object) -> ConfigError:
-    problem = "cannot be written as GGUF"
-    return ConfigError(problem, path=path, name=name, expected=expected, found=found)
+def _refuse(path: Path, name: str, expected: object, found: object) -> RecipeError:
+    problem = "cannot be held by gguf"
+    return RecipeError(problem, path=path, name=name, expected=expected, found=found)
 
 
 def config_keys(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
@@ -78,18 +78,18 @@ def rope_part(config: ModelConfig) -> dict[str, Part]:
 
 
 def check_keys(checkpoint: Checkpoint, keys: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
-    """Raise ConfigError unless the file's config will be the model's."""
+    """Raise RecipeError unless the file's config will be the model's."""
     tensors = {name: _stub(part) for name, part in parts.items()}
     file = GgufFile(path=checkpoint.path, keys=dict(keys), tensors=tensors)
     made = model_config(rebuild_config(file), checkpoint.path)
     own, other = _comparable(checkpoint.config), _comparable(made)
     for name, value in own.items():
         if other[name] != value:
-            expected = f"{other[name]}, which is all that keys can say; or {NEAREST}"
+            expected = f"{other[name]}, which is all that keys can say; {NEAREST}"
             raise _refuse(checkpoint.path, name, expected, value)
     pairs = zip(checkpoint.config.ropes, made.ropes, strict=True)
     if not all(np.allclose(rope_factors(a), rope_factors(b), rtol=1e-5) for a, b in pairs):
-        expected = f"rope scaling none, linear or llama3; or {NEAREST}"
+        expected = f"rope scaling none, linear or llama3; {NEAREST}"
         raise _refuse(checkpoint.path, "rope_scaling", expected, "another")
 
 

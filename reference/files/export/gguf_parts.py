@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
-from planish.reference.errors import CheckpointError, ConfigError
+from planish.reference.errors import RecipeError
 from planish.reference.files.checkpoint import Checkpoint
+from planish.reference.files.export.directory import require_float_attention
+from planish.reference.files.export.dtypes import cast
 from planish.reference.files.export.gguf_container import Part
 from planish.reference.files.export.gguf_types import encode, refuse, type_of
 from planish.reference.files.export.protocol import CannotHoldError, Refusal
@@ -28,7 +29,8 @@ from planish.reference.model.shapes import (
     outer_shapes,
 )
 
-FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+NAMES_OF = {kind: name for name, kind in DTYPES.items()}
 NAMES = {
     "embed": "token_embd",
     "final_norm": "output_norm",
@@ -50,7 +52,7 @@ Parts = dict[str, Part]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A model, the type of float matrices (None: as stored), and whether q and k interleave."""
+    """A model, the dtype of float matrices (None: as stored), and whether q and k interleave."""
 
     checkpoint: Checkpoint
     dtype: str | None = None
@@ -71,9 +73,9 @@ class Place:
 
 
 def list_parts(plan: Plan) -> Parts:
-    """Every tensor by its name; ConfigError or CheckpointError for what GGUF cannot hold."""
+    """Every tensor by its name; RecipeError for what GGUF cannot hold."""
     config = plan.checkpoint.config
-    _refuse_attention(plan.checkpoint)
+    require_float_attention(plan.checkpoint)
     shapes = outer_shapes(config)
     parts = {"token_embd.weight": _floats(plan, Place(part="embed"), shapes["embed"])}
     for layer in range(config.num_layers):
@@ -86,19 +88,6 @@ def list_parts(plan: Plan) -> Parts:
     if not config.tie_embeddings or plan.checkpoint.scheme("head") is not None:
         parts |= _linear(plan, Place(part="head"), shapes["head"], config.head_bias)
     return parts
-
-
-def _refuse_attention(checkpoint: Checkpoint) -> None:
-    """Raise ConfigError for INT8 attention and caches, which a file cannot ask for."""
-    config = checkpoint.config
-    if config.attention != "float" or config.kv_cache != "float32":
-        raise ConfigError(
-            "cannot be written as GGUF",
-            path=checkpoint.path,
-            name="attention",
-            expected="attention and cache in floats; or --format planish",
-            found=f"{config.attention} attention, {config.kv_cache} cache",
-        )
 
 
 def _norm(plan: Plan, place: Place, shape: Shape) -> Parts:
@@ -152,19 +141,11 @@ def _codes(plan: Plan, place: Place, shape: Shape) -> Callable[[], np.ndarray]:
 def _floats(plan: Plan, place: Place, shape: Shape) -> Part:
     """A float matrix in the type in which it is stored, or in that of the plan."""
     checkpoint, order = plan.checkpoint, _row_order(plan, place, shape)
-    kind = plan.dtype or _stored_type(checkpoint, place)
+    kind = DTYPES[plan.dtype] if plan.dtype else _stored_type(checkpoint, place)
 
     def read() -> np.ndarray:
         weight = load_part(checkpoint, place.part, place.layer, "weight", shape)
-        with np.errstate(over="ignore"):
-            cast = weight.astype(FLOATS[kind], copy=False)
-        if not np.isfinite(cast).all():
-            name, expected = f"{place.name}.weight", f"weights that {kind} can hold"
-            found = f"{np.abs(weight).max()}"
-            raise CheckpointError(
-                "overflows", path=checkpoint.path, name=name, expected=expected, found=found
-            )
-        return order(cast)
+        return order(cast(checkpoint, f"{place.name}.weight", weight, NAMES_OF[kind]))
 
     return Part(type=kind, shape=shape, read=read)
 
@@ -189,12 +170,12 @@ def _row_order(plan: Plan, place: Place, shape: Shape) -> Callable[[np.ndarray],
     return lambda rows: rows[order]
 
 
-def _cannot_hold(plan: Plan, place: Place, refusal: Refusal) -> CheckpointError:
+def _cannot_hold(plan: Plan, place: Place, refusal: Refusal) -> RecipeError:
     prefix = plan.checkpoint.prefix(place.part, place.layer)
-    return CheckpointError(
-        "cannot be written as GGUF",
+    return RecipeError(
+        "cannot be held by gguf",
         path=plan.checkpoint.path,
         name=prefix,
-        expected=f"{refusal.expected}; or --format {refusal.nearest}",
+        expected=f"{refusal.expected}; --format {refusal.nearest}",
         found=refusal.found,
     )

@@ -22,7 +22,8 @@ def refuse(scheme: Scheme, shape: Shape) -> Refusal | None:
     """Refuses INT8 inputs, act order, INT8 with offsets, groups of 16 and K not in blocks."""
     found = str(scheme)
     if scheme.activation != "float":
-        return Refusal(expected="inputs in float", found=found, nearest="compressed-tensors")
+        nearest = "planish" if scheme.activation == "per_group" else "compressed-tensors"
+        return Refusal(expected="inputs in float", found=found, nearest=nearest)
     if scheme.act_order:
         expected = "groups of neighbouring inputs"
         return Refusal(expected=expected, found=found, nearest="gptq_v2")
@@ -44,8 +45,9 @@ def type_of(scheme: Scheme) -> str:
 
 def encode(weight: QuantizedWeight) -> np.ndarray:
     """The rows of blocks of a weight [N, K], uint8 [N, bytes]; CannotHoldError if inexact."""
-    weight = refine(weight, regrouped(weight.scheme, BLOCK))
-    kind, scale = type_of(weight.scheme), _exact(weight.scale, weight.scheme, "scales")
+    scheme, kind = weight.scheme, type_of(weight.scheme)
+    weight = refine(weight, regrouped(scheme, BLOCK))
+    scale = _exact(weight.scale, scheme, "scales")
     if kind == "Q8_0":
         return encode_q8_0(signed_codes(weight), scale)
     codes = unsigned_codes(weight)
@@ -56,7 +58,7 @@ def encode(weight: QuantizedWeight) -> np.ndarray:
     offset = weight.offset
     if offset is None:
         offset = -scale.astype(np.float32) * zero_points(weight).astype(np.float32)
-    return encode_q4_1(codes, scale, _exact(offset, weight.scheme, "offsets"))
+    return encode_q4_1(codes, scale, _exact(offset, scheme, "offsets"))
 
 
 def _exact(values: np.ndarray, scheme: Scheme, what: str) -> np.ndarray:

@@ -10,13 +10,15 @@ tokenizer is refused. A file cannot say how a text is cut, only name a way that 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from planish.reference.errors import TokenizerError
-from planish.reference.gguf import GgufFile
+from planish.reference.errors import TokenizerError, notice
+from planish.reference.gguf import GgufFile, find_gguf
+from planish.reference.json import read_json
 from planish.reference.model.config import ModelConfig
 from planish.reference.text.gguf_tokenizer import (
     ADDED,
@@ -27,10 +29,11 @@ from planish.reference.text.gguf_tokenizer import (
     UNKNOWN,
     UNUSED,
     filler,
+    gguf_chat_template,
     rebuild_tokenizer,
     split_before,
 )
-from planish.reference.text.tokenizer import Tokenizer
+from planish.reference.text.tokenizer import Tokenizer, read_text
 from planish.reference.text.tokenizer_file import library_errors
 
 NORMAL = 1
@@ -46,22 +49,21 @@ PROBES = (
 )
 
 
-def vocabulary_keys(tokenizer: Tokenizer, roles: dict[str, str]) -> dict[str, Any]:
+def vocabulary_keys(tokenizer: Tokenizer) -> dict[str, Any]:
     """The keys of a tokenizer, one token for each row of the embedding.
 
-    roles: the text of bos_token, unk_token, pad_token and so on. Raises TokenizerError for a
-    tokenizer that cannot be said in these keys.
+    Raises TokenizerError for a tokenizer that cannot be said in these keys.
     """
     values = json.loads(tokenizer.inner.to_str())
     bos = _first_token(tokenizer, values)
-    model, config = values["model"], tokenizer.config
+    model = values["model"]
     if model["type"] != "BPE":
         raise refuse(tokenizer.path, "model", READ, model["type"])
     tokens, types = _tokens(tokenizer, values)
     keys = _sentencepiece(tokenizer, values, tokens, types) if _has_spaces(values) else None
     keys = keys or _byte_level(tokenizer, values)
     keys |= {f"{PREFIX}.tokens": tokens, f"{PREFIX}.token_type": types}
-    keys |= _special_ids(config, tokens, roles)
+    keys |= _special_ids(tokenizer.config)
     keys[f"{PREFIX}.add_bos_token"] = bos
     keys[f"{PREFIX}.add_eos_token"] = False
     _check_ids(tokenizer, values, keys)
@@ -111,15 +113,47 @@ def _tokens(tokenizer: Tokenizer, values: dict[str, Any]) -> tuple[list[str], li
     return tokens, types
 
 
-def _special_ids(config: ModelConfig, tokens: list[str], roles: dict[str, str]) -> dict[str, Any]:
-    """The ids of bos, of up to three ends, of the unknown token and of padding."""
+def _special_ids(config: ModelConfig) -> dict[str, Any]:
+    """The ids of bos, and of up to three ends: of a text, a turn, a message."""
     found = dict(zip(("eos", "eot", "eom"), config.eos_token_ids, strict=False))
     if config.bos_token_id is not None:
         found["bos"] = config.bos_token_id
-    for kind, role in (("unknown", "unk_token"), ("padding", "pad_token")):
-        if roles.get(role) in tokens:
-            found[kind] = tokens.index(roles[role])
+    if left := config.eos_token_ids[3:]:
+        notice(f"end-of-text ids: only three have keys in GGUF; not written: {left}")
     return {f"{PREFIX}.{kind}_token_id": number for kind, number in found.items()}
+
+
+def chat_keys(model: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The chat template of a model, and the ids of the tokens for the unknown and for padding.
+
+    model: a directory or a GGUF file. keys: those of the vocabulary.
+    """
+    facts, tokens = _tokenizer_config(model), keys[f"{PREFIX}.tokens"]
+    template = facts.get("chat_template")
+    named = template if isinstance(template, list) else [{"name": "default", "template": template}]
+    found: dict[str, Any] = {}
+    for one in named:
+        name, text = (
+            (one.get(k) for k in ("name", "template")) if isinstance(one, dict) else ("", 0)
+        )
+        if isinstance(name, str) and isinstance(text, str):
+            ending = "" if name == "default" else f".{name}"
+            found[f"tokenizer.chat_template{ending}"] = text
+    for kind, role in (("unknown", "unk_token"), ("padding", "pad_token")):
+        text = facts.get(role)
+        text = text.get("content") if isinstance(text, dict) else text
+        if text in tokens:
+            found[f"{PREFIX}.{kind}_token_id"] = tokens.index(text)
+    return found
+
+
+def _tokenizer_config(model: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with the template of chat_template.jinja if there is one."""
+    if not (model / "tokenizer.json").exists() and (file := find_gguf(model)) is not None:
+        return gguf_chat_template(file)
+    config, template = model / "tokenizer_config.json", model / "chat_template.jinja"
+    facts = read_json(config) if config.exists() else {}
+    return facts | {"chat_template": read_text(template)} if template.exists() else facts
 
 
 def _byte_level(tokenizer: Tokenizer, values: dict[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,8 @@ def translate_gguf(
 
 
 def _made_by(keys: Mapping[str, Any]) -> str:
-    return f"llama.cpp, {keys.get('general.name', 'a model without a name')}"
+    program = keys.get("general.quantized_by", "llama.cpp")
+    return f"{program}, {keys.get('general.name', 'a model without a name')}"
 
 
 def _is_rotated(name: str) -> bool:
