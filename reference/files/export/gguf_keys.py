@@ -21,11 +21,19 @@ from planish.reference.files.export.gguf_container import Part
 from planish.reference.files.formats.gguf_config import FACTORS, rebuild_config, rope_factors
 from planish.reference.gguf import GgufFile, GgufTensor
 from planish.reference.model.config import ModelConfig
-from planish.reference.model.rope import Interpolation, Llama3
+from planish.reference.model.rope import (
+    Interpolation,
+    Llama3,
+    LongRope,
+    Rope,
+    attention_factor,
+    frequencies,
+)
 
 FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 NOT_IN_KEYS = ("model_type", "tie_embeddings", "attention", "kv_cache", "eos_token_ids", "ropes")
 NEAREST = "--format float"
+LONG = 2**24  # tokens, more than any original length
 
 
 def family(checkpoint: Checkpoint) -> str:
@@ -69,8 +77,8 @@ def config_keys(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 
 def rope_part(config: ModelConfig) -> dict[str, Part]:
-    """rope_freqs.weight, if the model has Llama 3's scaling."""
-    scaled = [rope for rope in config.ropes if isinstance(rope.scaling, Llama3)]
+    """rope_freqs.weight, if the model has Llama 3's scaling, or factors of another file."""
+    scaled = [rope for rope in config.ropes if isinstance(rope.scaling, Llama3 | LongRope)]
     if not scaled:
         return {}
     factors = rope_factors(scaled[0])
@@ -82,15 +90,16 @@ def check_keys(checkpoint: Checkpoint, keys: Mapping[str, Any], parts: Mapping[s
     tensors = {name: _stub(part) for name, part in parts.items()}
     file = GgufFile(path=checkpoint.path, keys=dict(keys), tensors=tensors)
     made = model_config(rebuild_config(file), checkpoint.path)
+    pairs = zip(checkpoint.config.ropes, made.ropes, strict=False)
+    if not all(np.allclose(_angles(a), _angles(b), rtol=1e-5) for a, b in pairs):
+        expected = f"none, linear or llama3; {NEAREST}"
+        found = checkpoint.values.get("rope_scaling", "another")
+        raise _refuse(checkpoint.path, "rope_scaling", expected, found)
     own, other = _comparable(checkpoint.config), _comparable(made)
     for name, value in own.items():
         if other[name] != value:
             expected = f"{other[name]}, which is all that keys can say; {NEAREST}"
             raise _refuse(checkpoint.path, name, expected, value)
-    pairs = zip(checkpoint.config.ropes, made.ropes, strict=True)
-    if not all(np.allclose(rope_factors(a), rope_factors(b), rtol=1e-5) for a, b in pairs):
-        expected = f"rope scaling none, linear or llama3; {NEAREST}"
-        raise _refuse(checkpoint.path, "rope_scaling", expected, "another")
 
 
 def _stub(part: Part) -> GgufTensor:
@@ -100,15 +109,15 @@ def _stub(part: Part) -> GgufTensor:
     return GgufTensor(type=part.type, shape=part.shape, data=data)
 
 
+def _angles(rope: Rope) -> np.ndarray:
+    """The frequencies of a short and of a long sequence, and the factor of cos and sin."""
+    lengths = [frequencies(rope, length) for length in (1, LONG)]
+    return np.concatenate([*lengths, [attention_factor(rope)]])
+
+
 def _comparable(config: ModelConfig) -> dict[str, Any]:
     """What keys must say, with floats as the file's float32 holds them."""
     eps = float(np.float32(config.norm_eps))
-    ropes = [(float(np.float32(rope.theta)), rope.dim) for rope in config.ropes]
+    ropes = [(float(np.float32(rope.theta)), rope.dim, rope.interleaved) for rope in config.ropes]
     plain = {k: v for k, v in asdict(replace(config, norm_eps=eps)).items() if k not in NOT_IN_KEYS}
-    scalings = [_kind(rope.scaling) for rope in config.ropes]
-    return plain | {"rope_theta": ropes, "rope_scaling": scalings}
-
-
-def _kind(scaling: Any) -> Any:
-    """The scalings that read back as they are; the factors of the others are compared."""
-    return type(scaling).__name__ if isinstance(scaling, Interpolation | Llama3) else scaling
+    return plain | {"rope_theta": ropes}

@@ -133,9 +133,7 @@ def chat_keys(model: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
     named = template if isinstance(template, list) else [{"name": "default", "template": template}]
     found: dict[str, Any] = {}
     for one in named:
-        name, text = (
-            (one.get(k) for k in ("name", "template")) if isinstance(one, dict) else ("", 0)
-        )
+        name, text = (one.get(k) if isinstance(one, dict) else None for k in ("name", "template"))
         if isinstance(name, str) and isinstance(text, str):
             ending = "" if name == "default" else f".{name}"
             found[f"tokenizer.chat_template{ending}"] = text
