@@ -89,31 +89,40 @@ def lie_in_header(raw: bytes, rng: Random) -> bytes:
     """Another type, shape, place or name of some tensors, or one that is gone or there twice."""
     values, data = split_header(raw)
     for _ in range(rng.integers(1, 4)):
-        name = pick(rng, [name for name in values if name != "__metadata__"] or ["x"])
-        entry = values.get(name)
-        if not isinstance(entry, dict):
-            continue
-        kind = int(rng.integers(10))
-        if kind == 0:
-            entry["dtype"] = pick(rng, DTYPES)
-        elif kind == 1:
-            entry["shape"] = pick(rng, SHAPES)
-        elif kind == 2:
-            entry["data_offsets"] = [pick(rng, COUNTS), pick(rng, COUNTS)]
-        elif kind == 3:
-            values[name] = dict(values[pick(rng, list(values))])  # overlaps, of another shape
-        elif kind == 4:
-            del values[name]
-        elif kind == 5:
-            values[pick(rng, ("", "a", name + "x", f"{name}.weight_scale"))] = values.pop(name)
-        elif kind == 6:
-            entry["dtype"] = pick(rng, SAME_SIZE.get(entry["dtype"], DTYPES))
-        elif kind == 7:
-            other = pick(rng, [one for one in values if one != "__metadata__"])
-            values[name], values[other] = values[other], entry
-        else:
-            entry["shape"] = [int(n) for n in rng.permutation(entry.get("shape") or [1])]
+        names = [name for name, entry in values.items() if "dtype" in entry]
+        name, lies = pick(rng, names or ["x"]), (lie_about_name, lie_about_entry, lie_about_entry)
+        if names:
+            pick(rng, lies)(values, name, rng)
     return join_header(values, data)
+
+
+def lie_about_name(values: dict[str, Any], name: str, rng: Random) -> None:
+    """A tensor that is gone, has another name, or the place of another one or both."""
+    entry, kind = values[name], int(rng.integers(4))
+    other = pick(rng, [one for one in values if "dtype" in values[one]])
+    if kind == 0:
+        del values[name]
+    elif kind == 1:
+        values[pick(rng, ("", "a", name + "x", f"{name}.weight_scale"))] = values.pop(name)
+    elif kind == 2:
+        values[name] = dict(values[other])
+    else:
+        values[name], values[other] = values[other], entry
+
+
+def lie_about_entry(values: dict[str, Any], name: str, rng: Random) -> None:
+    """Another type, shape or place; half of the time one that needs as many bytes."""
+    entry, kind = values[name], int(rng.integers(6))
+    if kind == 0:
+        entry["dtype"] = pick(rng, DTYPES)
+    elif kind == 1:
+        entry["shape"] = pick(rng, SHAPES)
+    elif kind == 2:
+        entry["data_offsets"] = [pick(rng, COUNTS), pick(rng, COUNTS)]
+    elif kind == 3:
+        entry["dtype"] = pick(rng, SAME_SIZE.get(entry["dtype"], DTYPES))
+    else:
+        entry["shape"] = [int(n) for n in rng.permutation(entry.get("shape") or [1])]
 
 
 def lie_about_length(raw: bytes, rng: Random) -> bytes:
