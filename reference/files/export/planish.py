@@ -30,7 +30,7 @@ from planish.reference.quantized import LAYOUTS, QuantizedWeight, to_layout
 from planish.reference.scheme import Scheme
 
 OWN = FORMATS["planish"]
-KEPT = ("recipe", "method", "rule", "smoothing", "calibration", "clip_inputs")  # how it was made
+KEPT = ("source", "recipe", "method", "rule", "smoothing", "calibration", "clip_inputs")  # how it was made
 
 
 def write_planish(checkpoint: Checkpoint, out: Path, request: Request) -> None:
@@ -136,8 +136,5 @@ def _values(
     said |= {key: value for key, value in chosen.items() if not value.startswith("float")}
     said |= {key: old[key] for key in KEPT if key in old}
     if checkpoint.origin is not None:
-        said["source"] = {
-            "format": checkpoint.origin.format,
-            "made_by": checkpoint.origin.made_by,
-        }
+        said["source"] = f"{checkpoint.origin.format}, made by {checkpoint.origin.made_by}"
     return {**values, "quantization_config": said}
