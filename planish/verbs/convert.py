@@ -11,11 +11,11 @@ import sys
 import time
 
 from planish.exporting import PROGRAM
+from planish.opening import open_given
 from planish.reference.errors import one_line
 from planish.reference.files.export.convert import EXPORTS, check_request, convert
 from planish.reference.files.export.dtypes import DTYPES
 from planish.reference.files.export.protocol import Request
-from planish.reference.files.load import open_checkpoint
 from planish.terminal.flags import add_links_flag
 from planish.terminal.given import notice_idle
 from planish.terminal.progress import progress
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     )
     check_request(request)
     start = time.perf_counter()
-    checkpoint = open_checkpoint(args.model, args.allow_links)
+    checkpoint = open_given(args)
     notice_idle(args)
     convert(checkpoint, args.out, request)
     seconds = time.perf_counter() - start

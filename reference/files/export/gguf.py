@@ -39,8 +39,8 @@ def write_gguf(checkpoint: Checkpoint, out: Path, request: Request) -> None:
     tokenizer, QuantizationError for floats that overflow in the dtype; nothing is then written.
     """
     parts, keys = plan_gguf(checkpoint, request.dtype)
-    keys |= vocabulary_keys(load_tokenizer(checkpoint.path, checkpoint.config))
-    keys |= chat_keys(checkpoint.path, keys)
+    keys |= vocabulary_keys(load_tokenizer(checkpoint.tokenizer_path, checkpoint.config))
+    keys |= chat_keys(checkpoint.tokenizer_path, keys)
     check_keys(checkpoint, keys, parts)
     with create_file(out, request.overwrite) as file:
         write_container(file, keys | {"general.quantized_by": request.program}, parts)

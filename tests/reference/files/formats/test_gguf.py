@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 from planish.fast.session.engine import Engine
 from planish.reference.errors import PlanishError
 from planish.reference.files.formats.gguf_blocks import TYPES
+from planish.reference.files.formats.gguf_config import FACTORS, rebuild_config, rope_factors
 from planish.reference.files.load import load_weights, open_checkpoint
-from planish.reference.gguf import read_gguf
+from planish.reference.gguf import GgufTensor, read_gguf
+from planish.reference.model.rope import Llama3, Rope
 from planish.reference.model.transformer import forward
 from planish.reference.quantized import dequantize
 from planish.reference.text.tokenizer import load_tokenizer
@@ -77,6 +80,40 @@ def test_a_config_beside_the_file_is_used(tmp_path):
     (path / "config.json").write_text(json.dumps(values))
     assert open_checkpoint(path).config.max_positions == 77
     assert open_checkpoint(path / "model.gguf").config.max_positions == 256
+
+
+def test_a_config_can_be_given(tmp_path):
+    source = TARGET / "gguf-q4_0"
+    given = tmp_path / "given"
+    given.mkdir()
+    values = open_checkpoint(source).values | {"max_position_embeddings": 77}
+    (given / "config.json").write_text(json.dumps(values))
+    (given / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    made = open_checkpoint(source / "model.gguf", config=given)
+    assert made.config.max_positions == 77 and made.config.eos_token_ids == (7, 9)
+    assert made.tokenizer_path == given
+    with pytest.raises(PlanishError, match="config: is for a GGUF file"):
+        open_checkpoint(TARGET / "ct-w8a8", config=given)
+    with pytest.raises(PlanishError, match=r"nowhere/config.json: "):
+        open_checkpoint(source / "model.gguf", config=tmp_path / "nowhere")
+
+
+def test_factors_of_rope_are_llama_3s_or_longropes(tmp_path):
+    file = read_gguf(TARGET / "gguf-q4_0" / "model.gguf")
+    for low, kind in ((1.0, "llama3"), (3.0, "longrope")):
+        scaling = Llama3(
+            factor=8.0,
+            low_freq_factor=low,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=8192,
+        )
+        factors = rope_factors(Rope(theta=10000.0, dim=32, scaling=scaling))
+        tensor = GgufTensor(type="F32", shape=(16,), data=factors.view(np.uint8))
+        values = rebuild_config(replace(file, tensors=file.tensors | {FACTORS: tensor}))
+        assert values["rope_scaling"]["rope_type"] == kind
+    bad = replace(tensor, data=np.zeros(64, np.uint8))
+    with pytest.raises(PlanishError, match="rope_freqs.weight: bad value; expected finite"):
+        rebuild_config(replace(file, tensors=file.tensors | {FACTORS: bad}))
 
 
 def test_each_tensor_has_a_scheme_by_its_own_type():
