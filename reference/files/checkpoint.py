@@ -209,16 +209,16 @@ def open_checkpoint(
     values = with_old_config(values, path, allow_links)
     reader = reader_of(values)
     form, declared = _format_of(values, path) if reader is None else (None, None)
-    config = _with_generation(model_config(values, path / "config.json"), path)
+    features = _with_generation(model_config(values, path / "config.json"), path)
     if declared is not None:
-        config = replace(config, attention=declared.attention, kv_cache=declared.kv_cache)
+        features = replace(features, attention=declared.attention, kv_cache=declared.kv_cache)
     architecture = architecture_of(values, path)
     entries, absent = find_entries(path, allow_links)
     plain = plain_names([*entries, *absent], architecture)
     checkpoint = Checkpoint(
         path,
         values,
-        config,
+        features,
         architecture,
         rename_entries(path, entries, plain),
         format=form,
