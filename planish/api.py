@@ -204,7 +204,7 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     with writer:
         announce_estimate(checkpoint, chosen, cut, runtime)
         quantize_checkpoint(checkpoint, writer, chosen, cut, layout, runtime)
-    finish_export(writer, out, request)
+        finish_export(writer, out, request)
     return None
 
 

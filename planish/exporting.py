@@ -4,7 +4,7 @@
     open_writer     the writer of the quantization
     finish_export   convert what it wrote, and remove it
 
-So blocks are kept and resumed as always (files/partial.py), and OUT appears at the end, whole.
+So blocks are kept and resumed as always (files/partial.py), until OUT appears at the end, whole.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ def open_writer(
 
 
 def finish_export(writer: CheckpointWriter, out: str | Path, request: Request) -> None:
-    """Convert what a writer has finished, if `out` is in another format, and remove it."""
+    """Convert what a writer has finished, if `out` is in another format, and remove it.
+
+    Call it within the writer's block: after a failure its pieces are kept.
+    """
     if request.format == "planish":
         return
     try:

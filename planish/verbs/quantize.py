@@ -212,7 +212,7 @@ def run(args: argparse.Namespace) -> int:
         notice_idle(args, *idle_rules(args, chosen, checkpoint.config))
         announce_estimate(checkpoint, chosen, samples, runtime)
         quantize_checkpoint(checkpoint, writer, chosen, samples, layout, runtime)
-    finish_export(writer, args.out, request)
+        finish_export(writer, args.out, request)
     seconds = time.perf_counter() - start
     print(f"{args.out}: {chosen.name}, {seconds:.1f} s", file=sys.stderr)
     if args.json:

@@ -118,7 +118,7 @@ class CheckpointWriter:
         trace: TracebackType | None,
     ) -> None:
         remove_directory(self.hidden)
-        if self.partial is not None and not self.finished:
+        if self.partial is not None and (value is not None or not self.finished):
             self.partial.leave(worth=is_worth_resuming(value))
         elif self.partial is not None:
             self.partial.remove()

@@ -182,7 +182,7 @@ with w.CheckpointWriter(target, source, True) as writer:
 
 
 @pytest.mark.parametrize(
-    "step", ["_flush", "_name_shards", "_write_json", "put_directory", "_remove"]
+    "step", ["_flush", "_name_shards", "_write_json", "put_directory", "remove_directory"]
 )
 def test_a_kill_leaves_the_old_model_or_the_new_one(source, tmp_path, step):
     target = tmp_path / "out"
@@ -194,7 +194,7 @@ def test_a_kill_leaves_the_old_model_or_the_new_one(source, tmp_path, step):
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
-    assert mark_of(target) == (2 if step == "_remove" else 1)
+    assert mark_of(target) == (2 if step == "remove_directory" else 1)
     (left,) = leftovers(target)
     assert left.name.startswith(".out.tmp-")
     if step in ("_flush", "_name_shards", "_write_json"):
