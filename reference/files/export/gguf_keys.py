@@ -30,7 +30,14 @@ from planish.reference.model.rope import (
     frequencies,
 )
 
-FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+FAMILIES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "mixtral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3moe",
+}
 NOT_IN_KEYS = ("model_type", "tie_embeddings", "attention", "kv_cache", "eos_token_ids", "ropes")
 NEAREST = "--format float"
 LONG = 2**24  # tokens, more than any original length
@@ -72,6 +79,10 @@ def config_keys(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         if isinstance(rope.scaling, Interpolation):
             values["rope.scaling.type"] = "linear"
             values["rope.scaling.factor"] = float(rope.scaling.factor)
+    if config.moe is not None:
+        values["expert_count"] = config.moe.num_experts
+        values["expert_used_count"] = config.moe.top_k
+        values["expert_feed_forward_length"] = config.moe.intermediate_size
     keys = {f"{name}.{key}": value for key, value in values.items()}
     return {"general.architecture": name, "general.type": "model", **keys}
 

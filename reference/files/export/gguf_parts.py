@@ -7,7 +7,7 @@ scales is known when they are read, and the file then never appears.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from planish.reference.files.export.gguf_container import Part
 from planish.reference.files.export.gguf_types import encode, refuse, type_of
 from planish.reference.files.export.protocol import CannotHoldError, Refusal
 from planish.reference.files.formats.gguf import interleaved_rows
-from planish.reference.files.load import load_linear, load_norm, load_part
-from planish.reference.linear import quantized_weight
+from planish.reference.files.load import load_linear, load_norm, load_part, load_stack
+from planish.reference.linear import Linear, quantized_weight
 from planish.reference.model.shapes import (
     Shape,
     block_norms,
@@ -28,6 +28,7 @@ from planish.reference.model.shapes import (
     outer_norms,
     outer_shapes,
 )
+from planish.reference.model.weights import split_expert
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 NAMES_OF = {kind: name for name, kind in DTYPES.items()}
@@ -46,6 +47,10 @@ NAMES = {
     "gate": "ffn_gate",
     "up": "ffn_up",
     "down": "ffn_down",
+    "router": "ffn_gate_inp",
+    "experts.gate": "ffn_gate_exps",
+    "experts.up": "ffn_up_exps",
+    "experts.down": "ffn_down_exps",
 }
 Parts = dict[str, Part]
 
@@ -69,7 +74,8 @@ class Place:
     @property
     def name(self) -> str:
         """Its name in the file: blk.3.attn_q"""
-        return NAMES[self.part] if self.layer is None else f"blk.{self.layer}.{NAMES[self.part]}"
+        name = NAMES[split_expert(self.part)[0]]
+        return name if self.layer is None else f"blk.{self.layer}.{name}"
 
 
 def list_parts(plan: Plan) -> Parts:
@@ -82,7 +88,12 @@ def list_parts(plan: Plan) -> Parts:
         for name, shape in block_norms(config).items():
             parts |= _norm(plan, Place(part=name, layer=layer), shape)
         for name, (shape, has_bias) in block_shapes(config, layer).items():
-            parts |= _linear(plan, Place(part=name, layer=layer), shape, has_bias)
+            general, expert = split_expert(name)
+            place = Place(part=general, layer=layer)
+            if expert is None:
+                parts |= _linear(plan, place, shape, has_bias)
+            elif expert == 0:
+                parts |= _experts(plan, place, shape)
     for name, shape in outer_norms(config).items():
         parts |= _norm(plan, Place(part=name), shape)
     if not config.tie_embeddings or plan.checkpoint.scheme("head") is not None:
@@ -124,24 +135,53 @@ def _linear(plan: Plan, place: Place, shape: Shape, has_bias: bool) -> Parts:
     return parts
 
 
+def _experts(plan: Plan, place: Place, shape: Shape) -> Parts:
+    """The gates, ups or downs of all experts of a layer, one after the other."""
+    moe, kind = plan.checkpoint.config.moe, place.part.rpartition(".")[2]
+    assert moe is not None and place.layer is not None
+    each = [replace(place, part=f"experts.{e}.{kind}") for e in range(moe.num_experts)]
+    stacked = plan.checkpoint.has_stacked_experts(place.layer)
+    found = [_linear(plan, place if stacked else one, shape, False) for one in each]
+    parts = [next(iter(one.values())) for one in found]
+    if len({part.type for part in parts}) > 1:
+        expected = Refusal(expected="experts of one type", found="several", nearest="planish")
+        raise _cannot_hold(plan, place, expected)
+
+    def read() -> np.ndarray:
+        if not stacked:
+            return np.stack([part.read() for part in parts])
+        assert place.layer is not None
+        mlps = load_stack(plan.checkpoint, place.layer)
+        return np.stack([_blocks_of(plan, place, getattr(mlp, kind)) for mlp in mlps])
+
+    whole = (moe.num_experts, *shape)
+    return {f"{place.name}.weight": Part(type=parts[0].type, shape=whole, read=read)}
+
+
 def _codes(plan: Plan, place: Place, shape: Shape) -> Callable[[], np.ndarray]:
     """How the blocks of a quantized linear are made."""
     order = _row_order(plan, place, shape)
 
     def read() -> np.ndarray:
         linear = load_linear(plan.checkpoint, place.part, place.layer, shape, has_bias=False)
-        try:
-            return order(encode(quantized_weight(linear)))
-        except CannotHoldError as problem:
-            raise _cannot_hold(plan, place, problem.refusal) from None
+        return order(_blocks_of(plan, place, linear))
 
     return read
+
+
+def _blocks_of(plan: Plan, place: Place, linear: Linear) -> np.ndarray:
+    """A quantized linear as blocks; RecipeError if its numbers do not fit."""
+    try:
+        return encode(quantized_weight(linear))
+    except CannotHoldError as problem:
+        raise _cannot_hold(plan, place, problem.refusal) from None
 
 
 def _floats(plan: Plan, place: Place, shape: Shape) -> Part:
     """A float matrix in the type in which it is stored, or in that of the plan."""
     checkpoint, order = plan.checkpoint, _row_order(plan, place, shape)
     kind = DTYPES[plan.dtype] if plan.dtype else _stored_type(checkpoint, place)
+    kind = "F32" if place.part == "router" else kind
 
     def read() -> np.ndarray:
         weight = load_part(checkpoint, place.part, place.layer, "weight", shape)

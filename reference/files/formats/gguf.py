@@ -12,7 +12,7 @@ Source: llama.cpp, conversion/*.py and gguf-py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,18 +42,55 @@ PARTS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+MIXTRAL, QWEN3 = "block_sparse_moe", "mlp"
+EXPERTS = {  # by general.architecture; {e} is the place on the first axis
+    "llama": {
+        "ffn_gate_inp": f"{MIXTRAL}.gate",
+        "ffn_gate_exps": f"{MIXTRAL}.experts.{{e}}.w1",
+        "ffn_up_exps": f"{MIXTRAL}.experts.{{e}}.w3",
+        "ffn_down_exps": f"{MIXTRAL}.experts.{{e}}.w2",
+    },
+    "qwen3moe": {
+        "ffn_gate_inp": f"{QWEN3}.gate",
+        "ffn_gate_exps": f"{QWEN3}.experts.{{e}}.gate_proj",
+        "ffn_up_exps": f"{QWEN3}.experts.{{e}}.up_proj",
+        "ffn_down_exps": f"{QWEN3}.experts.{{e}}.down_proj",
+    },
+}
 INTERLEAVED = ("llama",)
 
 
-def plain_name(name: str) -> str:
-    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; others as they are."""
+def plain_name(name: str, architecture: object) -> str:
+    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; others as they are.
+
+    The name of stacked experts has {e} for the number of one.
+    """
+    parts = PARTS | EXPERTS.get(str(architecture), {})
     stem, _, kind = name.rpartition(".")
     if stem in OUTER:
         return f"{OUTER[stem]}.{kind}"
     words = stem.split(".")
-    if len(words) == 3 and words[0] == "blk" and words[2] in PARTS:
-        return f"model.layers.{words[1]}.{PARTS[words[2]]}.{kind}"
+    if len(words) == 3 and words[0] == "blk" and words[2] in parts:
+        return f"model.layers.{words[1]}.{parts[words[2]]}.{kind}"
     return name
+
+
+def plain_tensors(file: GgufFile) -> Iterator[tuple[str, GgufTensor]]:
+    """The tensors under the architecture's names, experts one by one."""
+    kind = file.keys.get("general.architecture")
+    for name, tensor in file.tensors.items():
+        plain = plain_name(name, kind)
+        if "{e}" not in plain:
+            yield plain, tensor
+            continue
+        if len(tensor.shape) != 3:
+            expected, found = "[experts, outputs, inputs]", list(tensor.shape)
+            raise CheckpointError(
+                "wrong shape", path=file.path, name=name, expected=expected, found=found
+            )
+        for number, data in enumerate(tensor.data.reshape(tensor.shape[0], -1)):
+            one = GgufTensor(type=tensor.type, shape=tensor.shape[1:], data=data)
+            yield plain.format(e=number), one
 
 
 def translate_gguf(
@@ -63,12 +100,11 @@ def translate_gguf(
     interleaved = file.keys.get("general.architecture") in INTERLEAVED
     source = Source(path=file.path, values={}, entries={})
     entries, targets, sizes = dict[str, TensorEntry](), dict[str, Scheme](), dict[str, int]()
-    for name, tensor in file.tensors.items():
-        plain = plain_name(name)
+    for plain, tensor in plain_tensors(file):
         if plain == "rope_freqs.weight":  # config.json says the same
             continue
         count = heads["k_proj" in plain] if interleaved and _is_rotated(plain) else None
-        rows = None if count is None else _half_split(file, name, tensor.shape[0], count)
+        rows = None if count is None else _half_split(file, plain, tensor.shape[0], count)
         prefix = plain.rpartition(".")[0]
         stored = _read_tensor(source, plain, tensor, rows)
         if isinstance(stored, TensorEntry):

@@ -16,7 +16,12 @@ from planish.reference.errors import CheckpointError, ConfigError
 from planish.reference.gguf import GgufFile
 from planish.reference.model.rope import Llama3, Rope, frequencies
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # general.architecture = model_type of the config
+ARCHITECTURES = {  # general.architecture -> model_type of the config
+    "llama": "llama",  # or mixtral, which has experts
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+}
 TOKENIZER = "tokenizer.ggml"
 FACTORS = "rope_freqs.weight"
 LLAMA3 = ((1.0, 4.0, 8192),)  # low and high frequency factor, original length, as published
@@ -47,7 +52,7 @@ def rebuild_config(file: GgufFile) -> dict[str, Any]:
     hidden = _count(file, f"{name}.embedding_length")
     head_dim = _count(file, f"{name}.attention.key_length", hidden // max(heads, 1))
     values: dict[str, Any] = {
-        "model_type": name,
+        "model_type": ARCHITECTURES[name],
         "hidden_size": hidden,
         "intermediate_size": _count(file, f"{name}.feed_forward_length"),
         "num_hidden_layers": _count(file, f"{name}.block_count"),
@@ -65,8 +70,24 @@ def rebuild_config(file: GgufFile) -> dict[str, Any]:
     }
     if "blk.0.ffn_gate.bias" in file.tensors:
         values["mlp_bias"] = True
+    values |= _experts(file, name)
     scaling = _rope_scaling(file, name, values)
     return values if scaling is None else values | {"rope_scaling": scaling}
+
+
+def _experts(file: GgufFile, name: str) -> dict[str, Any]:
+    """The values of a mixture of experts, if the model is one."""
+    if not file.keys.get(f"{name}.expert_count") and name != "qwen3moe":
+        return {}
+    count = _count(file, f"{name}.expert_count")
+    values = {"num_experts_per_tok": _count(file, f"{name}.expert_used_count")}
+    if name == "llama":
+        return values | {"model_type": "mixtral", "num_local_experts": count}
+    if name != "qwen3moe":
+        raise _needs_config(file, f"{name}.expert_count", "a mixture of experts")
+    width = _count(file, f"{name}.expert_feed_forward_length")
+    values |= {"num_experts": count, "moe_intermediate_size": width}
+    return values | {"norm_topk_prob": True}  # as llama.cpp computes this architecture
 
 
 def _ends(file: GgufFile) -> Any:
@@ -132,8 +153,6 @@ def _refuse_unknown(file: GgufFile, name: str) -> None:
     """Refuse what the config would have to say and the keys do not, or say in another way."""
     if "token_embd.weight" not in file.tensors:
         raise CheckpointError("is missing", path=file.path, name="token_embd.weight")
-    if file.keys.get(f"{name}.expert_count"):
-        raise _needs_config(file, f"{name}.expert_count", "a mixture of experts")
     rotary, width = (f"{name}.rope.dimension_count", f"{name}.attention.key_length")
     found = file.keys.get(rotary)
     if found is not None and width in file.keys and found != file.keys[width]:

@@ -26,6 +26,9 @@ ENDS = {"bos_token_id": 256, "eos_token_id": 257}
 TOKENS = [256, 5, 9, 200, 7, 31, 3]
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 8192}
+MIXTRAL = {"model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 2}
+QWEN3_MOE = {"model_type": "qwen3_moe", "num_experts": 3, "num_experts_per_tok": 2}
+QWEN3_MOE |= {"moe_intermediate_size": 32, "norm_topk_prob": True}
 MODELS = {
     "llama": {},
     "tied": {"tie_word_embeddings": True},
@@ -39,6 +42,8 @@ MODELS = {
     "mistral": {"model_type": "mistral", "sliding_window": None},
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3"},
+    "mixtral": MIXTRAL,
+    "qwen3_moe": QWEN3_MOE,
     "three ends": {"eos_token_id": [257, 3, 4]},
 }
 
@@ -121,6 +126,15 @@ def test_int4_becomes_q4_0_with_the_same_codes(model, tmp_path, group_size, rule
     assert all(np.array_equal(first[name].data, second[name].data) for name in first)
 
 
+@pytest.mark.parametrize("values", [MIXTRAL, QWEN3_MOE], ids=lambda values: values["model_type"])
+def test_codes_of_experts_are_the_same(model, tmp_path, values):
+    source = quantize(model(**values), tmp_path / "codes")
+    made, original = write(source, tmp_path / "model.gguf"), open_checkpoint(source)
+    assert read_gguf(made.path).tensors["blk.1.ffn_up_exps.weight"].type == "Q4_0"
+    found, expected = (forward(c.config, load_weights(c), TOKENS) for c in (made, original))
+    assert np.array_equal(found, expected)
+
+
 @pytest.mark.parametrize("name", ["gguf-q4_0", "mlx-4bit-g64", "ct-w8a16-g64", "ct-w4a16-g32"])
 def test_weights_of_other_programs_are_the_same(tmp_path, name):
     path = TARGET / name
@@ -183,6 +197,11 @@ REFUSED = {
     "offsets": ({"rule": "minmax"}, {}, "offsets that are exact in float16"),
     "attention": ({"name": "W4A16", "kv_cache": "int8"}, {}, "kv_cache: cannot be stored"),
     "architecture": (None, {"model_type": "smollm3"}, "model_type: cannot be held by gguf"),
+    "routing": (
+        None,
+        QWEN3_MOE | {"norm_topk_prob": False},
+        "moe: cannot be held by gguf; expected .*normalized.*; --format float",
+    ),
     "window": (
         None,
         {"model_type": "mistral", "sliding_window": 8},
