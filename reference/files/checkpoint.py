@@ -38,7 +38,7 @@ from planish.reference.files.names import (
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.files.shards import check_link, find_entries
 from planish.reference.files.writer import COPIED
-from planish.reference.gguf import find_gguf
+from planish.reference.gguf import find_gguf, split_parts
 from planish.reference.json import read_json
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.shapes import block_kinds, block_shapes, outer_kinds
@@ -197,7 +197,8 @@ def open_checkpoint(
     """
     path = Path(path)
     if (file := find_gguf(path)) is not None:
-        check_link(file, allow_links)
+        for part in split_parts(file):
+            check_link(part, allow_links)
         return _open_gguf(file, path, None if config is None else Path(config), allow_links)
     if config is not None:
         raise ConfigError("is for a GGUF file; a directory has its own", name="config", found=path)

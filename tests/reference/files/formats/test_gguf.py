@@ -4,6 +4,7 @@ import json
 import shutil
 import struct
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from planish.fast.session.engine import Engine
 from planish.reference.errors import PlanishError
+from planish.reference.files.export.gguf_container import Part, write_container
 from planish.reference.files.formats.gguf_blocks import TYPES
 from planish.reference.files.formats.gguf_config import FACTORS, rebuild_config, rope_factors
 from planish.reference.files.load import load_weights, open_checkpoint
@@ -201,9 +203,52 @@ def test_a_big_endian_or_old_file_is_refused(tmp_path):
             open_checkpoint(path)
 
 
-def test_a_split_file_is_refused(tmp_path):
-    for number in (1, 2):
-        write(tmp_path / f"model-0000{number}-of-00002.gguf")
+def split(target, count=2, **changes):
+    """Write the sample's tensors as the parts of a split file."""
+    file = read_gguf(TARGET / "gguf-q4_0" / "model.gguf")
+    names = list(file.tensors)
+    for number in range(count):
+        keys = {"split.no": number, "split.count": count} | changes.get(f"part{number}", {})
+        keys |= file.keys if number == 0 else {}
+        chosen = {name: file.tensors[name] for name in names[number::count]}
+        parts = {
+            name: Part(type=one.type, shape=one.shape, read=partial(np.asarray, one.data))
+            for name, one in chosen.items()
+        }
+        path = target / f"model-{number + 1:05d}-of-{count:05d}.gguf"
+        with path.open("wb") as out:
+            write_container(out, keys, parts)
+    return target
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_split_file_is_read_as_one(tmp_path, count):
+    made = open_checkpoint(split(tmp_path, count))
+    expected = open_checkpoint(TARGET / "gguf-q4_0")
+    assert made.entries.keys() == expected.entries.keys()
+    found, wanted = (forward(c.config, load_weights(c), TOKENS) for c in (made, expected))
+    assert np.array_equal(found, wanted)
+    assert load_tokenizer(tmp_path, made.config).encode("hello")[0] == 1
+
+
+def test_parts_that_are_missing_or_mixed_up_are_refused(tmp_path):
+    path = split(tmp_path)
+    with pytest.raises(PlanishError, match="is a part; expected the first of 2 parts"):
+        open_checkpoint(path / "model-00002-of-00002.gguf")
+    split(path, part1={"split.no": 5})
+    with pytest.raises(PlanishError, match="split.no: bad value; expected part 1 of 2, found 5"):
+        open_checkpoint(path)
+    shutil.copy(path / "model-00001-of-00002.gguf", path / "model-00002-of-00002.gguf")
+    with pytest.raises(PlanishError, match="split.no: bad value"):
+        open_checkpoint(path)
+    (path / "model-00002-of-00002.gguf").unlink()
+    with pytest.raises(PlanishError, match="00002-of-00002.gguf: "):
+        open_checkpoint(path)
+
+
+def test_several_files_are_refused(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.gguf")
     with pytest.raises(PlanishError, match="has several; expected one GGUF file"):
         open_checkpoint(tmp_path)
 
