@@ -9,7 +9,8 @@
     static inputs                                 also input_scale [1]
 
 Groups are of 16 to 128 inputs, as vLLM takes them, and divide K: coarser ones are repeated. An
-asymmetric W4A8 has weight_zero_point int8 [N, G], not packed. Scales keep their type.
+asymmetric W4A8 has weight_zero_point int8 [N, G], not packed. Scales keep their type; float32 ones
+that bfloat16 holds, which is what llm-compressor writes, are bfloat16 again.
 Source: compressed-tensors 0.20, compressors/pack_quantized/helpers.py, quantization/quant_args.py.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from planish.reference.files.export.codes import (
@@ -74,7 +76,8 @@ def is_plain(scheme: Scheme) -> bool:
 def tensors(linear: Linear, scheme: Scheme) -> dict[str, np.ndarray]:
     """The tensors of a linear, by suffix."""
     weight = quantized_weight(linear)
-    scale = weight.scale.reshape(1) if scheme.granularity == "per_tensor" else weight.scale
+    scale = shorten(weight.scale)
+    scale = scale.reshape(1) if scheme.granularity == "per_tensor" else scale
     if not is_plain(scheme):
         found = {"weight_packed": pack_fields(unsigned_codes(weight), scheme.bits)}
         found |= {"weight_scale": scale, "weight_shape": np.array(weight.shape, np.int64)}
@@ -85,8 +88,16 @@ def tensors(linear: Linear, scheme: Scheme) -> dict[str, np.ndarray]:
     if not scheme.symmetric:
         found["weight_zero_point"] = zero_points(weight).view(np.int8) - np.int8(SYMMETRIC_ZERO)
     if linear.activation_scale is not None:
-        found["input_scale"] = linear.activation_scale
+        found["input_scale"] = shorten(linear.activation_scale)
     return found
+
+
+def shorten(scale: np.ndarray) -> np.ndarray:
+    """float32 scales in bfloat16 if all are exact in it; others as they are."""
+    if scale.dtype != np.float32:
+        return scale
+    short = scale.astype(ml_dtypes.bfloat16)
+    return short if np.array_equal(short.astype(np.float32), scale) else scale
 
 
 def config(schemes: Mapping[str, Scheme | None], facts: Facts) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 from planish.reference.errors import RecipeError
 from planish.reference.files.checkpoint import Checkpoint, head_names
 from planish.reference.files.entries import bad_value
+from planish.reference.files.formats.stored import ComputedEntry
 from planish.reference.files.fused import fused_shapes, rows_of
 from planish.reference.files.load import load_block, load_linear
 from planish.reference.files.safetensors import forget_pages
@@ -166,10 +167,8 @@ def modules(checkpoint: Checkpoint, progress: Progress = no_progress) -> Iterato
 
 def _outer_module(checkpoint: Checkpoint, part: str) -> Module:
     """A module outside the blocks; no recipe changes these."""
-    name, entries = checkpoint.source(part).name, checkpoint.entries
-    kinds = [kind for kind in KINDS if f"{name}.{kind}" in entries]
-    raw = {kind: entries[f"{name}.{kind}"].map() for kind in kinds}
-    return Module(name=name, place=head_place(checkpoint) if part == "head" else None, floats=raw)
+    place = head_place(checkpoint) if part == "head" else None
+    return _raw_module(checkpoint, checkpoint.source(part).name, place)
 
 
 def block_modules(checkpoint: Checkpoint, layer: int) -> Iterator[Module]:
@@ -184,6 +183,13 @@ def block_modules(checkpoint: Checkpoint, layer: int) -> Iterator[Module]:
         yield from _norm_modules(checkpoint, part, layer, norm)
 
 
+def _raw_module(checkpoint: Checkpoint, name: str, place: Place | None = None) -> Module:
+    """A module with the file's own tensors; those of FP8, say, are computed from others."""
+    kinds = [checkpoint.entries.get(f"{name}.{kind}") for kind in KINDS]
+    computed = any(isinstance(entry, ComputedEntry) for entry in kinds)
+    return Module(name=name, place=place, floats=_raw(checkpoint, name), computed=computed)
+
+
 def _raw(checkpoint: Checkpoint, name: str) -> dict[str, np.ndarray]:
     """The file's own float tensors of a module, by kind."""
     kinds = [kind for kind in KINDS if f"{name}.{kind}" in checkpoint.entries]
@@ -192,9 +198,9 @@ def _raw(checkpoint: Checkpoint, name: str) -> dict[str, np.ndarray]:
 
 def _float_module(checkpoint: Checkpoint, place: Place, parts: Sequence[Linear]) -> Module:
     if len(parts) == 1 or f"{place.name}.weight" in checkpoint.entries:
-        raw = _raw(checkpoint, place.name)
-        if raw:
-            return Module(name=place.name, place=place, floats=raw)
+        raw = _raw_module(checkpoint, place.name, place)
+        if raw.floats:
+            return raw
     floats = {}
     for kind in KINDS:
         tensors = [getattr(part, kind) for part in parts]
@@ -273,8 +279,8 @@ def _norm_modules(checkpoint: Checkpoint, part: str, layer: int, norm: Norm) -> 
     name, own = checkpoint.source(part, layer).name, checkpoint.prefix(part, layer)
     names = head_names(checkpoint, name, part) if "{h}" in name else [name]
     if own == name or not any(f"{own}.{kind}" in checkpoint.entries for kind in KINDS):
-        raws = ((each, _raw(checkpoint, each)) for each in names)
-        yield from (Module(name=each, floats=raw) for each, raw in raws if raw)
+        raws = (_raw_module(checkpoint, each) for each in names)
+        yield from (raw for raw in raws if raw.floats)
         return
     if not checkpoint.config.norm_affine:
         expected = "a model whose norms have weights; --format planish"

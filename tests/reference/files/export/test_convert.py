@@ -85,6 +85,12 @@ def test_floats_are_written_in_a_dtype(kind, dtype, source, quantized, converted
     np.testing.assert_array_equal(floats.entries[UP].map(), exact.astype(dtype))
 
 
+def test_fp8_becomes_float32_as_bfloat16_would_round_it(converted):
+    theirs = open_checkpoint(FOREIGN / "ct-fp8")
+    assert theirs.values["dtype"] == "bfloat16"
+    assert converted(theirs, "float").values["dtype"] == "float32"
+
+
 def test_a_smoothed_model_is_written_as_it_computes(source, quantized, converted):
     own = quantized(source, "float", alpha=0.5)
     np.testing.assert_array_equal(logits(converted(own, "float")), logits(own))
