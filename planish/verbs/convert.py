@@ -24,7 +24,9 @@ from planish.terminal.progress import progress
 def add_flags(parser: argparse.ArgumentParser) -> None:
     words = "a Hugging Face directory of any format that planish reads, or a GGUF file"
     parser.add_argument("--model", required=True, metavar="DIR", help=words)
-    parser.add_argument("--out", required=True, metavar="OUT", help="the directory to write")
+    parser.add_argument(
+        "--out", required=True, metavar="OUT", help="the directory or file to write"
+    )
     words = f"{', '.join(EXPORTS)}: the last dequantizes"
     parser.add_argument("--format", required=True, metavar="FORMAT", help=words)
     words = f"of float tensors: {', '.join(DTYPES)} (default: as they are)"
