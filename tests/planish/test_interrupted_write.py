@@ -24,8 +24,8 @@ from planish.command import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 whole = reference_writer.write_tensors
 
-def half(path, tensors):
-    whole(path, tensors)
+def half(path, tensors, padded):
+    whole(path, tensors, padded)
     data = Path(path).read_bytes()
     Path(path).write_bytes(data[: len(data) // 2])
     print("half", flush=True)

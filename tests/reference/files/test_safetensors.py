@@ -132,3 +132,20 @@ def test_a_mapped_tensor_cannot_be_written_to(tmp_path, tensors):
     write_tensors(tmp_path / "m", tensors)
     with pytest.raises(ValueError, match="read-only"):
         read_entries(tmp_path / "m")["f32"].map()[0, 0] = 1
+
+
+def test_a_file_without_padding_has_each_tensor_at_a_multiple_of_its_type(tmp_path):
+    tensors = {
+        "bytes": np.arange(3, dtype=np.uint8),
+        "halves": np.ones(3, np.float16),
+        "floats": np.ones((2, 3), np.float32),
+    }
+    write_tensors(tmp_path / "m", tensors, padded=False)
+    raw = (tmp_path / "m").read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    assert header.keys() == {"__metadata__", *tensors}
+    assert len(raw) == start + sum(tensor.nbytes for tensor in tensors.values())
+    for name, tensor in tensors.items():
+        assert (start + header[name]["data_offsets"][0]) % tensor.dtype.itemsize == 0
+        np.testing.assert_array_equal(read_entries(tmp_path / "m")[name].map(), tensor)
