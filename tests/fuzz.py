@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
 import os
 import resource
@@ -162,7 +163,7 @@ def lie_in_json(raw: bytes, rng: Random) -> bytes:
             if rng.random() < 0.15:
                 del place[key]
             else:
-                place[key] = pick(rng, LIES)
+                place[key] = copy.deepcopy(pick(rng, LIES))
             break
     return json.dumps(values).encode()
 
@@ -236,8 +237,8 @@ def damage_copy(sample: Path, target: Path, seed: int) -> str:
 def judge(sample: Path, seed: int, directory: Path) -> tuple[str, str]:
     """How a case ends, `read`, `refused` or `FAILED`, and what was done or went wrong."""
     target = directory / str(seed)
+    what = damage_copy(sample, target, seed)
     try:
-        what = damage_copy(sample, target, seed)
         with limit_seconds():
             read(target)
         return "read", what
