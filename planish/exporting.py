@@ -16,10 +16,11 @@ from planish import __version__
 from planish.reference.errors import RecipeError
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.export.convert import check_conversion, convert
+from planish.reference.files.export.gguf import check_gguf_path
 from planish.reference.files.export.protocol import Request
 from planish.reference.files.load import open_checkpoint
 from planish.reference.files.partial import Partial
-from planish.reference.files.placing import check_new_file, hidden_beside
+from planish.reference.files.placing import hidden_beside
 from planish.reference.files.writer import CheckpointWriter, remove_directory
 from planish.reference.progress import Progress, no_progress
 from planish.reference.quantize.output import as_quantized
@@ -55,7 +56,7 @@ def open_writer(
 ) -> CheckpointWriter:
     """The writer of a quantization: of `out`, or of a hidden directory beside it."""
     if request.format == "gguf":
-        check_new_file(Path(out), request.overwrite)
+        check_gguf_path(Path(out), request.overwrite)
         return CheckpointWriter(hidden_beside(Path(out)), model, partial=partial)
     own = CheckpointWriter(out, model, request.overwrite, partial)  # checks `out`
     if request.format == "planish":

@@ -19,6 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from planish.reference.errors import OutputError
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.export.gguf_container import Part, write_container
 from planish.reference.files.export.gguf_keys import check_keys, config_keys, family, rope_part
@@ -26,7 +27,7 @@ from planish.reference.files.export.gguf_parts import Plan, list_parts
 from planish.reference.files.export.gguf_vocabulary import chat_keys, vocabulary_keys
 from planish.reference.files.export.protocol import Request
 from planish.reference.files.formats.gguf import INTERLEAVED
-from planish.reference.files.placing import create_file
+from planish.reference.files.placing import check_new_file, create_file
 from planish.reference.text.tokenizer import load_tokenizer
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}  # llama_ftype
@@ -38,12 +39,21 @@ def write_gguf(checkpoint: Checkpoint, out: Path, request: Request) -> None:
     Raises RecipeError for a linear or a config that GGUF cannot hold, TokenizerError for such a
     tokenizer, QuantizationError for floats that overflow in the dtype; nothing is then written.
     """
+    check_gguf_path(out, request.overwrite)
     parts, keys = plan_gguf(checkpoint, request.dtype)
     keys |= vocabulary_keys(load_tokenizer(checkpoint.tokenizer_path, checkpoint.config))
     keys |= chat_keys(checkpoint.tokenizer_path, keys)
     check_keys(checkpoint, keys, parts)
     with create_file(out, request.overwrite) as file:
         write_container(file, keys | {"general.quantized_by": request.program}, parts)
+
+
+def check_gguf_path(out: Path, overwrite: bool) -> None:
+    """Raise OutputError for a path at which no GGUF file can be written, or none be found again."""
+    if out.suffix != ".gguf":
+        expected = "a name that ends in .gguf"
+        raise OutputError("is not the name of a GGUF file", path=out, expected=expected)
+    check_new_file(out, overwrite)
 
 
 def plan_gguf(

@@ -249,4 +249,6 @@ def test_a_file_is_replaced_only_if_asked(model, tmp_path):
     with pytest.raises(PlanishError, match="exists; give --overwrite"):
         write(path, target)
     assert target.read_text() == "mine"
+    with pytest.raises(PlanishError, match="expected a name that ends in .gguf"):
+        write(path, tmp_path / "model.bin")
     assert write(path, target, overwrite=True).config.num_layers == 2
