@@ -102,19 +102,21 @@ def load(
     attention: str | None = None,
     kv_cache: str | None = None,
     allow_links: bool = False,
+    config: PathLike | None = None,
 ) -> Model:
     """Open a Hugging Face directory, float or quantized by planish.
 
     engine: "fast" (JAX and native kernels) or "reference" (NumPy). kernels, for the fast engine:
     "auto", "native", "xla" or an instruction set. attention: "float" or "int8",
     and kv_cache: "float32", "int8" or "int8_static", if not as the model says. allow_links:
-    accept files that are links out of the directory. Raises PlanishError.
+    accept files that are links out of the directory. config: for a GGUF file, a directory whose
+    config.json and tokenizer.json replace the file's keys. Raises PlanishError.
     """
     _require("engine", engine, ENGINES)
     _require("attention", attention, (None, *ATTENTIONS))
     _require("kv_cache", kv_cache, (None, *KV_CACHES))
-    checkpoint = choose_attention(open_checkpoint(model, allow_links), attention, kv_cache)
-    tokenizer = load_tokenizer(model, checkpoint.config)
+    checkpoint = choose_attention(open_checkpoint(model, allow_links, config), attention, kv_cache)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_path, checkpoint.config)
     opened = ReferenceEngine(checkpoint) if engine == "reference" else _fast(checkpoint, kernels)
     return Model(opened, tokenizer)
 

@@ -173,14 +173,19 @@ def with_max_positions(checkpoint: Checkpoint, args: argparse.Namespace) -> Chec
 
 
 def open_subject(args: argparse.Namespace) -> Checkpoint:
-    """Open the checkpoint of --model, with --allow_links and --max_positions."""
-    return with_max_positions(open_checkpoint(args.model, args.allow_links), args)
+    """Open the checkpoint of --model, with --config, --allow_links and --max_positions."""
+    return with_max_positions(open_given(args), args)
+
+
+def open_given(args: argparse.Namespace) -> Checkpoint:
+    """Open the checkpoint of --model, with --config and --allow_links."""
+    return open_checkpoint(args.model, args.allow_links, args.config)
 
 
 def open_model(args: argparse.Namespace) -> tuple[Checkpoint, Tokenizer]:
     """Open the checkpoint of --model and its tokenizer."""
     checkpoint = open_subject(args)
-    return checkpoint, load_tokenizer(args.model, checkpoint.config)
+    return checkpoint, load_tokenizer(checkpoint.tokenizer_path, checkpoint.config)
 
 
 def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:

@@ -106,7 +106,8 @@ def _rows_without_token(checkpoint: Checkpoint) -> np.ndarray:
     config = checkpoint.config
     rows = range(config.vocab_size)
     try:
-        ids = load_tokenizer(checkpoint.path, config).inner.get_vocab(with_added_tokens=True)
+        tokenizer = load_tokenizer(checkpoint.tokenizer_path, config)
+        ids = tokenizer.inner.get_vocab(with_added_tokens=True)
     except TokenizerError:
         return np.zeros(len(rows), bool)
     read = {*ids.values(), config.bos_token_id, *config.eos_token_ids}

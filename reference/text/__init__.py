@@ -2,7 +2,7 @@
 
 tokenizer_file    reading tokenizer.json, and the errors of the library
 added_tokens      tokens that only the files beside tokenizer.json list
-gguf_tokenizer    tokenizer.json from the keys of a GGUF file
+gguf_tokenizer    tokenizer.json, chat template and special tokens from the keys of a GGUF file
 tokenizer         text to tokens, and tokens to text
 sampling          logits to a token
 generate          the generation loop, and stop strings
