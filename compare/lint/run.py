@@ -1,0 +1,115 @@
+"""Apply every rule to a checkpoint, one linear at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from planish.compare.lint.codes import CodeCounts, check_codes, count_codes
+from planish.compare.lint.foreign import read_foreign
+from planish.compare.lint.fused import check_fused, scheme_words
+from planish.compare.lint.gguf_tensors import read_tensors
+from planish.compare.lint.groups import check_groups
+from planish.compare.lint.linear import Readable, StoredLinear
+from planish.compare.lint.names import check_floats, check_names, check_routers
+from planish.compare.lint.opened import FLOAT, GGUF, OWN, Opened, open_raw, without_notices
+from planish.compare.lint.orders import check_orders
+from planish.compare.lint.own import read_own
+from planish.compare.lint.rules import Finding
+from planish.compare.lint.scales import check_scales
+from planish.compare.lint.zeros import check_gptq, check_range
+from planish.reference.files.formats import READERS
+from planish.reference.files.safetensors import forget_pages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linted:
+    """What lint found. saturation: the share of codes at the ends of the grid, by linear."""
+
+    opened: Opened
+    linears: int
+    findings: tuple[Finding, ...]
+    saturation: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def made_by(self) -> str:
+        """The program that wrote it, as far as it says."""
+        opened = self.opened
+        return READERS[opened.format].made_by(opened.source) if opened.format in READERS else ""
+
+
+def lint(path: str | Path, allow_links: bool = False) -> Linted:
+    """Every finding of a directory or GGUF file; ConfigError, CheckpointError if not parsable."""
+    opened = open_raw(path, allow_links)
+    findings, saturation, schemes = list[Finding](), dict[str, float](), dict[str, str]()
+    with without_notices():
+        for one in read_linears(opened):
+            where = one.where if isinstance(one, Finding) else one.prefix
+            schemes[where] = "unreadable" if isinstance(one, Finding) else scheme_words(one)
+            if isinstance(one, Finding):
+                findings.append(one)
+                continue
+            counts = count_codes(one)
+            findings += check_linear(opened, one, counts)
+            if counts is not None:
+                saturation[where] = counts.saturation
+            forget(opened)
+        findings += check_whole(opened, schemes)
+    return Linted(
+        opened=opened, linears=len(schemes), findings=tuple(findings), saturation=saturation
+    )
+
+
+def read_linears(opened: Opened) -> Iterator[Readable]:
+    """Every quantized linear (and embedding), or the finding that it cannot be read."""
+    if opened.format == FLOAT:
+        return iter(())
+    readers = {GGUF: read_tensors, OWN: read_own}
+    return readers.get(opened.format, read_foreign)(opened)
+
+
+def check_linear(
+    opened: Opened, linear: StoredLinear, counts: CodeCounts | None
+) -> Iterator[Finding]:
+    """Every rule of one linear."""
+    yield from check_scales(linear, model_dtype(opened))
+    yield from check_range(linear)
+    yield from check_groups(linear)
+    if counts is not None:
+        yield from check_codes(linear, counts)
+    elif (weight := opened.entries.get(f"{linear.prefix}.weight")) is not None:
+        yield from check_float8(linear, weight.map())
+
+
+def check_float8(linear: StoredLinear, weight: np.ndarray) -> Iterator[Finding]:
+    """NaN among FP8 weights, by their bits; other types have no rule."""
+    if weight.dtype.itemsize != 1 or weight.dtype.kind in "iu":
+        return
+    bad = int(((weight.view(np.uint8) & 127) == 127).sum())
+    if bad:
+        yield Finding(rule="code-not-a-number", where=linear.prefix, count=bad, total=weight.size)
+
+
+def check_whole(opened: Opened, schemes: dict[str, str]) -> Iterator[Finding]:
+    """Every rule that looks at more than one linear, or at tensors of other kinds."""
+    yield from check_gptq(opened)
+    yield from check_orders(opened)
+    yield from check_fused(opened, schemes)
+    yield from check_routers(schemes)
+    yield from check_names(opened)
+    yield from check_floats(opened, set(schemes))
+
+
+def model_dtype(opened: Opened) -> str | None:
+    """The type that config.json gives the model's floats."""
+    found = opened.values.get("dtype", opened.values.get("torch_dtype"))
+    return found if isinstance(found, str) else None
+
+
+def forget(opened: Opened) -> None:
+    """Take the pages of all mapped files out of this process's memory."""
+    for entry in {entry.file: entry for entry in opened.entries.values()}.values():
+        forget_pages(entry.data)
