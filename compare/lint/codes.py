@@ -18,14 +18,14 @@ AT_ONCE = 2**22  # codes that are looked at together
 class CodeCounts:
     """What one pass over the codes of a linear counts.
 
-    ends: codes at the ends of the grid by row, dead groups left out, int [N].
+    lowest: how many are the least code of the grid. dead: groups of zeros, bool [N, G]. ends: codes
+    at the ends of the grid, dead groups left out, int [N, G].
     """
 
     total: int
     outside: int
-    lowest: int  # how many are the least code of the grid
-    dead: int
-    groups: int
+    lowest: int
+    dead: np.ndarray
     ends: np.ndarray
 
     @property
@@ -40,21 +40,18 @@ def count_codes(linear: StoredLinear) -> CodeCounts | None:
         return None
     codes, (rows, cols) = linear.codes(), linear.shape
     step = max(AT_ONCE // max(cols, 1), 1)
-    zero = zero_codes(linear)
-    outside = lowest = dead = 0
-    ends = np.zeros(rows, np.int64)
+    zero, outside, lowest = zero_codes(linear), 0, 0
+    groups = num_groups(cols, linear.group_size)
+    dead, ends = np.zeros((rows, groups), bool), np.zeros((rows, groups), np.int32)
     for start in range(0, rows, step):
-        some = codes[start : start + step]
+        part = slice(start, start + step)
+        some = codes[part]
         outside += int(((some < linear.low) | (some > linear.high)).sum())
         lowest += int((some == linear.low).sum())
-        gone = dead_groups(linear, some, zero[start : start + step] if len(zero) > 1 else zero)
-        dead += int(gone.sum())
-        extreme = at_ends(linear, some) & ~expand(linear, gone)
-        ends[start : start + step] = extreme.sum(axis=1)
-    groups = rows * num_groups(cols, linear.group_size)
-    return CodeCounts(
-        total=rows * cols, outside=outside, lowest=lowest, dead=dead, groups=groups, ends=ends
-    )
+        wide = expand(linear, zero[part] if len(zero) > 1 else zero)
+        dead[part] = ~by_group(linear, some != wide).any(axis=2)
+        ends[part] = by_group(linear, at_ends(linear, some)).sum(axis=2) * ~dead[part]
+    return CodeCounts(total=rows * cols, outside=outside, lowest=lowest, dead=dead, ends=ends)
 
 
 def zero_codes(linear: StoredLinear) -> np.ndarray:
@@ -67,22 +64,16 @@ def zero_codes(linear: StoredLinear) -> np.ndarray:
     return np.full((1, 1), float(linear.zero))
 
 
-def dead_groups(linear: StoredLinear, codes: np.ndarray, zero: np.ndarray) -> np.ndarray:
-    """Which groups hold nothing but the code of 0, bool [R, G]."""
-    wide = zero if zero.shape[1] == 1 else expand(linear, zero)
-    nothing = codes == wide  # [R, K]
-    size = linear.group_size
-    if size == -1:
-        dead: np.ndarray = nothing.all(axis=1, keepdims=True)
-        return dead
-    short = -codes.shape[1] % size
-    padded = np.pad(nothing, ((0, 0), (0, short)), constant_values=True)
-    return padded.reshape(len(codes), -1, size).all(axis=2)
+def by_group(linear: StoredLinear, mask: np.ndarray) -> np.ndarray:
+    """[R, K] -> [R, G, g]; a short last group is filled with False."""
+    size = mask.shape[1] if linear.group_size == -1 else linear.group_size
+    padded = np.pad(mask, ((0, 0), (0, -mask.shape[1] % size)))
+    return padded.reshape(len(mask), -1, size)
 
 
 def expand(linear: StoredLinear, groups: np.ndarray) -> np.ndarray:
     """Values of groups [R, G] as one for each code, or [R, 1]."""
-    if linear.group_size == -1:
+    if groups.shape[1] == 1:
         return groups
     return expand_groups(groups, linear.shape[1], linear.group_size)
 
@@ -95,13 +86,20 @@ def at_ends(linear: StoredLinear, codes: np.ndarray) -> np.ndarray:
 
 
 def largest_share(linear: StoredLinear) -> float:
-    """The share of codes at the ends that a row may have.
+    """The share of codes at the ends that a group may have.
 
-    Twice that of equally frequent codes, and twice what the largest weights of each group make.
+    Twice that of equally frequent codes, and twice what the largest weights of a group make.
     """
     cols = linear.shape[1]
     size = cols if linear.group_size == -1 else min(linear.group_size, cols)
     return float(4 / 2**linear.bits + 4 / size)
+
+
+def clipped_rows(linear: StoredLinear, counts: CodeCounts) -> int:
+    """How many rows have more at the ends in most of their groups: one may well be constant."""
+    size = linear.shape[1] if linear.group_size == -1 else linear.group_size
+    over = counts.ends > largest_share(linear) * min(size, linear.shape[1])
+    return int((over.mean(axis=1) > 0.5).sum())
 
 
 def check_codes(linear: StoredLinear, counts: CodeCounts) -> Iterator[Finding]:
@@ -119,12 +117,12 @@ def check_codes(linear: StoredLinear, counts: CodeCounts) -> Iterator[Finding]:
         allowed = linear.format != "planish" or (scheme is not None and scheme.foreign)
         rule = "code-minus-128" if allowed else "code-minus-128-refused"
         yield Finding(rule=rule, where=where, count=counts.lowest, total=counts.total)
-    if counts.dead:
-        yield Finding(rule="group-dead", where=where, count=counts.dead, total=counts.groups)
-    most = largest_share(linear)
-    clipped = int((counts.ends > most * linear.shape[1]).sum())
+    if counts.dead.any():
+        dead = int(counts.dead.sum())
+        yield Finding(rule="group-dead", where=where, count=dead, total=counts.dead.size)
+    clipped = clipped_rows(linear, counts)
     if clipped:
-        share = f"more than {most:.0%} of the codes"
+        share = f"more than {largest_share(linear):.0%} of the codes"
         rows = linear.shape[0]
         yield Finding(rule="code-saturated", where=where, count=clipped, total=rows, detail=share)
 

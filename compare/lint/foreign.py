@@ -27,14 +27,17 @@ def read_linear(opened: Opened, prefix: str) -> StoredLinear:
     form = name_layout(opened, prefix)
     if stored.scheme is not None:
         return on_grid(prefix, form, bits_of(opened, prefix), stored, entry.dtype)
+    embedding = opened.format == "mlx"  # the only one that is not FP8
+    bits, size = mlx.settings(source, prefix) if embedding else (8, 0)
     return StoredLinear(
         prefix=prefix,
         format=form,
-        bits=8,
+        bits=bits,
         shape=stored.shape,
         scale=entry.map,
         scale_type=entry.dtype,
-        group_size=0,
+        group_size=size,
+        offset=source.entries[f"{prefix}.biases"].map if embedding else None,
         weights=stored.codes,
     )
 

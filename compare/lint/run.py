@@ -75,7 +75,8 @@ def check_linear(
     opened: Opened, linear: StoredLinear, counts: CodeCounts | None
 ) -> Iterator[Finding]:
     """Every rule of one linear."""
-    yield from check_scales(linear, model_dtype(opened))
+    dead = None if counts is None else counts.dead
+    yield from check_scales(linear, model_dtype(opened), dead)
     yield from check_range(linear)
     yield from check_groups(linear)
     if counts is not None:

@@ -17,30 +17,37 @@ CAST = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16
 ROUNDED = ("pack-quantized", "gptq", "awq")  # vLLM keeps their scales in the model's dtype
 
 
-def check_scales(linear: StoredLinear, dtype: str | None) -> Iterator[Finding]:
-    """Findings of a linear's scales and offsets. dtype: the model's, in config.json.
+def check_scales(
+    linear: StoredLinear, dtype: str | None = None, dead: np.ndarray | None = None
+) -> Iterator[Finding]:
+    """Findings of a linear's scales and offsets.
 
-    A block of GGUF whose scale is 0 is a block of zeros, and its scale of scales may be denormal.
+    dtype: the model's, in config.json. dead: groups of zeros, bool [N, G], whose scale may be
+    denormal. A block of GGUF whose scale is 0 is a block of zeros, and its scale of scales is
+    often denormal.
     """
     scale = (linear.file_scale or linear.scale)()
-    where, total = linear.prefix, scale.size
     with np.errstate(all="ignore"):
-        wide = np.abs(scale.astype(np.float64))
-        negative = int((scale.astype(np.float64) < 0).sum())
-    finite = np.isfinite(wide)
-    counts = {"scale-not-finite": total - int(finite.sum())}
+        wide = scale.astype(np.float64)
+    finite, size = np.isfinite(wide), np.abs(wide)
+    counts = {"scale-not-finite": scale.size - int(finite.sum())}
     if linear.format not in TYPES:
-        counts["scale-zero"] = int((wide == 0).sum())
-        small = (wide > 0) & (wide < SMALLEST.get(linear.scale_type, 0.0))
-        counts["scale-denormal"] = int(small.sum())
-        counts |= negatives(linear, negative)
-    detail = NAMES.get(linear.scale_type, linear.scale_type)
+        small = (size > 0) & (size < SMALLEST.get(linear.scale_type, 0.0))
+        live = True if dead is None or dead.shape != small.shape else ~dead
+        counts |= {"scale-zero": int((size == 0).sum()), "scale-denormal": int((small & live).sum())}
+        counts |= negatives(linear, int((wide < 0).sum()))
     for rule, count in counts.items():
         if count:
-            words = detail if rule == "scale-denormal" else ""
-            yield Finding(rule=rule, where=where, count=count, total=total, detail=words)
+            detail = type_name(linear) if rule == "scale-denormal" else ""
+            where, total = linear.prefix, scale.size
+            yield Finding(rule=rule, where=where, count=count, total=total, detail=detail)
     yield from check_offsets(linear)
     yield from check_rounding(linear, scale[finite], dtype)
+
+
+def type_name(linear: StoredLinear) -> str:
+    """The type of the scales in the file, as config.json would name it."""
+    return NAMES.get(linear.scale_type, linear.scale_type)
 
 
 def negatives(linear: StoredLinear, count: int) -> dict[str, int]:
@@ -76,6 +83,6 @@ def check_rounding(
         other = scale.astype(np.float32).astype(CAST[dtype]).astype(np.float32)
     lost = int((other != scale.astype(np.float32)).sum())
     if lost:
-        detail = f"{dtype}, the model's dtype ({NAMES.get(linear.scale_type)} in the file)"
+        detail = f"{dtype}, the model's dtype ({type_name(linear)} in the file)"
         where, total = linear.prefix, scale.size
         yield Finding(rule="scale-rounded", where=where, count=lost, total=total, detail=detail)
