@@ -13,5 +13,7 @@ orders         rules of g_idx
 groups         rules of group sizes and of inputs that programs cannot take
 fused          the rule of parts that vLLM merges
 names          rules of names, and of float tensors
+against        the error of each linear against the float model
 run            all rules over a checkpoint, one linear at a time
+report         what it says, as JSON and as text
 """

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 from planish.compare.lint.linear import Readable, StoredLinear, on_grid, read_or_report
 from planish.compare.lint.opened import Opened
+from planish.compare.lint.rules import Finding
+from planish.reference.files.floats import FLOATS
 from planish.reference.files.formats import READERS, gptq, mlx
 from planish.reference.files.formats.config_groups import find_group
+from planish.reference.files.safetensors import TensorEntry
 
 SCALES = ("weight_scale", "weight_scale_inv", "scales", "_weight_scale", "SCB")
 
@@ -15,15 +18,39 @@ SCALES = ("weight_scale", "weight_scale_inv", "scales", "_weight_scale", "SCB")
 def read_foreign(opened: Opened) -> Iterator[Readable]:
     """Every quantized linear and embedding; ConfigError for a config that no linear can follow."""
     for prefix in READERS[opened.format].linears(opened.source):
-        yield read_or_report(prefix, lambda name: read_linear(opened, name))
+        yield (found := read_or_report(prefix, lambda name: read_linear(opened, name)))
+        if isinstance(found, Finding) and (rest := scales_alone(opened, prefix)) is not None:
+            yield rest
+
+
+def scales_alone(opened: Opened, prefix: str) -> StoredLinear | None:
+    """What can be looked at of a linear that cannot be read: its scales."""
+    entry = find_scale(opened, prefix)
+    if entry is None or entry.dtype not in FLOATS or 0 in entry.shape:
+        return None
+    return StoredLinear(
+        prefix=prefix,
+        format=opened.format,
+        bits=0,
+        shape=(0, 0),
+        group_size=0,
+        scale=entry.map,
+        scale_type=entry.dtype,
+    )
+
+
+def find_scale(opened: Opened, prefix: str) -> TensorEntry | None:
+    """The entry of a linear's scales, by the name that its format has for them."""
+    names = (f"{prefix}.{kind}" for kind in SCALES)
+    return next((opened.entries[name] for name in names if name in opened.entries), None)
 
 
 def read_linear(opened: Opened, prefix: str) -> StoredLinear:
     """One linear; PlanishError if its tensors and the config contradict each other."""
     source = opened.source
     stored = READERS[opened.format].read(source, prefix)
-    names = (f"{prefix}.{kind}" for kind in SCALES)
-    entry = next(source.entries[name] for name in names if name in source.entries)
+    entry = find_scale(opened, prefix)
+    assert entry is not None  # the reader has found it
     form = name_layout(opened, prefix)
     if stored.scheme is not None:
         return on_grid(prefix, form, bits_of(opened, prefix), stored, entry.dtype)

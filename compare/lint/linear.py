@@ -59,7 +59,14 @@ def read_or_report(prefix: str, read: Callable[[str], StoredLinear]) -> Readable
     try:
         return read(prefix)
     except PlanishError as problem:
-        return Finding(rule="linear-unreadable", where=prefix, detail=describe(problem, prefix))
+        rule = "linear-unsupported" if is_unsupported(problem) else "linear-unreadable"
+        return Finding(rule=rule, where=prefix, detail=describe(problem, prefix))
+
+
+def is_unsupported(problem: PlanishError) -> bool:
+    """Whether a linear may well be right, and planish has no arithmetic for it."""
+    inputs = (problem.name or "").endswith("input_activations")
+    return inputs or problem.problem.startswith("cannot be read")
 
 
 def describe(problem: PlanishError, prefix: str) -> str:

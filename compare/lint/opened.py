@@ -1,4 +1,4 @@
-"""Open a checkpoint for lint: config and tensors as they are stored, with as few checks as possible.
+"""Open a checkpoint for lint: config and tensors as they are stored, with few checks.
 
 What planish refuses to load, because of a scale of 0 or a tensor that it does not know, is opened;
 what cannot be parsed (JSON, the safetensors header, GGUF) is a typed error, as everywhere.

@@ -30,6 +30,7 @@ class Place:
 
     part: str
     shape: tuple[int, int]
+    layer: int | None = None
     stack: Shape = ()
 
 
@@ -44,6 +45,11 @@ def read_own(opened: Opened) -> Iterator[Readable]:
             )
 
 
+def expert_name(prefix: str, expert: int | None) -> str:
+    """The name of one expert of a stack, which has no tensor: model.layers.0.mlp.experts.up[3]"""
+    return prefix if expert is None else f"{prefix}[{expert}]"
+
+
 def find_places(model: Checkpoint) -> dict[str, Place]:
     """Prefix in the files -> the place of each linear; stacked experts by their common prefix."""
     found, config = dict[str, Place](), model.config
@@ -52,17 +58,20 @@ def find_places(model: Checkpoint) -> dict[str, Place]:
     for layer in range(config.num_layers):
         for part, (shape, _) in block_shapes(config, layer).items():
             pair, (general, expert) = (shape[0], shape[1]), split_expert(part)
-            found[model.prefix(part, layer)] = Place(part=part, shape=pair)
+            found[model.prefix(part, layer)] = Place(part=part, shape=pair, layer=layer)
             if expert is not None and config.moe is not None:
                 stack = (config.moe.num_experts,)
-                found[model.prefix(general, layer)] = Place(part=general, shape=pair, stack=stack)
+                general_name = model.prefix(general, layer)
+                found[general_name] = Place(part=general, shape=pair, layer=layer, stack=stack)
+                own = Place(part=part, shape=pair, layer=layer)
+                found[expert_name(general_name, expert)] = own
     return found
 
 
 def read_linear(
     opened: Opened, prefix: str, place: Place | None, expert: int | None
 ) -> StoredLinear:
-    """One linear, or one expert of a stack; CheckpointError if its tensors do not fit its scheme."""
+    """One linear, or one expert of a stack; CheckpointError if its tensors do not fit."""
     source, declared = opened.source, opened.declared
     scheme = None if place is None else planish.scheme(source, prefix, place.part)
     if place is None or declared is None or scheme is None:
@@ -85,7 +94,7 @@ def read_linear(
         shape=place.shape,
         layout=declared.layout,
     )
-    return describe_weight(prefix, weight, arrays)
+    return describe_weight(expert_name(prefix, expert), weight, arrays)
 
 
 def describe_weight(
@@ -131,7 +140,9 @@ def shapes_of(
     """The types and the shape that each tensor of a linear must have."""
     (rows, cols), four = shape, scheme.bits == 4
     groups = num_groups(cols, scheme.group_size)
-    codes = tile_shape(rows, cols, scheme.bits) if tiled else (rows, -(-cols // 2) if four else cols)
+    codes = (
+        tile_shape(rows, cols, scheme.bits) if tiled else (rows, -(-cols // 2) if four else cols)
+    )
     beside: Shape = (1, 1) if scheme.granularity == "per_tensor" else (rows, groups)
     if tiled and four:
         beside = (-(-rows // TILE_OUTPUTS), groups, TILE_OUTPUTS)

@@ -47,7 +47,10 @@ ZERO_POINTS = {
         severity="error",
         what="{count} of {total} zero points are stored as {detail} (true zero 0), which programs"
         " decode in three ways",
-        breaks=("llama.cpp's converter and vLLM's exllama (they read 2^b)", "GPTQ readers of others"),
+        breaks=(
+            "llama.cpp's converter and vLLM's exllama (they read 2^b)",
+            "GPTQ readers of others",
+        ),
         fix="planish reads it as its writer meant; write it as gptq_v2, awq or compressed-tensors",
     ),
     "zero-version": Rule(
@@ -120,7 +123,7 @@ SCALES = {
     "group-dead": Rule(
         severity="note",
         what="{count} of {total} groups are dead: all weights are 0",
-        fix="nothing, if the float model has these zeros (--against shows it)",
+        fix="nothing, if the float model has these zeros",
     ),
 }
 CODES = {
@@ -231,6 +234,12 @@ NAMES = {
         what="{detail}",
         breaks=("planish (refuses it)",),
         fix="correct the config or the tensor, which contradict each other",
+    ),
+    "linear-unsupported": Rule(
+        severity="warning",
+        what="planish does not compute {detail}",
+        breaks=("planish (refuses it)",),
+        fix="nothing for the program that wrote it",
     ),
     "fused-schemes": Rule(
         severity="error",

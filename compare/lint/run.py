@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from planish.compare.lint.against import LinearError, measure
 from planish.compare.lint.codes import CodeCounts, check_codes, count_codes
 from planish.compare.lint.foreign import read_foreign
 from planish.compare.lint.fused import check_fused, scheme_words
@@ -21,18 +22,25 @@ from planish.compare.lint.own import read_own
 from planish.compare.lint.rules import Finding
 from planish.compare.lint.scales import check_scales
 from planish.compare.lint.zeros import check_gptq, check_range
+from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.formats import READERS
 from planish.reference.files.safetensors import forget_pages
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linted:
-    """What lint found. saturation: the share of codes at the ends of the grid, by linear."""
+    """What lint found.
+
+    saturation: the share of codes at the ends of the grid, by linear. errors, skipped: against the
+    float model, if there is one, and why other linears could not be compared.
+    """
 
     opened: Opened
     linears: int
     findings: tuple[Finding, ...]
     saturation: dict[str, float] = field(default_factory=dict)
+    errors: tuple[LinearError, ...] = ()
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def made_by(self) -> str:
@@ -41,25 +49,40 @@ class Linted:
         return READERS[opened.format].made_by(opened.source) if opened.format in READERS else ""
 
 
-def lint(path: str | Path, allow_links: bool = False) -> Linted:
-    """Every finding of a directory or GGUF file; ConfigError, CheckpointError if not parsable."""
+def lint(path: str | Path, allow_links: bool = False, floats: Checkpoint | None = None) -> Linted:
+    """Every finding of a directory or GGUF file; ConfigError, CheckpointError if not parsable.
+
+    floats: the float model to compare its weights with.
+    """
     opened = open_raw(path, allow_links)
     findings, saturation, schemes = list[Finding](), dict[str, float](), dict[str, str]()
+    errors, skipped = list[LinearError](), dict[str, str]()
     with without_notices():
         for one in read_linears(opened):
-            where = one.where if isinstance(one, Finding) else one.prefix
-            schemes[where] = "unreadable" if isinstance(one, Finding) else scheme_words(one)
             if isinstance(one, Finding):
+                schemes[one.where] = "unreadable"
+                skipped[one.where] = "cannot be read"
                 findings.append(one)
                 continue
+            schemes[one.prefix] = scheme_words(one)
             counts = count_codes(one)
             findings += check_linear(opened, one, counts)
-            if counts is not None:
-                saturation[where] = counts.saturation
+            saturation |= {} if counts is None else {one.prefix: counts.saturation}
+            if floats is not None and one.prefix not in skipped:
+                error = measure(opened, one, floats)
+                if isinstance(error, str):
+                    skipped[one.prefix] = error
+                else:
+                    errors.append(error)
             forget(opened)
         findings += check_whole(opened, schemes)
     return Linted(
-        opened=opened, linears=len(schemes), findings=tuple(findings), saturation=saturation
+        opened=opened,
+        linears=len(schemes),
+        findings=tuple(findings),
+        saturation=saturation,
+        errors=tuple(errors),
+        skipped=skipped,
     )
 
 
@@ -101,7 +124,7 @@ def check_whole(opened: Opened, schemes: dict[str, str]) -> Iterator[Finding]:
     yield from check_fused(opened, schemes)
     yield from check_routers(schemes)
     yield from check_names(opened)
-    yield from check_floats(opened, set(schemes))
+    yield from check_floats(opened, {name.partition("[")[0] for name in schemes})
 
 
 def model_dtype(opened: Opened) -> str | None:

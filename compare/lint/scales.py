@@ -34,7 +34,10 @@ def check_scales(
     if linear.format not in TYPES:
         small = (size > 0) & (size < SMALLEST.get(linear.scale_type, 0.0))
         live = True if dead is None or dead.shape != small.shape else ~dead
-        counts |= {"scale-zero": int((size == 0).sum()), "scale-denormal": int((small & live).sum())}
+        counts |= {
+            "scale-zero": int((size == 0).sum()),
+            "scale-denormal": int((small & live).sum()),
+        }
         counts |= negatives(linear, int((wide < 0).sum()))
     for rule, count in counts.items():
         if count:
@@ -73,9 +76,7 @@ def check_offsets(linear: StoredLinear) -> Iterator[Finding]:
             yield Finding(rule="scale-input", where=linear.prefix)
 
 
-def check_rounding(
-    linear: StoredLinear, scale: np.ndarray, dtype: str | None
-) -> Iterator[Finding]:
+def check_rounding(linear: StoredLinear, scale: np.ndarray, dtype: str | None) -> Iterator[Finding]:
     """Scales that are other numbers in the type that config.json declares for the model."""
     if linear.format not in ROUNDED or dtype not in CAST:
         return

@@ -18,7 +18,6 @@ from planish.compare.lint.rules import Finding
 from planish.reference.errors import PlanishError
 from planish.reference.files.formats import autoround, gptq
 from planish.reference.files.formats.stored import Source, linears_with
-from planish.reference.files.formats.words import unpack_fields
 
 
 def check_gptq(opened: Opened) -> Iterator[Finding]:
@@ -47,9 +46,7 @@ def gptq_source(opened: Opened) -> Source | None:
     return replace(source, values=values)
 
 
-def check_fields(
-    source: Source, prefix: str, bits: int, fields: np.ndarray
-) -> Iterator[Finding]:
+def check_fields(source: Source, prefix: str, bits: int, fields: np.ndarray) -> Iterator[Finding]:
     """Findings of one linear's stored zero points, uint8 [G, N]."""
     middle, first = 2 ** (bits - 1), gptq.is_version_1(source)
     same = int(fields[0, 0]) if fields.min() == fields.max() else -1
