@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,8 @@ def split_rows(linear: StoredLinear, w: np.ndarray) -> Parts:
     def parts() -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         for start in range(0, len(w), step):
             rows = slice(start, start + step)
-            some = replace(linear, **{name: cut(name, rows) for name in arrays})
+            changes: dict[str, Any] = {name: cut(name, rows) for name in arrays}
+            some = replace(linear, **changes)
             with np.errstate(all="ignore"):
                 yield rows, dequantize(some), w[rows]
 

@@ -18,8 +18,10 @@ from planish.reference.files.safetensors import TensorEntry
 from planish.reference.model.shapes import block_kinds, outer_kinds
 from planish.reference.model.weights import split_expert
 
-OWN_KINDS = ("weight_scale", "weight_zero_point", "weight_offset", "weight_permutation")
-OWN_KINDS += ("input_scale",)
+OWN_KINDS = (
+    *("weight_scale", "weight_zero_point", "weight_offset", "weight_permutation"),
+    "input_scale",
+)
 WEIGHTS = ("weight", "qweight", "weight_packed", "_weight_qdata")  # one of them is the codes
 ROUTER = re.compile(r"(.*\.)?((mlp|block_sparse_moe|feed_forward|moe)\.(gate|router)|ffn_gate_inp)")
 ROPE_FACTORS = "rope_freqs"  # of GGUF

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -39,10 +40,10 @@ def read_own(opened: Opened) -> Iterator[Readable]:
     places = {} if opened.model is None else find_places(opened.model)
     for prefix in linears_with(opened.source, "weight_scale"):
         place = places.get(prefix)
-        for expert in range(place.stack[0]) if place is not None and place.stack else (None,):
-            yield read_or_report(
-                prefix, lambda name, one=expert: read_linear(opened, name, places.get(name), one)
-            )
+        stack = place.stack[0] if place is not None and place.stack else None
+        for expert in [None] if stack is None else range(stack):
+            read = functools.partial(read_linear, opened, place=place, expert=expert)
+            yield read_or_report(prefix, read)
 
 
 def expert_name(prefix: str, expert: int | None) -> str:
