@@ -3,7 +3,7 @@
     error = |W' - W| / |W|        Frobenius norms; W' as the checkpoint's own arithmetic gives it
 
 Smoothing and AWQ fold factors of inputs, or of outputs, into the weights, so W' is another matrix
-from the start. Where the best factors r of outputs and c of inputs at least halve the error,
+from the start. Where the best factors r of outputs and c of inputs take a fifth off the error,
 
     error = |W' - r W c| / |W'|,   r, c by alternating least squares
 
@@ -29,6 +29,7 @@ from planish.reference.files.formats.gguf import INTERLEAVED
 from planish.reference.files.load import load_part
 
 AT_ONCE = 2**22  # weights of both matrices that are compared together
+RESCALED = 0.8  # of the error is left: more than N + K factors take from rounding alone
 STEPS = 3  # of alternating least squares: the error no longer changes in three digits
 Parts = Callable[[], Iterator[tuple[slice, np.ndarray, np.ndarray]]]  # rows, W', W
 
@@ -59,7 +60,7 @@ def compare_weights(linear: StoredLinear, w: np.ndarray) -> LinearError:
     plain = relative(parts, np.ones((len(w), 1)), np.ones((1, w.shape[1])), of_float=True)
     rows, cols = fit_factors(parts, w.shape)
     fitted = relative(parts, rows, cols, of_float=False)
-    rescaled = bool(fitted < plain / 2)
+    rescaled = bool(fitted < RESCALED * plain)
     return LinearError(prefix=linear.prefix, error=fitted if rescaled else plain, rescaled=rescaled)
 
 

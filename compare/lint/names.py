@@ -30,7 +30,8 @@ AT_ONCE = 2**22  # numbers that are checked together
 
 def check_names(opened: Opened) -> Iterator[Finding]:
     """Findings of names that a reader does not expect, or does not find."""
-    yield from (Finding(rule="tensor-padding", where=name) for name in opened.padding)
+    if opened.format != OWN:
+        yield from (Finding(rule="tensor-padding", where=name) for name in opened.padding)
     if opened.format == GGUF:
         yield from check_gguf_names(opened)
     elif opened.model is None:

@@ -12,6 +12,10 @@ from planish.compare.lint.run import Linted
 from planish.reference.errors import one_line
 
 WORST = 10  # linears of --against that the text names
+RESCALED = (
+    "rescaled: smoothing or AWQ folded factors into the weight; its error is what the best"
+    " factors of inputs and outputs leave"
+)
 
 
 def describe(linted: Linted, against: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -109,14 +113,13 @@ def noun_of(row: Mapping[str, Any]) -> str:
 def error_lines(against: Mapping[str, Any]) -> list[str]:
     """The worst linears against the float model."""
     found = against["linears"]
-    width = max((len(one["linear"]) for one in found[:WORST]), default=0)
     head = f"relative error of {counted(len(found), 'linear')} against {against['model']}"
     lines = [f"{head}, the worst first:"]
     for one in found[:WORST]:
-        mark = "  after the best factors of inputs and outputs" if one["rescaled"] else ""
-        lines.append(f"  {one['linear']:{width}}  {one['error']:.5f}{mark}")
+        mark = ", rescaled" if one["rescaled"] else ""
+        lines.append(f"  {one['error']:.5f} {one['linear']}{mark}")
     if any(one["rescaled"] for one in found):
-        lines.append("  smoothing or AWQ has rescaled these weights: factors are folded into them")
+        lines.append(f"  {RESCALED}")
     reasons = Counter(against["skipped"].values())
     lines += [f"  not compared: {count}, {reason}" for reason, count in reasons.items()]
     return lines
