@@ -3,12 +3,13 @@
     error = |W' - W| / |W|        Frobenius norms; W' as the checkpoint's own arithmetic gives it
 
 Smoothing and AWQ fold factors of inputs, or of outputs, into the weights, so W' is another matrix
-from the start. Where the best factors r of outputs and c of inputs take a fifth off the error,
+from the start. Where norms differ from the float model's, or the config says so, and the best
+factors r of outputs and c of inputs take a fifth off the error,
 
     error = |W' - r W c| / |W'|,   r, c by alternating least squares
 
-is given instead, and said. It is a little too small: N + K factors are fitted to N K weights. The
-matrices are read some rows at a time.
+is given instead, and said. It is a little too small, as N + K factors are fitted to N K weights,
+and it does not see a wrong scale of a whole row. The matrices are read some rows at a time.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from planish.compare.lint.opened import GGUF, Opened
 from planish.compare.lint.own import find_places
 from planish.reference.errors import CheckpointError, PlanishError
 from planish.reference.files.checkpoint import Checkpoint
-from planish.reference.files.floats import read_float
-from planish.reference.files.formats.gguf import INTERLEAVED
+from planish.reference.files.floats import FLOATS, read_float
+from planish.reference.files.formats.gguf import INTERLEAVED, plain_name
 from planish.reference.files.load import load_part
 
 AT_ONCE = 2**22  # weights of both matrices that are compared together
+FOLDING = ("awq", "teq")  # methods of planish that fold factors
+ROUNDING = 2.0**-7  # of norms in bfloat16
 RESCALED = 0.8  # of the error is left: more than N + K factors take from rounding alone
 STEPS = 3  # of alternating least squares: the error no longer changes in three digits
 Parts = Callable[[], Iterator[tuple[slice, np.ndarray, np.ndarray]]]  # rows, W', W
@@ -43,25 +46,59 @@ class LinearError:
     rescaled: bool
 
 
-def measure(opened: Opened, linear: StoredLinear, floats: Checkpoint) -> LinearError | str:
-    """The error of a linear, or why it cannot be compared."""
+def has_factors(opened: Opened, floats: Checkpoint) -> bool:
+    """Whether smoothing or AWQ folded factors into the weights: the config says so, or norms do."""
+    config = opened.source.values
+    if config.get("smoothing") or config.get("method") in FOLDING or config.get("alpha"):
+        return True
+    norms = {name: entry for name, entry in floats.entries.items() if len(entry.shape) == 1}
+    return any(
+        differ(ours, entry.map())
+        for name, entry in norms.items()
+        if (ours := read_vector(opened, name)) is not None and ours.shape == entry.shape
+    )
+
+
+def read_vector(opened: Opened, name: str) -> np.ndarray | None:
+    """A float tensor of one axis by planish's name, if the checkpoint has it."""
+    if opened.gguf is not None:
+        tensors = {plain_name(one): tensor for one, tensor in opened.gguf.tensors.items()}
+        found = tensors.get(name)
+        return found.data.view(np.float32) if found is not None and found.type == "F32" else None
+    entry = opened.entries.get(name)
+    return entry.map() if entry is not None and entry.dtype in FLOATS else None
+
+
+def differ(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether two norms are different, by more than bfloat16 rounds."""
+    with np.errstate(all="ignore"):
+        a, b = ours.astype(np.float32), theirs.astype(np.float32)
+        return bool((np.abs(a - b) > ROUNDING * np.abs(b)).any())
+
+
+def measure(
+    opened: Opened, linear: StoredLinear, floats: Checkpoint, factors: bool
+) -> LinearError | str:
+    """The error of a linear, or why it cannot be compared. factors: of has_factors."""
     try:
         w = read_weight(opened, linear, floats)
     except PlanishError as problem:
         return problem.problem
     if w.shape != linear.shape:
         return f"has the shape {list(linear.shape)}, and {list(w.shape)} in the float model"
-    return compare_weights(linear, w)
+    return compare_weights(linear, w, factors)
 
 
-def compare_weights(linear: StoredLinear, w: np.ndarray) -> LinearError:
-    """The error against W, float32 [N, K]."""
-    parts = split_rows(linear, w)
-    plain = relative(parts, np.ones((len(w), 1)), np.ones((1, w.shape[1])), of_float=True)
-    rows, cols = fit_factors(parts, w.shape)
-    fitted = relative(parts, rows, cols, of_float=False)
-    rescaled = bool(fitted < RESCALED * plain)
-    return LinearError(prefix=linear.prefix, error=fitted if rescaled else plain, rescaled=rescaled)
+def compare_weights(linear: StoredLinear, w: np.ndarray, factors: bool = False) -> LinearError:
+    """The error against W, float32 [N, K]; factors: whether some may be folded in."""
+    parts, prefix = split_rows(linear, w), linear.prefix
+    ones = np.ones((len(w), 1)), np.ones((1, w.shape[1]))
+    plain = relative(parts, *ones, of_float=True)
+    if factors:
+        fitted = relative(parts, *fit_factors(parts, w.shape), of_float=False)
+        if fitted < RESCALED * plain:
+            return LinearError(prefix=prefix, error=fitted, rescaled=True)
+    return LinearError(prefix=prefix, error=plain, rescaled=False)
 
 
 def split_rows(linear: StoredLinear, w: np.ndarray) -> Parts:
@@ -101,10 +138,17 @@ def relative(parts: Parts, rows: np.ndarray, cols: np.ndarray, of_float: bool) -
 
 
 def fit_factors(parts: Parts, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """r [N, 1] and c [1, K] that make r W c nearest to W', float64; 1 where W has zeros only."""
-    rows, cols = np.ones((shape[0], 1)), np.ones((1, shape[1]))
+    """r [N, 1] and c [1, K] that make r W c nearest to W', float64; 1 where W has zeros only.
+
+    c begins as the quotient of the columns' norms, which is near if the rows have factors, too.
+    """
+    rows, (above, below) = np.ones((shape[0], 1)), np.zeros((2, 1, shape[1]))
+    for _, ours, w in parts():
+        above += np.square(ours).sum(axis=0, keepdims=True)
+        below += np.square(w).sum(axis=0, keepdims=True)
+    cols = np.sqrt(divide(above, below))
     for _ in range(STEPS):
-        above, below = np.zeros((1, shape[1])), np.zeros((1, shape[1]))
+        above, below = np.zeros((2, 1, shape[1]))
         for some, ours, w in parts():
             rows[some] = quotient(ours * cols * w, np.square(cols * w), axis=1)
             above += (ours * (rows[some] * w)).sum(axis=0, keepdims=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planish.compare.lint.against import LinearError, measure
+from planish.compare.lint.against import LinearError, has_factors, measure
 from planish.compare.lint.codes import CodeCounts, check_codes, count_codes
 from planish.compare.lint.foreign import read_foreign
 from planish.compare.lint.fused import check_fused, scheme_words
@@ -56,6 +56,7 @@ def lint(path: str | Path, allow_links: bool = False, floats: Checkpoint | None 
     """
     opened = open_raw(path, allow_links)
     findings, saturation, schemes = list[Finding](), dict[str, float](), dict[str, str]()
+    factors = floats is not None and has_factors(opened, floats)
     errors, skipped = list[LinearError](), dict[str, str]()
     with without_notices():
         for one in read_linears(opened):
@@ -69,7 +70,7 @@ def lint(path: str | Path, allow_links: bool = False, floats: Checkpoint | None 
             findings += check_linear(opened, one, counts)
             saturation |= {} if counts is None else {one.prefix: counts.saturation}
             if floats is not None and one.prefix not in skipped:
-                error = measure(opened, one, floats)
+                error = measure(opened, one, floats, factors)
                 if isinstance(error, str):
                     skipped[one.prefix] = error
                 else:
