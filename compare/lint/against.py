@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 
 from planish.compare.lint.linear import StoredLinear, dequantize
+from planish.compare.lint.names import float_entries
 from planish.compare.lint.opened import GGUF, Opened
 from planish.compare.lint.own import find_places
 from planish.reference.errors import CheckpointError, PlanishError
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.floats import FLOATS, read_float
-from planish.reference.files.formats.gguf import INTERLEAVED, plain_name
+from planish.reference.files.formats.gguf import INTERLEAVED
 from planish.reference.files.load import load_part
+from planish.reference.files.safetensors import TensorEntry
 
 AT_ONCE = 2**22  # weights of both matrices that are compared together
 FOLDING = ("awq", "teq")  # methods of planish that fold factors
@@ -51,22 +53,18 @@ def has_factors(opened: Opened, floats: Checkpoint) -> bool:
     config = opened.source.values
     if config.get("smoothing") or config.get("method") in FOLDING or config.get("alpha"):
         return True
-    norms = {name: entry for name, entry in floats.entries.items() if len(entry.shape) == 1}
+    ours = float_entries(opened)
     return any(
-        differ(ours, entry.map())
-        for name, entry in norms.items()
-        if (ours := read_vector(opened, name)) is not None and ours.shape == entry.shape
+        differ(ours[name].map(), norm.map())
+        for name, norm in float_norms(floats).items()
+        if name in ours and ours[name].shape == norm.shape
     )
 
 
-def read_vector(opened: Opened, name: str) -> np.ndarray | None:
-    """A float tensor of one axis by planish's name, if the checkpoint has it."""
-    if opened.gguf is not None:
-        tensors = {plain_name(one): tensor for one, tensor in opened.gguf.tensors.items()}
-        found = tensors.get(name)
-        return found.data.view(np.float32) if found is not None and found.type == "F32" else None
-    entry = opened.entries.get(name)
-    return entry.map() if entry is not None and entry.dtype in FLOATS else None
+def float_norms(floats: Checkpoint) -> dict[str, TensorEntry]:
+    """The float tensors of one axis: norms and biases."""
+    every = floats.entries.items()
+    return {name: one for name, one in every if len(one.shape) == 1 and one.dtype in FLOATS}
 
 
 def differ(ours: np.ndarray, theirs: np.ndarray) -> bool:

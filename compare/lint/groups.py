@@ -23,7 +23,8 @@ def check_groups(linear: StoredLinear) -> Iterator[Finding]:
     if linear.format in OF_MLX and (size not in MLX or cols % size):
         yield Finding(rule="group-mlx", where=where, detail=words)
     if size > 0 and cols % size and linear.format in (*OF_VLLM, "int-quantized"):
-        yield Finding(rule="group-short", where=where, detail=f"{cols} inputs in {words}")
+        rule = "group-short-gptq" if linear.format == "gptq" else "group-short"
+        yield Finding(rule=rule, where=where, detail=f"{cols} inputs in {words}")
     if (problem := refused_by_llama(linear)) is not None:
         yield Finding(rule="group-llama", where=where, detail=problem)
     if linear.format == "pack-quantized" and linear.scheme and not linear.scheme.symmetric:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 
@@ -13,6 +14,7 @@ from planish.reference.files.checkpoint import Checkpoint, can_be_quantized
 from planish.reference.files.floats import FLOATS
 from planish.reference.files.formats import READERS
 from planish.reference.files.formats.gguf import ARCHITECTURES, plain_name
+from planish.reference.files.formats.mlx import EMBEDDINGS
 from planish.reference.files.names import is_unused
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.model.shapes import block_kinds, outer_kinds
@@ -125,23 +127,26 @@ def check_routers(prefixes: Iterable[str]) -> Iterator[Finding]:
 
 def check_floats(opened: Opened, prefixes: set[str]) -> Iterator[Finding]:
     """Float tensors with NaN or infinite numbers, those of quantized linears left out."""
-    for name, entry in opened.entries.items():
+    for name, entry in float_entries(opened).items():
         prefix, _, kind = name.rpartition(".")
-        if entry.dtype in FLOATS and (prefix not in prefixes or kind == "bias"):
-            bad = count_not_finite(entry.map())
-            if bad:
-                total = int(np.prod(entry.shape))
-                yield Finding(rule="tensor-not-finite", where=name, count=bad, total=total)
+        if prefix in prefixes and kind != "bias":
+            continue
+        if bad := count_not_finite(entry.map()):
+            embedding = prefix.rpartition(".")[2] in EMBEDDINGS
+            rule = "embedding-not-finite" if embedding else "tensor-not-finite"
+            yield Finding(rule=rule, where=name, count=bad, total=math.prod(entry.shape))
+
+
+def float_entries(opened: Opened) -> dict[str, TensorEntry]:
+    """The float tensors, of a GGUF file under planish's names."""
     if opened.gguf is None:
-        return
-    for name, tensor in opened.gguf.tensors.items():
-        if tensor.type in FLOATS:
-            entry = TensorEntry(
-                opened.gguf.path, tensor.type, tensor.shape, 0, tensor.data.size, tensor.data
-            )
-            bad, total = count_not_finite(entry.map()), int(np.prod(entry.shape))
-            if bad:
-                yield Finding(rule="tensor-not-finite", where=name, count=bad, total=total)
+        return {name: entry for name, entry in opened.entries.items() if entry.dtype in FLOATS}
+    path, found = opened.gguf.path, opened.gguf.tensors.items()
+    return {
+        plain_name(name): TensorEntry(path, one.type, one.shape, 0, one.data.size, one.data)
+        for name, one in found
+        if one.type in FLOATS
+    }
 
 
 def count_not_finite(tensor: np.ndarray) -> int:

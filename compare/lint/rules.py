@@ -65,6 +65,12 @@ ZERO_POINTS = {
         breaks=("GPTQModel (refuses it unless its own 0.9.0 or newer wrote it)",),
         fix="write it as gptq_v2",
     ),
+    "zero-v1-clamped": Rule(
+        severity="note",
+        what="{count} of {total} zero points are stored as 0 by AutoRound, which raises a true zero"
+        " of 0 to 1 and leaves the codes",
+        fix="export as auto_round:auto_awq or auto_round:gptqmodel, which store true zeros",
+    ),
     "zero-range": Rule(
         severity="error",
         what="{count} of {total} zero points are outside {detail}",
@@ -137,7 +143,7 @@ CODES = {
         severity="note",
         what="{count} of {total} codes are -128 on a symmetric grid",
         breaks=("kernels that take |w| or -w in int8, and grids of -127..127",),
-        fix="nothing for planish, vLLM and llama.cpp",
+        fix="nothing",
     ),
     "code-minus-128-refused": Rule(
         severity="error",
@@ -180,8 +186,14 @@ GROUPS = {
     "group-short": Rule(
         severity="error",
         what="rows are no multiple of the group: {detail}",
-        breaks=("compressed-tensors (refuses it)", "vLLM"),
+        breaks=("compressed-tensors and AutoAWQ (refuse it)",),
         fix="leave the linear in float, or repeat the scales for groups that divide the row",
+    ),
+    "group-short-gptq": Rule(
+        severity="note",
+        what="rows are no multiple of the group: {detail}",
+        breaks=("kernels that expect K / g groups, although GPTQ's format allows it",),
+        fix="repeat the scales for groups that divide the row",
     ),
     "scheme-vllm": Rule(
         severity="warning",
@@ -223,7 +235,7 @@ ORDERS = {
     ),
     "order-compressed-tensors": Rule(
         severity="warning",
-        what="weight_g_idx is stored{detail}",
+        what="weight_g_idx is stored",
         breaks=("compressed-tensors 0.20 (actorder group was removed)", "vLLM, some versions"),
         fix="quantize with actorder weight or static, which leaves no trace",
     ),
@@ -289,6 +301,12 @@ NAMES = {
         what="{count} of {total} numbers are NaN or infinite",
         breaks=("every reader",),
         fix="take the tensor from the float model",
+    ),
+    "embedding-not-finite": Rule(
+        severity="warning",
+        what="{count} of {total} numbers of the embedding are NaN or infinite",
+        breaks=("every reader, for ids of such rows",),
+        fix="nothing, if these are rows of ids without a token",
     ),
     "model-unknown": Rule(
         severity="note",

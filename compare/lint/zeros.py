@@ -63,6 +63,10 @@ def check_fields(source: Source, prefix: str, bits: int, fields: np.ndarray) -> 
         yield Finding(
             rule="zero-v1-wraps", where=prefix, count=wraps, total=fields.size, detail=detail
         )
+    clamped = int((fields == 0).sum())
+    if first and clamped and "auto-round" in gptq.made_by(source):
+        total = fields.size
+        yield Finding(rule="zero-v1-clamped", where=prefix, count=clamped, total=total)
     if first and source.values.get("quant_method") == "gptq" and not is_new_gptqmodel(source):
         detail = gptq.made_by(source) or "a program without a name"
         yield Finding(rule="zero-v1-asymmetric", where=prefix, detail=detail)

@@ -39,7 +39,8 @@ def test_sizes_that_some_program_refuses(form, size, expected):
 
 
 def test_a_short_last_group():
-    assert rules("gptq", 64, cols=96) == {"group-short"}
+    assert rules("pack-quantized", 64, cols=96) == {"group-short"}
+    assert rules("gptq", 64, cols=96) == {"group-short-gptq"}
     assert rules("planish", 64, cols=96) == set()
     assert rules("gptq", 32, cols=96) == set()
 

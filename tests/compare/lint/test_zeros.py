@@ -57,6 +57,20 @@ def test_gptqmodel_refuses_asymmetric_version_1_of_others(edited):
     assert found(FOREIGN / "gptq-v1-asym-g32", "zero-v1-asymmetric") == []
 
 
+@pytest.mark.parametrize(("provider", "count"), [("auto-round", 7), ("another", 0)])
+def test_autoround_has_no_zero_of_0_in_version_1(edited, provider, count):
+    """The word 1 has seven fields that are 0."""
+
+    def store(tensors, config):
+        del config["quantization_config"]["meta"]
+        config["quantization_config"]["provider"] = provider
+        tensors[f"{UP}.qzeros"][:] = SEVENS
+        tensors[f"{UP}.qzeros"][0, 0] = 1
+
+    findings = found(edited("gptq-v1-asym-g32", store), "zero-v1-clamped")
+    assert sum(one.count for one in findings if one.where == UP) == count
+
+
 def test_zero_points_that_are_no_code():
     zero = np.array([[3, 16], [255, 15]], np.uint8)
     (one,) = check_range(linear(zero=lambda: zero))
