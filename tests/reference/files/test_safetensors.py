@@ -132,3 +132,11 @@ def test_a_mapped_tensor_cannot_be_written_to(tmp_path, tensors):
     write_tensors(tmp_path / "m", tensors)
     with pytest.raises(ValueError, match="read-only"):
         read_entries(tmp_path / "m")["f32"].map()[0, 0] = 1
+
+
+def test_a_tensor_of_a_type_that_we_do_not_compute_with_is_refused_when_it_is_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    safetensors.numpy.save_file({"a": np.ones(3)}, path)
+    entry = read_entries(path)["a"]
+    with pytest.raises(CheckpointError, match=r"wrong type; expected one of F32.*found F64 \[3\]"):
+        entry.map()
