@@ -78,6 +78,8 @@ def measure(
     opened: Opened, linear: StoredLinear, floats: Checkpoint, factors: bool
 ) -> LinearError | str:
     """The error of a linear, or why it cannot be compared. factors: of has_factors."""
+    if linear.codes is None and linear.weights is None:
+        return "cannot be read"
     try:
         w = read_weight(opened, linear, floats)
     except PlanishError as problem:

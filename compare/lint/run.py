@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,36 +56,49 @@ def lint(path: str | Path, allow_links: bool = False, floats: Checkpoint | None 
     floats: the float model to compare its weights with.
     """
     opened = open_raw(path, allow_links)
-    findings, saturation, schemes = list[Finding](), dict[str, float](), dict[str, str]()
-    factors = floats is not None and has_factors(opened, floats)
-    errors, skipped = list[LinearError](), dict[str, str]()
     with without_notices(), np.errstate(all="ignore"):  # damaged numbers are what it looks for
-        for one in read_linears(opened):
-            if isinstance(one, Finding):
-                schemes[one.where] = "unreadable"
-                skipped[one.where] = "cannot be read"
-                findings.append(one)
-                continue
-            schemes[one.prefix] = scheme_words(one)
-            counts = count_codes(one)
-            findings += check_linear(opened, one, counts)
-            saturation |= {} if counts is None else {one.prefix: counts.saturation}
-            if floats is not None and one.prefix not in skipped:
-                error = measure(opened, one, floats, factors)
-                if isinstance(error, str):
-                    skipped[one.prefix] = error
-                else:
-                    errors.append(error)
-            forget(opened)
-        findings += check_whole(opened, schemes)
+        factors = floats is not None and has_factors(opened, floats)
+        judged = [judge(opened, one, floats, factors) for one in read_linears(opened)]
+        schemes = {one.prefix: one.scheme for one in judged}
+        whole = check_whole(opened, schemes)
+        findings = [*itertools.chain.from_iterable(one.findings for one in judged), *whole]
+    errors = {one.prefix: one.error for one in judged if one.error is not None}
     return Linted(
         opened=opened,
         linears=len(schemes),
         findings=tuple(findings),
-        saturation=saturation,
-        errors=tuple(errors),
-        skipped=skipped,
+        saturation={one.prefix: one.saturation for one in judged if one.saturation is not None},
+        errors=tuple(error for error in errors.values() if isinstance(error, LinearError)),
+        skipped={name: error for name, error in errors.items() if isinstance(error, str)},
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One linear's findings. error: against the float model, or why there is none."""
+
+    prefix: str
+    scheme: str  # in words, which fused parts must share
+    findings: tuple[Finding, ...]
+    saturation: float | None = None
+    error: LinearError | str | None = None
+
+
+def judge(opened: Opened, one: Readable, floats: Checkpoint | None, factors: bool) -> Judged:
+    """Everything about one linear, whose pages leave the memory again."""
+    if isinstance(one, Finding):
+        error = None if floats is None else "cannot be read"
+        return Judged(prefix=one.where, scheme="unreadable", findings=(one,), error=error)
+    counts = count_codes(one)
+    found = Judged(
+        prefix=one.prefix,
+        scheme=scheme_words(one),
+        findings=tuple(check_linear(opened, one, counts)),
+        saturation=None if counts is None else counts.saturation,
+        error=None if floats is None else measure(opened, one, floats, factors),
+    )
+    forget(opened)
+    return found
 
 
 def read_linears(opened: Opened) -> Iterator[Readable]:
