@@ -14,7 +14,7 @@ and it does not see a wrong scale of a whole row. The matrices are read some row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 from planish.compare.lint.linear import StoredLinear, dequantize
 from planish.compare.lint.names import float_entries
 from planish.compare.lint.opened import GGUF, Opened
-from planish.compare.lint.own import find_places
+from planish.compare.lint.own import Place, find_places
 from planish.reference.errors import CheckpointError, PlanishError
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.floats import FLOATS, read_float
@@ -46,6 +46,20 @@ class LinearError:
     prefix: str
     error: float
     rescaled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """The float model, the places of its linears, and whether factors are folded into ours."""
+
+    floats: Checkpoint
+    places: Mapping[str, Place]
+    factors: bool
+
+
+def original_of(opened: Opened, floats: Checkpoint) -> Original:
+    """What every linear of a checkpoint is compared with."""
+    return Original(floats=floats, places=find_places(floats), factors=has_factors(opened, floats))
 
 
 def has_factors(opened: Opened, floats: Checkpoint) -> bool:
@@ -74,19 +88,17 @@ def differ(ours: np.ndarray, theirs: np.ndarray) -> bool:
         return bool((np.abs(a - b) > ROUNDING * np.abs(b)).any())
 
 
-def measure(
-    opened: Opened, linear: StoredLinear, floats: Checkpoint, factors: bool
-) -> LinearError | str:
-    """The error of a linear, or why it cannot be compared. factors: of has_factors."""
+def measure(opened: Opened, linear: StoredLinear, original: Original) -> LinearError | str:
+    """The error of a linear, or why it cannot be compared."""
     if linear.codes is None and linear.weights is None:
         return "cannot be read"
     try:
-        w = read_weight(opened, linear, floats)
+        w = read_weight(opened, linear, original)
     except PlanishError as problem:
         return problem.problem
     if w.shape != linear.shape:
         return f"has the shape {list(linear.shape)}, and {list(w.shape)} in the float model"
-    return compare_weights(linear, w, factors)
+    return compare_weights(linear, w, original.factors)
 
 
 def compare_weights(linear: StoredLinear, w: np.ndarray, factors: bool = False) -> LinearError:
@@ -168,10 +180,10 @@ def divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(found), found, 1.0)
 
 
-def read_weight(opened: Opened, linear: StoredLinear, floats: Checkpoint) -> np.ndarray:
+def read_weight(opened: Opened, linear: StoredLinear, original: Original) -> np.ndarray:
     """The float model's W, float32 [N, K], rows in the order of the checkpoint's."""
-    prefix = linear.prefix
-    place = find_places(floats).get(prefix)
+    prefix, floats = linear.prefix, original.floats
+    place = original.places.get(prefix)
     if place is not None:
         w = load_part(floats, place.part, place.layer, "weight", place.shape)
     elif f"{prefix}.weight" in floats.entries:

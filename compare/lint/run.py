@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planish.compare.lint.against import LinearError, has_factors, measure
+from planish.compare.lint.against import LinearError, Original, measure, original_of
 from planish.compare.lint.codes import CodeCounts, check_codes, count_codes
 from planish.compare.lint.foreign import read_foreign
 from planish.compare.lint.fused import check_fused, scheme_words
@@ -57,8 +57,8 @@ def lint(path: str | Path, allow_links: bool = False, floats: Checkpoint | None 
     """
     opened = open_raw(path, allow_links)
     with without_notices(), np.errstate(all="ignore"):  # damaged numbers are what it looks for
-        factors = floats is not None and has_factors(opened, floats)
-        judged = [judge(opened, one, floats, factors) for one in read_linears(opened)]
+        original = None if floats is None else original_of(opened, floats)
+        judged = [judge(opened, one, original) for one in read_linears(opened)]
         schemes = {one.prefix: one.scheme for one in judged}
         whole = check_whole(opened, schemes)
         findings = [*itertools.chain.from_iterable(one.findings for one in judged), *whole]
@@ -84,10 +84,10 @@ class Judged:
     error: LinearError | str | None = None
 
 
-def judge(opened: Opened, one: Readable, floats: Checkpoint | None, factors: bool) -> Judged:
+def judge(opened: Opened, one: Readable, original: Original | None) -> Judged:
     """Everything about one linear, whose pages leave the memory again."""
     if isinstance(one, Finding):
-        error = None if floats is None else "cannot be read"
+        error = None if original is None else "cannot be read"
         return Judged(prefix=one.where, scheme="unreadable", findings=(one,), error=error)
     counts = count_codes(one)
     found = Judged(
@@ -95,9 +95,9 @@ def judge(opened: Opened, one: Readable, floats: Checkpoint | None, factors: boo
         scheme=scheme_words(one),
         findings=tuple(check_linear(opened, one, counts)),
         saturation=None if counts is None else counts.saturation,
-        error=None if floats is None else measure(opened, one, floats, factors),
+        error=None if original is None else measure(opened, one, original),
     )
-    forget(opened)
+    forget(opened, original)
     return found
 
 
@@ -148,7 +148,10 @@ def model_dtype(opened: Opened) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def forget(opened: Opened) -> None:
+def forget(opened: Opened, original: Original | None) -> None:
     """Take the pages of all mapped files out of this process's memory."""
-    for entry in {entry.file: entry for entry in opened.entries.values()}.values():
+    both = [*opened.entries.values(), *(original.floats.entries.values() if original else ())]
+    for entry in {entry.file: entry for entry in both}.values():
         forget_pages(entry.data)
+    for tensor in [] if opened.gguf is None else list(opened.gguf.tensors.values())[:1]:
+        forget_pages(tensor.data)  # all are views of one mapping
