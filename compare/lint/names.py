@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from planish.compare.lint.fused import OF_VLLM
 from planish.compare.lint.opened import GGUF, OWN, Opened
 from planish.compare.lint.rules import Finding
 from planish.reference.files.checkpoint import Checkpoint, can_be_quantized
@@ -52,7 +53,7 @@ def check_gguf_names(opened: Opened) -> Iterator[Finding]:
         return
     for name in opened.gguf.tensors:
         if plain_name(name) == name and not name.startswith(ROPE_FACTORS):
-            yield Finding(rule="tensor-unknown", where=name)
+            yield Finding(rule="tensor-unread", where=name)
 
 
 def check_model_names(opened: Opened, model: Checkpoint) -> Iterator[Finding]:
@@ -118,11 +119,12 @@ def has_weight(model: Checkpoint, prefix: str) -> bool:
     return any(f"{prefix}.{kind}" in model.entries for kind in WEIGHTS)
 
 
-def check_routers(prefixes: Iterable[str]) -> Iterator[Finding]:
-    """Routers of experts among the quantized linears."""
+def check_routers(opened: Opened, prefixes: Iterable[str]) -> Iterator[Finding]:
+    """Routers of experts among the quantized linears: mlx-lm quantizes them, and reads them."""
+    rule = "router-quantized" if opened.format in OF_VLLM else "router-unread"
     for prefix in prefixes:
         if ROUTER.fullmatch(prefix):
-            yield Finding(rule="router-quantized", where=prefix)
+            yield Finding(rule=rule, where=prefix)
 
 
 def check_floats(opened: Opened, prefixes: set[str]) -> Iterator[Finding]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planish.compare.lint.linear import Readable, StoredLinear, ends_of, read_or_report
+from planish.compare.lint.linear import Readable, StoredLinear, on_grid, read_or_report
 from planish.compare.lint.opened import Opened
 from planish.reference.errors import CheckpointError
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.entries import require_entry
 from planish.reference.files.formats import planish
-from planish.reference.files.formats.stored import SCALE_TYPES, linears_with
+from planish.reference.files.formats.stored import SCALE_TYPES, Compute, Stored, linears_with
 from planish.reference.grids import num_groups
 from planish.reference.model.shapes import block_shapes, outer_shapes
 from planish.reference.model.weights import split_expert
@@ -103,8 +103,6 @@ def describe_weight(
 ) -> StoredLinear:
     """A weight in any layout as lint sees it: canonical, codes one by one."""
     scheme = weight.scheme
-    low, high, zero = ends_of(scheme, scheme.bits)
-    offset, order = arrays.get("weight_offset"), arrays.get("weight_permutation")
 
     def codes() -> np.ndarray:
         found = to_layout(weight, "canonical").codes
@@ -115,24 +113,23 @@ def describe_weight(
         assert found is not None
         return found
 
-    given = arrays.get("input_scale")
-    return StoredLinear(
-        prefix=prefix,
-        format="planish",
-        bits=scheme.bits,
-        shape=weight.shape,
-        group_size=scheme.group_size,
+    stored = Stored(
         scheme=scheme,
-        low=low,
-        high=high,
+        shape=weight.shape,
         codes=codes,
         scale=lambda: to_layout(weight, "canonical").scale,
-        scale_type="F16" if weight.scale.dtype == np.float16 else "F32",
-        zero=zero if weight.zero_point is None else zeros,
-        offset=None if offset is None else lambda: offset,
-        order=None if order is None else lambda: order,
-        input_scale=None if given is None else lambda: given,
+        zero_point=None if weight.zero_point is None else zeros,
+        offset=constant(arrays.get("weight_offset")),
+        order=constant(arrays.get("weight_permutation")),
+        input_scale=constant(arrays.get("input_scale")),
     )
+    scale_type = "F16" if weight.scale.dtype == np.float16 else "F32"
+    return on_grid(prefix, "planish", scheme.bits, stored, scale_type)
+
+
+def constant(array: np.ndarray | None) -> Compute | None:
+    """A tensor that is there, as what computes it."""
+    return None if array is None else lambda: array
 
 
 def shapes_of(

@@ -265,6 +265,12 @@ NAMES = {
         breaks=("vLLM (KeyError)", "planish (reads routers in float)"),
         fix="keep routers in float, and in `ignore` or as a negative rule of `dynamic`",
     ),
+    "router-unread": Rule(
+        severity="warning",
+        what="a router of experts is quantized",
+        breaks=("planish (reads routers in float)",),
+        fix="nothing for the program that wrote it",
+    ),
     "bias-zero": Rule(
         severity="warning",
         what="a bias of zeros, of a linear that has no bias",
@@ -282,6 +288,12 @@ NAMES = {
         what="a tensor that no reader knows",
         breaks=("vLLM (KeyError)", "planish (refuses it)"),
         fix="remove the tensor",
+    ),
+    "tensor-unread": Rule(
+        severity="warning",
+        what="a tensor of GGUF that planish does not know",
+        breaks=("planish (refuses it)",),
+        fix="nothing for llama.cpp",
     ),
     "tensor-padding": Rule(
         severity="warning",

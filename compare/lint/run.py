@@ -137,7 +137,7 @@ def check_whole(opened: Opened, schemes: dict[str, str]) -> Iterator[Finding]:
     yield from check_gptq(opened)
     yield from check_orders(opened)
     yield from check_fused(opened, schemes)
-    yield from check_routers(schemes)
+    yield from check_routers(opened, schemes)
     yield from check_names(opened)
     yield from check_floats(opened, {name.partition("[")[0] for name in schemes})
 
