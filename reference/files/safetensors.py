@@ -68,8 +68,8 @@ class TensorEntry:
         Raises CheckpointError for a type that we do not compute with.
         """
         if self.dtype not in DTYPES:
-            expected = f"one of {', '.join(DTYPES)}"
-            raise CheckpointError("wrong type", path=self.file, expected=expected, found=self.dtype)
+            expected, what = f"one of {', '.join(DTYPES)}", f"{self.dtype} {list(self.shape)}"
+            raise CheckpointError("wrong type", path=self.file, expected=expected, found=what)
         found = self.data[self.offset : self.offset + self.size]
         tensor: np.ndarray = found.view(DTYPES[self.dtype]).reshape(self.shape)
         return tensor
