@@ -2,7 +2,8 @@
 
 Without a prompt the text starts from the model's bos token. Several prompts are computed as one
 batch; their completions are printed at the end, in order, separated by blank lines. --json prints
-one object at the end: for each prompt the text, the tokens and the reason why it ended.
+one object at the end: for each prompt the text, the tokens and the reason why it ended. --chat
+writes each prompt into the model's chat template, as the message of a user.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from planish.reference.model.config import ModelConfig
 from planish.reference.text.generate import Stop, StopStrings, check_fits, text_stream
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer
+from planish.terminal.chat import add_chat_flags, chat_prompts, refuse_chat_flags
 from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import Rule, engine_rule, notice_idle
 from planish.terminal.output import counted, print_json
@@ -32,6 +34,7 @@ NEW_TOKENS = 128  # the default of --max_new_tokens
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
     add_prompt_flags(parser)
+    add_chat_flags(parser)
     parser.add_argument(
         "--max_new_tokens",
         type=int,
@@ -140,6 +143,7 @@ class Completion:
 
 
 def run(args: argparse.Namespace) -> int:
+    refuse_chat_flags(args)
     checkpoint, tokenizer = open_model(args)
     prompts = prompt_tokens(args, checkpoint, tokenizer)
     stop = stop_of(args, checkpoint.config, prompts)
@@ -223,7 +227,10 @@ def prompt_tokens(
     args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
 ) -> list[list[int]]:
     """Every prompt as token ids; without a prompt, the bos token."""
-    if texts := read_prompts(args.prompt, args.prompt_file):
+    texts = read_prompts(args.prompt, args.prompt_file)
+    if args.chat:
+        return chat_prompts(args, tokenizer, texts)
+    if texts:
         return [tokenizer.encode(text) for text in texts]
     if checkpoint.config.bos_token_id is None:
         raise PromptError("is missing, and the model has no bos token", name="prompt")

@@ -267,7 +267,7 @@ class PanicException(BaseException):
 
 def test_a_panic_while_encoding_is_one_line_and_its_page_is_not_printed(model, capfd):
     class Broken:
-        def encode(self, text):
+        def encode(self, text, **_):
             os.write(2, b"a page of Rust")
             raise PanicException("why")
 
