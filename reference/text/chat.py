@@ -25,7 +25,7 @@ from typing import Any
 
 from planish.reference.errors import ChatError, PromptError
 from planish.reference.model.config import ModelConfig
-from planish.reference.text.chat_template import ChatTemplate, special_tokens
+from planish.reference.text.chat_template import TURN, ChatTemplate, special_tokens
 from planish.reference.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -282,7 +282,7 @@ def unite_ends(config: ModelConfig, tokenizer: Tokenizer, model: str | Path) -> 
     <|im_end|>; and would write both sides of the conversation.
     """
     named = special_tokens(Path(model))
-    texts = (named.get("eos_token"), named.get("eot_token"))
+    texts = (named.get("eos_token"), named.get(TURN))
     ids = (tokenizer.inner.token_to_id(text) for text in texts if text)
     found = {i for i in ids if i is not None and i < config.vocab_size}
     more = sorted(found - set(config.eos_token_ids))

@@ -3,7 +3,8 @@
     tokenizer_config.json            chat_template: a text, or a list of {"name", "template"}
     chat_template.jinja              the template `default`
     additional_chat_templates/       NAME.jinja: the template NAME
-    FILE.gguf                        tokenizer.chat_template, tokenizer.chat_template.NAME
+    FILE.gguf                        tokenizer.chat_template, tokenizer.chat_template.NAME, if there
+                                     is no tokenizer.json
 
 A later source replaces an earlier one of the same name, as in transformers.
 
@@ -18,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from planish.reference.errors import ChatError, TokenizerError
-from planish.reference.gguf import GgufFile, find_gguf, read_gguf
+from planish.reference.gguf import find_gguf
 from planish.reference.json import read_json
 from planish.reference.reading import MIB, read_file
 from planish.reference.text.added_tokens import CONFIG, OLD_ROLES, ROLES
+from planish.reference.text.gguf_tokenizer import gguf_chat_template
 
 FILE, MORE = "chat_template.jinja", "additional_chat_templates"
 DEFAULT, TOOLS = "default", "tool_use"
 LARGEST = MIB  # bytes of a template; the longest of the public ones have 20,000
-GGUF_KEY, GGUF_ROLES = "tokenizer.chat_template", ("bos", "eos", "eot", "unknown", "padding")
+TURN = "eot_token"  # in GGUF files, the end of a turn where it is not the end of text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,30 +59,30 @@ def load_chat_template(path: str | Path, file: str | Path | None = None) -> Chat
     if file is not None:
         given = {DEFAULT: _read_source(Path(file))}
         return ChatTemplate(sources=given, special_tokens=special_tokens(model), path=Path(file))
-    gguf, directory = _gguf_of(model), model if model.is_dir() else model.parent
-    opened = read_gguf(gguf) if gguf else None
-    sources = dict(_gguf_sources(opened)) if opened else {}
-    sources |= dict(_stored_sources(directory))
+    values, directory = _facts_of(model), model if model.is_dir() else model.parent
+    sources = dict(_stored_sources(directory, values))
     if not sources:
         expected = "an instruct model, or --chat_template FILE"
         raise ChatError("has no chat template: a base model", path=path, expected=expected)
-    tokens = _gguf_tokens(opened) if opened else _stored_tokens(directory)
-    return ChatTemplate(sources=sources, special_tokens=tokens, path=model)
+    return ChatTemplate(sources=sources, special_tokens=_tokens_among(values), path=model)
 
 
-def _gguf_of(model: Path) -> Path | None:
-    """The GGUF file of a model whose tokenizer is in that file."""
-    return None if (model / "tokenizer.json").exists() else find_gguf(model)
+def _facts_of(model: Path) -> dict[str, Any]:
+    """tokenizer_config.json of a model, and the older file of special tokens; or a GGUF's keys."""
+    gguf = None if (model / "tokenizer.json").exists() else find_gguf(model)
+    if gguf is not None:
+        return gguf_chat_template(gguf)
+    files = (path for name in (OLD_ROLES, CONFIG) if (path := model / name).exists())
+    return {key: value for path in files for key, value in read_json(path, TokenizerError).items()}
 
 
-def _stored_sources(directory: Path) -> Iterator[tuple[str, str]]:
-    """Name and source of each template in the files of a directory, the deciding one last."""
-    config = directory / CONFIG
-    stored = read_json(config, TokenizerError).get("chat_template") if config.exists() else None
+def _stored_sources(directory: Path, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and source of each template of a model, the deciding one last."""
+    stored = values.get("chat_template")
     if isinstance(stored, str):
         yield DEFAULT, stored
     elif stored is not None:
-        yield from _listed_sources(config, stored)
+        yield from _listed_sources(directory / CONFIG, stored)
     if (directory / FILE).exists():
         yield DEFAULT, _read_source(directory / FILE)
     for file in sorted((directory / MORE).glob("*.jinja")):
@@ -109,41 +111,17 @@ def _read_source(file: Path) -> str:
         raise ChatError("is not text", path=file, expected="UTF-8", found=found) from None
 
 
-def _gguf_sources(file: GgufFile) -> Iterator[tuple[str, str]]:
-    """The templates among the keys of a GGUF file."""
-    for key, value in file.keys.items():
-        if key == GGUF_KEY or key.startswith(f"{GGUF_KEY}."):
-            if not isinstance(value, str):
-                found = type(value).__name__
-                raise ChatError("bad value", path=file.path, name=key, expected="text", found=found)
-            yield key.removeprefix(GGUF_KEY).removeprefix(".") or DEFAULT, value
-
-
 def special_tokens(model: Path) -> dict[str, str]:
     """Role -> text (bos_token, eos_token ...) of the special tokens that a model names."""
-    gguf = _gguf_of(model)
-    return _gguf_tokens(read_gguf(gguf)) if gguf else _stored_tokens(model)
+    return _tokens_among(_facts_of(model))
 
 
-def _stored_tokens(directory: Path) -> dict[str, str]:
-    """The same from the files of a directory: a text, or {"content": text} with flags."""
-    tokens: dict[str, str] = {}
-    for path in (directory / OLD_ROLES, directory / CONFIG):
-        values = read_json(path, TokenizerError) if path.exists() else {}
-        for role in ROLES:
-            text = values.get(role)
-            text = text.get("content") if isinstance(text, dict) else text
-            if isinstance(text, str):
-                tokens[role] = text
-    return tokens
-
-
-def _gguf_tokens(file: GgufFile) -> dict[str, str]:
-    """The same from the ids among the keys; eot is the end of a turn, which is an eos as well."""
-    tokens, found = file.keys.get("tokenizer.ggml.tokens", []), {}
-    names = {"unknown": "unk_token", "padding": "pad_token"}
-    for role in GGUF_ROLES:
-        number = file.keys.get(f"tokenizer.ggml.{role}_token_id")
-        if type(number) is int and 0 <= number < len(tokens):
-            found[names.get(role, f"{role}_token")] = str(tokens[number])
+def _tokens_among(values: Mapping[str, Any]) -> dict[str, str]:
+    """The same among the values: a text, or {"content": text} with flags."""
+    found = {}
+    for role in (*ROLES, TURN):
+        value = values.get(role)
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            found[role] = text
     return found
