@@ -62,8 +62,10 @@ class Model:
         """Continue a prompt: the new text or, with `stream`, its pieces as they are generated.
 
         options: max_new_tokens (128), temperature (0, greedy), top_k (0, all), top_p (1, all),
-        seed (0), stop (strings that end the text), ignore_eos (False). Raises PromptError for a
-        prompt that is empty or too long, SamplingError for an option outside its range.
+        min_p (0, all), seed (0), repetition_penalty (1), presence_penalty (0), frequency_penalty
+        (0), logit_bias ({id: bias}), stop (strings that end the text), ignore_eos (False). Raises
+        PromptError for a prompt that is empty or too long, SamplingError for an option outside its
+        range.
         """
         pieces = self._pieces(self.tokenizer.encode(prompt), *_options(options))
         return pieces if stream else "".join(pieces)
@@ -105,6 +107,8 @@ def _options(given: dict[str, Any]) -> tuple[Stop, Sampling]:
         raise TypeError(f"generate() has no {', '.join(sorted(unknown))}; it has {expected}")
     most, stop = given.pop("max_new_tokens", 128), given.pop("stop", ())
     strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if isinstance(bias := given.get("logit_bias", ()), Mapping):
+        given["logit_bias"] = tuple(bias.items())
     return Stop(most, strings, given.pop("ignore_eos", False)), Sampling(**given)
 
 

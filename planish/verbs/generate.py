@@ -20,13 +20,13 @@ from planish.reference.errors import PromptError, notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.model.config import ModelConfig
 from planish.reference.text.generate import Stop, StopStrings, check_fits, text_stream
-from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer
 from planish.terminal.chat import add_chat_flags, chat_prompts, refuse_chat_flags
 from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import Rule, engine_rule, notice_idle
 from planish.terminal.output import counted, print_json
 from planish.terminal.prompts import read_prompts
+from planish.terminal.sampling import ADJUSTMENTS, DRAWS, add_sampling_flags, sampling_of
 
 NEW_TOKENS = 128  # the default of --max_new_tokens
 
@@ -75,38 +75,6 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """How the next token is chosen."""
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        metavar="T",
-        help="0 (default): take the likeliest token; above 0: sample",
-    )
-    parser.add_argument(
-        "--top_k",
-        type=int,
-        default=0,
-        metavar="K",
-        help="sample from the K likeliest tokens (default: 0, all)",
-    )
-    parser.add_argument(
-        "--top_p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="sample from the fewest tokens whose probabilities sum to P (default: 1, all)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="S",
-        help="seed of the samples; the same seed gives the same text (default: 0)",
-    )
-
-
 @dataclass(kw_only=True)
 class Completion:
     """The completion of one prompt, as it grows."""
@@ -147,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint, tokenizer = open_model(args)
     prompts = prompt_tokens(args, checkpoint, tokenizer)
     stop = stop_of(args, checkpoint.config, prompts)
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    sampling = sampling_of(args)
     sampling.check(checkpoint.config.vocab_size)
     check_fits(checkpoint.config, prompts, stop, checkpoint.config.max_positions)
     notice_idle(args, *idle_rules(args, stop, checkpoint))
@@ -212,12 +180,11 @@ def default_new_tokens(config: ModelConfig, prompts: Sequence[Sequence[int]]) ->
 
 def idle_rules(args: argparse.Namespace, stop: Stop, checkpoint: Checkpoint) -> list[Rule]:
     """The rules for flags without effect."""
-    draws = ("--top_k", "--top_p", "--seed")
-    nothing = ("--temperature", *draws, "--stop", "--ignore_eos")
+    nothing = ("--temperature", *DRAWS, *ADJUSTMENTS, "--stop", "--ignore_eos")
     endless = not checkpoint.config.eos_token_ids
     return [
         (stop.max_new_tokens == 0, "without new tokens", nothing),
-        (args.temperature == 0 < stop.max_new_tokens, "at temperature 0", draws),
+        (args.temperature == 0 < stop.max_new_tokens, "at temperature 0", DRAWS),
         (endless and stop.max_new_tokens > 0, "on a model without eos token", ("--ignore_eos",)),
         engine_rule(args),
     ]

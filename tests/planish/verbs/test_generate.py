@@ -286,3 +286,20 @@ def test_the_tokenizers_eos_token_ends_a_text(generate, chat_model):
     ended = generate(*words, model=chat_model).only_json()["completions"][0]
     assert ended["stop_reason"] == "eos"
     assert ended["tokens"] == tokens["tokens"][: tokens["tokens"].index(third)]
+
+
+def test_a_bias_of_100_is_the_only_token(generate):
+    words = ("--prompt", "Hi", "--max_new_tokens", 4, "--logit_bias", "7:100", "--json")
+    assert generate(*words).only_json()["completions"][0]["tokens"] == [7, 7, 7, 7]
+    apart = (*words, "--logit_bias", "8:99", "--frequency_penalty", 2, "--presence_penalty", 1)
+    assert generate(*apart).only_json()["completions"][0]["tokens"] == [7, 8, 7, 8]
+
+
+@pytest.mark.parametrize("bias", ["7", "a:1", "7:b", "7:101", "-1:1", "7:nan"])
+def test_a_bias_that_is_none_is_refused(generate, bias):
+    assert generate("--prompt", "Hi", "--logit_bias", bias).refused("logit_bias: bad value")
+
+
+def test_min_p_has_no_effect_at_temperature_0(generate):
+    result = generate("--prompt", "Hi", "--max_new_tokens", 2, "--min_p", 0.1)
+    assert "--min_p: no effect at temperature 0" in result.err
