@@ -79,6 +79,7 @@ def run(file: Path) -> None:
     if llama_cpp.is_installed():
         print(peer_row(file, windows), flush=True)
     study = study_of(in_floats(stored), windows, native)
+    study.directory.mkdir(exist_ok=True)
     for row in measure_recipes(study, parse_recipes(RECIPES), progress):
         print(table_row(row), flush=True)
     print(f"\n{legend()}\n{CLOSING}")

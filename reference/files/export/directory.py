@@ -9,6 +9,7 @@ a tied lm_head is not written, and a GGUF file's tokenizer becomes files of its 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from planish.reference.gguf import find_gguf
 from planish.reference.linear import Linear, quantized_weight
 from planish.reference.quantized import dequantize
 from planish.reference.scheme import Scheme
-from planish.reference.text.gguf_tokenizer import gguf_tokenizer
+from planish.reference.text.gguf_tokenizer import gguf_chat_template, gguf_tokenizer
 
 QUANTIZATION = ("quantization_config", "quantization", "compression_config")  # of any program
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -208,8 +209,9 @@ def add_architectures(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_tokenizer(checkpoint: Checkpoint, sink: CheckpointWriter) -> None:
-    """The tokenizer of a GGUF file as tokenizer.json; those of directories are copied."""
+    """The tokenizer and chat template of a GGUF file as files; those of directories are copied."""
     file = find_gguf(checkpoint.path)
     beside = checkpoint.path / "tokenizer.json"
     if file is not None and not beside.is_file():
         sink.add_text("tokenizer.json", gguf_tokenizer(file).decode("utf-8"))
+        sink.add_text("tokenizer_config.json", json.dumps(gguf_chat_template(file)))
