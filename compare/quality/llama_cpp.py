@@ -118,7 +118,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     model, losses = GgufModel(request["path"], longest, request["threads"], repacked), []
     for window in windows:
         model.clear()
-        losses.append(window_nll(model.extend(window), np.asarray(window)))
+        losses.append(window_nll(model.extend(window), window))
     rates = [model.decoding_rate(windows[0][:PROMPT], STEPS) for _ in range(RUNS)]
     name = f"llama-cpp-python {model.library.__version__}"
     return {

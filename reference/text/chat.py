@@ -150,7 +150,8 @@ def _run_worker(
 
 def _start_worker(content: bytes, path: Path) -> dict[str, str]:
     """The worker's answer to a request; a process that was killed has used up its limits."""
-    command, where = [sys.executable, "-P", str(WORKER)], {"path": path, "name": "chat_template"}
+    command = [sys.executable, "-P", str(WORKER)]
+    where: dict[str, Any] = {"path": path, "name": "chat_template"}
     try:
         done = subprocess.run(command, input=content, capture_output=True, timeout=LONGEST_WAIT)
     except OSError as problem:
@@ -158,8 +159,8 @@ def _start_worker(content: bytes, path: Path) -> dict[str, str]:
     except subprocess.TimeoutExpired:
         raise ChatError(f"takes more than {LONGEST_WAIT} s", **where) from None
     if done.returncode < 0:
-        problem = f"takes more than {SECONDS} s or {BYTES // 2**20} MiB"
-        raise ChatError(f"cannot be rendered: it {problem}", **where)
+        limits = f"{SECONDS} s or {BYTES // 2**20} MiB"
+        raise ChatError(f"cannot be rendered: it takes more than {limits}", **where)
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise ChatError(f"cannot be rendered: {last}", **where)
