@@ -2,7 +2,7 @@
 
 From Python (api):
 
-    planish.load, planish.quantize, planish.PlanishError, planish.__version__
+    planish.load, planish.quantize, planish.convert, planish.PlanishError, planish.__version__
     planish.check_linear (checks your own kernel, compare/conformance/vectors/)
 
 The rooms: reference/ defines, fast/ runs, compare/ judges, pocket/ is the embedded model. This room
@@ -14,6 +14,7 @@ is the command `planish`, the only one that reads flags:
     opening          from flags to a checkpoint, kernels and an engine
     records          FILE.jsonl: an object, or a text in one of its fields, on each line
     calibration      the text that quantize calibrates on, and how long that takes
+    exporting        quantize --format: from planish's own format to another
     auto             quantize --method auto: from a request to a search and its report
     program_cache    where compiled programs are stored
     process          the jax settings that the command changes
@@ -29,7 +30,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from planish.api import Model, load, quantize
+    from planish.api import Model, convert, load, quantize
     from planish.compare.conformance.vectors.linear import LinearInputs, check_linear
     from planish.reference.errors import PlanishError
 
@@ -39,6 +40,7 @@ __all__ = [
     "PlanishError",
     "__version__",
     "check_linear",
+    "convert",
     "load",
     "quantize",
 ]

@@ -18,15 +18,25 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from planish import __version__, auto
+from planish import auto
 from planish.calibration import announce_estimate, calibration_samples
+from planish.exporting import (
+    PROGRAM,
+    check_export,
+    export_request,
+    finish_export,
+    intermediate_layout,
+    open_writer,
+)
 from planish.opening import ENGINES, KERNELS, choose_attention
 from planish.program_cache import compilation_cache
 from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import PlanishError, RecipeError
+from planish.reference.files.export.convert import check_request as check_conversion_request
+from planish.reference.files.export.convert import convert as convert_checkpoint
+from planish.reference.files.export.protocol import Request
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.files.partial import Partial
-from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.config import ATTENTIONS, KV_CACHES
 from planish.reference.progress import no_progress
 from planish.reference.quantize.ahead import AHEAD
@@ -165,7 +175,8 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     sample_length: int | None = None,
     engine: str = "fast",
     kernels: str = "auto",
-    layout: str = "tiles",
+    layout: str | None = None,
+    format: str = "planish",  # noqa: A002  (the flag's name)
     overwrite: bool = False,
     resume: bool = False,
     memory_budget: str | int | None = None,
@@ -183,6 +194,7 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     (JAX, with native kernels according to `kernels`) or "reference" (NumPy). Raises PlanishError;
     replaces an existing model only with `overwrite`. resume: go on after the last finished block of
     a run that was stopped. memory_budget: bytes ("2G") of the samples' hidden states in memory.
+    layout: of planish's format, "tiles" (default) or "canonical". format: as in `convert`.
 
     method="auto" searches for the recipe (docs/auto.md): tolerance, metric, budget, validation,
     validation_tokens and task are its flags' values, and the recipe is W4A16 if none is given. It
@@ -194,17 +206,22 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     if changes.get("method") == "auto":
         given = {"recipe": recipe, "calibration": calibration, "samples": samples}
         given |= {"sequence_length": length, "engine": engine, "kernels": kernels}
-        given |= {"layout": layout, "overwrite": overwrite, "memory_budget": memory_budget}
-        if resume:
-            raise PlanishError('is for one recipe, not for method="auto"', name="resume")
+        given |= {"layout": layout or "tiles", "overwrite": overwrite}
+        given |= {"memory_budget": memory_budget}
+        for name, found in (("resume", resume), ("format", format != "planish")):
+            if found:
+                raise PlanishError('is for one recipe, not for method="auto"', name=name)
         return _search(model, out, {**given, **changes, "method": None})
     if recipe is None:
         raise RecipeError("is missing", name="recipe", expected="W8A8, W4A16, ...")
     chosen = recipe_named(recipe, **_rename_changes(changes))
     checkpoint = open_checkpoint(model)
+    layout = intermediate_layout(format, layout)
     check_request(checkpoint, chosen, layout)
-    partial = Partial(out, resume, f"planish {__version__}")
-    writer, cut, runtime = CheckpointWriter(out, model, overwrite, partial), None, NUMPY
+    request = export_request(format, overwrite)
+    check_export(checkpoint, chosen, request)
+    writer = open_writer(out, model, request, Partial(out, resume, PROGRAM))
+    cut, runtime = None, NUMPY
     if needs_calibration(chosen):
         seed = changes.get("seed")
         cut = calibration_samples(checkpoint, calibration, samples, length, seed=seed)
@@ -215,7 +232,32 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     with writer:
         announce_estimate(checkpoint, chosen, cut, runtime)
         quantize_checkpoint(checkpoint, writer, chosen, cut, layout, runtime)
+        finish_export(writer, out, request)
     return None
+
+
+def convert(
+    model: PathLike,
+    out: PathLike,
+    *,
+    format: str,  # noqa: A002  (the flag's name)
+    dtype: str | None = None,
+    layout: str | None = None,
+    overwrite: bool = False,
+    allow_links: bool = False,
+) -> None:
+    """Write a model in another format, without changing a code or a scale.
+
+    format: "planish", "compressed-tensors", "float" (dequantized) or another of `planish convert
+    --help`. dtype: of float tensors, "float32", "float16" or "bfloat16"; None: as they are. layout:
+    of planish's codes, "tiles" or "canonical". Raises PlanishError for a linear that the format
+    cannot hold, naming the nearest that can, before anything is written.
+    """
+    request = Request(
+        format=format, dtype=dtype, layout=layout, overwrite=overwrite, program=PROGRAM
+    )
+    check_conversion_request(request)
+    convert_checkpoint(open_checkpoint(model, allow_links), out, request)
 
 
 def _search(model: PathLike, out: PathLike, given: Mapping[str, Any]) -> dict[str, Any]:

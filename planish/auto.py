@@ -64,8 +64,9 @@ class Texts:
 
     @classmethod
     def from_flags(cls, args: argparse.Namespace) -> Self:
-        """The values of the flags."""
-        return cls(**{one.name: getattr(args, one.name) for one in fields(cls)})
+        """The values of the flags; the default where none was given."""
+        given = {one.name: getattr(args, one.name) for one in fields(cls)}
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from planish.terminal.threads import add_threads_flag, prepare_threads
 VERBS = {
     "generate": "continue a prompt",
     "quantize": "quantize a model to 8 or 4 bits",
+    "convert": "write a model in another program's format, or in floats",
     "perplexity": "measure a model on a text",
     "quality": "measure what each recipe costs a model",
     "evaluate": "measure how often a model answers right",
@@ -40,7 +41,7 @@ VERBS = {
     "bench": "measure speed, and compare it with the machine's limits",
 }
 THE_VERBS = f"expected one of {', '.join(VERBS)}"
-NEED_NO_THREADS = ("inspect", "vectors")
+NEED_NO_THREADS = ("convert", "inspect", "vectors")
 FREE_TEXT = "TEXT"  # metavar of a flag whose value may be any word, even the name of a flag
 BAD_INPUT, INTERRUPTED = 2, 130
 INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")

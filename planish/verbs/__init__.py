@@ -2,6 +2,7 @@
 
 generate      text from a prompt
 quantize      a float checkpoint into a quantized one
+convert       a model in another program's format, or in floats
 search        quantize --method auto: its flags and its table
 perplexity    how well a model predicts a text
 quality       what each recipe costs a model

@@ -249,8 +249,9 @@ def quantized_lines(facts: dict[str, Any]) -> list[str]:
         return ["  not quantized"]
     smoothing = quantization.get("smoothing") or {}
     alpha = smoothing.get("alpha", quantization.get("alpha"))
+    source = quantization.get("source")
     words = [
-        f"recipe {quantization.get('recipe')}",
+        f"from {source}" if isinstance(source, str) else f"recipe {quantization.get('recipe')}",
         f"method {quantization['method']}" if quantization.get("method") else "",
         f"smoothed with alpha {alpha}" if alpha is not None else "",
         "outputs smoothed" if smoothing.get("outputs") else "",

@@ -10,13 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from planish import __version__
 from planish.calibration import announce_estimate, calibration_samples, read_calibration
+from planish.exporting import (
+    PROGRAM,
+    check_export,
+    export_request,
+    finish_export,
+    intermediate_layout,
+    open_writer,
+)
 from planish.opening import ENGINES, native_kernels, open_subject, prepare_calibration
 from planish.reference.errors import RecipeError
 from planish.reference.files.load import Checkpoint
 from planish.reference.files.partial import Partial
-from planish.reference.files.writer import CheckpointWriter
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.folds import output_folds
 from planish.reference.quantize.ahead import AHEAD
@@ -36,6 +42,7 @@ from planish.terminal.flags import (
 )
 from planish.terminal.given import Rule, engine_rule, notice_idle, refuse_given
 from planish.terminal.output import print_json
+from planish.terminal.progress import progress
 from planish.terminal.sizes import parse_bytes
 from planish.verbs import search
 
@@ -104,9 +111,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="linears to leave in float: down_proj, layers.0, *.experts.*, re:REGEX, ...",
     )
     parser.add_argument(
-        "--layout",
-        default="tiles",
-        help="order of the codes: tiles (default), for the kernels, or canonical",
+        "--layout", help="order of the codes: tiles (default), for the kernels, or canonical"
+    )
+    parser.add_argument(
+        "--format",
+        metavar="FORMAT",
+        help="planish (default), or any of `planish convert`, such as compressed-tensors",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a model that exists at --out"
@@ -185,9 +195,12 @@ def run(args: argparse.Namespace) -> int:
         raise RecipeError("is missing", name="--recipe", expected="W8A8, W4A16, ...")
     chosen = recipe_of(args)
     checkpoint = open_subject(args)
-    check_request(checkpoint, chosen, args.layout)
-    partial = Partial(args.out, args.resume, f"planish {__version__}")
-    writer = CheckpointWriter(args.out, args.model, args.overwrite, partial)
+    layout = intermediate_layout(args.format, args.layout)
+    check_request(checkpoint, chosen, layout)
+    request = export_request(args.format, args.overwrite, progress)
+    check_export(checkpoint, chosen, request)
+    partial = Partial(args.out, args.resume, PROGRAM)
+    writer = open_writer(args.out, args.model, request, partial)
     samples, start = samples_of(args, checkpoint, chosen), time.perf_counter()
     shown = BlockProgress(args.progress)
     runtime = runtime_of(args, chosen)  # first: Ctrl-C in its imports kills, and undoes nothing
@@ -198,7 +211,8 @@ def run(args: argparse.Namespace) -> int:
     with writer:
         notice_idle(args, *idle_rules(args, chosen, checkpoint.config))
         announce_estimate(checkpoint, chosen, samples, runtime)
-        quantize_checkpoint(checkpoint, writer, chosen, samples, args.layout, runtime)
+        quantize_checkpoint(checkpoint, writer, chosen, samples, layout, runtime)
+        finish_export(writer, args.out, request)
     seconds = time.perf_counter() - start
     print(f"{args.out}: {chosen.name}, {seconds:.1f} s", file=sys.stderr)
     if args.json:

@@ -43,7 +43,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search, print the table, and write the model; exit code 3 if the tolerance is missed."""
     refuse_given(args, CHOSEN_FLAGS, auto.CHOOSES)
-    refuse_given(args, ("--resume",), "is for one recipe, not for --method auto")
+    refuse_given(args, ("--resume", "--format"), "is for one recipe, not for --method auto")
     plan = auto.prepare(auto.Request.from_flags(args), open_subject(args))
     start = time.perf_counter()
     prepare_calibration(args.compilation_cache)

@@ -10,6 +10,7 @@ fused          q, k and v, or gate and up, in one tensor
 floats         read float tensors, check that they are finite
 formats/       how quantized linears are stored
 load           read the weights, one block at a time
+blocks         write a block in planish's format
 placing        put a finished file or directory in place, replacing nothing without being asked
 partial        the finished pieces of a directory that is not complete
 writer         write a directory, whole or not at all

@@ -117,8 +117,8 @@ class CheckpointWriter:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _remove(self.hidden)
-        if self.partial is not None and not self.finished:
+        remove_directory(self.hidden)
+        if self.partial is not None and (value is not None or not self.finished):
             self.partial.leave(worth=is_worth_resuming(value))
         elif self.partial is not None:
             self.partial.remove()
@@ -212,7 +212,7 @@ def is_worth_resuming(problem: BaseException | None) -> bool:
     )
 
 
-def _remove(path: Path) -> None:
+def remove_directory(path: Path) -> None:
     """Remove a directory, config.json first, so that half of it does not look like a model."""
     with contextlib.suppress(OSError):
         (path / "config.json").unlink()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from planish.reference.errors import RecipeError
+from planish.reference.files.blocks import add_block
 from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.files.partial import Partial
 from planish.reference.files.safetensors import forget_pages
@@ -27,7 +28,7 @@ from planish.reference.quantize.ahead import map_ahead
 from planish.reference.quantize.block import calibrate_attention, quantize_block
 from planish.reference.quantize.job import BlockJob
 from planish.reference.quantize.observe import ChannelAbsmax, require_finite_states, spread
-from planish.reference.quantize.output import add_block, add_outer, config_values, read_block
+from planish.reference.quantize.output import add_outer, config_values, read_block
 from planish.reference.quantize.recipe import Recipe, needs_calibration, needs_states
 from planish.reference.quantize.remarks import Remarks
 from planish.reference.quantize.report import BlockReport, no_report

@@ -1,7 +1,7 @@
-"""The tensors of a quantized model in its directory: blocks, what is outside them, config.json.
+"""The tensors of a quantized model in its directory: what is outside the blocks, config.json.
 
-add_block writes a block, and read_block reads a finished one back, which a later run needs to go
-on after it.
+files/blocks.py writes a block, and read_block reads a finished one back, which a later run needs
+to go on after it.
 """
 
 from __future__ import annotations
@@ -14,79 +14,22 @@ from typing import Any
 
 import numpy as np
 
+from planish.reference.files.blocks import put_in_layout
 from planish.reference.files.formats import FORMATS
 from planish.reference.files.load import Checkpoint, load_block
 from planish.reference.files.safetensors import TensorEntry
-from planish.reference.files.writer import CheckpointWriter, Sink
+from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import Linear, float_weight, quantized_weight
-from planish.reference.model.experts import stack_linears
-from planish.reference.model.layers import Norm
 from planish.reference.model.shapes import outer_kinds
-from planish.reference.model.weights import Block, Weights, block_linears, block_norms, split_expert
+from planish.reference.model.weights import Block, Weights
 from planish.reference.quantize.methods.rtn import quantize_linear
 from planish.reference.quantize.observe import fingerprint
 from planish.reference.quantize.recipe import Recipe
 from planish.reference.quantize.remarks import Remarks
 from planish.reference.quantize.schemes import head_scheme, schemes_to_write
-from planish.reference.quantized import QuantizedWeight, to_layout
 from planish.reference.scheme import Scheme
 
 WRITTEN = FORMATS["planish"]
-
-
-def add_block(
-    checkpoint: Checkpoint,
-    sink: Sink,
-    layer: int,
-    block: Block,
-    layout: str,
-    raw: bool,
-) -> None:
-    linears, experts = split_experts(block_linears(block))
-    for part, value in (block_norms(block) | linears).items():
-        prefix = checkpoint.prefix(part, layer)
-        if isinstance(value, Linear) and isinstance(value.weight, QuantizedWeight):
-            WRITTEN.write(sink, prefix, _put_in_layout(value, layout))
-        else:
-            _add_float(checkpoint, sink, prefix, value, raw)
-    if (scales := block.attention_scales) is not None:
-        WRITTEN.write_scales(sink, checkpoint.attention_prefix(layer), scales)
-    for part, each in experts.items():
-        stack = stack_linears([_put_in_layout(layer, layout) for layer in each])
-        WRITTEN.write(sink, checkpoint.prefix(part, layer), stack)
-
-
-def split_experts(linears: dict[str, Linear]) -> tuple[dict[str, Linear], dict[str, list[Linear]]]:
-    """The linears that are written one by one, and the quantized experts, which are stacked."""
-    single: dict[str, Linear] = {}
-    experts: dict[str, list[Linear]] = {}
-    for part, linear in linears.items():
-        general, expert = split_expert(part)
-        if expert is None or not isinstance(linear.weight, QuantizedWeight):
-            single[part] = linear
-        else:
-            experts.setdefault(general, []).append(linear)
-    return single, experts
-
-
-def _add_float(
-    checkpoint: Checkpoint, sink: Sink, prefix: str, value: Linear | Norm, raw: bool
-) -> None:
-    """Write weight and bias: unchanged ones (raw) in the source's type, others in float32."""
-    for kind in ("weight", "bias"):
-        tensor, name = getattr(value, kind), f"{prefix}.{kind}"
-        if raw and name in checkpoint.entries:
-            sink.add(name, checkpoint.entries[name].map())
-        elif tensor is not None:
-            sink.add(name, tensor.astype(np.float32, copy=False))
-
-
-def _put_in_layout(layer: Linear, layout: str) -> Linear:
-    """The linear with its quantized weight in the file's layout."""
-    weight = layer.weight
-    if not isinstance(weight, QuantizedWeight):
-        return layer
-    return replace(layer, weight=to_layout(weight, layout))
 
 
 def add_outer(
@@ -103,7 +46,7 @@ def add_outer(
         if part == "head" and (scheme := head_scheme(checkpoint, recipe)) is not None:
             head = quantize_head(weights.head, scheme, recipe, prefix)
             remarks.see(prefix, float_weight(weights.head), quantized_weight(head))
-            WRITTEN.write(writer, prefix, _put_in_layout(head, layout))
+            WRITTEN.write(writer, prefix, put_in_layout(head, layout))
             continue
         if part == "head" and checkpoint.config.tie_embeddings:
             continue
@@ -157,10 +100,15 @@ def read_block(
     entries: Mapping[str, TensorEntry],
 ) -> Block:
     """A finished block, from the tensors that add_block wrote."""
-    both = {**checkpoint.entries, **entries}
+    written = as_quantized(checkpoint, recipe, layout)
+    return load_block(replace(written, entries={**checkpoint.entries, **entries}), layer)
+
+
+def as_quantized(checkpoint: Checkpoint, recipe: Recipe, layout: str = "tiles") -> Checkpoint:
+    """The checkpoint as it will declare itself, still with the float model's tensors."""
     if not recipe.quantizes:
-        return load_block(replace(checkpoint, entries=both), layer)
+        return checkpoint
     values = config_values(checkpoint, recipe, layout, None, None)
     declared = WRITTEN.parse(values["quantization_config"], Path("config.json"))
-    written = replace(checkpoint, values=values, entries=both, format=WRITTEN, declared=declared)
-    return load_block(written, layer)
+    config = replace(checkpoint.config, attention=declared.attention, kv_cache=declared.kv_cache)
+    return replace(checkpoint, values=values, config=config, format=WRITTEN, declared=declared)

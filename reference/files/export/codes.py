@@ -28,14 +28,15 @@ def regrouped(scheme: Scheme, group_size: int) -> Scheme:
 def finer_size(scheme: Scheme, cols: int, sizes: tuple[int, ...]) -> int | None:
     """The coarsest of `sizes` in which K inputs can be grouped without a short last group.
 
-    It must divide K and the scheme's own groups. -1 in sizes: whole rows are held as they are.
-    None if there is no such size.
+    It must divide K and the scheme's own groups. -1 in sizes: whole rows are held as they are, and
+    so is a group of K inputs or more. None if there is no such size.
     """
     own = scheme.group_size
-    if own == -1 and -1 in sizes:
+    whole = own == -1 or own >= cols
+    if whole and -1 in sizes:
         return -1
     fits = (size for size in sizes if size > 0 and cols % size == 0)
-    return max((size for size in fits if own == -1 or own % size == 0), default=None)
+    return max((size for size in fits if whole or own % size == 0), default=None)
 
 
 def refine(weight: QuantizedWeight, scheme: Scheme) -> QuantizedWeight:
@@ -51,7 +52,7 @@ def refine(weight: QuantizedWeight, scheme: Scheme) -> QuantizedWeight:
     groups = num_groups(cols, scheme.group_size)
     size = cols if scheme.group_size == -1 else scheme.group_size
     own = cols if old.group_size == -1 else old.group_size
-    if own % size and groups > 1:
+    if own % size and own < cols:
         raise ValueError(f"groups of {own} inputs cannot be held in groups of {size}")
     place = np.arange(groups) * size // own  # the old group of each new one
 

@@ -35,7 +35,7 @@ from planish.reference.linear import Linear, quantized_weight
 from planish.reference.scheme import INPUTS, STRATEGIES, Scheme
 
 NAME = "compressed-tensors"
-SIZES = (-1, 16, 32, 64, 128)
+SIZES = {4: (-1, 32, 64, 128), 8: (-1, 16, 32, 64, 128)}  # by the bits of a code
 ACTIVATIONS = ("float", "per_token", "static")
 PLAIN, PACKED = "int-quantized", "pack-quantized"
 
@@ -51,7 +51,7 @@ def refuse(scheme: Scheme, shape: Shape) -> Refusal | None:
         return Refusal(expected=expected, found=str(scheme), nearest="gptq_v2")
     if scheme.activation not in ACTIVATIONS:
         return Refusal(expected="inputs in float, INT8 per token or static", **words)
-    if finer_size(scheme, shape[1], SIZES) is None:
+    if finer_size(scheme, shape[1], SIZES[scheme.bits]) is None:
         found = f"{shape[1]} inputs in groups of {scheme.group_size}"
         return Refusal(expected="groups that divide the inputs", found=found, nearest="planish")
     return None
@@ -61,7 +61,7 @@ def regroup(scheme: Scheme, shape: Shape) -> Scheme:
     """Groups of at most 128 that divide K; a packed linear with one scale has it in each row."""
     if scheme.granularity == "per_tensor":
         return scheme if is_plain(scheme) else regrouped(scheme, -1)
-    size = finer_size(scheme, shape[1], SIZES)
+    size = finer_size(scheme, shape[1], SIZES[scheme.bits])
     assert size is not None
     return regrouped(scheme, size)
 

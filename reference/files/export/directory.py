@@ -53,7 +53,7 @@ def write_format(checkpoint: Checkpoint, out: Path, request: Request, form: Writ
                 seen.see_float(tensor, module.computed)
                 sink.add(f"{name}.{kind}", tensor)
         dtype = request.dtype or seen.choose(declared_dtype(checkpoint))
-        _notice_scales(checkpoint, seen, dtype)
+        _notice_scales(seen, dtype)
         add_tokenizer(checkpoint, sink)
         places = all_places(checkpoint)
         shapes = {public_name(checkpoint, place.name): place.shape for place in places}
@@ -61,12 +61,10 @@ def write_format(checkpoint: Checkpoint, out: Path, request: Request, form: Writ
         sink.finish(model_values(checkpoint, dtype) | form.config(schemes, facts))
 
 
-def _notice_scales(checkpoint: Checkpoint, seen: Seen, dtype: str) -> None:
+def _notice_scales(seen: Seen, dtype: str) -> None:
     if not seen.exact[dtype]:
-        notice(
-            f"{checkpoint.path}: some scales are not exact in {dtype}: programs that cast them"
-            " compute with others"
-        )
+        words = "some scales are not exact in it; programs that cast them compute with others"
+        notice(f"dtype {dtype}: {words}")
 
 
 def stored_schemes(checkpoint: Checkpoint, form: Writer) -> dict[str, Scheme | None]:
@@ -174,7 +172,7 @@ def _notice_inputs(checkpoint: Checkpoint) -> None:
     inputs = {scheme.activation for scheme in schemes if scheme is not None} - {"float"}
     inputs |= {checkpoint.config.attention} - {"float"}
     if inputs:
-        notice(f"{checkpoint.path}: inputs that were INT8 ({', '.join(sorted(inputs))}) are floats")
+        notice(f"inputs that were INT8 ({', '.join(sorted(inputs))}) are floats in the new model")
 
 
 def in_floats(module: Module) -> Module:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from planish.reference.errors import RecipeError, suggest
+from planish.reference.files.blocks import add_block
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.export.directory import (
     add_architectures,
@@ -25,12 +26,13 @@ from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import Linear, quantized_weight
 from planish.reference.model.shapes import outer_kinds, outer_shapes
 from planish.reference.model.weights import block_linears, replace_modules, split_expert
-from planish.reference.quantize.output import add_block
 from planish.reference.quantized import LAYOUTS, QuantizedWeight, to_layout
 from planish.reference.scheme import Scheme
 
 OWN = FORMATS["planish"]
-KEPT = ("recipe", "method", "rule", "smoothing", "calibration", "clip_inputs")  # how it was made
+KEPT = (  # of how it was made
+    *("source", "recipe", "method", "rule", "smoothing", "calibration", "clip_inputs"),
+)
 
 
 def write_planish(checkpoint: Checkpoint, out: Path, request: Request) -> None:
@@ -136,8 +138,5 @@ def _values(
     said |= {key: value for key, value in chosen.items() if not value.startswith("float")}
     said |= {key: old[key] for key in KEPT if key in old}
     if checkpoint.origin is not None:
-        said["source"] = {
-            "format": checkpoint.origin.format,
-            "made_by": checkpoint.origin.made_by,
-        }
+        said["source"] = f"{checkpoint.origin.format}, made by {checkpoint.origin.made_by}"
     return {**values, "quantization_config": said}

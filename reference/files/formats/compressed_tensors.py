@@ -5,6 +5,7 @@ For a linear P of N outputs, K inputs and G groups, by the tensors that it has:
     P.weight_packed       int32 [N, ceil(K b / 32)]    code + 2^(b-1), lowest bits first along K
     P.weight_shape        int64 [2]                    N, K
     P.weight_zero_point   int32 [ceil(N b / 32), G]    + 2^(b-1), packed along N; asymmetric only
+                          int8 [N, G]                  -8..7, of 4 bits that are not packed
     P.weight              int8 [N, K]                  codes that are not packed, also of 4 bits
                           float8 [N, K]                a float model: weight * weight_scale
     P.weight_scale        [N, G], [N, 1] or [1], FP8 also in blocks; bfloat16, float16 or float32
@@ -138,9 +139,9 @@ def read_plain(source: Source, prefix: str, group: Mapping[str, Any]) -> Stored:
         require_entry(source, f"{prefix}.weight_scale", FLOATS, scale.shape)
     if 0 in (rows, cols, *scale.shape):
         raise source.refuse(f"{prefix}.weight", "wrong shape", "weights", list(weight.shape))
-    refuse_zeros(source, prefix)
     groups = 1 if one else scale.shape[1]
-    fields = fields_of(source, prefix, group, cols, groups)
+    zeros = read_plain_zeros(source, prefix, (rows, groups), bits)
+    fields = fields_of(source, prefix, group, cols, groups) | {"symmetric": zeros is None}
     if one and bits == 8 and rows > 1:
         fields["granularity"] = "per_tensor"
     many = one and bits == 4
@@ -164,7 +165,7 @@ def read_plain(source: Source, prefix: str, group: Mapping[str, Any]) -> Stored:
         return (found + np.int8(SYMMETRIC_ZERO)).astype(np.uint8)
 
     scheme = choose_scheme(source, prefix, **fields)
-    return Stored(scheme=scheme, shape=(rows, cols), codes=codes, **stored)
+    return Stored(scheme=scheme, shape=(rows, cols), codes=codes, zero_point=zeros, **stored)
 
 
 def fields_of(
@@ -218,6 +219,22 @@ def read_zeros(
         return lambda: (plain.map().astype(np.int16) + middle).astype(np.uint8)
     packed = require_entry(source, name, WORDS, (words_for(rows, bits), groups))
     return lambda: unpack_fields(packed.map().T, bits, rows).T
+
+
+def read_plain_zeros(
+    source: Source, prefix: str, shape: tuple[int, int], bits: int
+) -> Callable[[], np.ndarray] | None:
+    """The zero points of codes that are not packed, uint8 [N, G]; None if all are 0, as in INT8."""
+    entry = source.entries.get(f"{prefix}.weight_zero_point")
+    four = bits == 4 and entry is not None and entry.shape == shape and entry.map().any()
+    if not four:
+        refuse_zeros(source, prefix)
+        return None
+    name = f"{prefix}.weight_zero_point"
+    found = require_entry(source, name, ("I8",), shape).map()
+    if found.min() < -SYMMETRIC_ZERO or found.max() >= SYMMETRIC_ZERO:
+        raise source.refuse(name, "bad value", "-8..7", "others")
+    return lambda: (found + np.int8(SYMMETRIC_ZERO)).astype(np.uint8)
 
 
 def refuse_zeros(source: Source, prefix: str) -> None:
