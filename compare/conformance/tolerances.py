@@ -58,12 +58,12 @@ def tolerance(x: np.ndarray, linear: Linear, native: bool = False) -> np.ndarray
 
 def weight_sizes(weight: QuantizedWeight) -> np.ndarray:
     """|w|, or |q * scale| + |offset|, [N, K], inputs in the model's order."""
-    if weight.offset is None:
-        return np.abs(dequantize(weight))
-    canonical = to_layout(weight, "canonical")
-    scaled = replace(canonical, offset=np.zeros_like(canonical.offset))
-    added = replace(canonical, scale=np.zeros_like(canonical.scale))
-    sizes: np.ndarray = np.abs(dequantize(scaled)) + np.abs(dequantize(added))
+    sizes: np.ndarray = np.abs(dequantize(weight))
+    if weight.offset is not None:
+        canonical = to_layout(weight, "canonical")
+        scaled = replace(canonical, offset=np.zeros_like(canonical.offset))
+        added = replace(canonical, scale=np.zeros_like(canonical.scale))
+        sizes = np.abs(dequantize(scaled)) + np.abs(dequantize(added))
     return sizes
 
 

@@ -58,10 +58,10 @@ struct Weight {
   const float* bias;     // [N] or null
   bool half_scale;       // scale is float16
   bool half_offset;
-  bool row_scale;        // INT8 of whole rows
-  bool one_scale;        // and with a single scale
-  int64_t outputs;       // N
-  int64_t blocks;        // of 64 bytes along K
+  bool row_scale;   // INT8 of whole rows
+  bool one_scale;   // and with a single scale
+  int64_t outputs;  // N
+  int64_t blocks;   // of 64 bytes along K
   int64_t groups;
   int64_t group_blocks;  // blocks of one group of inputs
 };

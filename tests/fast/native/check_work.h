@@ -8,8 +8,9 @@
 
 namespace planish {
 
-// Each row of x by itself through one linear, packed like those of a call. Where `together` rows are multiplied by tiles, which
-// add floats in another order, it comes with enough copies of itself for tiles.
+// Each row of x by itself through one linear, packed like those of a call. Where `together` rows
+// are multiplied by tiles, which add floats in another order, it comes with enough copies of itself
+// for tiles.
 inline std::vector<float> row_by_row(const Kernels& kernels, const Weight& w, const Source& all,
                                      int64_t together, const PackedRows& like, float given,
                                      int64_t rows) {

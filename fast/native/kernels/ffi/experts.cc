@@ -17,7 +17,9 @@ struct ExpertsCall {
   int64_t sequences, experts;
   ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, offsets, orders, biases;
 
-  LinearFields fields() const { return {bits, outputs, group_sizes, zero_points, offsets, orders, biases}; }
+  LinearFields fields() const {
+    return {bits, outputs, group_sizes, zero_points, offsets, orders, biases};
+  }
 };
 
 // The names of these attributes, in the order of the fields.

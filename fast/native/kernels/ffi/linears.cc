@@ -17,7 +17,9 @@ struct LinearsCall {
   int64_t sequences;
   ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, offsets, orders, biases;
 
-  LinearFields fields() const { return {bits, outputs, group_sizes, zero_points, offsets, orders, biases}; }
+  LinearFields fields() const {
+    return {bits, outputs, group_sizes, zero_points, offsets, orders, biases};
+  }
   NormFields norm_fields() const { return {norm, eps, norm_weight, norm_bias}; }
 };
 

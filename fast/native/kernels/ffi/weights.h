@@ -16,8 +16,8 @@ struct LinearFields {
   size_t count() const { return bits.size(); }
   bool complete() const {
     return count() > 0 && outputs.size() == count() && group_sizes.size() == count() &&
-           zero_points.size() == count() && offsets.size() == count() &&
-           orders.size() == count() && biases.size() == count();
+           zero_points.size() == count() && offsets.size() == count() && orders.size() == count() &&
+           biases.size() == count();
   }
 };
 

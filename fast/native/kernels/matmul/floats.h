@@ -21,11 +21,11 @@ constexpr int64_t kFloatAhead = 1024;  // bytes that each of four streams is pre
 
 // What codes become before they are multiplied.
 enum class Codes {
-  kInt8,      // -128..127
-  kBytes,     // 0..255, INT8 with offsets
-  kCentred,   // INT4 minus 8
-  kZeros,     // INT4 minus the stored zero points
-  kNibbles,   // 0..15, INT4 with offsets
+  kInt8,     // -128..127
+  kBytes,    // 0..255, INT8 with offsets
+  kCentred,  // INT4 minus 8
+  kZeros,    // INT4 minus the stored zero points
+  kNibbles,  // 0..15, INT4 with offsets
 };
 
 constexpr bool of_int8(Codes kind) { return kind == Codes::kInt8 || kind == Codes::kBytes; }
@@ -148,9 +148,8 @@ void sum_panel_group(const Weight& w, const Rows& rows, const Panel& panel, int6
     const int64_t last = b + step < end ? b + step : end;
     for (int64_t c = 0; c < panel.tiles; ++c) {
       float* at = panel.codes + c * kPanelInputs * kTile;
-      with_codes(w, [&](auto codes) {
-        convert_blocks<V, codes>(w, panel.tile + c, group, b, last, at);
-      });
+      with_codes(
+          w, [&](auto codes) { convert_blocks<V, codes>(w, panel.tile + c, group, b, last, at); });
     }
     panel_products<V>(rows, inputs, b * width, (last - b) * width, panel.tiles, panel.codes,
                       panel.sums);
@@ -159,8 +158,7 @@ void sum_panel_group(const Weight& w, const Rows& rows, const Panel& panel, int6
 
 // total + sum * scale, and then + (the sum of the inputs) * offset
 template <class V, bool kOffset>
-PLANISH_INLINE inline typename V::Floats add_group(typename V::Floats total,
-                                                   typename V::Floats sum,
+PLANISH_INLINE inline typename V::Floats add_group(typename V::Floats total, typename V::Floats sum,
                                                    typename V::Floats scale, float inputs,
                                                    typename V::Floats offset) {
   total = V::add(total, V::multiply(sum, scale));

@@ -2,10 +2,10 @@
 // row tiles, groups or 1, 32].
 //
 // A step is one product of tiles: 64 inputs, or 32 if groups are not multiples of 64; of floats, 32
-// inputs, or 16 in groups of 16, as three tiles of bfloat16s, the low parts first. Groups are padded
-// with zeros to whole steps, so it does not matter which weights the padding meets. The last pair
-// may lack its second tile; rows that pad a tile are never written out, and their codes are any that
-// are in memory. For offsets, the scales of floats are the sums of the groups' inputs.
+// inputs, or 16 in groups of 16, as three tiles of bfloat16s, the low parts first. Groups are
+// padded with zeros to whole steps, so it does not matter which weights the padding meets. The last
+// pair may lack its second tile; rows that pad a tile are never written out, and their codes are
+// any that are in memory. For offsets, the scales of floats are the sums of the groups' inputs.
 #pragma once
 
 #include "../rows/norm.h"
@@ -35,7 +35,9 @@ struct TileRows {
       : rows(p.rows),
         floats(p.granularity == Granularity::kFloat),
         groups(p.groups),
-        scale_groups(!floats ? scale_groups_of(p) : p.totals ? p.groups : 0) {
+        scale_groups(!floats    ? scale_groups_of(p)
+                     : p.totals ? p.groups
+                                : 0) {
     depth = floats || (p.groups > 1 && p.group_inputs % 64 != 0) ? 32 : 64;
     if (floats && p.groups > 1 && p.group_inputs % 32 != 0) depth = 16;
     width = floats ? 2 * depth : depth;
