@@ -26,7 +26,6 @@ from planish.reference.errors import (
     RecipeError,
     notice,
 )
-from planish.reference.files.formats.report import name_without_kernels
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.model.config import choose_kv_cache
 from planish.reference.text.chat import unite_ends
@@ -202,9 +201,6 @@ def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
     native = native_kernels(args)
     from planish.fast.session.engine import Engine
 
-    if native and checkpoint.origin is not None:
-        if said := name_without_kernels(checkpoint.schemes().values()):
-            notice(said)
-    elif native and checkpoint.layout == "canonical":
+    if native and checkpoint.origin is None and checkpoint.layout == "canonical":
         notice("weights: in canonical layout, tiled while loading (quantize writes tiles)")
     return Engine(checkpoint, native)

@@ -105,9 +105,10 @@ def tiled_weight(layer: Linear) -> QuantizedWeight:
 
 
 def weight_arguments(layer: Linear) -> list[Any]:
-    """codes, scale, zero point and bias, without those that are None."""
+    """codes, scale, zero point, offset, permutation and bias, without those that are None."""
     weight = tiled_weight(layer)
-    found = [weight.codes, weight.scale, weight.zero_point, layer.bias]
+    found = [weight.codes, weight.scale, weight.zero_point]
+    found += [weight.offset, weight.permutation, layer.bias]
     return [array for array in found if array is not None]
 
 
@@ -119,6 +120,8 @@ def linear_attributes(layers: Sequence[Linear]) -> dict[str, np.ndarray]:
         "outputs": [weight.shape[0] for weight in weights],
         "group_sizes": [weight.scheme.group_size for weight in weights],
         "zero_points": [weight.zero_point is not None for weight in weights],
+        "offsets": [weight.offset is not None for weight in weights],
+        "orders": [weight.permutation is not None for weight in weights],
         "biases": [layer.bias is not None for layer in layers],
     }
     return {name: np.array(values, np.int64) for name, values in found.items()}
@@ -137,6 +140,6 @@ def can_fuse(layers: Sequence[Linear]) -> bool:
 
 
 def group_inputs(layer: Linear) -> int:
-    """The number of inputs that share a weight scale; all of them in INT8."""
+    """The number of inputs that share a weight scale."""
     weight = tiled_weight(layer)
     return weight.shape[1] if weight.scheme.group_size == -1 else weight.scheme.group_size

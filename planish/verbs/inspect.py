@@ -111,7 +111,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "architecture": checkpoint.architecture.model_type,
         "config": asdict(checkpoint.config) | {"num_layers": checkpoint.config.num_layers},
         "quantization": checkpoint.quantization,
-        "origin": checkpoint.origin and describe_origin(checkpoint.origin, schemes.values()),
+        "origin": checkpoint.origin and describe_origin(checkpoint.origin),
         "schemes": dict(Counter(str(scheme or "float") for scheme in schemes.values())),
         "layout": checkpoint.layout,
         "parameters": parameters(checkpoint),

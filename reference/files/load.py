@@ -38,7 +38,7 @@ from planish.reference.model.shapes import (
     outer_shapes,
 )
 from planish.reference.model.weights import Block, Mlp, Weights, build_block, split_expert
-from planish.reference.quantized import QuantizedWeight, to_runnable
+from planish.reference.quantized import QuantizedWeight, to_layout
 from planish.reference.scheme import Scheme
 from planish.reference.text.tokenizer import load_tokenizer
 
@@ -169,9 +169,8 @@ def load_block(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Block
     config = checkpoint.config
     shapes = block_shapes(config, layer).items()
     stack = load_stack(checkpoint, layer, tiled) if checkpoint.has_stacked_experts(layer) else None
-    tiles = {False: tiled, True: tiled and _can_tile_experts(checkpoint, layer)}
     linears = {
-        part: load_linear(checkpoint, part, layer, shape, bias, tiles["experts." in part])
+        part: load_linear(checkpoint, part, layer, shape, bias, tiled)
         for part, (shape, bias) in shapes
         if stack is None or split_expert(part)[1] is None
     }
@@ -189,14 +188,6 @@ def _read_scales(checkpoint: Checkpoint, layer: int) -> AttentionScales | None:
     if checkpoint.format is None or not checkpoint.has_attention_scales:
         return None
     return checkpoint.format.read_scales(checkpoint, checkpoint.attention_prefix(layer))
-
-
-def _can_tile_experts(checkpoint: Checkpoint, layer: int) -> bool:
-    """Whether all experts' linears have tiles: one backend computes a whole mixture."""
-    parts = block_shapes(checkpoint.config, layer)
-    experts = [part for part in parts if split_expert(part)[1] is not None]
-    schemes = (checkpoint.scheme(part, layer) for part in experts)
-    return all(scheme is None or scheme.has_tiles for scheme in schemes)
 
 
 def _require_same_schemes(checkpoint: Checkpoint, layer: int, linears: dict[str, Linear]) -> None:
@@ -262,7 +253,7 @@ def load_linear(
     linear = _read_quantized(checkpoint, part, layer, shape)
     if isinstance(linear.weight, QuantizedWeight):
         layout = "tiles" if tiled else "canonical"
-        linear = replace(linear, weight=to_runnable(linear.weight, layout))
+        linear = replace(linear, weight=to_layout(linear.weight, layout))
     return replace(linear, bias=bias)
 
 

@@ -45,17 +45,23 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // scale = max(absmax, 1e-5) / 127 of INT8 activations (docs/spec.md 2); NaN stays NaN.
 inline float int8_scale(float absmax) { return (absmax < 1e-5f ? 1e-5f : absmax) / 127.0f; }
 
-// One linear's weights. groups == 1 for INT8 and for whole-row INT4.
+// One linear's weights: w = (code - zero) * scale, or code * scale + offset. INT8 codes have no
+// zero points. An offset makes them unsigned, and those of INT4 0..15. groups == 1 where a row of
+// weights has one scale. Offsets, orders and INT8 in groups are for kFloat rows only.
 struct Weight {
   int bits;
   const uint8_t* codes;  // [tiles, blocks, 16, 4]
-  const void* scale;     // INT8: float [N] or [1]; INT4: half or float [tiles, groups, 16]
+  const void* scale;     // half or float [tiles, groups, 16]; if row_scale, float [N] or [1]
   const uint8_t* zero;   // INT4: [tiles, groups, 16], or null if all are 8
+  const void* offset;    // half or float [tiles, groups, 16], or null
+  const int32_t* order;  // [K]: column k belongs to input order[k]; null if inputs are in order
   const float* bias;     // [N] or null
   bool half_scale;       // scale is float16
-  bool one_scale;        // INT8 with a single scale
-  int64_t outputs;       // N
-  int64_t blocks;        // of 64 bytes along K
+  bool half_offset;
+  bool row_scale;   // INT8 of whole rows
+  bool one_scale;   // and with a single scale
+  int64_t outputs;  // N
+  int64_t blocks;   // of 64 bytes along K
   int64_t groups;
   int64_t group_blocks;  // blocks of one group of inputs
 };
@@ -70,7 +76,8 @@ struct Source {
   const float* norm_weight;  // [K] or null
   const float* norm_bias;    // [K] or null
   float eps;
-  int64_t inputs;  // K
+  int64_t inputs;                  // K
+  const int32_t* order = nullptr;  // [K]: the packed input k is input order[k]; null if in order
 };
 
 // Rows packed for a linear, quantized or as floats. Only the instruction set that packs them knows
@@ -82,6 +89,7 @@ struct PackedRows {
   int64_t inputs;        // K
   int64_t groups;        // of the weights
   int64_t group_inputs;  // inputs of one group
+  bool totals = false;   // kFloat: with the sum of each group's inputs, which offsets multiply
 };
 
 struct Output {
@@ -157,7 +165,8 @@ struct Kernels {
   void (*normalize_row)(const Source&, int64_t row, float* y);
   float (*row_absmax)(const Source&, int64_t row, float* scratch);  // scratch: K + 16 floats
 
-  // Packs row `row` of the source. `scale` is used with kGiven only; scratch: K + 16 floats.
+  // Packs row `row` of the source. `scale` is used with kGiven only; scratch: K + 16 floats, twice
+  // as many if the source has an order.
   int64_t (*packed_bytes)(const PackedRows&);
   void (*pack_row)(const Source&, const PackedRows&, int64_t row, float scale, float* scratch);
 

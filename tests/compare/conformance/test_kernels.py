@@ -32,8 +32,9 @@ def test_a_thousand_random_linears_are_bit_identical_on_every_instruction_set(ke
 
 
 def test_every_scheme_group_and_scale_is_among_the_kinds():
-    found = list_kinds()
-    assert len(set(found)) == len(found)
+    every = list_kinds()
+    assert len(set(every)) == len(every)
+    found = [kind for kind in every if not kind.foreign]
     assert {kind.activation for kind in found if kind.bits == 8} == {
         *("per_token", "per_tensor", "static", "float")
     }
@@ -45,10 +46,17 @@ def test_every_scheme_group_and_scale_is_among_the_kinds():
         for scales in ("float16", "float32")
         for zero in (False, True)
     }
+    foreign = [kind for kind in every if kind.foreign]
+    assert {kind.group_size for kind in foreign} == {16, 32, 64, 128, -1}
+    assert {(kind.bits, kind.offset, kind.act_order) for kind in foreign} == {
+        *((4, True, False), (8, True, False), (8, False, False)),
+        *((4, False, True), (8, True, True)),
+    }
 
 
 def test_shapes_fill_no_tile_and_no_group():
-    shapes = [draw_size(np.random.default_rng((0, n, m))) for n in range(56) for m in range(2)]
+    kinds = range(len(list_kinds()))
+    shapes = [draw_size(np.random.default_rng((0, n, m))) for n in kinds for m in range(2)]
     assert {shape.sequences for shape in shapes} == {1, 2}
     assert {1, 7, 11, 13, 31} <= {shape.rows for shape in shapes}
     assert any(shape.outputs % 16 and shape.outputs > 16 for shape in shapes)

@@ -66,6 +66,7 @@ void check_all(const Kernels& kernels, Pool& pool, int rounds, unsigned seed) {
   for (int round = 0; round < rounds; ++round) {
     check_linear(kernels, pool, random);
     check_linear(kernels, pool, random);
+    check_foreign_linear(kernels, pool, random);
     if (round % 4 == 0) check_large_linear(kernels, pool, random);
     if (round % 4 == 1) check_row_counts(kernels, random);
     check_shared_linears(kernels, pool, random);
