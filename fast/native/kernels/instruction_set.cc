@@ -45,7 +45,8 @@ Kernels make_table() {
   table.write_slots = write_slots<Vector>;
   table.attend = attend<Vector>;
   table.attend_codes = attend_codes<Vector>;
-  table.combine = combine<Vector>;
+  table.fold = fold<Vector>;
+  table.divide = divide<Vector>;
   table.attention_scratch = attention_scratch;
   table.codes_scratch = codes_scratch;
   table.argmax = argmax<Vector>;
