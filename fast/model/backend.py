@@ -46,10 +46,15 @@ class Normed:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Positions:
-    """The position of each new token, which is also its slot, and all rotary tables."""
+    """The position of each new token, which is also its slot, and all rotary tables.
+
+    Where a cache is of pages, tokens may be of any of its rows: see fast/session/pages.py.
+    """
 
     index: jax.Array  # int32 [B, T], or [B] if each row gets one token
     tables: Tables = ()
+    rows: jax.Array | None = None  # int32 [B * T], -1 for padding
+    pages: jax.Array | None = None  # int32 [R, pages of a row]
 
 
 @jax.tree_util.register_dataclass

@@ -105,7 +105,7 @@ struct Attention {
   const float* sin;
   const int32_t* positions;  // [B, T]
   const int32_t* rows;       // [B, T] each token's row, -1 for padding; null: row b has tokens [b]
-  const int32_t* table;      // [rows, row_pages], or null if slots are contiguous
+  const int32_t* table;      // [table_rows, row_pages], or null if slots are contiguous
   void* keys;         // float or int8 [B, K, S / 16, D, 16]; if codes, [B, K, S / 16, D / 4, 16, 4]
   void* values;       // float or int8 [B, K, S, D]; if codes, [B, K, D / 16, S / 4, 16, 4]
   float* key_scales;  // [B, K, S], INT8 only, or null if fixed
@@ -114,7 +114,7 @@ struct Attention {
   float* out;           // [B, T, H * D]
   const float* slopes;  // [H] of linear biases, or null
   int64_t batch, tokens, heads, kv_heads, head_dim, rotary, slots;
-  int64_t row_pages;
+  int64_t table_rows, row_pages, pages;
   int64_t window;    // slots that a token reads; the last is its own
   float divisor;     // of scores
   float cap;         // scores become cap * tanh(scores / cap); 0 caps nothing
