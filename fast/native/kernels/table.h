@@ -196,6 +196,10 @@ struct Kernels {
   // out.stream, end_unit() follows.
   void (*gate)(const float* gate, const float* up, int64_t stride, const Output& out, int64_t rows,
                int64_t count);
+  // y[r, n] = sum_k x[r, k] w[n, k] of outputs first..last, in floats: x [rows, stride], zeros
+  // after the inputs; y [rows, outputs].
+  void (*dense)(const float* x, int64_t stride, int64_t rows, const float* w, int64_t inputs,
+                int64_t first, int64_t last, float* y, int64_t outputs);
   // Router logits y[n] = sum_k x[k] w[n, k] of experts first..last, in floats; x is padded to a
   // multiple of 16.
   void (*score_experts)(const float* x, const float* w, int64_t inputs, int64_t first, int64_t last,
