@@ -29,6 +29,7 @@ from planish.reference.errors import (
 from planish.reference.files.formats.report import name_without_kernels
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.model.config import choose_kv_cache
+from planish.reference.text.chat import unite_ends
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.progress import notice_when_slow
@@ -178,9 +179,11 @@ def open_subject(args: argparse.Namespace) -> Checkpoint:
 
 
 def open_model(args: argparse.Namespace) -> tuple[Checkpoint, Tokenizer]:
-    """Open the checkpoint of --model and its tokenizer."""
+    """Open the checkpoint of --model and its tokenizer, whose eos_token ends texts as well."""
     checkpoint = open_subject(args)
-    return checkpoint, load_tokenizer(args.model, checkpoint.config)
+    tokenizer = load_tokenizer(args.model, checkpoint.config)
+    config = unite_ends(checkpoint.config, tokenizer, args.model)
+    return replace(checkpoint, config=config), tokenizer
 
 
 def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:

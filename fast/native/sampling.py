@@ -33,6 +33,7 @@ def as_int32(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x, np.float64).view(np.int32).reshape(*x.shape, 2)
 
 
-def can_sample(sampling: Sampling) -> bool:  # noqa: ARG001  (a backend's signature)
-    """True: the kernel draws as the reference does, with any settings."""
-    return True
+def can_sample(sampling: Sampling) -> bool:
+    """Whether the kernel knows all settings: it draws as the reference does from logits as they
+    are, by temperature, top_k and top_p."""
+    return not sampling.adjusts and (sampling.min_p == 0 or sampling.temperature == 0)

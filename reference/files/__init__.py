@@ -13,4 +13,5 @@ load           read the weights, one block at a time
 placing        put a finished file or directory in place, replacing nothing without being asked
 partial        the finished pieces of a directory that is not complete
 writer         write a directory, whole or not at all
+export/        write other programs' formats
 """

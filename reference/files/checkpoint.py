@@ -198,7 +198,8 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
     values = with_old_config(values, path, allow_links)
     reader = reader_of(values)
     form, declared = _format_of(values, path) if reader is None else (None, None)
-    config = _with_generation(model_config(values, path / "config.json"), path)
+    config = model_config(values, path / "config.json")
+    config = _with_generation(config, path, "eos_token_id" in values)
     if declared is not None:
         config = replace(config, attention=declared.attention, kv_cache=declared.kv_cache)
     architecture = architecture_of(values, path)
@@ -246,13 +247,18 @@ def _with_translated(checkpoint: Checkpoint, made: Translated) -> Checkpoint:
     )
 
 
-def _with_generation(config: ModelConfig, path: Path) -> ModelConfig:
-    """The config with the end-of-text ids of generation_config.json, if it exists."""
+def _with_generation(config: ModelConfig, path: Path, stated: bool) -> ModelConfig:
+    """The config with the end-of-text ids of generation_config.json, if it exists.
+
+    They are added to those that config.json states, as each file alone may lack the token that
+    ends a turn; they replace a default of the architecture.
+    """
     file = path / "generation_config.json"
     if not file.exists():
         return config
     ids = Keys(read_json(file), file).token_ids("eos_token_id")
-    return replace(config, eos_token_ids=ids) if ids else config
+    known = config.eos_token_ids if stated or not ids else ()
+    return replace(config, eos_token_ids=tuple(dict.fromkeys((*known, *ids))))
 
 
 def _format_of(values: dict[str, Any], path: Path) -> tuple[Format | None, Declared | None]:

@@ -7,7 +7,8 @@
 The safetensors library checks the file (sizes, overlaps, holes, truncation); we read its header
 again only for the offsets, which the library does not expose and a zero-copy mapping needs. We
 write every tensor at a multiple of 64 bytes. The format allows no holes, so the gaps are filled
-with tensors named `__padding__.*`, which readers skip.
+with tensors named `__padding__.*`, which readers skip. Other programs' readers need not, so a
+file for them has none: tensors of wide types come first and each is at a multiple of its type.
 """
 
 from __future__ import annotations
@@ -132,13 +133,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return seen
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write tensors in order, each at a 64-byte offset of the file; the caller syncs, renames."""
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], padded: bool = True) -> None:
+    """Write tensors in order, each at a 64-byte offset of the file; the caller syncs, renames.
+
+    padded: whether `__padding__.*` may fill the gaps; else there are none.
+    """
+    if not padded:
+        tensors = dict(sorted(tensors.items(), key=lambda one: -one[1].dtype.itemsize))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for index, (name, tensor) in enumerate(tensors.items()):
         header[name], end = _header_entry(tensor.dtype, tensor.shape, end)
-        if gap := -end % ALIGNMENT:
+        if gap := padded * (-end % ALIGNMENT):
             header[f"{PADDING}{index}"], end = _header_entry(np.dtype(np.uint8), (gap,), end)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
@@ -146,7 +152,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
-            file.write(bytes(-tensor.nbytes % ALIGNMENT))
+            file.write(bytes(padded * (-tensor.nbytes % ALIGNMENT)))
             forget_pages(tensor)
 
 

@@ -71,10 +71,15 @@ class CheckpointWriter:
         source: str | Path | None = None,
         overwrite: bool = False,
         partial: Partial | None = None,
+        padded: bool = True,
     ):
-        """partial: where finished pieces are kept until the directory is complete."""
+        """partial: where finished pieces are kept until the directory is complete.
+
+        padded: whether files may have padding (safetensors.py), which only planish skips.
+        """
         self.target, self.source = Path(target), None if source is None else Path(source)
         self.overwrite, self.partial, self.finished = overwrite, partial, False
+        self.padded = padded
         self.piece: dict[str, np.ndarray] = {}  # tensors of a piece that is not finished
         self._check()
         if partial is not None:
@@ -160,7 +165,7 @@ class CheckpointWriter:
         (self.hidden / name).write_text(text, encoding="utf-8")
 
     def _flush(self) -> None:
-        write_tensors(self.hidden / f"shard-{len(self.shards)}", self.pending)
+        write_tensors(self.hidden / f"shard-{len(self.shards)}", self.pending, self.padded)
         self.shards.append(list(self.pending))
         self.pending = {}
 

@@ -1,4 +1,4 @@
-"""tokenizer.json from the keys of a GGUF file (tokenizer.ggml.*).
+"""tokenizer.json, and what tokenizer_config.json says, from the keys of a GGUF file.
 
     model    llama     SentencePiece's BPE: merges follow from the scores, bytes as <0x41>
              gpt2      byte-level BPE: merges are given, `pre` names how text is split before
@@ -19,6 +19,7 @@ from planish.reference.gguf import GgufFile, read_gguf
 
 SPACE = "\u2581"
 UNKNOWN, CONTROL, ADDED = 2, 3, 4
+SPECIAL = {"bos": "bos", "eos": "eos", "eot": "eot", "unknown": "unk", "padding": "pad"}
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {"llama-bpe": WORDS + r"\p{N}{1,3}" + REST, "qwen2": WORDS + r"\p{N}" + REST}
@@ -41,6 +42,48 @@ def gguf_tokenizer(path: Path) -> bytes:
     values |= {"version": "1.0", "added_tokens": _added_tokens(file, tokens)}
     values["post_processor"] = _beginning(file, tokens, default=kind == "llama")
     return json.dumps(values).encode()
+
+
+def gguf_chat_template(path: Path) -> dict[str, Any]:
+    """The chat template and the special tokens that it names, as tokenizer_config.json has them.
+
+    chat_template (a list of names and templates if there are several), bos_token, eos_token,
+    eot_token (the end of a turn), unk_token, pad_token: those that the file has. TokenizerError for
+    a value of another type, or a token outside the vocabulary.
+    """
+    file = read_gguf(path)
+    templates = _templates(file)
+    found: dict[str, Any] = {} if not templates else {"chat_template": templates["default"]}
+    if len(templates) > 1:
+        named = [{"name": name, "template": text} for name, text in templates.items()]
+        found["chat_template"] = named
+    for kind, name in SPECIAL.items():
+        number = file.keys.get(f"tokenizer.ggml.{kind}_token_id")
+        if number is not None:
+            tokens = _strings(file, "tokenizer.ggml.tokens")
+            found[f"{name}_token"] = tokens[_token_id(file, kind, len(tokens))]
+    return found
+
+
+def _templates(file: GgufFile) -> dict[str, str]:
+    """Templates by name; the plain one is `default`, and is there if there is any."""
+    key, found = "tokenizer.chat_template", dict[str, str]()
+    for name, text in file.keys.items():
+        if name != key and not name.startswith(f"{key}."):
+            continue
+        if not isinstance(text, str):
+            raise _unknown(file, name, "a string", type(text).__name__)
+        found[name.removeprefix(key).removeprefix(".") or "default"] = text
+    return {"default": next(iter(found.values())), **found} if found else {}
+
+
+def _token_id(file: GgufFile, kind: str, count: int) -> int:
+    """The id of a special token; TokenizerError for one outside the vocabulary."""
+    name = f"tokenizer.ggml.{kind}_token_id"
+    number = file.keys.get(name)
+    if type(number) is not int or not 0 <= number < count:
+        raise _unknown(file, name, f"0..{count - 1}", number)
+    return number
 
 
 def _unknown(file: GgufFile, name: str, expected: object, found: object) -> TokenizerError:
@@ -75,11 +118,9 @@ def _added_tokens(file: GgufFile, tokens: list[str]) -> list[dict[str, Any]]:
 
 def _beginning(file: GgufFile, tokens: list[str], default: bool) -> dict[str, Any] | None:
     """The template that puts the token of the beginning before a text, if the file says so."""
-    number = file.keys.get("tokenizer.ggml.bos_token_id")
     if file.keys.get("tokenizer.ggml.add_bos_token", default) is not True:
         return None
-    if type(number) is not int or not 0 <= number < len(tokens):
-        raise _unknown(file, "tokenizer.ggml.bos_token_id", f"0..{len(tokens) - 1}", number)
+    number = _token_id(file, "bos", len(tokens))
     first, text = {"SpecialToken": {"id": tokens[number], "type_id": 0}}, tokens[number]
     return {
         "type": "TemplateProcessing",

@@ -37,3 +37,15 @@ def unpack_awq(words: np.ndarray) -> np.ndarray:
 def words_for(count: int, bits: int) -> int:
     """How many 32-bit words `count` fields take."""
     return -(-count * bits // 32)
+
+
+def pack_fields(fields: np.ndarray, bits: int) -> np.ndarray:
+    """Fields uint8 [R, C] of 4 or 8 bits -> words int32 [R, ceil(C bits / 32)], lowest bits first.
+
+    The last word is filled with zeros. Inverse: unpack_fields.
+    """
+    rows, count = fields.shape
+    whole = np.zeros((rows, words_for(count, bits) * 32 // bits), np.uint8)
+    whole[:, :count] = fields
+    stream = whole if bits == 8 else whole[:, ::2] | whole[:, 1::2] << 4
+    return np.ascontiguousarray(stream).view("<i4")

@@ -16,6 +16,7 @@ from planish.reference.gguf import read_gguf
 from planish.reference.model.transformer import forward
 from planish.reference.quantized import dequantize
 from planish.reference.text.tokenizer import load_tokenizer
+from tests.gguf_files import key, tensor, write
 from tests.golden.foreign import TARGET, digest
 
 SAMPLES = sorted(path for path in TARGET.iterdir() if (path / "model.gguf").exists())
@@ -29,28 +30,6 @@ CONFIG = {  # of the models that llama.cpp converted
     "vocab_size": 320,
     "tie_word_embeddings": False,
 }
-
-
-def string(text):
-    raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def key(name, kind, value):
-    return string(name) + struct.pack("<I", kind) + value
-
-
-def tensor(name, shape, kind, offset):
-    sizes = b"".join(struct.pack("<Q", size) for size in reversed(shape))
-    info = struct.pack("<I", len(shape)) + sizes + struct.pack("<IQ", kind, offset)
-    return string(name) + info
-
-
-def write(path, keys=(), tensors=(), data=b"", counts=None):
-    counts = (len(tensors), len(keys)) if counts is None else counts
-    head = b"GGUF" + struct.pack("<IQQ", 3, *counts) + b"".join([*keys, *tensors])
-    path.write_bytes(head + b"\0" * (-len(head) % 32) + data)
-    return path
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
