@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -490,6 +491,7 @@ def draw_rows(rows: Sequence[Row], size: int, count: int) -> Draw:
     )
 
 
+@partial(jax.jit, donate_argnames=("cache",))
 def copy_page(cache: KVCache, source: jax.Array, target: jax.Array) -> KVCache:
     """Copy a page of every layer."""
 
