@@ -278,14 +278,14 @@ class Batching:
     @on_cpu
     def _run_step(self, plan: Plan, reading: Row | None) -> np.ndarray:
         """Logits [W, V] of the wanted tokens, and perhaps of more."""
-        count = len(plan.tokens)
-        size = next(size for size in (*STEP_TOKENS, count) if size >= count)
-        padding = size - count
+        most, count = wanted_size(len(plan.wanted), self.slots), len(plan.tokens)
+        least = SCORED_TOKENS if most == SCORED_TOKENS else count
+        size = next(size for size in (*STEP_TOKENS, count) if size >= max(count, least))
         rows, tokens, positions = (
-            np.pad(np.asarray(x, np.int32), (0, padding), mode="edge")
+            np.pad(np.asarray(x, np.int32), (0, size - count), mode="edge")
             for x in (plan.rows, plan.tokens, plan.positions)
         )
-        wanted = np.zeros(wanted_size(len(plan.wanted), self.slots), np.int32)
+        wanted = np.zeros(most, np.int32)
         wanted[: len(plan.wanted)] = plan.wanted
         where = Positions(
             put(positions[None]), self._tables(reading), put(rows), put(self.table.copy())
