@@ -18,6 +18,7 @@ import numpy as np
 
 from planish.fast.model.backend import Normed
 from planish.fast.model.layers import ACTIVATIONS, normalize
+from planish.fast.native.dense import dense
 from planish.fast.xla import linear as xla
 from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
@@ -28,6 +29,8 @@ def project(x: Normed, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
     """Every linear of x [B, T, K] -> [B, T, N_i]; one call with the norm if they can be fused."""
     if can_fuse(layers):
         return linears(x.raw, layers, x.norm)
+    if all(layer.scheme is None for layer in layers):
+        return tuple(dense(x.raw, layer, x.norm) for layer in layers)
     n = normalize(x.raw, x.norm)
     return tuple(linear(n, layer) for layer in layers)
 
@@ -41,9 +44,11 @@ def gated(x: Normed, gate: Linear, up: Linear, activation: str) -> jax.Array:
 
 
 def linear(x: jax.Array, layer: Linear, residual: jax.Array | None = None) -> jax.Array:
-    """y = x Wt + b (+ residual) for x [B, T, K] -> [B, T, N]; XLA computes float weights."""
+    """y = x Wt + b (+ residual) for x [B, T, K] -> [B, T, N]."""
     if is_tiled(layer):
         return linears(x, (layer,), residual=residual)[0]
+    if layer.scheme is None:
+        return dense(x, layer, residual=residual)
     return xla.linear(x, layer, residual)
 
 

@@ -39,6 +39,6 @@ def prepare_draw(
     return Draw(
         sampling=put(pack_settings(sampling)),
         uniform=put(as_int32(numbers)),
-        ends=put(np.array(eos or (NEVER,), np.int32)),
+        ends=put(np.array([eos or (NEVER,)], np.int32)),
         count=put(np.int32(count)),
     )

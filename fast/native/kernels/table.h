@@ -100,7 +100,11 @@ struct Output {
   bool stream = false;    // y is too large for near caches, its rows are whole lines
 };
 
-// Attention over a cache whose keys are in tiles of 16 slots: H query heads, K key-value heads.
+constexpr int64_t kPage = 128;  // slots of a page
+
+// Attention over a cache whose keys are in tiles of 16 slots: H query heads, K key-value heads. A
+// row of the cache is one sequence's. Its slots are contiguous, or in pages: then B and S of the
+// arrays are pages and 128, and `table` has the page of each 128 slots of each row.
 struct Attention {
   const float* q;    // [B, T, H * D]
   const float* k;    // [B, T, K * D]
@@ -108,6 +112,8 @@ struct Attention {
   const float* cos;  // [P, rotary / 2] or null
   const float* sin;
   const int32_t* positions;  // [B, T]
+  const int32_t* rows;       // [B, T] each token's row, -1 for padding; null: row b has tokens [b]
+  const int32_t* table;      // [table_rows, row_pages], or null if slots are contiguous
   void* keys;         // float or int8 [B, K, S / 16, D, 16]; if codes, [B, K, S / 16, D / 4, 16, 4]
   void* values;       // float or int8 [B, K, S, D]; if codes, [B, K, D / 16, S / 4, 16, 4]
   float* key_scales;  // [B, K, S], INT8 only, or null if fixed
@@ -116,6 +122,7 @@ struct Attention {
   float* out;           // [B, T, H * D]
   const float* slopes;  // [H] of linear biases, or null
   int64_t batch, tokens, heads, kv_heads, head_dim, rotary, slots;
+  int64_t table_rows, row_pages, pages;
   int64_t window;    // slots that a token reads; the last is its own
   float divisor;     // of scores
   float cap;         // scores become cap * tanh(scores / cap); 0 caps nothing
@@ -126,12 +133,27 @@ struct Attention {
   bool bfloat16;     // biases are rounded to bfloat16
 };
 
-// Up to kQueryRows query rows of one key-value head over some slots. Row i is the query of token
-// i / (H / K) and of head i % (H / K) among those that share the keys. `context` has room for 8
-// rows.
+// The slots of a row.
+inline int64_t capacity(const Attention& a) { return a.table ? a.row_pages * kPage : a.slots; }
+
+// A head's slots from `slot` on, of its `index`-th array of slots.
+struct Place {
+  int64_t index, slot;
+};
+
+// Where a slot of a row's key-value head is; the next slots up to a multiple of 128 follow it.
+inline Place locate(const Attention& a, int64_t row, int64_t head, int64_t slot) {
+  if (!a.table) return {row * a.kv_heads + head, slot};
+  return {a.table[row * a.row_pages + slot / kPage] * a.kv_heads + head, slot % kPage};
+}
+
+// Up to kQueryRows queries of one key-value head over some slots of one row. Query i is that of
+// token `token` + i / (H / K) and of head i % (H / K) among those that share the keys. `context`
+// has room for 8 queries.
 struct QueryTile {
-  int64_t batch, head;   // head: of keys and values
-  int64_t first, count;  // rows
+  int64_t row, head;     // head: of keys and values
+  int64_t token;         // the row's first
+  int64_t first, count;  // queries
   int64_t begin, end;    // slots; begin is a multiple of 128
   float* largest;        // [8] largest score so far
   float* sum;            // [8] sum of exp(score - largest)
@@ -183,6 +205,10 @@ struct Kernels {
   // out.stream, end_unit() follows.
   void (*gate)(const float* gate, const float* up, int64_t stride, const Output& out, int64_t rows,
                int64_t count);
+  // y[r, n] = sum_k x[r, k] w[n, k] of outputs first..last, in floats: x [rows, stride], zeros
+  // after the inputs; y [rows, outputs].
+  void (*dense)(const float* x, int64_t stride, int64_t rows, const float* w, int64_t inputs,
+                int64_t first, int64_t last, float* y, int64_t outputs);
   // Router logits y[n] = sum_k x[k] w[n, k] of experts first..last, in floats; x is padded to a
   // multiple of 16.
   void (*score_experts)(const float* x, const float* w, int64_t inputs, int64_t first, int64_t last,
@@ -194,7 +220,8 @@ struct Kernels {
   void (*write_slots)(const Attention&, int64_t first, int64_t last, float* scratch);  // tokens
   void (*attend)(const Attention&, const QueryTile&, float* scratch);
   void (*attend_codes)(const Attention&, const QueryTile&, float* scratch);  // of whole reaches
-  void (*combine)(const Attention&, const QueryTile* segments, int64_t count);
+  void (*fold)(const Attention&, const QueryTile& whole, const QueryTile& part);  // of more slots
+  void (*divide)(const Attention&, const QueryTile& whole);  // writes the output
   int64_t (*attention_scratch)(const Attention&);
   int64_t (*codes_scratch)(const Attention&);
 
