@@ -22,9 +22,10 @@ GRIDS = {"Q4_0": (4, 0, 15, SYMMETRIC_ZERO), "Q8_0": (8, -128, 127, 0), "Q6_K": 
 def read_tensors(opened: Opened) -> Iterator[Readable]:
     """Every quantized tensor, under planish's name of it."""
     assert opened.gguf is not None
+    architecture = opened.gguf.keys.get("general.architecture")
     for name, tensor in opened.gguf.tensors.items():
         if tensor.type in TYPES:
-            yield read_tensor(plain_name(name).removesuffix(".weight"), tensor)
+            yield read_tensor(plain_name(name, architecture).removesuffix(".weight"), tensor)
 
 
 def read_tensor(prefix: str, tensor: GgufTensor) -> StoredLinear:

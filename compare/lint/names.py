@@ -14,7 +14,8 @@ from planish.compare.lint.rules import Finding
 from planish.reference.files.checkpoint import Checkpoint, can_be_quantized
 from planish.reference.files.floats import FLOATS
 from planish.reference.files.formats import READERS
-from planish.reference.files.formats.gguf import ARCHITECTURES, plain_name
+from planish.reference.files.formats.gguf import plain_name
+from planish.reference.files.formats.gguf_config import ARCHITECTURES
 from planish.reference.files.formats.mlx import EMBEDDINGS
 from planish.reference.files.names import is_unused
 from planish.reference.files.safetensors import TensorEntry
@@ -52,7 +53,7 @@ def check_gguf_names(opened: Opened) -> Iterator[Finding]:
         yield Finding(rule="model-unknown", where=where, detail=detail)
         return
     for name in opened.gguf.tensors:
-        if plain_name(name) == name and not name.startswith(ROPE_FACTORS):
+        if plain_name(name, found) == name and not name.startswith(ROPE_FACTORS):
             yield Finding(rule="tensor-unread", where=name)
 
 
@@ -144,8 +145,9 @@ def float_entries(opened: Opened) -> dict[str, TensorEntry]:
     if opened.gguf is None:
         return {name: entry for name, entry in opened.entries.items() if entry.dtype in FLOATS}
     path, found = opened.gguf.path, opened.gguf.tensors.items()
+    architecture = opened.gguf.keys.get("general.architecture")
     return {
-        plain_name(name): TensorEntry(path, one.type, one.shape, 0, one.data.size, one.data)
+        plain_name(name, architecture): TensorEntry(path, one.type, one.shape, 0, one.data.size, one.data)
         for name, one in found
         if one.type in FLOATS
     }

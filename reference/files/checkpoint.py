@@ -241,7 +241,8 @@ def _open_gguf(file: Path, path: Path, given: Path | None, allow_links: bool) ->
     for name in FILES if given else ():
         check_link(Path(given or path) / name, allow_links)
     config, made = translate_file(file, path, given)
-    config = config if given is None else _with_generation(config, given)
+    stated = "eos_token_id" in made.values
+    config = config if given is None else _with_generation(config, given, stated)
     architecture = architecture_of(made.values, path)
     checkpoint = Checkpoint(
         path, made.values, config, architecture, made.entries, config_path=given
