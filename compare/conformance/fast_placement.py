@@ -91,11 +91,20 @@ def read_weight(placed: Linear) -> dict[str, Any]:
     return found | {name: array for name, array in more.items() if array is not None}
 
 
-def tile_keys(keys: np.ndarray) -> np.ndarray:
-    """Keys [B, G, S, Hd] -> [B, G, S / 16, Hd, 16], the layout that the kernels read."""
+def tile_keys(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[B, G, S, Hd] each -> keys [B, G, S / 16, Hd, 16], and values, as TiledSlots holds them."""
     batch, heads, slots, width = keys.shape
     split = keys.reshape(batch, heads, slots // KEY_SLOTS, KEY_SLOTS, width)
-    return np.ascontiguousarray(split.swapaxes(3, 4))
+    return np.ascontiguousarray(split.swapaxes(3, 4)), values
+
+
+def tile_codes(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [B, G, S, Hd] each -> tiles as CodedSlots holds them, for Hd a multiple of 16."""
+    batch, heads, slots, width = keys.shape
+    keys = keys.reshape(batch, heads, slots // KEY_SLOTS, KEY_SLOTS, width // 4, 4)
+    values = values.reshape(batch, heads, slots // 4, 4, width // KEY_SLOTS, KEY_SLOTS)
+    tiles = keys.swapaxes(3, 4), values.transpose(0, 1, 4, 2, 5, 3)
+    return np.ascontiguousarray(tiles[0]), np.ascontiguousarray(tiles[1])
 
 
 def read_slots(
