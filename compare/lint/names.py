@@ -147,7 +147,9 @@ def float_entries(opened: Opened) -> dict[str, TensorEntry]:
     path, found = opened.gguf.path, opened.gguf.tensors.items()
     architecture = opened.gguf.keys.get("general.architecture")
     return {
-        plain_name(name, architecture): TensorEntry(path, one.type, one.shape, 0, one.data.size, one.data)
+        plain_name(name, architecture): TensorEntry(
+            path, one.type, one.shape, 0, one.data.size, one.data
+        )
         for name, one in found
         if one.type in FLOATS
     }
