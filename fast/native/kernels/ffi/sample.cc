@@ -17,9 +17,9 @@ Sampling read_settings(const int32_t* from) {
   return sampling;
 }
 
-// Buffers: logits [rows, count], settings int32 [5] or [rows, 5] (temperature and top_p as the halves
-// of a float64, then top_k), uniform int32 [rows, 2] (a float64 each). Result: token int32 [rows], -1
-// where the logits are not numbers.
+// Buffers: logits [rows, count], settings int32 [5] or [rows, 5] (temperature and top_p as the
+// halves of a float64, then top_k), uniform int32 [rows, 2] (a float64 each). Result: token int32
+// [rows], -1 where the logits are not numbers.
 ffi::Error sample_tokens(std::string_view isa, ffi::RemainingArgs arguments,
                          ffi::RemainingRets results) {
   Reader in(arguments, results);

@@ -115,7 +115,7 @@ class Team {
   }
 
   std::atomic<bool> busy_{false};
-  Contention contention_;  // of who holds busy_
+  Contention contention_;            // of who holds busy_
   std::atomic<bool> yields_{false};  // helpers that have nothing to do
   alignas(64) std::atomic<uint64_t> epoch_{0};
   alignas(64) std::atomic<Section*> section_{nullptr};
