@@ -20,7 +20,7 @@ from planish.reference.errors import RecipeError
 from planish.reference.files.blocks import add_block
 from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.files.partial import Partial
-from planish.reference.files.safetensors import forget_pages
+from planish.reference.files.safetensors import forget_entries
 from planish.reference.files.writer import CheckpointWriter, Sink, Tensors
 from planish.reference.linear import float_weight
 from planish.reference.model.weights import Block, Weights, block_linears
@@ -97,8 +97,7 @@ def convert_blocks(
     start = time.perf_counter()
     for layer in job.runtime.progress(range(len(blocks)), f"quantize {job.recipe.name}"):
         facts = next(converted)
-        for data in {id(one.data): one.data for one in job.checkpoint.entries.values()}.values():
-            forget_pages(data)
+        forget_entries(job.checkpoint.entries)
         remarks.add(facts["remarks"])
         start, before = time.perf_counter(), start
         job.report(layer, layer < done, facts["errors"], start - before)

@@ -23,7 +23,7 @@ from planish.reference.files.entries import bad_value
 from planish.reference.files.formats.stored import ComputedEntry
 from planish.reference.files.fused import fused_shapes, rows_of
 from planish.reference.files.load import load_block, load_linear
-from planish.reference.files.safetensors import forget_pages
+from planish.reference.files.safetensors import forget_entries
 from planish.reference.grids import SYMMETRIC_ZERO
 from planish.reference.linear import Linear, quantized_weight
 from planish.reference.model.layers import Norm
@@ -155,8 +155,7 @@ def modules(checkpoint: Checkpoint, progress: Progress = no_progress) -> Iterato
             yield _outer_module(checkpoint, part)
     for layer in progress(range(config.num_layers), "convert"):
         yield from block_modules(checkpoint, layer)
-        for data in {id(one.data): one.data for one in checkpoint.entries.values()}.values():
-            forget_pages(data)
+        forget_entries(checkpoint.entries)
     if checkpoint.scheme("head") is not None:
         place = head_place(checkpoint)
         linear = load_linear(checkpoint, "head", None, place.shape, config.head_bias)

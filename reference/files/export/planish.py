@@ -22,6 +22,7 @@ from planish.reference.files.export.directory import (
 from planish.reference.files.export.protocol import Request
 from planish.reference.files.formats import FORMATS
 from planish.reference.files.load import load_block, load_linear
+from planish.reference.files.safetensors import forget_entries
 from planish.reference.files.writer import CheckpointWriter
 from planish.reference.linear import Linear, quantized_weight
 from planish.reference.model.shapes import outer_kinds, outer_shapes
@@ -47,6 +48,7 @@ def write_planish(checkpoint: Checkpoint, out: Path, request: Request) -> None:
             for part, linear in linears.items():
                 schemes[checkpoint.prefix(split_expert(part)[0], layer)] = linear.scheme
             add_block(checkpoint, sink, layer, replace_modules(block, linears), layout, raw=True)
+            forget_entries(checkpoint.entries)
         add_tokenizer(checkpoint, sink)
         sink.finish(_values(checkpoint, schemes, layout))
 
