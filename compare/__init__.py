@@ -4,6 +4,7 @@
     conformance/    three levels of comparison (SPEC 9)
     bench/          tokens per second, beside the machine's roofline and other engines
     quality/        what a recipe costs in perplexity, KL and top-1
+    lint/           what is wrong or dangerous in a quantized checkpoint
 
 There are three levels because each one misses something. A whole model can agree by luck although
 an op is wrong in a rare case; every op can be right although the graph around it is wrong; and

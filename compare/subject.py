@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from planish.reference.linear import Linear
+from planish.reference.model.attention import AttentionScales
 from planish.reference.model.config import Alibi, ModelConfig
 from planish.reference.model.layers import Norm
 from planish.reference.model.weights import Block, Experts, Mlp, Weights
@@ -170,6 +171,8 @@ class AttentionCall:
     """New queries, keys and values, and the cache that they are written into and read.
 
     past: keys and values [B, G, S, Hd], and with int8 codes their scales [B, G, S]
+    int8: both products are computed on codes; scales are the calibrated ones of q, k and v, if any,
+    and then the past has no others.
     """
 
     q: np.ndarray  # [B, T, H * Hd], not yet rotated
@@ -184,13 +187,18 @@ class AttentionCall:
     window: int | None = None
     alibi: Alibi | None = None
     cap: float | None = None
+    int8: bool = False
+    scales: AttentionScales | None = None
 
 
 class SlotAttention(Protocol):
     """Level 1: attention by itself."""
 
     def attention(self, call: AttentionCall, variant: str) -> tuple[np.ndarray, Slots]:
-        """Rotate, write the cache, softmax(q kt / sqrt(Hd)) v: [B, T, H * Hd], and the cache."""
+        """Rotate, write the cache, softmax(q kt / sqrt(Hd)) v: [B, T, H * Hd], and the cache.
+
+        Every INT8 slot is returned with its scale, be it calibrated.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

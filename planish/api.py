@@ -44,6 +44,8 @@ from planish.reference.quantize.checkpoint import check_request, quantize_checkp
 from planish.reference.quantize.recipe import needs_calibration
 from planish.reference.quantize.recipe import recipe as recipe_named
 from planish.reference.quantize.runtime import NUMPY, Runtime
+from planish.reference.text.chat import Conversation, Message, encode_chat, unite_ends
+from planish.reference.text.chat_template import load_chat_template
 from planish.reference.text.generate import Stop, text_stream
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
@@ -56,8 +58,9 @@ OPTIONS = {"max_new_tokens", "stop", "ignore_eos", *(one.name for one in fields(
 class Model:
     """A loaded model; `engine` has forward, losses and generate on token ids."""
 
-    def __init__(self, engine: Any, tokenizer: Tokenizer):
+    def __init__(self, engine: Any, tokenizer: Tokenizer, path: PathLike | None = None):
         self.engine, self.tokenizer = engine, tokenizer
+        self.path = tokenizer.path.parent if path is None else path
 
     @overload
     def generate(self, prompt: str, *, stream: Literal[False] = False, **options: Any) -> str: ...
@@ -69,10 +72,33 @@ class Model:
         """Continue a prompt: the new text or, with `stream`, its pieces as they are generated.
 
         options: max_new_tokens (128), temperature (0, greedy), top_k (0, all), top_p (1, all),
-        seed (0), stop (strings that end the text), ignore_eos (False). Raises PromptError for a
-        prompt that is empty or too long, SamplingError for an option outside its range.
+        min_p (0, all), seed (0), repetition_penalty (1), presence_penalty (0), frequency_penalty
+        (0), logit_bias ({id: bias}), stop (strings that end the text), ignore_eos (False). Raises
+        PromptError for a prompt that is empty or too long, SamplingError for an option outside its
+        range.
         """
         pieces = self._pieces(self.tokenizer.encode(prompt), *_options(options))
+        return pieces if stream else "".join(pieces)
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], *, stream: Literal[False] = False, **options: Any
+    ) -> str: ...
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], *, stream: Literal[True], **options: Any
+    ) -> Iterator[str]: ...
+
+    def chat(self, messages: Sequence[Message], *, stream: bool = False, **options: Any) -> Any:
+        """The assistant's next message, by the model's chat template.
+
+        messages: {"role": "user", "content": "..."}, and earlier ones. options: as of `generate`.
+        Raises ChatError for a model without a template, and a conversation that it refuses.
+        """
+        template = load_chat_template(self.path)
+        prompt = encode_chat(self.tokenizer, template, Conversation(messages=messages))
+        pieces = self._pieces(prompt, *_options(options))
         return pieces if stream else "".join(pieces)
 
     def _pieces(self, prompt: list[int], stop: Stop, sampling: Sampling) -> Iterator[str]:
@@ -91,6 +117,8 @@ def _options(given: dict[str, Any]) -> tuple[Stop, Sampling]:
         raise TypeError(f"generate() has no {', '.join(sorted(unknown))}; it has {expected}")
     most, stop = given.pop("max_new_tokens", 128), given.pop("stop", ())
     strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if isinstance(bias := given.get("logit_bias", ()), Mapping):
+        given["logit_bias"] = tuple(bias.items())
     return Stop(most, strings, given.pop("ignore_eos", False)), Sampling(**given)
 
 
@@ -102,21 +130,25 @@ def load(
     attention: str | None = None,
     kv_cache: str | None = None,
     allow_links: bool = False,
+    config: PathLike | None = None,
 ) -> Model:
     """Open a Hugging Face directory, float or quantized by planish.
 
     engine: "fast" (JAX and native kernels) or "reference" (NumPy). kernels, for the fast engine:
     "auto", "native", "xla" or an instruction set. attention: "float" or "int8",
     and kv_cache: "float32", "int8" or "int8_static", if not as the model says. allow_links:
-    accept files that are links out of the directory. Raises PlanishError.
+    accept files that are links out of the directory. config: for a GGUF file, a directory whose
+    config.json and tokenizer.json replace the file's keys. Raises PlanishError.
     """
     _require("engine", engine, ENGINES)
     _require("attention", attention, (None, *ATTENTIONS))
     _require("kv_cache", kv_cache, (None, *KV_CACHES))
-    checkpoint = choose_attention(open_checkpoint(model, allow_links), attention, kv_cache)
-    tokenizer = load_tokenizer(model, checkpoint.config)
+    checkpoint = choose_attention(open_checkpoint(model, allow_links, config), attention, kv_cache)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_path, checkpoint.config)
+    ends = unite_ends(checkpoint.config, tokenizer, checkpoint.tokenizer_path)
+    checkpoint = replace(checkpoint, config=ends)
     opened = ReferenceEngine(checkpoint) if engine == "reference" else _fast(checkpoint, kernels)
-    return Model(opened, tokenizer)
+    return Model(opened, tokenizer, model)
 
 
 def _fast(checkpoint: Checkpoint, kernels: str) -> Any:

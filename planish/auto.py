@@ -211,7 +211,7 @@ def make_texts(
         tokens, kept_back = tokens[: len(tokens) - kept], tokens[len(tokens) - kept :]
         source = "the end of the calibration text"
     else:
-        encode = load_tokenizer(checkpoint.path, checkpoint.config).encode
+        encode = load_tokenizer(checkpoint.tokenizer_path, checkpoint.config).encode
         kept_back = encode(read_calibration(texts.validation))[:wanted]
         source = str(texts.validation)
     if len(kept_back) < window:
@@ -236,7 +236,7 @@ def calibration_tokens(given: PathLike | None, checkpoint: Checkpoint) -> list[i
     """The calibration text as token ids, from the beginning."""
     if given is None:
         notice("calibrating on the embedded text; --calibration FILE takes your own")
-    encode = load_tokenizer(checkpoint.path, checkpoint.config).encode
+    encode = load_tokenizer(checkpoint.tokenizer_path, checkpoint.config).encode
     return list(encode(read_calibration(given or pocket.CALIBRATION)))
 
 
@@ -287,7 +287,7 @@ def make_study(
 
 def encode_task(path: PathLike, checkpoint: Checkpoint) -> Task:
     """The items of a task's file and their token ids."""
-    tokenizer = load_tokenizer(checkpoint.path, checkpoint.config)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_path, checkpoint.config)
     items, longest = read_task(path), checkpoint.config.max_positions
     return items, [tasks.encode_item(path, item, tokenizer, longest) for item in items]
 

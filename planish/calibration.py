@@ -42,7 +42,7 @@ def calibration_samples(
     """
     if text is None:
         notice(f"calibrating on the embedded text; {own} takes your own")
-    encode = load_tokenizer(checkpoint.path, checkpoint.config).encode
+    encode = load_tokenizer(checkpoint.tokenizer_path, checkpoint.config).encode
     tokens = encode(read_calibration(pocket.CALIBRATION if text is None else text))
     longest = checkpoint.config.max_positions
     if length is None:

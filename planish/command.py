@@ -2,8 +2,8 @@
 
 `planish VERB --help` lists a verb's flags; `python -m planish VERB` is the same command.
 
-Exit codes: 0 done, 2 bad input (one line on stderr), 3 compare found a difference or a search
-missed its tolerance, 130 Ctrl-C.
+Exit codes: 0 done, 2 bad input (one line on stderr), 3 compare found a difference, lint an error,
+or a search missed its tolerance, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ VERBS = {
     "compare": "check the fast engine against the reference",
     "vectors": "write conformance vectors for a kernel, or check its results",
     "inspect": "show what a model directory contains",
+    "lint": "find what is wrong or dangerous in a quantized checkpoint",
     "bench": "measure speed, and compare it with the machine's limits",
 }
 THE_VERBS = f"expected one of {', '.join(VERBS)}"
-NEED_NO_THREADS = ("convert", "inspect", "vectors")
+NEED_NO_THREADS = ("convert", "inspect", "lint", "vectors")
 FREE_TEXT = "TEXT"  # metavar of a flag whose value may be any word, even the name of a flag
 BAD_INPUT, INTERRUPTED = 2, 130
 INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
@@ -71,6 +72,9 @@ class Parser(argparse.ArgumentParser):
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in known:
                 self.error(f"unknown flag {flag}{suggest(flag, known)}")
+            if not word.startswith("-") and self._get_positional_actions():
+                joined.append(word)
+                continue
             if not word.startswith("-"):
                 is_dir = os.path.isdir(word)  # noqa: PTH112  (Path.is_dir raises for a long word)
                 hint = " (did you mean --model DIR?)" if is_dir else ""

@@ -16,6 +16,7 @@ from planish import __version__
 from planish.reference.errors import RecipeError
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.export.convert import check_conversion, convert
+from planish.reference.files.export.gguf import check_gguf_path
 from planish.reference.files.export.protocol import Request
 from planish.reference.files.load import open_checkpoint
 from planish.reference.files.partial import Partial
@@ -54,6 +55,9 @@ def open_writer(
     out: str | Path, model: str | Path, request: Request, partial: Partial
 ) -> CheckpointWriter:
     """The writer of a quantization: of `out`, or of a hidden directory beside it."""
+    if request.format == "gguf":
+        check_gguf_path(Path(out), request.overwrite)
+        return CheckpointWriter(hidden_beside(Path(out)), model, partial=partial)
     own = CheckpointWriter(out, model, request.overwrite, partial)  # checks `out`
     if request.format == "planish":
         return own

@@ -26,9 +26,9 @@ from planish.reference.errors import (
     RecipeError,
     notice,
 )
-from planish.reference.files.formats.report import name_without_kernels
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.model.config import choose_kv_cache
+from planish.reference.text.chat import unite_ends
 from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.progress import notice_when_slow
@@ -173,14 +173,21 @@ def with_max_positions(checkpoint: Checkpoint, args: argparse.Namespace) -> Chec
 
 
 def open_subject(args: argparse.Namespace) -> Checkpoint:
-    """Open the checkpoint of --model, with --allow_links and --max_positions."""
-    return with_max_positions(open_checkpoint(args.model, args.allow_links), args)
+    """Open the checkpoint of --model, with --config, --allow_links and --max_positions."""
+    return with_max_positions(open_given(args), args)
+
+
+def open_given(args: argparse.Namespace) -> Checkpoint:
+    """Open the checkpoint of --model, with --config and --allow_links."""
+    return open_checkpoint(args.model, args.allow_links, args.config)
 
 
 def open_model(args: argparse.Namespace) -> tuple[Checkpoint, Tokenizer]:
-    """Open the checkpoint of --model and its tokenizer."""
+    """Open the checkpoint of --model and its tokenizer, whose eos_token ends texts as well."""
     checkpoint = open_subject(args)
-    return checkpoint, load_tokenizer(args.model, checkpoint.config)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_path, checkpoint.config)
+    config = unite_ends(checkpoint.config, tokenizer, checkpoint.tokenizer_path)
+    return replace(checkpoint, config=config), tokenizer
 
 
 def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
@@ -194,9 +201,6 @@ def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
     native = native_kernels(args)
     from planish.fast.session.engine import Engine
 
-    if native and checkpoint.origin is not None:
-        if said := name_without_kernels(checkpoint.schemes().values()):
-            notice(said)
-    elif native and checkpoint.layout == "canonical":
+    if native and checkpoint.origin is None and checkpoint.layout == "canonical":
         notice("weights: in canonical layout, tiled while loading (quantize writes tiles)")
     return Engine(checkpoint, native)

@@ -96,6 +96,10 @@ class PromptError(PlanishError):
     """A prompt or a text is empty, not text, or does not fit the model."""
 
 
+class ChatError(PlanishError):
+    """A model has no chat template, or the template cannot render the conversation."""
+
+
 class SamplingError(PlanishError):
     """A sampling parameter is outside its range."""
 

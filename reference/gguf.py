@@ -5,6 +5,8 @@
     tensor  string, uint32 axes, uint64 sizes, fastest first, uint32 type, uint64 offset
     data    at the next multiple of general.alignment; the offsets are relative to it
 
+A split file is several, NAME-00001-of-00003.gguf and so on; the first has the model's keys.
+
 Versions 2 and 3, little endian. Every count and length is checked against the bytes that are left
 before anything of its size is made. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -12,6 +14,7 @@ before anything of its size is made. Source: https://github.com/ggml-org/ggml/bl
 from __future__ import annotations
 
 import math
+import re
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +30,8 @@ SCALARS |= {10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
 LARGEST_HEADER = 100_000_000  # bytes, as in safetensors
 MOST_AXES = 4
+PART_NAME = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")
+MOST_PARTS = 1000
 KNOWN = {  # type -> name, numbers in a block, bytes of a block
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -65,10 +70,20 @@ def find_gguf(path: Path) -> Path | None:
     if not path.is_dir() or any(path.glob("*.safetensors*")):
         return None
     files = sorted(path.glob("*.gguf"))
-    if len(files) > 1:
-        expected, found = "one GGUF file; join the parts of a split one", files[1].name
+    if len(files) > 1 and files != split_parts(files[0])[: len(files)]:
+        expected, found = "one GGUF file, or the parts of one", files[1].name
         raise CheckpointError("has several", path=path, expected=expected, found=found)
     return files[0] if files else None
+
+
+def split_parts(path: Path) -> list[Path]:
+    """All parts of a split file, as the name of one says; [path] for any other name."""
+    found = PART_NAME.fullmatch(path.name)
+    if found is None or not 1 < int(found[3]) <= MOST_PARTS:
+        return [path]
+    count = int(found[3])
+    names = [f"{found[1]}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
+    return [path.with_name(name) for name in names]
 
 
 class _Bytes:
@@ -109,7 +124,32 @@ class _Bytes:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Keys and tensors of a file; CheckpointError for anything damaged or unknown."""
+    """Keys and tensors of a file and its other parts; CheckpointError for damage, or a part that is
+    missing or another's."""
+    first = _read_part(path)
+    paths = split_parts(path)
+    count = first.keys.get("split.count", 1)
+    if count in (0, 1):
+        return first
+    if path != paths[0] or count != len(paths):
+        expected = f"the first of {count} parts, NAME-00001-of-{count:05d}.gguf"
+        raise CheckpointError("is a part", path=path, expected=expected, found=path.name)
+    tensors = dict(first.tensors)
+    for number, part in enumerate(paths[1:], 1):
+        other = _read_part(part)
+        if (other.keys.get("split.no"), other.keys.get("split.count")) != (number, count):
+            expected, found = f"part {number} of {count}", other.keys.get("split.no")
+            raise CheckpointError(
+                "bad value", path=part, name="split.no", expected=expected, found=found
+            )
+        if twice := other.tensors.keys() & tensors.keys():
+            raise CheckpointError("is given twice", path=part, name=min(twice))
+        tensors |= other.tensors
+    return GgufFile(path=path, keys=first.keys, tensors=tensors)
+
+
+def _read_part(path: Path) -> GgufFile:
+    """One file as it is."""
     require_file(path, CheckpointError)
     try:
         data = np.memmap(path, np.uint8, "r")

@@ -14,10 +14,10 @@ to one output, as instructions that multiply four bytes at once require (x86 `vp
     INT8  int8  [ceil(N/16), ceil(K/4), 16, 4]   byte [t, b, n, i] = codes[16t + n, 4b + i]
     INT4  uint8 [ceil(N/16), ceil(K/8), 16, 4]   byte [t, b, n, i] = codes[16t + n, 8b + i]
                                                                    | codes[16t + n, 8b + 4 + i] << 4
-    scales, zero points  [ceil(N/16), G, 16]     [t, g, n] = values[16t + n, g]
+    scales, zero points, offsets  [ceil(N/16), G, 16]     [t, g, n] = values[16t + n, g]
 
-Tiles are padded with zeros beyond N and K. A group of inputs is a multiple of 32 (or the whole
-row), so no tile holds two groups.
+Tiles are padded with zeros beyond N and K. A group of inputs is a multiple of 32, of INT8 of 16 (or
+the whole row), so no tile holds two groups.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def tile_shape(out_features: int, in_features: int, bits: int) -> tuple[int, int
 
 
 def tile_int8(codes: np.ndarray) -> np.ndarray:
-    """INT8 codes [N, K] -> tiles int8 [ceil(N/16), ceil(K/4), 16, 4]. Inverse: untile_int8."""
+    """INT8 codes [N, K] -> tiles [ceil(N/16), ceil(K/4), 16, 4]. Inverse: untile_int8."""
     tiles, blocks, rows, inputs = tile_shape(codes.shape[0], codes.shape[1], 8)
     padded = np.zeros((tiles * rows, blocks * inputs), codes.dtype)
     padded[: codes.shape[0], : codes.shape[1]] = codes
@@ -59,7 +59,7 @@ def tile_int8(codes: np.ndarray) -> np.ndarray:
 
 
 def untile_int8(tiled: np.ndarray, out_features: int, in_features: int) -> np.ndarray:
-    """Tiles int8 [ceil(N/16), ceil(K/4), 16, 4] -> codes [N, K]. Inverse: tile_int8."""
+    """Tiles [ceil(N/16), ceil(K/4), 16, 4] -> codes [N, K]. Inverse: tile_int8."""
     tiles, blocks, rows, inputs = tiled.shape
     codes = tiled.transpose(0, 2, 1, 3).reshape(tiles * rows, blocks * inputs)
     return np.ascontiguousarray(codes[:out_features, :in_features])
@@ -107,7 +107,7 @@ def untile_int4(tiled: np.ndarray, out_features: int, in_features: int) -> np.nd
 
 
 def tile_groups(values: np.ndarray) -> np.ndarray:
-    """Scales or zero points [N, G] -> [ceil(N/16), G, 16]. Inverse: untile_groups."""
+    """Scales, zero points or offsets [N, G] -> [ceil(N/16), G, 16]. Inverse: untile_groups."""
     rows, groups = values.shape
     tiles = -(-rows // TILE_OUTPUTS)
     padded = np.zeros((tiles * TILE_OUTPUTS, groups), values.dtype)
@@ -116,7 +116,7 @@ def tile_groups(values: np.ndarray) -> np.ndarray:
 
 
 def untile_groups(tiled: np.ndarray, out_features: int) -> np.ndarray:
-    """Scales or zero points [ceil(N/16), G, 16] -> [N, G]. Inverse: tile_groups."""
+    """Scales, zero points or offsets [ceil(N/16), G, 16] -> [N, G]. Inverse: tile_groups."""
     tiles, groups, rows = tiled.shape
     values = tiled.transpose(0, 2, 1).reshape(tiles * rows, groups)
     return np.ascontiguousarray(values[:out_features])

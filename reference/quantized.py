@@ -12,10 +12,11 @@ N outputs, K inputs, G groups of inputs that share a scale:
     tiles      codes     int8 [ceil(N/16), ceil(K/4), 16, 4]    uint8 [ceil(N/16), ceil(K/8), 16, 4]
                scale     as canonical                  [ceil(N/16), G, 16], so is zero_point
 
-What only other programs make (SPEC 4) is always canonical:
+What only other programs make (SPEC 4) is canonical in files, and tiled when it is loaded:
 
-    INT8 in groups       scale float16 or float32 [N, G]
-    offset               float16 or float32 [N, G]; the codes of INT8 are then uint8 [N, K]
+    INT8 in groups       scale float16 or float32 [N, G]; in tiles [ceil(N/16), G, 16]
+    offset               float16 or float32, the shape of the scale [N, G], which is tiled too; the
+                         codes of INT8 are then uint8
     act_order            permutation int32 [K]: column k of the codes is input permutation[k]
 
 packing.py has the permutations. A backend may add layouts (fast/model/weights.py). The experts of
@@ -25,7 +26,9 @@ layout are those of each expert.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -80,14 +83,9 @@ def from_codes(
 
 
 def to_layout(weight: QuantizedWeight, layout: str) -> QuantizedWeight:
-    """The same weight in a layout, `canonical` or `tiles`; itself if it has that layout.
-
-    Raises ValueError for tiles of a scheme that has none.
-    """
+    """The same weight in a layout, `canonical` or `tiles`; itself if it has that layout."""
     if weight.layout == layout:
         return weight
-    if not weight.scheme.has_tiles:
-        raise ValueError(f"{weight.scheme} has no other layout than canonical")
     known = {("canonical", "tiles"): _tile, ("tiles", "canonical"): _untile}
     if (weight.layout, layout) not in known:
         raise ValueError(f"no way from the layout {weight.layout} to {layout}")
@@ -95,25 +93,26 @@ def to_layout(weight: QuantizedWeight, layout: str) -> QuantizedWeight:
 
 
 def _tile(weight: QuantizedWeight) -> QuantizedWeight:
-    if weight.scheme.bits == 8:
-        return replace(weight, codes=tile_int8(weight.codes), layout="tiles")
-    zero = None if weight.zero_point is None else tile_groups(weight.zero_point)
-    codes, scale = tile_int4(weight.codes, weight.shape[1]), tile_groups(weight.scale)
-    return replace(weight, codes=codes, scale=scale, zero_point=zero, layout="tiles")
+    int8, cols = weight.scheme.bits == 8, weight.shape[1]
+    codes = tile_int8(weight.codes) if int8 else tile_int4(weight.codes, cols)
+    beside = _change_groups(weight, tile_groups)
+    return replace(weight, codes=codes, layout="tiles", **beside)
 
 
 def _untile(weight: QuantizedWeight) -> QuantizedWeight:
-    rows, cols = weight.shape
-    if weight.scheme.bits == 8:
-        return replace(weight, codes=untile_int8(weight.codes, rows, cols), layout="canonical")
-    zero = None if weight.zero_point is None else untile_groups(weight.zero_point, rows)
-    codes, scale = untile_int4(weight.codes, rows, cols), untile_groups(weight.scale, rows)
-    return replace(weight, codes=codes, scale=scale, zero_point=zero, layout="canonical")
+    untile = untile_int8 if weight.scheme.bits == 8 else untile_int4
+    beside = _change_groups(weight, lambda tiled: untile_groups(tiled, weight.shape[0]))
+    return replace(weight, codes=untile(weight.codes, *weight.shape), layout="canonical", **beside)
 
 
-def to_runnable(weight: QuantizedWeight, layout: str) -> QuantizedWeight:
-    """The weight in a layout if its scheme has it, and else in the canonical one."""
-    return to_layout(weight, layout if weight.scheme.has_tiles else "canonical")
+def _change_groups(
+    weight: QuantizedWeight, change: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, Any]:
+    """Scale, zero point and offset [N, G] after `change`; nothing if scales are those of rows."""
+    if not weight.scheme.has_group_scales:
+        return {}
+    arrays = {name: getattr(weight, name) for name in ("scale", "zero_point", "offset")}
+    return {name: change(array) for name, array in arrays.items() if array is not None}
 
 
 def dequantize(weight: QuantizedWeight) -> np.ndarray:

@@ -84,13 +84,18 @@ class Scheme:
     @property
     def foreign(self) -> bool:
         """Whether only other programs make such codes: no method of ours does."""
-        return self.full_range or not self.has_tiles
+        return self.full_range or self.canonical_in_files
 
     @property
-    def has_tiles(self) -> bool:
-        """Whether the codes have tiles (packing.py), which the native kernels read."""
+    def canonical_in_files(self) -> bool:
+        """Whether files have such codes in the canonical layout only; loading tiles them."""
         int8_groups = self.bits == 8 and self.granularity == "per_group" and self.group_size != -1
-        return not (int8_groups or self.offset or self.act_order)
+        return int8_groups or self.offset or self.act_order
+
+    @property
+    def has_group_scales(self) -> bool:
+        """Whether scales are [N, G], and tiled with the codes; else [N, 1] or [1, 1] for all."""
+        return self.bits == 4 or self.granularity == "per_group" or self.offset
 
     def __str__(self) -> str:
         """The form that `inspect` prints: int4 g=32 asymmetric, input int8 per_group."""

@@ -7,11 +7,13 @@
               256 of one thread's segment; the slots after a row's position contain large values,
               left from another text, that must not be read
     heads     16 to 128 wide; 1 to 7 query heads per key-value head; rotated or not
-    cache     floats or INT8 codes
+    mode      float attention over floats or INT8 codes; INT8 attention with a scale for each token
+              and head, or with calibrated ones that clip some keys and values
 
 Three checks each: the contents of the new slots (floats within 1e-6 of the largest; codes as in
-kv_cache.py), that no other slot has changed (equal), and the output over the found cache, within
-the tolerance of a softmax (layers.py).
+kv_cache.py), that no other slot has changed (equal), and the output over the found cache: of float
+attention within the tolerance of a softmax (module_checks.py), of INT8 attention within that and
+what codes near a tie move (int8_attention.py).
 """
 
 from __future__ import annotations
@@ -24,17 +26,23 @@ from typing import Any
 import numpy as np
 
 from planish.compare.conformance.check import Check, check
+from planish.compare.conformance.int8_attention import attend_codes
 from planish.compare.conformance.kv_cache import check_slot_codes, dequantize_slots
 from planish.compare.conformance.module_checks import SOFTMAX_TOLERANCE
-from planish.compare.subject import AttentionCall, SlotAttention
+from planish.compare.subject import AttentionCall, SlotAttention, Slots
 from planish.reference.grids import INT8_MAX, int8_scale
 from planish.reference.model import layers as reference_layers
+from planish.reference.model.attention import AttentionScales, HeadCodes
 from planish.reference.model.config import Alibi
 from planish.reference.model.layers import causal_mask
 from planish.reference.model.rope import Rope, rotate
 
 ROTATION_TOLERANCE = 1e-6  # relative; two products and a sum
 STALE = 1e3  # in slots that no row has reached
+MODES = ("floats", "INT8", "INT8 attention", "static INT8 attention")
+CALIBRATED = AttentionScales(
+    q=np.array([0.02], np.float32), k=np.array([0.025], np.float32), v=np.array([0.03], np.float32)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,39 +109,71 @@ CASES = (
 
 
 def check_slot_attention(kernels: SlotAttention, variants: tuple[str, ...]) -> Iterator[Check]:
-    """Every case with both caches, on each instruction set."""
+    """Every case in every mode, on each instruction set."""
     for number, case in enumerate(CASES):
-        for int8 in (False, True):
-            call = draw_call(case, int8, np.random.default_rng((0, number, int8)))
+        for seed, mode in enumerate(MODES):
+            call = draw_call(case, mode, np.random.default_rng((0, number, seed)))
             for isa in variants:
-                yield from check_attention_case(case, call, kernels, isa)
+                yield from check_attention_case(case, mode, call, kernels, isa)
 
 
 def check_attention_case(
-    case: AttentionCase, call: AttentionCall, kernels: SlotAttention, isa: str
+    case: AttentionCase, mode: str, call: AttentionCall, kernels: SlotAttention, isa: str
 ) -> Iterator[Check]:
     """Check one call of the kernel."""
     mixed, past = kernels.attention(call, isa)
-    name = f"{case}, {'INT8' if len(past) == 4 else 'floats'}, {isa}"
+    name = f"{case}, {mode}, {isa}"
     for row, start in enumerate(case.starts):
         part, new = f"{name}, row {row}", slice(start, start + case.tokens)
         q, k, v = rotate_heads(case, call, row)
-        yield from check_new(part, (k, v), [array[row][:, new] for array in past])
+        written = [array[row][:, new] for array in past]
+        yield from check_new(part, (k, v), written, call.scales)
         for kind, *pair in zip(KINDS, call.past, past, strict=False):
             expected, kept = (np.delete(array[row], new, axis=1) for array in pair)
             yield check(1, None, f"{part}, other slots, {kind}", expected, kept, 0.0)
-        keys, values = (array[row].swapaxes(0, 1)[: new.stop] for array in dequantize_slots(past))
         mask = causal_mask(call.positions[row], new.stop, case.window)
-        scores = case.divisor, case.alibi, case.cap
-        output = reference_layers.attention(q, keys, values, mask, *scores)
-        yield check(1, None, part, output, mixed[row], SOFTMAX_TOLERANCE * np.abs(output).max())
+        attend = attend_over_codes if call.int8 else attend_over_floats
+        found = attend(case, q, [array[row : row + 1, :, : new.stop] for array in past], mask, call)
+        yield check(1, None, part, found[0], mixed[row], found[1])
+
+
+def attend_over_floats(
+    case: AttentionCase, q: np.ndarray, past: Slots, mask: np.ndarray, _: AttentionCall
+) -> tuple[np.ndarray, np.ndarray]:
+    """The reference's attention of one row's q over the found slots, and its tolerance."""
+    keys, values = (array[0].swapaxes(0, 1) for array in dequantize_slots(past))
+    output = reference_layers.attention(q, keys, values, mask, case.divisor, case.alibi, case.cap)
+    return output, SOFTMAX_TOLERANCE * np.abs(output).max()
+
+
+def attend_over_codes(
+    case: AttentionCase, q: np.ndarray, past: Slots, mask: np.ndarray, call: AttentionCall
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for INT8 attention."""
+    arrays = [array[0].swapaxes(0, 1) for array in past]  # [S, G, ...]
+    fixed = call.scales
+    if fixed is None:
+        keys, values = (
+            HeadCodes(x, s[..., None]) for x, s in zip(arrays[:2], arrays[2:], strict=True)
+        )
+    else:
+        keys, values = (
+            HeadCodes(x, s.reshape(1, 1, 1), static=True)
+            for x, s in zip(arrays[:2], (fixed.k, fixed.v), strict=True)
+        )
+    scores = case.divisor, case.alibi, case.cap
+    found = attend_codes(q, keys, values, mask, scores, None if fixed is None else fixed.q)
+    return found.expected, found.allowed
 
 
 KINDS = ("keys", "values", "key scales", "value scales")
 
 
 def check_new(
-    part: str, floats: tuple[np.ndarray, ...], slots: list[np.ndarray]
+    part: str,
+    floats: tuple[np.ndarray, ...],
+    slots: list[np.ndarray],
+    static: AttentionScales | None,
 ) -> Iterator[Check]:
     """Check the slots [G, T, Hd] of new keys and values [T, G, Hd], and their scales [G, T]."""
     codes, scales = slots[:2], slots[2:]
@@ -143,6 +183,8 @@ def check_new(
             yield check(1, None, name, x, found, ROTATION_TOLERANCE * np.abs(x).max())
             continue
         scale = int8_scale(np.abs(x).max(axis=-1, keepdims=True))
+        if static is not None:
+            scale = np.broadcast_to((static.k, static.v)[number], scale.shape)
         given, known = scales[number].swapaxes(0, 1), scale[..., 0]
         yield check(1, None, f"{name}, scale", known, given, ROTATION_TOLERANCE * known)
         yield check_slot_codes(1, None, f"{name}, codes", floats=x, scale=scale, codes=found)
@@ -158,8 +200,9 @@ def rotate_heads(case: AttentionCase, call: AttentionCall, row: int) -> list[np.
     return [q, k, v]
 
 
-def draw_call(case: AttentionCase, int8: bool, rng: np.random.Generator) -> AttentionCall:
+def draw_call(case: AttentionCase, mode: str, rng: np.random.Generator) -> AttentionCall:
     """Gaussian q, k, v and slots; slots that no row has reached are stale."""
+    static = mode.startswith("static")
     batch, width = len(case.starts), case.head_dim
     q, k, v = (
         rng.standard_normal((batch, case.tokens, heads * width), np.float32)
@@ -173,7 +216,11 @@ def draw_call(case: AttentionCase, int8: bool, rng: np.random.Generator) -> Atte
         v=v,
         positions=positions.astype(np.int32),
         tables=(np.cos(angle), np.sin(angle)) if case.rotary else None,
-        past=draw_codes(case, rng) if int8 else draw_floats(case, rng),
+        past=draw_floats(case, rng)
+        if mode == "floats"
+        else draw_codes(case, rng)[: 2 if static else 4],
+        int8=mode.endswith("attention"),
+        scales=CALIBRATED if static else None,
         kv_heads=case.kv_heads,
         head_dim=case.head_dim,
         **case.options(),

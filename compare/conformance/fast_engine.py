@@ -21,6 +21,7 @@ from planish.compare.conformance.fast_placement import (
     is_native,
     read_slots,
     read_weight,
+    tile_codes,
     tile_keys,
 )
 from planish.compare.conformance.routing import require_moe
@@ -33,7 +34,7 @@ from planish.fast.native import attention as native_attention
 from planish.fast.native import backend as native_backend
 from planish.fast.native import linear as native_linear
 from planish.fast.native import moe as native_moe
-from planish.fast.native.cache import TiledSlots
+from planish.fast.native.cache import CodedSlots, TiledSlots
 from planish.fast.native.library import load_library
 from planish.fast.session.engine import Engine
 from planish.fast.xla import backend as xla_backend
@@ -277,13 +278,12 @@ class FastOps:
         return run_array(fast_linear.int4_rows, split, ones, placed)
 
     def attention(self, call: AttentionCall, variant: str) -> tuple[np.ndarray, Slots]:
-        arrays: Any = dict(zip(FIELDS, (tile_keys(call.past[0]), *call.past[1:]), strict=False))
         tables: Any = () if call.tables is None else (call.tables,)
         positions = Positions(jnp.asarray(call.positions), tables)
-        given = (call.q, call.k, call.v), positions, TiledSlots(**arrays)
+        given = (call.q, call.k, call.v), positions, place_slots(call)
         kernel, config = native_attention.cached_attention, make_attention_config(call)
-        mixed, past = run_compiled(kernel, *given, config, None, variant, static=(3, 5))
-        return mixed, read_slots(past, call.head_dim)
+        mixed, past = run_compiled(kernel, *given, config, call.scales, variant, static=(3, 5))
+        return mixed, read_slots(past, call.head_dim, call.scales)
 
 
 def static_scales(config: ModelConfig, block: Block) -> AttentionScales | None:
@@ -306,6 +306,13 @@ def make_positions(config: ModelConfig, length: int) -> Positions:
     engine too."""
     tables: Any = tuple(rotations(rope, np.arange(length), length) for rope in config.ropes)
     return Positions(jnp.arange(length, dtype=jnp.int32)[None], tables)
+
+
+def place_slots(call: AttentionCall) -> TiledSlots | CodedSlots:
+    """The cache of an attention call, in the kernels' tiles."""
+    tile, form = (tile_codes, CodedSlots) if call.int8 else (tile_keys, TiledSlots)
+    arrays: Any = dict(zip(FIELDS, (*tile(*call.past[:2]), *call.past[2:]), strict=False))
+    return form(**arrays)
 
 
 def make_attention_config(call: AttentionCall) -> AttentionConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from planish.fast.native.cache import KEY_SLOTS, CodedSlots, TiledSlots
 from planish.reference.linear import Linear
 from planish.reference.model.attention import AttentionScales
 from planish.reference.model.weights import Experts
-from planish.reference.quantized import QuantizedWeight, centred_codes, to_layout, to_runnable
+from planish.reference.quantized import QuantizedWeight, centred_codes, to_layout
 
 CACHED_WEIGHTS = 16  # enough for the linears of one block
 
@@ -63,19 +64,10 @@ def convert_to_tiles(tree: Any) -> Any:
 
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, Experts):
-            if has_foreign(leaf):  # one backend computes a whole mixture
-                return leaf
             return Experts(leaf.router, [convert_to_tiles(expert) for expert in leaf.experts])
-        return to_runnable(leaf, "tiles") if isinstance(leaf, QuantizedWeight) else leaf
+        return to_layout(leaf, "tiles") if isinstance(leaf, QuantizedWeight) else leaf
 
     return jax.tree.map(convert, tree, is_leaf=is_leaf)
-
-
-def has_foreign(experts: Experts) -> bool:
-    """Whether a linear of a mixture has a scheme that no kernel takes."""
-    leaves = jax.tree.leaves(experts.experts, is_leaf=lambda leaf: isinstance(leaf, Linear))
-    schemes = (leaf.scheme for leaf in leaves if isinstance(leaf, Linear))
-    return any(scheme is not None and not scheme.has_tiles for scheme in schemes)
 
 
 def is_native(placed: Linear) -> bool:
@@ -92,18 +84,27 @@ def read_weight(placed: Linear) -> dict[str, Any]:
         codes = np.asarray(weight.codes).transpose(1, 0, 2)
         return {"codes": codes.reshape(len(codes), -1), "scale": np.asarray(weight.scale).T}
     if weight.layout == "tiles":
-        back = to_layout(jax.tree.map(np.asarray, weight), "canonical")
-        return {"codes": centred_codes(back), "scale": back.scale}
+        weight = to_layout(jax.tree.map(np.asarray, weight), "canonical")
+        weight = replace(weight, codes=centred_codes(weight))
     more = {"offset": weight.offset, "permutation": weight.permutation}
     found = {"codes": weight.codes, "scale": weight.scale}
     return found | {name: array for name, array in more.items() if array is not None}
 
 
-def tile_keys(keys: np.ndarray) -> np.ndarray:
-    """Keys [B, G, S, Hd] -> [B, G, S / 16, Hd, 16], the layout that the kernels read."""
+def tile_keys(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[B, G, S, Hd] each -> keys [B, G, S / 16, Hd, 16], and values, as TiledSlots holds them."""
     batch, heads, slots, width = keys.shape
     split = keys.reshape(batch, heads, slots // KEY_SLOTS, KEY_SLOTS, width)
-    return np.ascontiguousarray(split.swapaxes(3, 4))
+    return np.ascontiguousarray(split.swapaxes(3, 4)), values
+
+
+def tile_codes(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [B, G, S, Hd] each -> tiles as CodedSlots holds them, for Hd a multiple of 16."""
+    batch, heads, slots, width = keys.shape
+    keys = keys.reshape(batch, heads, slots // KEY_SLOTS, KEY_SLOTS, width // 4, 4)
+    values = values.reshape(batch, heads, slots // 4, 4, width // KEY_SLOTS, KEY_SLOTS)
+    tiles = keys.swapaxes(3, 4), values.transpose(0, 1, 4, 2, 5, 3)
+    return np.ascontiguousarray(tiles[0]), np.ascontiguousarray(tiles[1])
 
 
 def read_slots(

@@ -5,7 +5,8 @@ A model's linears have convenient shapes and moderate values. These do not:
     sizes        outputs that fill no tile of 16, inputs that fill no block of 4 or 8 and leave a
                  partial last group, 1 to 31 rows, one sequence or two
     weights      random codes, or all of them the smallest or the largest; scales of both signs
-                 and, in float16, down to the smallest subnormal; zero points 0..15
+                 and, in float16, down to the smallest subnormal; zero points 0..15; what only other
+                 programs write: offsets, INT8 in groups, inputs in another order
     activations  Gaussian with an outlier, constant rows, zeros, and the hard rows of ops.py
     also         with and without bias and residual
 
@@ -41,7 +42,7 @@ from planish.reference.packing import pack_nibbles
 from planish.reference.quantized import QuantizedWeight, centred_codes
 from planish.reference.scheme import Scheme, int4, int8
 
-CASES = 18  # of each of 56 kinds
+CASES = 18  # of each of 66 kinds
 SIZES_OF_A_KIND = 2
 SIZES = (
     (1, 1, 2),  # sequences
@@ -59,11 +60,29 @@ class Kind:
     bits: int
     activation: str
     group_size: int = -1
-    scales: str = "per_channel"  # INT8: per_channel | per_tensor; INT4: float16 | float32
+    scales: str = "per_channel"  # INT8: per_channel | per_tensor; of groups: float16 | float32
     zero_point: bool = False
+    offset: bool = False
+    act_order: bool = False
+
+    @property
+    def foreign(self) -> bool:
+        """Whether only other programs write such weights."""
+        grouped_int8 = self.bits == 8 and self.scales in SCALES[4]
+        return grouped_int8 or self.offset or self.act_order
 
     @property
     def scheme(self) -> Scheme:
+        if self.foreign:
+            return Scheme(
+                bits=self.bits,
+                granularity="per_channel" if self.group_size == -1 else "per_group",
+                group_size=self.group_size,
+                symmetric=not (self.zero_point or self.offset),
+                scale_dtype=self.scales,
+                offset=self.offset,
+                act_order=self.act_order,
+            )
         if self.bits == 8:
             return int8(self.scales, self.activation)
         return int4(
@@ -75,10 +94,11 @@ class Kind:
 
     def __str__(self) -> str:
         text = f"INT{self.bits}, activations {self.activation}, {self.scales}"
-        if self.bits == 8:
+        if self.bits == 8 and not self.foreign:
             return text
         group = "row" if self.group_size == -1 else self.group_size
-        return f"{text}, group {group}{', zero points' * self.zero_point}"
+        text = f"{text}, group {group}{', zero points' * self.zero_point}"
+        return f"{text}{', offsets' * self.offset}{', act order' * self.act_order}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +122,26 @@ def list_kinds() -> list[Kind]:
     groups, zero_points = (32, 64, 128, -1), (False, True)
     activations = ("per_group", "per_token", "float")
     int4 = itertools.product(activations, groups, SCALES[4], zero_points)
-    return [Kind(8, kind, scales=scales) for kind, scales in int8] + [Kind(4, *k) for k in int4]
+    ours = [Kind(8, kind, scales=scales) for kind, scales in int8] + [Kind(4, *k) for k in int4]
+    return ours + list_foreign_kinds()
+
+
+def list_foreign_kinds() -> list[Kind]:
+    """Offsets, INT8 in groups and act order, each group size once."""
+    grouped = [
+        Kind(8, "float", size, scales)
+        for size, scales in zip((16, 32, 128), (*SCALES[4], "float16"), strict=True)
+    ]
+    narrow = [Kind(4, "float", size, SCALES[4][size == 64], offset=True) for size in (32, 64, -1)]
+    wide = [
+        Kind(8, "float", 32, "float16", offset=True),
+        Kind(8, "float", -1, "float32", offset=True),
+    ]
+    ordered = [
+        Kind(4, "float", 32, "float16", zero_point=True, act_order=True),
+        Kind(8, "float", 16, "float32", offset=True, act_order=True),
+    ]
+    return grouped + narrow + wide + ordered
 
 
 SCALES = {8: ("per_channel", "per_tensor"), 4: ("float16", "float32")}
@@ -154,13 +193,23 @@ def expect_float_outputs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same computed in float64, and the tolerance of float32."""
     weight = reference_linear.quantized_weight(linear)
-    scale = expand_groups(weight.scale.astype(np.float64), x.shape[-1], weight.scheme.group_size)
-    dense = centred_codes(weight) * scale
-    expected, magnitude = x @ dense.T, np.abs(x) @ np.abs(dense).T
+    dense = centred_codes(weight) * expand_wide(weight, weight.scale)
+    sizes = np.abs(dense)
+    if weight.offset is not None:
+        offset = expand_wide(weight, weight.offset)
+        dense, sizes = dense + offset, sizes + np.abs(offset)
+    if weight.permutation is not None:
+        x = x[..., weight.permutation]
+    expected, magnitude = x @ dense.T, np.abs(x) @ sizes.T
     for added in (linear.bias, residual):
         if added is not None:
             expected, magnitude = expected + added, magnitude + np.abs(added)
     return expected, EPS * (16 + x.shape[-1] / 2) * magnitude + TINY
+
+
+def expand_wide(weight: QuantizedWeight, values: np.ndarray) -> np.ndarray:
+    """Scales or offsets of groups as float64, one for each code."""
+    return expand_groups(values.astype(np.float64), weight.shape[1], weight.scheme.group_size)
 
 
 def draw_size(rng: np.random.Generator) -> LinearSize:
@@ -172,8 +221,10 @@ def draw_size(rng: np.random.Generator) -> LinearSize:
 
 def draw_linear(kind: Kind, size: LinearSize, rng: np.random.Generator) -> Linear:
     """A random linear of a kind and size."""
-    draw = draw_int8 if kind.bits == 8 else draw_int4
+    draw = draw_int4 if kind.bits == 4 else draw_bytes if kind.foreign else draw_int8
     weight = draw(kind, size.outputs, size.inputs, rng)
+    if kind.foreign:
+        weight = add_foreign(kind, weight, rng)
     bias = rng.standard_normal(size.outputs).astype(np.float32) if size.bias else None
     scale = rng.uniform(0.001, 0.1, 1).astype(np.float32) if kind.activation == "static" else None
     return Linear(weight, bias, scale)
@@ -191,17 +242,44 @@ def draw_int8(kind: Kind, rows: int, cols: int, rng: np.random.Generator) -> Qua
     )
 
 
+def draw_bytes(kind: Kind, rows: int, cols: int, rng: np.random.Generator) -> QuantizedWeight:
+    """Random codes -128..127, or 0..255 with an offset, or all equal; scales of groups."""
+    low, high = (0, 255) if kind.offset else (-128, 127)
+    codes = make_extreme(rng.integers(low, high + 1, (rows, cols)), low, high, rng)
+    scale = draw_group_scales(kind, rows, cols, rng)
+    stored = codes.astype(np.uint8 if kind.offset else np.int8)
+    return QuantizedWeight(codes=stored, scale=scale, scheme=kind.scheme, shape=(rows, cols))
+
+
+def add_foreign(kind: Kind, weight: QuantizedWeight, rng: np.random.Generator) -> QuantizedWeight:
+    """The weight with random offsets and a random order of its inputs, where its kind has them."""
+    if kind.offset:
+        sizes = rng.uniform(-4 * kind.bits, kind.bits, weight.scale.shape)
+        offset = (weight.scale * sizes).astype(kind.scales)
+        weight = replace(weight, offset=offset, zero_point=None)
+    if kind.act_order:
+        order = rng.permutation(weight.shape[1]).astype(np.int32)
+        weight = replace(weight, permutation=order)
+    return weight
+
+
+def draw_group_scales(kind: Kind, rows: int, cols: int, rng: np.random.Generator) -> np.ndarray:
+    """Scales [N, G] of both signs; some of float16 are the smallest possible."""
+    groups = rows, num_groups(cols, kind.group_size)
+    size = np.exp(rng.uniform(-9, -1, groups)) * rng.choice([-1, 1], groups)
+    return np.where(rng.random(groups) < 0.05, SMALLEST_HALF, size).astype(kind.scales)
+
+
 def draw_int4(kind: Kind, rows: int, cols: int, rng: np.random.Generator) -> QuantizedWeight:
     """Random codes 0..15, or all equal; some float16 scales are the smallest possible."""
     codes = make_extreme(rng.integers(0, INT4_MAX + 1, (rows, cols)), 0, INT4_MAX, rng)
-    groups = rows, num_groups(cols, kind.group_size)
-    size = np.exp(rng.uniform(-9, -1, groups)) * rng.choice([-1, 1], groups)
-    size = np.where(rng.random(groups) < 0.05, SMALLEST_HALF, size)
-    drawn = make_extreme(rng.integers(0, INT4_MAX + 1, groups), 0, INT4_MAX, rng).astype(np.uint8)
+    scale = draw_group_scales(kind, rows, cols, rng)
+    drawn = make_extreme(rng.integers(0, INT4_MAX + 1, scale.shape), 0, INT4_MAX, rng)
+    drawn = drawn.astype(np.uint8)
     zero, packed = drawn if kind.zero_point else None, pack_nibbles(codes.astype(np.uint8))
     return QuantizedWeight(
         codes=packed,
-        scale=size.astype(kind.scales),
+        scale=scale,
         zero_point=zero,
         scheme=kind.scheme,
         shape=(rows, cols),

@@ -17,8 +17,9 @@ magnitude: an outlier in W4A16, K = 256, gave 18, two fifths of it on the refere
 
 The tolerance uses S, not |y|: cancellation shrinks a sum but not its rounding error. The last line
 holds for weight-only linears (W8A16, W4A16) in both forms, because floats may be summed in any
-order. Matrix tiles round a term 16 + 3 ceil(g / 32) times at most (docs/spec.md 4), less often than
-a chain of g additions, so the same tolerance is enough for them.
+order. Where weights have offsets |w| is |q * scale| + |offset|, because x may be multiplied by each
+of the two. Matrix tiles round a term 16 + 3 ceil(g / 32) times at most (docs/spec.md 4), less often
+than a chain of g additions, so the same tolerance is enough for them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import numpy as np
 from planish.reference import linear as reference_linear
 from planish.reference.grids import expand_groups
 from planish.reference.linear import Linear
-from planish.reference.quantized import QuantizedWeight, dequantize
+from planish.reference.quantized import QuantizedWeight, dequantize, to_layout
 
 EPS = float(np.finfo(np.float32).eps)
 TIE_OF_A_HEAD = 1e-3  # in units of the scale of a head of queries, keys or values
@@ -44,7 +45,7 @@ def tolerance(x: np.ndarray, linear: Linear, native: bool = False) -> np.ndarray
     if not isinstance(weight, QuantizedWeight):
         return bound_float_sums(x, reference_linear.float_weight(linear), bias)
     if linear.activation == "float":
-        return bound_float_sums(x, dequantize(weight), bias)
+        return bound_float_sums(x, weight_sizes(weight), bias)
     if native:
         return np.zeros((len(x), weight.shape[0]))
     if weight.scheme.bits == 8:
@@ -53,6 +54,17 @@ def tolerance(x: np.ndarray, linear: Linear, native: bool = False) -> np.ndarray
         terms, operations = sum_absolute_terms(x, linear), 3 + weight.scale.shape[1]
     allowed: np.ndarray = 2 * EPS * (operations * terms + bias) + TINY
     return allowed
+
+
+def weight_sizes(weight: QuantizedWeight) -> np.ndarray:
+    """|w|, or |q * scale| + |offset|, [N, K], inputs in the model's order."""
+    sizes: np.ndarray = np.abs(dequantize(weight))
+    if weight.offset is not None:
+        canonical = to_layout(weight, "canonical")
+        scaled = replace(canonical, offset=np.zeros_like(canonical.offset))
+        added = replace(canonical, scale=np.zeros_like(canonical.scale))
+        sizes = np.abs(dequantize(scaled)) + np.abs(dequantize(added))
+    return sizes
 
 
 def bound_float_sums(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | float) -> np.ndarray:

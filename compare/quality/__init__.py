@@ -4,6 +4,7 @@ For `planish quality` and the demo
     names      W4A8-g64-minmax: a recipe in one word
     measure    perplexity, KL and top-1 beside the float model's, bytes, tokens per second
     table      the rows as a table, and the meaning of each column
+    llama_cpp  llama.cpp on a GGUF file and the same windows, for `make demo-real`
 For `planish evaluate`
     tasks      multiple choice and last words: accuracies, and paired differences
 For `planish quantize --method auto`

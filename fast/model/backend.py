@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import jax
 
-from planish.fast.model.cache import LayerCache
+from planish.fast.model.cache import KVCache, LayerCache
 from planish.reference.linear import Linear
 from planish.reference.model.attention import AttentionScales
 from planish.reference.model.config import Alibi, LayerKind, ModelConfig
@@ -46,10 +46,20 @@ class Normed:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Positions:
-    """The position of each new token, which is also its slot, and all rotary tables."""
+    """The position of each new token, which is also its slot, and all rotary tables.
+
+    Where a cache is of pages, tokens may be of any of its rows: see fast/session/pages.py.
+    """
 
     index: jax.Array  # int32 [B, T], or [B] if each row gets one token
     tables: Tables = ()
+    rows: jax.Array | None = None  # int32 [B * T], -1 for padding
+    pages: jax.Array | None = None  # int32 [R, pages of a row]
+
+    def slots(self, cache: KVCache) -> int:
+        """The slots of a row."""
+        pages = 1 if self.pages is None else int(self.pages.shape[1])
+        return pages * cache.slots
 
 
 @jax.tree_util.register_dataclass
@@ -57,9 +67,9 @@ class Positions:
 class Draw:
     """How several tokens of each row are sampled, and which of them end a row."""
 
-    sampling: jax.Array  # int32 [5]: native.sampling.pack_settings
+    sampling: jax.Array  # int32 [5], or [B, 5]: native.sampling.pack_settings
     uniform: jax.Array  # int32 [steps, B, 2]: float64 random numbers, native.sampling.as_int32
-    ends: jax.Array  # int32 [E] token ids
+    ends: jax.Array  # int32 [1, E] token ids, or [B, E] if rows have different ones
     count: jax.Array  # int32, at most `steps`
 
 

@@ -5,6 +5,7 @@
     scores              the same, and whether that token is the likeliest
     decode_step         one more token for every row
     decode_tokens       several, sampled on the device
+    step_rows           tokens of several rows of a cache of pages: logits of some of them
 
 Positions are arrays, so no step compiles a new program. Layers are unrolled, because a scan would
 copy each layer's weights before every kernel. The cache is donated at these entry points only. The
@@ -15,6 +16,7 @@ B sequences, T tokens, D model width, V vocabulary, S cache slots.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -322,7 +324,7 @@ def decode_tokens(
     Returns the sampled tokens [steps, B] and the cache; tokens that were not computed are -1. The
     host cuts each row at its end; here, decoding stops when every row has ended.
     """
-    last = jnp.int32(cache.slots - 1)  # a row that has ended stays within its slots
+    last = jnp.int32(positions.slots(cache) - 1)  # a row that has ended stays within its slots
 
     def is_unfinished(state: DecodeState) -> jax.Array:
         step, _, _, ended, _, _ = state
@@ -330,17 +332,17 @@ def decode_tokens(
 
     def step(state: DecodeState) -> DecodeState:
         step, tokens, index, ended, found, cache = state
-        where = Positions(index, positions.tables)
+        where = replace(positions, index=index)
         logits, cache = extend_by_one(config, weights, tokens, cache, where, backend)
         with jax.named_scope("sample"):
             tokens = backend.sample(logits, draw.sampling, draw.uniform[step])
-        ended = ended | jnp.any(tokens[:, None] == draw.ends[None, :], axis=1)
+        ended = ended | jnp.any(tokens[:, None] == draw.ends, axis=1)
         found = lax.dynamic_update_slice(found, tokens[None], (step, jnp.int32(0)))
         return step + 1, tokens, jnp.minimum(index + 1, last), ended, found, cache
 
     rows = tokens.shape[0]
     found = jnp.full((draw.uniform.shape[0], rows), -1, jnp.int32)
-    ended = jnp.zeros(rows, bool)
+    ended = jnp.zeros(rows, bool) if positions.rows is None else positions.rows < 0
     start = jnp.int32(0), tokens, positions.index, ended, found, cache
     *_, found, cache = lax.while_loop(is_unfinished, step, start)
     return found, cache
@@ -355,9 +357,27 @@ def extend_by_one(
     backend: Backend,
 ) -> tuple[jax.Array, KVCache]:
     """Logits [B, V] after one more token for every row, tokens and positions [B]."""
-    positions = Positions(positions.index[:, None], positions.tables)
+    positions = replace(positions, index=positions.index[:, None])
     x, cache = extend(config, weights, tokens[:, None], cache, positions, backend)
     return unembed(config, weights, x, backend)[:, 0], cache
+
+
+@program
+def step_rows(
+    config: ModelConfig,
+    weights: Weights,
+    tokens: jax.Array,
+    cache: KVCache,
+    positions: Positions,
+    backend: Backend,
+    wanted: jax.Array,
+) -> tuple[jax.Array, KVCache]:
+    """More tokens [1, T] of any rows, each row's in order: logits [W, V] of those at `wanted` [W].
+
+    The end is padded by repeating the last token, as in `prefill`.
+    """
+    x, cache = extend(config, weights, tokens, cache, positions, backend)
+    return unembed(config, weights, x[:, wanted], backend)[0], cache
 
 
 @partial(jax.jit, static_argnames=("config", "backend"))

@@ -39,13 +39,20 @@ def cached_attention(
     width, tables = past.width, rotary_tables(positions, config)
     q, k, v = (pad_heads(x, config.head_dim, width) for x in qkv)
     fixed = () if scales is None else (join_scales(scales),)
-    inputs = [q, k, v, positions.index, *tables, *fixed, *past.arrays]
+    paging = () if positions.pages is None else (positions.rows, positions.pages)
+    inputs = [q, k, v, positions.index, *paging, *tables, *fixed, *past.arrays]
     start = len(inputs) - len(past.arrays)
     context, *written = jax.ffi.ffi_call(
         "planish_attention",
         [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, *past.arrays)],
         input_output_aliases={start + i: 1 + i for i in range(len(past.arrays))},
-    )(*inputs, isa=isa, fixed=scales is not None, **attention_attributes(q, past, config, tables))
+    )(
+        *inputs,
+        isa=isa,
+        fixed=scales is not None,
+        paged=bool(paging),
+        **attention_attributes(q, past, config, tables),
+    )
     slots = type(past)(**dict(zip(FIELDS, written, strict=False)))
     return unpad_heads(context, config.head_dim, width), slots
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from planish.fast.model.backend import Normed
 from planish.fast.model.layers import ACTIVATIONS, normalize
+from planish.fast.native.dense import dense
 from planish.fast.xla import linear as xla
 from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
@@ -28,6 +29,8 @@ def project(x: Normed, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
     """Every linear of x [B, T, K] -> [B, T, N_i]; one call with the norm if they can be fused."""
     if can_fuse(layers):
         return linears(x.raw, layers, x.norm)
+    if all(layer.scheme is None for layer in layers):
+        return tuple(dense(x.raw, layer, x.norm) for layer in layers)
     n = normalize(x.raw, x.norm)
     return tuple(linear(n, layer) for layer in layers)
 
@@ -41,9 +44,11 @@ def gated(x: Normed, gate: Linear, up: Linear, activation: str) -> jax.Array:
 
 
 def linear(x: jax.Array, layer: Linear, residual: jax.Array | None = None) -> jax.Array:
-    """y = x Wt + b (+ residual) for x [B, T, K] -> [B, T, N]; XLA computes float weights."""
+    """y = x Wt + b (+ residual) for x [B, T, K] -> [B, T, N]."""
     if is_tiled(layer):
         return linears(x, (layer,), residual=residual)[0]
+    if layer.scheme is None:
+        return dense(x, layer, residual=residual)
     return xla.linear(x, layer, residual)
 
 
@@ -105,9 +110,10 @@ def tiled_weight(layer: Linear) -> QuantizedWeight:
 
 
 def weight_arguments(layer: Linear) -> list[Any]:
-    """codes, scale, zero point and bias, without those that are None."""
+    """codes, scale, zero point, offset, permutation and bias, without those that are None."""
     weight = tiled_weight(layer)
-    found = [weight.codes, weight.scale, weight.zero_point, layer.bias]
+    found = [weight.codes, weight.scale, weight.zero_point]
+    found += [weight.offset, weight.permutation, layer.bias]
     return [array for array in found if array is not None]
 
 
@@ -119,6 +125,8 @@ def linear_attributes(layers: Sequence[Linear]) -> dict[str, np.ndarray]:
         "outputs": [weight.shape[0] for weight in weights],
         "group_sizes": [weight.scheme.group_size for weight in weights],
         "zero_points": [weight.zero_point is not None for weight in weights],
+        "offsets": [weight.offset is not None for weight in weights],
+        "orders": [weight.permutation is not None for weight in weights],
         "biases": [layer.bias is not None for layer in layers],
     }
     return {name: np.array(values, np.int64) for name, values in found.items()}
@@ -137,6 +145,6 @@ def can_fuse(layers: Sequence[Linear]) -> bool:
 
 
 def group_inputs(layer: Linear) -> int:
-    """The number of inputs that share a weight scale; all of them in INT8."""
+    """The number of inputs that share a weight scale."""
     weight = tiled_weight(layer)
     return weight.shape[1] if weight.scheme.group_size == -1 else weight.scheme.group_size

@@ -15,7 +15,8 @@ from planish.reference.text.sampling import Sampling
 def sample(logits: jax.Array, sampling: jax.Array, uniform: jax.Array, isa: str = "") -> jax.Array:
     """The next token of each row of logits [B, V] -> int32 [B]; -1 if they are not numbers.
 
-    sampling int32 [5]: pack_settings(Sampling(..)); uniform int32 [B, 2]: as_int32 of float64 [B].
+    sampling int32 [5], or [B, 5]: pack_settings(Sampling(..)); uniform int32 [B, 2]: as_int32 of
+    float64 [B].
     """
     shape = jax.ShapeDtypeStruct(logits.shape[:1], jnp.int32)
     return jax.ffi.ffi_call("planish_sample", shape)(logits, sampling, uniform, isa=isa)
@@ -32,6 +33,7 @@ def as_int32(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x, np.float64).view(np.int32).reshape(*x.shape, 2)
 
 
-def can_sample(sampling: Sampling) -> bool:  # noqa: ARG001  (a backend's signature)
-    """True: the kernel draws as the reference does, with any settings."""
-    return True
+def can_sample(sampling: Sampling) -> bool:
+    """Whether the kernel knows all settings: it draws as the reference does from logits as they
+    are, by temperature, top_k and top_p."""
+    return not sampling.adjusts and (sampling.min_p == 0 or sampling.temperature == 0)

@@ -7,4 +7,6 @@ programs     programs compiled ahead of time, identified by name and shapes
 sampling     sampling on the host, or the arrays for sampling on the device
 scheduler    which rows are computed, and how many tokens at a time
 engine       a checkpoint's logits, losses and generated tokens
+pages        a cache made of pages, and the prefixes that they hold
+batching     a session: many requests in the same steps, each as if alone
 """

@@ -188,6 +188,7 @@ class Engine:
         """`generate` of at least one token."""
         logits, cache = self.prefill_batch(prompts, stop)
         request = Request(
+            prompts=prompts,
             stop=stop,
             sampling=sampling,
             eos=() if stop.ignore_eos else self.config.eos_token_ids,

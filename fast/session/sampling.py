@@ -16,13 +16,13 @@ NEVER = -2  # no token's id
 
 
 def sample_rows(
-    logits: np.ndarray,
+    logits: Sequence[np.ndarray],
     sampling: Sampling,
     rows: Sequence[int],
     step: int,
     active: Collection[int],
 ) -> np.ndarray:
-    """The next token of each row of logits [B, V], on the host; 0 for rows that have ended."""
+    """The next token of each row of logits B x [V], on the host; 0 for rows that have ended."""
     pairs = zip(rows, logits, strict=True)
     return np.array([sample(x, sampling, row, step) if row in active else 0 for row, x in pairs])
 
@@ -39,6 +39,6 @@ def prepare_draw(
     return Draw(
         sampling=put(pack_settings(sampling)),
         uniform=put(as_int32(numbers)),
-        ends=put(np.array(eos or (NEVER,), np.int32)),
+        ends=put(np.array([eos or (NEVER,)], np.int32)),
         count=put(np.int32(count)),
     )

@@ -23,7 +23,7 @@ from planish.fast.session.sampling import MOST_TOKENS, prepare_draw, sample_rows
 from planish.fast.session.slots import rows_to_keep
 from planish.reference.errors import SamplingError
 from planish.reference.text.generate import Stop
-from planish.reference.text.sampling import Sampling
+from planish.reference.text.sampling import Sampling, adjust_logits
 
 DISPATCH_SECONDS = 0.03  # text appears at least this often, unless one token takes longer
 
@@ -42,8 +42,9 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The options of a generation. eos: ids that end a row."""
+    """The options of a generation. prompts: of each row, for penalties. eos: ids that end a row."""
 
+    prompts: Sequence[Sequence[int]]
     stop: Stop
     sampling: Sampling
     eos: Sequence[int]
@@ -75,6 +76,7 @@ class Generation:
     ):
         self.steps, self.request, self.batch, self.clock = steps, request, batch, clock
         self.active = set(batch.rows)
+        self.texts: dict[int, list[int]] = {row: [] for row in batch.rows}  # the new tokens
 
     def tokens(self, logits: np.ndarray) -> Iterator[tuple[int, int]]:
         """Yield (row, token), beginning with the logits [B, V] of the prompts' last tokens."""
@@ -102,6 +104,7 @@ class Generation:
                 if token in self.request.eos:
                     self.active.remove(row)
                 else:
+                    self.texts[row].append(token)
                     yield row, token
 
     def _shrink(self, remaining: int) -> None:
@@ -134,8 +137,12 @@ class Generation:
 
     def _sample(self, logits: np.ndarray, step: int) -> np.ndarray:
         """Sample one token of each row on the host: [1, B]."""
-        request = self.request
-        return sample_rows(logits, request.sampling, self.batch.rows, step, self.active)[None]
+        sampling, rows = self.request.sampling, self.batch.rows
+        adjusted = [
+            adjust_logits(x, sampling, self.request.prompts[row], self.texts[row])
+            for row, x in zip(rows, logits, strict=True)
+        ]
+        return sample_rows(adjusted, sampling, rows, step, self.active)[None]
 
 
 def next_count(count: int, seconds: float) -> int:

@@ -14,8 +14,8 @@ from planish.reference.text.sampling import Sampling
 
 
 def can_sample(sampling: Sampling) -> bool:
-    """Only greedy sampling is done on the device."""
-    return sampling.temperature == 0
+    """Only greedy sampling of logits as they are is done on the device."""
+    return sampling.temperature == 0 and not sampling.adjusts
 
 
 def sample(

@@ -19,7 +19,7 @@ from planish.reference.text.tokenizer import load_tokenizer, read_text
 
 def calibration_sample(checkpoint: Checkpoint) -> np.ndarray:
     """The first 512 tokens of the embedded calibration text."""
-    tokenizer = load_tokenizer(checkpoint.path, checkpoint.config)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_path, checkpoint.config)
     return cut_samples(tokenizer.encode(read_text(pocket.CALIBRATION)), 1, 512)[0]
 
 

@@ -4,6 +4,8 @@ flags         the flags that several verbs share
 given         flags that have no effect, or contradict each other
 threads       --threads
 prompts       read --prompt and --prompt_file
+chat          --chat: prompts as messages in the chat template
+sampling      --temperature and what else chooses the next token
 tasks         read the items of --task
 output        print JSON, format counts
 progress      a progress bar, or lines in a log

@@ -11,7 +11,7 @@ Flags = argparse.ArgumentParser | argparse._ArgumentGroup  # what flags can be a
 
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
-    """--model, --allow_links and --max_positions."""
+    """--model, --config, --allow_links and --max_positions."""
     words = "a Hugging Face directory, or a GGUF file"
     parser.add_argument("--model", required=True, metavar="DIR", help=words)
     more = parser.add_argument_group("the model")
@@ -20,6 +20,12 @@ def add_model_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def add_links_flag(parser: Flags) -> None:
+    """--allow_links, and --config for GGUF files."""
+    parser.add_argument(
+        "--config",
+        metavar="DIR",
+        help="GGUF: a directory whose config.json and tokenizer.json replace the file's keys",
+    )
     parser.add_argument(
         "--allow_links",
         action="store_true",

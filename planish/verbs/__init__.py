@@ -11,5 +11,6 @@ logits        of every position, as an array
 compare       do both engines agree?
 vectors       cases for a kernel of yours, and its results
 inspect       what a model and this machine are
+lint          what is wrong in a quantized checkpoint
 bench         tokens per second
 """

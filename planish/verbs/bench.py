@@ -96,7 +96,7 @@ def refuse_of_the_other(args: argparse.Namespace) -> None:
     if args.model:
         refuse_given(args, ("--recipes", "--directory"), "is for --shape, not for --model")
     else:
-        of_a_model = ("--max_positions", "--allow_links")
+        of_a_model = ("--max_positions", "--allow_links", "--config")
         refuse_given(args, of_a_model, "is for --model, not for --shape")
 
 

@@ -11,11 +11,11 @@ import sys
 import time
 
 from planish.exporting import PROGRAM
+from planish.opening import open_given
 from planish.reference.errors import one_line
 from planish.reference.files.export.convert import EXPORTS, check_request, convert
 from planish.reference.files.export.dtypes import DTYPES
 from planish.reference.files.export.protocol import Request
-from planish.reference.files.load import open_checkpoint
 from planish.terminal.flags import add_links_flag
 from planish.terminal.given import notice_idle
 from planish.terminal.progress import progress
@@ -24,7 +24,9 @@ from planish.terminal.progress import progress
 def add_flags(parser: argparse.ArgumentParser) -> None:
     words = "a Hugging Face directory of any format that planish reads, or a GGUF file"
     parser.add_argument("--model", required=True, metavar="DIR", help=words)
-    parser.add_argument("--out", required=True, metavar="OUT", help="the directory to write")
+    parser.add_argument(
+        "--out", required=True, metavar="OUT", help="the directory or file to write"
+    )
     words = f"{', '.join(EXPORTS)}: the last dequantizes"
     parser.add_argument("--format", required=True, metavar="FORMAT", help=words)
     words = f"of float tensors: {', '.join(DTYPES)} (default: as they are)"
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     )
     check_request(request)
     start = time.perf_counter()
-    checkpoint = open_checkpoint(args.model, args.allow_links)
+    checkpoint = open_given(args)
     notice_idle(args)
     convert(checkpoint, args.out, request)
     seconds = time.perf_counter() - start

@@ -54,7 +54,9 @@ def prepare(
     args: argparse.Namespace, directory: str, items: list[tasks.Item]
 ) -> tuple[Checkpoint, Encoded]:
     """Open a model and encode the items; raises before any weights are read."""
-    checkpoint, tokenizer = open_model(argparse.Namespace(**{**vars(args), "model": directory}))
+    config = args.config if directory == args.model else None
+    given = {**vars(args), "model": directory, "config": config}
+    checkpoint, tokenizer = open_model(argparse.Namespace(**given))
     longest = checkpoint.config.max_positions
     return checkpoint, [tasks.encode_item(args.task, item, tokenizer, longest) for item in items]
 

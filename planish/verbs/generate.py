@@ -2,7 +2,8 @@
 
 Without a prompt the text starts from the model's bos token. Several prompts are computed as one
 batch; their completions are printed at the end, in order, separated by blank lines. --json prints
-one object at the end: for each prompt the text, the tokens and the reason why it ended.
+one object at the end: for each prompt the text, the tokens and the reason why it ended. --chat
+writes each prompt into the model's chat template, as the message of a user.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from planish.reference.errors import PromptError, notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.model.config import ModelConfig
 from planish.reference.text.generate import Stop, StopStrings, check_fits, text_stream
-from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer
+from planish.terminal.chat import add_chat_flags, chat_prompts, refuse_chat_flags
 from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import Rule, engine_rule, notice_idle
 from planish.terminal.output import counted, print_json
 from planish.terminal.prompts import read_prompts
+from planish.terminal.sampling import ADJUSTMENTS, DRAWS, add_sampling_flags, sampling_of
 
 NEW_TOKENS = 128  # the default of --max_new_tokens
 
@@ -32,6 +34,7 @@ NEW_TOKENS = 128  # the default of --max_new_tokens
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
     add_prompt_flags(parser)
+    add_chat_flags(parser)
     parser.add_argument(
         "--max_new_tokens",
         type=int,
@@ -72,38 +75,6 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """How the next token is chosen."""
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        metavar="T",
-        help="0 (default): take the likeliest token; above 0: sample",
-    )
-    parser.add_argument(
-        "--top_k",
-        type=int,
-        default=0,
-        metavar="K",
-        help="sample from the K likeliest tokens (default: 0, all)",
-    )
-    parser.add_argument(
-        "--top_p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="sample from the fewest tokens whose probabilities sum to P (default: 1, all)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="S",
-        help="seed of the samples; the same seed gives the same text (default: 0)",
-    )
-
-
 @dataclass(kw_only=True)
 class Completion:
     """The completion of one prompt, as it grows."""
@@ -140,10 +111,11 @@ class Completion:
 
 
 def run(args: argparse.Namespace) -> int:
+    refuse_chat_flags(args)
     checkpoint, tokenizer = open_model(args)
     prompts = prompt_tokens(args, checkpoint, tokenizer)
     stop = stop_of(args, checkpoint.config, prompts)
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    sampling = sampling_of(args)
     sampling.check(checkpoint.config.vocab_size)
     check_fits(checkpoint.config, prompts, stop, checkpoint.config.max_positions)
     notice_idle(args, *idle_rules(args, stop, checkpoint))
@@ -208,12 +180,11 @@ def default_new_tokens(config: ModelConfig, prompts: Sequence[Sequence[int]]) ->
 
 def idle_rules(args: argparse.Namespace, stop: Stop, checkpoint: Checkpoint) -> list[Rule]:
     """The rules for flags without effect."""
-    draws = ("--top_k", "--top_p", "--seed")
-    nothing = ("--temperature", *draws, "--stop", "--ignore_eos")
+    nothing = ("--temperature", *DRAWS, *ADJUSTMENTS, "--stop", "--ignore_eos")
     endless = not checkpoint.config.eos_token_ids
     return [
         (stop.max_new_tokens == 0, "without new tokens", nothing),
-        (args.temperature == 0 < stop.max_new_tokens, "at temperature 0", draws),
+        (args.temperature == 0 < stop.max_new_tokens, "at temperature 0", DRAWS),
         (endless and stop.max_new_tokens > 0, "on a model without eos token", ("--ignore_eos",)),
         engine_rule(args),
     ]
@@ -223,7 +194,10 @@ def prompt_tokens(
     args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
 ) -> list[list[int]]:
     """Every prompt as token ids; without a prompt, the bos token."""
-    if texts := read_prompts(args.prompt, args.prompt_file):
+    texts = read_prompts(args.prompt, args.prompt_file)
+    if args.chat:
+        return chat_prompts(args, tokenizer, texts)
+    if texts:
         return [tokenizer.encode(text) for text in texts]
     if checkpoint.config.bos_token_id is None:
         raise PromptError("is missing, and the model has no bos token", name="prompt")

@@ -19,11 +19,12 @@ from planish.opening import (
     describe_kernels,
     describe_programs,
     jax_errors,
+    open_given,
 )
 from planish.reference import architectures
 from planish.reference.errors import PlanishError, one_line
 from planish.reference.files.formats.report import describe_origin, origin_lines
-from planish.reference.files.load import Checkpoint, open_checkpoint
+from planish.reference.files.load import Checkpoint
 from planish.reference.model.shapes import block_shapes, outer_shapes
 from planish.reference.scheme import Scheme
 from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_links_flag
@@ -59,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.architectures:
         return list_architectures(args)
-    checkpoint = open_checkpoint(args.model, args.allow_links)
+    checkpoint = open_given(args)
     notice_idle(args)
     facts = describe(checkpoint)
     facts |= {"kernels": describe_kernels(args), "xla": describe_xla()}
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def list_architectures(args: argparse.Namespace) -> int:
     """List the supported architectures; flags of a model are refused."""
-    of_a_model = ("--kernels", "--compilation_cache", "--allow_links")
+    of_a_model = ("--kernels", "--compilation_cache", "--allow_links", "--config")
     refuse_given(args, of_a_model, "is for --model, not for --architectures")
     notice_idle(args)
     rows = json.loads(TABLE.read_text(encoding="utf-8"))
@@ -110,7 +111,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "architecture": checkpoint.architecture.model_type,
         "config": asdict(checkpoint.config) | {"num_layers": checkpoint.config.num_layers},
         "quantization": checkpoint.quantization,
-        "origin": checkpoint.origin and describe_origin(checkpoint.origin, schemes.values()),
+        "origin": checkpoint.origin and describe_origin(checkpoint.origin),
         "schemes": dict(Counter(str(scheme or "float") for scheme in schemes.values())),
         "layout": checkpoint.layout,
         "parameters": parameters(checkpoint),

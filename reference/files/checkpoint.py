@@ -38,7 +38,7 @@ from planish.reference.files.names import (
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.files.shards import check_link, find_entries
 from planish.reference.files.writer import COPIED
-from planish.reference.gguf import find_gguf
+from planish.reference.gguf import find_gguf, split_parts
 from planish.reference.json import read_json
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.shapes import block_kinds, block_shapes, outer_kinds
@@ -66,6 +66,12 @@ class Checkpoint:
     format: Format | None = None  # of quantized weights; None in a float model
     declared: Declared | None = None  # what quantization_config declares
     origin: Origin | None = None  # of what another program wrote
+    config_path: Path | None = None  # the directory given with a GGUF file, of its config
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The directory or the GGUF file that has the tokenizer."""
+        return self.path if self.config_path is None else self.config_path
 
     @property
     def quantization(self) -> dict[str, Any] | None:
@@ -181,15 +187,21 @@ def head_names(checkpoint: Checkpoint, source: str, part: str) -> list[str]:
     return [source.format(h=head) for head in range(heads)]
 
 
-def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, allow_links: bool = False, config: str | Path | None = None
+) -> Checkpoint:
     """Open a model directory; raises ConfigError or CheckpointError with path, name and values.
 
-    allow_links: whether its files may be links out of the directory (shards.py).
+    allow_links: whether its files may be links out of the directory (shards.py). config: for a GGUF
+    file, the directory of a config.json and a tokenizer.json to use in place of the file's keys.
     """
     path = Path(path)
     if (file := find_gguf(path)) is not None:
-        check_link(file, allow_links)
-        return _open_gguf(file, path)
+        for part in split_parts(file):
+            check_link(part, allow_links)
+        return _open_gguf(file, path, None if config is None else Path(config), allow_links)
+    if config is not None:
+        raise ConfigError("is for a GGUF file; a directory has its own", name="config", found=path)
     if not path.is_dir():
         raise CheckpointError("is not a directory with a model, nor a GGUF file", path=path)
     for name in FILES:
@@ -198,16 +210,17 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
     values = with_old_config(values, path, allow_links)
     reader = reader_of(values)
     form, declared = _format_of(values, path) if reader is None else (None, None)
-    config = _with_generation(model_config(values, path / "config.json"), path)
+    features = model_config(values, path / "config.json")
+    features = _with_generation(features, path, "eos_token_id" in values)
     if declared is not None:
-        config = replace(config, attention=declared.attention, kv_cache=declared.kv_cache)
+        features = replace(features, attention=declared.attention, kv_cache=declared.kv_cache)
     architecture = architecture_of(values, path)
     entries, absent = find_entries(path, allow_links)
     plain = plain_names([*entries, *absent], architecture)
     checkpoint = Checkpoint(
         path,
         values,
-        config,
+        features,
         architecture,
         rename_entries(path, entries, plain),
         format=form,
@@ -223,11 +236,16 @@ def open_checkpoint(path: str | Path, allow_links: bool = False) -> Checkpoint:
     return checkpoint
 
 
-def _open_gguf(file: Path, path: Path) -> Checkpoint:
-    """A GGUF file, with the config.json beside it if there is one."""
-    config, made = translate_file(file, path)
+def _open_gguf(file: Path, path: Path, given: Path | None, allow_links: bool) -> Checkpoint:
+    """A GGUF file, with the config.json given or beside it if there is one."""
+    for name in FILES if given else ():
+        check_link(Path(given or path) / name, allow_links)
+    config, made = translate_file(file, path, given)
+    stated = "eos_token_id" in made.values
+    config = config if given is None else _with_generation(config, given, stated)
+    architecture = architecture_of(made.values, path)
     checkpoint = Checkpoint(
-        path, made.values, config, architecture_of(made.values, path), made.entries
+        path, made.values, config, architecture, made.entries, config_path=given
     )
     checkpoint = _set_aside_unused(_with_translated(checkpoint, made), {})
     _check_targets(checkpoint)
@@ -246,13 +264,18 @@ def _with_translated(checkpoint: Checkpoint, made: Translated) -> Checkpoint:
     )
 
 
-def _with_generation(config: ModelConfig, path: Path) -> ModelConfig:
-    """The config with the end-of-text ids of generation_config.json, if it exists."""
+def _with_generation(config: ModelConfig, path: Path, stated: bool) -> ModelConfig:
+    """The config with the end-of-text ids of generation_config.json, if it exists.
+
+    They are added to those that config.json states, as each file alone may lack the token that
+    ends a turn; they replace a default of the architecture.
+    """
     file = path / "generation_config.json"
     if not file.exists():
         return config
     ids = Keys(read_json(file), file).token_ids("eos_token_id")
-    return replace(config, eos_token_ids=ids) if ids else config
+    known = config.eos_token_ids if stated or not ids else ()
+    return replace(config, eos_token_ids=tuple(dict.fromkeys((*known, *ids))))
 
 
 def _format_of(values: dict[str, Any], path: Path) -> tuple[Format | None, Declared | None]:

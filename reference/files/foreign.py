@@ -9,11 +9,8 @@ from typing import Any
 from planish.reference.architectures import model_config
 from planish.reference.files.entries import Declared
 from planish.reference.files.formats import FORMATS, READERS, find_reader
-from planish.reference.files.formats.gguf import (
-    architecture,
-    rebuild_config,
-    translate_gguf,
-)
+from planish.reference.files.formats.gguf import translate_gguf
+from planish.reference.files.formats.gguf_config import architecture, rebuild_config
 from planish.reference.files.formats.stored import Source
 from planish.reference.files.formats.translate import Origin, translate
 from planish.reference.files.safetensors import TensorEntry
@@ -68,14 +65,14 @@ def translate_directory(
     return Translated(values=values, entries=entries, declared=declared, origin=origin)
 
 
-def translate_file(file: Path, path: Path) -> tuple[ModelConfig, Translated]:
-    """A GGUF file, with the config.json beside it if `path` is its directory and has one."""
-    found, beside = read_gguf(file), path / "config.json"
+def translate_file(file: Path, path: Path, given: Path | None) -> tuple[ModelConfig, Translated]:
+    """A GGUF file, with the config.json of a directory: `given`, or `path` if it has one."""
+    found, beside = read_gguf(file), (given or path) / "config.json"
     architecture(found)
-    given = path.is_dir() and beside.exists()
-    values = read_json(beside) if given else rebuild_config(found)
+    has_config = given is not None or (path.is_dir() and beside.exists())
+    values = read_json(beside) if has_config else rebuild_config(found)
     values = {k: v for k, v in values.items() if k != "quantization_config"}
-    config = model_config(values, beside if given else file)
+    config = model_config(values, beside if has_config else file)
     heads = config.num_heads, config.num_kv_heads
     entries, declared, origin = translate_gguf(found, heads)
     made = Translated(values=values, entries=entries, declared=declared, origin=origin)

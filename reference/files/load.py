@@ -38,7 +38,7 @@ from planish.reference.model.shapes import (
     outer_shapes,
 )
 from planish.reference.model.weights import Block, Mlp, Weights, build_block, split_expert
-from planish.reference.quantized import QuantizedWeight, to_runnable
+from planish.reference.quantized import QuantizedWeight, to_layout
 from planish.reference.scheme import Scheme
 from planish.reference.text.tokenizer import load_tokenizer
 
@@ -106,7 +106,8 @@ def _rows_without_token(checkpoint: Checkpoint) -> np.ndarray:
     config = checkpoint.config
     rows = range(config.vocab_size)
     try:
-        ids = load_tokenizer(checkpoint.path, config).inner.get_vocab(with_added_tokens=True)
+        tokenizer = load_tokenizer(checkpoint.tokenizer_path, config)
+        ids = tokenizer.inner.get_vocab(with_added_tokens=True)
     except TokenizerError:
         return np.zeros(len(rows), bool)
     read = {*ids.values(), config.bos_token_id, *config.eos_token_ids}
@@ -168,9 +169,8 @@ def load_block(checkpoint: Checkpoint, layer: int, tiled: bool = False) -> Block
     config = checkpoint.config
     shapes = block_shapes(config, layer).items()
     stack = load_stack(checkpoint, layer, tiled) if checkpoint.has_stacked_experts(layer) else None
-    tiles = {False: tiled, True: tiled and _can_tile_experts(checkpoint, layer)}
     linears = {
-        part: load_linear(checkpoint, part, layer, shape, bias, tiles["experts." in part])
+        part: load_linear(checkpoint, part, layer, shape, bias, tiled)
         for part, (shape, bias) in shapes
         if stack is None or split_expert(part)[1] is None
     }
@@ -188,14 +188,6 @@ def _read_scales(checkpoint: Checkpoint, layer: int) -> AttentionScales | None:
     if checkpoint.format is None or not checkpoint.has_attention_scales:
         return None
     return checkpoint.format.read_scales(checkpoint, checkpoint.attention_prefix(layer))
-
-
-def _can_tile_experts(checkpoint: Checkpoint, layer: int) -> bool:
-    """Whether all experts' linears have tiles: one backend computes a whole mixture."""
-    parts = block_shapes(checkpoint.config, layer)
-    experts = [part for part in parts if split_expert(part)[1] is not None]
-    schemes = (checkpoint.scheme(part, layer) for part in experts)
-    return all(scheme is None or scheme.has_tiles for scheme in schemes)
 
 
 def _require_same_schemes(checkpoint: Checkpoint, layer: int, linears: dict[str, Linear]) -> None:
@@ -261,7 +253,7 @@ def load_linear(
     linear = _read_quantized(checkpoint, part, layer, shape)
     if isinstance(linear.weight, QuantizedWeight):
         layout = "tiles" if tiled else "canonical"
-        linear = replace(linear, weight=to_runnable(linear.weight, layout))
+        linear = replace(linear, weight=to_layout(linear.weight, layout))
     return replace(linear, bias=bias)
 
 

@@ -194,6 +194,46 @@ def write_file(path: Path) -> Iterator[BinaryIO]:
             hidden.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def create_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
+    """As write_file, for a file that is replaced only if `overwrite` is set.
+
+    Raises OutputError if it exists, also if it appeared while the content was computed.
+    """
+    check_new_file(path, overwrite)
+    if overwrite:
+        with write_file(path) as file:
+            yield file
+        return
+    hidden = hidden_beside(path)
+    with _report_errors(path):
+        try:
+            with hidden.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            place_file(hidden, path)
+        finally:
+            hidden.unlink(missing_ok=True)
+
+
+def check_new_file(path: Path, overwrite: bool) -> None:
+    """check_file, and raise OutputError for one that exists and must not be replaced."""
+    check_file(path)
+    if os.path.lexists(path) and not overwrite:
+        raise OutputError("exists; give --overwrite to replace it", path=path)
+
+
+def place_file(hidden: Path, target: Path) -> None:
+    """Rename a finished file; OutputError if the target exists."""
+    try:
+        if not _rename(hidden, target, RENAME_NOREPLACE):
+            os.link(hidden, target)  # the caller removes `hidden`
+    except FileExistsError:
+        problem = "appeared while this was computed, and is not replaced"
+        raise OutputError(problem, path=target, expected="a free name") from None
+
+
 def _is_descriptor(target: Path) -> bool:
     return DESCRIPTORS.fullmatch(str(target.parent)) is not None
 

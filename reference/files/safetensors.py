@@ -63,7 +63,13 @@ class TensorEntry:
     data: np.ndarray = field(repr=False, compare=False)
 
     def map(self) -> np.ndarray:
-        """The tensor as a read-only view of the file; nothing is read until it is used."""
+        """The tensor as a read-only view of the file; nothing is read until it is used.
+
+        Raises CheckpointError for a type that we do not compute with.
+        """
+        if self.dtype not in DTYPES:
+            expected, what = f"one of {', '.join(DTYPES)}", f"{self.dtype} {list(self.shape)}"
+            raise CheckpointError("wrong type", path=self.file, expected=expected, found=what)
         found = self.data[self.offset : self.offset + self.size]
         tensor: np.ndarray = found.view(DTYPES[self.dtype]).reshape(self.shape)
         return tensor

@@ -16,7 +16,7 @@ import numpy as np
 from planish.reference.grids import SYMMETRIC_ZERO
 from planish.reference.linear import Linear
 from planish.reference.model.weights import Mlp
-from planish.reference.quantized import QuantizedWeight, to_runnable
+from planish.reference.quantized import QuantizedWeight, to_layout
 
 ARRAYS = ("codes", "scale", "zero_point", "offset", "permutation")  # of a QuantizedWeight
 
@@ -95,7 +95,7 @@ class Stack(Sequence[Mlp]):
     def _slice(self, stack: Linear, index: int) -> Linear:
         layer = linear_of(stack, index)
         weight: Any = layer.weight
-        return replace(layer, weight=to_runnable(weight, self.layout))
+        return replace(layer, weight=to_layout(weight, self.layout))
 
 
 def _combine_mlps(mlps: Sequence[Mlp], change: Callable[[list[Any]], Linear]) -> Mlp:

@@ -12,7 +12,7 @@ from planish.reference.errors import PromptError, SamplingError
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.transformer import decode_step, prefill
 from planish.reference.model.weights import Weights
-from planish.reference.text.sampling import Sampling, sample
+from planish.reference.text.sampling import Sampling, adjust_logits, sample
 from planish.reference.text.tokenizer import TextStream, Tokenizer
 
 NEEDS_NONE = ", of which the last new token needs none"
@@ -102,11 +102,12 @@ def generate(
         if stop.max_new_tokens == 0:
             continue
         logits, cache = prefill(config, weights, prompt)
-        last = logits[-1]
+        last, text = logits[-1], list[int]()
         for step in range(stop.max_new_tokens):
-            token = sample(last, sampling, row, step)
+            token = sample(adjust_logits(last, sampling, prompt, text), sampling, row, step)
             if token in eos:
                 break
+            text.append(token)
             yield row, token
             if step + 1 < stop.max_new_tokens:
                 last, cache = decode_step(config, weights, token, cache)

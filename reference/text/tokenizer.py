@@ -6,6 +6,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -23,6 +24,7 @@ from planish.reference.text.tokenizer_file import (
 )
 
 CONTEXT = 8  # settled pieces that are decoded again with each new token
+LONGEST = 4  # bytes of a character, and so the most tokens that it is split over
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decodes to
 
 
@@ -43,11 +45,15 @@ class Tokenizer:
         self.inner, self.config, self.path = inner, config, path
         self.moved = moved or {}
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens of the template.
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, parse_special_tokens: bool = True
+    ) -> list[int]:
+        """Token ids of a text.
 
-        Raises PromptError if the text is not Unicode or a token has no row in the embedding, and
-        TokenizerError if the library cannot encode it.
+        add_special_tokens: with those that the tokenizer's own template puts around every text; a
+        rendered chat template has them already. parse_special_tokens: <|im_end|> in the text is
+        that token, not its letters. Raises PromptError if the text is not Unicode or a token has
+        no row in the embedding, and TokenizerError if the library cannot encode it.
         """
         try:
             text.encode("utf-8")
@@ -57,11 +63,19 @@ class Tokenizer:
                 "is not text", name="prompt", expected="Unicode", found=found
             ) from None
         with library_errors(self.path, "cannot encode the text"), hide_panics():
-            ids = self.inner.encode(text).ids
+            inner = self.inner if parse_special_tokens else self._blind
+            ids = inner.encode(text, add_special_tokens=add_special_tokens).ids
         if not ids:
             raise PromptError("is empty", name="prompt", expected="at least one token")
         self._check_rows(ids)
         return ids
+
+    @cached_property
+    def _blind(self) -> tokenizers.Tokenizer:
+        """A copy that reads special tokens as text: a switch, which other threads must not see."""
+        copied = tokenizers.Tokenizer.from_str(self.inner.to_str())
+        copied.encode_special_tokens = True
+        return copied
 
     def _check_rows(self, ids: Sequence[int]) -> None:
         """Refuse an id that has no row in the embedding or differs from that in tokenizer.json.
@@ -99,7 +113,9 @@ class TextStream:
 
     A character that is split over tokens is held back until it is complete, and the first new word
     keeps the space that separates it from the prompt: each piece is what one more token adds to
-    the decoded text of the last few pieces. (The library's DecodeStream raises an error if a run
+    the decoded text of the last few pieces. Of bytes that are no character at most three tokens are
+    held back, as a fourth would complete any character: so a token takes the same time however
+    many of them there are. (The library's DecodeStream raises an error if a run
     of byte tokens is not a character, and models do produce such runs.)
     """
 
@@ -112,18 +128,25 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that one more token settles; may be empty."""
         self.ids.append(token)
-        piece = self.finish()
+        piece, end = self.finish(), len(self.ids)
         if piece.endswith(REPLACEMENT):
-            return ""
-        self.bounds.append(len(self.ids))
+            if end - self.bounds[-1] < LONGEST:
+                return ""
+            end -= LONGEST - 1
+            piece = self._text_to(end)
+        self.bounds.append(end)
         return piece
 
     def finish(self) -> str:
         """The text held back: the bytes of an incomplete character."""
+        return self._text_to(len(self.ids))
+
+    def _text_to(self, end: int) -> str:
+        """The text of the tokens from the settled ones to `end`."""
         start, settled = self.bounds[0], self.bounds[-1]
         with library_errors(self.path, "cannot decode"):
             before = self.inner.decode(self.ids[start:settled], skip_special_tokens=True)
-            return self.inner.decode(self.ids[start:], skip_special_tokens=True)[len(before) :]
+            return self.inner.decode(self.ids[start:end], skip_special_tokens=True)[len(before) :]
 
     def settle(self) -> str:
         """The text held back, which no later token will complete."""

@@ -31,6 +31,19 @@ def test_sampling_and_stop_strings(tiny_llama):
     assert model.generate(PROMPT, stop=text[4:6], **options) == text[: text.index(text[4:6])]
 
 
+def test_chat_writes_what_the_template_and_generate_write(make_llama):
+    path = make_llama()
+    (path / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    )
+    model = api.load(path, engine="reference")
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    options = {"max_new_tokens": 6, "logit_bias": {5: 1.5}}
+    text = model.generate("[a][b]", **options)
+    assert model.chat(messages, **options) == text
+    assert "".join(model.chat(messages, stream=True, **options)) == text
+
+
 def test_quantize_writes_what_the_command_writes(planish, tiny_llama, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time there was a fox. " * 9)

@@ -37,7 +37,6 @@ class Peer:
     install: str
     formats: tuple[str, ...]  # of the weights; the first is the peer's usual one
     runner: str  # the Python module that a child process runs
-    also: tuple[str, ...] = ()  # other modules that it needs
     fallback: str = ""  # how it is run where the usual way dies of a signal, in its words
 
 
@@ -48,10 +47,9 @@ PEERS = {
         Peer(
             name="llama.cpp",
             module="llama_cpp",
-            install="CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python gguf",
+            install="CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python",
             formats=("Q4_0", "Q8_0"),
             runner=f"{RUNNERS}.llama_cpp",
-            also=("gguf",),
             fallback="use_extra_bufts off",
         ),
         Peer(
@@ -81,6 +79,5 @@ def find_peer(name: str) -> Peer:
 
 
 def is_installed(peer: Peer) -> bool:
-    """Whether every module that the peer needs can be found; imports none of them."""
-    modules = (peer.module, *peer.also)
-    return all(importlib.util.find_spec(module) is not None for module in modules)
+    """Whether the peer's module can be found; does not import it."""
+    return importlib.util.find_spec(peer.module) is not None

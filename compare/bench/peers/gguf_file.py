@@ -13,17 +13,18 @@ vocabulary: the input is token ids and the output logits.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import gguf
 import numpy as np
-from gguf import GGMLQuantizationType
 
 from planish.compare.bench.peers import weights
 from planish.compare.bench.sizes import ModelSize
+from planish.reference.files.export.gguf_blocks import encode_q4_0, encode_q8_0
+from planish.reference.files.export.gguf_container import BLOCKS, Part, write_container
+from planish.reference.files.formats.gguf import interleaved_rows
 
-BLOCK = 32
-BLOCK_BYTES = {"Q4_0": 18, "Q8_0": 34}
 BITS = {"Q4_0": 4, "Q8_0": 8}
 CONTEXT = 8192
 NAMES = {
@@ -40,36 +41,40 @@ NAMES = {
 
 def write(path: Path, sizes: ModelSize, form: str) -> None:
     """Write the file, tensor by tensor; only one quantized tensor is in memory at a time."""
-    writer = gguf.GGUFWriter(path, "llama")
-    add_sizes(writer, sizes)
-    for name, size in list_linears(sizes):
-        row = size[1] // BLOCK * BLOCK_BYTES[form]
-        kind = GGMLQuantizationType[form]
-        dtype = np.dtype(np.uint8)
-        writer.add_tensor_info(name, (size[0], row), dtype, size[0] * row, kind)
+    packed = pack_linears(sizes, form)  # in the order of the parts, each made when it is written
+    parts = {
+        name: Part(type=form, shape=size, read=partial(next, packed))
+        for name, size in list_linears(sizes)
+    }
     plain = {"token_embd.weight": weights.make_embedding(sizes)} | make_norms(sizes)
     for name, array in plain.items():
-        writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for array in (*pack_linears(sizes, form), *plain.values()):
-        writer.write_tensor_data(array)
-    writer.close()
+        kind = "F16" if array.dtype == np.float16 else "F32"
+        parts[name] = Part(type=kind, shape=array.shape, read=partial(np.asarray, array))
+    with path.open("wb") as file:
+        write_container(file, model_keys(sizes), parts)
 
 
-def add_sizes(writer: gguf.GGUFWriter, sizes: ModelSize) -> None:
-    writer.add_vocab_size(sizes.vocab)
-    writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(sizes.hidden)
-    writer.add_block_count(sizes.layers)
-    writer.add_feed_forward_length(sizes.ffn)
-    writer.add_head_count(sizes.heads)
-    writer.add_head_count_kv(sizes.kv_heads)
-    writer.add_rope_dimension_count(sizes.head_dim)
-    writer.add_rope_freq_base(weights.THETA)
-    writer.add_layer_norm_rms_eps(weights.EPS)
-    writer.add_tokenizer_model("no_vocab")
+def block_bits(form: str) -> float:
+    """Bits of a weight, the scales of blocks among them."""
+    weights_in_block, size = BLOCKS[form]
+    return size * 8 / weights_in_block
+
+
+def model_keys(sizes: ModelSize) -> dict[str, Any]:
+    values = {
+        "vocab_size": sizes.vocab,
+        "context_length": CONTEXT,
+        "embedding_length": sizes.hidden,
+        "block_count": sizes.layers,
+        "feed_forward_length": sizes.ffn,
+        "attention.head_count": sizes.heads,
+        "attention.head_count_kv": sizes.kv_heads,
+        "rope.dimension_count": sizes.head_dim,
+        "rope.freq_base": weights.THETA,
+        "attention.layer_norm_rms_epsilon": weights.EPS,
+    }
+    keys = {f"llama.{name}": value for name, value in values.items()}
+    return {"general.architecture": "llama", **keys, "tokenizer.ggml.model": "no_vocab"}
 
 
 def list_linears(sizes: ModelSize) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -88,29 +93,12 @@ def make_norms(sizes: ModelSize) -> dict[str, np.ndarray]:
 
 def pack_linears(sizes: ModelSize, form: str) -> Iterator[np.ndarray]:
     """The rows of blocks of every linear, uint8."""
-    pack = {"Q4_0": pack_q4_0, "Q8_0": pack_q8_0}[form]
+    encode, bits = {"Q4_0": encode_q4_0, "Q8_0": encode_q8_0}[form], BITS[form]
     heads = {"q": sizes.heads, "k": sizes.kv_heads}
-    for part, _, rows in weights.make_linears(sizes, BITS[form], pack):
-        yield interleave(rows, heads[part]) if part in heads else rows
 
+    def pack(codes: np.ndarray) -> np.ndarray:
+        scale = weights.scale(codes.shape[1], bits)
+        return encode(codes, np.full((len(codes), codes.shape[1] // 32), scale))
 
-def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows 0, Hd/2, 1, Hd/2 + 1, ... of each head: halves become neighbours."""
-    halves = rows.reshape(heads, 2, -1, rows.shape[1])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
-
-
-def pack_q4_0(codes: np.ndarray) -> np.ndarray:
-    blocks = codes.reshape(len(codes), -1, 2, BLOCK // 2)
-    return add_scales(blocks[:, :, 0] | blocks[:, :, 1] << 4, codes.shape[1], 4)
-
-
-def pack_q8_0(codes: np.ndarray) -> np.ndarray:
-    return add_scales(codes.view(np.uint8).reshape(len(codes), -1, BLOCK), codes.shape[1], 8)
-
-
-def add_scales(blocks: np.ndarray, inputs: int, bits: int) -> np.ndarray:
-    """d before the codes of each block: [outputs, blocks, bytes] -> [outputs, row bytes]."""
-    d = np.array([weights.scale(inputs, bits)]).view(np.uint8)
-    d = np.broadcast_to(d, (*blocks.shape[:2], 2))
-    return np.concatenate([d, blocks], axis=2).reshape(len(blocks), -1)
+    for part, _, rows in weights.make_linears(sizes, bits, pack):
+        yield rows[interleaved_rows(len(rows), heads[part])] if part in heads else rows

@@ -43,8 +43,7 @@ class LlamaCpp:
         path.unlink()  # it stays mapped, and the disk space is freed however this process ends
         self.threads, self.vocab = job.threads, job.sizes.vocab
         self.version = f"llama-cpp-python {llama_cpp.__version__}"
-        block_bits = gguf_file.BLOCK_BYTES[job.format] * 8
-        self.weight_bytes = count_linear_bytes(job.sizes, block_bits / gguf_file.BLOCK)
+        self.weight_bytes = count_linear_bytes(job.sizes, gguf_file.block_bits(job.format))
         self.batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self.contexts: dict[tuple[int, int], Any] = {}
         features = find_features(llama_cpp.llama_print_system_info().decode())

@@ -11,6 +11,7 @@
 #include "attention/codes.h"
 #include "roofline.h"
 #include "rows/argmax.h"
+#include "rows/dense.h"
 #include "rows/experts.h"
 #include "rows/gate.h"
 
@@ -40,12 +41,14 @@ Kernels make_table() {
   table.end_unit = Products::end_unit;
   table.multiply_scratch = Products::multiply_scratch;
   table.gate = gate<Vector>;
+  table.dense = dense<Vector>;
   table.score_experts = score_experts<Vector>;
   table.weighted_sum = weighted_sum<Vector>;
   table.write_slots = write_slots<Vector>;
   table.attend = attend<Vector>;
   table.attend_codes = attend_codes<Vector>;
-  table.combine = combine<Vector>;
+  table.fold = fold<Vector>;
+  table.divide = divide<Vector>;
   table.attention_scratch = attention_scratch;
   table.codes_scratch = codes_scratch;
   table.argmax = argmax<Vector>;

@@ -45,17 +45,23 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // scale = max(absmax, 1e-5) / 127 of INT8 activations (docs/spec.md 2); NaN stays NaN.
 inline float int8_scale(float absmax) { return (absmax < 1e-5f ? 1e-5f : absmax) / 127.0f; }
 
-// One linear's weights. groups == 1 for INT8 and for whole-row INT4.
+// One linear's weights: w = (code - zero) * scale, or code * scale + offset. INT8 codes have no
+// zero points. An offset makes them unsigned, and those of INT4 0..15. groups == 1 where a row of
+// weights has one scale. Offsets, orders and INT8 in groups are for kFloat rows only.
 struct Weight {
   int bits;
   const uint8_t* codes;  // [tiles, blocks, 16, 4]
-  const void* scale;     // INT8: float [N] or [1]; INT4: half or float [tiles, groups, 16]
+  const void* scale;     // half or float [tiles, groups, 16]; if row_scale, float [N] or [1]
   const uint8_t* zero;   // INT4: [tiles, groups, 16], or null if all are 8
+  const void* offset;    // half or float [tiles, groups, 16], or null
+  const int32_t* order;  // [K]: column k belongs to input order[k]; null if inputs are in order
   const float* bias;     // [N] or null
   bool half_scale;       // scale is float16
-  bool one_scale;        // INT8 with a single scale
-  int64_t outputs;       // N
-  int64_t blocks;        // of 64 bytes along K
+  bool half_offset;
+  bool row_scale;   // INT8 of whole rows
+  bool one_scale;   // and with a single scale
+  int64_t outputs;  // N
+  int64_t blocks;   // of 64 bytes along K
   int64_t groups;
   int64_t group_blocks;  // blocks of one group of inputs
 };
@@ -70,7 +76,8 @@ struct Source {
   const float* norm_weight;  // [K] or null
   const float* norm_bias;    // [K] or null
   float eps;
-  int64_t inputs;  // K
+  int64_t inputs;                  // K
+  const int32_t* order = nullptr;  // [K]: the packed input k is input order[k]; null if in order
 };
 
 // Rows packed for a linear, quantized or as floats. Only the instruction set that packs them knows
@@ -82,6 +89,7 @@ struct PackedRows {
   int64_t inputs;        // K
   int64_t groups;        // of the weights
   int64_t group_inputs;  // inputs of one group
+  bool totals = false;   // kFloat: with the sum of each group's inputs, which offsets multiply
 };
 
 struct Output {
@@ -92,7 +100,11 @@ struct Output {
   bool stream = false;    // y is too large for near caches, its rows are whole lines
 };
 
-// Attention over a cache whose keys are in tiles of 16 slots: H query heads, K key-value heads.
+constexpr int64_t kPage = 128;  // slots of a page
+
+// Attention over a cache whose keys are in tiles of 16 slots: H query heads, K key-value heads. A
+// row of the cache is one sequence's. Its slots are contiguous, or in pages: then B and S of the
+// arrays are pages and 128, and `table` has the page of each 128 slots of each row.
 struct Attention {
   const float* q;    // [B, T, H * D]
   const float* k;    // [B, T, K * D]
@@ -100,6 +112,8 @@ struct Attention {
   const float* cos;  // [P, rotary / 2] or null
   const float* sin;
   const int32_t* positions;  // [B, T]
+  const int32_t* rows;       // [B, T] each token's row, -1 for padding; null: row b has tokens [b]
+  const int32_t* table;      // [table_rows, row_pages], or null if slots are contiguous
   void* keys;         // float or int8 [B, K, S / 16, D, 16]; if codes, [B, K, S / 16, D / 4, 16, 4]
   void* values;       // float or int8 [B, K, S, D]; if codes, [B, K, D / 16, S / 4, 16, 4]
   float* key_scales;  // [B, K, S], INT8 only, or null if fixed
@@ -108,6 +122,7 @@ struct Attention {
   float* out;           // [B, T, H * D]
   const float* slopes;  // [H] of linear biases, or null
   int64_t batch, tokens, heads, kv_heads, head_dim, rotary, slots;
+  int64_t table_rows, row_pages, pages;
   int64_t window;    // slots that a token reads; the last is its own
   float divisor;     // of scores
   float cap;         // scores become cap * tanh(scores / cap); 0 caps nothing
@@ -118,12 +133,27 @@ struct Attention {
   bool bfloat16;     // biases are rounded to bfloat16
 };
 
-// Up to kQueryRows query rows of one key-value head over some slots. Row i is the query of token
-// i / (H / K) and of head i % (H / K) among those that share the keys. `context` has room for 8
-// rows.
+// The slots of a row.
+inline int64_t capacity(const Attention& a) { return a.table ? a.row_pages * kPage : a.slots; }
+
+// A head's slots from `slot` on, of its `index`-th array of slots.
+struct Place {
+  int64_t index, slot;
+};
+
+// Where a slot of a row's key-value head is; the next slots up to a multiple of 128 follow it.
+inline Place locate(const Attention& a, int64_t row, int64_t head, int64_t slot) {
+  if (!a.table) return {row * a.kv_heads + head, slot};
+  return {a.table[row * a.row_pages + slot / kPage] * a.kv_heads + head, slot % kPage};
+}
+
+// Up to kQueryRows queries of one key-value head over some slots of one row. Query i is that of
+// token `token` + i / (H / K) and of head i % (H / K) among those that share the keys. `context`
+// has room for 8 queries.
 struct QueryTile {
-  int64_t batch, head;   // head: of keys and values
-  int64_t first, count;  // rows
+  int64_t row, head;     // head: of keys and values
+  int64_t token;         // the row's first
+  int64_t first, count;  // queries
   int64_t begin, end;    // slots; begin is a multiple of 128
   float* largest;        // [8] largest score so far
   float* sum;            // [8] sum of exp(score - largest)
@@ -157,7 +187,8 @@ struct Kernels {
   void (*normalize_row)(const Source&, int64_t row, float* y);
   float (*row_absmax)(const Source&, int64_t row, float* scratch);  // scratch: K + 16 floats
 
-  // Packs row `row` of the source. `scale` is used with kGiven only; scratch: K + 16 floats.
+  // Packs row `row` of the source. `scale` is used with kGiven only; scratch: K + 16 floats, twice
+  // as many if the source has an order.
   int64_t (*packed_bytes)(const PackedRows&);
   void (*pack_row)(const Source&, const PackedRows&, int64_t row, float scale, float* scratch);
 
@@ -174,6 +205,10 @@ struct Kernels {
   // out.stream, end_unit() follows.
   void (*gate)(const float* gate, const float* up, int64_t stride, const Output& out, int64_t rows,
                int64_t count);
+  // y[r, n] = sum_k x[r, k] w[n, k] of outputs first..last, in floats: x [rows, stride], zeros
+  // after the inputs; y [rows, outputs].
+  void (*dense)(const float* x, int64_t stride, int64_t rows, const float* w, int64_t inputs,
+                int64_t first, int64_t last, float* y, int64_t outputs);
   // Router logits y[n] = sum_k x[k] w[n, k] of experts first..last, in floats; x is padded to a
   // multiple of 16.
   void (*score_experts)(const float* x, const float* w, int64_t inputs, int64_t first, int64_t last,
@@ -185,7 +220,8 @@ struct Kernels {
   void (*write_slots)(const Attention&, int64_t first, int64_t last, float* scratch);  // tokens
   void (*attend)(const Attention&, const QueryTile&, float* scratch);
   void (*attend_codes)(const Attention&, const QueryTile&, float* scratch);  // of whole reaches
-  void (*combine)(const Attention&, const QueryTile* segments, int64_t count);
+  void (*fold)(const Attention&, const QueryTile& whole, const QueryTile& part);  // of more slots
+  void (*divide)(const Attention&, const QueryTile& whole);  // writes the output
   int64_t (*attention_scratch)(const Attention&);
   int64_t (*codes_scratch)(const Attention&);
 

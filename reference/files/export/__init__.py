@@ -16,6 +16,13 @@ integers             what formats with integer zero points and float16 scales ho
 gptq                 GPTQ versions 1 and 2, as GPTQModel loads them
 awq                  AWQ in the layout gemm, as GPTQModel and AutoAWQ load it
 mlx                  MLX affine, as mlx-lm loads it
+gguf                 a model as one file, for llama.cpp
+gguf_parts           its tensors
+gguf_types           the type that holds a linear, and the codes in it
+gguf_blocks          blocks of 32 codes
+gguf_keys            the config as keys
+gguf_vocabulary      the tokenizer as keys
+gguf_container       the file itself
 
 A format of safetensors directories is a module with the functions of protocol.Writer and a row of
 WRITERS (docs/adding-a-format.md).

@@ -16,6 +16,7 @@ from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.export import WRITERS
 from planish.reference.files.export.directory import stored_schemes, write_floats, write_format
 from planish.reference.files.export.dtypes import require_dtype
+from planish.reference.files.export.gguf import plan_gguf, write_gguf
 from planish.reference.files.export.planish import choose_layout, write_planish
 from planish.reference.files.export.protocol import Request
 
@@ -23,6 +24,7 @@ Export = Callable[[Checkpoint, Path, Request], None]
 EXPORTS: dict[str, Export] = {
     "planish": write_planish,
     **{name: partial(write_format, form=form) for name, form in WRITERS.items()},
+    "gguf": write_gguf,
     "float": write_floats,
 }
 
@@ -44,6 +46,8 @@ def check_conversion(checkpoint: Checkpoint, request: Request) -> None:
         stored_schemes(checkpoint, WRITERS[request.format])
     if request.format == "planish":
         choose_layout(checkpoint, request.layout)
+    if request.format == "gguf":
+        plan_gguf(checkpoint, request.dtype)
 
 
 def check_request(request: Request) -> None:

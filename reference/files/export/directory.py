@@ -9,6 +9,7 @@ a tied lm_head is not written, and a GGUF file's tokenizer becomes files of its 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,12 @@ from planish.reference.files.export.protocol import (
     Request,
     Writer,
 )
-from planish.reference.files.writer import CheckpointWriter
+from planish.reference.files.writer import COPIED, CheckpointWriter
 from planish.reference.gguf import find_gguf
 from planish.reference.linear import Linear, quantized_weight
 from planish.reference.quantized import dequantize
 from planish.reference.scheme import Scheme
-from planish.reference.text.gguf_tokenizer import gguf_tokenizer
+from planish.reference.text.gguf_tokenizer import gguf_chat_template, gguf_tokenizer
 
 QUANTIZATION = ("quantization_config", "quantization", "compression_config")  # of any program
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -206,8 +207,17 @@ def add_architectures(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_tokenizer(checkpoint: Checkpoint, sink: CheckpointWriter) -> None:
-    """The tokenizer of a GGUF file as tokenizer.json; those of directories are copied."""
-    file = find_gguf(checkpoint.path)
-    beside = checkpoint.path / "tokenizer.json"
-    if file is not None and not beside.is_file():
+    """The tokenizer and the chat template of a GGUF file; those of directories are copied.
+
+    The files of a directory that was given in place of the file's keys are copied, too.
+    """
+    file, given = find_gguf(checkpoint.path), checkpoint.tokenizer_path
+    if file is None:
+        return
+    for name in COPIED if checkpoint.config_path is not None else ():
+        if (given / name).is_file():
+            sink.add_text(name, (given / name).read_text(encoding="utf-8"))
+    if not (given / "tokenizer.json").is_file():
         sink.add_text("tokenizer.json", gguf_tokenizer(file).decode("utf-8"))
+        if facts := gguf_chat_template(file):
+            sink.add_text("tokenizer_config.json", json.dumps(facts, indent=2) + "\n")

@@ -18,7 +18,8 @@ autoround            the layouts of GPTQ and AWQ under AutoRound's config
 fp8                  float8 with scales, as DeepSeek and Qwen publish
 mlx                  Apple's MLX, with a float offset for each group
 int8_rows            torchao, bitsandbytes: INT8 with a scale for each row
-gguf                 llama.cpp: config and tensors of a GGUF file
+gguf                 llama.cpp: the tensors of a GGUF file
+gguf_config          config.json from its keys
 gguf_blocks          the blocks of its types
 report               what inspect says about it
 refused              what is recognized and not read

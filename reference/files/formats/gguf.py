@@ -12,13 +12,12 @@ Source: llama.cpp, conversion/*.py and gguf-py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from planish.reference.errors import CheckpointError, ConfigError
+from planish.reference.errors import CheckpointError
 from planish.reference.files.entries import Declared
 from planish.reference.files.formats.gguf_blocks import TYPES, Blocks
 from planish.reference.files.formats.stored import Source, Stored, choose_scheme, planish_entries
@@ -43,114 +42,55 @@ PARTS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # general.architecture = model_type of the config
+MIXTRAL, QWEN3 = "block_sparse_moe", "mlp"
+EXPERTS = {  # by general.architecture; {e} is the place on the first axis
+    "llama": {
+        "ffn_gate_inp": f"{MIXTRAL}.gate",
+        "ffn_gate_exps": f"{MIXTRAL}.experts.{{e}}.w1",
+        "ffn_up_exps": f"{MIXTRAL}.experts.{{e}}.w3",
+        "ffn_down_exps": f"{MIXTRAL}.experts.{{e}}.w2",
+    },
+    "qwen3moe": {
+        "ffn_gate_inp": f"{QWEN3}.gate",
+        "ffn_gate_exps": f"{QWEN3}.experts.{{e}}.gate_proj",
+        "ffn_up_exps": f"{QWEN3}.experts.{{e}}.up_proj",
+        "ffn_down_exps": f"{QWEN3}.experts.{{e}}.down_proj",
+    },
+}
 INTERLEAVED = ("llama",)
-WITH_CONFIG = "put the model's config.json and tokenizer.json beside the file"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Heads:
-    """How many heads q and k have if their rows are interleaved, else None."""
+def plain_name(name: str, architecture: object) -> str:
+    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; others as they are.
 
-    q: int | None = None
-    k: int | None = None
-
-
-def architecture(file: GgufFile) -> str:
-    """general.architecture; ConfigError for one whose names are not in the tables."""
-    found = file.keys.get("general.architecture")
-    if found not in ARCHITECTURES:
-        raise ConfigError(
-            "cannot be read",
-            path=file.path,
-            name="general.architecture",
-            expected=f"one of {', '.join(ARCHITECTURES)}",
-            found=repr(found),
-        )
-    return str(found)
-
-
-def rebuild_config(file: GgufFile) -> dict[str, Any]:
-    """config.json from the keys; ConfigError for what they cannot say or planish cannot compute."""
-    name = architecture(file)
-    _refuse_unknown(file, name)
-    heads = _count(file, f"{name}.attention.head_count")
-    hidden = _count(file, f"{name}.embedding_length")
-    head_dim = _count(file, f"{name}.attention.key_length", hidden // max(heads, 1))
-    values: dict[str, Any] = {
-        "model_type": name,
-        "hidden_size": hidden,
-        "intermediate_size": _count(file, f"{name}.feed_forward_length"),
-        "num_hidden_layers": _count(file, f"{name}.block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": _count(file, f"{name}.attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "rms_norm_eps": _decimal(file, f"{name}.attention.layer_norm_rms_epsilon"),
-        "rope_theta": _decimal(file, f"{name}.rope.freq_base", 10000.0),
-        "max_position_embeddings": _count(file, f"{name}.context_length"),
-        "vocab_size": file.tensors["token_embd.weight"].shape[0],
-        "tie_word_embeddings": "output.weight" not in file.tensors,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-        "bos_token_id": file.keys.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": file.keys.get("tokenizer.ggml.eos_token_id"),
-    }
-    scaling = file.keys.get(f"{name}.rope.scaling.type", "none")
-    if scaling == "linear":
-        factor = _decimal(file, f"{name}.rope.scaling.factor")
-        values["rope_scaling"] = {"rope_type": "linear", "factor": factor}
-    elif scaling != "none":
-        raise _needs_config(file, f"{name}.rope.scaling.type", repr(scaling))
-    return values
-
-
-def _refuse_unknown(file: GgufFile, name: str) -> None:
-    """Refuse what the config would have to say and the keys do not, or say in another way."""
-    if "token_embd.weight" not in file.tensors:
-        raise CheckpointError("is missing", path=file.path, name="token_embd.weight")
-    if "rope_freqs.weight" in file.tensors:
-        raise _needs_config(file, "rope_freqs.weight", "rope scaling as a tensor of factors")
-    if file.keys.get(f"{name}.expert_count"):
-        raise _needs_config(file, f"{name}.expert_count", "a mixture of experts")
-    rotary, width = (f"{name}.rope.dimension_count", f"{name}.attention.key_length")
-    found = file.keys.get(rotary)
-    if found is not None and width in file.keys and found != file.keys[width]:
-        raise _needs_config(file, rotary, f"{found} of {file.keys[width]} channels")
-
-
-def _needs_config(file: GgufFile, name: str, found: str) -> ConfigError:
-    problem = "is not enough to rebuild config.json"
-    return ConfigError(problem, path=file.path, name=name, expected=WITH_CONFIG, found=found)
-
-
-def _count(file: GgufFile, name: str, default: int | None = None) -> int:
-    found = file.keys.get(name, default)
-    if type(found) is not int or not 0 < found < 2**31:
-        expected = "a number above 0"
-        raise ConfigError(
-            "bad value", path=file.path, name=name, expected=expected, found=repr(found)
-        )
-    return found
-
-
-def _decimal(file: GgufFile, name: str, default: float | None = None) -> float:
-    """A float32 as the shortest decimal that means it: 9.999999747e-06 is 1e-05."""
-    found = file.keys.get(name, default)
-    if not isinstance(found, float):
-        raise ConfigError(
-            "bad value", path=file.path, name=name, expected="a float", found=repr(found)
-        )
-    return float(str(np.float32(found)))
-
-
-def plain_name(name: str) -> str:
-    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; others as they are."""
+    The name of stacked experts has {e} for the number of one.
+    """
+    parts = PARTS | EXPERTS.get(str(architecture), {})
     stem, _, kind = name.rpartition(".")
     if stem in OUTER:
         return f"{OUTER[stem]}.{kind}"
     words = stem.split(".")
-    if len(words) == 3 and words[0] == "blk" and words[2] in PARTS:
-        return f"model.layers.{words[1]}.{PARTS[words[2]]}.{kind}"
+    if len(words) == 3 and words[0] == "blk" and words[2] in parts:
+        return f"model.layers.{words[1]}.{parts[words[2]]}.{kind}"
     return name
+
+
+def plain_tensors(file: GgufFile) -> Iterator[tuple[str, GgufTensor]]:
+    """The tensors under the architecture's names, experts one by one."""
+    kind = file.keys.get("general.architecture")
+    for name, tensor in file.tensors.items():
+        plain = plain_name(name, kind)
+        if "{e}" not in plain:
+            yield plain, tensor
+            continue
+        if len(tensor.shape) != 3:
+            expected, found = "[experts, outputs, inputs]", list(tensor.shape)
+            raise CheckpointError(
+                "wrong shape", path=file.path, name=name, expected=expected, found=found
+            )
+        for number, data in enumerate(tensor.data.reshape(tensor.shape[0], -1)):
+            one = GgufTensor(type=tensor.type, shape=tensor.shape[1:], data=data)
+            yield plain.format(e=number), one
 
 
 def translate_gguf(
@@ -160,12 +100,11 @@ def translate_gguf(
     interleaved = file.keys.get("general.architecture") in INTERLEAVED
     source = Source(path=file.path, values={}, entries={})
     entries, targets, sizes = dict[str, TensorEntry](), dict[str, Scheme](), dict[str, int]()
-    for name, tensor in file.tensors.items():
-        plain = plain_name(name)
+    for plain, tensor in plain_tensors(file):
         if plain == "rope_freqs.weight":  # config.json says the same
             continue
         count = heads["k_proj" in plain] if interleaved and _is_rotated(plain) else None
-        rows = None if count is None else _half_split(file, name, tensor.shape[0], count)
+        rows = None if count is None else _half_split(file, plain, tensor.shape[0], count)
         prefix = plain.rpartition(".")[0]
         stored = _read_tensor(source, plain, tensor, rows)
         if isinstance(stored, TensorEntry):
@@ -181,7 +120,8 @@ def translate_gguf(
 
 
 def _made_by(keys: Mapping[str, Any]) -> str:
-    return f"llama.cpp, {keys.get('general.name', 'a model without a name')}"
+    program = keys.get("general.quantized_by", "llama.cpp")
+    return f"{program}, {keys.get('general.name', 'a model without a name')}"
 
 
 def _is_rotated(name: str) -> bool:
@@ -196,6 +136,11 @@ def _half_split(file: GgufFile, name: str, rows: int, heads: int) -> np.ndarray:
             "wrong shape", path=file.path, name=name, expected=expected, found=rows
         )
     return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+
+
+def interleaved_rows(rows: int, heads: int) -> np.ndarray:
+    """The row of the model for each row of the file, int [N]: the inverse of _half_split."""
+    return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
 
 
 def _read_tensor(

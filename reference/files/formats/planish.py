@@ -238,7 +238,7 @@ def read(
 
     Raises CheckpointError, naming the tensor, for a wrong type, shape or value.
     """
-    if not scheme.has_tiles and _in_tiles(directory):
+    if scheme.canonical_in_files and _in_tiles(directory):
         raise bad_value(directory, f"{prefix}.weight", "the canonical layout", f"tiles of {scheme}")
     arrays: dict[str, Any] = (_read_int8 if scheme.bits == 8 else _read_int4)(
         directory, prefix, scheme, shape, stack

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from planish.compare.conformance.attention import CASES as ATTENTION
-from planish.compare.conformance.attention import check_slot_attention
+from planish.compare.conformance.attention import MODES, check_slot_attention
 from planish.compare.conformance.fast_engine import FastOps
 from planish.compare.conformance.kernels import (
     CASES,
@@ -32,8 +32,9 @@ def test_a_thousand_random_linears_are_bit_identical_on_every_instruction_set(ke
 
 
 def test_every_scheme_group_and_scale_is_among_the_kinds():
-    found = list_kinds()
-    assert len(set(found)) == len(found)
+    every = list_kinds()
+    assert len(set(every)) == len(every)
+    found = [kind for kind in every if not kind.foreign]
     assert {kind.activation for kind in found if kind.bits == 8} == {
         *("per_token", "per_tensor", "static", "float")
     }
@@ -45,10 +46,17 @@ def test_every_scheme_group_and_scale_is_among_the_kinds():
         for scales in ("float16", "float32")
         for zero in (False, True)
     }
+    foreign = [kind for kind in every if kind.foreign]
+    assert {kind.group_size for kind in foreign} == {16, 32, 64, 128, -1}
+    assert {(kind.bits, kind.offset, kind.act_order) for kind in foreign} == {
+        *((4, True, False), (8, True, False), (8, False, False)),
+        *((4, False, True), (8, True, True)),
+    }
 
 
 def test_shapes_fill_no_tile_and_no_group():
-    shapes = [draw_size(np.random.default_rng((0, n, m))) for n in range(56) for m in range(2)]
+    kinds = range(len(list_kinds()))
+    shapes = [draw_size(np.random.default_rng((0, n, m))) for n in kinds for m in range(2)]
     assert {shape.sequences for shape in shapes} == {1, 2}
     assert {1, 7, 11, 13, 31} <= {shape.rows for shape in shapes}
     assert any(shape.outputs % 16 and shape.outputs > 16 for shape in shapes)
@@ -93,13 +101,13 @@ def test_a_mismatch_says_how_to_draw_it_again(kernels):
     assert other.part == f"INT4, activations per_group, float16, group 32, {kernels[0]}"
 
 
-def test_attention_agrees_on_every_instruction_set_and_over_both_caches(kernels):
+def test_attention_agrees_on_every_instruction_set_and_in_every_mode(kernels):
     sets = tuple(kernels)
     checks = list(check_slot_attention(FastOps(sets), sets))
     assert [str(check) for check in checks if not check.agrees] == []
     outputs = {check.part for check in checks if check.part.endswith(("row 0", "row 1"))}
     rows = sum(len(case.starts) for case in ATTENTION)
-    assert len(outputs) == rows * 2 * len(kernels)
+    assert len(outputs) == rows * len(MODES) * len(kernels)
 
 
 def test_the_cases_of_attention_cross_its_steps_and_its_segments():
@@ -128,4 +136,19 @@ def test_a_slot_that_should_have_stayed_is_found(kernels):
     wrong = Changed(FastOps((kernels[0],)), attention=cleared)
     failed = {c.part for c in check_slot_attention(wrong, (kernels[0],)) if not c.agrees}
     touched = {part for part in failed if part.endswith("row 0, other slots, values")}
-    assert len(touched) == 2 * sum(case.starts[0] > 0 for case in ATTENTION)
+    assert len(touched) == len(MODES) * sum(case.starts[0] > 0 for case in ATTENTION)
+
+
+def test_a_mistake_of_int8_attention_alone_is_found(kernels):
+    """A query's scale of 126 steps, which only INT8 attention has."""
+
+    def by_126(attention, call, isa):
+        if call.scales is None:
+            return attention(call, isa)
+        scales = replace(call.scales, q=call.scales.q * np.float32(127 / 126))
+        return attention(replace(call, scales=scales), isa)
+
+    wrong = Changed(FastOps((kernels[0],)), attention=by_126)
+    failed = {c.part for c in check_slot_attention(wrong, (kernels[0],)) if not c.agrees}
+    assert len(failed) > len(ATTENTION) / 2
+    assert all("static INT8 attention" in part for part in failed)

@@ -30,7 +30,8 @@ inline void random_options(Random& r, Scene& s) {
   a.bfloat16 = draw(r, 0, 1) == 1;
 }
 
-inline Scene random_scene(Random& r) {
+// far: more slots than one segment of the softmax, a window over some of them, and a long past.
+inline Scene random_scene(Random& r, bool far = false) {
   Scene s;
   Attention& a = s.a;
   a.batch = draw(r, 1, 2);
@@ -38,13 +39,14 @@ inline Scene random_scene(Random& r) {
   a.heads = a.kv_heads * draw(r, 1, 9);
   a.head_dim = 16 * draw(r, 1, 3);
   a.rotary = draw(r, 0, 1) ? 2 * draw(r, 1, int(a.head_dim) / 2) : 0;
-  a.slots = 16 * (draw(r, 0, 3) ? draw(r, 1, 12) : draw(r, 20, 40));
+  a.slots = 16 * (far || draw(r, 0, 3) == 0 ? draw(r, 20, 50) : draw(r, 1, 12));
   a.tokens = draw(r, 0, 1) ? 1 : draw(r, 1, int(std::min<int64_t>(a.slots, 20)));
   a.int8 = draw(r, 0, 1) == 1;
   a.codes = a.int8 && draw(r, 0, 1) == 1;
   s.calibrated = a.codes && draw(r, 0, 1) == 1;
   random_options(r, s);
-  s.past = draw(r, 0, int(a.slots - a.tokens));
+  if (far && draw(r, 0, 1)) a.window = draw(r, 200, int(a.slots));
+  s.past = draw(r, far ? int(a.slots - a.tokens) / 2 : 0, int(a.slots - a.tokens));
   s.all = s.past + a.tokens;
   const int64_t d = a.head_dim, cells = a.batch * a.kv_heads * a.slots;
   s.key_codes.assign(a.int8 ? cells * d : 0, 99);

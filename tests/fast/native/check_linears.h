@@ -4,111 +4,12 @@
 
 #include <cstring>
 
-#include "check_support.h"
+#include "check_cases.h"
 
 namespace planish {
 
-// A linear with codes in plain order, and in the kernels' layout. Buffers have exactly the size
-// that the kernels may read, so that an address sanitizer detects the first byte too many.
-struct Case {
-  int bits;
-  int64_t n, k, group, groups;
-  std::vector<int> codes;    // [n, k]
-  std::vector<int> zeros;    // [n, groups], of INT4
-  std::vector<float> scale;  // [n, groups]
-  std::vector<uint8_t> tiles, zero_tiles;
-  std::vector<float> scale_tiles, bias;
-  std::vector<uint16_t> halves;  // scale_tiles as float16, or none
-  bool stored_zero, one_scale;
-
-  Weight weight() const {
-    Weight w = {};
-    w.bits = bits;
-    w.codes = tiles.data();
-    w.half_scale = !halves.empty();
-    w.scale = scale_tiles.data();
-    if (w.half_scale) w.scale = halves.data();
-    w.zero = stored_zero ? zero_tiles.data() : nullptr;
-    w.bias = bias.empty() ? nullptr : bias.data();
-    w.one_scale = one_scale;
-    w.outputs = n;
-    w.blocks = ceil_div(k, 32 / bits);
-    w.groups = groups;
-    w.group_blocks = ceil_div(group, 32 / bits);
-    return w;
-  }
-};
-
-// A float16 of either sign, the smallest ones included, and its bits.
-inline float random_half(Random& r, uint16_t& bits) {
-  const int exponent = draw(r, 0, 14), fraction = draw(r, 0, 1023), sign = draw(r, 0, 1);
-  bits = static_cast<uint16_t>(sign << 15 | exponent << 10 | fraction);
-  const float size = exponent == 0 ? std::ldexp(float(fraction), -24)
-                                   : std::ldexp(float(1024 + fraction), exponent - 25);
-  return sign ? -size : size;
-}
-
-inline void draw_codes(Random& r, Case& c) {
-  const int extreme = draw(r, 0, 6);
-  const int low = c.bits == 8 ? -128 : 0, high = c.bits == 8 ? 127 : 15;
-  for (int64_t i = 0; i < c.n * c.k; ++i) {
-    c.codes.push_back(extreme == 0 ? low : extreme == 1 ? high : draw(r, low, high));
-  }
-  const int64_t tiles = ceil_div(c.n, 16), width = 32 / c.bits, blocks = ceil_div(c.k, width);
-  c.tiles.assign(tiles * blocks * 64, 0);
-  for (int64_t i = 0; i < c.n; ++i) {
-    for (int64_t j = 0; j < c.k; ++j) {
-      uint8_t& byte = c.tiles[((i / 16 * blocks + j / width) * 16 + i % 16) * 4 + j % 4];
-      const int code = c.codes[i * c.k + j];
-      byte |= static_cast<uint8_t>(c.bits == 8 ? code : code << (j % 8 / 4 * 4));
-    }
-  }
-}
-
-inline void draw_scales(Random& r, Case& c) {
-  c.scale = floats(r, c.n * c.groups, 0.02f);  // negative ones too
-  const int64_t count = c.n * c.groups;
-  for (int64_t i = 0; i < count; ++i) c.zeros.push_back(c.stored_zero ? draw(r, 0, 15) : 8);
-  if (c.bits == 8) {
-    if (c.one_scale) c.scale.assign(c.n, c.scale[0]);
-    c.scale_tiles.assign(c.scale.begin(), c.scale.begin() + (c.one_scale ? 1 : c.n));
-    return;
-  }
-  const int64_t size = ceil_div(c.n, 16) * c.groups * 16;
-  c.scale_tiles.assign(size, 0.0f);
-  c.zero_tiles.assign(size, 0);
-  if (draw(r, 0, 1)) c.halves.assign(size, 0);
-  for (int64_t i = 0; i < c.n * c.groups; ++i) {
-    const int64_t output = i / c.groups, group = i % c.groups;
-    const int64_t at = (output / 16 * c.groups + group) * 16 + output % 16;
-    if (!c.halves.empty()) c.scale[i] = random_half(r, c.halves[at]);
-    c.scale_tiles[at] = c.scale[i];
-    c.zero_tiles[at] = static_cast<uint8_t>(c.zeros[i]);
-  }
-}
-
-// Weights [n, k]; group: of INT4, k or more if a row is one group.
-inline Case make_case(Random& r, int bits, int64_t n, int64_t k, int64_t group) {
-  Case c = {};
-  c.bits = bits;
-  c.n = n;
-  c.k = k;
-  c.group = bits == 8 || group > k ? k : group;
-  c.groups = ceil_div(c.k, c.group);
-  c.stored_zero = bits == 4 && draw(r, 0, 1) == 1;
-  c.one_scale = bits == 8 && draw(r, 0, 1) == 1;
-  draw_codes(r, c);
-  draw_scales(r, c);
-  if (draw(r, 0, 1)) c.bias = floats(r, c.n);
-  return c;
-}
-
-inline Case random_case(Random& r, int bits) {
-  const int64_t n = draw(r, 1, 130), k = draw(r, 1, 300);
-  return make_case(r, bits, n, k, draw(r, 0, 3) == 0 ? k : 32 << draw(r, 0, 2));
-}
-
-// One output in the order of operations of reference/linear.py, and its tolerance.
+// One output in the order of operations of reference/linear.py, and its tolerance. x: in the order
+// of the weight's columns.
 inline float naive(const Case& c, Granularity granularity, float given, const float* x, int64_t i,
                    double added, double& tolerance) {
   float y = 0.0f;
@@ -121,10 +22,12 @@ inline float naive(const Case& c, Granularity granularity, float given, const fl
     const float w = c.scale[i * c.groups + g];
     int64_t sum = 0;
     for (int64_t j = first; j < last; ++j) {
-      const int code = c.codes[i * c.k + j] - (c.bits == 4 ? c.zeros[i * c.groups + g] : 0);
+      const bool centred = c.bits == 4 && !c.has_offset;
+      const int code = c.codes[i * c.k + j] - (centred ? c.zeros[i * c.groups + g] : 0);
+      const double added = c.has_offset ? double(x[j]) * c.offset[i * c.groups + g] : 0.0;
       sum += code_of(x[j], a) * code;
-      exact += static_cast<double>(x[j]) * code * w;
-      magnitude += std::fabs(static_cast<double>(x[j]) * code * w);
+      exact += static_cast<double>(x[j]) * code * w + added;
+      magnitude += std::fabs(static_cast<double>(x[j]) * code * w) + std::fabs(added);
     }
     const float total = static_cast<float>(sum);
     if (c.bits == 8) y = (total * a) * w;
@@ -155,11 +58,12 @@ struct Packed {
   PackedRows rows;
 
   Packed(const Kernels& kernels, const Source& source, Granularity granularity, int64_t count,
-         int64_t group, float given)
-      : rows{nullptr, granularity, count, source.inputs, ceil_div(source.inputs, group), group} {
+         int64_t group, float given, bool totals = false)
+      : rows{nullptr, granularity, count, source.inputs, ceil_div(source.inputs, group),
+             group,   totals} {
     memory.resize(ceil_div(kernels.packed_bytes(rows), 4));
     rows.memory = reinterpret_cast<uint8_t*>(memory.data());
-    std::vector<float> scratch(source.inputs + 16);
+    std::vector<float> scratch((source.inputs + 16) * (source.order ? 2 : 1));
     for (int64_t row = 0; row < count; ++row) {
       kernels.pack_row(source, rows, row, given, scratch.data());
     }
@@ -208,6 +112,18 @@ inline std::vector<float> random_rows(Random& r, int64_t rows, int64_t k, float 
   return x;
 }
 
+// The source as a weight's columns are ordered; and one row.
+inline Source in_order(Source source, const Case& c) {
+  source.order = c.order.empty() ? nullptr : c.order.data();
+  return source;
+}
+
+inline std::vector<float> in_order(const Case& c, const float* row) {
+  std::vector<float> x(row, row + c.k);
+  for (size_t i = 0; i < c.order.size(); ++i) x[i] = row[c.order[i]];
+  return x;
+}
+
 // Memory that starts with a line.
 struct alignas(64) Line {
   float at[16];
@@ -220,7 +136,8 @@ inline void check_case(const Kernels& kernels, Pool& pool, Random& r, const Case
   const std::vector<float> x = random_rows(r, rows, c.k, given), added = floats(r, rows * c.n);
   const bool residual = draw(r, 0, 1) == 1;
   const Source source = {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, c.k};
-  const Packed prepared(kernels, source, granularity, rows, c.group, given);
+  const Packed prepared(kernels, in_order(source, c), granularity, rows, c.group, given,
+                        c.has_offset);
   std::vector<Line> lines(ceil_div(rows * c.n, 16));
   float* y = lines[0].at;
   std::fill_n(y, rows * c.n, NAN);
@@ -235,7 +152,8 @@ inline void check_case(const Kernels& kernels, Pool& pool, Random& r, const Case
   });
   for (int64_t at = 0; at < rows * c.n; ++at) {
     double tolerance = 0.0;
-    const float* row = x.data() + at / c.n * c.k;
+    const std::vector<float> ordered = in_order(c, x.data() + at / c.n * c.k);
+    const float* row = ordered.data();
     const double plus = residual ? added[at] : 0.0;
     const float expected = naive(c, granularity, given, row, at % c.n, plus, tolerance);
     const char* what = granularity == Granularity::kFloat ? "float linear" : "integer linear";
@@ -248,25 +166,33 @@ inline void check_linear(const Kernels& kernels, Pool& pool, Random& r) {
   check_case(kernels, pool, r, c, random_granularity(r, c.bits), draw(r, 1, 23));
 }
 
+inline void check_foreign_linear(const Kernels& kernels, Pool& pool, Random& r) {
+  check_case(kernels, pool, r, random_foreign(r), Granularity::kFloat, draw(r, 1, 50));
+}
+
 // More rows, and more inputs than one chunk of matrix tiles; groups of every size.
 inline void check_large_linear(const Kernels& kernels, Pool& pool, Random& r) {
   const int bits = draw(r, 0, 2) ? 4 : 8, group = 32 << draw(r, 0, 6);
   const int64_t n = draw(r, 0, 1) ? draw(r, 1, 40) : 16 * draw(r, 1, 5);
   const Case c = make_case(r, bits, n, draw(r, 1, 2100), group == 2048 ? 9999 : group);
   check_case(kernels, pool, r, c, random_granularity(r, bits), draw(r, 9, 50));
+  const Case other = foreign_case(r, n, draw(r, 1, 2100), 16 << draw(r, 0, 7));
+  check_case(kernels, pool, r, other, Granularity::kFloat, draw(r, 9, 50));
 }
 
 // Each number of rows gives a row the same bits, except that matrix tiles add floats in another
 // order than the lanes, which few rows keep.
 inline void check_row_counts(const Kernels& kernels, Random& r) {
-  const Case c = random_case(r, draw(r, 0, 1) ? 8 : 4);
-  const Granularity granularity = random_granularity(r, c.bits);
+  const bool foreign = draw(r, 0, 2) == 0;
+  const Case c = foreign ? random_foreign(r) : random_case(r, draw(r, 0, 1) ? 8 : 4);
+  const Granularity granularity = foreign ? Granularity::kFloat : random_granularity(r, c.bits);
   const std::vector<float> x = floats(r, 65 * c.k);
-  const Source source = {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, c.k};
+  const Source plain = {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, c.k};
+  const Source source = in_order(plain, c);
   std::vector<float> found[2];  // by lanes and by tiles
   for (const int64_t rows : {65, 8, 1, 9, 16, 17, 32, 33, 48, 49}) {
     std::vector<float> y(rows * c.n, NAN);
-    const Packed packed(kernels, source, granularity, rows, c.group, 0.02f);
+    const Packed packed(kernels, source, granularity, rows, c.group, 0.02f, c.has_offset);
     multiply(kernels, c.weight(), packed.rows, {y.data(), nullptr, c.n, 0}, 0, ceil_div(c.n, 16));
     std::vector<float>& first = found[floats_by_tiles(kernels, granularity, rows)];
     if (first.empty()) first = y;

@@ -8,11 +8,13 @@
 
 namespace planish {
 
-// Each row of x by itself through one linear. Where `together` rows are multiplied by tiles, which
-// add floats in another order, it comes with enough copies of itself for tiles.
+// Each row of x by itself through one linear, packed like those of a call. Where `together` rows
+// are multiplied by tiles, which add floats in another order, it comes with enough copies of itself
+// for tiles.
 inline std::vector<float> row_by_row(const Kernels& kernels, const Weight& w, const Source& all,
-                                     int64_t together, Granularity granularity, float given,
+                                     int64_t together, const PackedRows& like, float given,
                                      int64_t rows) {
+  const Granularity granularity = like.granularity;
   const bool tiles = floats_by_tiles(kernels, granularity, together);
   const int64_t copies = tiles ? kernels.few_rows + 1 : 1, k = all.inputs;
   std::vector<float> y(rows * w.outputs, NAN), x(copies * k), found(copies * w.outputs);
@@ -20,8 +22,9 @@ inline std::vector<float> row_by_row(const Kernels& kernels, const Weight& w, co
     for (int64_t i = 0; i < copies; ++i) std::copy_n(all.x + row * k, k, x.begin() + i * k);
     Source source = all;
     source.x = x.data();
-    const PackedRows one = rows_for(w, granularity, copies, k);
-    const Packed packed(kernels, source, granularity, copies, one.group_inputs, given);
+    source.order = w.order;
+    const Packed packed(kernels, source, granularity, copies, like.group_inputs, given,
+                        like.totals);
     const Output out = {found.data(), nullptr, w.outputs, 0};
     multiply(kernels, w, packed.rows, out, 0, ceil_div(w.outputs, kTile));
     std::copy_n(found.begin(), w.outputs, y.begin() + row * w.outputs);
@@ -35,26 +38,28 @@ inline void expect_same(const std::vector<float>& found, const std::vector<float
   for (int64_t i = 0; i < count; ++i) expect(found[i] == expected[i], what, i, count, rows);
 }
 
-// Two cases that can read the same packed rows.
-inline Case like(Random& r, const Case& first) {
-  Case c = first;
-  c.n = draw(r, 1, 130);
+// New codes, scales and, if it is foreign, a new offset and perhaps order of a weight.
+inline void draw_again(Random& r, Case& c, bool foreign) {
   c.codes.clear();
   c.zeros.clear();
   c.halves.clear();
+  c.offset_halves.clear();
   c.bias.clear();
+  if (foreign) c.has_offset = draw(r, 0, 1) == 1;
+  if (c.has_offset) c.stored_zero = false;
+  if (foreign && draw(r, 0, 1)) draw_order(r, c);
   draw_codes(r, c);
   draw_scales(r, c);
-  return c;
 }
 
 // Several linears of one input, and silu(gate) * up.
 inline void check_shared_linears(const Kernels& kernels, Pool& pool, Random& r) {
-  const Case a = random_case(r, draw(r, 0, 1) ? 8 : 4);
-  Case b = like(r, a);
-  const bool gated = draw(r, 0, 1) == 1;
-  if (gated) b = a;
-  const Granularity granularity = random_granularity(r, a.bits);
+  const bool foreign = draw(r, 0, 1) == 1, gated = draw(r, 0, 1) == 1;
+  const Case a = foreign ? random_foreign(r) : random_case(r, draw(r, 0, 1) ? 8 : 4);
+  Case b = a;
+  if (!gated) b.n = draw(r, 1, 130);
+  draw_again(r, b, foreign);
+  const Granularity granularity = foreign ? Granularity::kFloat : random_granularity(r, a.bits);
   const float static_scale = 0.0131f;
   const float* given = granularity == Granularity::kGiven ? &static_scale : nullptr;
   const int64_t rows = draw(r, 1, 20);
@@ -63,19 +68,18 @@ inline void check_shared_linears(const Kernels& kernels, Pool& pool, Random& r) 
   std::vector<float> y(rows * a.n, NAN), z(rows * b.n, NAN);
   Linears linears = {{a.weight(), b.weight()}, {{y.data(), nullptr, a.n, 0}}, gated};
   if (!gated) linears.outputs.push_back({z.data(), nullptr, b.n, 0});
-  const PackedRows packed = rows_for(linears.weights[0], granularity, rows, a.k);
+  const PackedRows packed = rows_for(linears.weights, granularity, rows, a.k);
   run_linears(kernels, pool, linears, source, packed, given, 1);
   expect_no_tiles(kernels);
-  const auto first = row_by_row(kernels, a.weight(), source, rows, granularity, static_scale, rows);
+  const auto first = row_by_row(kernels, a.weight(), source, rows, packed, static_scale, rows);
+  const auto second = row_by_row(kernels, b.weight(), source, rows, packed, static_scale, rows);
   if (gated) {
     std::vector<float> expected(rows * a.n);
-    kernels.gate(first.data(), first.data(), a.n, {expected.data(), nullptr, a.n, 0}, rows, a.n);
+    kernels.gate(first.data(), second.data(), a.n, {expected.data(), nullptr, a.n, 0}, rows, a.n);
     expect_same(y, expected, "gated linears", rows);
     return;
   }
   expect_same(y, first, "first of two linears", rows);
-  const auto second =
-      row_by_row(kernels, b.weight(), source, rows, granularity, static_scale, rows);
   expect_same(z, second, "second of two linears", rows);
 }
 
@@ -83,13 +87,17 @@ inline void check_shared_linears(const Kernels& kernels, Pool& pool, Random& r) 
 struct Stack {
   std::vector<Case> experts;
   std::vector<uint8_t> tiles, zeros;
-  std::vector<float> scales, bias;
-  std::vector<uint16_t> halves;
+  std::vector<float> scales, offsets, bias;
+  std::vector<uint16_t> halves, offset_halves;
+  std::vector<int32_t> order;
 
   Weight weight() const {
     Weight w = experts[0].weight();
     w.codes = tiles.data();
     w.scale = halves.empty() ? static_cast<const void*>(scales.data()) : halves.data();
+    if (w.offset) w.offset = offsets.data();
+    if (w.half_offset) w.offset = offset_halves.data();
+    if (w.order) w.order = order.data();
     if (w.zero) w.zero = zeros.data();
     if (w.bias) w.bias = bias.data();
     return w;
@@ -101,16 +109,20 @@ void append(std::vector<T>& all, const std::vector<T>& more) {
   all.insert(all.end(), more.begin(), more.end());
 }
 
-inline Stack random_stack(Random& r, int64_t experts) {
-  const Case first = random_case(r, draw(r, 0, 1) ? 8 : 4);
+inline Stack random_stack(Random& r, int64_t experts, bool foreign) {
+  const Case first = foreign ? random_foreign(r) : random_case(r, draw(r, 0, 1) ? 8 : 4);
   Stack s;
   for (int64_t e = 0; e < experts; ++e) {
     Case c = first;
     if (e > 0) {
       c.codes.clear();
       draw_codes(r, c);
+      if (!c.order.empty()) draw_order(r, c);
     }
     append(s.tiles, c.tiles);
+    append(s.order, c.order);
+    append(s.offsets, c.offset_tiles);
+    append(s.offset_halves, c.offset_halves);
     append(s.zeros, c.zero_tiles);
     append(s.scales, c.scale_tiles);
     append(s.halves, c.halves);
@@ -135,9 +147,11 @@ inline std::vector<int32_t> random_choice(Random& r, int64_t rows, int64_t top_k
 // Each row through its experts, and the weighted sum of their outputs.
 inline void check_experts(const Kernels& kernels, Pool& pool, Random& r) {
   const int experts = draw(r, 1, 6);
-  const Stack stack = random_stack(r, experts);
+  const bool foreign = draw(r, 0, 1) == 1;
+  const Stack stack = random_stack(r, experts, foreign);
   const Case& c = stack.experts[0];
-  const Granularity granularity = draw(r, 0, 1) ? Granularity::kRow : Granularity::kFloat;
+  const bool quantized = !foreign && draw(r, 0, 1) == 1;
+  const Granularity granularity = quantized ? Granularity::kRow : Granularity::kFloat;
   const int64_t rows = draw(r, 1, 30), top_k = draw(r, 1, experts), pairs = rows * top_k;
   const auto expert_ids = random_choice(r, rows, top_k, experts);
   const bool last = draw(r, 0, 1) == 1;
@@ -147,13 +161,14 @@ inline void check_experts(const Kernels& kernels, Pool& pool, Random& r) {
       group_rows(expert_ids.data(), routing_weights.data(), rows, top_k, 1, experts);
   const ExpertLinears linears = {{stack.weight()}, granularity, nullptr, nullptr, y.data()};
   run_experts(kernels, pool, choice, {x.data(), c.k, last}, linears);
+  const PackedRows packed = rows_for(linears.stacks, granularity, pairs, c.k);
   std::vector<float> alone(pairs * c.n);
   for (const Group& group : choice.groups) {
     for (int64_t j = group.first; j < group.first + group.count; ++j) {
       const float* row = x.data() + (last ? j : choice.row[j]) * c.k;
       const Source source = {row, Norm::kNone, nullptr, nullptr, 0.0f, c.k};
       const Weight w = stack.experts[group.expert].weight();
-      const auto one = row_by_row(kernels, w, source, group.count, granularity, 0.0f, 1);
+      const auto one = row_by_row(kernels, w, source, group.count, packed, 0.0f, 1);
       std::copy(one.begin(), one.end(), alone.begin() + j * c.n);
     }
   }

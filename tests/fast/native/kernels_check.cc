@@ -6,9 +6,11 @@
 #include <thread>
 
 #include "check_attention.h"
+#include "check_pages.h"
 #include "check_experts.h"
 #include "check_linears.h"
 #include "check_rows.h"
+#include "check_team.h"
 #include "check_work.h"
 
 extern "C" const planish::Kernels* planish_kernels();
@@ -50,22 +52,14 @@ void check_nan(const Kernels& kernels, Random& r) {
   }
 }
 
-// Every unit runs once and has ended when run() returns; nested runs too.
-void check_team(Pool& pool, Random& r) {
-  const int64_t units = draw(r, 0, 200);
-  std::vector<std::atomic<int>> done(units);
-  team().run(pool, units, [&](int64_t unit) {
-    team().run(pool, 3, [&](int64_t inner) { done[unit] += inner + 1; });
-  });
-  for (int64_t i = 0; i < units; ++i) expect(done[i] == 6, "team", i, units, done[i].load());
-}
-
 void check_all(const Kernels& kernels, Pool& pool, int rounds, unsigned seed) {
   Random random(seed);
   if (seed == 1) check_extremes(kernels, pool, random);
+  if (seed == 1) check_contention();
   for (int round = 0; round < rounds; ++round) {
     check_linear(kernels, pool, random);
     check_linear(kernels, pool, random);
+    check_foreign_linear(kernels, pool, random);
     if (round % 4 == 0) check_large_linear(kernels, pool, random);
     if (round % 4 == 1) check_row_counts(kernels, random);
     check_shared_linears(kernels, pool, random);
@@ -74,6 +68,7 @@ void check_all(const Kernels& kernels, Pool& pool, int rounds, unsigned seed) {
     check_gate(kernels, random);
     check_norm(kernels, random);
     check_attention(kernels, pool, random);
+    if (round % 4 == 2) check_pages(kernels, pool, random);
     check_router(kernels, random);
     check_weighted_sum(kernels, random);
     check_argmax(kernels, random);

@@ -19,6 +19,7 @@ from planish.reference.model.layers import Norm
 from planish.reference.quantize.methods.rtn import quantize_weight
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantized import QuantizedWeight, to_layout
+from planish.reference.scheme import Scheme
 from planish.reference.text.sampling import Sampling
 from tests.fast.schemes import forced
 
@@ -29,6 +30,20 @@ def layer(name: str = "W4A8", n: int = 20, k: int = 96) -> Linear:
     chosen = recipe(name, group_size=32 if name.startswith("W4") else None).default
     weight = quantize_weight(np.linspace(-1, 1, n * k, dtype=np.float32).reshape(n, k), chosen)
     return Linear(to_layout(weight, "tiles"), np.zeros(n, np.float32))
+
+
+def foreign(n: int = 20, k: int = 96) -> Linear:
+    """INT8 in groups of 16, with offsets and in act order."""
+    scheme = {"granularity": "per_group", "group_size": 16, "symmetric": False}
+    weight = QuantizedWeight(
+        codes=np.zeros((n, k), np.uint8),
+        scale=np.ones((n, k // 16), np.float32),
+        offset=np.ones((n, k // 16), np.float32),
+        permutation=np.arange(k, dtype=np.int32)[::-1].copy(),
+        scheme=Scheme(bits=8, offset=True, act_order=True, **scheme),
+        shape=(n, k),
+    )
+    return Linear(to_layout(weight, "tiles"))
 
 
 def replace_weight(linear: Linear, **fields) -> Linear:
@@ -73,6 +88,35 @@ BAD_LINEARS = {
         "bias is [19], expected 20 entries",
     ),
     "a group of 24": (lambda: replace_scheme(layer(), group_size=24), "multiple of 32"),
+    "offsets of fewer groups": (
+        lambda: replace_weight(foreign(), offset=np.ones((2, 2, 16), np.float32)),
+        "offset is [2, 2, 16], expected 192 entries",
+    ),
+    "offsets of another type": (
+        lambda: replace_weight(foreign(), offset=np.ones((2, 6, 16), np.int32)),
+        "offset has a type",
+    ),
+    "signed codes with offsets": (
+        lambda: replace_weight(foreign(), codes=np.zeros((2, 24, 16, 4), np.int8)),
+        "codes has a type",
+    ),
+    "INT8 in groups of 24": (lambda: replace_scheme(foreign(), group_size=24), "multiple of 16"),
+    "an order of fewer inputs": (
+        lambda: replace_weight(foreign(), permutation=np.arange(95, dtype=np.int32)),
+        "permutation is [95], expected 96 entries",
+    ),
+    "an order of more inputs": (
+        lambda: replace_weight(foreign(), permutation=np.arange(1, 97, dtype=np.int32)),
+        "permutation has 96 of 96 inputs",
+    ),
+    "an order with a negative input": (
+        lambda: replace_weight(foreign(), permutation=np.arange(-1, 95, dtype=np.int32)),
+        "permutation has -1 of 96 inputs",
+    ),
+    "offsets and quantized rows": (
+        lambda: replace_scheme(foreign(), activation="per_token"),
+        "offsets, orders and INT8 in groups multiply float activations",
+    ),
     "3 bits": (lambda: replace_scheme(layer(), bits=3), "8 or 4 bits"),
     "an activation that is none": (
         lambda: replace_scheme(layer(), activation="per_chance"),

@@ -164,6 +164,23 @@ def test_a_seed_gives_the_tokens_of_the_reference(make_engine, temperature, top_
     assert found == generated(reference, prompts, Stop(20), sampling)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.2, "min_p": 0.2},
+        {"repetition_penalty": 1.5},
+        {"temperature": 1.0, "presence_penalty": 1.0, "frequency_penalty": 0.5, "top_k": 20},
+        {"logit_bias": ((3, 5.0), (7, -100.0)), "frequency_penalty": 2.0},
+    ],
+)
+def test_penalties_and_min_p_give_the_tokens_of_the_reference(make_engine, settings):
+    sampling, prompts = Sampling(seed=5, **settings), [tokens(6), tokens(9)]
+    llama, reference = (of(open_checkpoint(LLAMA)) for of in (make_engine, ReferenceEngine))
+    found = generated(llama, prompts, Stop(20), sampling)
+    assert found == generated(reference, prompts, Stop(20), sampling)
+    assert found != generated(llama, prompts, Stop(20), Sampling(sampling.temperature, seed=5))
+
+
 def test_another_seed_gives_other_tokens(make_engine):
     llama, prompts = make_engine(open_checkpoint(LLAMA)), [tokens(6)]
     first, second = (generated(llama, prompts, Stop(20), Sampling(1.0, seed=s)) for s in (7, 8))

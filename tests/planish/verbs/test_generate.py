@@ -239,3 +239,67 @@ def test_prompts_come_from_a_file_of_json_lines(generate, tmp_path):
     )
     file.write_text('{"prompt": "abc"}\n{"prompt": 1}\n')
     assert generate("--prompt_file", file).refused("prompts.jsonl", "line 2", "prompt")
+
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+
+
+@pytest.fixture
+def chat_model(make_llama):
+    path = make_llama()
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    return path
+
+
+def test_chat_is_the_prompt_that_the_template_writes(generate, chat_model, tmp_path):
+    words = ("--max_new_tokens", 6, "--json")
+    asked = generate("--chat", "--prompt", "Hi", *words, model=chat_model).only_json()
+    typed = generate("--prompt", "<user>Hi</>", *words, model=chat_model).only_json()
+    assert asked["completions"] == typed["completions"]
+    system = ("--chat", "--system", "Be", "--prompt", "Hi")
+    asked = generate(*system, *words, model=chat_model).only_json()
+    typed = generate("--prompt", "<system>Be</><user>Hi</>", *words, model=chat_model).only_json()
+    assert asked["completions"] == typed["completions"]
+    (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}?")
+    mine = ("--chat", "--chat_template", tmp_path / "mine.jinja", "--prompt", "Hi")
+    asked = generate(*mine, *words, model=chat_model).only_json()
+    typed = generate("--prompt", "Hi?", *words, model=chat_model).only_json()
+    assert asked["completions"] == typed["completions"]
+
+
+def test_chat_without_a_template_a_message_or_its_flag_is_refused(generate, chat_model, tiny_llama):
+    assert generate("--chat", "--prompt", "Hi").refused("no chat template: a base model")
+    assert generate("--chat", model=chat_model).refused("prompt: is missing", "with --chat")
+    assert generate("--system", "Be", "--prompt", "Hi").refused("--system: is for --chat")
+    (chat_model / "chat_template.jinja").write_text("{{ raise_exception('no users') }}")
+    refused = generate("--chat", "--prompt", "Hi", model=chat_model)
+    assert refused.refused("chat_template: refuses the conversation: no users")
+
+
+def test_the_tokenizers_eos_token_ends_a_text(generate, chat_model):
+    words = ("--prompt", "abc", "--max_new_tokens", 8, "--json")
+    tokens = generate(*words, "--ignore_eos", model=chat_model).only_json()["completions"][0]
+    third = tokens["tokens"][2]
+    text = Tokenizer.from_file(str(chat_model / "tokenizer.json")).id_to_token(third)
+    values = json.dumps({"eos_token": text})
+    (chat_model / "tokenizer_config.json").write_text(values)
+    ended = generate(*words, model=chat_model).only_json()["completions"][0]
+    assert ended["stop_reason"] == "eos"
+    assert ended["tokens"] == tokens["tokens"][: tokens["tokens"].index(third)]
+
+
+def test_a_bias_of_100_is_the_only_token(generate):
+    words = ("--prompt", "Hi", "--max_new_tokens", 4, "--logit_bias", "7:100", "--json")
+    assert generate(*words).only_json()["completions"][0]["tokens"] == [7, 7, 7, 7]
+    apart = (*words, "--logit_bias", "8:99", "--frequency_penalty", 2, "--presence_penalty", 1)
+    assert generate(*apart).only_json()["completions"][0]["tokens"] == [7, 8, 7, 8]
+
+
+@pytest.mark.parametrize("bias", ["7", "a:1", "7:b", "7:101", "-1:1", "7:nan"])
+def test_a_bias_that_is_none_is_refused(generate, bias):
+    assert generate("--prompt", "Hi", "--logit_bias", bias).refused("logit_bias: bad value")
+
+
+def test_min_p_has_no_effect_at_temperature_0(generate):
+    result = generate("--prompt", "Hi", "--max_new_tokens", 2, "--min_p", 0.1)
+    assert "--min_p: no effect at temperature 0" in result.err

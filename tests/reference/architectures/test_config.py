@@ -58,15 +58,25 @@ def test_the_type_in_the_config_does_not_matter(opened, spelling):
     assert opened(**spelling) == opened()
 
 
-def test_generation_config_has_the_last_word_on_the_end_of_text(tiny, tmp_path):
+def test_the_ends_of_text_of_both_configs_are_united(tiny, tmp_path):
     path = tiny.write(tmp_path / "m")
-    (path / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
-    assert open_checkpoint(path).config.eos_token_ids == (5, 6)
+    (path / "generation_config.json").write_text('{"eos_token_id": [5, 2, 6]}')
+    assert open_checkpoint(path).config.eos_token_ids == (2, 5, 6)
     (path / "generation_config.json").write_text('{"temperature": 1}')
     assert open_checkpoint(path).config.eos_token_ids == (2,)
     (path / "generation_config.json").write_text('{"eos_token_id": "x"}')
     with pytest.raises(ConfigError, match="generation_config.json: eos_token_id: bad value"):
         open_checkpoint(path)
+
+
+def test_generation_config_replaces_an_end_of_text_that_no_file_states(tiny, tmp_path):
+    path = tiny.write(tmp_path / "m")
+    values = json.loads((path / "config.json").read_text())
+    del values["eos_token_id"]
+    (path / "config.json").write_text(json.dumps(values))
+    assert open_checkpoint(path).config.eos_token_ids == (2,)
+    (path / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
+    assert open_checkpoint(path).config.eos_token_ids == (5, 6)
 
 
 BAD = [

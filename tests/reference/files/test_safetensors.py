@@ -149,3 +149,11 @@ def test_a_file_without_padding_has_each_tensor_at_a_multiple_of_its_type(tmp_pa
     for name, tensor in tensors.items():
         assert (start + header[name]["data_offsets"][0]) % tensor.dtype.itemsize == 0
         np.testing.assert_array_equal(read_entries(tmp_path / "m")[name].map(), tensor)
+
+
+def test_a_tensor_of_a_type_that_we_do_not_compute_with_is_refused_when_it_is_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    safetensors.numpy.save_file({"a": np.ones(3)}, path)
+    entry = read_entries(path)["a"]
+    with pytest.raises(CheckpointError, match=r"wrong type; expected one of F32.*found F64 \[3\]"):
+        entry.map()

@@ -267,7 +267,7 @@ class PanicException(BaseException):
 
 def test_a_panic_while_encoding_is_one_line_and_its_page_is_not_printed(model, capfd):
     class Broken:
-        def encode(self, text):
+        def encode(self, text, **_):
             os.write(2, b"a page of Rust")
             raise PanicException("why")
 
@@ -314,3 +314,51 @@ def test_read_text_names_the_first_bad_byte(tmp_path):
         read_text(tmp_path / "none")
     file.write_bytes("a\r\né\0".encode())
     assert read_text(file) == "a\né\0"
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=40))
+def test_bytes_that_are_no_text_come_out_as_the_whole_would_decode(content):
+    inner = byte_level()
+    letters = {byte: letter for letter, byte in zip(*byte_letters(), strict=True)}
+    ids = [inner.token_to_id(letters[byte]) for byte in content]
+    assert "".join(pieces(inner, inner.encode("x").ids, ids)) == inner.decode(ids)
+
+
+def byte_letters():
+    """The letters of byte-level BPE, and the bytes that they stand for."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=ord)
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return letters, plain + others
+
+
+def test_a_run_of_bytes_that_are_no_character_is_held_back_no_longer_than_one():
+    inner = byte_level()
+    invalid = inner.token_to_id("ÿ")
+    decoded = []
+
+    class Counted:
+        def decode(self, ids, **words):
+            decoded.append(len(ids))
+            return inner.decode(ids, **words)
+
+    stream = TextStream(Counted(), inner.encode("x").ids)
+    shown = "".join(stream.push(invalid) for _ in range(500))
+    assert shown == "\ufffd" * 497 and stream.finish() == "\ufffd" * 3
+    assert max(decoded) <= 12  # of 500 tokens
+
+
+def test_special_tokens_are_added_and_parsed_unless_said_otherwise(model):
+    path, config = model
+    end = {"id": 6, "content": "<end>", "special": True, "lstrip": False, "rstrip": False}
+    end |= {"single_word": False, "normalized": False}
+    values = json.loads((path / "tokenizer.json").read_text())
+    number = len(values["model"]["vocab"])
+    values["added_tokens"] = [*(values.get("added_tokens") or []), end | {"id": number}]
+    (path / "tokenizer.json").write_text(json.dumps(values))
+    tokenizer = load_tokenizer(path, config)
+    number = tokenizer.inner.token_to_id("<end>")
+    assert number in tokenizer.encode("a<end>")
+    assert number not in tokenizer.encode("a<end>", parse_special_tokens=False)
+    assert number in tokenizer.encode("a<end>")  # the other was a copy

@@ -16,7 +16,7 @@ struct QueryRow {
 
 inline QueryRow row_of(const Attention& a, const QueryTile& t, int64_t r) {
   const int64_t shared = a.heads / a.kv_heads, at = t.first + r;
-  return {t.batch * a.tokens + at / shared, t.head * shared + at % shared};
+  return {t.token + at / shared, t.head * shared + at % shared};
 }
 
 // A few slots of one key-value head: floats, or codes with a scale for each slot.
@@ -28,9 +28,10 @@ struct Slots {
   const float* value_scales;
   int64_t first, count;  // count is a multiple of 16
 
-  Slots(const Attention& a, int64_t head_index, int64_t slot, int64_t slots)
+  Slots(const Attention& a, const QueryTile& t, int64_t slot, int64_t slots)
       : key_scales(nullptr), value_scales(nullptr), first(slot), count(slots) {
-    const int64_t at = head_index * a.slots + slot;
+    const Place place = locate(a, t.row, t.head, slot);
+    const int64_t at = place.index * a.slots + place.slot;
     keys = static_cast<const W*>(a.keys) + at * a.head_dim;
     values = static_cast<const W*>(a.values) + at * a.head_dim;
     if (!a.int8) return;
@@ -119,7 +120,6 @@ void prepare_queries(const Attention& a, const QueryTile& t, float* q) {
 
 template <class V, int R>
 void attend_tile(const Attention& a, const QueryTile& t, float* scratch) {
-  const int64_t head_index = t.batch * a.kv_heads + t.head;
   float* q = scratch;                 // [R, 256]
   float* scores = q + R * kMostHead;  // [R, 128]
   prepare_queries<V, R>(a, t, q);
@@ -131,8 +131,8 @@ void attend_tile(const Attention& a, const QueryTile& t, float* scratch) {
   for (int64_t slot = t.begin; slot < t.end; slot += kSlots) {
     int64_t slots = (t.end - slot + 15) & ~int64_t{15};
     if (slots > kSlots) slots = kSlots;
-    if (a.int8) attend_slots<V, R, int8_t>(a, t, q, {a, head_index, slot, slots}, scores);
-    else attend_slots<V, R, float>(a, t, q, {a, head_index, slot, slots}, scores);
+    if (a.int8) attend_slots<V, R, int8_t>(a, t, q, {a, t, slot, slots}, scores);
+    else attend_slots<V, R, float>(a, t, q, {a, t, slot, slots}, scores);
   }
 }
 
@@ -154,37 +154,44 @@ void divide_row(const float* x, float sum, int64_t d, float* out) {
   for (int64_t i = 0; i < d; i += kTile) V::store(out + i, V::divide(V::load(x + i), divisor));
 }
 
-// Row r over several segments of slots, each weighted by exp(its largest - the largest of all).
+// Adds row r over a segment of slots to the same over earlier ones: each is weighted by
+// exp(its largest score - the largest of both). A row that reads nothing there adds nothing.
 template <class V>
-void combine_row(const QueryTile* segments, int64_t count, int64_t r, int64_t d, float* out) {
-  float largest = segments[0].largest[r], total = 0.0f;
-  for (int64_t p = 1; p < count; ++p) {
-    if (segments[p].largest[r] > largest) largest = segments[p].largest[r];
+void fold_row(const QueryTile& whole, const QueryTile& part, int64_t r, int64_t d) {
+  const float before = whole.largest[r], here = part.largest[r];
+  float *to = whole.context + r * d, *from = part.context + r * d;
+  if (part.sum[r] == 0.0f && here == -__builtin_inff()) return;
+  if (whole.sum[r] == 0.0f && before == -__builtin_inff()) {
+    whole.largest[r] = here;
+    whole.sum[r] = part.sum[r];
+    __builtin_memcpy(to, from, sizeof(float) * d);
+    return;
   }
-  for (int64_t p = 0; p < count; ++p) {
-    float weight[16];
-    V::store(weight, exp<V>(V::floats(segments[p].largest[r] - largest)));
-    total += segments[p].sum[r] * weight[0];
-    const float* context = segments[p].context + r * d;
-    const auto factor = V::floats(weight[0]);
-    for (int64_t i = 0; i < d; i += kTile) {
-      const auto part = V::multiply(V::load(context + i), factor);
-      V::store(out + i, p ? V::add(V::load(out + i), part) : part);
-    }
+  const float largest = here > before ? here : before;
+  alignas(64) float weights[kTile] = {before - largest, here - largest};
+  V::store(weights, exp<V>(V::load(weights)));
+  whole.largest[r] = largest;
+  whole.sum[r] = whole.sum[r] * weights[0] + part.sum[r] * weights[1];
+  const auto old = V::floats(weights[0]), added = V::floats(weights[1]);
+  for (int64_t i = 0; i < d; i += kTile) {
+    const auto part_of = V::multiply(V::load(from + i), added);
+    V::store(to + i, V::add(V::multiply(V::load(to + i), old), part_of));
   }
-  divide_row<V>(out, total, d, out);
 }
 
-// Combines the same rows over successive segments of slots, and divides: the output.
 template <class V>
-void combine(const Attention& a, const QueryTile* segments, int64_t count) {
-  const QueryTile& first = segments[0];
+void fold(const Attention& a, const QueryTile& whole, const QueryTile& part) {
+  for (int64_t r = 0; r < whole.count; ++r) fold_row<V>(whole, part, r, a.head_dim);
+}
+
+// The output of a tile's rows: context / sum.
+template <class V>
+void divide(const Attention& a, const QueryTile& whole) {
   const int64_t d = a.head_dim;
-  for (int64_t r = 0; r < first.count; ++r) {
-    const QueryRow row = row_of(a, first, r);
+  for (int64_t r = 0; r < whole.count; ++r) {
+    const QueryRow row = row_of(a, whole, r);
     float* out = a.out + (row.token * a.heads + row.head) * d;
-    if (count == 1) divide_row<V>(first.context + r * d, first.sum[r], d, out);
-    else combine_row<V>(segments, count, r, d, out);
+    divide_row<V>(whole.context + r * d, whole.sum[r], d, out);
   }
 }
 

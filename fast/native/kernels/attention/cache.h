@@ -45,9 +45,9 @@ float slot_scale(const float* x, int64_t count, const float* fixed) {
 // Writes one head's new key and value as tiles of codes: keys of S outputs and D inputs, values of
 // D outputs and S inputs.
 template <class V>
-void write_codes(const Attention& a, int64_t head_index, int64_t slot, const float* k,
-                 const float* v) {
-  const int64_t d = a.head_dim, base = head_index * a.slots * d, at = head_index * a.slots + slot;
+void write_codes(const Attention& a, const Place& place, const float* k, const float* v) {
+  const int64_t d = a.head_dim, slot = place.slot;
+  const int64_t base = place.index * a.slots * d, at = place.index * a.slots + slot;
   int8_t* keys = static_cast<int8_t*>(a.keys) + base + (slot & ~15) * d + (slot & 15) * 4;
   int8_t* values = static_cast<int8_t*>(a.values) + base + slot / 4 * 64 + slot % 4;
   const float key_scale = slot_scale<V>(k, d, a.fixed ? a.fixed + 1 : nullptr);
@@ -66,18 +66,18 @@ void write_codes(const Attention& a, int64_t head_index, int64_t slot, const flo
 // Writes one head's new key and value to their slot. scratch: D + 16 floats.
 template <class V>
 void write_head(const Attention& a, int64_t token, int64_t head, float* scratch) {
-  const int64_t d = a.head_dim, slot = a.positions[token];
-  const int64_t head_index = token / a.tokens * a.kv_heads + head;
-  const int64_t key_at = (head_index * a.slots + (slot & ~15)) * d + (slot & 15);
-  const int64_t value_at = (head_index * a.slots + slot) * d;
+  const int64_t d = a.head_dim, position = a.positions[token];
+  const Place place = locate(a, a.rows ? a.rows[token] : token / a.tokens, head, position);
+  const int64_t at = place.index * a.slots + place.slot, value_at = at * d;
+  const int64_t key_at = (at & ~int64_t{15}) * d + (at & 15);
   const float* k = a.k + (token * a.kv_heads + head) * d;
   const float* v = a.v + (token * a.kv_heads + head) * d;
   if (a.rotary) {
-    rotate<V>(a, k, slot, scratch);
+    rotate<V>(a, k, static_cast<int32_t>(position), scratch);
     k = scratch;
   }
   if (a.codes) {
-    write_codes<V>(a, head_index, slot, k, v);
+    write_codes<V>(a, place, k, v);
     return;
   }
   if (!a.int8) {
@@ -95,18 +95,23 @@ void write_head(const Attention& a, int64_t token, int64_t head, float* scratch)
     for (int64_t j = 0; j < 16; ++j) keys[(i + j) * 16] = codes[j];
     quantize<V>(v + i, 16, value_scale, values + i, 4);
   }
-  a.key_scales[head_index * a.slots + slot] = key_scale;
-  a.value_scales[head_index * a.slots + slot] = value_scale;
+  a.key_scales[at] = key_scale;
+  a.value_scales[at] = value_scale;
 }
 
-// Writes tokens first..last of the batch. Padding repeats a chunk's last token at the same
-// position, which is written once.
+// Whether a token is padding: of no row, or a chunk's last token again, at the same position.
+inline bool is_padding(const Attention& a, int64_t token) {
+  if (a.rows && a.rows[token] < 0) return true;
+  if (token % a.tokens == 0 || a.positions[token] != a.positions[token - 1]) return false;
+  return !a.rows || a.rows[token] == a.rows[token - 1];
+}
+
+// Writes tokens first..last of the batch, but for padding.
 template <class V>
 void write_slots(const Attention& a, int64_t first, int64_t last, float* scratch) {
   for (int64_t head = 0; head < a.kv_heads; ++head) {
     for (int64_t token = first; token < last; ++token) {
-      const bool again = token % a.tokens > 0 && a.positions[token] == a.positions[token - 1];
-      if (!again) write_head<V>(a, token, head, scratch);
+      if (!is_padding(a, token)) write_head<V>(a, token, head, scratch);
     }
   }
 }

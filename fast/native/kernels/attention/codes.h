@@ -46,7 +46,7 @@ struct CodeTile {
 // Floats that kQueryRows rows take over the longest reach of a call.
 inline int64_t codes_scratch(const Attention& a) {
   const int64_t most = a.window + kQueryRows + kSlots;  // a reach begins at a multiple of 128
-  const int64_t slots = ceil_div(most < a.slots ? most : a.slots, kSlots) * kSlots;
+  const int64_t slots = ceil_div(most < capacity(a) ? most : capacity(a), kSlots) * kSlots;
   return kMostHead + kQueryRows * (kMostHead / 4 + slots + slots / 4);
 }
 
@@ -65,18 +65,24 @@ float codes_scale(const float* x, int64_t count, const float* fixed) {
   return fixed ? *fixed : int8_scale(most);
 }
 
-// Sums of products of R rows of codes, `wide` bytes each, with C tiles: `stride` bytes apart,
-// `blocks` of 64 bytes.
+// Sums of products of R rows of codes with C tiles, before the first: what the products will have
+// too much where weights are shifted to be positive.
 template <class V, int R, int C>
-PLANISH_INLINE inline void sum_codes(const int8_t* x, int64_t wide, const int32_t* row_sums,
-                                     const int8_t* tiles, int64_t stride, int64_t blocks,
-                                     typename V::Ints (&sum)[R * C]) {
-  const auto* codes = reinterpret_cast<const uint8_t*>(tiles);
+PLANISH_INLINE inline void begin_sums(const int32_t* row_sums, typename V::Ints (&sum)[R * C]) {
   unroll<R * C>([&](auto i) PLANISH_INLINE {
     constexpr int shift = V::kInt8Zero == 0 ? 0 : 7;
     const auto row_sum = V::ints(V::kInt8Zero == 0 ? 0 : row_sums[i / C]);
     sum[i] = V::subtract(V::ints(0), V::template shift_left<shift>(row_sum));
   });
+}
+
+// Adds products of R rows of codes, `wide` bytes each, with C tiles: `stride` bytes apart, `blocks`
+// of 64 bytes.
+template <class V, int R, int C>
+PLANISH_INLINE inline void add_codes(const int8_t* x, int64_t wide, const int8_t* tiles,
+                                     int64_t stride, int64_t blocks,
+                                     typename V::Ints (&sum)[R * C]) {
+  const auto* codes = reinterpret_cast<const uint8_t*>(tiles);
   for (int64_t b = 0; b < blocks; ++b) {
     typename V::Bytes w[C];
     unroll<C>([&](auto c)
@@ -96,12 +102,12 @@ inline bool is_power_of_two(float x) {
 
 // Scores of R rows with C tiles of 16 slots: ((f32(sum) * q_scale) * k_scale) / divisor.
 template <class V, int R, int C>
-void score_tiles(const Attention& a, const CodeTile<R>& m, int64_t head_index, int64_t slot,
-                 float* scores) {
-  const int64_t d = a.head_dim, at = head_index * a.slots + slot;
+void score_tiles(const Attention& a, const CodeTile<R>& m, const Place& place, float* scores) {
+  const int64_t d = a.head_dim, at = place.index * a.slots + place.slot;
   typename V::Ints sum[R * C];
   const int8_t* keys = static_cast<const int8_t*>(a.keys) + at * d;
-  sum_codes<V, R, C>(m.codes, d, m.sum, keys, 16 * d, d / 4, sum);
+  begin_sums<V, R, C>(m.sum, sum);
+  add_codes<V, R, C>(m.codes, d, keys, 16 * d, d / 4, sum);
   const auto divisor = V::floats(a.divisor), inverse = V::floats(1.0f / a.divisor);
   const bool exact = is_power_of_two(a.divisor);
   unroll<C>([&](auto c) PLANISH_INLINE {
@@ -130,16 +136,19 @@ void quantize_queries(const Attention& a, const QueryTile& t, CodeTile<R>& m) {
 // The scores of all steps; t.largest becomes the largest of each row.
 template <class V, int R>
 void score_codes(const Attention& a, const QueryTile& t, const CodeTile<R>& m) {
-  const int64_t head_index = t.batch * a.kv_heads + t.head;
   for (int64_t r = 0; r < t.count; ++r) t.largest[r] = -__builtin_inff();
   for (int64_t i = 0; i < m.steps; ++i) {
     const int64_t slot = t.begin + i * kSlots, slots = step_slots(t, i);
     float* scores = m.step(i);
+    Place place = locate(a, t.row, t.head, slot);
     int64_t s = 0;
     for (; s + V::kTiles * kTile <= slots; s += V::kTiles * kTile) {
-      score_tiles<V, R, V::kTiles>(a, m, head_index, slot + s, scores + s);
+      score_tiles<V, R, V::kTiles>(a, m, place, scores + s);
+      place.slot += V::kTiles * kTile;
     }
-    for (; s < slots; s += kTile) score_tiles<V, R, 1>(a, m, head_index, slot + s, scores + s);
+    for (; s < slots; s += kTile, place.slot += kTile) {
+      score_tiles<V, R, 1>(a, m, place, scores + s);
+    }
     Reach in[R];
     limit_scores<V, R>(a, t, slot, slots, scores, in);
     for (int64_t r = 0; r < t.count; ++r) {
@@ -194,7 +203,6 @@ int32_t quantize_row(const float* x, int64_t count, float scale, int8_t* codes) 
 // Scores -> codes of weights, with their scale: the largest / 127, or 1 / 127 if scales are fixed.
 template <class V, int R>
 void quantize_weights(const Attention& a, const QueryTile& t, CodeTile<R>& m) {
-  const int64_t head_index = t.batch * a.kv_heads + t.head;
   if (t.count < R) __builtin_memset(m.weights, 0, m.steps * R * kSlots);
   for (int64_t r = 0; r < t.count; ++r) {
     const int64_t position = a.positions[row_of(a, t, r).token];
@@ -203,7 +211,9 @@ void quantize_weights(const Attention& a, const QueryTile& t, CodeTile<R>& m) {
     for (int64_t i = 0; i < m.steps; ++i) {
       const int64_t slot = t.begin + i * kSlots, slots = step_slots(t, i);
       const Reach in = reach(a, position, slot, slots);
-      const float* v_scale = a.fixed ? nullptr : a.value_scales + head_index * a.slots + slot;
+      const Place place = locate(a, t.row, t.head, slot);
+      const int64_t at = place.index * a.slots + place.slot;
+      const float* v_scale = a.fixed ? nullptr : a.value_scales + at;
       float *row = m.step(i) + r * kSlots, largest = t.largest[r];
       if (in.end - in.begin == slots) {
         t.sum[r] += weigh_step<V>(row, largest, v_scale, slots, &most);
@@ -224,12 +234,16 @@ void quantize_weights(const Attention& a, const QueryTile& t, CodeTile<R>& m) {
 // C tiles of 16 channels of the context, still to be divided by t.sum: f32(sum) * p_scale.
 template <class V, int R, int C>
 void weigh_values(const Attention& a, const QueryTile& t, const CodeTile<R>& m, int64_t tile) {
-  const int64_t d = a.head_dim, base = (t.batch * a.kv_heads + t.head) * a.slots * d;
-  const int8_t* values = static_cast<const int8_t*>(a.values) + base;
-  const int64_t stride = 16 * a.slots, blocks = (t.end - t.begin + 15) / 16 * 4;
+  const int64_t d = a.head_dim, stride = 16 * a.slots, run = a.table ? kPage : t.end - t.begin;
   typename V::Ints sum[R * C];
-  values += tile * stride + 16 * t.begin;
-  sum_codes<V, R, C>(m.weights, m.steps * kSlots, m.weight_sum, values, stride, blocks, sum);
+  begin_sums<V, R, C>(m.weight_sum, sum);
+  for (int64_t slot = t.begin; slot < t.end; slot += run) {
+    const Place place = locate(a, t.row, t.head, slot);
+    const int8_t* values = static_cast<const int8_t*>(a.values) + place.index * a.slots * d;
+    values += tile * stride + 16 * place.slot;
+    const int64_t left = t.end - slot, blocks = ((left < run ? left : run) + 15) / 16 * 4;
+    add_codes<V, R, C>(m.weights + slot - t.begin, m.steps * kSlots, values, stride, blocks, sum);
+  }
   const auto v_scale = V::floats(a.fixed ? a.fixed[2] : 1.0f);
   unroll<R * C>([&](auto i) PLANISH_INLINE {
     auto value = V::multiply(V::to_floats(sum[i]), V::floats(m.weight_scale[i / C]));

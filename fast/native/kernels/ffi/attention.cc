@@ -14,6 +14,7 @@ struct AttentionCall {
   std::string_view isa;
   int64_t heads, kv_heads, head_dim, rotary;
   bool interleaved, int8, codes, fixed;  // fixed: calibrated scales
+  bool paged;
   float divisor;
   int64_t window;  // 0: all slots
   ffi::Span<const float> slopes;
@@ -27,10 +28,10 @@ inline auto attention_attributes() {
                     StructMember<int64_t>("kv_heads"), StructMember<int64_t>("head_dim"),
                     StructMember<int64_t>("rotary"), StructMember<bool>("interleaved"),
                     StructMember<bool>("int8"), StructMember<bool>("codes"),
-                    StructMember<bool>("fixed"), StructMember<float>("divisor"),
-                    StructMember<int64_t>("window"), StructMember<ffi::Span<const float>>("slopes"),
-                    StructMember<bool>("divided"), StructMember<bool>("bfloat16"),
-                    StructMember<float>("cap"));
+                    StructMember<bool>("fixed"), StructMember<bool>("paged"),
+                    StructMember<float>("divisor"), StructMember<int64_t>("window"),
+                    StructMember<ffi::Span<const float>>("slopes"), StructMember<bool>("divided"),
+                    StructMember<bool>("bfloat16"), StructMember<float>("cap"));
 }
 
 namespace {
@@ -86,6 +87,19 @@ void read_tokens(Reader& in, Attention& a) {
   a.positions = in.data<int32_t>("positions", ffi::DataType::S32, count);
 }
 
+// The row of each token, and the pages of each row.
+void read_pages(Reader& in, Attention& a) {
+  a.rows = in.data<int32_t>("rows", ffi::DataType::S32, a.batch * a.tokens);
+  ffi::AnyBuffer* table = in.next("table", {ffi::DataType::S32}, -1);
+  if (!table || table->dimensions().size() != 2 || table->dimensions()[1] < 1) {
+    in.fail("table must be [rows, pages of a row]");
+    return;
+  }
+  a.table = static_cast<const int32_t*>(table->untyped_data());
+  a.table_rows = table->dimensions()[0];
+  a.row_pages = table->dimensions()[1];
+}
+
 // cos and sin, if heads are rotated; returns the number of positions in them.
 int64_t read_tables(Reader& in, Attention& a) {
   if (a.rotary == 0) return 0;
@@ -101,15 +115,18 @@ int64_t read_tables(Reader& in, Attention& a) {
 const void* read_cache(Reader& in, Attention& a, int64_t window) {
   const auto type = a.int8 ? ffi::DataType::S8 : ffi::DataType::F32;
   ffi::AnyBuffer* keys = in.next("keys", {type}, -1);
-  const int64_t slot_size = a.batch * a.kv_heads * a.head_dim;
-  if (!keys || slot_size < 1 || keys->element_count() % (slot_size * 16) != 0) {
-    in.fail("keys must be [B, K, S / 16, D, 16]");
+  const int64_t one_slot = a.kv_heads * a.head_dim,
+                slot_size = a.table ? one_slot : a.batch * one_slot;
+  const int64_t unit = slot_size * (a.table ? kPage : 16);
+  if (!keys || unit < 1 || keys->element_count() % unit != 0) {
+    in.fail(a.table ? "keys must be [pages, K, 8, D, 16]" : "keys must be [B, K, S / 16, D, 16]");
     return nullptr;
   }
   const int64_t size = static_cast<int64_t>(keys->element_count());
-  a.slots = size / slot_size;
-  a.window = window > 0 && window < a.slots ? window : a.slots;
-  const int64_t scales = a.batch * a.kv_heads * a.slots;
+  a.slots = a.table ? kPage : size / slot_size;
+  a.window = window > 0 && window < capacity(a) ? window : capacity(a);
+  a.pages = size / unit;
+  const int64_t scales = size / a.head_dim;
   in.data<void>("values", type, size);
   const bool stored_scales = a.int8 && !a.fixed;
   if (stored_scales) {
@@ -127,20 +144,33 @@ const void* read_cache(Reader& in, Attention& a, int64_t window) {
   return keys->untyped_data();
 }
 
-// Checks that positions are within the cache and within the `table` rotary positions.
-void check_positions(Reader& in, const Attention& a, int64_t table) {
+// Checks that positions are within the cache and within the `angles` rotary positions.
+void check_positions(Reader& in, const Attention& a, int64_t angles) {
+  const int64_t slots = capacity(a);
   for (int64_t i = 0; i < a.batch * a.tokens && in.good(); ++i) {
     const int64_t position = a.positions[i];
-    if (position < 0 || position >= a.slots || (a.rotary > 0 && position >= table)) {
-      in.fail("position " + std::to_string(position) + " is outside " + std::to_string(a.slots) +
+    if (position < 0 || position >= slots || (a.rotary > 0 && position >= angles)) {
+      in.fail("position " + std::to_string(position) + " is outside " + std::to_string(slots) +
               " slots");
     }
   }
 }
 
-// Buffers: q, k, v, positions, cos and sin (if rotary > 0), calibrated scales [3] (if fixed), keys,
-// values (with their scales if int8 and not fixed), which are returned as results in the same
-// memory. Results: context, keys, values (, scales).
+// Checks that rows are in the table, and that there are the pages of their slots.
+void check_pages(Reader& in, const Attention& a) {
+  for (int64_t i = 0; i < a.batch * a.tokens && in.good(); ++i) {
+    const int64_t row = a.rows[i];
+    if (row < -1 || row >= a.table_rows) in.fail("row " + std::to_string(row) + " has no pages");
+    for (int64_t p = 0; in.good() && row >= 0 && p <= a.positions[i] / kPage; ++p) {
+      const int64_t page = a.table[row * a.row_pages + p];
+      if (page < 0 || page >= a.pages) in.fail("there is no page " + std::to_string(page));
+    }
+  }
+}
+
+// Buffers: q, k, v, positions, rows and table (if paged), cos and sin (if rotary > 0), calibrated
+// scales [3] (if fixed), keys, values (with their scales if int8 and not fixed), which are returned
+// as results in the same memory. Results: context, keys, values (, scales).
 ffi::Error attention(ffi::ThreadPool pool, const AttentionCall& call, ffi::RemainingArgs arguments,
                      ffi::RemainingRets results) {
   Reader in(arguments, results);
@@ -150,11 +180,14 @@ ffi::Error attention(ffi::ThreadPool pool, const AttentionCall& call, ffi::Remai
   Attention a = options_of(call);
   read_tokens(in, a);
   if (!in.good()) return in.error();
-  const int64_t table = read_tables(in, a);
+  if (call.paged) read_pages(in, a);
+  if (!in.good()) return in.error();
+  const int64_t angles = read_tables(in, a);
   if (call.fixed) a.fixed = in.data<float>("scales", ffi::DataType::F32, 3);
   const void* keys = read_cache(in, a, call.window);
   in.end();
-  check_positions(in, a, table);
+  check_positions(in, a, angles);
+  if (call.paged) check_pages(in, a);
   if (!in.good()) return in.error();
   if (keys != a.keys) {
     return ffi::Error::Internal(

@@ -15,9 +15,11 @@ struct ExpertsCall {
   std::string_view isa, activation;
   bool last, residual;
   int64_t sequences, experts;
-  ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, biases;
+  ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, offsets, orders, biases;
 
-  LinearFields fields() const { return {bits, outputs, group_sizes, zero_points, biases}; }
+  LinearFields fields() const {
+    return {bits, outputs, group_sizes, zero_points, offsets, orders, biases};
+  }
 };
 
 // The names of these attributes, in the order of the fields.
@@ -30,6 +32,8 @@ inline auto experts_attributes() {
                     StructMember<ffi::Span<const int64_t>>("outputs"),
                     StructMember<ffi::Span<const int64_t>>("group_sizes"),
                     StructMember<ffi::Span<const int64_t>>("zero_points"),
+                    StructMember<ffi::Span<const int64_t>>("offsets"),
+                    StructMember<ffi::Span<const int64_t>>("orders"),
                     StructMember<ffi::Span<const int64_t>>("biases"));
 }
 
@@ -79,11 +83,13 @@ RoutedRows read_routed(Reader& in, const ExpertsCall& call) {
 }
 
 // The experts' weights: one linear's, or gate's and up's.
-std::vector<Weight> read_stacks(Reader& in, const ExpertsCall& call, int64_t k) {
+std::vector<Weight> read_stacks(Reader& in, const ExpertsCall& call, int64_t k,
+                                Granularity granularity) {
   std::vector<Weight> stacks;
   const LinearFields fields = call.fields();
   for (size_t i = 0; i < fields.count() && in.good(); ++i) {
     stacks.push_back(read_weight(in, fields, i, k, call.experts));
+    require_plain(in, stacks[i], granularity);
   }
   if (in.good() && stacks.size() == 2 &&
       (stacks[0].outputs != stacks[1].outputs || !same_groups(stacks[0], stacks[1]))) {
@@ -93,7 +99,8 @@ std::vector<Weight> read_stacks(Reader& in, const ExpertsCall& call, int64_t k) 
 }
 
 // Buffers: x, expert ids int32 [rows, top_k]; activation scales [experts] if they are static; for
-// one linear, or for gate and up, the stacks' codes, scale, zero point and bias; in a last call
+// one linear, or for gate and up, the stacks' codes, scale, zero point, offset, permutation and
+// bias; in a last call
 // routing weights [rows, top_k] and perhaps a residual. Result: y.
 ffi::Error experts(ffi::ThreadPool pool, const ExpertsCall& call, ffi::RemainingArgs arguments,
                    ffi::RemainingRets results) {
@@ -111,7 +118,7 @@ ffi::Error experts(ffi::ThreadPool pool, const ExpertsCall& call, ffi::Remaining
   if (call.activation == "static") {
     work.given = in.data<float>("activation scale", ffi::DataType::F32, call.experts);
   }
-  work.stacks = read_stacks(in, call, routed.inputs);
+  work.stacks = read_stacks(in, call, routed.inputs, granularity);
   const int64_t n = in.good() ? work.stacks[0].outputs : 0;
   const float* routing_weights =
       call.last ? in.data<float>("routing weights", ffi::DataType::F32, pairs) : nullptr;

@@ -15,9 +15,11 @@ struct LinearsCall {
   float eps;
   bool gated, norm_weight, norm_bias, residual;
   int64_t sequences;
-  ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, biases;
+  ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, offsets, orders, biases;
 
-  LinearFields fields() const { return {bits, outputs, group_sizes, zero_points, biases}; }
+  LinearFields fields() const {
+    return {bits, outputs, group_sizes, zero_points, offsets, orders, biases};
+  }
   NormFields norm_fields() const { return {norm, eps, norm_weight, norm_bias}; }
 };
 
@@ -32,6 +34,8 @@ inline auto linears_attributes() {
       StructMember<ffi::Span<const int64_t>>("outputs"),
       StructMember<ffi::Span<const int64_t>>("group_sizes"),
       StructMember<ffi::Span<const int64_t>>("zero_points"),
+      StructMember<ffi::Span<const int64_t>>("offsets"),
+      StructMember<ffi::Span<const int64_t>>("orders"),
       StructMember<ffi::Span<const int64_t>>("biases"));
 }
 
@@ -44,9 +48,11 @@ ffi::AnyBuffer* read_rows(Reader& in) {
   return in.fail("x is " + shape_text(*x) + ", expected [..., inputs]");
 }
 
-void read_weights(Reader& in, const LinearFields& fields, int64_t k, Linears& linears) {
+void read_weights(Reader& in, const LinearFields& fields, int64_t k, Granularity granularity,
+                  Linears& linears) {
   for (size_t i = 0; i < fields.count() && in.good(); ++i) {
     linears.weights.push_back(read_weight(in, fields, i, k));
+    require_plain(in, linears.weights[i], granularity);
     if (!same_groups(linears.weights[i], linears.weights[0])) {
       in.fail("linears of one call must have the same groups");
     }
@@ -72,7 +78,7 @@ void read_outputs(Reader& in, const LinearsCall& call, int64_t rows, Linears& li
 
 // y_i = linear_i(norm(x)) + residual, or the one y = silu(linear_0(norm(x))) * linear_1(norm(x)).
 // Buffers, in this order, those that the attributes announce: x, norm weight, norm bias, activation
-// scale; for each linear codes, scale, zero point, bias; residual. Results: y.
+// scale; for each linear codes, scale, zero point, offset, permutation, bias; residual. Results: y.
 ffi::Error linears(ffi::ThreadPool pool, const LinearsCall& call, ffi::RemainingArgs arguments,
                    ffi::RemainingRets results) {
   Reader in(arguments, results);
@@ -92,11 +98,11 @@ ffi::Error linears(ffi::ThreadPool pool, const LinearsCall& call, ffi::Remaining
     given = in.data<float>("activation scale", ffi::DataType::F32, 1);
   }
   Linears all = {{}, {}, call.gated};
-  read_weights(in, call.fields(), k, all);
+  read_weights(in, call.fields(), k, granularity, all);
   read_outputs(in, call, rows, all);
   in.end();
   if (!in.good()) return in.error();
-  const PackedRows packed = rows_for(all.weights[0], granularity, rows, k);
+  const PackedRows packed = rows_for(all.weights, granularity, rows, k);
   run_linears(*kernels, pool, all, source, packed, given, call.sequences);
   return ffi::Error::Success();
 }

@@ -11,17 +11,18 @@ namespace planish {
 
 // The attributes that describe linears, one entry for each linear; named as the attributes are.
 struct LinearFields {
-  ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, biases;
+  ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, offsets, orders, biases;
 
   size_t count() const { return bits.size(); }
   bool complete() const {
     return count() > 0 && outputs.size() == count() && group_sizes.size() == count() &&
-           zero_points.size() == count() && biases.size() == count();
+           zero_points.size() == count() && offsets.size() == count() && orders.size() == count() &&
+           biases.size() == count();
   }
 };
 
-// INT8 scales: one for each output, or one for each of `experts` weights.
-inline void read_int8_scale(Reader& in, Weight& w, int64_t experts) {
+// INT8 scales of rows: one for each output, or one for each of `experts` weights.
+inline void read_row_scale(Reader& in, Weight& w, int64_t experts) {
   ffi::AnyBuffer* scale = in.next("scale", {ffi::DataType::F32}, -1);
   if (!scale) return;
   const int64_t count = static_cast<int64_t>(scale->element_count());
@@ -29,17 +30,42 @@ inline void read_int8_scale(Reader& in, Weight& w, int64_t experts) {
     in.fail("scale is " + shape_text(*scale) + ", expected " + std::to_string(experts) + " or " +
             std::to_string(experts * w.outputs));
   }
+  w.row_scale = true;
   w.one_scale = count == experts;
   w.scale = scale->untyped_data();
 }
 
-// INT4 scales, and zero points if they are stored; `count` of each.
-inline void read_int4_scale(Reader& in, Weight& w, bool zero_point, int64_t count) {
-  ffi::AnyBuffer* scale = in.next("scale", {ffi::DataType::F16, ffi::DataType::F32}, count);
-  if (!scale) return;
-  w.half_scale = scale->element_type() == ffi::DataType::F16;
-  w.scale = scale->untyped_data();
-  if (zero_point) w.zero = in.data<uint8_t>("zero_point", ffi::DataType::U8, count);
+// `count` halves or floats; sets `half`.
+inline const void* read_either(Reader& in, const char* name, int64_t count, bool& half) {
+  ffi::AnyBuffer* found = in.next(name, {ffi::DataType::F16, ffi::DataType::F32}, count);
+  if (!found) return nullptr;
+  half = found->element_type() == ffi::DataType::F16;
+  return found->untyped_data();
+}
+
+// The order of K inputs, for each of `experts` weights.
+inline void read_order(Reader& in, Weight& w, int64_t k, int64_t experts) {
+  w.order = in.data<int32_t>("permutation", ffi::DataType::S32, experts * k);
+  if (!w.order) return;
+  for (int64_t i = 0; i < experts * k; ++i) {
+    if (w.order[i] >= 0 && w.order[i] < k) continue;
+    in.fail("permutation has " + std::to_string(w.order[i]) + " of " + std::to_string(k) +
+            " inputs");
+    return;
+  }
+}
+
+// Scales, zero points or offsets, which attributes announce; `count` of each if they are of groups.
+inline void read_scales(Reader& in, const LinearFields& fields, size_t i, Weight& w,
+                        int64_t experts) {
+  const int64_t count = experts * ceil_div(w.outputs, kTile) * w.groups * kTile;
+  const bool grouped = w.bits == 8 && fields.group_sizes[i] > 0;
+  if (w.bits == 8 && !grouped && !fields.offsets[i]) return read_row_scale(in, w, experts);
+  w.scale = read_either(in, "scale", count, w.half_scale);
+  if (w.bits == 4 && fields.zero_points[i]) {
+    w.zero = in.data<uint8_t>("zero_point", ffi::DataType::U8, count);
+  }
+  if (fields.offsets[i]) w.offset = read_either(in, "offset", count, w.half_offset);
 }
 
 // The i-th linear's weight for K inputs; in a stack of `experts` weights, the first.
@@ -53,17 +79,29 @@ inline Weight read_weight(Reader& in, const LinearFields& fields, size_t i, int6
     return w;
   }
   const int64_t tiles = ceil_div(w.outputs, kTile), width = 32 / w.bits;
-  const int64_t group = w.bits == 8 || fields.group_sizes[i] < 1 ? k : fields.group_sizes[i];
+  const int64_t group = fields.group_sizes[i] < 1 ? k : fields.group_sizes[i];
   w.blocks = ceil_div(k, width);
   w.groups = ceil_div(k, group);
   w.group_blocks = ceil_div(group, width);
-  if (w.groups > 1 && group % 32 != 0) in.fail("a group must be a multiple of 32 inputs");
-  const auto type = w.bits == 8 ? ffi::DataType::S8 : ffi::DataType::U8;
+  const int64_t least = w.bits == 8 ? 16 : 32;
+  if (w.groups > 1 && group % least != 0) {
+    in.fail("a group must be a multiple of " + std::to_string(least) + " inputs");
+  }
+  const bool bytes = w.bits == 4 || fields.offsets[i];
+  const auto type = bytes ? ffi::DataType::U8 : ffi::DataType::S8;
   w.codes = in.data<uint8_t>("codes", type, experts * tiles * w.blocks * kTileBytes);
-  if (w.bits == 8) read_int8_scale(in, w, experts);
-  else read_int4_scale(in, w, fields.zero_points[i], experts * tiles * w.groups * kTile);
+  read_scales(in, fields, i, w, experts);
+  if (fields.orders[i]) read_order(in, w, k, experts);
   if (fields.biases[i]) w.bias = in.data<float>("bias", ffi::DataType::F32, experts * w.outputs);
   return w;
+}
+
+// Quantized rows are for INT4 and for INT8 of whole rows, in order.
+inline void require_plain(Reader& in, const Weight& w, Granularity granularity) {
+  if (granularity == Granularity::kFloat) return;
+  if (w.offset || w.order || (w.bits == 8 && !w.row_scale)) {
+    in.fail("offsets, orders and INT8 in groups multiply float activations");
+  }
 }
 
 // Whether two weights can read the same packed rows.

@@ -19,7 +19,8 @@ struct Amx : Lanes<V> {
 
   static bool allowed() { return may_use_tiles(); }
   static bool by_lanes(const PackedRows& p) {
-    return p.rows <= kFewRows || (p.groups > 1 && p.group_inputs > kShiftedInputs);
+    return p.rows <= kFewRows || (p.groups > 1 && p.group_inputs > kShiftedInputs) ||
+           (p.groups == 1 && p.totals);
   }
 
   // Other code of this thread may use tiles too, so a unit configures and releases them: 0.1 us.
@@ -58,7 +59,10 @@ struct Amx : Lanes<V> {
     const int64_t most = 2 * pairs_at_once(p);
     for (const int64_t end = tile + count; tile < end; tile += most) {
       const int64_t some = end - tile < most ? end - tile : most;
-      if (rows.floats) run_floats<V>(call, scratch, tile, some);
+      if (w.offset) run_floats<V, After::kOffset>(call, scratch, tile, some);
+      else if (rows.floats && p.groups > 1) {
+        run_floats<V, After::kFloatGroup>(call, scratch, tile, some);
+      } else if (rows.floats) run_tiles<V, After::kFloat, 4>(call, scratch, tile, some);
       else if (w.bits == 8) run_tiles<V, After::kInt8, 4>(call, scratch, tile, some);
       else if (p.groups == 1) run_tiles<V, After::kInt4, 4>(call, scratch, tile, some);
       else if (rows.scale_groups > 1) run_groups<V, After::kGroup>(call, scratch, tile, some);

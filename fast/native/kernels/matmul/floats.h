@@ -2,9 +2,11 @@
 //
 // Up to 8 rows: codes are converted to floats in registers. More rows: a panel, a few inputs of
 // four tiles, is converted into the nearest cache and multiplied with every row. The scale is
-// applied to the sum over a group. Both use the same order of operations, so a row's result does
-// not depend on the number of rows.
+// applied to the sum over a group, the offset to the sum of its inputs, which the packed rows have.
+// Both use the same order of operations, so a row's result does not depend on the number of rows.
 #pragma once
+
+#include <type_traits>
 
 #include "../table.h"
 #include "integer.h"
@@ -17,29 +19,61 @@ constexpr int64_t kPanelTiles = 4;
 constexpr int64_t kPanelInputs = 64;
 constexpr int64_t kFloatAhead = 1024;  // bytes that each of four streams is prefetched ahead
 
+// What codes become before they are multiplied.
+enum class Codes {
+  kInt8,     // -128..127
+  kBytes,    // 0..255, INT8 with offsets
+  kCentred,  // INT4 minus 8
+  kZeros,    // INT4 minus the stored zero points
+  kNibbles,  // 0..15, INT4 with offsets
+};
+
+constexpr bool of_int8(Codes kind) { return kind == Codes::kInt8 || kind == Codes::kBytes; }
+constexpr int inputs_of(Codes kind) { return of_int8(kind) ? 4 : 8; }  // of a block
+
+// Calls use(constant) with the kind of a weight's codes.
+template <class Use>
+PLANISH_INLINE inline void with_codes(const Weight& w, Use&& use) {
+  if (w.bits == 8 && w.offset) use(std::integral_constant<Codes, Codes::kBytes>{});
+  else if (w.bits == 8) use(std::integral_constant<Codes, Codes::kInt8>{});
+  else if (w.offset) use(std::integral_constant<Codes, Codes::kNibbles>{});
+  else if (w.zero) use(std::integral_constant<Codes, Codes::kZeros>{});
+  else use(std::integral_constant<Codes, Codes::kCentred>{});
+}
+
 template <class V>
 typename V::Floats float_scale(const Weight& w, int64_t tile, int64_t group) {
-  if (w.bits == 4) return group_scale<V>(w, tile, group);
+  if (!w.row_scale) return group_scale<V>(w, tile, group);
   const float* scale = static_cast<const float*>(w.scale);
   if (w.one_scale) return V::floats(scale[0]);
   const int64_t left = w.outputs - tile * kTile;
   return left >= kTile ? V::load(scale + tile * kTile) : V::load_part(scale + tile * kTile, left);
 }
 
-// zero point - 8, to be subtracted from codes - 8; zero if no zero points are stored.
 template <class V>
+typename V::Floats float_offset(const Weight& w, int64_t tile, int64_t group) {
+  return load_either<V>(w.offset, w.half_offset, (tile * w.groups + group) * kTile);
+}
+
+// zero point - 8, to be subtracted from codes - 8; zero if no zero points are stored.
+template <class V, Codes kCodes>
 PLANISH_INLINE inline typename V::Floats zero_shift(const Weight& w, int64_t tile, int64_t group) {
-  if (w.bits == 8 || !w.zero) return V::floats(0.0f);
+  if constexpr (kCodes != Codes::kZeros) return V::floats(0.0f);
   const auto zero = V::widen(w.zero + (tile * w.groups + group) * kTile);
   return V::to_floats(V::subtract(zero, V::ints(8)));
 }
 
-// Calls use(i, codes minus zero points of 16 outputs as floats) for each input i of one block.
-template <class V, int kBits, bool kZero, class Use>
-PLANISH_INLINE inline void centred_block(const uint8_t* block, typename V::Floats shift,
+// Calls use(i, codes of 16 outputs as floats) for each input i of one block.
+template <class V, Codes kCodes, class Use>
+PLANISH_INLINE inline void convert_block(const uint8_t* block, typename V::Floats shift,
                                          Use&& use) {
   const auto codes = V::load_ints(block);
-  if constexpr (kBits == 8) {
+  if constexpr (kCodes == Codes::kBytes) {
+    unroll<4>([&](auto i) PLANISH_INLINE {
+      const auto code = V::bits_and(V::template shift_right<8 * i>(codes), V::ints(255));
+      use(i, V::to_floats(code));
+    });
+  } else if constexpr (kCodes == Codes::kInt8) {
     unroll<4>([&](auto i) PLANISH_INLINE {
       const auto code = V::template shift_right<24>(V::template shift_left<24 - 8 * i>(codes));
       use(i, V::to_floats(code));
@@ -47,23 +81,23 @@ PLANISH_INLINE inline void centred_block(const uint8_t* block, typename V::Float
   } else {
     unroll<8>([&](auto i) PLANISH_INLINE {
       constexpr int at = i < 4 ? 8 * i : 8 * (i - 4) + 4;
-      const auto code = V::centred_nibbles(V::template shift_right<at>(codes));
-      if constexpr (kZero) use(i, V::subtract(code, shift));
-      else use(i, code);
+      const auto nibbles = V::template shift_right<at>(codes);
+      if constexpr (kCodes == Codes::kNibbles) use(i, V::nibbles(nibbles));
+      else if constexpr (kCodes == Codes::kCentred) use(i, V::centred_nibbles(nibbles));
+      else use(i, V::subtract(V::centred_nibbles(nibbles), shift));
     });
   }
 }
 
 // Converts blocks first..last of one tile to floats [inputs, 16].
-template <class V, int kBits>
-void centred_floats(const Weight& w, int64_t tile, int64_t group, int64_t first, int64_t last,
+template <class V, Codes kCodes>
+void convert_blocks(const Weight& w, int64_t tile, int64_t group, int64_t first, int64_t last,
                     float* out) {
-  constexpr int kInputs = 32 / kBits;
   const uint8_t* codes = w.codes + tile * w.blocks * kTileBytes;
-  const auto shift = zero_shift<V>(w, tile, group);
-  for (int64_t b = first; b < last; ++b, out += kInputs * kTile) {
+  const auto shift = zero_shift<V, kCodes>(w, tile, group);
+  for (int64_t b = first; b < last; ++b, out += inputs_of(kCodes) * kTile) {
     const auto store = [&](auto i, auto code) PLANISH_INLINE { V::store(out + i * kTile, code); };
-    centred_block<V, kBits, true>(codes + b * kTileBytes, shift, store);
+    convert_block<V, kCodes>(codes + b * kTileBytes, shift, store);
   }
 }
 
@@ -103,7 +137,7 @@ inline Panel place_panel(int64_t tile, int64_t tiles, int64_t rows, float* scrat
   return {tile, tiles, scratch, sums, sums + kPanelTiles * kTile * rows};
 }
 
-// sums = sum of x (q - z) over one group
+// sums = sum of x (q - z), or x q, over one group
 template <class V>
 void sum_panel_group(const Weight& w, const Rows& rows, const Panel& panel, int64_t group) {
   const int64_t inputs = rows.steps * 4, width = 32 / w.bits, step = kPanelInputs / width;
@@ -114,28 +148,51 @@ void sum_panel_group(const Weight& w, const Rows& rows, const Panel& panel, int6
     const int64_t last = b + step < end ? b + step : end;
     for (int64_t c = 0; c < panel.tiles; ++c) {
       float* at = panel.codes + c * kPanelInputs * kTile;
-      if (w.bits == 8) centred_floats<V, 8>(w, panel.tile + c, group, b, last, at);
-      else centred_floats<V, 4>(w, panel.tile + c, group, b, last, at);
+      with_codes(
+          w, [&](auto codes) { convert_blocks<V, codes>(w, panel.tile + c, group, b, last, at); });
     }
     panel_products<V>(rows, inputs, b * width, (last - b) * width, panel.tiles, panel.codes,
                       panel.sums);
   }
 }
 
-// totals += sums * w_scale
+// total + sum * scale, and then + (the sum of the inputs) * offset
+template <class V, bool kOffset>
+PLANISH_INLINE inline typename V::Floats add_group(typename V::Floats total, typename V::Floats sum,
+                                                   typename V::Floats scale, float inputs,
+                                                   typename V::Floats offset) {
+  total = V::add(total, V::multiply(sum, scale));
+  if constexpr (kOffset) total = V::add(total, V::multiply(V::floats(inputs), offset));
+  return total;
+}
+
+// The sum of the inputs of a row's group.
+inline float row_total(const Rows& rows, int64_t row, int64_t group) {
+  const RowTile tile = tile_of(rows, row);
+  return rows.totals[tile.first * rows.groups + group * tile.size + row - tile.first];
+}
+
+// totals += sums * scale + (the sum of the inputs) * offset
 template <class V>
 void add_panel_group(const Weight& w, const Rows& rows, const Panel& panel, int64_t group) {
   for (int64_t c = 0; c < panel.tiles; ++c) {
     const auto scale = float_scale<V>(w, panel.tile + c, group);
+    const auto offset = w.offset ? float_offset<V>(w, panel.tile + c, group) : scale;
     for (int64_t r = 0; r < rows.rows; ++r) {
-      const int64_t at = (r * kPanelTiles + c) * kTile;
-      const auto part = V::multiply(V::load(panel.sums + at), scale);
-      V::store(panel.totals + at, V::add(V::load(panel.totals + at), part));
+      float* total = panel.totals + (r * kPanelTiles + c) * kTile;
+      const auto sum = V::load(panel.sums + (r * kPanelTiles + c) * kTile);
+      const auto before = V::load(total);
+      if (w.offset) {
+        const float inputs = row_total(rows, r, group);
+        V::store(total, add_group<V, true>(before, sum, scale, inputs, offset));
+      } else {
+        V::store(total, add_group<V, false>(before, sum, scale, 0.0f, offset));
+      }
     }
   }
 }
 
-// sum over groups of (sum of x (q - z)) * w_scale, for up to four tiles
+// The sum over groups for up to four tiles.
 template <class V>
 void float_panel(const Weight& w, const Rows& rows, const Output& out, const Panel& panel) {
   __builtin_memset(panel.totals, 0, sizeof(float) * kPanelTiles * kTile * rows.rows);
@@ -151,11 +208,13 @@ void float_panel(const Weight& w, const Rows& rows, const Output& out, const Pan
 }
 
 // The same for R rows and C tiles, with codes converted in registers.
-template <class V, int kBits, bool kZero, int R, int C>
+template <class V, Codes kCodes, int R, int C>
 void direct_tile(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t row) {
   using F = typename V::Floats;
-  constexpr int kInputs = 32 / kBits;
+  constexpr int kInputs = inputs_of(kCodes);
+  constexpr bool kOffset = kCodes == Codes::kBytes || kCodes == Codes::kNibbles;
   const float* x = rows.floats + row * rows.steps * 4;
+  const float* inputs = kOffset ? rows.totals + row * rows.groups : x;
   const uint8_t* codes[C];
   for (int c = 0; c < C; ++c) codes[c] = w.codes + (tile + c) * w.blocks * kTileBytes;
   F total[R * C];
@@ -163,14 +222,14 @@ void direct_tile(const Weight& w, const Rows& rows, const Output& out, int64_t t
   for (int64_t g = 0; g < w.groups; ++g) {
     F sum[R * C], shift[C];
     unroll<R * C>([&](auto i) PLANISH_INLINE { sum[i] = V::floats(0.0f); });
-    unroll<C>([&](auto c) PLANISH_INLINE { shift[c] = zero_shift<V>(w, tile + c, g); });
+    unroll<C>([&](auto c) PLANISH_INLINE { shift[c] = zero_shift<V, kCodes>(w, tile + c, g); });
     const int64_t first = g * w.group_blocks;
     const int64_t last = first + w.group_blocks < w.blocks ? first + w.group_blocks : w.blocks;
     for (int64_t b = first; b < last; ++b) {
       unroll<C>([&](auto c) PLANISH_INLINE {
         const uint8_t* block = codes[c] + b * kTileBytes;
         __builtin_prefetch(block + kFloatAhead);
-        centred_block<V, kBits, kZero>(block, shift[c], [&](auto i, auto code) PLANISH_INLINE {
+        convert_block<V, kCodes>(block, shift[c], [&](auto i, auto code) PLANISH_INLINE {
           unroll<R>([&](auto r) PLANISH_INLINE {
             const auto value = V::floats(x[(b * kInputs + i) * R + r]);
             sum[r * C + c] = V::fma(value, code, sum[r * C + c]);
@@ -179,9 +238,12 @@ void direct_tile(const Weight& w, const Rows& rows, const Output& out, int64_t t
       });
     }
     unroll<C>([&](auto c) PLANISH_INLINE {
-      const auto scale = float_scale<V>(w, tile + c, g);
+      const F scale = float_scale<V>(w, tile + c, g);
+      const F offset = kOffset ? float_offset<V>(w, tile + c, g) : scale;
       unroll<R>([&](auto r) PLANISH_INLINE {
-        total[r * C + c] = V::add(total[r * C + c], V::multiply(sum[r * C + c], scale));
+        const int at = r * C + c;
+        const float of_row = inputs[kOffset ? g * R + r : 0];
+        total[at] = add_group<V, kOffset>(total[at], sum[at], scale, of_row, offset);
       });
     });
   }
@@ -191,9 +253,7 @@ void direct_tile(const Weight& w, const Rows& rows, const Output& out, int64_t t
 
 template <class V, int R, int C>
 void direct_part(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t row) {
-  if (w.bits == 8) direct_tile<V, 8, false, R, C>(w, rows, out, tile, row);
-  else if (w.zero) direct_tile<V, 4, true, R, C>(w, rows, out, tile, row);
-  else direct_tile<V, 4, false, R, C>(w, rows, out, tile, row);
+  with_codes(w, [&](auto codes) { direct_tile<V, codes, R, C>(w, rows, out, tile, row); });
 }
 
 template <class V, int R>

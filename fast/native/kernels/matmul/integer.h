@@ -61,6 +61,13 @@ PLANISH_INLINE inline void start_sums(typename V::Ints (&sum)[R * C], const Weig
   });
 }
 
+// 16 floats or halves from entry `at` on.
+template <class V>
+PLANISH_INLINE inline typename V::Floats load_either(const void* p, bool half, int64_t at) {
+  return half ? V::load_half(static_cast<const uint16_t*>(p) + at)
+              : V::load(static_cast<const float*>(p) + at);
+}
+
 template <class V, bool kStream = false>
 PLANISH_INLINE inline typename V::Floats group_scale(const Weight& w, int64_t tile, int64_t group) {
   const int64_t at = (tile * w.groups + group) * kTile;
@@ -68,8 +75,7 @@ PLANISH_INLINE inline typename V::Floats group_scale(const Weight& w, int64_t ti
     const int64_t bytes = at * (w.half_scale ? 2 : 4);
     __builtin_prefetch(static_cast<const uint8_t*>(w.scale) + bytes + kScalesAhead);
   }
-  return w.half_scale ? V::load_half(static_cast<const uint16_t*>(w.scale) + at)
-                      : V::load(static_cast<const float*>(w.scale) + at);
+  return load_either<V>(w.scale, w.half_scale, at);
 }
 
 // Adds bias, then residual, and writes the outputs that exist.

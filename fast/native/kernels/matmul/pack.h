@@ -2,7 +2,7 @@
 //
 // A tile of R rows consists of codes [steps, R, 4], so that four inputs of each of its rows are
 // adjacent in memory, sums of codes [groups, R] and scales [groups or 1, R]. Float rows are stored
-// as [inputs, R].
+// as [inputs, R], and the sums of their groups as [groups, R].
 #pragma once
 
 #include "../rows/norm.h"
@@ -17,12 +17,13 @@ constexpr int64_t kRowTile = 8;
 inline int64_t row_tile(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
 // The arrays in packed rows: the tile that starts at row r begins at codes + r * steps * 4, sums +
-// r * groups, scales + r * scale_groups, floats + r * steps * 4.
+// r * groups, scales + r * scale_groups, floats + r * steps * 4, totals + r * groups.
 struct Rows {
   int8_t* codes;
   float* scales;  // [groups or 1, R] in each tile
   int32_t* sums;  // [groups, R]: sums of codes, for the zero points
   float* floats;  // float rows instead: [steps * 4, R] in each tile
+  float* totals;  // [groups, R] in each tile: sums of inputs, for offsets; or null
   Granularity granularity;
   int64_t rows;
   int64_t steps;   // of 4 inputs, an even number
@@ -41,7 +42,9 @@ inline int64_t scale_groups_of(const PackedRows& p) {
 
 inline int64_t packed_bytes(const PackedRows& p) {
   const int64_t inputs = p.rows * steps_of(p) * 4;
-  if (p.granularity == Granularity::kFloat) return inputs * 4;
+  if (p.granularity == Granularity::kFloat) {
+    return inputs * 4 + (p.totals ? p.rows * p.groups * 4 : 0);
+  }
   return in_lines(inputs) + in_lines(p.rows * scale_groups_of(p) * 4) + p.rows * p.groups * 4;
 }
 
@@ -55,6 +58,7 @@ inline Rows unpack(const PackedRows& p) {
   rows.scale_groups = scale_groups_of(p);
   if (p.granularity == Granularity::kFloat) {
     rows.floats = reinterpret_cast<float*>(p.memory);
+    if (p.totals) rows.totals = rows.floats + rows.rows * rows.steps * 4;
     return rows;
   }
   uint8_t* scales = p.memory + in_lines(rows.rows * rows.steps * 4);
@@ -80,10 +84,18 @@ inline RowTile tile_of(const Rows& rows, int64_t row) {
   return {first, size};
 }
 
-inline void pack_floats(const float* x, int64_t k, const Rows& rows, RowTile tile, int64_t lane) {
+template <class V>
+void pack_floats(const float* x, int64_t k, const Rows& rows, RowTile tile, int64_t lane) {
   const int64_t padded = rows.steps * 4;
   float* out = rows.floats + tile.first * padded + lane;
   for (int64_t i = 0; i < padded; ++i) out[i * tile.size] = i < k ? x[i] : 0.0f;
+  if (!rows.totals) return;
+  float* totals = rows.totals + tile.first * rows.groups + lane;
+  for (int64_t g = 0; g < rows.groups; ++g) {
+    const int64_t start = g * rows.group_inputs, left = k - start;
+    const int64_t count = left < rows.group_inputs ? left : rows.group_inputs;
+    totals[g * tile.size] = total_of<V>(x + start, count);
+  }
 }
 
 template <class V>
@@ -109,10 +121,10 @@ void pack_row(const Source& source, const PackedRows& packed, int64_t row, float
               float* scratch) {
   const int64_t k = source.inputs;
   for (int64_t i = k & ~int64_t{15}; i < k + 16; ++i) scratch[i] = 0.0f;
-  const float* x = float_row<V>(source, row, scratch);
+  const float* x = ordered_row<V>(source, row, scratch);
   const Rows rows = unpack(packed);
   const RowTile tile = tile_of(rows, row);
-  if (rows.granularity == Granularity::kFloat) pack_floats(x, k, rows, tile, row - tile.first);
+  if (rows.granularity == Granularity::kFloat) pack_floats<V>(x, k, rows, tile, row - tile.first);
   else pack_codes<V>(x, k, rows, tile, row - tile.first, scale);
 }
 

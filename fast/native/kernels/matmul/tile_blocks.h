@@ -32,10 +32,11 @@ enum class After {
   kToken,       // total += sum * w_scale for each group; y = total * a_scale
   kFloat,       // y = sum * w_scale, a row is one group; the sums are floats
   kFloatGroup,  // total += sum * w_scale for each group; y = total; the sums are floats
+  kOffset,      // and total += (sum of the group's inputs) * offset
 };
 
 constexpr bool of_floats(After after) {
-  return after == After::kFloat || after == After::kFloatGroup;
+  return after == After::kFloat || after == After::kFloatGroup || after == After::kOffset;
 }
 constexpr bool one_group(After after) {
   return after == After::kInt8 || after == After::kInt4 || after == After::kFloat;
@@ -73,7 +74,7 @@ struct Operands {
 struct Block {
   int32_t* sums;        // [32, 32]
   float* totals;        // [32, 32] of the groups so far, unless a row is one group
-  const float* scales;  // [32] of the rows
+  const float* scales;  // [32] of the rows, or the sums of their inputs
   int64_t row, tile, tiles, group;
   bool scaled;  // float operations follow: not if more of its inputs do
   bool first, last;
@@ -90,6 +91,10 @@ class ScaledRows {
       : sums_(block.sums), totals_(block.totals), scales_(block.scales), first_(block.first) {
     scale_[0] = float_scale<V>(call.weight, block.tile, block.group);
     scale_[1] = float_scale<V>(call.weight, block.tile + block.tiles - 1, block.group);
+    if constexpr (kAfter == After::kOffset) {
+      offset_[0] = float_offset<V>(call.weight, block.tile, block.group);
+      offset_[1] = float_offset<V>(call.weight, block.tile + block.tiles - 1, block.group);
+    }
     if constexpr (one_group(kAfter)) {
       const int64_t column = block.tile * kTile;
       const int64_t y = block.row * call.out.stride + column - call.out.first;
@@ -133,6 +138,11 @@ class ScaledRows {
     unroll<2>([&](auto c) PLANISH_INLINE {
       if constexpr (one_group(kAfter)) write(row * stride_ + c * kTile, c * kTile, scaled(row, c));
       else add(totals_ + row * kBlock + c * kTile, scaled(row, c));
+      if constexpr (kAfter == After::kOffset) {
+        float* total = totals_ + row * kBlock + c * kTile;
+        const F added = V::multiply(V::floats(scales_[row]), offset_[c]);
+        V::store(total, V::add(V::load(total), added));
+      }
     });
   }
   PLANISH_INLINE void add(float* total, F value) const {
@@ -149,7 +159,7 @@ class ScaledRows {
   float* totals_;
   const float* scales_;
   bool first_, stream_ = false;
-  F scale_[2];
+  F scale_[2], offset_[2];
   float* y_;
   const float *residual_, *bias_;
   int64_t stride_, next_ = 0;

@@ -6,7 +6,8 @@
 //           for 32 rows:             one block, or one for each group of the chunk
 //
 // INT8 tiles are what dot_tiles() multiplies: [4 inputs, 16 outputs, 4]. INT4 ones become so. For
-// float rows codes become bfloat16s [2 inputs, 16 outputs, 2], of each four inputs 0 2, then 1 3.
+// float rows codes become bfloat16s [2 inputs, 16 outputs, 2], of each four inputs 0 2, then 1 3;
+// with offsets as they are, 0..15 or 0..255.
 #pragma once
 
 #include "tile_blocks.h"
@@ -58,10 +59,14 @@ struct TileScratch {
 
 using Line = uint8_t __attribute__((vector_size(64)));
 
+// What is subtracted from the INT4 codes of a tile's group, for each byte.
+inline void fill_zeros(const Weight& w, int64_t tile, int64_t group, Line& zeros) {
+  const uint8_t* zero = w.zero ? w.zero + (tile * w.groups + group) * kTile : nullptr;
+  for (int i = 0; i < 64; ++i) zeros[i] = w.offset ? 0 : zero ? zero[i / 4] : 8;
+}
+
 // `count` blocks of INT4 -> int8 [inputs / 4, 16, 4] minus zero points.
-inline void unpack_blocks(const uint8_t* codes, int64_t count, const uint8_t* zero, uint8_t* out) {
-  Line zeros = {};
-  for (int i = 0; i < 64; ++i) zeros[i] = zero ? zero[i / 4] : 8;
+inline void unpack_blocks(const uint8_t* codes, int64_t count, const Line& zeros, uint8_t* out) {
   for (int64_t b = 0; b < count; ++b) {
     Line both;
     __builtin_memcpy(&both, codes + b * kTileBytes, kTileBytes);
@@ -74,16 +79,17 @@ inline void unpack_blocks(const uint8_t* codes, int64_t count, const uint8_t* ze
 // `count` blocks of codes -> bfloat16s [inputs / 2, 16, 2] minus zero points, and zeros for the
 // blocks up to `padded`.
 template <class V>
-void unpack_floats(int bits, const uint8_t* codes, int64_t count, int64_t padded,
-                   const uint8_t* zero, uint8_t* out) {
-  const int64_t out_bytes = (bits == 8 ? 2 : 4) * kTileBytes;
+void unpack_floats(const Weight& w, const uint8_t* codes, int64_t count, int64_t padded,
+                   const Line& zeros, uint8_t* out) {
+  const int64_t out_bytes = (w.bits == 8 ? 2 : 4) * kTileBytes;
   for (int64_t b = 0; b < count; ++b, codes += kTileBytes, out += out_bytes) {
     typename V::Bytes four[2];
-    if (bits == 8) {
+    if (w.bits == 8) {
       __builtin_memcpy(four, codes, kTileBytes);
-      V::bfloat16_codes(four[0], out);
+      if (w.offset) V::template bfloat16_codes<false>(four[0], out);
+      else V::template bfloat16_codes<true>(four[0], out);
     } else {
-      unpack_blocks(codes, 1, zero, reinterpret_cast<uint8_t*>(four));
+      unpack_blocks(codes, 1, zeros, reinterpret_cast<uint8_t*>(four));
       V::bfloat16_small_codes(four[0], out);
       V::bfloat16_small_codes(four[1], out + 2 * kTileBytes);
     }
@@ -228,11 +234,12 @@ class TileLinear {
       const int64_t group = chunk.group + g, blocks = inputs * w.bits / 32;
       const int64_t first = first_block({group, 1, chunk.step, chunk.steps});
       const int64_t count = least(blocks, w.blocks - first);
-      const uint8_t* zero = w.zero ? w.zero + (tile * w.groups + group) * kTile : nullptr;
+      Line zeros = {};
+      fill_zeros(w, tile, group, zeros);
       const uint8_t* from = codes + first * kTileBytes;
       uint8_t* to = panel + g * chunk.steps * call_.rows.tile_bytes();
-      if constexpr (of_floats(kAfter)) unpack_floats<V>(w.bits, from, count, blocks, zero, to);
-      else unpack_blocks(from, count, zero, to);
+      if constexpr (of_floats(kAfter)) unpack_floats<V>(w, from, count, blocks, zeros, to);
+      else unpack_blocks(from, count, zeros, to);
     }
     return panel;
   }
@@ -260,11 +267,9 @@ void run_groups(const TileCall& call, const TileScratch& scratch, int64_t tile, 
 }
 
 // The same, for steps of three parts; rows are done before the steps are.
-template <class V>
+template <class V, After kAfter>
 void run_floats(const TileCall& call, const TileScratch& scratch, int64_t tile, int64_t count) {
-  constexpr After kAfter = After::kFloatGroup;
-  if (call.rows.groups == 1) run_tiles<V, After::kFloat, 4>(call, scratch, tile, count);
-  else if (call.rows.steps == 1) run_tiles<V, kAfter, 16>(call, scratch, tile, count);
+  if (call.rows.steps == 1) run_tiles<V, kAfter, 16>(call, scratch, tile, count);
   else if (call.rows.steps == 2) run_tiles<V, kAfter, 8>(call, scratch, tile, count);
   else run_tiles<V, kAfter, 4>(call, scratch, tile, count);
 }

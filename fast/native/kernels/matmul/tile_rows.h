@@ -2,10 +2,10 @@
 // row tiles, groups or 1, 32].
 //
 // A step is one product of tiles: 64 inputs, or 32 if groups are not multiples of 64; of floats, 32
-// inputs as three tiles of bfloat16s, the low parts first. Groups are
+// inputs, or 16 in groups of 16, as three tiles of bfloat16s, the low parts first. Groups are
 // padded with zeros to whole steps, so it does not matter which weights the padding meets. The last
 // pair may lack its second tile; rows that pad a tile are never written out, and their codes are
-// whatever is in memory.
+// any that are in memory. For offsets, the scales of floats are the sums of the groups' inputs.
 #pragma once
 
 #include "../rows/norm.h"
@@ -35,8 +35,11 @@ struct TileRows {
       : rows(p.rows),
         floats(p.granularity == Granularity::kFloat),
         groups(p.groups),
-        scale_groups(floats ? 0 : scale_groups_of(p)) {
+        scale_groups(!floats    ? scale_groups_of(p)
+                     : p.totals ? p.groups
+                                : 0) {
     depth = floats || (p.groups > 1 && p.group_inputs % 64 != 0) ? 32 : 64;
+    if (floats && p.groups > 1 && p.group_inputs % 32 != 0) depth = 16;
     width = floats ? 2 * depth : depth;
     steps = ceil_div(p.group_inputs, depth);
     codes = reinterpret_cast<int8_t*>(p.memory);
@@ -116,7 +119,7 @@ void pack_tile_row(const Source& source, const PackedRows& packed, int64_t row, 
                    float* scratch) {
   const int64_t k = source.inputs;
   for (int64_t i = k & ~int64_t{15}; i < k + 16; ++i) scratch[i] = 0.0f;
-  const float* x = float_row<V>(source, row, scratch);
+  const float* x = ordered_row<V>(source, row, scratch);
   const TileRows rows(packed);
   if (packed.granularity == Granularity::kRow) scale = int8_scale(absmax<V>(x, k));
   for (int64_t g = 0; g < rows.groups; ++g) {
@@ -124,6 +127,8 @@ void pack_tile_row(const Source& source, const PackedRows& packed, int64_t row, 
     const int64_t count = k - first < packed.group_inputs ? k - first : packed.group_inputs;
     if (rows.floats) {
       split_group<V>(x + first, count, rows, row, g);
+      if (!packed.totals) continue;
+      rows.block_scales(row, g)[row % kBlockRows] = total_of<V>(x + first, count);
       continue;
     }
     if (packed.granularity == Granularity::kGroup) scale = int8_scale(absmax<V>(x + first, count));

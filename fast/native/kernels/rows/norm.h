@@ -77,6 +77,26 @@ const float* float_row(const Source& s, int64_t row, float* scratch) {
   return s.norm == Norm::kNone ? x : apply_norm<V>(s, x, scratch);
 }
 
+// The row as floats in the source's order, padded with zeros to a multiple of 16.
+template <class V>
+const float* ordered_row(const Source& s, int64_t row, float* scratch) {
+  const int64_t k = s.inputs, padded = ceil_div(k, kTile) * kTile;
+  const float* x = float_row<V>(s, row, scratch);
+  if (!s.order) return x;
+  float* y = scratch + padded;
+  for (int64_t i = 0; i < k; ++i) y[i] = x[s.order[i]];
+  for (int64_t i = k; i < padded; ++i) y[i] = 0.0f;
+  return y;
+}
+
+// The sum of `count` inputs, which zeros pad to a multiple of 16.
+template <class V>
+float total_of(const float* x, int64_t count) {
+  auto total = V::floats(0.0f);
+  for (int64_t i = 0; i < count; i += kTile) total = V::add(total, V::load(x + i));
+  return V::sum(total);
+}
+
 // Writes the row as floats to y, which has room for K rounded up to a multiple of 16.
 template <class V>
 void normalize_row(const Source& source, int64_t row, float* y) {

@@ -206,6 +206,7 @@ struct Vector {
     for (float lane : lanes) most = lane > most ? lane : most;
     return most;
   }
+  static Floats nibbles(Ints x) { return to_floats(bits_and(x, ints(15))); }
   static Floats centred_nibbles(Ints x) {
     return to_floats(subtract(bits_and(x, ints(15)), ints(8)));
   }

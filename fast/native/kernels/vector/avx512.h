@@ -41,13 +41,18 @@ struct Vector {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(upper));
   }
   // Codes of four inputs of each lane as bfloat16s: a line of inputs 0 and 2, and one of 1 and 3.
+  // They are -128..127, or 0..255.
+  template <bool kSigned>
   static void bfloat16_codes(Bytes x, uint8_t* out) {
     const auto convert = [&](__m512i first, __m512i second) {
       const __m512i low = _mm512_castps_si512(_mm512_cvtepi32_ps(first));
       const __m512i high = _mm512_castps_si512(_mm512_cvtepi32_ps(second));
       return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low, 16), high);
     };
-    const auto code = [&](int at) { return _mm512_srai_epi32(_mm512_slli_epi32(x, 24 - at), 24); };
+    const auto code = [&](int at) {
+      const __m512i upper = _mm512_slli_epi32(x, 24 - at);
+      return kSigned ? _mm512_srai_epi32(upper, 24) : _mm512_srli_epi32(upper, 24);
+    };
     _mm512_storeu_si512(out, convert(code(0), code(16)));
     _mm512_storeu_si512(out + 64, convert(code(8), code(24)));
   }
@@ -122,7 +127,12 @@ struct Vector {
   static Floats round(Floats x) { return _mm512_roundscale_ps(x, 0x08); }  // half to even
   static float sum(Floats x) { return _mm512_reduce_add_ps(x); }
   static float largest(Floats x) { return _mm512_reduce_max_ps(x); }
-  // The float values -8..7 of the low 4 bits of each lane.
+  // The float values 0..15 of the low 4 bits of each lane.
+  static Floats nibbles(Ints x) {
+    const Floats table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_permutexvar_ps(x, table);
+  }
+  // The float values -8..7 of the same.
   static Floats centred_nibbles(Ints x) {
     const Floats table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
     return _mm512_permutexvar_ps(x, table);

@@ -76,16 +76,18 @@ struct Vector {
     }
   }
   // Codes of four inputs of each lane as bfloat16s: a line of inputs 0 and 2, and one of 1 and 3.
+  // They are -128..127, or 0..255.
+  template <bool kSigned>
   static void bfloat16_codes(const Bytes& x, uint8_t* out) {
     for (int i = 0; i < 64; ++i) {
       uint32_t bits;
-      const float code = static_cast<float>(x.at[i]);
+      const float code = kSigned ? x.at[i] : static_cast<uint8_t>(x.at[i]);
       __builtin_memcpy(&bits, &code, 4);
       const uint16_t upper = static_cast<uint16_t>(bits >> 16);
       __builtin_memcpy(out + i % 2 * 64 + i / 4 * 4 + i % 4 / 2 * 2, &upper, 2);
     }
   }
-  static void bfloat16_small_codes(const Bytes& x, uint8_t* out) { bfloat16_codes(x, out); }
+  static void bfloat16_small_codes(const Bytes& x, uint8_t* out) { bfloat16_codes<true>(x, out); }
   static Ints load_ints(const void* p) {
     Ints result;
     __builtin_memcpy(&result, p, sizeof(result));
@@ -202,6 +204,9 @@ struct Vector {
     float most = x.at[0];
     for (float value : x.at) most = value > most ? value : most;
     return most;
+  }
+  static Floats nibbles(Ints x) {
+    return make<Floats>([&](int i) { return static_cast<float>(x.at[i] & 15); });
   }
   static Floats centred_nibbles(Ints x) {
     return make<Floats>([&](int i) { return static_cast<float>((x.at[i] & 15) - 8); });

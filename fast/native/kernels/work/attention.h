@@ -1,8 +1,13 @@
-// How the threads share attention: units of 8 query rows of a key-value head, over the slots that
-// any of them may read. When each sequence gets one token, the slots are divided among units too.
+// How the threads share attention: units of 8 queries of a key-value head, over the slots that any
+// of them may read.
+//
+// The softmax runs over segments of 256 slots, at multiples of 256, which are folded in order. So a
+// token's result has the same bits in a prompt, in a step of many rows and alone, and with few
+// units the segments are units too.
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "../table.h"
@@ -11,48 +16,93 @@
 
 namespace planish {
 
-constexpr int64_t kSegment = 256;  // slots that one unit of decoding reads
-constexpr int64_t kBegin = 128;    // units begin at multiples of so many slots
+constexpr int64_t kSegment = 256;  // slots of a segment
+constexpr int64_t kBegin = 128;    // a reach begins at a multiple of so many slots
+constexpr int64_t kPlenty = 4;     // groups for each thread that need no smaller units
 
-// The units of one call: `groups` of up to 8 query rows, `segments` of slots for each.
+// Successive tokens of one row.
+struct Run {
+  int64_t row, token, count;
+  int64_t first_group;
+};
+
+inline std::vector<Run> find_runs(const Attention& a) {
+  std::vector<Run> runs;
+  for (int64_t token = 0; token < a.batch * a.tokens; ++token) {
+    const int64_t row = a.rows ? a.rows[token] : token / a.tokens;
+    if (row < 0) continue;
+    const bool next =
+        !runs.empty() && runs.back().row == row && runs.back().token + runs.back().count == token;
+    if (next) ++runs.back().count;
+    else runs.push_back({row, token, 1, 0});
+  }
+  return runs;
+}
+
+// The units of one call: `groups` of up to 8 queries, each with its segments of slots.
 class AttentionUnits {
  public:
-  explicit AttentionUnits(const Attention& a) : a_(a) {
-    tiles_ = ceil_div(rows(), kQueryRows);
-    groups = a.batch * a.kv_heads * tiles_;
-    const int64_t reach = std::min(a.window + kBegin - 1, a.slots);
-    segments = a.tokens == 1 && !a.codes ? ceil_div(reach, kSegment) : 1;
+  explicit AttentionUnits(const Attention& a) : a_(a), runs_(find_runs(a)) {
+    for (Run& run : runs_) {
+      run.first_group = groups;
+      groups += a.kv_heads * tiles(run);
+    }
     floats = kQueryRows * (a.head_dim + 2);
   }
 
-  // Rows of a group over a segment of slots; the results are stored at `memory`.
-  QueryTile unit(int64_t group, int64_t segment, float* memory) const {
+  // Queries over all slots that they read; the results are stored at `memory`.
+  QueryTile group(int64_t index, float* memory) const {
+    const auto after = [](int64_t i, const Run& run) { return i < run.first_group; };
+    const Run& run = *(std::upper_bound(runs_.begin(), runs_.end(), index, after) - 1);
+    const int64_t in_run = index - run.first_group, count = tiles(run);
     QueryTile t = {};
-    t.batch = group / (a_.kv_heads * tiles_);
-    t.head = group / tiles_ % a_.kv_heads;
-    t.first = group % tiles_ * kQueryRows;
-    t.count = std::min(rows() - t.first, kQueryRows);
-    t.largest = memory;
-    t.sum = memory + kQueryRows;
-    t.context = memory + 2 * kQueryRows;
+    t.row = run.row;
+    t.token = run.token;
+    t.head = in_run / count;
+    t.first = in_run % count * kQueryRows;
+    t.count = std::min(run.count * shared() - t.first, kQueryRows);
     reach(t);
-    t.begin += segment * kSegment;
-    if (segments > 1) t.end = std::min(t.end, t.begin + kSegment);
+    place(t, memory);
     return t;
   }
 
-  int64_t groups, segments;
+  // The same over one of the group's segments.
+  QueryTile segment(QueryTile t, int64_t index, float* memory) const {
+    const int64_t first = (t.begin / kSegment + index) * kSegment;
+    t.begin = std::max(t.begin, first);
+    t.end = std::min(t.end, first + kSegment);
+    place(t, memory);
+    return t;
+  }
+
+  static int64_t segments(const QueryTile& t) {
+    return ceil_div(t.end, kSegment) - t.begin / kSegment;
+  }
+
+  int64_t most_segments() const {
+    int64_t most = 1;
+    for (int64_t i = 0; i < groups; ++i) most = std::max(most, segments(group(i, nullptr)));
+    return most;
+  }
+
+  int64_t groups = 0;
   int64_t floats;  // that the results of one unit take
 
  private:
-  int64_t rows() const { return a_.tokens * (a_.heads / a_.kv_heads); }
+  int64_t shared() const { return a_.heads / a_.kv_heads; }
+  int64_t tiles(const Run& run) const { return ceil_div(run.count * shared(), kQueryRows); }
 
-  // The slots that any row of a tile may read.
+  void place(QueryTile& t, float* memory) const {
+    t.largest = memory;
+    t.sum = memory + kQueryRows;
+    t.context = memory + 2 * kQueryRows;
+  }
+
+  // The slots that any query of a tile may read.
   void reach(QueryTile& t) const {
-    const int64_t shared = a_.heads / a_.kv_heads;
-    int64_t begin = a_.slots;
+    int64_t begin = capacity(a_);
     for (int64_t r = t.first; r < t.first + t.count; ++r) {
-      const int64_t seen = a_.positions[t.batch * a_.tokens + r / shared] + 1;
+      const int64_t seen = a_.positions[t.token + r / shared()] + 1;
       t.end = std::max(t.end, seen);
       begin = std::min(begin, seen - a_.window);
     }
@@ -60,7 +110,7 @@ class AttentionUnits {
   }
 
   const Attention& a_;
-  int64_t tiles_;
+  std::vector<Run> runs_;
 };
 
 // Writes new keys and values to the cache; 16 tokens fill one tile of keys.
@@ -73,52 +123,85 @@ void write_cache(const Kernels& kernels, Pool& pool, const Attention& a) {
   });
 }
 
-// Attends over whole contexts: each group is one unit, the longest first.
+// INT8 attention: a group is one unit, the longest first.
 template <class Pool>
-void attend_groups(const Kernels& kernels, Pool& pool, const Attention& a,
-                   const AttentionUnits& units) {
-  const auto attend = a.codes ? kernels.attend_codes : kernels.attend;
-  const auto attend_scratch = a.codes ? kernels.codes_scratch : kernels.attention_scratch;
-  const int64_t wanted = units.floats + attend_scratch(a);
-  team().run(pool, units.groups, [&](int64_t group) {
+void attend_codes(const Kernels& kernels, Pool& pool, const Attention& a,
+                  const AttentionUnits& units) {
+  const int64_t wanted = units.floats + kernels.codes_scratch(a);
+  team().run(pool, units.groups, [&](int64_t index) {
     float* memory = scratch<float>(Scratch::kAttend, wanted);
-    const QueryTile t = units.unit(units.groups - 1 - group, 0, memory);
-    attend(a, t, memory + units.floats);
-    kernels.combine(a, &t, 1);
+    const QueryTile t = units.group(units.groups - 1 - index, memory);
+    kernels.attend_codes(a, t, memory + units.floats);
+    kernels.divide(a, t);
   });
 }
 
-// Attends over segments of slots, then combines them in order.
+// A group is one unit, the longest first; its segments are folded one by one.
+template <class Pool>
+void attend_groups(const Kernels& kernels, Pool& pool, const Attention& a,
+                   const AttentionUnits& units) {
+  const int64_t wanted = 2 * units.floats + kernels.attention_scratch(a);
+  team().run(pool, units.groups, [&](int64_t index) {
+    float* memory = scratch<float>(Scratch::kAttend, wanted);
+    float* left = memory + 2 * units.floats;
+    const QueryTile group = units.group(units.groups - 1 - index, memory);
+    const QueryTile whole = units.segment(group, 0, memory);
+    kernels.attend(a, whole, left);
+    for (int64_t s = 1; s < units.segments(group); ++s) {
+      const QueryTile part = units.segment(group, s, memory + units.floats);
+      kernels.attend(a, part, left);
+      kernels.fold(a, whole, part);
+    }
+    kernels.divide(a, whole);
+  });
+}
+
+// A segment is one unit; they are folded when all are done.
 template <class Pool>
 void attend_segments(const Kernels& kernels, Pool& pool, const Attention& a,
-                     const AttentionUnits& units) {
-  const int64_t count = units.groups * units.segments;
+                     const AttentionUnits& units, int64_t segments) {
+  const int64_t count = units.groups * segments;
   float* memory = scratch<float>(Scratch::kSegments, count * units.floats);
   const auto unit_at = [&](int64_t i) {
-    return units.unit(i / units.segments, i % units.segments, memory + i * units.floats);
+    const QueryTile group = units.group(i / segments, nullptr);
+    return units.segment(group, i % segments, memory + i * units.floats);
   };
   team().run(pool, count, [&](int64_t i) {
     const QueryTile t = unit_at(i);
     float* wanted = scratch<float>(Scratch::kAttend, kernels.attention_scratch(a));
     if (t.begin < t.end) kernels.attend(a, t, wanted);
   });
-  std::vector<QueryTile> segments;
   for (int64_t group = 0; group < units.groups; ++group) {
-    segments.clear();
-    for (int64_t s = 0; s < units.segments; ++s) {
-      const QueryTile t = unit_at(group * units.segments + s);
-      if (t.begin < t.end) segments.push_back(t);
+    const QueryTile whole = unit_at(group * segments);
+    for (int64_t s = 1; s < segments; ++s) {
+      const QueryTile part = unit_at(group * segments + s);
+      if (part.begin < part.end) kernels.fold(a, whole, part);
     }
-    kernels.combine(a, segments.data(), static_cast<int64_t>(segments.size()));
+    kernels.divide(a, whole);
+  }
+}
+
+// The outputs of padding, which belongs to no row, are zeros.
+inline void clear_padding(const Attention& a) {
+  const int64_t width = a.heads * a.head_dim;
+  for (int64_t token = 0; a.rows && token < a.batch * a.tokens; ++token) {
+    if (a.rows[token] < 0) std::memset(a.out + token * width, 0, sizeof(float) * width);
   }
 }
 
 template <class Pool>
 void run_attention(const Kernels& kernels, Pool& pool, const Attention& a) {
   write_cache(kernels, pool, a);
+  clear_padding(a);
   const AttentionUnits units(a);
-  if (units.segments == 1) attend_groups(kernels, pool, a, units);
-  else attend_segments(kernels, pool, a, units);
+  if (a.codes) {
+    attend_codes(kernels, pool, a, units);
+    return;
+  }
+  const bool plenty = units.groups >= kPlenty * pool.num_threads();
+  const int64_t segments = plenty ? 1 : units.most_segments();
+  if (segments == 1) attend_groups(kernels, pool, a, units);
+  else attend_segments(kernels, pool, a, units, segments);
 }
 
 }  // namespace planish

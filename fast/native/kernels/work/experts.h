@@ -50,12 +50,19 @@ inline Choice group_rows(const int32_t* expert_ids, const float* routing_weights
   return c;
 }
 
-// The weight of one expert in a stack.
-inline Weight weight_of(Weight w, int64_t expert) {
+// Moves a pointer to floats or halves.
+inline const void* skip(const void* p, bool half, int64_t count) {
+  return static_cast<const uint8_t*>(p) + count * (half ? 2 : 4);
+}
+
+// The weight of one expert in a stack, for K inputs.
+inline Weight weight_of(Weight w, int64_t expert, int64_t inputs) {
   const int64_t tiles = ceil_div(w.outputs, kTile), per_group = tiles * w.groups * kTile;
-  const int64_t scales = w.bits == 4 ? per_group : w.one_scale ? 1 : w.outputs;
+  const int64_t scales = !w.row_scale ? per_group : w.one_scale ? 1 : w.outputs;
   w.codes += expert * tiles * w.blocks * kTileBytes;
-  w.scale = static_cast<const uint8_t*>(w.scale) + expert * scales * (w.half_scale ? 2 : 4);
+  w.scale = skip(w.scale, w.half_scale, expert * scales);
+  if (w.offset) w.offset = skip(w.offset, w.half_offset, expert * per_group);
+  if (w.order) w.order += expert * inputs;
   if (w.zero) w.zero += expert * per_group;
   if (w.bias) w.bias += expert * w.outputs;
   return w;
@@ -71,7 +78,7 @@ struct GroupedRows {
 
 // Reserves memory for the rows of every group. shared: all groups read the only row.
 inline GroupedRows place_groups(const Kernels& kernels, const Choice& choice, PackedRows rows,
-                                bool shared) {
+                                bool shared, Scratch purpose) {
   GroupedRows found = {{}, shared};
   std::vector<int64_t> starts;
   int64_t bytes = 0;
@@ -82,7 +89,7 @@ inline GroupedRows place_groups(const Kernels& kernels, const Choice& choice, Pa
     bytes += ceil_div(kernels.packed_bytes(rows), 64) * 64;
     if (shared) break;
   }
-  uint8_t* memory = scratch<uint8_t>(Scratch::kPacked, bytes);
+  uint8_t* memory = scratch<uint8_t>(purpose, bytes);
   for (size_t g = 0; g < starts.size(); ++g) found.groups[g].memory = memory + starts[g];
   return found;
 }
@@ -104,16 +111,19 @@ inline void make_scales(const Choice& choice, std::vector<float>& scales) {
   }
 }
 
-// The source of grouped rows: x [R, K], or x [R * top_k, K], which is already grouped.
+// The source of grouped rows: x [R, K], or x [R * top_k, K], which is already grouped; the order in
+// which each expert reads them, [experts, K], or null.
 struct GroupSource {
   const float* x;
   int64_t inputs;
   bool grouped;
+  const int32_t* order = nullptr;
 
-  // A source whose row number `row` is the grouped row j.
-  Source at(const Choice& choice, int64_t j, int64_t row) const {
+  // A source whose row number `row` is the grouped row j, which an expert reads.
+  Source at(const Choice& choice, int64_t expert, int64_t j, int64_t row) const {
     const int64_t from = grouped ? j : choice.row[j];
-    return {x + (from - row) * inputs, Norm::kNone, nullptr, nullptr, 0.0f, inputs};
+    const int32_t* own = order ? order + expert * inputs : nullptr;
+    return {x + (from - row) * inputs, Norm::kNone, nullptr, nullptr, 0.0f, inputs, own};
   }
 };
 
@@ -139,7 +149,7 @@ void pack_groups(const Kernels& kernels, Pool& pool, const Choice& choice,
   if (rows.groups[0].granularity == Granularity::kGiven && !given) {
     scales.resize(count);
     run_units(pool, count, count * k, [&](int64_t j) {
-      scales[j] = kernels.row_absmax(source.at(choice, j, 0), 0, row_scratch(k));
+      scales[j] = kernels.row_absmax(source.at(choice, 0, j, 0), 0, row_scratch(k));
     });
     make_scales(choice, scales);
   }
@@ -149,34 +159,39 @@ void pack_groups(const Kernels& kernels, Pool& pool, const Choice& choice,
     for (int64_t row = packs[i].first; row < packs[i].first + packs[i].count; ++row) {
       const int64_t j = group.first + row;
       const float scale = !scales.empty() ? scales[j] : given ? given[group.expert] : 0.0f;
-      const Source from = source.at(choice, j, row);
+      const Source from = source.at(choice, group.expert, j, row);
       kernels.pack_row(from, rows.groups[packs[i].expert], row, scale, row_scratch(k));
     }
   });
 }
 
 // y [grouped rows, N] of one linear, or silu(gate) * up; all threads share the experts' tiles.
+// packed: the rows of each stack.
 template <class Pool>
 void multiply_groups(const Kernels& kernels, Pool& pool, const Choice& choice,
-                     const std::vector<Weight>& stacks, const GroupedRows& rows, float* y) {
-  const int64_t n = stacks[0].outputs;
+                     const std::vector<Weight>& stacks, const std::vector<GroupedRows>& packed,
+                     float* y) {
+  const int64_t n = stacks[0].outputs, k = packed[0].groups[0].inputs;
   std::vector<Weight> first;  // of each group
   std::vector<Linears> linears(choice.groups.size());
   int64_t most = 0;  // rows of a group
   for (size_t g = 0; g < choice.groups.size(); ++g) {
     const Group& group = choice.groups[g];
-    most = std::max(most, rows.shared ? 1 : group.count);
-    first.push_back(weight_of(stacks[0], group.expert));
-    for (const Weight& stack : stacks) linears[g].weights.push_back(weight_of(stack, group.expert));
+    most = std::max(most, packed[0].of(g).rows);
+    first.push_back(weight_of(stacks[0], group.expert, k));
+    for (size_t i = 0; i < stacks.size(); ++i) {
+      linears[g].weights.push_back(weight_of(stacks[i], group.expert, k));
+      linears[g].rows.push_back(packed[i].of(g));
+    }
     linears[g].outputs.push_back({y + group.first * n, nullptr, n, 0});
     linears[g].gated = stacks.size() == 2;
   }
-  const Granularity granularity = rows.groups[0].granularity;
+  const Granularity granularity = packed[0].groups[0].granularity;
   const UnitSize size = unit_size(kernels, granularity, most, pool.num_threads());
   const std::vector<Unit> units = units_of(first, first.size(), size);
   team().run(pool, static_cast<int64_t>(units.size()), [&](int64_t i) {
     const size_t g = units[i].linear;
-    multiply_unit(kernels, linears[g], rows.of(g), {0, units[i].tile, units[i].count});
+    multiply_unit(kernels, linears[g], {0, units[i].tile, units[i].count});
   });
 }
 
@@ -203,16 +218,37 @@ struct ExpertLinears {
   float* y;               // grouped rows, or rows by a last call
 };
 
+// Packs the rows for each stack: gate and up share them if they have no orders.
+template <class Pool>
+std::vector<GroupedRows> pack_stacks(const Kernels& kernels, Pool& pool, const Choice& choice,
+                                     GroupSource source, const ExpertLinears& linears) {
+  const std::vector<Weight>& stacks = linears.stacks;
+  const bool ordered = stacks[0].order || stacks.back().order;
+  const bool shared = !source.grouped && choice.rows == 1 && !linears.given && !ordered;
+  const int64_t pairs = choice.rows * choice.top_k;
+  const PackedRows any = rows_for(stacks, linears.granularity, pairs, source.inputs);
+  std::vector<GroupedRows> packed;
+  for (size_t i = 0; i < stacks.size(); ++i) {
+    if (i > 0 && !ordered) {
+      packed.push_back(packed[0]);
+      continue;
+    }
+    const Scratch purpose = i == 0 ? Scratch::kPacked : Scratch::kPackedUp;
+    packed.push_back(place_groups(kernels, choice, any, shared, purpose));
+    source.order = stacks[i].order;
+    pack_groups(kernels, pool, choice, source, packed[i], linears.given);
+  }
+  return packed;
+}
+
 // Runs the rows of the source through their experts; grouped rows are summed up by row.
 template <class Pool>
 void run_experts(const Kernels& kernels, Pool& pool, const Choice& choice,
                  const GroupSource& source, const ExpertLinears& linears) {
   const Weight& first = linears.stacks[0];
-  const bool last = source.grouped, shared = !last && choice.rows == 1 && !linears.given;
+  const bool last = source.grouped;
+  const std::vector<GroupedRows> rows = pack_stacks(kernels, pool, choice, source, linears);
   const int64_t pairs = choice.rows * choice.top_k;
-  const PackedRows any = rows_for(first, linears.granularity, pairs, source.inputs);
-  const GroupedRows rows = place_groups(kernels, choice, any, shared);
-  pack_groups(kernels, pool, choice, source, rows, linears.given);
   float* y = last ? scratch<float>(Scratch::kExperts, pairs * first.outputs) : linears.y;
   multiply_groups(kernels, pool, choice, linears.stacks, rows, y);
   if (last) sum_experts(kernels, pool, choice, y, linears.residual, linears.y, first.outputs);

@@ -1,6 +1,7 @@
 // How the threads share a linear: they pack the rows once, then multiply tiles of weights.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "../table.h"
@@ -13,19 +14,32 @@ namespace planish {
 struct Linears {
   std::vector<Weight> weights;
   std::vector<Output> outputs;
-  bool gated;  // two weights, and the one output silu(y_0) * y_1
+  bool gated;                         // two weights, and the one output silu(y_0) * y_1
+  std::vector<PackedRows> rows = {};  // of each weight; those of equal orders share memory
 };
 
-// Rows packed for these weights, without memory yet.
-inline PackedRows rows_for(const Weight& w, Granularity granularity, int64_t rows, int64_t inputs) {
+// Rows packed for weights of the same groups, without memory yet.
+inline PackedRows rows_for(const std::vector<Weight>& weights, Granularity granularity,
+                           int64_t rows, int64_t inputs) {
+  const Weight& w = weights[0];
   const int64_t group_inputs = w.groups == 1 ? inputs : w.group_blocks * 32 / w.bits;
-  return {nullptr, granularity, rows, inputs, w.groups, group_inputs};
+  bool totals = false;
+  for (const Weight& each : weights) totals = totals || each.offset;
+  return {nullptr, granularity, rows, inputs, w.groups, group_inputs, totals};
+}
+
+// Whether two weights read the inputs in the same order.
+inline bool same_order(const Weight& a, const Weight& b, int64_t inputs) {
+  if (!a.order || !b.order) return a.order == b.order;
+  return std::equal(a.order, a.order + inputs, b.order);
 }
 
 // The larger of two magnitudes; NaN if either is NaN.
 inline float larger(float largest, float other) { return other <= largest ? largest : other; }
 
-inline float* row_scratch(int64_t inputs) { return scratch<float>(Scratch::kRow, inputs + 32); }
+inline float* row_scratch(int64_t inputs) {
+  return scratch<float>(Scratch::kRow, 2 * (inputs + 32));
+}
 
 // per_tensor scales: one for all rows of a sequence, from their largest magnitude.
 template <class Pool>
@@ -123,27 +137,28 @@ inline bool streams(const Output& out, int64_t rows) {
 }
 
 // silu(gate) * up of one unit; the outputs of gate and up stay in this thread's scratch memory.
-inline void multiply_gated(const Kernels& kernels, const Linears& linears, const PackedRows& rows,
-                           const Unit& unit, float* memory) {
+inline void multiply_gated(const Kernels& kernels, const Linears& linears, const Unit& unit,
+                           float* memory) {
   const Weight &gate = linears.weights[0], &up = linears.weights[1];
+  const PackedRows &rows = linears.rows[0], &rows_of_up = linears.rows[1];
   Output out = linears.outputs[0];
   const int64_t first = unit.tile * kTile, wide = unit.count * kTile;
   const int64_t count = gate.outputs - first < wide ? gate.outputs - first : wide;
   float* gates = scratch<float>(Scratch::kGated, 2 * rows.rows * wide);
   float* ups = gates + rows.rows * wide;
   kernels.multiply(gate, rows, {gates, nullptr, wide, first}, unit.tile, unit.count, memory);
-  kernels.multiply(up, rows, {ups, nullptr, wide, first}, unit.tile, unit.count, memory);
+  kernels.multiply(up, rows_of_up, {ups, nullptr, wide, first}, unit.tile, unit.count, memory);
   out.first = first;
   out.stream = streams(out, rows.rows);
   kernels.gate(gates, ups, wide, out, rows.rows, count);
 }
 
-inline void multiply_unit(const Kernels& kernels, const Linears& linears, const PackedRows& rows,
-                          const Unit& unit) {
+inline void multiply_unit(const Kernels& kernels, const Linears& linears, const Unit& unit) {
+  const PackedRows& rows = linears.rows[unit.linear];
   float* memory = scratch<float>(Scratch::kMultiply, kernels.multiply_scratch(rows));
   if (kernels.begin_unit) kernels.begin_unit(rows);
   if (linears.gated) {
-    multiply_gated(kernels, linears, rows, unit, memory);
+    multiply_gated(kernels, linears, unit, memory);
   } else {
     const size_t i = unit.linear;
     Output out = linears.outputs[i];
@@ -154,24 +169,48 @@ inline void multiply_unit(const Kernels& kernels, const Linears& linears, const 
 }
 
 template <class Pool>
-void multiply_rows(const Kernels& kernels, Pool& pool, const Linears& linears,
-                   const PackedRows& rows) {
+void multiply_rows(const Kernels& kernels, Pool& pool, const Linears& linears) {
+  const PackedRows& rows = linears.rows[0];
   UnitSize size = unit_size(kernels, rows.granularity, rows.rows, pool.num_threads());
   if (linears.gated && size.most > size.step) size.most /= 2;  // its outputs stay in near caches
   const size_t count = linears.gated ? 1 : linears.weights.size();
   const std::vector<Unit> units = units_of(linears.weights, count, size);
   team().run(pool, static_cast<int64_t>(units.size()),
-             [&](int64_t i) { multiply_unit(kernels, linears, rows, units[i]); });
+             [&](int64_t i) { multiply_unit(kernels, linears, units[i]); });
+}
+
+// Memory for the rows of each weight. Equal orders share it: q, k and v, gate and up.
+inline void place_rows(const Kernels& kernels, Linears& linears, PackedRows rows) {
+  const size_t count = linears.weights.size();
+  const int64_t bytes = ceil_div(kernels.packed_bytes(rows), 64) * 64;
+  std::vector<int64_t> places;
+  int64_t used = 0;
+  for (size_t i = 0; i < count; ++i) {
+    size_t same = 0;
+    while (!same_order(linears.weights[same], linears.weights[i], rows.inputs)) ++same;
+    places.push_back(same < i ? places[same] : used++);
+  }
+  uint8_t* memory = scratch<uint8_t>(Scratch::kPacked, used * bytes);
+  for (const int64_t place : places) {
+    rows.memory = memory + place * bytes;
+    linears.rows.push_back(rows);
+  }
 }
 
 // Runs all linears on the rows of a source. given: the static scale, or null; without it, kGiven
 // means one scale for each of the `sequences` that the rows divide into.
 template <class Pool>
-void run_linears(const Kernels& kernels, Pool& pool, const Linears& linears, const Source& source,
-                 PackedRows rows, const float* given, int64_t sequences) {
-  rows.memory = scratch<uint8_t>(Scratch::kPacked, kernels.packed_bytes(rows));
-  pack_rows(kernels, pool, source, rows, given, sequences);
-  multiply_rows(kernels, pool, linears, rows);
+void run_linears(const Kernels& kernels, Pool& pool, Linears& linears, Source source,
+                 const PackedRows& rows, const float* given, int64_t sequences) {
+  place_rows(kernels, linears, rows);
+  const uint8_t* packed = nullptr;  // the last that are
+  for (size_t i = 0; i < linears.rows.size(); ++i) {
+    if (linears.rows[i].memory <= packed) continue;
+    source.order = linears.weights[i].order;
+    pack_rows(kernels, pool, source, linears.rows[i], given, sequences);
+    packed = linears.rows[i].memory;
+  }
+  multiply_rows(kernels, pool, linears);
 }
 
 }  // namespace planish

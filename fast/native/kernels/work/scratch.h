@@ -10,6 +10,7 @@ namespace planish {
 // One buffer for each purpose that a thread may need at the same time.
 enum class Scratch {
   kPacked,    // rows packed for a linear, read by all threads
+  kPackedUp,  // the same for up, if its experts read them in other orders than those of gate
   kRow,       // one row while it is normalized and packed
   kMultiply,  // a product of tiles
   kGated,     // gate and up of some tiles

@@ -4,16 +4,18 @@
 // much as a section. So a helper, once called, spins for a moment and joins every section that
 // follows; if none comes within kLinger it returns to XLA. Units are claimed one by one from a
 // counter: a helper that comes late or never delays nothing, and no result depends on which thread
-// computed it.
+// computed it. Where other programs want the cores, helpers yield them: contention.h.
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <cstdint>
+#include <thread>
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
+
+#include "contention.h"
 
 namespace planish {
 
@@ -42,20 +44,16 @@ class Team {
     section.call = [](void* context, int64_t unit) {
       (*static_cast<std::remove_reference_t<Body>*>(context))(unit);
     };
-    section_.store(&section);
-    epoch_.fetch_add(1);
-    for (int64_t n = present_.load(); n < helpers; ++n) {
-      present_.fetch_add(1);
-      pool.Schedule([this] { help(); });
-    }
-    section.work();
-    section_.store(nullptr);
-    while (inside_.load() != 0) relax();
+    const Clock::time_point start = Clock::now();
+    yields_.store(contention_.crowded(start), std::memory_order_relaxed);
+    call_helpers(pool, helpers, section);
+    const bool helped = section.work() < units;
+    wait_for_helpers(start, helped);
     busy_.store(false, std::memory_order_release);
   }
 
  private:
-  static constexpr std::chrono::microseconds kLinger{100};
+  static constexpr std::chrono::microseconds kLinger{100}, kNap{50};
 
   struct Section {
     std::atomic<int64_t> next{0};
@@ -63,16 +61,42 @@ class Team {
     void* context;
     void (*call)(void*, int64_t);
 
-    void work() {
-      for (int64_t unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) < units;) {
+    // Returns the number of units that this thread did.
+    int64_t work() {
+      int64_t done = 0;
+      for (int64_t unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) < units; ++done) {
         call(context, unit);
       }
+      return done;
     }
   };
 
+  template <class Pool>
+  void call_helpers(Pool& pool, int64_t helpers, Section& section) {
+    section_.store(&section);
+    epoch_.fetch_add(1);
+    for (int64_t n = present_.load(); n < helpers; ++n) {
+      present_.fetch_add(1);
+      pool.Schedule([this] { help(); });
+    }
+  }
+
+  // Closes the section that started at `start`, and returns when nobody is inside.
+  void wait_for_helpers(Clock::time_point start, bool helped) {
+    section_.store(nullptr);
+    const Clock::time_point since = Clock::now();
+    const Clock::duration worked = since - start, patience = Contention::patience(worked);
+    for (int spins = 0; inside_.load() != 0; ++spins) {
+      relax();
+      if (spins % 64 == 63 && Clock::now() - since > patience) std::this_thread::sleep_for(kNap);
+    }
+    const Clock::time_point now = Clock::now();
+    contention_.note({now, worked, now - since, helped});
+  }
+
   void help() {
     uint64_t seen = 0;
-    auto since = std::chrono::steady_clock::now();
+    auto since = Clock::now();
     for (int spins = 0;; ++spins) {
       const uint64_t epoch = epoch_.load(std::memory_order_acquire);
       if (epoch != seen) {
@@ -80,9 +104,10 @@ class Team {
         inside_.fetch_add(1);  // before section_ is read: the owner waits until nobody is inside
         if (Section* section = section_.load()) section->work();
         inside_.fetch_sub(1);
-        since = std::chrono::steady_clock::now();
-      } else if (spins % 64 == 63 && std::chrono::steady_clock::now() - since > kLinger) {
-        break;
+        since = Clock::now();
+      } else if (spins % 64 == 63) {
+        if (Clock::now() - since > kLinger) break;
+        if (yields_.load(std::memory_order_relaxed)) std::this_thread::yield();
       }
       relax();
     }
@@ -90,6 +115,8 @@ class Team {
   }
 
   std::atomic<bool> busy_{false};
+  Contention contention_;            // of who holds busy_
+  std::atomic<bool> yields_{false};  // helpers that have nothing to do
   alignas(64) std::atomic<uint64_t> epoch_{0};
   alignas(64) std::atomic<Section*> section_{nullptr};
   std::atomic<int64_t> inside_{0};

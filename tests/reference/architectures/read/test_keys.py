@@ -87,7 +87,7 @@ def test_minus_one_and_null_are_no_token(tiny, value, ids):
 @pytest.mark.parametrize(
     ("text", "ids"),
     [
-        ('{"eos_token_id": [5.0, 6]}', (5, 6)),
+        ('{"eos_token_id": [5.0, 6]}', (2, 5, 6)),
         ('{"eos_token_id": null}', (2,)),
         ('{"eos_token_id": -1}', (2,)),
     ],

@@ -119,15 +119,15 @@ def test_both_engines_compute_the_same(path):
     assert np.abs(found - expected).max() < 1e-5 * np.ptp(expected)
 
 
-@pytest.mark.parametrize("name", ["mlx-8bit-g64", "gptq-v1-sym-g32-desc_act"])
-def test_offsets_and_act_order_have_no_tiles(name):
-    """The native kernels do not take such a weight, so XLA computes it beside them."""
+@pytest.mark.parametrize(
+    "name", ["mlx-4bit-g64", "mlx-8bit-g64", "ct-w8a16-g64", "gptq-v1-sym-g32-desc_act", "ct-w8a8"]
+)
+def test_every_linear_is_tiled_for_the_kernels(name):
     checkpoint = open_checkpoint(named(name))
-    block = load_weights(checkpoint, tiled=True).blocks[0]
-    assert block.mlp.down.scheme.foreign and block.mlp.down.weight.layout == "canonical"
-    for other in ("gptq-v1-sym-g32", "ct-w8a8"):
-        block = load_weights(open_checkpoint(named(other)), tiled=True).blocks[0]
-        assert block.mlp.down.weight.layout == "tiles"
+    tiled = load_weights(checkpoint, tiled=True).blocks[0].mlp.down.weight
+    stored = load_weights(checkpoint).blocks[0].mlp.down.weight
+    assert (tiled.layout, stored.layout) == ("tiles", "canonical")
+    np.testing.assert_array_equal(dequantize(tiled), dequantize(stored))
 
 
 def test_a_float8_model_can_be_quantized():

@@ -3,6 +3,8 @@
 import json
 import shutil
 import struct
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,16 @@ import pytest
 
 from planish.fast.session.engine import Engine
 from planish.reference.errors import PlanishError
+from planish.reference.files.export.gguf_container import Part, write_container
 from planish.reference.files.formats.gguf_blocks import TYPES
+from planish.reference.files.formats.gguf_config import FACTORS, rebuild_config, rope_factors
 from planish.reference.files.load import load_weights, open_checkpoint
-from planish.reference.gguf import read_gguf
+from planish.reference.gguf import GgufTensor, read_gguf
+from planish.reference.model.rope import Llama3, Rope
 from planish.reference.model.transformer import forward
 from planish.reference.quantized import dequantize
 from planish.reference.text.tokenizer import load_tokenizer
+from tests.gguf_files import key, tensor, write
 from tests.golden.foreign import TARGET, digest
 
 SAMPLES = sorted(path for path in TARGET.iterdir() if (path / "model.gguf").exists())
@@ -29,28 +35,6 @@ CONFIG = {  # of the models that llama.cpp converted
     "vocab_size": 320,
     "tie_word_embeddings": False,
 }
-
-
-def string(text):
-    raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def key(name, kind, value):
-    return string(name) + struct.pack("<I", kind) + value
-
-
-def tensor(name, shape, kind, offset):
-    sizes = b"".join(struct.pack("<Q", size) for size in reversed(shape))
-    info = struct.pack("<I", len(shape)) + sizes + struct.pack("<IQ", kind, offset)
-    return string(name) + info
-
-
-def write(path, keys=(), tensors=(), data=b"", counts=None):
-    counts = (len(tensors), len(keys)) if counts is None else counts
-    head = b"GGUF" + struct.pack("<IQQ", 3, *counts) + b"".join([*keys, *tensors])
-    path.write_bytes(head + b"\0" * (-len(head) % 32) + data)
-    return path
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
@@ -98,6 +82,40 @@ def test_a_config_beside_the_file_is_used(tmp_path):
     (path / "config.json").write_text(json.dumps(values))
     assert open_checkpoint(path).config.max_positions == 77
     assert open_checkpoint(path / "model.gguf").config.max_positions == 256
+
+
+def test_a_config_can_be_given(tmp_path):
+    source = TARGET / "gguf-q4_0"
+    given = tmp_path / "given"
+    given.mkdir()
+    values = open_checkpoint(source).values | {"max_position_embeddings": 77}
+    (given / "config.json").write_text(json.dumps(values))
+    (given / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    made = open_checkpoint(source / "model.gguf", config=given)
+    assert made.config.max_positions == 77 and made.config.eos_token_ids == (7, 9)
+    assert made.tokenizer_path == given
+    with pytest.raises(PlanishError, match="config: is for a GGUF file"):
+        open_checkpoint(TARGET / "ct-w8a8", config=given)
+    with pytest.raises(PlanishError, match=r"nowhere/config.json: "):
+        open_checkpoint(source / "model.gguf", config=tmp_path / "nowhere")
+
+
+def test_factors_of_rope_are_llama_3s_or_longropes(tmp_path):
+    file = read_gguf(TARGET / "gguf-q4_0" / "model.gguf")
+    for low, kind in ((1.0, "llama3"), (3.0, "longrope")):
+        scaling = Llama3(
+            factor=8.0,
+            low_freq_factor=low,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=8192,
+        )
+        factors = rope_factors(Rope(theta=10000.0, dim=32, scaling=scaling))
+        tensor = GgufTensor(type="F32", shape=(16,), data=factors.view(np.uint8))
+        values = rebuild_config(replace(file, tensors=file.tensors | {FACTORS: tensor}))
+        assert values["rope_scaling"]["rope_type"] == kind
+    bad = replace(tensor, data=np.zeros(64, np.uint8))
+    with pytest.raises(PlanishError, match="rope_freqs.weight: bad value; expected finite"):
+        rebuild_config(replace(file, tensors=file.tensors | {FACTORS: bad}))
 
 
 def test_each_tensor_has_a_scheme_by_its_own_type():
@@ -185,9 +203,52 @@ def test_a_big_endian_or_old_file_is_refused(tmp_path):
             open_checkpoint(path)
 
 
-def test_a_split_file_is_refused(tmp_path):
-    for number in (1, 2):
-        write(tmp_path / f"model-0000{number}-of-00002.gguf")
+def split(target, count=2, **changes):
+    """Write the sample's tensors as the parts of a split file."""
+    file = read_gguf(TARGET / "gguf-q4_0" / "model.gguf")
+    names = list(file.tensors)
+    for number in range(count):
+        keys = {"split.no": number, "split.count": count} | changes.get(f"part{number}", {})
+        keys |= file.keys if number == 0 else {}
+        chosen = {name: file.tensors[name] for name in names[number::count]}
+        parts = {
+            name: Part(type=one.type, shape=one.shape, read=partial(np.asarray, one.data))
+            for name, one in chosen.items()
+        }
+        path = target / f"model-{number + 1:05d}-of-{count:05d}.gguf"
+        with path.open("wb") as out:
+            write_container(out, keys, parts)
+    return target
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_split_file_is_read_as_one(tmp_path, count):
+    made = open_checkpoint(split(tmp_path, count))
+    expected = open_checkpoint(TARGET / "gguf-q4_0")
+    assert made.entries.keys() == expected.entries.keys()
+    found, wanted = (forward(c.config, load_weights(c), TOKENS) for c in (made, expected))
+    assert np.array_equal(found, wanted)
+    assert load_tokenizer(tmp_path, made.config).encode("hello")[0] == 1
+
+
+def test_parts_that_are_missing_or_mixed_up_are_refused(tmp_path):
+    path = split(tmp_path)
+    with pytest.raises(PlanishError, match="is a part; expected the first of 2 parts"):
+        open_checkpoint(path / "model-00002-of-00002.gguf")
+    split(path, part1={"split.no": 5})
+    with pytest.raises(PlanishError, match="split.no: bad value; expected part 1 of 2, found 5"):
+        open_checkpoint(path)
+    shutil.copy(path / "model-00001-of-00002.gguf", path / "model-00002-of-00002.gguf")
+    with pytest.raises(PlanishError, match="split.no: bad value"):
+        open_checkpoint(path)
+    (path / "model-00002-of-00002.gguf").unlink()
+    with pytest.raises(PlanishError, match="00002-of-00002.gguf: "):
+        open_checkpoint(path)
+
+
+def test_several_files_are_refused(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.gguf")
     with pytest.raises(PlanishError, match="has several; expected one GGUF file"):
         open_checkpoint(tmp_path)
 

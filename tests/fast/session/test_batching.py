@@ -1,0 +1,218 @@
+"""A request's answer has the same bits alone, among others, and after a prefix was found."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from planish.fast.native.instruction_sets import BY_NAME
+from planish.fast.session.batching import Batching
+from planish.fast.session.engine import Engine
+from planish.fast.session.pages import PAGE
+from planish.reference.engine import Engine as ReferenceEngine
+from planish.reference.errors import PlanishError, PromptError
+from planish.reference.files.load import open_checkpoint
+from planish.reference.files.writer import CheckpointWriter
+from planish.reference.quantize.checkpoint import quantize_checkpoint
+from planish.reference.quantize.recipe import recipe
+from planish.reference.text.generate import Stop
+from planish.reference.text.requests import Request, answer
+from planish.reference.text.sampling import Sampling
+from tests.models import make_llama
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+GOLDENS = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
+MEMORY = 2**28
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    root = tmp_path_factory.mktemp("batching")
+    source = make_llama(root, max_position_embeddings=640)
+    with CheckpointWriter(root / "quantized", source) as writer:
+        quantize_checkpoint(open_checkpoint(source), writer, recipe("W4A8", group_size=32))
+    return open_checkpoint(root / "quantized")
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint, kernels):
+    return Engine(checkpoint, native=True)
+
+
+def session(engine, slots=4, context=640):
+    return Batching(engine, slots, context, MEMORY)
+
+
+def collect(session, events):
+    """Add the events to what each request was answered: tokens, scores, prompt, finish."""
+    for event in session.step():
+        found = events.setdefault(event.handle, {"tokens": [], "scores": [], "prompt": ()})
+        found["tokens"] += event.tokens
+        found["scores"] += event.scores
+        found["prompt"] = event.prompt or found["prompt"]
+        found |= {"finish": event.finish, "end": event.end, "error": event.error}
+        found["cached"] = max(event.cached, found.get("cached", 0))
+
+
+def answers(session, requests):
+    events = {}
+    handles = [session.submit(request) for request in requests]
+    while not session.is_idle:
+        collect(session, events)
+    return [events[handle] for handle in handles]
+
+
+def bits(found):
+    return [{k: v for k, v in one.items() if k != "cached"} for one in found]
+
+
+def mixed_requests(count, vocabulary, longest, seed=0):
+    """Prompts of all lengths, some with a common beginning; all kinds of sampling and scores."""
+    rng = random.Random(seed)
+    common, requests = [rng.randrange(vocabulary) for _ in range(longest)], []
+    for number in range(count):
+        length = rng.choice([1, 9, longest // 2, longest - 8])
+        start = rng.randrange(length) if number % 2 else 0
+        own = [rng.randrange(vocabulary) for _ in range(length - start)]
+        drawn = Sampling(temperature=1.0, top_p=0.9, seed=number, min_p=0.01 * (number % 3))
+        request = Request(
+            prompt=(*common[:start], *own),
+            max_new_tokens=rng.choice([1, 4, 8]),
+            sampling=drawn if number % 3 else Sampling(repetition_penalty=1 + 0.2 * (number % 2)),
+            choice=number % 4,
+            logprobs=2 if number % 5 == 0 else None,
+            prompt_logprobs=1 if number % 7 == 0 else None,
+        )
+        requests.append(request)
+    return requests
+
+
+def test_an_answer_has_the_same_bits_alone_among_others_and_again(engine):
+    requests = mixed_requests(24, 256, 300)
+    alone = [answers(session(engine, 1), [request])[0] for request in requests]
+    shared = session(engine)
+    assert bits(answers(shared, requests)) == bits(alone)
+    again = answers(shared, requests)
+    assert bits(again) == bits(alone)
+    assert sum(one["cached"] for one in again) > 1000
+
+
+@pytest.mark.matrix(5)
+@pytest.mark.parametrize("name", GOLDENS)
+def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels):
+    engine = Engine(open_checkpoint(GOLDEN / name), native=True)
+    longest = min(engine.config.max_positions, 2 * PAGE)
+    requests = mixed_requests(6, engine.config.vocab_size, longest - 8)
+    alone = [answers(session(engine, 1, longest), [request])[0] for request in requests]
+    assert bits(answers(session(engine, 4, longest), requests)) == bits(alone)
+
+
+@pytest.mark.parametrize("options", [{}, {"attention": "int8", "kv_cache": "int8"}])
+@pytest.mark.parametrize("name", ["W8A8", "W4A16", "O2"])
+def test_recipes_answer_with_the_same_bits_in_a_batch(name, options, kernels, tmp_path):
+    source = make_llama(tmp_path, max_position_embeddings=400)
+    chosen = recipe(name, group_size=32 if name == "W4A16" else None)
+    with CheckpointWriter(tmp_path / "quantized", source) as writer:
+        quantize_checkpoint(open_checkpoint(source), writer, chosen, [np.arange(64)])
+    opened = open_checkpoint(tmp_path / "quantized")
+    engine = Engine(replace(opened, config=replace(opened.config, **options)), native=True)
+    if name == "W4A16" and BY_NAME[kernels[0]].matmul == "amx":
+        pytest.skip("weight-only linears by matrix tiles add floats in another order")
+    requests = mixed_requests(8, 256, 300)
+    alone = [answers(session(engine, 1), [request])[0] for request in requests]
+    assert bits(answers(session(engine), requests)) == bits(alone)
+
+
+def test_greedy_tokens_are_those_of_generate(engine):
+    prompts = [[5, 6, 7], list(range(200)), [9]]
+    rows = [[], [], []]
+    for row, token in engine.generate(prompts, Stop(6, ignore_eos=True), Sampling()):
+        rows[row].append(token)
+    found = answers(session(engine), [Request(prompt=(*p,), max_new_tokens=6) for p in prompts])
+    assert [one["tokens"] for one in found] == rows
+
+
+def test_tokens_scores_and_ends_are_those_of_the_definition(checkpoint, engine):
+    reference = ReferenceEngine(checkpoint)
+    request = Request(prompt=(3, 4, 5), max_new_tokens=5, logprobs=2, prompt_logprobs=2)
+    (found,) = answers(session(engine), [request])
+    events = list(answer(reference.config, reference.weights, request))
+    assert found["tokens"] == [token for event in events for token in event.tokens]
+    expected = [score for event in events for score in event.scores]
+    for score, other in zip(found["scores"], expected, strict=True):
+        assert score.logprob == pytest.approx(other.logprob, abs=1e-3)
+    assert found["prompt"][0] is None
+    for score, other in zip(found["prompt"][1:], events[0].prompt[1:], strict=True):
+        assert score.token == other.token
+        assert score.logprob == pytest.approx(other.logprob, abs=1e-3)
+    end = found["tokens"][2]
+    (ended,) = answers(session(engine), [replace(request, ends=(end,), logprobs=None)])
+    assert (ended["finish"], ended["end"]) == ("stop", end)
+    assert ended["tokens"] == found["tokens"][: found["tokens"].index(end)]
+
+
+def test_a_cancelled_request_leaves_at_once_and_others_go_on(engine):
+    shared = session(engine, 2)
+    handles = [shared.submit(Request(prompt=(n,) * 200, max_new_tokens=50)) for n in range(4)]
+    shared.step()
+    for handle in (handles[0], handles[3]):
+        shared.cancel(handle)
+    events = {}
+    while not shared.is_idle:
+        collect(shared, events)
+    ends = [events[handle]["finish"] for handle in handles]
+    assert ends == ["cancelled", "length", "length", "cancelled"]
+    assert shared.pages.available == shared.count
+
+
+def test_logits_that_are_no_numbers_fail_one_request(engine, monkeypatch):
+    shared = session(engine, 2)
+    good, bad = (shared.submit(Request(prompt=(n,), max_new_tokens=20)) for n in (1, 2))
+    run = shared._run_tokens
+
+    def broken(rows, count):
+        found = run(rows, count).copy()
+        for column, row in enumerate(rows):
+            if row.handle == bad:
+                found[:, column] = -1
+        return found
+
+    monkeypatch.setattr(shared, "_run_tokens", broken)
+    events = {}
+    while not shared.is_idle:
+        collect(shared, events)
+    assert events[good]["finish"] == "length"
+    assert events[bad]["finish"] == "error"
+    assert "NaN" in events[bad]["error"]
+
+
+def test_a_step_that_fails_ends_the_running_requests_and_no_others(engine, monkeypatch):
+    shared = session(engine, 1)
+    first, second = (shared.submit(Request(prompt=(n,), max_new_tokens=3)) for n in (1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(shared, "_run_step", lambda *_: 1 / 0)
+        (event,) = shared.step()
+    assert (event.handle, event.finish) == (first, "error")
+    events = {}
+    while not shared.is_idle:
+        collect(shared, events)
+    assert events[second]["finish"] == "length"
+
+
+def test_requests_that_can_never_fit_are_refused(engine):
+    with pytest.raises(PromptError, match="at most 256 positions"):
+        session(engine, 2, 200).submit(Request(prompt=(1,) * 250, max_new_tokens=9))
+    with pytest.raises(PlanishError, match="at least"):
+        Batching(engine, 2, 640, 1000)
+    with pytest.raises(PlanishError, match="native kernels"):
+        Batching(Engine(open_checkpoint(GOLDEN / GOLDENS[0])), 2, 128, MEMORY)
+
+
+def test_no_program_is_compiled_after_warming_up(engine):
+    shared = session(engine, 3)
+    shared.warm()
+    known = len(engine.programs.known())
+    answers(shared, mixed_requests(12, 256, 300, seed=5))
+    assert len(engine.programs.known()) == known
