@@ -176,7 +176,8 @@ def test_routers_of_formats_that_vllm_does_not_read():
     [
         ("blk.0.attn_q.weight", "llama", []),
         ("rope_freqs.weight", "llama", []),
-        ("blk.0.ffn_gate_exps.weight", "llama", ["tensor-unread"]),
+        ("blk.0.ffn_gate_exps.weight", "llama", []),
+        ("blk.0.ffn_gate_shexp.weight", "llama", ["tensor-unread"]),
         ("blk.0.ffn_gate_exps.weight", "mamba", ["model-unknown"]),
     ],
 )
