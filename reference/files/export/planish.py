@@ -54,9 +54,9 @@ def write_planish(checkpoint: Checkpoint, out: Path, request: Request) -> None:
 
 
 def choose_layout(checkpoint: Checkpoint, asked: str | None) -> str:
-    """The layout of the codes: tiles if every scheme has them, or what is asked for."""
+    """The layout of the codes: tiles if files have them for every scheme, or what is asked for."""
     schemes = [scheme for scheme in checkpoint.schemes().values() if scheme is not None]
-    without = next((scheme for scheme in schemes if not scheme.has_tiles), None)
+    without = next((scheme for scheme in schemes if scheme.canonical_in_files), None)
     if asked not in (None, *LAYOUTS):
         expected = f"one of {', '.join(LAYOUTS)}{suggest(str(asked), LAYOUTS)}"
         raise RecipeError("unknown", name="layout", expected=expected, found=repr(asked))
@@ -87,7 +87,7 @@ def _narrow(linears: Sequence[Linear]) -> list[Linear]:
 
 def _is_own_grid(linear: Linear) -> bool:
     weight: Any = linear.weight
-    if not weight.scheme.full_range or not weight.scheme.has_tiles:
+    if not weight.scheme.full_range or weight.scheme.canonical_in_files:
         return False
     return bool(weight.codes.min() > -128 and (weight.scale > 0).all())
 

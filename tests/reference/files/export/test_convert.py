@@ -40,7 +40,7 @@ def test_what_others_wrote_is_the_same_in_planishs_format(path, converted):
     if theirs.quantization is not None or theirs.declared is not None:
         assert own.quantization["source"].startswith(theirs.origin.format)
         assert own.layout == "canonical" or all(
-            s is None or s.has_tiles for s in own.schemes().values()
+            s is None or not s.canonical_in_files for s in own.schemes().values()
         )
 
 
@@ -227,7 +227,7 @@ def test_a_request_that_makes_no_sense_is_refused(options, words, source, conver
 def test_tiles_of_what_has_none_are_refused(converted):
     sample = open_checkpoint(FOREIGN / "mlx-4bit-g64")
     schemes = [s for s in sample.schemes().values() if s is not None]
-    if all(scheme.has_tiles for scheme in schemes):
+    if not any(scheme.canonical_in_files for scheme in schemes):
         pytest.skip("every scheme has tiles")
     with pytest.raises(RecipeError, match="canonical"):
         converted(sample, "planish", layout="tiles")

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from planish.reference.files.load import load_weights
+from planish.reference.model.weights import block_linears
+from planish.reference.quantized import dequantize
 from tests.reference.files.export.conftest import logits
 
 POCKET = Path(__file__).parents[4] / "pocket" / "model"
@@ -44,3 +47,67 @@ def test_transformers_computes_the_same_from_compressed_tensors(name, quantized,
         found = model(torch.tensor([TOKENS])).logits[0].float().numpy()
     expected = logits(converted(theirs, "float"), TOKENS)
     assert np.abs(found - expected).max() < tolerance * np.ptp(expected)
+
+
+def assert_same_weights(found: dict[str, np.ndarray], checkpoint) -> None:
+    """Every quantized linear, dequantized, to the bit."""
+    floats = load_weights(checkpoint)
+    expected = {
+        checkpoint.prefix(part, layer): dequantize(linear.weight)
+        for layer, block in enumerate(floats.blocks)
+        for part, linear in block_linears(block).items()
+    }
+    assert found.keys() == expected.keys()
+    for name, weights in expected.items():
+        np.testing.assert_array_equal(found[name], weights, err_msg=name)
+
+
+@pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("torch", "gptqmodel")), reason="needs gptqmodel"
+)
+@pytest.mark.filterwarnings("ignore")  # of torch and gptqmodel
+@pytest.mark.parametrize(
+    ("form", "rule"), [("gptq", "absmax"), ("gptq_v2", "minmax"), ("awq", "minmax")]
+)
+def test_gptqmodel_has_the_same_weights(form, rule, quantized, converted):
+    import torch
+    from gptqmodel import BACKEND, GPTQModel
+    from gptqmodel.nn_modules.qlinear import BaseQuantLinear
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+
+    ours = quantized(POCKET, "W4A16", group_size=64, rule=rule)
+    theirs = converted(ours, form)
+    backend = BACKEND.AWQ_TORCH if form == "awq" else BACKEND.GPTQ_TORCH
+    loaded = GPTQModel.load(theirs.path, device="cpu", dtype=torch.float16, backend=backend)
+    found = {}
+    for name, module in loaded.model.named_modules():
+        if isinstance(module, BaseQuantLinear):
+            module.scales = module.scales.float()
+            if form == "awq":
+                packed = module.qweight, module.qzeros, module.scales
+                w = dequantize_gemm(*packed, module.bits, module.group_size)
+            else:
+                w = module.dequantize_weight()
+            found[name] = w.T.float().numpy()
+    assert_same_weights(found, ours)
+
+
+@pytest.mark.skipif(find_spec("mlx_lm") is None, reason="needs mlx-lm")
+@pytest.mark.filterwarnings("ignore")  # of mlx-lm and transformers
+@pytest.mark.parametrize("rule", ["signed", "minmax"])
+def test_mlx_computes_the_same(rule, quantized, converted):
+    import mlx.core as mx
+    from mlx import nn
+    from mlx_lm.utils import load_model
+
+    mx.set_default_device(mx.cpu)
+    ours = quantized(POCKET, "W4A16", group_size=64, rule=rule)
+    model, _ = load_model(converted(ours, "mlx", dtype="float32").path)
+    found = {
+        name: np.array(mx.dequantize(m.weight, m.scales, m.biases, m.group_size, m.bits))
+        for name, m in model.named_modules()
+        if isinstance(m, nn.QuantizedLinear)
+    }
+    assert_same_weights(found, ours)
+    expected = logits(ours, TOKENS)
+    assert np.abs(np.array(model(mx.array([TOKENS]))[0]) - expected).max() < 1e-5 * np.ptp(expected)
