@@ -66,7 +66,8 @@ class Pages:
 
     def find(self, tokens: Sequence[int], salt: bytes) -> Prefix:
         """The longest known prefix of a prompt, without its last token, which must be computed."""
-        wanted, pages, parent = tuple(tokens[:-1]), [], self._first(salt)
+        wanted, parent = tuple(tokens[:-1]), self._first(salt)
+        pages: list[int] = []
         while True:
             rest = wanted[len(pages) * PAGE :]
             page, count = self._best(parent, rest)
