@@ -67,9 +67,9 @@ class Positions:
 class Draw:
     """How several tokens of each row are sampled, and which of them end a row."""
 
-    sampling: jax.Array  # int32 [5], or [B, 5]: native.sampling.pack_settings
+    sampling: jax.Array  # int32 [B, 5]: native.sampling.pack_settings of each row
     uniform: jax.Array  # int32 [steps, B, 2]: float64 random numbers, native.sampling.as_int32
-    ends: jax.Array  # int32 [1, E] token ids, or [B, E] if rows have different ones
+    ends: jax.Array  # int32 [B, E] token ids
     count: jax.Array  # int32, at most `steps`
 
 

@@ -15,8 +15,7 @@ from planish.reference.text.sampling import Sampling
 def sample(logits: jax.Array, sampling: jax.Array, uniform: jax.Array, isa: str = "") -> jax.Array:
     """The next token of each row of logits [B, V] -> int32 [B]; -1 if they are not numbers.
 
-    sampling int32 [5], or [B, 5]: pack_settings(Sampling(..)); uniform int32 [B, 2]: as_int32 of
-    float64 [B].
+    sampling int32 [B, 5]: pack_settings of each row; uniform int32 [B, 2]: as_int32 of float64 [B].
     """
     shape = jax.ShapeDtypeStruct(logits.shape[:1], jnp.int32)
     return jax.ffi.ffi_call("planish_sample", shape)(logits, sampling, uniform, isa=isa)

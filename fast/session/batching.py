@@ -24,22 +24,22 @@ import numpy as np
 from jax import lax
 
 from planish.fast.model import transformer as model
-from planish.fast.model.backend import Draw, Positions, Tables
+from planish.fast.model.backend import Positions, Tables
 from planish.fast.model.cache import KVCache
 from planish.fast.native import backend as native_backend
 from planish.fast.native.cache import can_tile
-from planish.fast.native.sampling import as_int32, can_sample, pack_settings
+from planish.fast.native.sampling import can_sample
 from planish.fast.placement import on_cpu, put
 from planish.fast.session.engine import Engine
 from planish.fast.session.pages import PAGE, Pages, pages_for
-from planish.fast.session.sampling import MOST_TOKENS, NEVER
+from planish.fast.session.sampling import MOST_TOKENS, RowDraw, prepare_draw
 from planish.fast.session.scheduler import Clock, next_count
 from planish.fast.session.slots import cache_bytes, empty_cache
-from planish.reference.errors import PlanishError, PromptError
+from planish.reference.errors import PlanishError
 from planish.reference.linear import Linear
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Weights
-from planish.reference.text.generate import reserve
+from planish.reference.text.generate import Stop, check_fits, reserve
 from planish.reference.text.requests import (
     Event,
     Request,
@@ -48,7 +48,7 @@ from planish.reference.text.requests import (
     score_new,
     score_token,
 )
-from planish.reference.text.sampling import adjust_logits, sample, uniform
+from planish.reference.text.sampling import next_token
 
 STEP_TOKENS = (8, 16, 32, 64, 128, 256, 512)  # a step is padded to one of these
 SCORED_TOKENS = 64  # of a prompt whose every token is scored
@@ -143,14 +143,7 @@ class Batching:
 
     def submit(self, request: Request) -> int:
         check_request(self.config, request)
-        if (needed := tokens_of(request)) > self.context:
-            raise PromptError(
-                f"{len(request.prompt)} prompt tokens and {request.max_new_tokens} new ones do "
-                "not fit",
-                name="prompt",
-                expected=f"at most {self.context} positions",
-                found=needed,
-            )
+        check_fits(self.config, [request.prompt], Stop(request.max_new_tokens), self.context)
         self.submitted += 1
         self.waiting.append((self.submitted, request))
         return self.submitted
@@ -309,8 +302,8 @@ class Batching:
         row.written = len(row.tokens)
         request, prompt = row.request, len(row.request.prompt)
         try:
-            adjusted = adjust_logits(logits, request.sampling, request.prompt, row.tokens[prompt:])
-            token = sample(adjusted, request.sampling, request.choice, row.new)
+            text = row.tokens[prompt:]
+            token = next_token(logits, request.sampling, request.prompt, text, request.choice)
         except PlanishError as problem:
             self._release(row)
             return Event(handle=row.handle, finish="error", error=str(problem))
@@ -383,7 +376,7 @@ class Batching:
             tokens=put(tokens),
             cache=self.cache,
             positions=where,
-            draw=draw_rows(rows, size, count),
+            draw=prepare_draw([draw_of(row) for row in rows], count, size),
         )
         return np.asarray(found)[:count, : len(rows)]
 
@@ -427,8 +420,9 @@ def page_count(engine: Engine, slots: int, context: int, memory: int) -> int:
             expected=f"at least {least * one} bytes",
             found=memory,
         )
-    reserve(min(most * one, memory))
-    return min(most, memory // one)
+    count = min(most, memory // one)
+    reserve(count * one)
+    return count
 
 
 def make_plan(answering: Sequence[Row], reading: Row | None, count: int) -> Plan:
@@ -471,24 +465,10 @@ def on_device(request: Request) -> bool:
     return request.logprobs is None and can_sample(request.sampling)
 
 
-def draw_rows(rows: Sequence[Row], size: int, count: int) -> Draw:
-    """The arrays from which the device samples, each row by its own settings, seed and step."""
-    most = max(len(row.request.ends) for row in rows)
-    ends = np.full((size, max(8, 1 << (max(most, 1) - 1).bit_length())), NEVER, np.int32)
-    settings, numbers = np.zeros((size, 5), np.int32), np.zeros((MOST_TOKENS, size))
-    for i, row in enumerate(rows):
-        request = row.request
-        ends[i, : len(request.ends)] = request.ends
-        settings[i] = pack_settings(request.sampling)
-        if request.sampling.temperature > 0:
-            for step in range(count):
-                numbers[step, i] = uniform(request.sampling.seed, request.choice, row.new + step)
-    return Draw(
-        sampling=put(settings),
-        uniform=put(as_int32(numbers)),
-        ends=put(ends),
-        count=put(np.int32(count)),
-    )
+def draw_of(row: Row) -> RowDraw:
+    """How the device draws a row's next tokens."""
+    request = row.request
+    return RowDraw(sampling=request.sampling, row=request.choice, step=row.new, ends=request.ends)
 
 
 @partial(jax.jit, donate_argnames=("cache",))

@@ -13,17 +13,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from planish.fast.model.backend import Draw
 from planish.fast.model.cache import KVCache
-from planish.fast.session.sampling import MOST_TOKENS, prepare_draw, sample_rows
+from planish.fast.session.sampling import MOST_TOKENS, RowDraw, prepare_draw
 from planish.fast.session.slots import rows_to_keep
 from planish.reference.errors import SamplingError
 from planish.reference.text.generate import Stop
-from planish.reference.text.sampling import Sampling, adjust_logits
+from planish.reference.text.sampling import Sampling, next_token
 
 DISPATCH_SECONDS = 0.03  # text appears at least this often, unless one token takes longer
 
@@ -80,7 +81,7 @@ class Generation:
 
     def tokens(self, logits: np.ndarray) -> Iterator[tuple[int, int]]:
         """Yield (row, token), beginning with the logits [B, V] of the prompts' last tokens."""
-        found, step, count = self._sample(logits, 0), 0, 1
+        found, step, count = self._sample(logits), 0, 1
         self.batch = replace(self.batch, tokens=found[-1])
         while True:
             yield from self._running(found)
@@ -125,24 +126,25 @@ class Generation:
         batch, request = self.batch, self.request
         state = batch.tokens, batch.positions, batch.cache
         if request.on_device:
-            draw = prepare_draw(request.sampling, batch.rows, step, count, request.eos)
+            own = partial(RowDraw, sampling=request.sampling, step=step, ends=request.eos)
+            draw = prepare_draw([own(row=row) for row in batch.rows], count)
             found, cache = self.steps.decode_tokens(*state, draw)
         else:
             logits, cache = self.steps.decode_step(*state)
-            found = self._sample(logits, step)
+            found = self._sample(logits)
         last = cache.slots - 1  # a row that has ended stays within its slots
         positions = np.minimum(batch.positions + len(found), last)
         self.batch = replace(batch, tokens=found[-1], positions=positions, cache=cache)
         return found
 
-    def _sample(self, logits: np.ndarray, step: int) -> np.ndarray:
-        """Sample one token of each row on the host: [1, B]."""
-        sampling, rows = self.request.sampling, self.batch.rows
-        adjusted = [
-            adjust_logits(x, sampling, self.request.prompts[row], self.texts[row])
-            for row, x in zip(rows, logits, strict=True)
+    def _sample(self, logits: np.ndarray) -> np.ndarray:
+        """Sample one token of each row on the host, 0 for rows that have ended: [1, B]."""
+        sampling, prompts = self.request.sampling, self.request.prompts
+        found = [
+            next_token(x, sampling, prompts[row], self.texts[row], row) if row in self.active else 0
+            for row, x in zip(self.batch.rows, logits, strict=True)
         ]
-        return sample_rows(adjusted, sampling, rows, step, self.active)[None]
+        return np.array([found])
 
 
 def next_count(count: int, seconds: float) -> int:

@@ -12,7 +12,7 @@ from planish.reference.errors import PromptError, SamplingError
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.transformer import decode_step, prefill
 from planish.reference.model.weights import Weights
-from planish.reference.text.sampling import Sampling, adjust_logits, sample
+from planish.reference.text.sampling import Sampling, next_token
 from planish.reference.text.tokenizer import TextStream, Tokenizer
 
 NEEDS_NONE = ", of which the last new token needs none"
@@ -104,7 +104,7 @@ def generate(
         logits, cache = prefill(config, weights, prompt)
         last, text = logits[-1], list[int]()
         for step in range(stop.max_new_tokens):
-            token = sample(adjust_logits(last, sampling, prompt, text), sampling, row, step)
+            token = next_token(last, sampling, prompt, text, row)
             if token in eos:
                 break
             text.append(token)

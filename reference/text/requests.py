@@ -20,7 +20,7 @@ from planish.reference.model.transformer import decode_step, prefill
 from planish.reference.model.weights import Weights
 from planish.reference.text.evaluate import log_softmax
 from planish.reference.text.generate import Stop, check_fits
-from planish.reference.text.sampling import Sampling, sample
+from planish.reference.text.sampling import Sampling, next_token
 
 Finish = Literal["stop", "length", "cancelled", "error"]
 MOST_LISTED = 20  # likeliest tokens beside each
@@ -162,9 +162,9 @@ def answer(
     logits, cache = prefill(config, weights, request.prompt)
     if request.prompt_logprobs is not None:
         yield Event(handle=handle, prompt=score_prompt(logits, request))
-    last = logits[-1]
+    last, text = logits[-1], list[int]()
     for step in range(request.max_new_tokens):
-        token = sample(last, request.sampling, request.choice, step)
+        token = next_token(last, request.sampling, request.prompt, text, request.choice)
         scores = score_new(last, token, request.logprobs)
         if token in request.ends:
             yield Event(handle=handle, scores=scores, end=token, finish="stop")
@@ -172,6 +172,7 @@ def answer(
         if step + 1 == request.max_new_tokens:
             yield Event(handle=handle, tokens=(token,), scores=scores, finish="length")
             return
+        text.append(token)
         yield Event(handle=handle, tokens=(token,), scores=scores)
         last, cache = decode_step(config, weights, token, cache)
     yield Event(handle=handle, finish="length")

@@ -100,6 +100,20 @@ def adjust_logits(
     return x
 
 
+def next_token(
+    logits: np.ndarray,
+    sampling: Sampling,
+    prompt: Sequence[int],
+    text: Sequence[int],
+    row: int = 0,
+) -> int:
+    """The token after prompt and text, from the logits [V] of the last one: adjusted, then drawn.
+
+    The number of the draw is that of the tokens in the text.
+    """
+    return sample(adjust_logits(logits, sampling, prompt, text), sampling, row, len(text))
+
+
 def uniform(seed: int, row: int, step: int) -> float:
     """The random number in [0, 1) for token `step` of prompt `row`.
 

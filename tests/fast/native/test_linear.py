@@ -188,7 +188,7 @@ def test_attention_refuses_shapes_that_do_not_fit():
 
 
 def test_sampling_refuses_shapes_that_do_not_fit():
-    settings = jnp.asarray(native_sampling.pack_settings(Sampling()))
+    settings = jnp.asarray([native_sampling.pack_settings(Sampling())] * 2)
     uniform = jnp.zeros((3, 2), jnp.int32)
     found = error_of(lambda: native_sampling.sample(jnp.ones((2, 5)), settings, uniform))
     assert "uniform is [3, 2], expected 4 entries" in found
@@ -196,6 +196,6 @@ def test_sampling_refuses_shapes_that_do_not_fit():
 
 def test_sampling_marks_what_is_no_number():
     logits = jnp.asarray([[1.0, 2.0, jnp.nan], [0.0, jnp.inf, 1.0], [-jnp.inf, 3.0, 3.0]])
-    settings = jnp.asarray(native_sampling.pack_settings(Sampling()))
+    settings = jnp.asarray([native_sampling.pack_settings(Sampling())] * 3)
     found = native_sampling.sample(logits, settings, jnp.zeros((3, 2), jnp.int32))
     assert np.asarray(found).tolist() == [-1, -1, 1]

@@ -35,6 +35,14 @@ def test_a_request_gives_the_tokens_of_the_generation_loop(engine):
     assert [event.finish for event in events] == [None] * 5 + ["length"]
 
 
+def test_penalties_and_bias_count_as_in_the_generation_loop(engine):
+    sampling = Sampling(repetition_penalty=1.8, frequency_penalty=1.0, logit_bias=((3, 2.0),))
+    rows = engine.generate([[3, 4, 5]], Stop(8, ignore_eos=True), sampling)
+    events = answered(engine, Request(prompt=(3, 4, 5), max_new_tokens=8, sampling=sampling))
+    plain = answered(engine, Request(prompt=(3, 4, 5), max_new_tokens=8))
+    assert tokens_of(events) == [token for _, token in rows] != tokens_of(plain)
+
+
 def test_an_end_id_ends_it_and_is_no_token_of_the_text(engine):
     found = tokens_of(answered(engine, Request(prompt=(9,), max_new_tokens=3)))
     *_, last = answered(engine, Request(prompt=(9,), max_new_tokens=3, ends=(found[1],)))

@@ -17,8 +17,8 @@ Sampling read_settings(const int32_t* from) {
   return sampling;
 }
 
-// Buffers: logits [rows, count], settings int32 [5] or [rows, 5] (temperature and top_p as the
-// halves of a float64, then top_k), uniform int32 [rows, 2] (a float64 each). Result: token int32
+// Buffers: logits [rows, count], settings int32 [rows, 5] (temperature and top_p as the halves
+// of a float64, then top_k), uniform int32 [rows, 2] (a float64 each). Result: token int32
 // [rows], -1 where the logits are not numbers.
 ffi::Error sample_tokens(std::string_view isa, ffi::RemainingArgs arguments,
                          ffi::RemainingRets results) {
@@ -30,16 +30,13 @@ ffi::Error sample_tokens(std::string_view isa, ffi::RemainingArgs arguments,
     return in.error();
   }
   const int64_t rows = x->dimensions()[0], count = x->dimensions()[1];
-  ffi::AnyBuffer* settings = in.next("settings", {ffi::DataType::S32}, -1);
-  const int64_t given = settings ? static_cast<int64_t>(settings->element_count()) : 0;
-  if (given != 5 && given != 5 * rows) in.fail("settings must be [5] or [rows, 5]");
+  const int32_t* settings = in.data<int32_t>("settings", ffi::DataType::S32, 5 * rows);
   const int32_t* uniform = in.data<int32_t>("uniform", ffi::DataType::S32, 2 * rows);
   int32_t* token = in.result<int32_t>("token", ffi::DataType::S32, rows);
   in.end();
   if (!in.good()) return in.error();
   for (int64_t row = 0; row < rows; ++row) {
-    const int32_t* own = static_cast<const int32_t*>(settings->untyped_data());
-    const Sampling sampling = read_settings(own + (given == 5 ? 0 : 5 * row));
+    const Sampling sampling = read_settings(settings + 5 * row);
     const float* logits = static_cast<const float*>(x->untyped_data()) + row * count;
     token[row] = kernels->argmax(logits, count);
     if (token[row] < 0 || sampling.temperature == 0.0) continue;
