@@ -134,7 +134,7 @@ def test_ctrl_c_exits_with_130(planish, tiny_llama, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("planish.verbs.inspect.open_checkpoint", interrupt)
+    monkeypatch.setattr("planish.verbs.inspect.open_given", interrupt)
     result = planish("inspect", "--model", tiny_llama)
     assert (result.code, result.out, result.err) == (130, "", "interrupted\n")
 

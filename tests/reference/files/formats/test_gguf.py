@@ -92,7 +92,7 @@ def test_a_config_can_be_given(tmp_path):
     (given / "config.json").write_text(json.dumps(values))
     (given / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
     made = open_checkpoint(source / "model.gguf", config=given)
-    assert made.config.max_positions == 77 and made.config.eos_token_ids == (7, 9)
+    assert made.config.max_positions == 77 and made.config.eos_token_ids == (2, 7, 9)
     assert made.tokenizer_path == given
     with pytest.raises(PlanishError, match="config: is for a GGUF file"):
         open_checkpoint(TARGET / "ct-w8a8", config=given)
