@@ -193,11 +193,7 @@ def expect_float_outputs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same computed in float64, and the tolerance of float32."""
     weight = reference_linear.quantized_weight(linear)
-    dense = centred_codes(weight) * expand_wide(weight, weight.scale)
-    sizes = np.abs(dense)
-    if weight.offset is not None:
-        offset = expand_wide(weight, weight.offset)
-        dense, sizes = dense + offset, sizes + np.abs(offset)
+    dense, sizes = widen(weight)
     if weight.permutation is not None:
         x = x[..., weight.permutation]
     expected, magnitude = x @ dense.T, np.abs(x) @ sizes.T
@@ -205,6 +201,15 @@ def expect_float_outputs(
         if added is not None:
             expected, magnitude = expected + added, magnitude + np.abs(added)
     return expected, EPS * (16 + x.shape[-1] / 2) * magnitude + TINY
+
+
+def widen(weight: QuantizedWeight) -> tuple[np.ndarray, np.ndarray]:
+    """The weights as float64 [N, K], inputs in the order of the codes, and |q scale| + |offset|."""
+    dense = centred_codes(weight) * expand_wide(weight, weight.scale)
+    if weight.offset is None:
+        return dense, np.abs(dense)
+    offset = expand_wide(weight, weight.offset)
+    return dense + offset, np.abs(dense) + np.abs(offset)
 
 
 def expand_wide(weight: QuantizedWeight, values: np.ndarray) -> np.ndarray:

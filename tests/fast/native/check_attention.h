@@ -7,14 +7,31 @@
 
 namespace planish {
 
+// The memory of a cache, before anything is written to it.
+struct CacheMemory {
+  std::vector<int8_t> key_codes, value_codes;
+  std::vector<float> keys, values, key_scales, value_scales;
+
+  // cells: slots of a head, of all heads together
+  void allocate(const Attention& a, int64_t cells) {
+    const int64_t size = cells * a.head_dim;
+    key_codes.assign(a.int8 ? size : 0, 99);
+    value_codes.assign(a.int8 ? size : 0, 99);
+    keys.assign(a.int8 ? 0 : size, NAN);
+    values.assign(a.int8 ? 0 : size, NAN);
+    key_scales.assign(a.int8 ? cells : 0, NAN);
+    value_scales.assign(a.int8 ? cells : 0, NAN);
+  }
+};
+
 // Sizes and memory. Tokens 0..past-1 of each sequence come first, in one chunk.
 struct Scene {
   Attention a = {};
+  CacheMemory memory;
   int64_t past, all;                        // all = past + a.tokens
   bool calibrated = false;                  // the scales of codes
   float fixed[3] = {0.02f, 0.03f, 0.025f};  // of q, k and v: the largest values are clipped
-  std::vector<int8_t> key_codes, value_codes;
-  std::vector<float> keys, values, key_scales, value_scales, q, k, v, cos, sin, slopes;
+  std::vector<float> q, k, v, cos, sin, slopes;
 };
 
 // Draws options of scores and rotary positions, each with some probability.
@@ -49,12 +66,7 @@ inline Scene random_scene(Random& r, bool far = false) {
   s.past = draw(r, far ? int(a.slots - a.tokens) / 2 : 0, int(a.slots - a.tokens));
   s.all = s.past + a.tokens;
   const int64_t d = a.head_dim, cells = a.batch * a.kv_heads * a.slots;
-  s.key_codes.assign(a.int8 ? cells * d : 0, 99);
-  s.value_codes.assign(a.int8 ? cells * d : 0, 99);
-  s.keys.assign(a.int8 ? 0 : cells * d, NAN);
-  s.values.assign(a.int8 ? 0 : cells * d, NAN);
-  s.key_scales.assign(a.int8 ? cells : 0, NAN);
-  s.value_scales.assign(a.int8 ? cells : 0, NAN);
+  s.memory.allocate(a, cells);
   s.k = floats(r, a.batch * s.all * a.kv_heads * d);
   s.v = floats(r, s.k.size());
   s.q = floats(r, a.batch * s.all * a.heads * d);
@@ -76,32 +88,46 @@ inline std::vector<float> some_tokens(const std::vector<float>& x, const Scene& 
   return part;
 }
 
+// What a call is given, [tokens, heads * head_dim] each.
+struct Tokens {
+  std::vector<float> q, k, v;
+  std::vector<int32_t> positions;
+};
+
+// Writes and attends some tokens of a scene over a cache: the shape of q.
+inline std::vector<float> attend_tokens(const Kernels& kernels, Pool& pool, const Scene& s,
+                                        Attention a, CacheMemory& memory, const Tokens& tokens) {
+  a.keys = a.int8 ? static_cast<void*>(memory.key_codes.data()) : memory.keys.data();
+  a.values = a.int8 ? static_cast<void*>(memory.value_codes.data()) : memory.values.data();
+  a.key_scales = s.calibrated ? nullptr : memory.key_scales.data();
+  a.value_scales = s.calibrated ? nullptr : memory.value_scales.data();
+  a.fixed = s.calibrated ? s.fixed : nullptr;
+  std::vector<float> out(tokens.q.size(), NAN);
+  a.q = tokens.q.data();
+  a.k = tokens.k.data();
+  a.v = tokens.v.data();
+  a.cos = s.cos.data();
+  a.sin = s.sin.data();
+  a.slopes = s.slopes.empty() ? nullptr : s.slopes.data();
+  a.positions = tokens.positions.data();
+  a.out = out.data();
+  run_attention(kernels, pool, a);
+  return out;
+}
+
 // Writes and attends tokens first..first+tokens-1: [batch, tokens, heads * head_dim].
 inline std::vector<float> chunk(const Kernels& kernels, Pool& pool, Scene& s, int64_t first,
                                 int64_t tokens) {
   Attention a = s.a;
-  a.keys = a.int8 ? static_cast<void*>(s.key_codes.data()) : s.keys.data();
-  a.values = a.int8 ? static_cast<void*>(s.value_codes.data()) : s.values.data();
-  a.key_scales = s.calibrated ? nullptr : s.key_scales.data();
-  a.value_scales = s.calibrated ? nullptr : s.value_scales.data();
-  a.fixed = s.calibrated ? s.fixed : nullptr;
-  const auto q = some_tokens(s.q, s, a.heads * a.head_dim, first, tokens);
-  const auto k = some_tokens(s.k, s, a.kv_heads * a.head_dim, first, tokens);
-  const auto v = some_tokens(s.v, s, a.kv_heads * a.head_dim, first, tokens);
-  std::vector<int32_t> positions;
-  for (int64_t i = 0; i < a.batch * tokens; ++i) positions.push_back(int32_t(first + i % tokens));
-  std::vector<float> out(q.size(), NAN);
+  Tokens some = {some_tokens(s.q, s, a.heads * a.head_dim, first, tokens),
+                 some_tokens(s.k, s, a.kv_heads * a.head_dim, first, tokens),
+                 some_tokens(s.v, s, a.kv_heads * a.head_dim, first, tokens),
+                 {}};
+  for (int64_t i = 0; i < a.batch * tokens; ++i) {
+    some.positions.push_back(int32_t(first + i % tokens));
+  }
   a.tokens = tokens;
-  a.q = q.data();
-  a.k = k.data();
-  a.v = v.data();
-  a.cos = s.cos.data();
-  a.sin = s.sin.data();
-  a.slopes = s.slopes.empty() ? nullptr : s.slopes.data();
-  a.positions = positions.data();
-  a.out = out.data();
-  run_attention(kernels, pool, a);
-  return out;
+  return attend_tokens(kernels, pool, s, a, s.memory, some);
 }
 
 // Rotated in the kernels' order of operations, so that codes of keys are the same.

@@ -11,22 +11,16 @@ namespace planish {
 // A cache of pages in any order; those that no row has are never touched.
 struct Pages {
   std::vector<int32_t> table;  // [batch, row_pages]
-  std::vector<int8_t> key_codes, value_codes;
-  std::vector<float> keys, values, key_scales, value_scales;
+  CacheMemory memory;
   int64_t row_pages;
 
   Pages(Random& r, const Attention& a) : row_pages(ceil_div(a.slots, kPage) + draw(r, 0, 1)) {
-    const int64_t count = a.batch * row_pages + draw(r, 0, 3), cells = count * a.kv_heads * kPage;
+    const int64_t count = a.batch * row_pages + draw(r, 0, 3);
     std::vector<int32_t> order(count);
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), r);
     table.assign(order.begin(), order.begin() + a.batch * row_pages);
-    key_codes.assign(a.int8 ? cells * a.head_dim : 0, 99);
-    value_codes.assign(a.int8 ? cells * a.head_dim : 0, 99);
-    keys.assign(a.int8 ? 0 : cells * a.head_dim, NAN);
-    values.assign(a.int8 ? 0 : cells * a.head_dim, NAN);
-    key_scales.assign(a.int8 ? cells : 0, NAN);
-    value_scales.assign(a.int8 ? cells : 0, NAN);
+    memory.allocate(a, count * a.kv_heads * kPage);
   }
 };
 
@@ -39,29 +33,28 @@ struct Piece {
 inline std::vector<float> ragged(const Kernels& kernels, Pool& pool, Scene& s, Pages& pages,
                                  const std::vector<Piece>& pieces, int64_t padding) {
   Attention a = s.a;
-  std::vector<float> q, k, v;
-  std::vector<int32_t> positions, rows;
+  Tokens some;
+  std::vector<int32_t> rows;
   const auto append = [&](std::vector<float>& to, const std::vector<float>& x, int64_t wide,
                           const Piece& p) {
     const auto begin = x.begin() + (p.row * s.all + p.first) * wide;
     to.insert(to.end(), begin, begin + p.count * wide);
   };
   for (const Piece& p : pieces) {
-    append(q, s.q, a.heads * a.head_dim, p);
-    append(k, s.k, a.kv_heads * a.head_dim, p);
-    append(v, s.v, a.kv_heads * a.head_dim, p);
+    append(some.q, s.q, a.heads * a.head_dim, p);
+    append(some.k, s.k, a.kv_heads * a.head_dim, p);
+    append(some.v, s.v, a.kv_heads * a.head_dim, p);
     for (int64_t i = 0; i < p.count; ++i) {
-      positions.push_back(int32_t(p.first + i));
+      some.positions.push_back(int32_t(p.first + i));
       rows.push_back(int32_t(p.row));
     }
   }
   const int64_t tokens = static_cast<int64_t>(rows.size()) + padding;
-  q.resize(tokens * a.heads * a.head_dim, NAN);
-  k.resize(tokens * a.kv_heads * a.head_dim, NAN);
-  v.resize(k.size(), NAN);
-  positions.resize(tokens, 0);
+  some.q.resize(tokens * a.heads * a.head_dim, NAN);
+  some.k.resize(tokens * a.kv_heads * a.head_dim, NAN);
+  some.v.resize(some.k.size(), NAN);
+  some.positions.resize(tokens, 0);
   rows.resize(tokens, -1);
-  std::vector<float> out(q.size(), NAN);
   a.batch = 1;
   a.tokens = tokens;
   a.window = a.window == a.slots ? pages.row_pages * kPage : a.window;
@@ -69,21 +62,7 @@ inline std::vector<float> ragged(const Kernels& kernels, Pool& pool, Scene& s, P
   a.table = pages.table.data();
   a.row_pages = pages.row_pages;
   a.rows = rows.data();
-  a.keys = a.int8 ? static_cast<void*>(pages.key_codes.data()) : pages.keys.data();
-  a.values = a.int8 ? static_cast<void*>(pages.value_codes.data()) : pages.values.data();
-  a.key_scales = s.calibrated ? nullptr : pages.key_scales.data();
-  a.value_scales = s.calibrated ? nullptr : pages.value_scales.data();
-  a.fixed = s.calibrated ? s.fixed : nullptr;
-  a.q = q.data();
-  a.k = k.data();
-  a.v = v.data();
-  a.cos = s.cos.data();
-  a.sin = s.sin.data();
-  a.slopes = s.slopes.empty() ? nullptr : s.slopes.data();
-  a.positions = positions.data();
-  a.out = out.data();
-  run_attention(kernels, pool, a);
-  return out;
+  return attend_tokens(kernels, pool, s, a, pages.memory, some);
 }
 
 // Pieces of 1 .. 40 tokens of all sequences, in turns, until each has all its tokens.

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 import planish.fast.model.weights  # noqa: F401 (makes pytrees of the reference's types)
+from planish.compare.conformance.kernels import widen
 from planish.fast.native import linear as native
 from planish.fast.native.instruction_sets import BY_NAME
-from planish.reference.grids import expand_groups, num_groups
+from planish.reference.grids import num_groups
 from planish.reference.linear import Linear, quantized_weight
 from planish.reference.packing import pack_nibbles
-from planish.reference.quantized import QuantizedWeight, centred_codes, to_layout
+from planish.reference.quantized import QuantizedWeight, to_layout
 from planish.reference.scheme import Scheme
 
 EPS = float(np.finfo(np.float32).eps)
@@ -70,12 +71,6 @@ def foreign_layer(scheme: Scheme, inputs: int, outputs: int, rng: np.random.Gene
     return Linear(replace(weight, codes=packed), rng.standard_normal(outputs).astype(np.float32))
 
 
-def expand_wide(weight: QuantizedWeight, values: np.ndarray) -> np.ndarray:
-    """Scales or offsets as float64, one for each code."""
-    wide = values.astype(np.float64)
-    return expand_groups(wide, weight.shape[1], weight.scheme.group_size)
-
-
 def place(layer: Linear) -> Linear:
     return replace(layer, weight=to_layout(layer.weight, "tiles"))
 
@@ -92,11 +87,7 @@ def run(x: np.ndarray, layers: Sequence[Linear], isa: str) -> list[np.ndarray]:
 def expect_near(x: np.ndarray, layer: Linear, found: np.ndarray, isa: str) -> None:
     """As y = sum of x q scale + x offset in float64, but for float32's rounding."""
     weight, wide = quantized_weight(layer), x.astype(np.float64)
-    dense = centred_codes(weight) * expand_wide(weight, weight.scale)
-    sizes = np.abs(dense)
-    if weight.offset is not None:
-        offset = expand_wide(weight, weight.offset)
-        dense, sizes = dense + offset, sizes + np.abs(offset)
+    dense, sizes = widen(weight)
     if weight.permutation is not None:
         wide = wide[..., weight.permutation]
     off = np.abs(found - (wide @ dense.T + layer.bias))
