@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from planish import command, pocket
+from planish.api import Model
 from planish.compare.quality import llama_cpp
 from planish.compare.quality.measure import Study, measure_decoding, measure_recipes
 from planish.compare.quality.names import parse_recipes
@@ -31,11 +32,7 @@ from planish.reference.files.export.convert import convert
 from planish.reference.files.export.protocol import Request
 from planish.reference.files.load import Checkpoint, open_checkpoint
 from planish.reference.quantize.observe import cut_samples
-from planish.reference.text.chat import Conversation, encode_chat
-from planish.reference.text.chat_template import load_chat_template
 from planish.reference.text.evaluate import cut_windows, perplexity
-from planish.reference.text.generate import Stop, text_stream
-from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import load_tokenizer, read_text
 from planish.terminal.progress import progress
 
@@ -90,12 +87,8 @@ def run(file: Path) -> None:
 def answer(checkpoint: Checkpoint, engine: Engine) -> str:
     """One turn by the model's own chat template, greedy."""
     tokenizer = load_tokenizer(checkpoint.path, checkpoint.config)
-    turn = Conversation(messages=[{"role": "user", "content": QUESTION}])
-    prompt = encode_chat(tokenizer, load_chat_template(checkpoint.path), turn)
-    stop = Stop(NEW_TOKENS)
-    stream = text_stream(tokenizer, prompt, stop)
-    pieces = [stream.push(token) for _, token in engine.generate([prompt], stop, Sampling())]
-    return "".join(pieces) + stream.finish()
+    model = Model(engine, tokenizer, checkpoint.path)
+    return model.chat([{"role": "user", "content": QUESTION}], max_new_tokens=NEW_TOKENS)
 
 
 def held_out_windows(checkpoint: Checkpoint) -> list[list[int]]:

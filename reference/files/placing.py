@@ -57,9 +57,17 @@ def put_directory(hidden: Path, target: Path, overwrite: bool) -> None:
     """
     if overwrite and os.path.lexists(target):
         check_directory(target, overwrite)
-        return exchange_directory(hidden, target, partial(check_directory, target, overwrite))
-    try:
+        exchange_directory(hidden, target, partial(check_directory, target, overwrite))
+        return
+    with _report_taken(target):
         place_directory(hidden, target)
+
+
+@contextlib.contextmanager
+def _report_taken(target: Path) -> Iterator[None]:
+    """Turn FileExistsError into the line that says that the name was free before."""
+    try:
+        yield
     except FileExistsError:
         problem = "appeared while this was computed, and is not replaced"
         raise OutputError(problem, path=target, expected="a free name") from None
@@ -181,17 +189,10 @@ def write_file(path: Path) -> Iterator[BinaryIO]:
             with _open_as_it_is(target) as file:
                 yield file
             return
-        hidden = hidden_beside(target)
-        try:
-            with hidden.open("xb") as file:
-                if target.exists():
-                    hidden.chmod(stat.S_IMODE(target.stat().st_mode))
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            hidden.replace(target)
-        finally:
-            hidden.unlink(missing_ok=True)
+        with _hidden_file(target, lambda hidden: hidden.replace(target)) as file:
+            if target.exists():
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+            yield file
 
 
 @contextlib.contextmanager
@@ -205,16 +206,25 @@ def create_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
         with write_file(path) as file:
             yield file
         return
-    hidden = hidden_beside(path)
-    with _report_errors(path):
-        try:
-            with hidden.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            place_file(hidden, path)
-        finally:
-            hidden.unlink(missing_ok=True)
+    with (
+        _report_errors(path),
+        _hidden_file(path, lambda hidden: place_file(hidden, path)) as file,
+    ):
+        yield file
+
+
+@contextlib.contextmanager
+def _hidden_file(target: Path, put: Callable[[Path], object]) -> Iterator[BinaryIO]:
+    """A new file under a hidden name, which `put` moves to its place once it is on the disk."""
+    hidden = hidden_beside(target)
+    try:
+        with hidden.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        put(hidden)
+    finally:
+        hidden.unlink(missing_ok=True)
 
 
 def check_new_file(path: Path, overwrite: bool) -> None:
@@ -226,12 +236,9 @@ def check_new_file(path: Path, overwrite: bool) -> None:
 
 def place_file(hidden: Path, target: Path) -> None:
     """Rename a finished file; OutputError if the target exists."""
-    try:
+    with _report_taken(target):
         if not _rename(hidden, target, RENAME_NOREPLACE):
             os.link(hidden, target)  # the caller removes `hidden`
-    except FileExistsError:
-        problem = "appeared while this was computed, and is not replaced"
-        raise OutputError(problem, path=target, expected="a free name") from None
 
 
 def _is_descriptor(target: Path) -> bool:

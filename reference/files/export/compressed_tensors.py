@@ -34,7 +34,7 @@ from planish.reference.files.export.targets import name_targets
 from planish.reference.files.formats.words import pack_fields
 from planish.reference.grids import SYMMETRIC_ZERO
 from planish.reference.linear import Linear, quantized_weight
-from planish.reference.scheme import INPUTS, STRATEGIES, Scheme
+from planish.reference.scheme import STRATEGIES, Scheme, scheme_values
 
 NAME = "compressed-tensors"
 SIZES = {4: (-1, 32, 64, 128), 8: (-1, 16, 32, 64, 128)}  # by the bits of a code
@@ -133,10 +133,6 @@ def describe(scheme: Scheme) -> dict[str, Any]:
         "group_size": None if scheme.group_size == -1 else scheme.group_size,
         "dynamic": False,
     }
-    inputs: dict[str, Any] | None = None
-    if scheme.activation != "float":
-        strategy, dynamic = INPUTS[scheme.activation]
-        inputs = {"num_bits": 8, "type": "int", "symmetric": True}
-        inputs |= {"strategy": strategy, "dynamic": dynamic}
+    inputs = scheme_values(scheme)["input_activations"]
     both = {"weights": weights, "input_activations": inputs, "output_activations": None}
     return both | {"format": PLAIN if is_plain(scheme) else PACKED}

@@ -35,7 +35,7 @@ def convert(checkpoint: Checkpoint, out: str | Path, request: Request) -> None:
     Raises RecipeError for a format or dtype that is unknown, or a linear that the format cannot
     hold; QuantizationError for numbers that overflow in the dtype; OutputError for `out`.
     """
-    check_conversion(checkpoint, request)
+    check_request(request)
     EXPORTS[request.format](checkpoint, Path(out), request)
 
 

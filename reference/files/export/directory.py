@@ -79,7 +79,7 @@ def stored_schemes(checkpoint: Checkpoint, form: Writer) -> dict[str, Scheme | N
         scheme, name = place.scheme, public_name(checkpoint, place.name)
         if scheme is not None:
             if refusal := refuse_place(place) or form.refuse(scheme, place.shape):
-                raise cannot_hold(checkpoint, form, name, refusal)
+                raise cannot_hold(checkpoint, form.NAME, name, refusal)
             scheme = form.regroup(scheme, place.shape)
         found[name] = scheme
     if not any(found.values()):
@@ -115,10 +115,10 @@ def require_float_attention(checkpoint: Checkpoint) -> None:
             )
 
 
-def cannot_hold(checkpoint: Checkpoint, form: Writer, name: str, refusal: Refusal) -> RecipeError:
+def cannot_hold(checkpoint: Checkpoint, form: str, name: str, refusal: Refusal) -> RecipeError:
     """The error for a linear that a format cannot hold."""
     return RecipeError(
-        f"cannot be held by {form.NAME}",
+        f"cannot be held by {form}",
         path=checkpoint.path,
         name=name,
         expected=f"{refusal.expected}; --format {refusal.nearest}",
@@ -138,7 +138,7 @@ def linear_tensors(
         return form.tensors(linear, scheme)
     except CannotHoldError as problem:
         name = public_name(checkpoint, module.name)
-        raise cannot_hold(checkpoint, form, name, problem.refusal) from None
+        raise cannot_hold(checkpoint, form.NAME, name, problem.refusal) from None
 
 
 def cast_floats(

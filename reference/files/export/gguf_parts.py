@@ -13,7 +13,7 @@ import numpy as np
 
 from planish.reference.errors import RecipeError
 from planish.reference.files.checkpoint import Checkpoint
-from planish.reference.files.export.directory import require_float_attention
+from planish.reference.files.export.directory import cannot_hold, require_float_attention
 from planish.reference.files.export.dtypes import cast
 from planish.reference.files.export.gguf_container import Part
 from planish.reference.files.export.gguf_types import encode, refuse, type_of
@@ -212,10 +212,4 @@ def _row_order(plan: Plan, place: Place, shape: Shape) -> Callable[[np.ndarray],
 
 def _cannot_hold(plan: Plan, place: Place, refusal: Refusal) -> RecipeError:
     prefix = plan.checkpoint.prefix(place.part, place.layer)
-    return RecipeError(
-        "cannot be held by gguf",
-        path=plan.checkpoint.path,
-        name=prefix,
-        expected=f"{refusal.expected}; --format {refusal.nearest}",
-        found=refusal.found,
-    )
+    return cannot_hold(plan.checkpoint, "gguf", prefix, refusal)

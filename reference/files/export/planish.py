@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from planish.reference.errors import RecipeError, suggest
-from planish.reference.files.blocks import add_block
+from planish.reference.files.blocks import add_block, put_in_layout
 from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.export.directory import (
     add_architectures,
@@ -24,10 +24,10 @@ from planish.reference.files.formats import FORMATS
 from planish.reference.files.load import load_block, load_linear
 from planish.reference.files.safetensors import forget_entries
 from planish.reference.files.writer import CheckpointWriter
-from planish.reference.linear import Linear, quantized_weight
+from planish.reference.linear import Linear
 from planish.reference.model.shapes import outer_kinds, outer_shapes
 from planish.reference.model.weights import block_linears, replace_modules, split_expert
-from planish.reference.quantized import LAYOUTS, QuantizedWeight, to_layout
+from planish.reference.quantized import LAYOUTS, QuantizedWeight
 from planish.reference.scheme import Scheme
 
 OWN = FORMATS["planish"]
@@ -115,16 +115,12 @@ def _add_outer(
                 head = load_linear(checkpoint, "head", None, shape, config.head_bias)
                 (head,) = _narrow([head])
                 schemes[prefix] = head.scheme
-                OWN.write(sink, prefix, replace(head, weight=_in_layout(head, layout)))
+                OWN.write(sink, prefix, put_in_layout(head, layout))
                 continue
             if config.tie_embeddings:
                 continue
         for kind in kinds:
             sink.add(f"{source}.{kind}", checkpoint.entries[f"{source}.{kind}"].map())
-
-
-def _in_layout(linear: Linear, layout: str) -> QuantizedWeight:
-    return to_layout(quantized_weight(linear), layout)
 
 
 def _values(
