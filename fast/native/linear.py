@@ -132,6 +132,11 @@ def linear_attributes(layers: Sequence[Linear]) -> dict[str, np.ndarray]:
     return {name: np.array(values, np.int64) for name, values in found.items()}
 
 
+def norm_is_fused(layers: Sequence[Linear]) -> bool:
+    """Whether `project` has the kernels compute the norm that these linears read."""
+    return can_fuse(layers) or all(layer.scheme is None for layer in layers)
+
+
 def can_fuse(layers: Sequence[Linear]) -> bool:
     """Whether linears can share a call: all in tiles, with the same quantized input."""
     first = layers[0]

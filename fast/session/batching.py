@@ -6,16 +6,17 @@ tokens of every row in one dispatch. Rows join and leave between steps. Every to
 on its own row only (native linears and attention), so neither the batch, nor chunks, nor a prefix
 found in the pages (pages.py) change a bit of an answer.
 
-Two kinds of models are computed row by row, without shared prefixes: those whose activations have
-one scale for all tokens of a chunk (O2), and those whose rotary angles depend on the length of the
-prompt.
+Some models are computed row by row, without shared prefixes: those whose activations have one scale
+for all tokens of a chunk (O2), whose rotary angles depend on the length of the prompt, or which
+leave to XLA what differs in its last bits with the number of tokens: norms that no linear reads
+(of outputs, of heads), and mixtures of experts.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -28,6 +29,7 @@ from planish.fast.model.backend import Positions, Tables
 from planish.fast.model.cache import KVCache
 from planish.fast.native import backend as native_backend
 from planish.fast.native.cache import can_tile
+from planish.fast.native.linear import norm_is_fused
 from planish.fast.native.sampling import can_sample
 from planish.fast.placement import on_cpu, put
 from planish.fast.session.engine import Engine
@@ -38,7 +40,7 @@ from planish.fast.session.slots import cache_bytes, empty_cache
 from planish.reference.errors import PlanishError
 from planish.reference.linear import Linear
 from planish.reference.model.config import ModelConfig
-from planish.reference.model.weights import Weights
+from planish.reference.model.weights import Block, Mlp, Weights
 from planish.reference.text.generate import Stop, check_fits, reserve
 from planish.reference.text.requests import (
     Event,
@@ -402,11 +404,30 @@ class Batching:
 
 
 def answers_alone(weights: Weights, config: ModelConfig) -> bool:
-    """Whether a token's numbers depend on others of its chunk, or on the length of its prompt."""
+    """Whether a token's bits depend on others of its step, or on the length of its prompt."""
     leaves = jax.tree.leaves(weights.blocks, is_leaf=lambda leaf: isinstance(leaf, Linear))
     linears = [leaf for leaf in leaves if isinstance(leaf, Linear)]
     shared_scale = any(linear.activation == "per_tensor" for linear in linears)
-    return shared_scale or any(rope.by_length for rope in config.ropes)
+    by_length = any(rope.by_length for rope in config.ropes)
+    return shared_scale or by_length or config.moe is not None or norms_by_xla(weights, config)
+
+
+def norms_by_xla(weights: Weights, config: ModelConfig) -> bool:
+    """Whether XLA computes a norm, whose last bits differ with the number of tokens of a step.
+
+    The kernels compute one in the call of the linears that read it, if these can share it.
+    """
+    apart = config.norm_placement == "post" or config.norms_output or config.qk_norm is not None
+    if apart or weights.embed_norm is not None:
+        return True
+    return not all(norm_is_fused(group) for block in weights.blocks for group in readers(block))
+
+
+def readers(block: Block) -> Iterator[tuple[Linear, ...]]:
+    """The linears of a block that read one norm in one call."""
+    yield block.q, block.k, block.v
+    if isinstance(block.mlp, Mlp):
+        yield (block.mlp.up,) if block.mlp.gate is None else (block.mlp.gate, block.mlp.up)
 
 
 def page_count(engine: Engine, slots: int, context: int, memory: int) -> int:

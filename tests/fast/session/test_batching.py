@@ -99,6 +99,17 @@ def test_an_answer_has_the_same_bits_alone_among_others_and_again(engine):
     assert sum(one["cached"] for one in again) > 1000
 
 
+class Clock:
+    """A clock that moves on by `step` seconds whenever it is read: slow steps make small chunks."""
+
+    def __init__(self, step: float):
+        self.now, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
 @pytest.mark.matrix(5)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels):
@@ -106,7 +117,18 @@ def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels)
     longest = min(engine.config.max_positions, 2 * PAGE)
     requests = mixed_requests(6, engine.config.vocab_size, longest - 8)
     alone = [answers(session(engine, 1, longest), [request])[0] for request in requests]
-    assert bits(answers(session(engine, 4, longest), requests)) == bits(alone)
+    for seconds in (1e-4, 1.0):  # of a step: whatever the machine does, both sizes of chunks occur
+        together = Batching(engine, 4, longest, MEMORY, Clock(seconds))
+        assert bits(answers(together, requests)) == bits(alone)
+
+
+def test_static_inputs_whose_norm_xla_computes_are_answered_alone(kernels, tmp_path):
+    source = make_llama(tmp_path, max_position_embeddings=400)
+    with CheckpointWriter(tmp_path / "quantized", source) as writer:
+        samples = [np.arange(64)]
+        quantize_checkpoint(open_checkpoint(source), writer, recipe("O3"), samples)
+    engine = Engine(open_checkpoint(tmp_path / "quantized"), native=True)
+    assert session(engine).slots == 1
 
 
 @pytest.mark.parametrize("options", [{}, {"attention": "int8", "kv_cache": "int8"}])
