@@ -10,6 +10,8 @@ is the command `planish`, the only one that reads flags:
 
     command          from a command line to a verb; errors in one line, and exit codes
     verbs/           one file for each verb
+    openai/          the OpenAI protocol without HTTP: bodies, answers, files of requests
+    server/          planish serve: a thread that steps a session, and the HTTP around it
     terminal/        flags, streams, progress, JSON, Ctrl-C
     opening          from flags to a checkpoint, kernels and an engine
     records          FILE.jsonl: an object, or a text in one of its fields, on each line

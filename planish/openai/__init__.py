@@ -1,0 +1,1 @@
+"""The OpenAI protocol without HTTP: bodies become requests, events become answers."""
