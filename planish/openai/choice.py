@@ -180,8 +180,8 @@ class Choice:
         """The token that ends the text; its own text may complete a stop string."""
         self.tokens += 1
         if self.entries is not None:
-            place, score = self.entries.placed, event.scores[len(event.tokens)]
-            self.ending = Entry(token=token, raw=b"", start=place, end=place, score=score)
+            score = event.scores[len(event.tokens)]
+            self.ending = Entry(token=token, raw=b"", start=0, end=0, score=score)
         if token not in self.stream.named or token not in self.recorder.special:
             return Piece()
         text = self.stream.push(token)
@@ -209,6 +209,8 @@ class Choice:
         entries = tuple(entry for piece in pieces for entry in piece.entries)
         self.text += text
         self.listed += entries
+        if self.ending is not None:  # it follows the text
+            self.ending = replace(self.ending, start=len(self.text), end=len(self.text))
         return Piece(text=text, entries=entries, finish=self.finish)
 
 
