@@ -3,7 +3,8 @@
 Without a prompt the text starts from the model's bos token. Several prompts are computed as one
 batch; their completions are printed at the end, in order, separated by blank lines. --json prints
 one object at the end: for each prompt the text, the tokens and the reason why it ended. --chat
-writes each prompt into the model's chat template, as the message of a user.
+writes each prompt into the model's chat template, as the message of a user. --requests answers a
+file of requests in the form of OpenAI's batches.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from planish.terminal.given import Rule, engine_rule, notice_idle
 from planish.terminal.output import counted, print_json
 from planish.terminal.prompts import read_prompts
 from planish.terminal.sampling import ADJUSTMENTS, DRAWS, add_sampling_flags, sampling_of
+from planish.verbs import requests
 
 NEW_TOKENS = 128  # the default of --max_new_tokens
 
@@ -53,6 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--ignore_eos", action="store_true", help="go on after the model's end-of-text token"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    requests.add_request_flags(parser)
     add_engine_flags(parser)
 
 
@@ -111,6 +114,9 @@ class Completion:
 
 
 def run(args: argparse.Namespace) -> int:
+    requests.refuse_request_flags(args)
+    if args.requests is not None:
+        return requests.run(args)
     refuse_chat_flags(args)
     checkpoint, tokenizer = open_model(args)
     prompts = prompt_tokens(args, checkpoint, tokenizer)
