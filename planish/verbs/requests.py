@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +88,10 @@ def run(args: argparse.Namespace) -> int:
     start, finished = time.perf_counter(), False
     try:
         session = open_warm_session(given, checkpoint, None)
+        served = replace(served, context=session.context)
         for line in facts(session, served, time.perf_counter() - start):
             notice(line)
+        start = time.perf_counter()
         answers.open()
         batch = Batch(served=served, session=session, seed=seed)
         left = left_of(lines, answers.names())
