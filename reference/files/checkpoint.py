@@ -203,7 +203,7 @@ def open_checkpoint(
         raise ConfigError("is for a GGUF file; a directory has its own", name="config", found=path)
     if not path.is_dir():
         raise CheckpointError("is not a directory with a model, nor a GGUF file", path=path)
-    _check_companions(path, allow_links)
+    check_companions(path, allow_links)
     values = read_json(path / "config.json")
     values = with_old_config(values, path, allow_links)
     reader = reader_of(values)
@@ -234,7 +234,7 @@ def open_checkpoint(
     return checkpoint
 
 
-def _check_companions(path: Path, allow_links: bool) -> None:
+def check_companions(path: Path, allow_links: bool) -> None:
     """Check the links of what is read or copied, in addition to weights and their index."""
     for name in ("config.json", MORE_TEMPLATES, *companions(path)):
         check_link(path / name, allow_links)
@@ -243,7 +243,7 @@ def _check_companions(path: Path, allow_links: bool) -> None:
 def _open_gguf(file: Path, path: Path, given: Path | None, allow_links: bool) -> Checkpoint:
     """A GGUF file, with the config.json given or beside it if there is one."""
     if given:
-        _check_companions(given, allow_links)
+        check_companions(given, allow_links)
     config, made = translate_file(file, path, given)
     stated = "eos_token_id" in made.values
     config = config if given is None else _with_generation(config, given, stated)

@@ -177,10 +177,8 @@ class CheckpointWriter:
             self._queue(name, tensor)
         self._flush()
         self._name_shards()
-        for name in () if self.source is None else companions(self.source):
-            if (self.source / name).is_file():
-                (self.hidden / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(self.source / name, self.hidden / name)
+        if self.source is not None:
+            self._copy_companions(self.source)
         for path in self.hidden.rglob("*"):
             sync(path)
         self._write_json("config.json", values)
@@ -189,6 +187,12 @@ class CheckpointWriter:
         put_directory(self.hidden, self.target, self.overwrite)
         self.finished = True
         sync(self.target.parent)
+
+    def _copy_companions(self, source: Path) -> None:
+        for name in companions(source):
+            if (source / name).is_file():
+                (self.hidden / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(source / name, self.hidden / name)
 
     def _name_shards(self) -> None:
         count = len(self.shards)
