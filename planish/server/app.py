@@ -1,6 +1,6 @@
 """The routes inside the middlewares, in the order in which a request meets them.
 
-log -> errors -> Host -> CORS -> key -> body -> route
+log -> CORS -> errors -> Host -> key -> body -> route
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ def make_app(service: Service) -> Starlette:
     settings = service.settings
     guards = [
         Middleware(Log, service.tell, service.metrics, settings.log_requests),
+        Middleware(CrossOrigin, settings),
         Middleware(Errors),
-        *(Middleware(guard, settings) for guard in (HostCheck, CrossOrigin, KeyCheck, Body)),
+        *(Middleware(guard, settings) for guard in (HostCheck, KeyCheck, Body)),
     ]
     app = Starlette(
         routes=routes(service),

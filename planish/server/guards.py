@@ -31,7 +31,7 @@ class ClientLeftError(Exception):
 
 
 class Errors:
-    """The outermost: everything that is raised becomes an answer, or ends one that has begun."""
+    """Everything that is raised becomes an answer, or ends one that has begun."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -216,7 +216,8 @@ class Body:
             size, more = size + len(parts[-1]), message.get("more_body", False)
             if size > self.most:
                 parts.clear()
-                await drain(receive)
+                if more:
+                    await drain(receive)
                 raise self.too_large()
         return b"".join(parts)
 
