@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from planish.openai import chat, completions, tokens
 from planish.openai.bodies import parse_body
 from planish.openai.errors import RequestRefused, error_body
+from planish.reference.text.tokenizer import Tokenizer
 from tests.planish.openai.conftest import body
 
 BOUNDS = [
@@ -141,6 +142,15 @@ def test_what_does_not_fit_is_refused_with_the_numbers(api, prompt, new, param):
     refused = api.refusal(api.complete, prompt=[5] * prompt, max_tokens=new)
     assert (refused.code, refused.param) == ("context_length_exceeded", param)
     assert str(prompt) in str(refused) and "128" in str(refused)
+
+
+@pytest.mark.parametrize("field", ["prompt", "content"])
+def test_a_text_that_can_never_fit_is_refused_before_it_is_tokenized(api, monkeypatch, field):
+    monkeypatch.setattr(Tokenizer, "encode", lambda *_, **__: pytest.fail("is tokenized"))
+    read = api.complete if field == "prompt" else api.chat
+    refused = api.refusal(read, **{field: "a" * 10**5})
+    assert refused.code == "context_length_exceeded"
+    assert "100000" in str(refused) and "128" in str(refused)
 
 
 def test_without_max_tokens_the_default_or_what_fits(api):

@@ -95,6 +95,13 @@ def test_a_text_may_end_within_a_character(api):
     assert raw == "a😀".encode()[:3]
 
 
+def test_a_byte_that_begins_no_character_is_one_beside_a_stop_string(api):
+    half = api.served.tokenizer.encode("😀")[:1]
+    choice, _ = said(api, [*half, *api.served.tokenizer.encode("a")], stop="a", logprobs=True)
+    assert choice["message"]["content"] == "\ufffd"
+    assert [one["bytes"] for one in choice["logprobs"]["content"]] == [[0xF0]]
+
+
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_streams_hold_what_the_whole_holds(api, data):

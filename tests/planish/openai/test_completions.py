@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from openai.types import Completion
 
+from planish.openai import completions
 from planish.openai.scores import top_texts
 from planish.reference.text.evaluate import log_softmax
 from planish.reference.text.requests import Event, TokenScore
@@ -132,6 +133,12 @@ def test_log_zero_is_a_number(api):
 def test_a_larger_value_stays_where_two_tokens_are_the_same_text(api):
     score = TokenScore(token=290, logprob=-3.0, top=((291, -1.0),))  # rows without a text
     assert top_texts(api.served.vocabulary, score) == {"": -1.0}
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_it_is_made_text(api, monkeypatch):
+    monkeypatch.setattr(completions, "echo_prompt", lambda *_: pytest.fail("is made text"))
+    refused = api.refusal(api.complete, prompt=[5] * 10**5, echo=True, logprobs=1)
+    assert refused.code == "context_length_exceeded"
 
 
 def test_max_tokens_0_scores_or_says_nothing(api):
