@@ -1,6 +1,7 @@
 """The verbs of the command: add_flags says what one takes, run does it.
 
 generate      text from a prompt
+chat          a conversation
 quantize      a float checkpoint into a quantized one
 convert       a model in another program's format, or in floats
 search        quantize --method auto: its flags and its table
