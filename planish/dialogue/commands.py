@@ -58,9 +58,12 @@ def reset(call: Call) -> Answer | None:
 
 def drop(call: Call) -> Answer | None:
     no_words(call, "/drop")
-    count, answer = call.talk.make_room(call.noted)
-    call.tell(f"dropped the oldest {counted(count, 'message')}")
-    return answer
+
+    def tell(count: int) -> None:
+        words = f"dropped the oldest {counted(count, 'message')}"
+        call.tell(words if count else "nothing is dropped: only the last turn is left")
+
+    return call.talk.make_room(call.noted, tell)
 
 
 def system(call: Call) -> None:

@@ -78,27 +78,25 @@ class Talk:
                 self.messages.turns.pop()
             return self._answer(attempt, noted)
 
-    def make_room(self, noted: CtrlC) -> tuple[int, Answer | None]:
+    def make_room(self, noted: CtrlC, tell: Callable[[int], None]) -> Answer | None:
         """Drop the oldest turns, until the pending message fits or else one; then answer it.
 
-        Returns how many messages were dropped. ContextFullError if the last message alone is too
-        long; nothing is dropped then.
+        tell: is given the number of messages that were dropped, before the answer. ContextFullError
+        if the last message alone is too long; nothing is dropped then.
         """
         text, before = self.pending, len(self.messages.turns)
+        if text is None:
+            tell(len(self.messages.drop_oldest()))
+            return None
         with self._undone_on_error():
-            if text is None:
-                dropped = len(self.messages.drop_oldest())
-                return dropped, None
             self.messages.add("user", text)
-            while self._is_full() and self.messages.drop_oldest():
-                pass
-            dropped = before + 1 - len(self.messages.turns)
-            self.pending = None
-            try:
-                return dropped, self._answer(0, noted)
-            except ContextFullError:
-                self.pending = text
-                raise
+            while self._is_full():
+                if not self.messages.drop_oldest():
+                    raise ContextFullError(self.count(), self._least(), self.speaker.context)
+            tell(before + 1 - len(self.messages.turns))
+            answer = self._answer(0, noted)
+        self.pending = None
+        return answer
 
     def count(self) -> int:
         """Tokens of the conversation as the template writes it; 0 before it begins."""

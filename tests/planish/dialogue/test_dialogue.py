@@ -156,6 +156,20 @@ def test_a_full_context_says_how_much_and_drops_only_when_asked(new_talk):
     assert texts(one) == [*before[2:], "z" * 20, answer.text] and one.pending is None
 
 
+def test_what_is_dropped_is_said_before_the_answer(new_talk):
+    said = []
+    one = new_talk(context=64, shown=said)
+    one.ask("x" * 40, CtrlC())
+    with pytest.raises(ContextFullError):
+        one.ask("z" * 40, CtrlC())
+    said.clear()
+    run_command("/drop", one, said.append, CtrlC())
+    assert said[0] == "dropped the oldest 2 messages" and len(said) > 1
+    said.clear()
+    run_command("/drop", one, said.append, CtrlC())
+    assert said == ["nothing is dropped: only the last turn is left"]
+
+
 def test_reset_answers_what_found_no_room(new_talk):
     one = new_talk(context=64)
     one.ask("x" * 40, CtrlC())
