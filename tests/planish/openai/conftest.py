@@ -104,7 +104,7 @@ def rendered_here(monkeypatch):
     def start(content, path):
         return template_worker.answer(json.loads(content))
 
-    monkeypatch.setattr(chat, "_start_worker", start)
+    monkeypatch.setattr(chat, "_ask", start)
 
 
 @pytest.fixture(scope="session")

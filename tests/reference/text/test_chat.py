@@ -50,7 +50,7 @@ def here(monkeypatch):
     def start(content, path):
         return template_worker.answer(json.loads(content))
 
-    monkeypatch.setattr(chat, "_start_worker", start)
+    monkeypatch.setattr(chat, "_ask", start)
 
 
 def write_model(directory, family):
@@ -173,12 +173,6 @@ def test_no_messages_and_messages_that_are_no_json_are_refused(here):
         render_chat(template_of(""), Conversation(messages=[{"role": "user", "content": {1, 2}}]))
 
 
-def test_a_worker_that_cannot_start_is_one_line(monkeypatch):
-    monkeypatch.setattr(chat.sys, "executable", "/no/such/python")
-    with pytest.raises(ChatError, match="no process can be started"):
-        render_chat(template_of("a"), HELLO)
-
-
 def test_the_message_to_continue_must_be_rendered_and_have_text(here):
     half = {"role": "assistant", "content": "half"}
     going = Conversation(messages=[half], continue_final_message=True)
@@ -259,7 +253,7 @@ def test_no_user_can_write_a_special_token(families, parts):
     source = template_of("{{ messages[0].content }}x")
     talk = Conversation(messages=[{"role": "user", "content": "".join(parts)}])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat, "_start_worker", lambda c, _: template_worker.answer(json.loads(c)))
+        patch.setattr(chat, "_ask", lambda c, _: template_worker.answer(json.loads(c)))
         ids = encode_chat(tokenizer, source, talk)
     assert special.isdisjoint(ids)
     assert tokenizer.decode(ids) == "".join(parts) + "x"
