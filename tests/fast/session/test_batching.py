@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from planish.fast.native.instruction_sets import BY_NAME
 from planish.fast.session.batching import Batching
 from planish.fast.session.engine import Engine
 from planish.fast.session.pages import PAGE
@@ -117,21 +118,12 @@ def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels)
     requests = mixed_requests(6, engine.config.vocab_size, longest - 8)
     alone = [answers(session(engine, 1, longest), [request])[0] for request in requests]
     for seconds in (1e-4, 1.0):  # of a step: whatever the machine does, both sizes of chunks occur
-        together = Batching(engine, 4, longest, MEMORY, Clock(seconds))
+        together = Batching(engine, 4, longest, MEMORY, clock=Clock(seconds))
         assert bits(answers(together, requests)) == bits(alone)
 
 
-def test_static_inputs_whose_norm_xla_computes_are_answered_alone(kernels, tmp_path):
-    source = make_llama(tmp_path, max_position_embeddings=400)
-    with CheckpointWriter(tmp_path / "quantized", source) as writer:
-        samples = [np.arange(64)]
-        quantize_checkpoint(open_checkpoint(source), writer, recipe("O3"), samples)
-    engine = Engine(open_checkpoint(tmp_path / "quantized"), native=True)
-    assert session(engine).slots == 1
-
-
 @pytest.mark.parametrize("options", [{}, {"attention": "int8", "kv_cache": "int8"}])
-@pytest.mark.parametrize("name", ["W8A8", "W4A16", "O2"])
+@pytest.mark.parametrize("name", ["W8A8", "W4A16", "O2", "O3"])
 def test_recipes_answer_with_the_same_bits_in_a_batch(name, options, kernels, tmp_path):
     source = make_llama(tmp_path, max_position_embeddings=400)
     chosen = recipe(name, group_size=32 if name == "W4A16" else None)
@@ -142,6 +134,32 @@ def test_recipes_answer_with_the_same_bits_in_a_batch(name, options, kernels, tm
     requests = mixed_requests(8, 256, 300)
     alone = [answers(session(engine, 1), [request])[0] for request in requests]
     assert bits(answers(session(engine), requests)) == bits(alone)
+
+
+@pytest.mark.parametrize(
+    ("golden", "name"),
+    [("qwen3_moe-normalized", "W8A8"), ("mixtral-two-of-four", "W8A16")],
+)
+def test_quantized_experts_answer_with_the_same_bits_in_a_batch(golden, name, kernels, tmp_path):
+    source = GOLDEN / golden
+    with CheckpointWriter(tmp_path / "quantized", source) as writer:
+        quantize_checkpoint(open_checkpoint(source), writer, recipe(name), [np.arange(64)])
+    engine = Engine(open_checkpoint(tmp_path / "quantized"), native=True)
+    assert session(engine, context=100).slots == (4 if name == "W8A8" else only_lanes(kernels))
+    requests = mixed_requests(4, engine.config.vocab_size, 90)
+    alone = [answers(session(engine, 1, 100), [request])[0] for request in requests]
+    assert bits(answers(session(engine, context=100), requests)) == bits(alone)
+
+
+def only_lanes(kernels):
+    """Slots of a weight-only model: one by matrix tiles."""
+    return 1 if BY_NAME[kernels[0]].matmul == "amx" else 4
+
+
+def test_models_that_must_be_answered_alone_say_why(kernels, tmp_path):
+    engine = Engine(open_checkpoint(GOLDEN / "mixtral-two-of-four"), native=True)
+    shared = session(engine, context=100)
+    assert (shared.slots, shared.notes[0].partition(", ")[0]) == (1, "one request at a time")
 
 
 def test_greedy_tokens_are_those_of_generate(engine):
