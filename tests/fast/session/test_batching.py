@@ -20,6 +20,7 @@ from planish.reference.quantize.recipe import recipe
 from planish.reference.text.generate import Stop
 from planish.reference.text.requests import Request, answer
 from planish.reference.text.sampling import Sampling
+from tests.faults import spoil_logits
 from tests.models import make_llama
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -204,25 +205,26 @@ def test_a_cancelled_request_leaves_at_once_and_others_go_on(engine):
     assert shared.pages.available == shared.pages.count
 
 
-def test_logits_that_are_no_numbers_fail_one_request(engine, monkeypatch):
-    shared = session(engine, 2)
-    good, bad = (shared.submit(Request(prompt=(n,), max_new_tokens=20)) for n in (1, 2))
-    run = shared.model.decode
-
-    def broken(rows, count):
-        found = run(rows, count).copy()
-        for column, row in enumerate(rows):
-            if row.handle == bad:
-                found[:, column] = -1
-        return found
-
-    monkeypatch.setattr(shared.model, "decode", broken)
-    events = {}
+@pytest.mark.parametrize("after", [0, 3])  # steps: a prompt's chunk, or tokens of the answer
+@pytest.mark.parametrize("scored", [None, 0])
+def test_logits_that_are_no_numbers_fail_one_request(engine, monkeypatch, after, scored):
+    shared, events = session(engine, 2), {}
+    good, bad = (
+        shared.submit(
+            Request(prompt=(n, n), max_new_tokens=20, logprobs=scored, prompt_logprobs=scored)
+        )
+        for n in (1, 2)
+    )
+    for _ in range(after):
+        collect(shared, events)
+    spoil_logits(shared, monkeypatch, lambda request: request.prompt[0] == 2)
     while not shared.is_idle:
         collect(shared, events)
     assert events[good]["finish"] == "length"
+    assert len(events[good]["tokens"]) == 20
     assert events[bad]["finish"] == "error"
-    assert "NaN" in events[bad]["error"]
+    assert "nan" in events[bad]["error"].lower()
+    assert shared.pages.available == shared.pages.count
 
 
 def test_a_step_that_fails_ends_the_running_requests_and_no_others(engine, monkeypatch):
