@@ -26,7 +26,6 @@ from planish.compare.conformance.fast_placement import (
 )
 from planish.compare.conformance.routing import require_moe
 from planish.compare.subject import AttentionCall, Slots, Subject
-from planish.fast.model import layers as fast_layers
 from planish.fast.model import transformer as fast_transformer
 from planish.fast.model.backend import AttentionConfig, Backend, Normed, Positions
 from planish.fast.model.cache import FIELDS, KVCache
@@ -163,7 +162,7 @@ class FastModules:
         return run_sequence(fast_transformer.unembed, *given, static=(0, 3))
 
     def normalize(self, norm: Norm, x: np.ndarray) -> np.ndarray:
-        return run_sequence(fast_layers.normalize, x[None], self.place(norm))
+        return run_sequence(self.backend.normalize, x[None], self.place(norm))
 
     def project(
         self, norm: Norm | None, linears: Sequence[Linear], x: np.ndarray

@@ -23,6 +23,7 @@ from planish.reference.errors import KernelsError, notice
 TARGETS = (
     "planish_linears",
     "planish_dense",
+    "planish_norm",
     "planish_route",
     "planish_experts",
     "planish_attention",

@@ -11,6 +11,8 @@ pages        a cache made of pages, and the prefixes that they hold
 rows         the rows of a session, and the tokens of a step
 paged        the compiled programs over that cache
 exactness    which models' bits do not depend on the batch
+answers      from logits to new tokens, and the event that says so
+lookup       guesses of the next tokens from the text itself
 batching     a session: many requests in the same steps, each as if alone
 one_by_one   a session for all other engines
 opening      chooses between the two

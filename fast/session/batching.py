@@ -15,23 +15,28 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import jax
 import numpy as np
 
 from planish.fast.native import backend as native_backend
 from planish.fast.native.cache import can_tile
+from planish.fast.session.answers import answer_row, answer_several, finish_prompt, read_chunk
 from planish.fast.session.engine import Engine
 from planish.fast.session.exactness import why_alone
+from planish.fast.session.lookup import MOST_ROWS, VERIFIED, Costs, guesses_of
 from planish.fast.session.paged import PagedModel, page_count
 from planish.fast.session.pages import PAGE, Pages, pages_for
 from planish.fast.session.rows import (
     SCORED_TOKENS,
     STEP_TOKENS,
     Row,
+    draw_of,
     make_plan,
-    on_device,
+    make_verification,
+    samples_on_device,
     tokens_of,
 )
-from planish.fast.session.sampling import MOST_TOKENS
+from planish.fast.session.sampling import MOST_TOKENS, RowDraw
 from planish.fast.session.scheduler import Clock, next_count
 from planish.reference.errors import PlanishError
 from planish.reference.text.generate import Stop, check_fits
@@ -39,13 +44,9 @@ from planish.reference.text.requests import (
     Event,
     Request,
     Stats,
-    TokenScore,
     check_request,
     describe_failure,
-    score_new,
-    score_token,
 )
-from planish.reference.text.sampling import next_token
 
 MIXED_SECONDS = 0.12  # rows that are being answered wait no longer for a chunk of a prompt
 WAITING_TOKENS = 4  # of one dispatch while a request waits for a row
@@ -65,9 +66,12 @@ class Batching:
         slots: int,
         context: int,
         memory: int,
+        *,
+        lookup: int = 0,
         clock: Clock = time.perf_counter,
     ):
-        """memory: bytes of the pages, at least those of one request of `context` tokens."""
+        """memory: bytes of the pages, at least those of one request of `context` tokens. lookup:
+        guesses of a step (lookup.py), at most; 0: none."""
         self.config, self.clock = engine.config, clock
         if engine.backend is not native_backend or not can_tile(self.config):
             raise PlanishError(
@@ -81,8 +85,11 @@ class Batching:
         self.context = min(context, self.config.max_positions)
         most = pages_for(self.context) * PAGE
         count = page_count(engine, self.slots, most, memory)
-        self.model = PagedModel(engine, self.slots, most, count)
+        self.lookup = 0 if self.alone else lookup
+        few = max(self.slots, VERIFIED if self.lookup else 1)
+        self.model = PagedModel(engine, self.slots, most, count, few)
         self.notes = notes_of(self.alone, self.slots, count)
+        self.costs = Costs()
         self.waiting: deque[tuple[int, Request]] = deque()
         self.cancelled: set[int] = set()
         self.submitted = 0
@@ -126,9 +133,13 @@ class Batching:
         events = self._drop_cancelled()
         try:
             self._admit()
-            return events + self._compute()
+            found = self._compute()
         except Exception as problem:
             return events + self._fail_all(problem)
+        ended = {event.handle for event in found if event.finish is not None}
+        for row in [row for row in self.rows if row.handle in ended]:
+            self._release(row)
+        return events + found
 
     def _compute(self) -> list[Event]:
         reading = [row for row in self.rows if row.is_reading]
@@ -137,7 +148,10 @@ class Batching:
             return self._mixed(answering, reading[0])
         if not answering:
             return []
-        if all(on_device(row.request) for row in answering):
+        guesses = self._guesses(answering)
+        if any(guesses):
+            return self._verify(answering, guesses)
+        if all(samples_on_device(row.request) for row in answering):
             return self._several(answering)
         return self._mixed(answering, None)
 
@@ -216,12 +230,70 @@ class Batching:
         count = 0 if reading is None else self._chunk(len(answering), reading)
         plan = make_plan(answering, reading, count)
         start = self.clock()
-        logits = self.model.step(plan, self._length(reading))
+        on_device = self.model.step(plan, self._length(reading))
+        logits = np.asarray(on_device)
         self._note(len(plan.tokens), self.clock() - start)
-        events = [self._answer(row, logits[i]) for i, row in enumerate(answering)]
-        if reading is not None:
-            events += self._read(reading, count, logits[len(answering) :])
+        sampled = self._sample(on_device, answering)
+        events = [
+            answer_row(row, logits[i : i + 1], None if token is None else [token])
+            for i, (row, token) in enumerate(zip(answering, sampled, strict=True))
+        ]
+        if reading is None:
+            self.costs.note_plain(len(answering), self.clock() - start)
+        else:
+            events += self._read(reading, count, logits[len(answering) : len(plan.wanted)])
         return events
+
+    def _read(self, row: Row, count: int, logits: np.ndarray) -> list[Event]:
+        """A chunk of a prompt is done, and perhaps the prompt: then logits [.., V] end with those
+        of its last token."""
+        try:
+            read_chunk(row, count, logits)
+        except PlanishError as problem:
+            return [Event(handle=row.handle, finish="error", error=str(problem))]
+        return [] if row.is_reading else [finish_prompt(row, logits[-1])]
+
+    def _sample(self, logits: jax.Array, rows: Sequence[Row]) -> list[int | None]:
+        """The token of each row, whose logits come first; None where the host samples.
+
+        The host is slow where it sorts a vocabulary, and fast where it looks for the largest."""
+        drawn = [
+            samples_on_device(row.request) and row.request.sampling.temperature for row in rows
+        ]
+        if not any(drawn) or len(logits) != self.model.few:
+            return [None] * len(rows)
+        found = self.model.sample(logits, [draw_of(row) for row in rows])
+        pairs = zip(found.tolist(), drawn, strict=False)
+        return [token if on_device else None for token, on_device in pairs]
+
+    def _verify(self, rows: Sequence[Row], guesses: Sequence[list[int]]) -> list[Event]:
+        """The next token of every row, and those of its guesses that are right."""
+        start = self.clock()
+        logits = self.model.step(make_verification(rows, guesses))
+        draws, events, first = list[RowDraw](), list[Event](), 0
+        for row, some in zip(rows, guesses, strict=True):
+            draws += [replace(draw_of(row), step=row.new + i) for i in range(len(some) + 1)]
+        sampled = self.model.sample(logits, draws).tolist()
+        self.costs.note_verifying(len(rows), self.clock() - start)
+        needed = self.costs.needed(len(rows)) * len(rows) / sum(map(bool, guesses))
+        for row, some in zip(rows, guesses, strict=True):
+            last = first + len(some) + 1
+            device = sampled[first:last] if samples_on_device(row.request) else None
+            event = answer_row(row, np.asarray(logits)[first:last], device, some)
+            if some:
+                row.guesser.learn(event.accepted, needed)
+            events.append(event)
+            first = last
+        self._count = 1  # text that repeats itself is looked up again soon
+        return events
+
+    def _guesses(self, rows: Sequence[Row]) -> list[list[int]]:
+        """The guesses of every row, perhaps none."""
+        if not self.lookup or len(rows) > MOST_ROWS:
+            return [[] for _ in rows]
+        left = [row.request.max_new_tokens - row.new for row in rows]
+        counts = [guesses_of(len(rows), self.lookup, one) for one in left]
+        return [row.guesser.guess(count) for row, count in zip(rows, counts, strict=True)]
 
     def _chunk(self, answering: int, reading: Row) -> int:
         """How many tokens of a prompt the next step computes."""
@@ -242,50 +314,6 @@ class Batching:
         """The length of the prompt of a step, where nothing else is in it."""
         return len(reading.request.prompt) if self.alone and reading is not None else None
 
-    def _answer(self, row: Row, logits: np.ndarray) -> Event:
-        """The row's next token, from the logits [V] of its last."""
-        row.written = len(row.tokens)
-        request = row.request
-        try:
-            token = next_token(logits, request.sampling, request.prompt, row.text, request.choice)
-        except PlanishError as problem:
-            self._release(row)
-            return Event(handle=row.handle, finish="error", error=str(problem))
-        return self._add(row, [token], score_new(logits, token, request.logprobs))
-
-    def _read(self, row: Row, count: int, logits: np.ndarray) -> list[Event]:
-        """A chunk of a prompt is done; after the last one, its first token."""
-        wants = row.request.prompt_logprobs
-        if wants is not None:
-            following = row.request.prompt[row.written + 1 : row.written + count + 1]
-            pairs = zip(logits, following, strict=False)
-            row.scores += [score_token(each, token, wants) for each, token in pairs]
-        row.written += count
-        if row.is_reading:
-            return []
-        last = logits[count - 1] if wants is not None else logits[0]
-        prompt = tuple(row.scores) if wants is not None else ()
-        if row.request.max_new_tokens == 0:
-            self._release(row)
-            done = Event(handle=row.handle, prompt=prompt, finish="length", cached=row.cached)
-            return [done]
-        return [replace(self._answer(row, last), prompt=prompt, cached=row.cached)]
-
-    def _add(self, row: Row, found: Sequence[int], scores: tuple[TokenScore, ...] = ()) -> Event:
-        """New tokens of a row: up to an end, or to as many as it wants."""
-        ends = row.request.ends
-        kept = next((i for i, token in enumerate(found) if token in ends), len(found))
-        row.tokens += found[:kept]
-        event = Event(handle=row.handle, tokens=tuple(found[:kept]), scores=scores)
-        if kept < len(found):
-            event = replace(event, end=found[kept], finish="stop")
-        elif row.new == row.request.max_new_tokens:
-            event = replace(event, finish="length")
-        if event.finish:
-            row.written = min(row.written, len(row.tokens))
-            self._release(row)
-        return event
-
     def _several(self, rows: Sequence[Row]) -> list[Event]:
         """Several tokens of every row, sampled on the device in one dispatch."""
         left = min(row.request.max_new_tokens - row.new for row in rows)
@@ -293,18 +321,11 @@ class Batching:
         count = min(self._count, left, most)
         start = self.clock()
         found = self.model.decode(rows, count)
-        self._count = next_count(count, self.clock() - start)
-        events = []
-        for row, tokens in zip(rows, found.T.tolist(), strict=False):
-            good = next((i for i, token in enumerate(tokens) if token < 0), count)
-            row.written += good
-            if good == 0:
-                self._release(row)
-                error = "logits: cannot sample (found NaN or Inf)"
-                events.append(Event(handle=row.handle, finish="error", error=error))
-            else:
-                events.append(self._add(row, tokens[:good]))
-        return events
+        seconds = self.clock() - start
+        self.costs.note_plain(len(rows), seconds / count)
+        self._count = next_count(count, seconds)
+        columns = zip(rows, found.T.tolist(), strict=False)
+        return [answer_several(row, tokens) for row, tokens in columns]
 
 
 def notes_of(alone: str, slots: int, pages: int) -> tuple[str, ...]:

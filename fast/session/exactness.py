@@ -5,26 +5,24 @@ others. These models differ, and are answered one request at a time, without sha
 
 * activations with one scale for all tokens of a chunk (O2);
 * rotary angles that depend on the length of the prompt;
-* what is left to XLA, whose sums differ in their last bits with the number of tokens: norms that no
-  linear reads (of outputs, of heads), and mixtures of experts;
+* mixtures of experts with float weights, which are left to XLA;
 * weight-only linears by matrix tiles, which add floats in another order than up to 8 rows do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import jax
 
+from planish.fast.model.weights import PlacedExperts
 from planish.fast.native.instruction_sets import BY_NAME, available
 from planish.fast.native.library import preferred_set
-from planish.fast.native.linear import is_tiled, norm_is_fused
+from planish.fast.native.linear import is_tiled
 from planish.reference.errors import notice
 from planish.reference.files.load import Checkpoint
 from planish.reference.linear import Linear
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.shapes import block_kinds, outer_kinds
-from planish.reference.model.weights import Block, Mlp, Weights
+from planish.reference.model.weights import Mlp, Weights
 
 
 def why_alone(weights: Weights, config: ModelConfig) -> str:
@@ -34,10 +32,8 @@ def why_alone(weights: Weights, config: ModelConfig) -> str:
         return "its activations have one scale for all tokens of a chunk"
     if any(rope.by_length for rope in config.ropes):
         return "its rotary angles depend on the length of a prompt"
-    if config.moe is not None:
-        return "XLA computes its experts"
-    if norms_by_xla(weights, config):
-        return "XLA computes some of its norms"
+    if uses_xla_experts(weights):
+        return "XLA computes its experts, which have float weights"
     if uses_matrix_tiles() and any(map(is_weight_only, linears)):
         return "matrix tiles compute its weight-only linears"
     return ""
@@ -58,22 +54,11 @@ def is_weight_only(linear: Linear) -> bool:
     return is_tiled(linear) and linear.activation == "float"
 
 
-def norms_by_xla(weights: Weights, config: ModelConfig) -> bool:
-    """Whether XLA computes a norm, whose last bits differ with the number of tokens of a step.
-
-    The kernels compute one in the call of the linears that read it, if these can share it.
-    """
-    apart = config.norm_placement == "post" or config.norms_output or config.qk_norm is not None
-    if apart or weights.embed_norm is not None:
-        return True
-    return not all(norm_is_fused(group) for block in weights.blocks for group in readers(block))
-
-
-def readers(block: Block) -> Iterator[tuple[Linear, ...]]:
-    """The linears of a block that read one norm in one call."""
-    yield block.q, block.k, block.v
-    if isinstance(block.mlp, Mlp):
-        yield (block.mlp.up,) if block.mlp.gate is None else (block.mlp.gate, block.mlp.up)
+def uses_xla_experts(weights: Weights) -> bool:
+    """Whether XLA computes experts, whose sums depend on how many rows chose each of them: those
+    with float weights."""
+    mixtures = (block.mlp for block in weights.blocks if not isinstance(block.mlp, Mlp))
+    return any(isinstance(one, PlacedExperts) and not is_tiled(one.up) for one in mixtures)
 
 
 def exact_kernels(checkpoint: Checkpoint, choice: str) -> str:

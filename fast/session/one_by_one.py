@@ -21,7 +21,7 @@ from planish.reference.text.requests import (
     Stats,
     TokenScore,
     continue_prompt,
-    score_token,
+    score_tokens,
 )
 
 
@@ -66,8 +66,7 @@ class FastOneByOne(OneByOne):
         for logits, cache in self.engine.prefill(request.prompt, slots, wants is not None):
             if wants is not None:
                 following = request.prompt[len(scores) : len(scores) + len(logits)]
-                pairs = zip(logits, following, strict=False)
-                scores += [score_token(each, token, wants) for each, token in pairs]
+                scores += score_tokens(logits[: len(following)], following, wants)
             sequence = Sequence(self.engine, cache, len(request.prompt))
             yield None
         try:

@@ -15,6 +15,7 @@ from planish.fast.native.cache import can_tile
 from planish.fast.session.batching import Batching
 from planish.fast.session.engine import Engine
 from planish.fast.session.exactness import exact_kernels
+from planish.fast.session.lookup import VERIFIED
 from planish.fast.session.one_by_one import FastOneByOne
 from planish.fast.session.paged import default_memory
 from planish.reference.engine import Engine as ReferenceEngine
@@ -33,18 +34,22 @@ def open_session(
     slots: int = 8,
     context: int | None = None,
     memory: int | None = None,
+    lookup: int = 0,
 ) -> Session:
     """A session over an engine; its `notes` say what was chosen, and why.
 
     slots     requests at the same time, at most; a session may have fewer
     context   tokens of a request, prompt and answer; None: all of the model's positions
     memory    bytes of keys and values; None: what all slots need, at most a quarter of what is free
+    lookup    tokens that are guessed from the text and verified in one step, at most; 0: none
 
     Raises PlanishError for bad values, or if memory does not hold one request of `context` tokens.
     """
     check_range("slots", slots, MOST_SLOTS)
     context = engine.config.max_positions if context is None else context
     check_range("context", context, engine.config.max_positions)
+    if lookup:
+        check_range("lookup", lookup, VERIFIED - 1)
     if isinstance(engine, ReferenceEngine):
         return OneByOne(engine.config, engine.weights, context)
     if engine.backend is not native_backend:
@@ -54,7 +59,7 @@ def open_session(
     with memory_errors(f"{GENERATE}, a shorter context, or an int8 cache"):
         if memory is None:
             memory = default_memory(engine, slots, context)
-        return Batching(engine, slots, context, memory)
+        return Batching(engine, slots, context, memory, lookup=lookup)
 
 
 def check_range(name: str, value: int, most: int) -> None:

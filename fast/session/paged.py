@@ -7,15 +7,17 @@ compiler makes all others wait.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax import lax
 
 from planish.fast.model import transformer as model
-from planish.fast.model.backend import Positions, Tables
+from planish.fast.model.backend import Backend, Draw, Positions, Tables
 from planish.fast.model.cache import KVCache
 from planish.fast.placement import on_cpu, put
 from planish.fast.session.engine import Engine
@@ -29,7 +31,7 @@ from planish.fast.session.rows import (
     padding_plan,
     wanted_size,
 )
-from planish.fast.session.sampling import prepare_draw
+from planish.fast.session.sampling import RowDraw, prepare_draw
 from planish.fast.session.slots import cache_bytes, empty_cache
 from planish.reference.errors import PlanishError
 from planish.reference.text.generate import reserve
@@ -41,10 +43,15 @@ UNKNOWN_MEMORY = 2**33  # bytes taken to be free where the system does not say
 
 
 class PagedModel:
-    """An engine's model over `pages` pages, for `rows` rows of at most `slots` slots each."""
+    """An engine's model over `pages` pages, for `rows` rows of at most `slots` slots each.
 
-    def __init__(self, engine: Engine, rows: int, slots: int, pages: int):
+    few   tokens whose logits an ordinary step computes, a power of two
+    """
+
+    def __init__(self, engine: Engine, rows: int, slots: int, pages: int, few: int):
         self.engine, self.rows, self.slots, self.pages = engine, rows, slots, pages
+        self.few = 1 << (few - 1).bit_length()
+        self._sample = sampler_of(engine.backend)
         self.reset()
 
     @on_cpu
@@ -63,11 +70,11 @@ class PagedModel:
         self.cache = self.engine.programs.run(copy_page, cache=self.cache, **given)
 
     @on_cpu
-    def step(self, plan: Plan, prompt: int | None = None) -> np.ndarray:
+    def step(self, plan: Plan, prompt: int | None = None) -> jax.Array:
         """Logits [W, V] of the wanted tokens, and perhaps of more.
 
         prompt: the length of the only prompt, on which rotary angles may depend; None: of many."""
-        most, count = wanted_size(len(plan.wanted), self.rows), len(plan.tokens)
+        most, count = wanted_size(len(plan.wanted), self.few), len(plan.tokens)
         least = SCORED_TOKENS if most == SCORED_TOKENS else count
         size = next(size for size in (*STEP_TOKENS, count) if size >= max(count, least))
         rows, tokens, positions = (
@@ -86,7 +93,14 @@ class PagedModel:
             positions=where,
             wanted=put(wanted),
         )
-        return np.asarray(logits)
+        return jax.block_until_ready(logits)
+
+    @on_cpu
+    def sample(self, logits: jax.Array, draws: Sequence[RowDraw]) -> np.ndarray:
+        """The tokens of the first logits [W, V], by a draw for each; -1 from NaN or Inf."""
+        draw = prepare_draw([replace(one, ends=()) for one in draws], 1, len(logits))
+        found = self.engine.programs.run(self._sample, logits=logits, draw=draw)
+        return np.asarray(found)[: len(draws)]
 
     def _tables(self, prompt: int | None = None) -> Tables:
         if prompt is not None:
@@ -115,8 +129,9 @@ class PagedModel:
         """Compile every program, those of the first tokens first."""
         for size in STEP_TOKENS:
             tell(f"a step of {size} tokens")
-            self.step(padding_plan(size))
-        if wanted_size(1, self.rows) < SCORED_TOKENS:
+            logits = self.step(padding_plan(size))
+        self.sample(logits, [])
+        if self.few < SCORED_TOKENS:
             tell("scores of a prompt")
             self.step(padding_plan(SCORED_TOKENS, SCORED_TOKENS))
         size = 1
@@ -125,6 +140,15 @@ class PagedModel:
             self.decode([padding_row()] * size, 1)
             size *= 2
         self.copy_page(0, 0)
+
+
+def sampler_of(backend: Backend) -> Any:
+    """A program that samples one token from each of some logits [W, V]."""
+
+    def sample_rows(logits: jax.Array, draw: Draw) -> jax.Array:
+        return backend.sample(logits, draw.sampling, draw.uniform[0])
+
+    return jax.jit(sample_rows)
 
 
 def padding_row() -> Row:

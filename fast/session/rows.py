@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from planish.fast.native.sampling import can_sample
+from planish.fast.session.lookup import Guesser
 from planish.fast.session.sampling import RowDraw
 from planish.reference.text.requests import Request, TokenScore
 
@@ -25,6 +26,10 @@ class Row:
     written: int  # tokens whose keys and values are in the pages
     cached: int  # of these, found in the pages
     scores: list[TokenScore | None] = field(default_factory=lambda: [None])
+    guesser: Guesser = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.guesser = Guesser(tokens=self.tokens)
 
     @property
     def is_reading(self) -> bool:
@@ -70,15 +75,24 @@ def make_plan(answering: Sequence[Row], reading: Row | None, count: int) -> Plan
     return Plan(rows=rows, tokens=tokens, positions=positions, wanted=wanted)
 
 
+def make_verification(rows: Sequence[Row], guesses: Sequence[Sequence[int]]) -> Plan:
+    """The last token of every row and its guesses, of which all logits are wanted."""
+    tokens, positions, numbers = list[int](), list[int](), list[int]()
+    for row, some in zip(rows, guesses, strict=True):
+        tokens += [row.tokens[-1], *some]
+        positions += range(len(row.tokens) - 1, len(row.tokens) + len(some))
+        numbers += [row.number] * (len(some) + 1)
+    return Plan(rows=numbers, tokens=tokens, positions=positions, wanted=list(range(len(tokens))))
+
+
 def padding_plan(size: int, wanted: int = 1) -> Plan:
     """A step of no row."""
     nothing = [0] * size
     return Plan(rows=[-1] * size, tokens=nothing, positions=nothing, wanted=list(range(wanted)))
 
 
-def wanted_size(count: int, slots: int) -> int:
-    """How many tokens' logits a step computes: as many as there are rows, or those of scores."""
-    few = 1 << (slots - 1).bit_length()
+def wanted_size(count: int, few: int) -> int:
+    """How many tokens' logits a step computes: `few`, or those of scores."""
     return few if count <= few else SCORED_TOKENS
 
 
@@ -87,7 +101,7 @@ def tokens_of(request: Request) -> int:
     return len(request.prompt) + max(request.max_new_tokens - 1, 0)
 
 
-def on_device(request: Request) -> bool:
+def samples_on_device(request: Request) -> bool:
     """Whether the kernels sample its tokens, and nothing else is wanted of the logits."""
     return request.logprobs is None and can_sample(request.sampling)
 

@@ -18,7 +18,6 @@ from planish.reference.errors import PlanishError, SamplingError
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.transformer import decode_step, prefill
 from planish.reference.model.weights import Weights
-from planish.reference.text.evaluate import log_softmax
 from planish.reference.text.generate import Stop, check_fits
 from planish.reference.text.sampling import Sampling, next_token
 
@@ -69,6 +68,7 @@ class Event:
     prompt    of each token of the prompt, once; the first has none
     finish    set in the last event of a request; error: what failed, if it is "error"
     cached    tokens of the prompt that were not computed again
+    accepted  guesses of tokens that were right, and rejected: that were not
     """
 
     handle: int
@@ -79,6 +79,8 @@ class Event:
     finish: Finish | None = None
     error: str = ""
     cached: int = 0
+    accepted: int = 0
+    rejected: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,18 +267,55 @@ def continue_prompt(
 def score_prompt(logits: np.ndarray, request: Request) -> tuple[TokenScore | None, ...]:
     """Each prompt token's score from logits [T, V] of the tokens before; None for the first."""
     count = request.prompt_logprobs or 0
-    pairs = zip(logits[:-1], request.prompt[1:], strict=True)
-    return (None, *(score_token(row, token, count) for row, token in pairs))
+    return (None, *score_tokens(logits[:-1], request.prompt[1:], count))
 
 
 def score_new(logits: np.ndarray, token: int, count: int | None) -> tuple[TokenScore, ...]:
-    """The score of a sampled token, if it is wanted."""
-    return () if count is None else (score_token(logits, token, count),)
+    """The score of a sampled token, if it is wanted, from logits [V]."""
+    return () if count is None else tuple(score_tokens(logits[None], [token], count))
 
 
-def score_token(logits: np.ndarray, token: int, count: int) -> TokenScore:
-    """log p of a token and of the `count` likeliest, ties to the lowest id, from raw logits [V]."""
-    log_p = log_softmax(logits)
-    best: Sequence[int] = np.argsort(-logits, kind="stable")[:count].tolist()
-    top = tuple((index, float(log_p[index])) for index in best)
-    return TokenScore(token=token, logprob=float(log_p[token]), top=top)
+def score_tokens(logits: np.ndarray, tokens: Sequence[int], count: int) -> list[TokenScore]:
+    """log p of each token and of the `count` likeliest in its place, from raw logits [T, V].
+
+        log p_i = x_i - max - log(sum of exp(x - max))
+
+    in float64. Ties go to the lowest id. Raises SamplingError for logits that are no numbers.
+    """
+    scratch = np.empty(logits.shape[-1], np.float64)  # one for all rows: pages stay in caches
+    return [
+        score_token(row, token, count, scratch) for row, token in zip(logits, tokens, strict=True)
+    ]
+
+
+def score_token(logits: np.ndarray, token: int, count: int, scratch: np.ndarray) -> TokenScore:
+    """The same of one token. scratch: float64 [V], overwritten."""
+    best = likeliest(logits, max(count, 1))
+    largest = np.float64(logits[best[0]])
+    if not np.isfinite(largest):
+        raise SamplingError("cannot score", name="logits", expected="numbers", found=largest)
+    np.subtract(logits, largest, out=scratch)
+    total = np.log(np.exp(scratch, out=scratch).sum())
+
+    def log_p(index: int) -> float:
+        return float(np.float64(logits[index]) - largest - total)
+
+    top = tuple((index, log_p(index)) for index in best[:count])
+    return TokenScore(token=token, logprob=log_p(token), top=top)
+
+
+def likeliest(logits: np.ndarray, count: int) -> list[int]:
+    """The `count` likeliest ids of logits [V], best first, ties to the lowest id.
+
+    Looking for the largest again and again is faster than sorting a vocabulary."""
+    if count > 1:
+        logits = logits.copy()
+    found = list[int]()
+    for _ in range(min(count, len(logits))):
+        found.append(int(np.argmax(logits)))
+        if logits[found[-1]] == -np.inf:  # nothing else is left; those found are -inf as well
+            rest = (i for i in range(len(logits)) if i not in found[:-1])
+            return [*found[:-1], *rest][:count]
+        if count > 1:
+            logits[found[-1]] = -np.inf
+    return found
