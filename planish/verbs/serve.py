@@ -173,9 +173,11 @@ def facts(session: Session, served: Served, seconds: float) -> list[str]:
 
 def cache_bytes(session: Session) -> int:
     """The memory that a session keeps for keys and values; 0 if each request takes its own."""
-    cache = getattr(session, "cache", None)
-    if cache is None:
+    if session.stats().pages == 0:
         return 0
     import jax
 
-    return sum(array.nbytes for array in jax.tree.leaves(cache))
+    from planish.fast.session.batching import Batching
+
+    assert isinstance(session, Batching)
+    return sum(array.nbytes for array in jax.tree.leaves(session.model.cache))
