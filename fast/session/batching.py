@@ -168,6 +168,9 @@ class Batching:
         needed = pages_for(tokens_of(request)) - len(prefix.pages)
         kept = [] if prefix.partial is None else [prefix.partial]
         self.pages.use(kept)  # until it is copied
+        if kept and needed > self.pages.available:  # it would wait for itself: compute these again
+            self.pages.give_back(kept)
+            prefix, kept = replace(prefix, partial=None, count=0), []
         if needed > self.pages.available:
             self.pages.give_back([*prefix.pages, *kept])
             return False

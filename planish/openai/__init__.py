@@ -20,4 +20,6 @@ jobs           requests of a checked body, and their bounds
 chat           /v1/chat/completions
 completions    /v1/completions
 tokens         /tokenize, /detokenize, /tokenizer_info, /apply-template
+batch          files of requests, by a session
+answer_file    their answers on the disk, so that a run can go on
 """

@@ -20,9 +20,17 @@ from planish.reference.text.requests import Event, Request
 class Form(Protocol):
     """How one endpoint writes choices."""
 
-    prefix: str  # of ids
-    whole: str  # object of an answer
-    chunk: str  # object of a part of it
+    @property
+    def prefix(self) -> str:
+        """What ids begin with."""
+
+    @property
+    def whole(self) -> str:
+        """`object` of an answer."""
+
+    @property
+    def chunk(self) -> str:
+        """`object` of a part of it."""
 
     def start(self, index: int, choice: Choice) -> dict[str, Any] | None:
         """The first chunk's choice, if the form has one."""

@@ -100,6 +100,7 @@ def read_chat(body: bytes, served: Served) -> Job:
 def encode_conversation(conversation: Conversation, served: Served) -> list[int]:
     """The prompt of a conversation; refused with the template's words if it refuses it."""
     assert served.template is not None
+    served.check_length("messages", sum(len(one["content"]) for one in conversation.messages))
     try:
         return encode_chat(served.tokenizer, served.template, conversation)
     except PlanishError as problem:

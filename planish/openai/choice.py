@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -118,13 +117,18 @@ def place_tokens(
     raws = [b"" if i in vocabulary.special else vocabulary.bytes_of(i) for i in ids]
     if b"".join(raws).decode(errors="replace") != text:
         raws = [*[b""] * (len(ids) - 1), text.encode()]
-    decoder, place, entries = codecs.getincrementaldecoder("utf-8")("replace"), start, []
+    entries, before = list[Entry](), b""
     for token, raw in zip(ids, raws, strict=True):
-        end = place + len(decoder.decode(raw))
-        inside = decoder.getstate()[0] != b""  # a character that is not complete
-        entries.append(Entry(token=token, raw=raw, start=place, end=end + inside))
-        place = end
+        first = count_characters(before + raw[:1]) - (raw != b"")  # of raw
+        before += raw
+        end = start + count_characters(before)
+        entries.append(Entry(token=token, raw=raw, start=start + first, end=end))
     return entries
+
+
+def count_characters(raw: bytes) -> int:
+    """How many characters bytes are; what is none, or not a whole one, counts as one."""
+    return len(raw.decode(errors="replace"))
 
 
 class Choice:
@@ -180,8 +184,8 @@ class Choice:
         """The token that ends the text; its own text may complete a stop string."""
         self.tokens += 1
         if self.entries is not None:
-            place, score = self.entries.placed, event.scores[len(event.tokens)]
-            self.ending = Entry(token=token, raw=b"", start=place, end=place, score=score)
+            score = event.scores[len(event.tokens)]
+            self.ending = Entry(token=token, raw=b"", start=0, end=0, score=score)
         if token not in self.stream.named or token not in self.recorder.special:
             return Piece()
         text = self.stream.push(token)
@@ -209,6 +213,8 @@ class Choice:
         entries = tuple(entry for piece in pieces for entry in piece.entries)
         self.text += text
         self.listed += entries
+        if self.ending is not None:  # it follows the text
+            self.ending = replace(self.ending, start=len(self.text), end=len(self.text))
         return Piece(text=text, entries=entries, finish=self.finish)
 
 

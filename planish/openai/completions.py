@@ -15,7 +15,7 @@ from planish.openai.choice import Choice, Entry, Piece
 from planish.openai.constraint import read_constraint
 from planish.openai.echo import Echo, echo_prompt
 from planish.openai.errors import refusal_of
-from planish.openai.jobs import Asked, make_job
+from planish.openai.jobs import Asked, make_job, room_for
 from planish.openai.sampling import MOST_CHOICES, SamplingFields, TopLogprobs, check_ids
 from planish.openai.scores import completion_logprobs
 from planish.openai.served import Served
@@ -114,6 +114,8 @@ def read_completion(body: bytes, served: Served) -> Job:
         logprobs=fields.logprobs,
         prompt_logprobs=scored,
     )
+    for prompt in prompts:  # before work that grows with them
+        room_for(served, len(prompt), asked)
     echoes = [
         echo_prompt(served, ids, text if isinstance(text, str) else None, special)
         for ids, text in zip(prompts, given, strict=True)
@@ -155,6 +157,7 @@ def encode_prompt(prompt: str | list[int], special: bool, served: Served) -> lis
     """Token ids of a prompt: nothing is added to ids, and special tokens in a text are tokens."""
     if not isinstance(prompt, str):
         return list(check_ids("prompt", prompt, served))
+    served.check_length("prompt", len(prompt))
     try:
         return served.tokenizer.encode(prompt, add_special_tokens=special)
     except PlanishError as problem:

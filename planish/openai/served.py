@@ -13,6 +13,7 @@ from planish.reference.text.chat_template import ChatTemplate
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer
 
+SHRINKING = 4  # how much shorter tokenizers and templates make a text, at most
 DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -53,6 +54,13 @@ class Served:
             return
         problem = f"the model {name!r} is not served here; served is {self.name!r}"
         raise RequestRefused(problem, status=404, param="model", code="model_not_found")
+
+    def check_length(self, param: str, characters: int) -> None:
+        """Refuse a text that no tokenizer makes short enough: to try would take seconds."""
+        if characters > SHRINKING * self.context * self.vocabulary.longest:
+            problem = f"{param}: {characters} characters do not fit a context of {self.context}"
+            code = "context_length_exceeded"
+            raise RequestRefused(f"{problem} tokens", param=param, code=code)
 
     def model_object(self) -> dict[str, Any]:
         """The model as /v1/models shows it, with the context and the defaults of sampling."""

@@ -53,12 +53,11 @@ def tokenize(body: bytes, served: Served) -> dict[str, Any]:
         ids = encode_conversation(conversation, served)
     else:
         ids = encode_text(fields, served)
-    text_of, found = served.vocabulary.text_of, {"tokens": ids}
-    if fields.with_pieces:
-        found = {"tokens": [{"id": token, "piece": text_of(token)} for token in ids]}
-    if fields.return_token_strs:
-        found |= {"token_strs": [text_of(token) for token in ids]}
-    return {**found, "count": len(ids), "max_model_len": served.context}
+    texts = [served.vocabulary.text_of(token) for token in ids]
+    pieces = [{"id": token, "piece": text} for token, text in zip(ids, texts, strict=True)]
+    found = {"tokens": pieces if fields.with_pieces else ids}
+    named = {"token_strs": texts} if fields.return_token_strs else {}
+    return {**found, **named, "count": len(ids), "max_model_len": served.context}
 
 
 def encode_text(fields: TokenizeFields, served: Served) -> list[int]:

@@ -32,6 +32,11 @@ class Vocabulary:
         return frozenset(moved.get(i, i) for i, token in added.items() if token.special)
 
     @cached_property
+    def longest(self) -> int:
+        """Characters of the longest token, or its bytes."""
+        return max(map(len, self.tokenizer.inner.get_vocab(with_added_tokens=True)), default=1)
+
+    @cached_property
     def _decoders(self) -> frozenset[str]:
         """The types of the tokenizer's decoders."""
         return frozenset(decoder_types(json.loads(self.tokenizer.inner.to_str())["decoder"]))

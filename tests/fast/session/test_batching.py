@@ -10,6 +10,7 @@ import pytest
 from planish.fast.session.batching import Batching
 from planish.fast.session.engine import Engine
 from planish.fast.session.pages import PAGE
+from planish.fast.session.slots import cache_bytes
 from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import PlanishError, PromptError
 from planish.reference.files.load import open_checkpoint
@@ -227,6 +228,23 @@ def test_requests_that_can_never_fit_are_refused(engine):
         Batching(engine, 2, 640, 1000)
     with pytest.raises(PlanishError, match="native kernels"):
         Batching(Engine(open_checkpoint(GOLDEN / GOLDENS[0])), 2, 128, MEMORY)
+
+
+def test_a_known_prefix_keeps_no_request_waiting_that_needs_every_page(engine):
+    """The page of its end cannot be copied then: it is computed again."""
+    one = Batching(engine, 1, 128, page_bytes(engine))
+    first = one.submit(Request(prompt=(5, 6, 7), max_new_tokens=2))
+    events = [*one.step(), *one.step()]
+    again = one.submit(Request(prompt=(5, 6, 7), max_new_tokens=2))
+    events += [event for _ in range(4) for event in one.step()]
+    tokens = {handle: [] for handle in (first, again)}
+    for event in events:
+        tokens[event.handle] += event.tokens
+    assert one.is_idle and tokens[first] == tokens[again] and len(tokens[again]) == 2
+
+
+def page_bytes(engine):
+    return cache_bytes(engine.config, 1, PAGE, engine.backend)
 
 
 def test_no_program_is_compiled_after_warming_up(engine):
