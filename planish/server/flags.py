@@ -103,7 +103,8 @@ def add_access_flags(access: Flags) -> None:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """The flags' values; PlanishError for one out of range or a file that cannot be read."""
-    limits = {"port": (0, 65535), "queue": (0, 10_000), "max_tokens": (1, 2**31)}
+    limits = {"port": (0, 65535), "slots": (1, 256), "queue": (0, 10_000)}
+    limits["max_tokens"] = (1, 2**31)
     for name, (least, most) in limits.items():
         check_range(name, getattr(args, name), least, most)
     check_range("timeout", args.timeout, 1, 86_400)

@@ -27,6 +27,7 @@ CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 FAILED = 1
 CLOSING_SECONDS = 1.0  # for streams to take their last event; then for connections; for the engine
 IDLE_SECONDS = 30  # of a connection between two requests
+STUCK_SECONDS = 60  # until what a closed connection still holds is dropped
 MOST_CONNECTIONS = 1000
 BACKLOG = 128
 
@@ -43,6 +44,11 @@ class Connection(H11Protocol):
         super().data_received(data)
         if self.cycle is None and self.timeout_keep_alive_task is None:
             self._wait_for_request()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close, also if the client never reads the rest of its answer."""
+        super().timeout_keep_alive_handler()
+        self.loop.call_later(STUCK_SECONDS, self.transport.abort)
 
     def _wait_for_request(self) -> None:
         handler = self.timeout_keep_alive_handler

@@ -29,7 +29,7 @@ from planish.reference.text.generation_config import describe_sampling, load_sam
 from planish.reference.text.requests import OneByOne, Session
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer
-from planish.server.flags import add_serving_flags, settings_of
+from planish.server.flags import add_serving_flags, check_range, settings_of
 from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import engine_rule, notice_idle
 from planish.terminal.output import counted
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
     settings, memory = settings_of(args), parse_bytes(args.cache_memory, "cache_memory")
     checkpoint, tokenizer = open_model(args)
+    if args.context is not None:
+        check_range("context", args.context, 1, checkpoint.config.max_positions)
     served = describe_model(args, checkpoint, tokenizer)
     notice_idle(args, engine_rule(args))
     listener = listen(args.host, args.port)
@@ -158,12 +160,24 @@ def open_warm_session(
 
 def facts(session: Session, served: Served, seconds: float) -> list[str]:
     """What was chosen, for the log."""
-    stats = session.stats()
-    pages = f", {counted(stats.pages, 'page')} of keys and values" if stats.pages else ""
-    slots = f"{counted(session.slots, 'slot')} of {session.context} tokens{pages}"
+    size = cache_bytes(session)
+    memory = f", {size / 2**20:.1f} MiB of keys and values" if size else ""
+    slots = f"{counted(session.slots, 'slot')} of {session.context} tokens{memory}"
     template = "" if served.template else "; no chat template: /v1/completions only"
     return [
         f"ready after {seconds:.1f} s: {slots}{template}",
         f"default sampling: {describe_sampling(served.defaults)}",
         *(f"note: {note}" for note in session.notes),
     ]
+
+
+def cache_bytes(session: Session) -> int:
+    """The memory that a session keeps for keys and values; 0 if each request takes its own."""
+    if session.stats().pages == 0:
+        return 0
+    import jax
+
+    from planish.fast.session.batching import Batching
+
+    assert isinstance(session, Batching)
+    return sum(array.nbytes for array in jax.tree.leaves(session.model.cache))

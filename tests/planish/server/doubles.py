@@ -11,14 +11,16 @@ from planish.reference.text.requests import Event, Request, Stats
 
 
 class Counting:
-    """Answers each request with 0, 1, 2 ...; `slots` requests at a time.
+    """Answers each request with the bytes of a, b, ... z, a ...; `slots` requests at a time.
 
+    A step takes a millisecond, as a fast one of a real model, and finds `burst` tokens of a row.
     entered: set once a step begins. go: cleared to hold a step. faults: what steps raise.
     """
 
-    context, notes = 64, ("counts",)
+    notes = ("counts",)
 
-    def __init__(self, slots: int = 2):
+    def __init__(self, slots: int = 2, context: int = 64, burst: int = 1):
+        self.context, self.burst = context, burst
         self.slots = slots
         self.waiting: list[tuple[int, Request]] = []
         self.rows: dict[int, list[int]] = {}
@@ -53,7 +55,8 @@ class Counting:
 
     def step(self) -> list[Event]:
         self.entered.set()
-        self.go.wait(10)
+        self.go.wait(60)
+        threading.Event().wait(0.001)
         self.steps += 1
         if self.faults:
             raise self.faults.pop()
@@ -65,12 +68,13 @@ class Counting:
         return events + [self._count(handle) for handle in list(self.rows)]
 
     def _count(self, handle: int) -> Event:
-        row = self.rows[handle]
-        row.append(len(row))
-        done = len(row) == self.most[handle]
+        row, most = self.rows[handle], self.most[handle]
+        found = [64 + i % 26 for i in range(len(row), min(len(row) + self.burst, most))]
+        row += found
+        done = len(row) == most
         if done:
             del self.rows[handle]
-        return Event(handle=handle, tokens=(row[-1],), finish="length" if done else None)
+        return Event(handle=handle, tokens=tuple(found), finish="length" if done else None)
 
     def _drop(self, handle: int) -> bool:
         before = len(self.waiting) + len(self.rows)

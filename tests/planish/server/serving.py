@@ -27,7 +27,7 @@ TEMPLATE = """{% for m in messages %}<|{{ m.role }}|>
 {{ m.content }}<|end|>
 {% endfor %}{% if add_generation_prompt %}<|assistant|>
 {% endif %}"""
-PATIENCE = 20.0  # seconds for what should take milliseconds
+PATIENCE = 60.0  # seconds for what should take milliseconds, where others use the machine
 
 
 def describe(directory: Path, template: Path | None = None, **changes: Any) -> Served:
