@@ -227,7 +227,7 @@ def open_checkpoint(
         declared=declared,
     )
     if reader is not None:
-        made = translate_directory(path, values, checkpoint.entries, reader)
+        made = translate_directory(path, values, checkpoint.entries, reader, _tied_head(checkpoint))
         checkpoint = split_fused(_with_translated(checkpoint, made))
     checkpoint = _set_aside_unused(
         checkpoint, {plain[name]: shard for name, shard in absent.items()}
@@ -250,6 +250,13 @@ def _open_gguf(file: Path, path: Path, given: Path | None, allow_links: bool) ->
     checkpoint = _set_aside_unused(_with_translated(checkpoint, made), {})
     _check_targets(checkpoint)
     return checkpoint
+
+
+def _tied_head(checkpoint: Checkpoint) -> str | None:
+    """The prefix of lm_head, if it is the embedding and nothing of it is stored."""
+    prefix = checkpoint.prefix("head")
+    stored = any(name.startswith(f"{prefix}.") for name in checkpoint.entries)
+    return prefix if checkpoint.config.tie_embeddings and not stored else None
 
 
 def _with_translated(checkpoint: Checkpoint, made: Translated) -> Checkpoint:

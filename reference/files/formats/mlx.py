@@ -7,9 +7,9 @@
 A bias that is a whole multiple of its scale is a zero point (offsets.py). Linears that have only
 such biases are read without offsets: INT4 with zero points, or as symmetric if all are 2^(b-1).
 
-Embeddings are quantized too, and are read as floats, with lm_head if it is tied to them. The config
-has no quant_method but bits, group_size and mode, and exceptions by exact name. Source: ops.cpp of
-MLX (affine_quantize), utils.py of mlx-lm 0.32.
+Embeddings are quantized too, and are read as floats; lm_head has their codes if it is tied to them.
+The config has no quant_method but bits, group_size and mode, and exceptions by exact name. Source:
+ops.cpp of MLX (affine_quantize), utils.py of mlx-lm 0.32.
 """
 
 from __future__ import annotations
@@ -78,8 +78,6 @@ def read(source: Source, prefix: str) -> Stored:
         added: np.ndarray = product + next(wide)
         return added
 
-    if prefix.rpartition(".")[2] in EMBEDDINGS:
-        return Stored(shape=(rows, cols), codes=weights)
     stored: dict[str, Any] = {"shape": (rows, cols), "codes": codes}
     fields: dict[str, Any] = {
         "bits": 4 if bits <= 4 else 8,
@@ -97,7 +95,10 @@ def read(source: Source, prefix: str) -> Stored:
         stored |= integer_arrays(codes, scale, offset, fields)
     scheme = choose_scheme(source, prefix, **fields)
     stored["scale"] = lambda: scale.map().astype(scheme.scale_dtype)
-    return Stored(scheme=scheme, **stored)
+    linear = Stored(scheme=scheme, **stored)
+    if prefix.rpartition(".")[2] in EMBEDDINGS:
+        return Stored(shape=(rows, cols), codes=weights, head=linear)
+    return linear
 
 
 def integer_arrays(

@@ -18,6 +18,7 @@ from tests.golden.foreign import TARGET, digest
 
 SAMPLES = sorted(path for path in TARGET.iterdir() if (path / "config.json").exists())
 TOKENS = [1, 5, 9, 20, 7, 31, 3]
+HEADS = {"mlx-4bit-g64": "int4 g=64 offset", "mlx-8bit-g64": "int8 g=64 offset"}  # tied
 SCHEMES = {
     "autoround-as-llm_compressor": "int4 g=32",
     "autoround-as-mlx": "int4 g=32",
@@ -101,14 +102,18 @@ def test_weights_are_those_of_the_program_to_the_bit(path):
 def test_linears_have_the_scheme_that_the_program_gave_them(path):
     schemes = open_checkpoint(path).schemes()
     head = schemes.pop("lm_head")
-    assert head is None
+    assert str(head or "float") == HEADS.get(path.name, "float")
     assert {str(scheme or "float") for scheme in schemes.values()} == {SCHEMES[path.name]}
 
 
-def test_mlx_embeddings_are_floats(tmp_path):
-    checkpoint = open_checkpoint(named("mlx-4bit-g64"))
+@pytest.mark.parametrize("name", HEADS)
+def test_mlx_embeddings_are_floats_and_a_tied_head_has_their_codes(name):
+    checkpoint = open_checkpoint(named(name))
+    weights = load_weights(checkpoint)
     assert checkpoint.entries["model.embed_tokens.weight"].dtype == "F32"
     assert checkpoint.origin.made_by == "mlx"
+    assert weights.head.scheme is not None
+    assert np.array_equal(dequantize(weights.head.weight), weights.embed)
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
