@@ -91,9 +91,13 @@ class Checkpoint:
             return None
         prefix = self.prefix(part, layer)
         scheme = self.format.scheme(self, prefix, part)
+        expected = None
         if part == "head" and scheme and scheme.activation not in HEAD_ACTIVATIONS:
             expected = f"activations {', '.join(HEAD_ACTIVATIONS)}"
-            found = scheme.activation
+        if part.startswith("experts.") and scheme and scheme.input_zero_point:
+            expected = "symmetric inputs of experts"
+        if expected is not None and scheme is not None:
+            found = str(scheme) if scheme.input_zero_point else scheme.activation
             raise ConfigError(
                 "bad scheme", path=self.path, name=prefix, expected=expected, found=found
             )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from planish.reference.files.export.protocol import (
 from planish.reference.files.export.tied import Tied, tie
 from planish.reference.files.writer import COPIED, CheckpointWriter
 from planish.reference.gguf import find_gguf
-from planish.reference.linear import Linear, quantized_weight
+from planish.reference.linear import quantized_weight
 from planish.reference.quantized import dequantize
 from planish.reference.scheme import Scheme
 from planish.reference.text.gguf_tokenizer import gguf_chat_template, gguf_tokenizer
@@ -137,7 +138,7 @@ def linear_tensors(
     assert module.linear is not None
     assert scheme is not None
     weight = refine(quantized_weight(module.linear), scheme)
-    linear = Linear(weight, activation_scale=module.linear.activation_scale)
+    linear = replace(module.linear, weight=weight, bias=None)
     try:
         return form.tensors(linear, scheme)
     except CannotHoldError as problem:

@@ -204,6 +204,7 @@ def companions(scheme: Scheme) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
     must: tuple[str, ...] = ("weight_scale",)
     must += ("input_scale",) if scheme.activation == "static" else ()
+    must += ("input_zero_point",) if scheme.input_zero_point else ()
     must += ("weight_permutation",) if scheme.act_order else ()
     must += ("weight_offset",) if scheme.offset else ()
     if scheme.bits == 8 or scheme.offset:
@@ -227,6 +228,8 @@ def write(sink: Sink, prefix: str, layer: Linear) -> None:
         sink.add(f"{prefix}.weight_permutation", weight.permutation)
     if layer.activation_scale is not None:
         sink.add(f"{prefix}.input_scale", layer.activation_scale)
+    if layer.activation_zero_point is not None:
+        sink.add(f"{prefix}.input_zero_point", layer.activation_zero_point)
     if layer.bias is not None:
         sink.add(f"{prefix}.bias", layer.bias.astype(np.float32, copy=False))
 
@@ -253,7 +256,10 @@ def read(
     name = f"{prefix}.input_scale"
     scale = load_float(directory, name, (*stack, 1))
     require_positive(directory, name, scale)
-    return Linear(weight, activation_scale=scale)
+    if not scheme.input_zero_point:
+        return Linear(weight, activation_scale=scale)
+    zero = require_entry(directory, f"{prefix}.input_zero_point", ("I8",), (*stack, 1)).map()
+    return Linear(weight, activation_scale=scale, activation_zero_point=zero)
 
 
 def write_scales(sink: Sink, prefix: str, scales: AttentionScales) -> None:
