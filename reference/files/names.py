@@ -29,6 +29,7 @@ UNUSED = (  # patterns of tensors that no model of ours reads
     r".*\.(attn|attention|self_attn|self_attention)\.masked_bias",
     r".*\.[kqv]_scale|.*\.(kv|prob)_scale",  # of an 8-bit cache or attention
     r".*\._extra_state",
+    r"(.*\.)?scale_bf16_to_fp8",  # Neural Compressor adds it to every export
     r"(\w+\.)?(score|classifier|classification_head|qa_outputs|summary|v_head|value_head)\..+",
     r"(\w+\.)?(vision_tower|vision_model|visual|audio_tower|multi_modal_projector)\..+",
 )
