@@ -66,7 +66,8 @@ def int8_codes_around(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) 
     Only for inputs of other programs' models (SPEC 4). The zero point is added after rounding, as
     vLLM's kernels do (csrc/quantization/w8a8/int8/scaled_quant.cu, static_scaled_int8_azp_quant).
     """
-    codes = np.clip(np.rint(x / scale) + zero_point.astype(np.float32), -INT8_MAX - 1, INT8_MAX)
+    nearest = np.rint(x / scale) + zero_point.astype(np.float32)
+    codes: np.ndarray = np.clip(nearest, -INT8_MAX - 1, INT8_MAX)
     return codes.astype(np.int8)
 
 

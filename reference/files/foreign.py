@@ -15,7 +15,7 @@ from planish.reference.files.formats.stored import Source
 from planish.reference.files.formats.translate import Origin, translate
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.files.shards import check_link
-from planish.reference.gguf import read_gguf
+from planish.reference.gguf import GgufFile, read_gguf
 from planish.reference.json import read_json
 from planish.reference.model.config import ModelConfig
 
@@ -28,6 +28,7 @@ class Translated:
     entries: dict[str, TensorEntry]
     declared: Declared | None
     origin: Origin
+    gguf: GgufFile | None = None  # of which it was made
 
 
 def with_old_config(values: dict[str, Any], path: Path, allow_links: bool) -> dict[str, Any]:
@@ -83,5 +84,5 @@ def translate_file(file: Path, path: Path, given: Path | None) -> tuple[ModelCon
     config = model_config(values, beside if has_config else file)
     heads = config.num_heads, config.num_kv_heads
     entries, declared, origin = translate_gguf(found, heads, config.tie_embeddings)
-    made = Translated(values=values, entries=entries, declared=declared, origin=origin)
+    made = Translated(values=values, entries=entries, declared=declared, origin=origin, gguf=found)
     return config, made

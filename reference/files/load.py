@@ -15,7 +15,7 @@ from typing import overload
 import numpy as np
 
 from planish.reference.errors import CheckpointError, TokenizerError, notice
-from planish.reference.files.checkpoint import Checkpoint, head_names, open_checkpoint
+from planish.reference.files.checkpoint import Checkpoint, head_names
 from planish.reference.files.entries import bad_value, require_entry
 from planish.reference.files.floats import (
     FLOATS,
@@ -25,6 +25,7 @@ from planish.reference.files.floats import (
     require_finite,
 )
 from planish.reference.files.fused import fused_shapes
+from planish.reference.files.opening import open_checkpoint
 from planish.reference.linear import Linear
 from planish.reference.model.attention import AttentionScales
 from planish.reference.model.experts import Stack

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from planish.fast.session.engine import Engine
+from planish.reference import gguf
 from planish.reference.errors import PlanishError
 from planish.reference.files.export.gguf_container import Part, write_container
 from planish.reference.files.formats.gguf import translate_gguf
@@ -21,6 +22,7 @@ from planish.reference.gguf import GgufTensor, read_gguf
 from planish.reference.model.rope import Llama3, Rope
 from planish.reference.model.transformer import forward
 from planish.reference.quantized import dequantize
+from planish.reference.text.gguf_tokenizer import gguf_chat_template
 from planish.reference.text.tokenizer import load_tokenizer
 from tests.gguf_files import key, tensor, write, write_tied
 from tests.golden.foreign import TARGET, digest
@@ -248,6 +250,23 @@ def test_a_file_whose_only_codes_are_the_embedding_s_is_in_floats(tied):
     heads = config.num_heads, config.num_kv_heads
     _, declared, _ = translate_gguf(replace(file, tensors=kept), heads, tied=True)
     assert declared is None
+
+
+def test_a_file_is_parsed_once_while_its_model_is_open(tmp_path, monkeypatch):
+    path, parsed = tmp_path / "model.gguf", []
+    real = gguf._read_parts
+    monkeypatch.setattr(gguf, "_read_parts", lambda path: parsed.append(path) or real(path))
+    shutil.copy(TARGET / "gguf-q4_0" / "model.gguf", path)
+    checkpoint = open_checkpoint(path)
+    load_tokenizer(path, checkpoint.config)
+    gguf_chat_template(path)
+    assert parsed == [path]
+    shutil.copy(TARGET / "gguf-q4_k_m" / "model.gguf", path)
+    assert open_checkpoint(path).config.hidden_size != checkpoint.config.hidden_size
+    assert parsed == [path, path]
+    del checkpoint
+    open_checkpoint(path)
+    assert parsed == [path] * 3
 
 
 @pytest.mark.parametrize("count", [2, 3])
