@@ -58,8 +58,14 @@ OPTIONS = {"max_new_tokens", "stop", "ignore_eos", *(one.name for one in fields(
 class Model:
     """A loaded model; `engine` has forward, losses and generate on token ids."""
 
-    def __init__(self, engine: Any, tokenizer: Tokenizer, path: PathLike | None = None):
-        self.engine, self.tokenizer = engine, tokenizer
+    def __init__(
+        self,
+        engine: Any,
+        tokenizer: Tokenizer,
+        path: PathLike | None = None,
+        config: PathLike | None = None,
+    ):
+        self.engine, self.tokenizer, self.config = engine, tokenizer, config
         self.path = tokenizer.path.parent if path is None else path
 
     @overload
@@ -96,7 +102,7 @@ class Model:
         messages: {"role": "user", "content": "..."}, and earlier ones. options: as of `generate`.
         Raises ChatError for a model without a template, and a conversation that it refuses.
         """
-        template = load_chat_template(self.path)
+        template = load_chat_template(self.path, config=self.config)
         prompt = encode_chat(self.tokenizer, template, Conversation(messages=messages))
         pieces = self._pieces(prompt, *_options(options))
         return pieces if stream else "".join(pieces)
@@ -148,7 +154,7 @@ def load(
     ends = unite_ends(checkpoint.config, tokenizer, checkpoint.tokenizer_path)
     checkpoint = replace(checkpoint, config=ends)
     opened = ReferenceEngine(checkpoint) if engine == "reference" else _fast(checkpoint, kernels)
-    return Model(opened, tokenizer, model)
+    return Model(opened, tokenizer, model, config)
 
 
 def _fast(checkpoint: Checkpoint, kernels: str) -> Any:

@@ -86,6 +86,11 @@ def choose_kernels(choice: str, cache: Path | None) -> bool:
     return True
 
 
+def preferred_set() -> str | None:
+    """The instruction set that kernels use unless a call names another; None if none is loaded."""
+    return _loaded[0].sets[0] if _loaded and _loaded[0].sets else None
+
+
 def _best(library: Library, cache: Path | None) -> str:
     """The set that `auto` means, even if others have been loaded before."""
     with _lock:

@@ -28,12 +28,10 @@ from planish.reference.files.fused import split_fused
 from planish.reference.files.names import plain_names, rename_entries
 from planish.reference.files.required import check_targets, set_aside_unused
 from planish.reference.files.shards import check_link, find_entries
-from planish.reference.files.writer import COPIED
+from planish.reference.files.writer import MORE_TEMPLATES, companions
 from planish.reference.gguf import find_gguf, split_parts
 from planish.reference.json import read_json
 from planish.reference.model.config import ModelConfig
-
-FILES = ("config.json", *COPIED)  # read or copied, in addition to weights and their index
 
 
 def open_checkpoint(
@@ -53,8 +51,7 @@ def open_checkpoint(
         raise ConfigError("is for a GGUF file; a directory has its own", name="config", found=path)
     if not path.is_dir():
         raise CheckpointError("is not a directory with a model, nor a GGUF file", path=path)
-    for name in FILES:
-        check_link(path / name, allow_links)
+    check_companions(path, allow_links)
     values = read_json(path / "config.json")
     values = with_old_config(values, path, allow_links)
     reader = reader_of(values)
@@ -85,10 +82,16 @@ def open_checkpoint(
     return checkpoint
 
 
+def check_companions(path: Path, allow_links: bool) -> None:
+    """Check the links of what is read or copied, in addition to weights and their index."""
+    for name in ("config.json", MORE_TEMPLATES, *companions(path)):
+        check_link(path / name, allow_links)
+
+
 def _open_gguf(file: Path, path: Path, given: Path | None, allow_links: bool) -> Checkpoint:
     """A GGUF file, with the config.json given or beside it if there is one."""
-    for name in FILES if given else ():
-        check_link(Path(given or path) / name, allow_links)
+    if given:
+        check_companions(given, allow_links)
     config, made = translate_file(file, path, given)
     stated = "eos_token_id" in made.values
     config = config if given is None else _with_generation(config, given, stated)

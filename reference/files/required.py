@@ -11,7 +11,7 @@ from dataclasses import replace
 from planish.reference.errors import CheckpointError, ConfigError, notice
 from planish.reference.files.checkpoint import Checkpoint, can_be_quantized, head_names
 from planish.reference.files.entries import find_entry, general_name
-from planish.reference.files.names import is_unused, is_zero_bias, unknown_tensor
+from planish.reference.files.names import is_stray, is_unused, is_zero_bias, unknown_tensor
 from planish.reference.model.shapes import block_kinds, block_shapes, outer_kinds
 from planish.reference.model.weights import split_expert
 
@@ -47,7 +47,8 @@ def set_aside_unused(checkpoint: Checkpoint, absent: Mapping[str, str]) -> Check
     entries, architecture = checkpoint.entries, checkpoint.architecture
     unused = {name: entry for name, entry in entries.items() if name not in known}
     for name, entry in unused.items():
-        if not (is_unused(name, architecture, entry) or is_zero_bias(name, entry, known)):
+        known_useless = is_unused(name, architecture, entry) or is_stray(name)
+        if not (known_useless or is_zero_bias(name, entry, known)):
             raise unknown_tensor(path, name)
     for name, shard in absent.items():
         if name not in known and not is_unused(name, architecture):

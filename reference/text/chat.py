@@ -153,7 +153,13 @@ def _start_worker(content: bytes, path: Path) -> dict[str, str]:
     command = [sys.executable, "-P", str(WORKER)]
     where: dict[str, Any] = {"path": path, "name": "chat_template"}
     try:
-        done = subprocess.run(command, input=content, capture_output=True, timeout=LONGEST_WAIT)
+        done = subprocess.run(
+            command,
+            input=content,
+            capture_output=True,
+            timeout=LONGEST_WAIT,
+            process_group=0,  # Ctrl-C is for this process, which may go on
+        )
     except OSError as problem:
         raise ChatError(f"no process can be started: {problem}", **where) from None
     except subprocess.TimeoutExpired:

@@ -8,7 +8,7 @@ many in the same steps and must give the same tokens.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -81,8 +81,33 @@ class Event:
     cached: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """What a session is doing.
+
+    running, waiting   requests
+    pages, pages_used  of the cache, and those that running requests hold; 0 without pages
+    programs           compiled so far
+    """
+
+    running: int
+    waiting: int
+    pages: int = 0
+    pages_used: int = 0
+    programs: int = 0
+
+
 class Session(Protocol):
-    """What answers requests. Not thread-safe: one thread calls all of it, but for `cancel`."""
+    """What answers requests. Not thread-safe: one thread calls all of it, but for `cancel`.
+
+    slots     requests that are answered at the same time
+    context   tokens of a request, prompt and answer, at most
+    notes     what was chosen when it was opened, and why
+    """
+
+    slots: int
+    context: int
+    notes: tuple[str, ...]
 
     def submit(self, request: Request) -> int:
         """Queue a request, and return its handle. Raises PromptError or SamplingError for one that
@@ -94,6 +119,12 @@ class Session(Protocol):
     def cancel(self, handle: int) -> None:
         """End a request as soon as possible, from any thread; its last event says "cancelled"."""
 
+    def warm(self, tell: Callable[[str], None] = ...) -> None:
+        """Compile what requests will need; `tell` hears what, before each program."""
+
+    def stats(self) -> Stats:
+        """What it is doing."""
+
     @property
     def is_idle(self) -> bool:
         """Whether no request is queued or running."""
@@ -101,18 +132,27 @@ class Session(Protocol):
 
 @dataclass
 class OneByOne:
-    """The definition: requests in order of submission, one token of the first of them a step."""
+    """The definition: requests in order of submission, one token of the first of them a step.
+
+    context: 0 for all of the model's positions."""
 
     config: ModelConfig
     weights: Weights
+    context: int = 0
+    notes: tuple[str, ...] = ("one request at a time, by the reference",)
     waiting: deque[tuple[int, Request]] = field(default_factory=deque)
-    running: Iterator[Event] | None = None
+    running: Iterator[Event | None] | None = None
     current: int = -1
     submitted: int = 0
     cancelled: set[int] = field(default_factory=set)
+    slots: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        self.context = min(self.context or self.config.max_positions, self.config.max_positions)
 
     def submit(self, request: Request) -> int:
         check_request(self.config, request)
+        check_fits(self.config, [request.prompt], Stop(request.max_new_tokens), self.context)
         self.submitted += 1
         self.waiting.append((self.submitted, request))
         return self.submitted
@@ -124,25 +164,54 @@ class OneByOne:
     def is_idle(self) -> bool:
         return self.running is None and not self.waiting
 
-    def step(self) -> list[Event]:
-        if self.running is None:
-            if not self.waiting:
-                return []
-            self.current, request = self.waiting.popleft()
-            self.running = answer(self.config, self.weights, request, self.current)
-        event = self._next(self.running)
-        if event.finish is not None:
-            self.running = None
-            self.cancelled.discard(event.handle)
-        return [event]
+    def stats(self) -> Stats:
+        return Stats(running=int(self.running is not None), waiting=len(self.waiting))
 
-    def _next(self, running: Iterator[Event]) -> Event:
-        if self.current in self.cancelled:
-            return Event(handle=self.current, finish="cancelled")
+    def warm(self, tell: Callable[[str], None] = lambda _: None) -> None:
+        """There is nothing to compile."""
+
+    def respond(self, request: Request, handle: int) -> Iterator[Event | None]:
+        """The events of one request; None where a step found nothing yet."""
+        return answer(self.config, self.weights, request, handle)
+
+    def step(self) -> list[Event]:
+        events = self._drop_cancelled()
+        if self.running is None and self.waiting:
+            self.current, request = self.waiting.popleft()
+            self.running = self.respond(request, self.current)
+        event = None if self.running is None else self._next(self.running)
+        return events if event is None else [*events, event]
+
+    def _drop_cancelled(self) -> list[Event]:
+        """End what was cancelled, also what still waits."""
+        gone = set(self.cancelled)
+        self.cancelled -= gone
+        known = {handle for handle, _ in self.waiting}
+        self.waiting = deque(item for item in self.waiting if item[0] not in gone)
+        if self.running is not None and self.current in gone:
+            known.add(self.current)
+            self._end()
+        return [Event(handle=one, finish="cancelled") for one in sorted(gone & known)]
+
+    def _next(self, running: Iterator[Event | None]) -> Event | None:
         try:
-            return next(running)
-        except PlanishError as problem:
-            return Event(handle=self.current, finish="error", error=str(problem))
+            event = next(running)
+        except Exception as problem:
+            event = Event(handle=self.current, finish="error", error=describe_failure(problem))
+        if event is not None and event.finish is not None:
+            self._end()
+        return event
+
+    def _end(self) -> None:
+        """Let go of the running request, and of what it holds."""
+        running, self.running = self.running, None
+        if isinstance(running, Generator):
+            running.close()
+
+
+def describe_failure(problem: Exception) -> str:
+    """The line of an event for a request that failed."""
+    return str(problem) if isinstance(problem, PlanishError) else f"internal error: {problem}"
 
 
 def check_request(config: ModelConfig, request: Request) -> None:
@@ -160,9 +229,24 @@ def answer(
 ) -> Iterator[Event]:
     """The events of one request, computed alone: one a token, the last with `finish`."""
     logits, cache = prefill(config, weights, request.prompt)
+
+    def advance(token: int) -> np.ndarray:
+        nonlocal cache
+        last, cache = decode_step(config, weights, token, cache)
+        return last
+
     if request.prompt_logprobs is not None:
         yield Event(handle=handle, prompt=score_prompt(logits, request))
-    last, text = logits[-1], list[int]()
+    yield from continue_prompt(logits[-1], request, handle, advance)
+
+
+def continue_prompt(
+    last: np.ndarray, request: Request, handle: int, advance: Callable[[int], np.ndarray]
+) -> Iterator[Event]:
+    """The events after a prompt, from the logits [V] of its last token.
+
+    advance: the logits [V] after one more token."""
+    text = list[int]()
     for step in range(request.max_new_tokens):
         token = next_token(last, request.sampling, request.prompt, text, request.choice)
         scores = score_new(last, token, request.logprobs)
@@ -174,7 +258,7 @@ def answer(
             return
         text.append(token)
         yield Event(handle=handle, tokens=(token,), scores=scores)
-        last, cache = decode_step(config, weights, token, cache)
+        last = advance(token)
     yield Event(handle=handle, finish="length")
 
 

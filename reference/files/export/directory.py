@@ -30,7 +30,7 @@ from planish.reference.files.export.protocol import (
     Writer,
 )
 from planish.reference.files.export.tied import Tied, tie
-from planish.reference.files.writer import COPIED, CheckpointWriter
+from planish.reference.files.writer import CheckpointWriter, companions
 from planish.reference.gguf import find_gguf
 from planish.reference.linear import quantized_weight
 from planish.reference.quantized import dequantize
@@ -220,7 +220,7 @@ def add_tokenizer(checkpoint: Checkpoint, sink: CheckpointWriter) -> None:
     file, given = find_gguf(checkpoint.path), checkpoint.tokenizer_path
     if file is None:
         return
-    for name in COPIED if checkpoint.config_path is not None else ():
+    for name in companions(given) if checkpoint.config_path is not None else ():
         if (given / name).is_file():
             sink.add_text(name, (given / name).read_text(encoding="utf-8"))
     if not (given / "tokenizer.json").is_file():

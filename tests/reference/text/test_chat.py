@@ -25,6 +25,7 @@ from planish.reference.text.chat import (
 )
 from planish.reference.text.chat_template import ChatTemplate, load_chat_template
 from planish.reference.text.tokenizer import load_tokenizer
+from tests.gguf_files import text_key, texts_key, write
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "chat"
 GIVEN = json.loads((GOLDEN / "conversations.json").read_text())
@@ -214,6 +215,18 @@ def test_the_later_source_of_a_template_wins(tmp_path):
     assert found == {"default": "two", "tool_use": "tools", "rag": "rag"}
     (tmp_path / "mine.jinja").write_text("mine")
     assert load_chat_template(tmp_path, tmp_path / "mine.jinja").sources == {"default": "mine"}
+
+
+def test_the_template_of_a_given_config_replaces_that_of_a_gguf_file(tmp_path):
+    keys = [text_key("tokenizer.chat_template", "own"), texts_key("tokenizer.ggml.tokens", ["a"])]
+    file, config = write(tmp_path / "model.gguf", keys), tmp_path / "config"
+    config.mkdir()
+    (config / "tokenizer.json").write_text("{}")
+    assert load_chat_template(file, config=config).sources == {"default": "own"}
+    (config / "chat_template.jinja").write_text("given")
+    (config / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    found = load_chat_template(file, config=config)
+    assert (found.sources, found.special_tokens) == ({"default": "given"}, {"bos_token": "<s>"})
 
 
 def test_a_base_model_and_damaged_templates_are_refused(tmp_path):
