@@ -24,6 +24,7 @@ is the command `planish`, the only one that reads flags:
     process          the jax settings that the command changes
     methods          the table of docs/methods.md: every method on every grid
     demo, figures/   make demo, and the pictures of README and docs
+    demo_formats     a model in other programs' formats, and back
     demo_model       a real model from PyPI
     demo_real        make demo-real
 """

@@ -244,7 +244,7 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     return None
 
 
-def convert(
+def convert(  # noqa: PLR0913  (keywords, as the command's flags)
     model: PathLike,
     out: PathLike,
     *,
@@ -253,19 +253,21 @@ def convert(
     layout: str | None = None,
     overwrite: bool = False,
     allow_links: bool = False,
+    config: PathLike | None = None,
 ) -> None:
     """Write a model in another format, without changing a code or a scale.
 
     format: "planish", "compressed-tensors", "float" (dequantized) or another of `planish convert
     --help`. dtype: of float tensors, "float32", "float16" or "bfloat16"; None: as they are. layout:
-    of planish's codes, "tiles" or "canonical". Raises PlanishError for a linear that the format
-    cannot hold, naming the nearest that can, before anything is written.
+    of planish's codes, "tiles" or "canonical". config: for a GGUF file, as in `load`. Raises
+    PlanishError for a linear that the format cannot hold, naming the nearest that can, before
+    anything is written.
     """
     request = Request(
         format=format, dtype=dtype, layout=layout, overwrite=overwrite, program=PROGRAM
     )
     check_conversion_request(request)
-    convert_checkpoint(open_checkpoint(model, allow_links), out, request)
+    convert_checkpoint(open_checkpoint(model, allow_links, config), out, request)
 
 
 def _search(model: PathLike, out: PathLike, given: Mapping[str, Any]) -> dict[str, Any]:

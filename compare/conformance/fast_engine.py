@@ -45,6 +45,7 @@ from planish.reference.grids import to_groups
 from planish.reference.linear import Linear, quantized_weight
 from planish.reference.model.attention import AttentionScales
 from planish.reference.model.config import ModelConfig
+from planish.reference.model.experts import BESIDE
 from planish.reference.model.layers import Norm
 from planish.reference.model.rope import Rope, rotations
 from planish.reference.model.weights import Block, Experts, Mlp, Weights
@@ -229,7 +230,7 @@ class FastOps:
 
     def weight(self, linear: Linear) -> dict[str, np.ndarray]:
         placed = self.place(linear)
-        others = {name: getattr(placed, name) for name in ("bias", "activation_scale")}
+        others = {name: getattr(placed, name) for name in BESIDE}
         found = read_weight(placed) | {name: x for name, x in others.items() if x is not None}
         return {name: np.asarray(array) for name, array in found.items()}
 

@@ -16,12 +16,13 @@ import safetensors
 
 from planish.reference.architectures import architecture_of, model_config
 from planish.reference.errors import LOGGER, CheckpointError, ConfigError
-from planish.reference.files.checkpoint import Checkpoint, check_companions
+from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.entries import Declared
 from planish.reference.files.foreign import reader_of, with_old_config
 from planish.reference.files.formats import find_format
 from planish.reference.files.formats.stored import Source
 from planish.reference.files.names import plain_names, rename_entries
+from planish.reference.files.opening import check_companions
 from planish.reference.files.safetensors import PADDING, TensorEntry
 from planish.reference.files.shards import check_link, find_entries
 from planish.reference.gguf import GgufFile, find_gguf, read_gguf
