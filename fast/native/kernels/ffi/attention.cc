@@ -44,10 +44,10 @@ void check_call(Reader& in, const AttentionCall& c) {
       c.rotary % 2 != 0) {
     in.fail("heads must be a multiple of key-value heads, head_dim of 16 up to 256, rotary even");
   }
-  if (!(c.divisor > 0.0f) || !(c.cap >= 0.0f) || c.window < 0 || c.ring < 0) {
-    in.fail("divisor, cap, window or ring negative");
+  if (!(c.divisor > 0.0f) || !(c.cap >= 0.0f) || c.window < 0) {
+    in.fail("divisor, cap or window negative");
   }
-  if (c.ring > 0 && c.paged) in.fail("a ring has no pages");
+  if (c.ring < 0 || (c.ring > 0 && c.paged)) in.fail("a ring is of positions, without pages");
   if ((c.codes && !c.int8) || (c.fixed && !c.codes)) {
     in.fail("codes are for an INT8 cache, and fixed scales for codes");
   }
