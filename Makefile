@@ -4,8 +4,9 @@
 # make lint    ruff, mypy, clang-format, and the C++ compiler's warnings
 # make wheel    the wheel and the source distribution, tested outside the repository
 # make sanitize    the kernels' check under address, undefined-behaviour and thread sanitizers, for
-#                  this processor's best instruction set and plain C++ (many minutes); make
-#                  sanitize-quick    for the best set, under address and thread
+#                  this processor's best instruction set and plain C++ (many minutes), after make
+#                  sanitize-tiles    for emulated matrix tiles, under address and some of undefined;
+#                  make sanitize-quick    for the best set, under address and thread
 #
 # Each target first makes a virtual environment, once: PYTHON=python3.13 chooses the interpreter,
 # VENV=.venv313 its directory.
@@ -29,14 +30,18 @@ SANITIZE := -std=c++17 -O1 -g1 -fno-var-tracking -ffp-contract=off -pthread -Ifa
 FLAGS_OF := import sys; from planish.fast.native.instruction_sets import BY_NAME, available; \
   one = BY_NAME.get(sys.argv[1], available()[0]); print(*one.definitions, *one.flags)
 
-# compile the check of an instruction set with a kind of sanitizer, and run it
+# emulated tiles: optimizing their unrolled lanes takes minutes, and checks of each pointer one more
+TILES_KIND := address,shift,signed-integer-overflow,bounds,integer-divide-by-zero
+
+# compile the check of an instruction set with a kind of sanitizer and more flags, and run so many
+# rounds of it
 CHECKED = { echo "make sanitize: $(1), $(2)" && mkdir -p build && \
   flags=$$($(BIN)/python -c '$(FLAGS_OF)' $(1)) && \
-  $(CXX) $$flags $(SANITIZE) -fsanitize=$(2) -fno-sanitize-recover=all \
+  $(CXX) $$flags $(SANITIZE) $(3) -fsanitize=$(2) -fno-sanitize-recover=all \
     fast/native/kernels/instruction_set.cc tests/fast/native/kernels_check.cc \
-    -o build/check-$(1)-$(2) && build/check-$(1)-$(2) 20; }
+    -o build/check-$(1)-$(2) && build/check-$(1)-$(2) $(or $(4),20); }
 
-.PHONY: demo demo-real test test-all test-rest lint wheel sanitize sanitize-quick clean
+.PHONY: demo demo-real test test-all test-rest lint wheel sanitize sanitize-tiles sanitize-quick clean
 
 demo: $(STAMP)
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m planish.demo  # matrices too small to share
@@ -69,10 +74,13 @@ wheel: $(STAMP)
 	@echo "make wheel: build, install, run outside the repository"
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/wheel.py
 
-sanitize: $(STAMP)
+sanitize: sanitize-tiles
 	@for isa in best plain; do \
 	  for kind in address,undefined thread; do $(call CHECKED,$$isa,$$kind) || exit 1; done; \
 	done
+
+sanitize-tiles: $(STAMP)
+	@$(call CHECKED,amx_emulated,$(TILES_KIND),-O0 -g0,12)
 
 # both at the same time, as compiling takes most of it
 sanitize-quick: $(STAMP)

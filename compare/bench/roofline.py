@@ -71,10 +71,11 @@ def active_share(config: ModelConfig, batch: int = 1) -> float:
 
 
 def count_cache_bytes(config: ModelConfig, slots: float) -> float:
-    """Bytes of the keys and values of `slots` tokens, in every layer."""
+    """Bytes of the keys and values that one token reads, of `slots` or those of the window."""
     of_a_head = {"float32": 4 * config.head_dim, "int8": config.head_dim + 4}
     width = of_a_head.get(config.kv_cache, config.head_dim)  # static scales take none
-    return slots * config.num_layers * 2 * config.num_kv_heads * width
+    read = sum(min(slots, kind.window or slots) for kind in config.layers)
+    return read * 2 * config.num_kv_heads * width
 
 
 def count_token_weights(config: ModelConfig) -> int:

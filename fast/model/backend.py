@@ -47,7 +47,8 @@ class Normed:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Positions:
-    """The position of each new token, which is also its slot, and all rotary tables.
+    """The position of each new token, which is also its slot (modulo S in a ring), and all rotary
+    tables.
 
     Where a cache is of pages, tokens may be of any of its rows: see fast/session/pages.py.
     """

@@ -7,6 +7,10 @@ A token reads the slots up to its own position, so nothing has to be cleared. dy
 clamps a start that is out of range and would overwrite the last slots silently: lengths are
 checked on the host, before anything is computed.
 
+A layer with a sliding window reads only the last tokens. Its slots are a ring: position p is at
+slot p % S, where S slots hold the window and the tokens that are computed at once, so that none is
+overwritten before it has been read. Masks and rotations are of positions, as elsewhere.
+
 Each backend has its own layout of a layer (xla/cache.py, native/cache.py). INT8 keys and values
 have one scale for each token and head (docs/spec.md, section 3): 68 bytes instead of 256 for a head
 of width 64. In a static cache the scales belong to the layer's weights, not to the cache.
@@ -14,7 +18,7 @@ of width 64. In a static cache the scales belong to the layer's weights, not to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -27,6 +31,7 @@ from planish.reference.model.config import ModelConfig
 class LayerCache:
     """One layer's keys (rotated) and values; the scales of dynamic INT8 codes [B, K, S], or None.
 
+    ring: how many positions the slots take in turn, position p at slot p % S; None: one for each.
     masks_after: whether attention multiplies slots that no row has reached by zero instead of
     skipping them; their contents must then be numbers.
     """
@@ -35,6 +40,7 @@ class LayerCache:
     values: jax.Array  # [B, K, S, Hd]
     key_scale: jax.Array | None = None
     value_scale: jax.Array | None = None
+    ring: int | None = field(default=None, metadata={"static": True})
     masks_after: ClassVar[bool] = True
 
     @property
@@ -49,6 +55,11 @@ class LayerCache:
         """Rows and slots."""
         return self.values.shape[0], self.values.shape[2]
 
+    @property
+    def capacity(self) -> int:
+        """Positions of a row."""
+        return self.shape[1] if self.ring is None else self.ring
+
 
 FIELDS = ["keys", "values", "key_scale", "value_scale"]
 
@@ -62,12 +73,13 @@ class KVCache:
 
     @property
     def slots(self) -> int:
+        """Positions of a row: the slots of a layer that is no ring."""
         return self.shape[1]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and slots."""
-        return self.layers[0].shape
+        """Rows and positions."""
+        return self.layers[0].shape[0], self.layers[0].capacity
 
 
 def storage_type(config: ModelConfig) -> type:

@@ -6,6 +6,7 @@ B sequences, T tokens, H query heads, G key-value heads, Hd head width, S slots.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -53,7 +54,7 @@ def cached_attention(
         paged=bool(paging),
         **attention_attributes(q, past, config, tables),
     )
-    slots = type(past)(**dict(zip(FIELDS, written, strict=False)))
+    slots = replace(past, **dict(zip(FIELDS, written, strict=False)))
     return unpad_heads(context, config.head_dim, width), slots
 
 
@@ -86,6 +87,7 @@ def attention_attributes(
         "codes": isinstance(past, CodedSlots),
         "divisor": np.float32(config.divisor),
         "window": np.int64(config.window or 0),
+        "ring": np.int64(past.ring or 0),
         "slopes": np.array(alibi.slopes if alibi else (), np.float32),
         "divided": alibi is not None and alibi.divided,
         "bfloat16": alibi is not None and alibi.bfloat16,

@@ -95,7 +95,8 @@ class Engine:
     ) -> list[Scores]:
         """The same; the context is computed once, and each continuation overwrites the last."""
         first, longest = len(context) - 1, max(map(len, continuations))
-        cache = self._empty_cache(1, first + padded_length(longest))
+        ahead = padded_length(longest)
+        cache = self._empty_cache(1, first + ahead, ahead)
         tables = self.tables.of_prompt(cache.slots, len(context) + longest)
         for chunk in split_prompt(context[:-1]):
             _, cache = self._run(model.prefill, chunk.tokens, chunk.positions, cache, tables)
@@ -208,8 +209,8 @@ class Engine:
             self.caches.give_back(generation.batch.cache)
 
     @on_cpu
-    def _empty_cache(self, batch: int, slots: int) -> KVCache:
-        return self.caches.take(batch, slots)
+    def _empty_cache(self, batch: int, slots: int, ahead: int = 0) -> KVCache:
+        return self.caches.take(batch, slots, ahead)
 
     @staticmethod
     def _last(chunks: Iterator[tuple[np.ndarray, KVCache]]) -> tuple[np.ndarray, KVCache]:

@@ -14,7 +14,8 @@ from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Weights
 
 Shapes = tuple[tuple[int, ...], ...]  # of one argument's arrays
-Key = tuple[str, tuple[tuple[str, Shapes], ...]]  # a program's name; its arguments, by name
+Form = tuple[Shapes, Any]  # and the structure that they are in, with what is fixed in it
+Key = tuple[str, tuple[tuple[str, Form], ...]]  # a program's name; its arguments, by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +64,23 @@ class Programs:
         arguments: Mapping[str, Any],
     ) -> Any:
         """Call a compiled program, compiling it if its shapes are new. `fixed` never changes."""
-        shapes = {name: shapes_of(argument) for name, argument in arguments.items()}
-        key = function.__name__, tuple(shapes.items())
+        forms = {name: form_of(argument) for name, argument in arguments.items()}
+        key = function.__name__, tuple(forms.items())
         if key not in self._known:
             start = time.perf_counter()
             call = function.lower(**static, **fixed, **arguments).compile()
             seconds = time.perf_counter() - start
+            shapes = {name: form[0] for name, form in forms.items()}
             self._known[key] = Program(
                 name=function.__name__, shapes=shapes, seconds=seconds, call=call
             )
         return self._known[key].call(**fixed, **arguments)
 
 
-def shapes_of(argument: Any) -> Shapes:
-    """The shapes of an argument's arrays."""
-    return tuple(leaf.shape for leaf in jax.tree.leaves(argument))
+def form_of(argument: Any) -> Form:
+    """The shapes of an argument's arrays, and its structure."""
+    leaves, structure = jax.tree.flatten(argument)
+    return tuple(leaf.shape for leaf in leaves), structure
 
 
 def describe(shapes: Shapes) -> str:

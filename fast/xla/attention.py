@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from planish.fast.model.backend import QKV, AttentionConfig, Positions
 from planish.fast.model.layers import map_chunks
-from planish.fast.xla.cache import Slots, append, read
+from planish.fast.xla.cache import Slots, append, read, unroll
 from planish.fast.xla.codes import attend_codes
 from planish.fast.xla.scores import CausalMask, ScoreRule, mask_scores
 from planish.reference.model.attention import AttentionScales
@@ -36,10 +36,10 @@ def cached_attention(
     """
     q, k, v = rotate_heads(qkv, positions, config)
     past = append(past, k, v, positions.index, scales)
-    mask = CausalMask(positions.index, config.window)
+    mask, seen = CausalMask(positions.index, config.window), unroll(past)
     if config.int8:
-        return attention_on_codes(q, past, mask, config, scales), past
-    keys, values = read(past, scales)
+        return attention_on_codes(q, seen, mask, config, scales), past
+    keys, values = read(seen, scales)
     return attention(q, keys, values, mask, config.divisor, config.alibi, config.cap), past
 
 

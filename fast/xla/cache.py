@@ -5,7 +5,7 @@ Attention reads all slots and masks those that a token may not see, so slots sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def append(
     positions: jax.Array,
     scales: AttentionScales | None = None,
 ) -> Slots:
-    """Write new k and v [B, T, K, Hd] at slots positions[b, 0].. of each row b.
+    """Write new k and v [B, T, K, Hd] at slots positions[b, 0].. of each row b, modulo S in a ring.
 
     scales: of a static cache.
     """
@@ -49,8 +49,9 @@ def append(
         found = tuple(int8_scale(jnp.max(jnp.abs(x), axis=-1, keepdims=True)) for x in new)
         codes = tuple(int8_codes(x, scale) for x, scale in zip(new, found, strict=True))
         new = (*codes, *(scale[..., 0] for scale in found))
-    written = (write(slots, x, positions) for slots, x in zip(past.arrays, new, strict=True))
-    return Slots(**dict(zip(FIELDS, written, strict=False)))
+    put = write if past.ring is None else write_ring
+    written = (put(slots, x, positions) for slots, x in zip(past.arrays, new, strict=True))
+    return replace(past, **dict(zip(FIELDS, written, strict=False)))
 
 
 def static_scales(scales: AttentionScales) -> tuple[jax.Array, jax.Array]:
@@ -68,6 +69,27 @@ def write(slots: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
         start = (zero + row, zero, positions[row, 0], *rest)
         slots = lax.dynamic_update_slice(slots, new[row : row + 1], start)
     return slots
+
+
+def write_ring(slots: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
+    """The same where position p is at slot p % S."""
+    index = positions[:, :1] + jnp.arange(new.shape[1], dtype=positions.dtype)[None]  # [B, T]
+    for row in range(new.shape[0]):
+        slots = slots.at[row, :, index[row] % slots.shape[2]].set(new[row])
+    return slots
+
+
+def unroll(past: Slots) -> Slots:
+    """The slots of a ring as those of all positions, each at its own: a copy of one layer.
+
+    Positions that the ring no longer has get the contents of others; no token of the window reads
+    them. So XLA adds as many terms in the same order as over a long cache, and rounds as there.
+    """
+    if past.ring is None:
+        return past
+    index = jnp.arange(past.ring)
+    arrays = (jnp.take(array, index, axis=2, mode="wrap") for array in past.arrays)
+    return Slots(**dict(zip(FIELDS, arrays, strict=False)))
 
 
 def read(past: Slots, scales: AttentionScales | None = None) -> tuple[jax.Array, jax.Array]:

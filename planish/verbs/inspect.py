@@ -25,6 +25,7 @@ from planish.reference import architectures
 from planish.reference.errors import PlanishError, one_line
 from planish.reference.files.formats.report import describe_origin, origin_lines
 from planish.reference.files.load import Checkpoint
+from planish.reference.model.config import ModelConfig
 from planish.reference.model.shapes import block_shapes, outer_shapes
 from planish.reference.scheme import Scheme
 from planish.terminal.flags import add_cache_flag, add_kernels_flag, add_links_flag
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     notice_idle(args)
     facts = describe(checkpoint)
     facts |= {"kernels": describe_kernels(args), "xla": describe_xla()}
+    facts["cache"] = describe_cache(checkpoint.config, facts["kernels"]["use"] != "xla")
     facts["programs"] = describe_programs(args)
     if args.json:
         print_json(facts)
@@ -194,6 +196,7 @@ def as_text(facts: dict[str, Any]) -> str:
     for kind, size in sorted(facts["bytes_by_kind"].items(), key=lambda item: -item[1]):
         lines.append(f"  {kind:14} {size:14,} bytes")
     lines.append(f"  {'in all':14} {facts['bytes']:14,} bytes")
+    lines.append(f"  KV cache: {cache_in_words(facts['cache'])}")
     lines.append(f"  kernels: {facts['kernels']['use']} ({facts['kernels']['why']})")
     lines.append(f"  xla: {xla_in_words(facts['xla'], facts['kernels'])}")
     lines.append(f"  programs: {programs_in_words(facts['programs'])}\n")
@@ -215,6 +218,33 @@ def describe_xla() -> dict[str, Any]:
         return {"int8_products": None, "tiles": False, "why": str(problem)}
     tiles = library is not None and products.may_use_tiles()
     return {"int8_products": library or "XLA", "tiles": tiles, "why": "its compiled program"}
+
+
+def describe_cache(config: ModelConfig, native: bool) -> dict[str, Any]:
+    """The KV cache of a row that is as long as the model allows; nothing is allocated."""
+    form = {"form": config.kv_cache, "positions": config.max_positions}
+    try:
+        with interrupts_kill(), jax_errors():
+            from planish.fast.native import backend as native_backend
+            from planish.fast.session.slots import cache_bytes, ring_slots, slot_count
+            from planish.fast.xla import backend as xla_backend
+
+            slots = slot_count(config.max_positions)
+            size = cache_bytes(config, 1, slots, native_backend if native else xla_backend)
+    except PlanishError:
+        return form | {"bytes": None}
+    rings = sum(ring_slots(kind.window, slots) < slots for kind in config.layers)
+    return form | {"bytes": size, "layers_with_rings": rings}
+
+
+def cache_in_words(cache: dict[str, Any]) -> str:
+    """The same in words."""
+    words = f"{cache['form']} for {cache['positions']:,} positions"
+    if cache["bytes"] is None:
+        return words
+    rings = cache["layers_with_rings"]
+    short = f", in {counted(rings, 'layer')} only a window and a chunk of them" if rings else ""
+    return f"{cache['bytes']:,} bytes, {words}{short}"
 
 
 def xla_in_words(xla: dict[str, Any], kernels: dict[str, str]) -> str:

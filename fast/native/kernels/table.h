@@ -103,8 +103,9 @@ struct Output {
 constexpr int64_t kPage = 128;  // slots of a page
 
 // Attention over a cache whose keys are in tiles of 16 slots: H query heads, K key-value heads. A
-// row of the cache is one sequence's. Its slots are contiguous, or in pages: then B and S of the
-// arrays are pages and 128, and `table` has the page of each 128 slots of each row.
+// row of the cache is one sequence's. Its slots are contiguous; or a ring, where position p is at
+// slot p % S and S is a multiple of 128; or in pages: then B and S of the arrays are pages and 128,
+// and `table` has the page of each 128 slots of each row.
 struct Attention {
   const float* q;    // [B, T, H * D]
   const float* k;    // [B, T, K * D]
@@ -123,6 +124,7 @@ struct Attention {
   const float* slopes;  // [H] of linear biases, or null
   int64_t batch, tokens, heads, kv_heads, head_dim, rotary, slots;
   int64_t table_rows, row_pages, pages;
+  int64_t ring;      // positions of a row, if its slots are a ring, or 0
   int64_t window;    // slots that a token reads; the last is its own
   float divisor;     // of scores
   float cap;         // scores become cap * tanh(scores / cap); 0 caps nothing
@@ -133,17 +135,19 @@ struct Attention {
   bool bfloat16;     // biases are rounded to bfloat16
 };
 
-// The slots of a row.
-inline int64_t capacity(const Attention& a) { return a.table ? a.row_pages * kPage : a.slots; }
+// The positions of a row.
+inline int64_t capacity(const Attention& a) {
+  return a.table ? a.row_pages * kPage : a.ring ? a.ring : a.slots;
+}
 
 // A head's slots from `slot` on, of its `index`-th array of slots.
 struct Place {
   int64_t index, slot;
 };
 
-// Where a slot of a row's key-value head is; the next slots up to a multiple of 128 follow it.
+// Where a position of a row's key-value head is; the next ones up to a multiple of 128 follow it.
 inline Place locate(const Attention& a, int64_t row, int64_t head, int64_t slot) {
-  if (!a.table) return {row * a.kv_heads + head, slot};
+  if (!a.table) return {row * a.kv_heads + head, a.ring ? slot % a.slots : slot};
   return {a.table[row * a.row_pages + slot / kPage] * a.kv_heads + head, slot % kPage};
 }
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from planish.command import main
 from planish.compare.bench.random_model import write_random
 from planish.compare.bench.roofline import (
     active_share,
+    count_cache_bytes,
     count_expert_bytes,
     count_token_bytes,
     count_token_weights,
@@ -183,3 +185,11 @@ def test_a_batch_reads_more_experts_than_a_token_but_never_more_than_there_are(t
     assert 0.99 < active_share(config, 8) < 1
     weights = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 40 * 2 + 4 * 64
     assert count_token_weights(config) == 2 * weights
+
+
+def test_a_token_reads_no_more_of_the_cache_than_its_window():
+    golden = Path(__file__).parents[2] / "golden" / "gemma2-caps"  # 64 tokens, and all of them
+    config = open_checkpoint(golden).config
+    one = 2 * config.num_kv_heads * config.head_dim * 4
+    assert count_cache_bytes(config, 500) == (64 + 500) * one
+    assert count_cache_bytes(config, 30) == (30 + 30) * one

@@ -115,19 +115,25 @@ inline std::vector<float> attend_tokens(const Kernels& kernels, Pool& pool, cons
   return out;
 }
 
-// Writes and attends tokens first..first+tokens-1: [batch, tokens, heads * head_dim].
+// Tokens first..first+count-1 of all sequences.
+inline Tokens tokens_of(const Scene& s, int64_t first, int64_t count) {
+  const Attention& a = s.a;
+  Tokens some = {some_tokens(s.q, s, a.heads * a.head_dim, first, count),
+                 some_tokens(s.k, s, a.kv_heads * a.head_dim, first, count),
+                 some_tokens(s.v, s, a.kv_heads * a.head_dim, first, count),
+                 {}};
+  for (int64_t i = 0; i < a.batch * count; ++i) {
+    some.positions.push_back(int32_t(first + i % count));
+  }
+  return some;
+}
+
+// Writes and attends these tokens: [batch, tokens, heads * head_dim].
 inline std::vector<float> chunk(const Kernels& kernels, Pool& pool, Scene& s, int64_t first,
                                 int64_t tokens) {
   Attention a = s.a;
-  Tokens some = {some_tokens(s.q, s, a.heads * a.head_dim, first, tokens),
-                 some_tokens(s.k, s, a.kv_heads * a.head_dim, first, tokens),
-                 some_tokens(s.v, s, a.kv_heads * a.head_dim, first, tokens),
-                 {}};
-  for (int64_t i = 0; i < a.batch * tokens; ++i) {
-    some.positions.push_back(int32_t(first + i % tokens));
-  }
   a.tokens = tokens;
-  return attend_tokens(kernels, pool, s, a, s.memory, some);
+  return attend_tokens(kernels, pool, s, a, s.memory, tokens_of(s, first, tokens));
 }
 
 // Rotated in the kernels' order of operations, so that codes of keys are the same.

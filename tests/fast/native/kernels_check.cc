@@ -7,6 +7,7 @@
 
 #include "check_attention.h"
 #include "check_pages.h"
+#include "check_rings.h"
 #include "check_experts.h"
 #include "check_linears.h"
 #include "check_rows.h"
@@ -69,6 +70,7 @@ void check_all(const Kernels& kernels, Pool& pool, int rounds, unsigned seed) {
     check_norm(kernels, random);
     check_attention(kernels, pool, random);
     if (round % 4 == 2) check_pages(kernels, pool, random);
+    if (round % 4 == 3) check_ring(kernels, pool, random);
     check_router(kernels, random);
     check_weighted_sum(kernels, random);
     check_argmax(kernels, random);

@@ -258,6 +258,20 @@ def test_negative_options_are_refused(kernels, options):
         compute_native(case, rows_of(case, np.random.default_rng(0)), "")
 
 
+@pytest.mark.parametrize(
+    ("slots", "window", "holds"), [(64, 8, False), (128, 120, True), (128, 121, False)]
+)
+def test_a_ring_that_does_not_hold_a_window_and_a_chunk_is_refused(kernels, slots, window, holds):
+    case = Case(slots=slots, window=window)  # 9 tokens at a time
+    rows = rows_of(case, np.random.default_rng(0))
+    past, given = replace(in_tiles(cache_of(case, rows)), ring=1000), inputs(case, rows)
+    if holds:
+        native.cached_attention(*given, past, case.config)
+        return
+    with pytest.raises(Exception, match=f"a ring of {slots} slots for a window of {window} and 9"):
+        native.cached_attention(*given, past, case.config)
+
+
 @dataclass(frozen=True)
 class Coded:
     """A case whose products are of codes, by scales of their own or by FIXED ones."""

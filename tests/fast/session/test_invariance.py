@@ -32,6 +32,7 @@ from planish.reference.text.generate import Stop
 from planish.reference.text.sampling import Sampling
 from tests.models import make_llama
 
+ROWS = (9, 8, 16, 17, 32, 33)  # around the blocks of lanes and of matrix tiles
 RECIPES = ("float", "W8A8", "O1", "W8A16", "W4A16", "W4A8")
 LOGITS = 1e-5  # of their range
 
@@ -116,6 +117,30 @@ def test_logits_do_not_depend_on_the_batch(engine, same):
     batched, _ = engine.prefill_batch(prompts, Stop(4))
     for row, one in enumerate(prompts):
         assert same(batched[row], engine.prefill_batch([one], Stop(4))[0][0])
+
+
+@pytest.mark.matrix(10)
+@pytest.mark.parametrize("rows", ROWS)
+def test_logits_do_not_depend_on_the_rows_of_a_step(engine, same, rows):
+    """Rows at different positions, each against the same step alone."""
+    prompts = [prompt(1 + row % 4, row) for row in range(rows)]
+    step = np.arange(rows) % 256, np.array([len(one) for one in prompts])
+    logits, _ = engine.decode_step(*step, engine.prefill_batch(prompts, Stop(2))[1])
+    for row in (0, rows // 2, rows - 1):
+        _, cache = engine.prefill_batch(prompts[row : row + 1], Stop(2))
+        alone, _ = engine.decode_step(*(x[row : row + 1] for x in step), cache)
+        assert same(logits[row], alone[0])
+
+
+@pytest.mark.matrix(10)
+@pytest.mark.parametrize("rows", ROWS)
+def test_logits_do_not_depend_on_the_rows_of_a_chunk(engine, same, monkeypatch, rows):
+    """Chunks of exactly so many tokens, without padding, against one chunk of all."""
+    tokens = prompt(3 * rows)
+    expected = engine.forward(tokens)
+    monkeypatch.setattr(chunks, "PREFILL_CHUNK", rows)
+    monkeypatch.setattr(chunks, "chunk_size", lambda count: count)
+    assert same(engine.forward(tokens), expected)
 
 
 @pytest.mark.parametrize("chunk", [16, 48, 100])

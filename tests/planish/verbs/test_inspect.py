@@ -166,3 +166,15 @@ def test_inspect_says_the_recipe_in_words(planish, tiny_llama, tmp_path):
         "  1 linear in int8 per_channel",
     ]
     assert planish("inspect", "--model", tiny_llama).out.splitlines()[2] == "  not quantized"
+
+
+@pytest.mark.parametrize(("window", "slots"), [(None, 4096), (100, 640)])
+def test_inspect_counts_the_bytes_of_the_cache(planish, make_llama, window, slots):
+    """Layers with a window keep it and a chunk, in steps of 128 slots."""
+    words = {"model_type": "mistral", "sliding_window": window, "max_position_embeddings": 4096}
+    model = make_llama(name="windowed", **words)
+    values = planish("inspect", "--model", model, "--json").only_json()["cache"]
+    expected = {"form": "float32", "positions": 4096, "bytes": slots * 2 * 2 * 2 * 16 * 4}
+    assert values == expected | {"layers_with_rings": 2 if window else 0}
+    text = planish("inspect", "--model", model).out
+    assert f"KV cache: {values['bytes']:,} bytes, float32 for 4,096 positions" in text

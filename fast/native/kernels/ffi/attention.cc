@@ -17,6 +17,7 @@ struct AttentionCall {
   bool paged;
   float divisor;
   int64_t window;  // 0: all slots
+  int64_t ring;    // positions that the slots take in turn; 0: one each
   ffi::Span<const float> slopes;
   bool divided, bfloat16;
   float cap;
@@ -30,6 +31,7 @@ inline auto attention_attributes() {
                     StructMember<bool>("int8"), StructMember<bool>("codes"),
                     StructMember<bool>("fixed"), StructMember<bool>("paged"),
                     StructMember<float>("divisor"), StructMember<int64_t>("window"),
+                    StructMember<int64_t>("ring"),
                     StructMember<ffi::Span<const float>>("slopes"), StructMember<bool>("divided"),
                     StructMember<bool>("bfloat16"), StructMember<float>("cap"));
 }
@@ -45,6 +47,7 @@ void check_call(Reader& in, const AttentionCall& c) {
   if (!(c.divisor > 0.0f) || !(c.cap >= 0.0f) || c.window < 0) {
     in.fail("divisor, cap or window negative");
   }
+  if (c.ring < 0 || (c.ring > 0 && c.paged)) in.fail("a ring is of positions, without pages");
   if ((c.codes && !c.int8) || (c.fixed && !c.codes)) {
     in.fail("codes are for an INT8 cache, and fixed scales for codes");
   }
@@ -60,6 +63,7 @@ Attention options_of(const AttentionCall& call) {
   a.kv_heads = call.kv_heads;
   a.head_dim = call.head_dim;
   a.rotary = call.rotary;
+  a.ring = call.ring;
   a.int8 = call.int8;
   a.codes = call.codes;
   a.interleaved = call.interleaved;
@@ -144,6 +148,17 @@ const void* read_cache(Reader& in, Attention& a, int64_t window) {
   return keys->untyped_data();
 }
 
+// Checks that a ring holds the windows of all tokens of a row, whose last overwrites the first slot
+// that is free.
+void check_ring(Reader& in, const Attention& a) {
+  if (a.ring == 0 || !in.good()) return;
+  if (a.slots % kPage != 0 || a.window + a.tokens - 1 > a.slots) {
+    in.fail("a ring of " + std::to_string(a.slots) + " slots for a window of " +
+            std::to_string(a.window) + " and " + std::to_string(a.tokens) +
+            " tokens must be a multiple of 128 and hold both");
+  }
+}
+
 // Checks that positions are within the cache and within the `angles` rotary positions.
 void check_positions(Reader& in, const Attention& a, int64_t angles) {
   const int64_t slots = capacity(a);
@@ -186,6 +201,7 @@ ffi::Error attention(ffi::ThreadPool pool, const AttentionCall& call, ffi::Remai
   if (call.fixed) a.fixed = in.data<float>("scales", ffi::DataType::F32, 3);
   const void* keys = read_cache(in, a, call.window);
   in.end();
+  check_ring(in, a);
   check_positions(in, a, angles);
   if (call.paged) check_pages(in, a);
   if (!in.good()) return in.error();
