@@ -10,6 +10,7 @@ cut off. When the client leaves, streamed or not, the ticket is cancelled before
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import suppress
@@ -179,24 +180,30 @@ async def write_stream(exchange: Exchange, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
     await out.write(COMMENT)
     async for chunks in exchange.chunks():
-        await out.write(frame_all(chunks) or COMMENT)
+        if chunks or time.monotonic() - out.latest >= SILENCE:  # text may be held back
+            await out.write(frame_all(chunks) or COMMENT)
     if (problem := exchange.failure()) is not None:
         await out.write(frame(problem.body()), last=True)
         return
     await out.write(frame_all(exchange.answer.closing()) + DONE, last=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Writer:
-    """Writes pieces of a body to a client that has to read each within `seconds`."""
+    """Writes pieces of a body to a client that has to read each within `seconds`.
+
+    latest: when the last one was written
+    """
 
     send: Send
     seconds: float
+    latest: float = 0.0
 
     async def write(self, piece: bytes, last: bool = False) -> None:
         message = {"type": "http.response.body", "body": piece, "more_body": not last}
         try:
             async with asyncio.timeout(self.seconds):
                 await self.send(message)
+                self.latest = time.monotonic()
         except TimeoutError:
             raise ClientLeftError from None
