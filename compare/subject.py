@@ -137,7 +137,7 @@ class Ops(Protocol):
         """Read back the weight that the subject stores.
 
         `values` [N, K], or `codes` q - z, int8 [N, K or more], and `scale` [N, G] or [1, 1]; also
-        `bias` and `activation_scale` where there are any.
+        `bias`, `activation_scale` and `activation_zero_point` where there are any.
         """
 
     def linear(

@@ -10,10 +10,12 @@ is the command `planish`, the only one that reads flags:
 
     command          from a command line to a verb; errors in one line, and exit codes
     verbs/           one file for each verb
+    dialogue/        planish chat: a conversation, and the terminal that it is typed in
     openai/          the OpenAI protocol without HTTP: bodies, answers, files of requests
     server/          planish serve: a thread that steps a session, and the HTTP around it
     terminal/        flags, streams, progress, JSON, Ctrl-C
     opening          from flags to a checkpoint, kernels and an engine
+    answering        requests to a session over such an engine
     records          FILE.jsonl: an object, or a text in one of its fields, on each line
     calibration      the text that quantize calibrates on, and how long that takes
     exporting        quantize --format: from planish's own format to another
@@ -22,6 +24,7 @@ is the command `planish`, the only one that reads flags:
     process          the jax settings that the command changes
     methods          the table of docs/methods.md: every method on every grid
     demo, figures/   make demo, and the pictures of README and docs
+    demo_formats     a model in other programs' formats, and back
     demo_model       a real model from PyPI
     demo_real        make demo-real
 """

@@ -58,8 +58,14 @@ OPTIONS = {"max_new_tokens", "stop", "ignore_eos", *(one.name for one in fields(
 class Model:
     """A loaded model; `engine` has forward, losses and generate on token ids."""
 
-    def __init__(self, engine: Any, tokenizer: Tokenizer, path: PathLike | None = None):
-        self.engine, self.tokenizer = engine, tokenizer
+    def __init__(
+        self,
+        engine: Any,
+        tokenizer: Tokenizer,
+        path: PathLike | None = None,
+        config: PathLike | None = None,
+    ):
+        self.engine, self.tokenizer, self.config = engine, tokenizer, config
         self.path = tokenizer.path.parent if path is None else path
 
     @overload
@@ -96,7 +102,7 @@ class Model:
         messages: {"role": "user", "content": "..."}, and earlier ones. options: as of `generate`.
         Raises ChatError for a model without a template, and a conversation that it refuses.
         """
-        template = load_chat_template(self.path)
+        template = load_chat_template(self.path, config=self.config)
         prompt = encode_chat(self.tokenizer, template, Conversation(messages=messages))
         pieces = self._pieces(prompt, *_options(options))
         return pieces if stream else "".join(pieces)
@@ -148,7 +154,7 @@ def load(
     ends = unite_ends(checkpoint.config, tokenizer, checkpoint.tokenizer_path)
     checkpoint = replace(checkpoint, config=ends)
     opened = ReferenceEngine(checkpoint) if engine == "reference" else _fast(checkpoint, kernels)
-    return Model(opened, tokenizer, model)
+    return Model(opened, tokenizer, model, config)
 
 
 def _fast(checkpoint: Checkpoint, kernels: str) -> Any:
@@ -238,7 +244,7 @@ def quantize(  # noqa: PLR0913  (keywords, as the command's flags)
     return None
 
 
-def convert(
+def convert(  # noqa: PLR0913  (keywords, as the command's flags)
     model: PathLike,
     out: PathLike,
     *,
@@ -247,19 +253,21 @@ def convert(
     layout: str | None = None,
     overwrite: bool = False,
     allow_links: bool = False,
+    config: PathLike | None = None,
 ) -> None:
     """Write a model in another format, without changing a code or a scale.
 
     format: "planish", "compressed-tensors", "float" (dequantized) or another of `planish convert
     --help`. dtype: of float tensors, "float32", "float16" or "bfloat16"; None: as they are. layout:
-    of planish's codes, "tiles" or "canonical". Raises PlanishError for a linear that the format
-    cannot hold, naming the nearest that can, before anything is written.
+    of planish's codes, "tiles" or "canonical". config: for a GGUF file, as in `load`. Raises
+    PlanishError for a linear that the format cannot hold, naming the nearest that can, before
+    anything is written.
     """
     request = Request(
         format=format, dtype=dtype, layout=layout, overwrite=overwrite, program=PROGRAM
     )
     check_conversion_request(request)
-    convert_checkpoint(open_checkpoint(model, allow_links), out, request)
+    convert_checkpoint(open_checkpoint(model, allow_links, config), out, request)
 
 
 def _search(model: PathLike, out: PathLike, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from planish.terminal.threads import add_threads_flag, prepare_threads
 
 VERBS = {
     "generate": "continue a prompt",
+    "chat": "talk with a model",
+    "serve": "answer requests over HTTP, in the form of OpenAI's API",
     "quantize": "quantize a model to 8 or 4 bits",
     "convert": "write a model in another program's format, or in floats",
     "perplexity": "measure a model on a text",

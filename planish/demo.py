@@ -3,7 +3,8 @@
     the model with outlier channels, then as it was trained
       -> each recipe -> the table of `planish quality`
     the first recipe that costs less than 1 %, found by `planish quantize --method auto`
-    the same prompt in both engines; compare's verdict; the picture of the outliers
+    the same prompt in both engines; compare's verdict
+    a 4-bit model in the formats of llama.cpp and vLLM, and back; the picture of the outliers
 
 All output goes to the directory `demo` and replaces what is there. Compiled programs, which are
 trusted, go to the user's cache, as with the other commands.
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planish import pocket
+from planish import demo_formats, pocket
 from planish.auto import make_study
 from planish.auto import write as write_found
 from planish.compare.conformance import report
@@ -51,6 +52,7 @@ PROMPT = "def read_config(path):"
 SAMPLES, SAMPLE_LENGTH = 16, 512
 NEW_TOKENS = 48
 WEIGHTS = "W4A16"  # the recipe of the search
+FOR_OTHERS = "W4A16-g32"  # of which GGUF has a type, Q4_0
 
 OPENING = f"""\
 planish on its embedded model (5.8 million parameters, trained on Python's own library): about five
@@ -91,6 +93,7 @@ def main() -> int:
     print(legend())
     search(open_checkpoint(outliers), native)
     judge(open_checkpoint(DIRECTORY / "pocket-outliers-quantized" / "W8A8"), native)
+    formats(open_checkpoint(DIRECTORY / "pocket-outliers-quantized" / FOR_OTHERS), native)
     return picture(open_checkpoint(outliers))
 
 
@@ -146,6 +149,16 @@ def judge(smoothed: Checkpoint, native: bool) -> None:
     write_text(smoothed, native)
     print("\n## Does the fast engine compute what the reference defines? (W8A8, with outliers)\n")
     print(report.run(smoothed, held_out_tokens(smoothed)[:600], native=native).table())
+
+
+def formats(quantized: Checkpoint, native: bool) -> None:
+    """Convert a 4-bit model for other programs and back; its codes and logits stay the same."""
+    print(f"\n## {quantized.path.name} for other programs, and back (planish convert)\n")
+    print(demo_formats.HEADER)
+    tokens = held_out_tokens(quantized)[:128]
+    directory = DIRECTORY / "converted"
+    for row in demo_formats.convert_there_and_back(quantized, directory, tokens, native):
+        print(row, flush=True)
 
 
 def held_out_tokens(checkpoint: Checkpoint) -> list[int]:

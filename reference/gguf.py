@@ -19,6 +19,7 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -125,7 +126,34 @@ class _Bytes:
 
 def read_gguf(path: Path) -> GgufFile:
     """Keys and tensors of a file and its other parts; CheckpointError for damage, or a part that is
-    missing or another's."""
+    missing or another's.
+
+    A file that somebody still has is not parsed again, unless it was written since: a model is
+    opened for its config, its tokenizer and its template.
+    """
+    state = _state(path)
+    found = None if state is None else _OPEN.get(state)
+    if found is None:
+        found = _read_parts(path)
+        if state is not None:
+            _OPEN[state] = found
+    return found
+
+
+_OPEN: WeakValueDictionary[tuple[object, ...], GgufFile] = WeakValueDictionary()
+
+
+def _state(path: Path) -> tuple[object, ...] | None:
+    """What changes if a file or one of its parts is written; None if one cannot be found."""
+    try:
+        facts = [part.stat() for part in split_parts(path)]
+    except OSError:
+        return None
+    seen = ((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in facts)
+    return (path, *seen)
+
+
+def _read_parts(path: Path) -> GgufFile:
     first = _read_part(path)
     paths = split_parts(path)
     count = first.keys.get("split.count", 1)

@@ -60,6 +60,17 @@ def int8_codes(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return codes.astype(np.int8)
 
 
+def int8_codes_around(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
+    """q = clip(rint(x / scale) + zero_point, -128, 127) as int8: x ~ (q - zero_point) * scale.
+
+    Only for inputs of other programs' models (SPEC 4). The zero point is added after rounding, as
+    vLLM's kernels do (csrc/quantization/w8a8/int8/scaled_quant.cu, static_scaled_int8_azp_quant).
+    """
+    nearest = np.rint(x / scale) + zero_point.astype(np.float32)
+    codes: np.ndarray = np.clip(nearest, -INT8_MAX - 1, INT8_MAX)
+    return codes.astype(np.int8)
+
+
 def quantize_int8(
     x: np.ndarray, granularity: str, name: str = "x"
 ) -> tuple[np.ndarray, np.ndarray]:

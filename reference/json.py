@@ -19,7 +19,7 @@ def read_json(path: Path, error: type[PlanishError] = ConfigError) -> dict[str, 
     text = _read_text(path, error)
     try:
         value = json.loads(
-            text, object_pairs_hook=unique_keys, parse_float=_finite, parse_constant=_finite
+            text, object_pairs_hook=unique_keys, parse_float=finite, parse_constant=finite
         )
     except (ValueError, RecursionError) as problem:
         raise error(f"is not JSON: {problem}", path=path) from None
@@ -51,7 +51,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return seen
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
     """A number; the json module would also read NaN, Infinity and 1e999."""
     value = float(text)
     if not math.isfinite(value):

@@ -25,6 +25,7 @@ import numpy as np
 from planish.reference.grids import (
     expand_groups,
     int8_codes,
+    int8_codes_around,
     int8_scale,
     num_groups,
     quantize_int8,
@@ -40,11 +41,13 @@ class Linear:
     """Weight [N, K], float32 or quantized, and bias float32 [N] or None.
 
     activation_scale: float32 [1], only for a scheme with static activations.
+    activation_zero_point: int8 [1], only if these have one.
     """
 
     weight: np.ndarray | QuantizedWeight
     bias: np.ndarray | None = None
     activation_scale: np.ndarray | None = None
+    activation_zero_point: np.ndarray | None = None
 
     @property
     def scheme(self) -> Scheme | None:
@@ -102,15 +105,22 @@ def quantize_activations(x: np.ndarray, layer: Linear) -> tuple[np.ndarray, np.n
     if layer.activation == "static":
         require_finite(x, "activations")
         scale = np.asarray(layer.activation_scale, np.float32).reshape(1, 1)
+        if layer.activation_zero_point is not None:
+            return int8_codes_around(x, scale, layer.activation_zero_point), scale
         return int8_codes(x, scale), scale
     granularity = {"per_token": "per_row", "per_tensor": "per_tensor"}[layer.activation]
     return quantize_int8(x, granularity, "activations")
 
 
 def int8_linear(x: np.ndarray, layer: Linear) -> np.ndarray:
-    """y[t,n] = (f32(sum_k xq[t,k] wq[n,k]) * a_scale[t]) * w_scale[n]. SmoothQuant's W8A8."""
+    """y[t,n] = (f32(sum_k xq[t,k] wq[n,k]) * a_scale[t]) * w_scale[n]. SmoothQuant's W8A8.
+
+    Where inputs have a zero point, xq - zero_point is in place of xq.
+    """
     weight = quantized_weight(layer)
     codes, a_scale = quantize_activations(x, layer)
+    if layer.activation_zero_point is not None:
+        codes = codes.astype(np.int16) - layer.activation_zero_point
     total = integer_product(codes, weight.codes)
     y: np.ndarray = (total.astype(np.float32) * a_scale) * weight.scale.T
     return y

@@ -92,6 +92,14 @@ def to_layout(weight: QuantizedWeight, layout: str) -> QuantizedWeight:
     return known[weight.layout, layout](weight)
 
 
+def for_kernels(weight: QuantizedWeight) -> QuantizedWeight:
+    """The weight as the native engine runs it: in tiles, which the kernels read.
+
+    Canonical if its inputs have a zero point: the native engine leaves these to XLA.
+    """
+    return to_layout(weight, "canonical" if weight.scheme.input_zero_point else "tiles")
+
+
 def _tile(weight: QuantizedWeight) -> QuantizedWeight:
     int8, cols = weight.scheme.bits == 8, weight.shape[1]
     codes = tile_int8(weight.codes) if int8 else tile_int4(weight.codes, cols)

@@ -12,8 +12,8 @@ A scheme belongs to a linear, not to a model: two linears of one block may have 
     W4A8              4     per_group     per_group, or per_token
 
 Checkpoints of other programs also hold what no recipe makes (SPEC 4, "What other programs write"):
-INT8 in groups, float offsets, codes of -128, and inputs in another order. Such a scheme is
-`foreign`: it is only read.
+INT8 in groups, float offsets, codes of -128, inputs in another order, and static inputs with a zero
+point. Such a scheme is `foreign`: it is only read.
 
 The terms are those of compressed-tensors (https://github.com/neuralmagic/compressed-tensors,
 quantization/quant_args.py), which calls the granularity `strategy`; docs/file-format.md has the
@@ -54,6 +54,7 @@ class Scheme:
                   INT8 are then 0..255
     full_range:   INT8 codes may be -128
     act_order:    groups are of inputs in another order, which the weight has (GPTQ's desc_act)
+    input_zero_point:  static inputs have a zero point: x = (code - zero_point) * scale
     activation:   float     the input stays in float32
                   per_token, per_tensor, per_group   INT8, dynamic: scales computed from the input
                   static    INT8, one calibrated scale per linear
@@ -68,6 +69,7 @@ class Scheme:
     offset: bool = False
     full_range: bool = False
     act_order: bool = False
+    input_zero_point: bool = False
 
     def __post_init__(self) -> None:
         _require("bits", self.bits, tuple(GRANULARITIES))
@@ -88,9 +90,12 @@ class Scheme:
 
     @property
     def canonical_in_files(self) -> bool:
-        """Whether files have such codes in the canonical layout only; loading tiles them."""
+        """Whether files have such codes in the canonical layout only; loading tiles them.
+
+        Not those whose inputs have a zero point: XLA multiplies them for the native kernels, too.
+        """
         int8_groups = self.bits == 8 and self.granularity == "per_group" and self.group_size != -1
-        return int8_groups or self.offset or self.act_order
+        return int8_groups or self.offset or self.act_order or self.input_zero_point
 
     @property
     def has_group_scales(self) -> bool:
@@ -104,7 +109,9 @@ class Scheme:
         words += ["offset" if self.offset else "" if self.symmetric else "asymmetric"]
         words += ["full range" if self.full_range else "", "act order" if self.act_order else ""]
         text = " ".join(word for word in words if word)
-        return text if self.activation == "float" else f"{text}, input int8 {self.activation}"
+        if self.activation == "float":
+            return text
+        return f"{text}, input int8 {self.activation}{' asymmetric' * self.input_zero_point}"
 
 
 def _require_foreign(scheme: Scheme) -> None:
@@ -117,7 +124,11 @@ def _require_foreign(scheme: Scheme) -> None:
     _require("scale_dtype", scheme.scale_dtype, SCALE_DTYPES[4])
     _require("full_range", scheme.full_range, (True, False) if scheme.bits == 8 else (False,))
     only_floats = scheme.offset or scheme.act_order or grouped
-    _require("activation", scheme.activation, ("float",) if only_floats else ACTIVATIONS[8])
+    activations = ("float",) if only_floats else ACTIVATIONS[8]
+    if scheme.input_zero_point:
+        _require("bits", scheme.bits, (8,))
+        activations = ("static",) if not only_floats else ()
+    _require("activation", scheme.activation, activations)
 
 
 def int8(granularity: str = "per_channel", activation: str = "float") -> Scheme:
@@ -143,7 +154,7 @@ def int4(
     )
 
 
-FOREIGN = ("offset", "full_range", "act_order")  # fields that only foreign schemes set
+FOREIGN = ("offset", "full_range", "act_order")  # fields of weights that only foreign schemes set
 # compressed-tensors' strategy <- granularity, and its (strategy, dynamic) <- activation
 STRATEGIES = {"per_tensor": "tensor", "per_channel": "channel", "per_group": "group"}
 INPUTS = {
@@ -168,7 +179,7 @@ def scheme_values(scheme: Scheme) -> dict[str, Any]:
     if scheme.activation == "float":
         return {"weights": weights, "input_activations": None}
     strategy, dynamic = INPUTS[scheme.activation]
-    inputs = {"num_bits": 8, "type": "int", "symmetric": True}
+    inputs = {"num_bits": 8, "type": "int", "symmetric": not scheme.input_zero_point}
     inputs |= {"strategy": strategy, "dynamic": dynamic}
     return {"weights": weights, "input_activations": inputs}
 
@@ -190,16 +201,21 @@ def scheme_from_values(values: Mapping[str, Any], foreign: bool = False) -> Sche
     granularity = names[weights["strategy"]]
     if not foreign:
         _require("granularity", granularity, GRANULARITIES[bits])
+    if inputs is not None:
+        inputs = _object(values, "input_activations")
     more = {name: weights.get(name, False) for name in FOREIGN} if foreign else {}
     for name, value in more.items():
         _require(f"weights.{name}", value, (True, False))
+    if foreign and inputs is not None:
+        more["input_zero_point"] = inputs.get("symmetric") is False
+        inputs = {**inputs, "symmetric": True}
     return Scheme(
         bits=bits,
         granularity=granularity,
         group_size=-1 if size is None else size,
         symmetric=weights.get("symmetric", True),
         scale_dtype=weights.get("scale_dtype", SCALE_DTYPES[bits][0]),
-        activation="float" if inputs is None else _activation(_object(values, "input_activations")),
+        activation="float" if inputs is None else _activation(inputs),
         **more,
     )
 

@@ -1,6 +1,12 @@
 """GGUF files by hand, right or damaged: each part as bytes."""
 
 import struct
+from functools import partial
+
+import numpy as np
+
+from planish.reference.files.export.gguf_container import Part, write_container
+from planish.reference.gguf import read_gguf
 
 
 def string(text):
@@ -37,3 +43,16 @@ def write(path, keys=(), tensors=(), data=b"", counts=None):
     head = b"GGUF" + struct.pack("<IQQ", 3, *counts) + b"".join([*keys, *tensors])
     path.write_bytes(head + b"\0" * (-len(head) % 32) + data)
     return path
+
+
+def write_tied(source, target):
+    """A copy of a file without lm_head: it is then the embedding."""
+    file = read_gguf(source)
+    parts = {
+        name: Part(type=one.type, shape=one.shape, read=partial(np.asarray, one.data))
+        for name, one in file.tensors.items()
+        if name != "output.weight"
+    }
+    with target.open("wb") as out:
+        write_container(out, file.keys, parts)
+    return target

@@ -26,7 +26,6 @@ from planish.compare.conformance.fast_placement import (
 )
 from planish.compare.conformance.routing import require_moe
 from planish.compare.subject import AttentionCall, Slots, Subject
-from planish.fast.model import layers as fast_layers
 from planish.fast.model import transformer as fast_transformer
 from planish.fast.model.backend import AttentionConfig, Backend, Normed, Positions
 from planish.fast.model.cache import FIELDS, KVCache
@@ -46,6 +45,7 @@ from planish.reference.grids import to_groups
 from planish.reference.linear import Linear, quantized_weight
 from planish.reference.model.attention import AttentionScales
 from planish.reference.model.config import ModelConfig
+from planish.reference.model.experts import BESIDE
 from planish.reference.model.layers import Norm
 from planish.reference.model.rope import Rope, rotations
 from planish.reference.model.weights import Block, Experts, Mlp, Weights
@@ -163,7 +163,7 @@ class FastModules:
         return run_sequence(fast_transformer.unembed, *given, static=(0, 3))
 
     def normalize(self, norm: Norm, x: np.ndarray) -> np.ndarray:
-        return run_sequence(fast_layers.normalize, x[None], self.place(norm))
+        return run_sequence(self.backend.normalize, x[None], self.place(norm))
 
     def project(
         self, norm: Norm | None, linears: Sequence[Linear], x: np.ndarray
@@ -230,7 +230,7 @@ class FastOps:
 
     def weight(self, linear: Linear) -> dict[str, np.ndarray]:
         placed = self.place(linear)
-        others = {name: getattr(placed, name) for name in ("bias", "activation_scale")}
+        others = {name: getattr(placed, name) for name in BESIDE}
         found = read_weight(placed) | {name: x for name, x in others.items() if x is not None}
         return {name: np.asarray(array) for name, array in found.items()}
 

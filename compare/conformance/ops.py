@@ -28,6 +28,7 @@ from planish.compare.subject import Codes, Ops
 from planish.reference import linear as reference_linear
 from planish.reference.grids import SYMMETRIC_ZERO, int8_scale, num_groups
 from planish.reference.linear import Linear
+from planish.reference.model.experts import BESIDE
 from planish.reference.packing import pack_nibbles
 from planish.reference.quantized import QuantizedWeight, centred_codes
 
@@ -162,7 +163,7 @@ def check_weight(op: Op, ops: Ops) -> Iterator[Check]:
                 yield op.check(name, expected, found.get(name, np.zeros(0)))
     else:
         yield op.check("weight values", reference_linear.float_weight(op.linear), found["values"])
-    for name in ("bias", "activation_scale"):
+    for name in BESIDE:
         expected = getattr(op.linear, name)
         if expected is not None:
             yield op.check(name, expected, found.get(name, np.zeros(0)))

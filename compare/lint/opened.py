@@ -16,12 +16,13 @@ import safetensors
 
 from planish.reference.architectures import architecture_of, model_config
 from planish.reference.errors import LOGGER, CheckpointError, ConfigError
-from planish.reference.files.checkpoint import FILES, Checkpoint
+from planish.reference.files.checkpoint import Checkpoint
 from planish.reference.files.entries import Declared
 from planish.reference.files.foreign import reader_of, with_old_config
 from planish.reference.files.formats import find_format
 from planish.reference.files.formats.stored import Source
 from planish.reference.files.names import plain_names, rename_entries
+from planish.reference.files.opening import check_companions
 from planish.reference.files.safetensors import PADDING, TensorEntry
 from planish.reference.files.shards import check_link, find_entries
 from planish.reference.gguf import GgufFile, find_gguf, read_gguf
@@ -75,8 +76,7 @@ def open_raw(path: str | Path, allow_links: bool = False) -> Opened:
         return Opened(path=path, format=GGUF, gguf=read_gguf(file))
     if not path.is_dir():
         raise CheckpointError("is not a directory with a model, nor a GGUF file", path=path)
-    for name in FILES:
-        check_link(path / name, allow_links)
+    check_companions(path, allow_links)
     values = with_old_config(read_json(path / "config.json"), path, allow_links)
     name, declared = _format_of(values, path / "config.json")
     entries, absent = find_entries(path, allow_links)

@@ -1,15 +1,16 @@
-"""What the transformer asks of a backend: six functions, and a cache that two of them share.
+"""What the transformer asks of a backend: seven functions, and a cache that two of them share.
 
     project     every linear that reads one norm                        q, k, v; up of a plain MLP
     linear      one linear + residual                                   o, down, lm_head
     gated       act(gate n) * up n                                      the first half of an MLP
     attention   rotation, the cache's new slots, softmax(q kt / d) v
     moe         a mixture of experts, routing included
+    normalize   a norm that no linear reads                             of heads, of outputs
     sample      logits to tokens, on the device
 
 fast/xla/backend.py is portable. fast/native/backend.py uses the C++ kernels where it can; one of
-their calls takes a norm, all the linears that read it, and a residual. So the transformer does not
-compute a norm itself but passes it to the backend: see Normed.
+their calls takes a norm, all the linears that read it, and a residual. So the transformer passes a
+norm to the linears: see Normed.
 
 B sequences, T tokens, D model width, H query heads, K key-value heads, Hd head width, S slots.
 """
@@ -134,6 +135,9 @@ class Backend(Protocol):
         self, config: ModelConfig, weights: Any, x: Normed, residual: jax.Array | None = None, /
     ) -> jax.Array:
         """Each token of x through its top experts, weighted by the router, + residual."""
+
+    def normalize(self, x: jax.Array, norm: Norm | None, /) -> jax.Array:
+        """norm(x) over the last axis of x [B, T, ..., D]; x itself if norm is None."""
 
     def sample(self, logits: jax.Array, sampling: jax.Array, uniform: jax.Array, /) -> jax.Array:
         """The next token of each row of logits [B, V] -> int32 [B]; -1 if they are not numbers.

@@ -26,7 +26,7 @@ from jax import lax
 
 from planish.fast.model.backend import QKV, Backend, Draw, Normed, Positions, attention_config
 from planish.fast.model.cache import KVCache, LayerCache
-from planish.fast.model.layers import ACTIVATIONS, map_chunks, normalize, soft_cap
+from planish.fast.model.layers import ACTIVATIONS, map_chunks, soft_cap
 from planish.fast.model.losses import Judge, rows_at_a_time, target_losses, target_scores
 from planish.fast.model.weights import PlacedExperts
 from planish.reference.model.config import ModelConfig
@@ -51,7 +51,7 @@ def embed(
         x = backend.linear(x, weights.project_in)  # [B, T, D]
     if weights.positions is not None:
         x = x + weights.positions[positions + (config.position_offset or 0)]
-    return normalize(x, weights.embed_norm)
+    return backend.normalize(x, weights.embed_norm)
 
 
 def block_forward(
@@ -80,22 +80,23 @@ def attention_half(
     """A layer's first half: x [B, T, D] + attention, and the updated slots."""
     if config.norm_placement == "post":
         x, past = attend(config, block, Normed(x), positions, past, backend, residual=x)
-        return normalize(x, block.attention_norm), past
+        return backend.normalize(x, block.attention_norm), past
     n = Normed(x, block.attention_norm)
     if not config.norms_output:
         return attend(config, block, n, positions, past, backend, residual=x)
     attended, past = attend(config, block, n, positions, past, backend)
-    return x + normalize(attended, block.attention_output_norm), past
+    return x + backend.normalize(attended, block.attention_output_norm), past
 
 
 def mlp_half(config: ModelConfig, block: Block, x: jax.Array, backend: Backend) -> jax.Array:
     """A layer's second half, which reads each token by itself: x [B, T, D] + MLP."""
     if config.norm_placement == "post":
-        return normalize(mlp(config, block.mlp, Normed(x), backend, residual=x), block.mlp_norm)
+        y = mlp(config, block.mlp, Normed(x), backend, residual=x)
+        return backend.normalize(y, block.mlp_norm)
     n = Normed(x, block.mlp_norm)
     if not config.norms_output:
         return mlp(config, block.mlp, n, backend, residual=x)
-    return x + normalize(mlp(config, block.mlp, n, backend), block.mlp_output_norm)
+    return x + backend.normalize(mlp(config, block.mlp, n, backend), block.mlp_output_norm)
 
 
 def parallel_forward(
@@ -147,26 +148,26 @@ def attend_slots(
     backend: Backend,
 ) -> tuple[jax.Array, LayerCache]:
     """From q, k, v [B, T, heads * Hd] to the input of `o` [B, T, H * Hd], and the updated slots."""
-    qkv = clip_and_normalize(config, block, qkv)
+    qkv = clip_and_normalize(config, block, qkv, backend)
     scales = block.attention_scales if config.kv_cache == "int8_static" else None
     return backend.attention(qkv, positions, past, attention_config(config, block.kind), scales)
 
 
-def clip_and_normalize(config: ModelConfig, block: Block, qkv: QKV) -> QKV:
+def clip_and_normalize(config: ModelConfig, block: Block, qkv: QKV, backend: Backend) -> QKV:
     """Queries, keys and values [B, T, heads * Hd]: clipped and normalized, not yet rotated."""
     q, k, v = qkv
     if config.qkv_clip is not None:
         q, k, v = (jnp.clip(y, -config.qkv_clip, config.qkv_clip) for y in qkv)
     if config.qk_norm == "width":
-        return normalize(q, block.q_norm), normalize(k, block.k_norm), v
+        return backend.normalize(q, block.q_norm), backend.normalize(k, block.k_norm), v
     if config.qk_norm is None:
         return q, k, v
 
     def by_head(y: jax.Array) -> jax.Array:
         return y.reshape(*y.shape[:2], -1, config.head_dim)  # [B, T, heads, Hd]
 
-    q = normalize(by_head(q), block.q_norm).reshape(q.shape)
-    return q, normalize(by_head(k), block.k_norm).reshape(k.shape), v
+    q = backend.normalize(by_head(q), block.q_norm).reshape(q.shape)
+    return q, backend.normalize(by_head(k), block.k_norm).reshape(k.shape), v
 
 
 def mlp(

@@ -30,7 +30,7 @@ from planish.fast.placement import put
 from planish.reference.grids import to_groups
 from planish.reference.linear import Linear
 from planish.reference.model.attention import AttentionScales
-from planish.reference.model.experts import ARRAYS, linear_of, stack_experts
+from planish.reference.model.experts import ARRAYS, BESIDE, linear_of, stack_experts
 from planish.reference.model.layers import Norm
 from planish.reference.model.weights import NORMS, Block, Experts, Mlp, Weights
 from planish.reference.quantized import QuantizedWeight, centred_codes
@@ -57,7 +57,7 @@ def _register(cls: type, data: tuple[str, ...], meta: tuple[str, ...] = ()) -> N
 
 _register(Norm, ("weight", "bias"), ("kind", "eps"))
 _register(QuantizedWeight, ARRAYS, ("scheme", "shape", "layout"))
-_register(Linear, ("weight", "bias", "activation_scale"))
+_register(Linear, ("weight", *BESIDE))
 _register(PlacedExperts, ("router", "gate", "up", "down"))
 _register(Mlp, ("gate", "up", "down"))
 _register(AttentionScales, ("q", "k", "v"))

@@ -4,6 +4,7 @@ from planish.fast.native.attention import cached_attention as attention
 from planish.fast.native.cache import empty_layer
 from planish.fast.native.linear import gated, linear, project
 from planish.fast.native.moe import mixture as moe
+from planish.fast.native.norm import normalize
 from planish.fast.native.sampling import can_sample, sample
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "gated",
     "linear",
     "moe",
+    "normalize",
     "project",
     "sample",
 ]

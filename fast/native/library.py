@@ -23,6 +23,7 @@ from planish.reference.errors import KernelsError, notice
 TARGETS = (
     "planish_linears",
     "planish_dense",
+    "planish_norm",
     "planish_route",
     "planish_experts",
     "planish_attention",
@@ -84,6 +85,11 @@ def choose_kernels(choice: str, cache: Path | None) -> bool:
         notice(f"kernels: {problem}; the portable XLA form is used")
         return False
     return True
+
+
+def preferred_set() -> str | None:
+    """The instruction set that kernels use unless a call names another; None if none is loaded."""
+    return _loaded[0].sets[0] if _loaded and _loaded[0].sets else None
 
 
 def _best(library: Library, cache: Path | None) -> str:

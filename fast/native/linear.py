@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from planish.fast.model.backend import Normed
-from planish.fast.model.layers import ACTIVATIONS, normalize
+from planish.fast.model.layers import ACTIVATIONS
 from planish.fast.native.dense import dense
+from planish.fast.native.norm import normalize
 from planish.fast.xla import linear as xla
 from planish.reference.linear import Linear
 from planish.reference.model.layers import Norm
@@ -130,11 +131,6 @@ def linear_attributes(layers: Sequence[Linear]) -> dict[str, np.ndarray]:
         "biases": [layer.bias is not None for layer in layers],
     }
     return {name: np.array(values, np.int64) for name, values in found.items()}
-
-
-def norm_is_fused(layers: Sequence[Linear]) -> bool:
-    """Whether `project` has the kernels compute the norm that these linears read."""
-    return can_fuse(layers) or all(layer.scheme is None for layer in layers)
 
 
 def can_fuse(layers: Sequence[Linear]) -> bool:

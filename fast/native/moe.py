@@ -31,8 +31,6 @@ from planish.reference.linear import Linear, float_weight
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.layers import Norm
 
-FEW_ROWS = 16  # up to here the kernel's routing is faster than XLA's product
-
 
 def mixture(
     config: ModelConfig,
@@ -50,12 +48,9 @@ def mixture(
 def route_normed(
     config: ModelConfig, weights: PlacedExperts, x: Normed
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x, normalized [B, T, D], and the routing weights and expert ids of each row [R, top_k].
-
-    Few rows take one call of the kernel, many rows XLA's matrix product.
-    """
+    """x, normalized [B, T, D], and the routing weights and expert ids of each row [R, top_k]."""
     rows, router = x.raw.reshape(-1, x.raw.shape[-1]), weights.router
-    if config.moe is None or router.bias is not None or len(rows) > FEW_ROWS:
+    if config.moe is None or router.bias is not None:
         return xla.route_normed(config, weights, x)
     how = config.moe.top_k, config.moe.normalized, x.norm
     n, routing_weights, expert_ids = route_rows(rows, jnp.asarray(float_weight(router)), *how)

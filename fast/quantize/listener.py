@@ -73,7 +73,7 @@ class Listener:
         linears |= {name: layer for name, layer in mlp.items() if isinstance(layer, Linear)}
         self.names = {id(linear): name for name, linear in linears.items()}
         self.can_sample, self.empty_layer = backend.can_sample, backend.empty_layer
-        self.sample = backend.sample
+        self.sample, self.normalize = backend.sample, backend.normalize
 
     def hear(self, x: jax.Array, *layers: Linear) -> None:
         """Reduce x [B, T, K] for each linear of the block that reads it."""

@@ -43,6 +43,7 @@ class Trainable:
 
     sample = staticmethod(sample)
     can_sample = staticmethod(can_sample)
+    normalize = staticmethod(normalize)
 
     def __init__(self, dtype: str = "float32"):
         self.dtype = dtype

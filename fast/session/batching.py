@@ -4,92 +4,52 @@ A row of the cache is one request's. Each step computes the next token of every 
 done, and in the same program a chunk of the oldest prompt that is not; with no prompt left, several
 tokens of every row in one dispatch. Rows join and leave between steps. Every token's numbers depend
 on its own row only (native linears and attention), so neither the batch, nor chunks, nor a prefix
-found in the pages (pages.py) change a bit of an answer.
-
-Some models are computed row by row, without shared prefixes: those whose activations have one scale
-for all tokens of a chunk (O2), whose rotary angles depend on the length of the prompt, or which
-leave to XLA what differs in its last bits with the number of tokens: norms that no linear reads
-(of outputs, of heads), and mixtures of experts.
+found in the pages (pages.py) change a bit of an answer. The models of which this is not true have
+one row and share no prefixes: exactness.py.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
-from jax import lax
 
-from planish.fast.model import transformer as model
-from planish.fast.model.backend import Positions, Tables
-from planish.fast.model.cache import KVCache
 from planish.fast.native import backend as native_backend
 from planish.fast.native.cache import can_tile
-from planish.fast.native.linear import norm_is_fused
-from planish.fast.native.sampling import can_sample
-from planish.fast.placement import on_cpu, put
+from planish.fast.session.answers import answer_row, answer_several, finish_prompt, read_chunk
 from planish.fast.session.engine import Engine
+from planish.fast.session.exactness import why_alone
+from planish.fast.session.lookup import MOST_ROWS, VERIFIED, Costs, guesses_of
+from planish.fast.session.paged import PagedModel, page_count
 from planish.fast.session.pages import PAGE, Pages, pages_for
-from planish.fast.session.sampling import MOST_TOKENS, RowDraw, prepare_draw
+from planish.fast.session.rows import (
+    SCORED_TOKENS,
+    STEP_TOKENS,
+    Row,
+    draw_of,
+    make_plan,
+    make_verification,
+    samples_on_device,
+    tokens_of,
+)
+from planish.fast.session.sampling import MOST_TOKENS, RowDraw
 from planish.fast.session.scheduler import Clock, next_count
-from planish.fast.session.slots import cache_bytes, empty_cache
 from planish.reference.errors import PlanishError
-from planish.reference.linear import Linear
-from planish.reference.model.config import ModelConfig
-from planish.reference.model.weights import Block, Mlp, Weights
-from planish.reference.text.generate import Stop, check_fits, reserve
+from planish.reference.text.generate import Stop, check_fits
 from planish.reference.text.requests import (
     Event,
     Request,
-    TokenScore,
+    Stats,
     check_request,
-    score_new,
-    score_token,
+    describe_failure,
 )
-from planish.reference.text.sampling import next_token
 
-STEP_TOKENS = (8, 16, 32, 64, 128, 256, 512)  # a step is padded to one of these
-SCORED_TOKENS = 64  # of a prompt whose every token is scored
 MIXED_SECONDS = 0.12  # rows that are being answered wait no longer for a chunk of a prompt
 WAITING_TOKENS = 4  # of one dispatch while a request waits for a row
-
-
-@dataclass(kw_only=True)
-class Row:
-    """A request that has a row of the cache."""
-
-    handle: int
-    request: Request
-    number: int  # the row
-    pages: list[int]
-    tokens: list[int]  # the prompt and the answer
-    written: int  # tokens whose keys and values are in the pages
-    cached: int  # of these, found in the pages
-    scores: list[TokenScore | None] = field(default_factory=lambda: [None])
-
-    @property
-    def is_reading(self) -> bool:
-        """Whether its prompt is not done."""
-        return self.written < len(self.request.prompt)
-
-    @property
-    def new(self) -> int:
-        """Tokens of the answer so far."""
-        return len(self.tokens) - len(self.request.prompt)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The tokens of one step: of rows that are answered, then a chunk of one prompt."""
-
-    rows: list[int]
-    tokens: list[int]
-    positions: list[int]
-    wanted: list[int]  # indices of tokens whose logits are wanted
 
 
 class Batching:
@@ -106,10 +66,13 @@ class Batching:
         slots: int,
         context: int,
         memory: int,
+        *,
+        lookup: int = 0,
         clock: Clock = time.perf_counter,
     ):
-        """memory: bytes of the pages, at least those of one request of `context` tokens."""
-        self.engine, self.config, self.clock = engine, engine.config, clock
+        """memory: bytes of the pages, at least those of one request of `context` tokens. lookup:
+        guesses of a step (lookup.py), at most; 0: none."""
+        self.config, self.clock = engine.config, clock
         if engine.backend is not native_backend or not can_tile(self.config):
             raise PlanishError(
                 "cannot answer several requests at once",
@@ -117,31 +80,44 @@ class Batching:
                 expected="native kernels, and a cache that they hold",
                 found="XLA's",
             )
-        self.alone = answers_alone(engine.weights, self.config)
+        self.alone = why_alone(engine.weights, self.config)
         self.slots = 1 if self.alone else slots
-        self.context = pages_for(context) * PAGE
-        self.count = page_count(engine, self.slots, self.context, memory)
+        self.context = min(context, self.config.max_positions)
+        most = pages_for(self.context) * PAGE
+        count = page_count(engine, self.slots, most, memory)
+        self.lookup = 0 if self.alone else lookup
+        few = max(self.slots, VERIFIED if self.lookup else 1)
+        self.model = PagedModel(engine, self.slots, most, count, few)
+        self.notes = notes_of(self.alone, self.slots, count)
+        self.costs = Costs()
         self.waiting: deque[tuple[int, Request]] = deque()
         self.cancelled: set[int] = set()
         self.submitted = 0
         self.seconds = 0.0  # of a token of a mixed step
         self._count = 1  # tokens of the next dispatch
-        self._reset()
+        self._forget_all()
 
-    def _reset(self) -> None:
-        """Empty pages and rows."""
+    def _forget_all(self) -> None:
+        """No rows, and no known prefixes."""
         self.rows: list[Row] = []
-        self.pages = Pages(self.count)
-        self.table = np.zeros((self.slots, self.context // PAGE), np.int32)
-        self.cache = self._empty()
-
-    @on_cpu
-    def _empty(self) -> KVCache:
-        return empty_cache(self.config, self.count, PAGE, self.engine.backend)
+        self.pages = Pages(self.model.pages)
 
     @property
     def is_idle(self) -> bool:
         return not self.rows and not self.waiting
+
+    def stats(self) -> Stats:
+        return Stats(
+            running=len(self.rows),
+            waiting=len(self.waiting),
+            pages=self.pages.count,
+            pages_used=len(self.pages.uses),
+            programs=len(self.model.engine.programs.known()),
+        )
+
+    def warm(self, tell: Callable[[str], None] = lambda _: None) -> None:
+        """Compile every program before the first request, so that none waits for it."""
+        self.model.warm(tell)
 
     def submit(self, request: Request) -> int:
         check_request(self.config, request)
@@ -155,11 +131,15 @@ class Batching:
 
     def step(self) -> list[Event]:
         events = self._drop_cancelled()
-        self._admit()
         try:
-            return events + self._compute()
+            self._admit()
+            found = self._compute()
         except Exception as problem:
             return events + self._fail_all(problem)
+        ended = {event.handle for event in found if event.finish is not None}
+        for row in [row for row in self.rows if row.handle in ended]:
+            self._release(row)
+        return events + found
 
     def _compute(self) -> list[Event]:
         reading = [row for row in self.rows if row.is_reading]
@@ -168,7 +148,10 @@ class Batching:
             return self._mixed(answering, reading[0])
         if not answering:
             return []
-        if all(on_device(row.request) for row in answering):
+        guesses = self._guesses(answering)
+        if any(guesses):
+            return self._verify(answering, guesses)
+        if all(samples_on_device(row.request) for row in answering):
             return self._several(answering)
         return self._mixed(answering, None)
 
@@ -199,17 +182,20 @@ class Batching:
         needed = pages_for(tokens_of(request)) - len(prefix.pages)
         kept = [] if prefix.partial is None else [prefix.partial]
         self.pages.use(kept)  # until it is copied
+        if kept and needed > self.pages.available:  # it would wait for itself: compute these again
+            self.pages.give_back(kept)
+            prefix, kept = replace(prefix, partial=None, count=0), []
         if needed > self.pages.available:
             self.pages.give_back([*prefix.pages, *kept])
             return False
         new = self.pages.take(needed)
         if kept:
-            self._copy_page(kept[0], new[0])
+            self.model.copy_page(kept[0], new[0])
             self.pages.give_back(kept)
         used = {row.number for row in self.rows}
         number = next(i for i in range(self.slots) if i not in used)
         pages = [*prefix.pages, *new]
-        self.table[number, : len(pages)] = pages
+        self.model.place(number, pages)
         self.rows.append(
             Row(
                 handle=handle,
@@ -223,11 +209,6 @@ class Batching:
         )
         return True
 
-    @on_cpu
-    def _copy_page(self, source: int, target: int) -> None:
-        given = {"source": put(np.int32(source)), "target": put(np.int32(target))}
-        self.cache = self.engine.programs.run(copy_page, cache=self.cache, **given)
-
     def _release(self, row: Row) -> None:
         """The row's pages become known, or free."""
         self.rows.remove(row)
@@ -236,9 +217,10 @@ class Batching:
 
     def _fail_all(self, problem: Exception) -> list[Event]:
         """Every row fails, and the pages begin anew: a failed program may have taken them."""
-        text = str(problem) if isinstance(problem, PlanishError) else f"internal error: {problem}"
+        text = describe_failure(problem)
         failed = [Event(handle=row.handle, finish="error", error=text) for row in self.rows]
-        self._reset()
+        self._forget_all()
+        self.model.reset()
         return failed
 
     # steps
@@ -248,12 +230,70 @@ class Batching:
         count = 0 if reading is None else self._chunk(len(answering), reading)
         plan = make_plan(answering, reading, count)
         start = self.clock()
-        logits = self._run_step(plan, reading)
+        on_device = self.model.step(plan, self._length(reading))
+        logits = np.asarray(on_device)
         self._note(len(plan.tokens), self.clock() - start)
-        events = [self._answer(row, logits[i]) for i, row in enumerate(answering)]
-        if reading is not None:
-            events += self._read(reading, count, logits[len(answering) :])
+        sampled = self._sample(on_device, answering)
+        events = [
+            answer_row(row, logits[i : i + 1], None if token is None else [token])
+            for i, (row, token) in enumerate(zip(answering, sampled, strict=True))
+        ]
+        if reading is None:
+            self.costs.note_plain(len(answering), self.clock() - start)
+        else:
+            events += self._read(reading, count, logits[len(answering) : len(plan.wanted)])
         return events
+
+    def _read(self, row: Row, count: int, logits: np.ndarray) -> list[Event]:
+        """A chunk of a prompt is done, and perhaps the prompt: then logits [.., V] end with those
+        of its last token."""
+        try:
+            read_chunk(row, count, logits)
+        except PlanishError as problem:
+            return [Event(handle=row.handle, finish="error", error=str(problem))]
+        return [] if row.is_reading else [finish_prompt(row, logits[-1])]
+
+    def _sample(self, logits: jax.Array, rows: Sequence[Row]) -> list[int | None]:
+        """The token of each row, whose logits come first; None where the host samples.
+
+        The host is slow where it sorts a vocabulary, and fast where it looks for the largest."""
+        drawn = [
+            samples_on_device(row.request) and row.request.sampling.temperature for row in rows
+        ]
+        if not any(drawn) or len(logits) != self.model.few:
+            return [None] * len(rows)
+        found = self.model.sample(logits, [draw_of(row) for row in rows])
+        pairs = zip(found.tolist(), drawn, strict=False)
+        return [token if on_device else None for token, on_device in pairs]
+
+    def _verify(self, rows: Sequence[Row], guesses: Sequence[list[int]]) -> list[Event]:
+        """The next token of every row, and those of its guesses that are right."""
+        start = self.clock()
+        logits = self.model.step(make_verification(rows, guesses))
+        draws, events, first = list[RowDraw](), list[Event](), 0
+        for row, some in zip(rows, guesses, strict=True):
+            draws += [replace(draw_of(row), step=row.new + i) for i in range(len(some) + 1)]
+        sampled = self.model.sample(logits, draws).tolist()
+        self.costs.note_verifying(len(rows), self.clock() - start)
+        needed = self.costs.needed(len(rows)) * len(rows) / sum(map(bool, guesses))
+        for row, some in zip(rows, guesses, strict=True):
+            last = first + len(some) + 1
+            device = sampled[first:last] if samples_on_device(row.request) else None
+            event = answer_row(row, np.asarray(logits)[first:last], device, some)
+            if some:
+                row.guesser.learn(event.accepted, needed)
+            events.append(event)
+            first = last
+        self._count = 1  # text that repeats itself is looked up again soon
+        return events
+
+    def _guesses(self, rows: Sequence[Row]) -> list[list[int]]:
+        """The guesses of every row, perhaps none."""
+        if not self.lookup or len(rows) > MOST_ROWS:
+            return [[] for _ in rows]
+        left = [row.request.max_new_tokens - row.new for row in rows]
+        counts = [guesses_of(len(rows), self.lookup, one) for one in left]
+        return [row.guesser.guess(count) for row, count in zip(rows, counts, strict=True)]
 
     def _chunk(self, answering: int, reading: Row) -> int:
         """How many tokens of a prompt the next step computes."""
@@ -270,79 +310,9 @@ class Batching:
             each = seconds / tokens
             self.seconds = each if not self.seconds else 0.7 * self.seconds + 0.3 * each
 
-    @on_cpu
-    def _run_step(self, plan: Plan, reading: Row | None) -> np.ndarray:
-        """Logits [W, V] of the wanted tokens, and perhaps of more."""
-        most, count = wanted_size(len(plan.wanted), self.slots), len(plan.tokens)
-        least = SCORED_TOKENS if most == SCORED_TOKENS else count
-        size = next(size for size in (*STEP_TOKENS, count) if size >= max(count, least))
-        rows, tokens, positions = (
-            np.pad(np.asarray(x, np.int32), (0, size - count), mode="edge")
-            for x in (plan.rows, plan.tokens, plan.positions)
-        )
-        wanted = np.zeros(most, np.int32)
-        wanted[: len(plan.wanted)] = plan.wanted
-        where = Positions(
-            put(positions[None]), self._tables(reading), put(rows), put(self.table.copy())
-        )
-        logits, self.cache = self.engine.programs.run_model(
-            model.step_rows,
-            tokens=put(tokens[None]),
-            cache=self.cache,
-            positions=where,
-            wanted=put(wanted),
-        )
-        return np.asarray(logits)
-
-    def _tables(self, reading: Row | None = None) -> Tables:
-        if self.alone and reading is not None:
-            return self.engine.tables.of_prompt(self.context, len(reading.request.prompt))
-        return self.engine.tables.of_slots(self.context)
-
-    def _answer(self, row: Row, logits: np.ndarray) -> Event:
-        """The row's next token, from the logits [V] of its last."""
-        row.written = len(row.tokens)
-        request, prompt = row.request, len(row.request.prompt)
-        try:
-            text = row.tokens[prompt:]
-            token = next_token(logits, request.sampling, request.prompt, text, request.choice)
-        except PlanishError as problem:
-            self._release(row)
-            return Event(handle=row.handle, finish="error", error=str(problem))
-        return self._add(row, [token], score_new(logits, token, request.logprobs))
-
-    def _read(self, row: Row, count: int, logits: np.ndarray) -> list[Event]:
-        """A chunk of a prompt is done; after the last one, its first token."""
-        wants = row.request.prompt_logprobs
-        if wants is not None:
-            following = row.request.prompt[row.written + 1 : row.written + count + 1]
-            pairs = zip(logits, following, strict=False)
-            row.scores += [score_token(each, token, wants) for each, token in pairs]
-        row.written += count
-        if row.is_reading:
-            return []
-        last = logits[count - 1] if wants is not None else logits[0]
-        prompt = tuple(row.scores) if wants is not None else ()
-        if row.request.max_new_tokens == 0:
-            self._release(row)
-            done = Event(handle=row.handle, prompt=prompt, finish="length", cached=row.cached)
-            return [done]
-        return [replace(self._answer(row, last), prompt=prompt, cached=row.cached)]
-
-    def _add(self, row: Row, found: Sequence[int], scores: tuple[TokenScore, ...] = ()) -> Event:
-        """New tokens of a row: up to an end, or to as many as it wants."""
-        ends = row.request.ends
-        kept = next((i for i, token in enumerate(found) if token in ends), len(found))
-        row.tokens += found[:kept]
-        event = Event(handle=row.handle, tokens=tuple(found[:kept]), scores=scores)
-        if kept < len(found):
-            event = replace(event, end=found[kept], finish="stop")
-        elif row.new == row.request.max_new_tokens:
-            event = replace(event, finish="length")
-        if event.finish:
-            row.written = min(row.written, len(row.tokens))
-            self._release(row)
-        return event
+    def _length(self, reading: Row | None) -> int | None:
+        """The length of the prompt of a step, where nothing else is in it."""
+        return len(reading.request.prompt) if self.alone and reading is not None else None
 
     def _several(self, rows: Sequence[Row]) -> list[Event]:
         """Several tokens of every row, sampled on the device in one dispatch."""
@@ -350,154 +320,17 @@ class Batching:
         most = WAITING_TOKENS if self.waiting else MOST_TOKENS
         count = min(self._count, left, most)
         start = self.clock()
-        found = self._run_tokens(rows, count)
-        self._count = next_count(count, self.clock() - start)
-        events = []
-        for row, tokens in zip(rows, found.T.tolist(), strict=False):
-            good = next((i for i, token in enumerate(tokens) if token < 0), count)
-            row.written += good
-            if good == 0:
-                self._release(row)
-                error = "logits: cannot sample (found NaN or Inf)"
-                events.append(Event(handle=row.handle, finish="error", error=error))
-            else:
-                events.append(self._add(row, tokens[:good]))
-        return events
-
-    @on_cpu
-    def _run_tokens(self, rows: Sequence[Row], count: int) -> np.ndarray:
-        """`count` tokens of every row, [count, B]; padding follows the rows."""
-        size = 1 << (len(rows) - 1).bit_length()
-        numbers, tokens = np.full(size, -1, np.int32), np.zeros(size, np.int32)
-        index = np.zeros(size, np.int32)
-        for i, row in enumerate(rows):
-            numbers[i], tokens[i], index[i] = row.number, row.tokens[-1], len(row.tokens) - 1
-        where = Positions(put(index), self._tables(), put(numbers), put(self.table.copy()))
-        found, self.cache = self.engine.programs.run_model(
-            model.decode_tokens,
-            tokens=put(tokens),
-            cache=self.cache,
-            positions=where,
-            draw=prepare_draw([draw_of(row) for row in rows], count, size),
-        )
-        return np.asarray(found)[:count, : len(rows)]
-
-    def warm(self, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Compile every program before the first request, so that none waits for it."""
-        for size in STEP_TOKENS:
-            tell(f"a step of {size} tokens")
-            self._run_step(padding_plan(size), None)
-        if wanted_size(1, self.slots) < SCORED_TOKENS:
-            plan = replace(padding_plan(SCORED_TOKENS), wanted=list(range(SCORED_TOKENS)))
-            self._run_step(plan, None)
-        size = 1
-        while size < 2 * self.slots:
-            tell(f"tokens of {size} rows")
-            self._warm_tokens(size)
-            size *= 2
-        self._copy_page(0, 0)
-
-    def _warm_tokens(self, size: int) -> None:
-        request = Request(prompt=(0,), max_new_tokens=1)
-        none = Row(handle=0, request=request, number=-1, pages=[], tokens=[0], written=0, cached=0)
-        self._run_tokens([none] * size, 1)
+        found = self.model.decode(rows, count)
+        seconds = self.clock() - start
+        self.costs.note_plain(len(rows), seconds / count)
+        self._count = next_count(count, seconds)
+        columns = zip(rows, found.T.tolist(), strict=False)
+        return [answer_several(row, tokens) for row, tokens in columns]
 
 
-def answers_alone(weights: Weights, config: ModelConfig) -> bool:
-    """Whether a token's bits depend on others of its step, or on the length of its prompt."""
-    leaves = jax.tree.leaves(weights.blocks, is_leaf=lambda leaf: isinstance(leaf, Linear))
-    linears = [leaf for leaf in leaves if isinstance(leaf, Linear)]
-    shared_scale = any(linear.activation == "per_tensor" for linear in linears)
-    by_length = any(rope.by_length for rope in config.ropes)
-    return shared_scale or by_length or config.moe is not None or norms_by_xla(weights, config)
-
-
-def norms_by_xla(weights: Weights, config: ModelConfig) -> bool:
-    """Whether XLA computes a norm, whose last bits differ with the number of tokens of a step.
-
-    The kernels compute one in the call of the linears that read it, if these can share it.
-    """
-    apart = config.norm_placement == "post" or config.norms_output or config.qk_norm is not None
-    if apart or weights.embed_norm is not None:
-        return True
-    return not all(norm_is_fused(group) for block in weights.blocks for group in readers(block))
-
-
-def readers(block: Block) -> Iterator[tuple[Linear, ...]]:
-    """The linears of a block that read one norm in one call."""
-    yield block.q, block.k, block.v
-    if isinstance(block.mlp, Mlp):
-        yield (block.mlp.up,) if block.mlp.gate is None else (block.mlp.gate, block.mlp.up)
-
-
-def page_count(engine: Engine, slots: int, context: int, memory: int) -> int:
-    """How many pages fit in memory, at most those of all rows and as many prefixes."""
-    one = cache_bytes(engine.config, 1, PAGE, engine.backend)
-    least, most = context // PAGE, 2 * slots * context // PAGE
-    if memory < least * one:
-        raise PlanishError(
-            f"does not hold one request of {context} tokens",
-            name="cache_memory",
-            expected=f"at least {least * one} bytes",
-            found=memory,
-        )
-    count = min(most, memory // one)
-    reserve(count * one)
-    return count
-
-
-def make_plan(answering: Sequence[Row], reading: Row | None, count: int) -> Plan:
-    """The last token of rows that are answered, and `count` tokens of a prompt."""
-    rows = [row.number for row in answering]
-    tokens = [row.tokens[-1] for row in answering]
-    positions = [len(row.tokens) - 1 for row in answering]
-    wanted = list(range(len(rows)))
-    if reading is not None:
-        end = reading.written + count
-        if reading.request.prompt_logprobs is not None:
-            wanted += range(len(rows), len(rows) + count)
-        elif end == len(reading.request.prompt):
-            wanted.append(len(rows) + count - 1)
-        rows += [reading.number] * count
-        tokens += reading.tokens[reading.written : end]
-        positions += range(reading.written, end)
-    return Plan(rows=rows, tokens=tokens, positions=positions, wanted=wanted)
-
-
-def padding_plan(size: int) -> Plan:
-    """A step of no row."""
-    nothing = [0] * size
-    return Plan(rows=[-1] * size, tokens=nothing, positions=nothing, wanted=[0])
-
-
-def wanted_size(count: int, slots: int) -> int:
-    """How many tokens' logits a step computes: as many as there are rows, or those of scores."""
-    few = 1 << (slots - 1).bit_length()
-    return few if count <= few else SCORED_TOKENS
-
-
-def tokens_of(request: Request) -> int:
-    """Slots that a request takes: its last new token needs none."""
-    return len(request.prompt) + max(request.max_new_tokens - 1, 0)
-
-
-def on_device(request: Request) -> bool:
-    """Whether the kernels sample its tokens, and nothing else is wanted of the logits."""
-    return request.logprobs is None and can_sample(request.sampling)
-
-
-def draw_of(row: Row) -> RowDraw:
-    """How the device draws a row's next tokens."""
-    request = row.request
-    return RowDraw(sampling=request.sampling, row=request.choice, step=row.new, ends=request.ends)
-
-
-@partial(jax.jit, donate_argnames=("cache",))
-def copy_page(cache: KVCache, source: jax.Array, target: jax.Array) -> KVCache:
-    """Copy a page of every layer."""
-
-    def copy(x: jax.Array) -> jax.Array:
-        page = lax.dynamic_slice_in_dim(x, source, 1)
-        return lax.dynamic_update_slice_in_dim(x, page, target, 0)
-
-    return jax.tree.map(copy, cache)
+def notes_of(alone: str, slots: int, pages: int) -> tuple[str, ...]:
+    """What was chosen, and why."""
+    cache = f"{pages} pages of {PAGE} tokens"
+    if alone:
+        return (f"one request at a time, since {alone}", cache)
+    return (f"up to {slots} requests at a time", cache)

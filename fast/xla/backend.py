@@ -1,5 +1,6 @@
 """The portable backend: the functions of fast/model/backend.py, computed by XLA alone."""
 
+from planish.fast.model.layers import normalize
 from planish.fast.xla.attention import cached_attention as attention
 from planish.fast.xla.cache import empty_layer
 from planish.fast.xla.linear import gated, linear, project
@@ -13,6 +14,7 @@ __all__ = [
     "gated",
     "linear",
     "moe",
+    "normalize",
     "project",
     "sample",
 ]

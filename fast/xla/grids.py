@@ -29,3 +29,9 @@ def int8_scale(absmax: jax.Array) -> jax.Array:
 def int8_codes(x: jax.Array, scale: jax.Array) -> jax.Array:
     """q = clip(rint(x / scale), -127, 127) as int8."""
     return jnp.clip(jnp.round(divide(x, scale)), -INT8_MAX, INT8_MAX).astype(jnp.int8)
+
+
+def int8_codes_around(x: jax.Array, scale: jax.Array, zero_point: jax.Array) -> jax.Array:
+    """q = clip(rint(x / scale) + zero_point, -128, 127) as int8."""
+    codes = jnp.round(divide(x, scale)) + zero_point.astype(jnp.float32)
+    return jnp.clip(codes, -INT8_MAX - 1, INT8_MAX).astype(jnp.int8)

@@ -20,7 +20,7 @@ from jax import lax
 
 from planish.fast.model.backend import Normed
 from planish.fast.model.layers import ACTIVATIONS, normalize
-from planish.fast.xla.grids import int8_codes, int8_scale
+from planish.fast.xla.grids import int8_codes, int8_codes_around, int8_scale
 from planish.reference.linear import Linear
 from planish.reference.quantized import QuantizedWeight
 
@@ -53,7 +53,7 @@ def linear(x: jax.Array, layer: Linear, residual: jax.Array | None = None) -> ja
         y = int4_linear(rows, weight, layer.activation)
     else:
         codes, a_scale = quantize_activations(x, layer)
-        y = int8_rows(codes.reshape(rows.shape), a_scale, weight)
+        y = int8_rows(codes.reshape(rows.shape), a_scale, weight, layer.activation_zero_point)
     y = y if layer.bias is None else y + layer.bias[None, :]
     y = y.reshape(*x.shape[:-1], -1)
     return y if residual is None else residual + y
@@ -87,6 +87,9 @@ def quantize_activations(x: jax.Array, layer: Linear) -> tuple[jax.Array, jax.Ar
         scale = jnp.broadcast_to(
             jnp.asarray(layer.activation_scale).reshape(1, 1, 1), (*x.shape[:2], 1)
         )
+        if layer.activation_zero_point is not None:
+            zero_point = jnp.asarray(layer.activation_zero_point).reshape(1, 1, 1)
+            return int8_codes_around(x, scale, zero_point), scale.reshape(-1, 1)
     elif layer.activation == "per_tensor":
         scale = int8_scale(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True))
         scale = jnp.broadcast_to(scale, (*x.shape[:2], 1))
@@ -95,9 +98,21 @@ def quantize_activations(x: jax.Array, layer: Linear) -> tuple[jax.Array, jax.Ar
     return int8_codes(x, scale), scale.reshape(-1, 1)
 
 
-def int8_rows(codes: jax.Array, a_scale: jax.Array, weight: QuantizedWeight) -> jax.Array:
-    """y[r,n] = (f32(sum_k xq[r,k] wq[n,k]) * a_scale[r]) * w_scale[n]."""
-    total = integer_product(codes, jnp.asarray(weight.codes))
+def int8_rows(
+    codes: jax.Array, a_scale: jax.Array, weight: QuantizedWeight, zero_point: Any = None
+) -> jax.Array:
+    """y[r,n] = (f32(sum_k xq[r,k] wq[n,k]) * a_scale[r]) * w_scale[n].
+
+    zero_point: int8 [1], of the inputs, or None. It is one more row, whose sums are subtracted:
+    sum_k (xq - z) wq = sum_k xq wq - sum_k z wq, exactly.
+    """
+    w = jnp.asarray(weight.codes)
+    if zero_point is None:
+        total = integer_product(codes, w)
+    else:
+        more = jnp.broadcast_to(jnp.asarray(zero_point).reshape(1, 1), (1, codes.shape[1]))
+        total = integer_product(jnp.concatenate([codes, more]), w)
+        total = total[:-1] - total[-1:]
     return (total.astype(jnp.float32) * a_scale) * weight.scale.T
 
 

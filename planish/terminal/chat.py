@@ -39,7 +39,7 @@ def chat_prompts(
     """
     if not texts:
         raise PromptError("is missing", name="prompt", expected="a message, with --chat")
-    template = load_chat_template(args.model, args.chat_template)
+    template = load_chat_template(args.model, args.chat_template, args.config)
     system: list[Message] = [] if args.system is None else [message("system", args.system)]
     turns = [[*system, message("user", text)] for text in texts]
     return [encode_chat(tokenizer, template, Conversation(messages=turn)) for turn in turns]

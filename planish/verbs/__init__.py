@@ -1,6 +1,9 @@
 """The verbs of the command: add_flags says what one takes, run does it.
 
 generate      text from a prompt
+requests      generate --requests: a file of requests into a file of answers
+serve         the same over HTTP, for many at a time
+chat          a conversation
 quantize      a float checkpoint into a quantized one
 convert       a model in another program's format, or in floats
 search        quantize --method auto: its flags and its table

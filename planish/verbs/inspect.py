@@ -40,6 +40,7 @@ KINDS = {
     "weight_offset": "offsets",
     "weight_permutation": "act order",
     "input_scale": "scales",
+    "input_zero_point": "zero points",
     **dict.fromkeys(("q_scale", "k_scale", "v_scale"), "scales"),
     "bias": "biases",
 }

@@ -5,7 +5,9 @@ shards         which files contain the tensors
 names          the names that files give their tensors
 entries        find a tensor by name, check its type and shape
 foreign        what other programs wrote, as planish's tensors
-checkpoint     open a directory and check it, without reading tensors
+checkpoint     an opened directory: config, names and schemes, no tensors
+required       which tensors a model needs and may have
+opening        open a directory or a GGUF file and check it
 fused          q, k and v, or gate and up, in one tensor
 floats         read float tensors, check that they are finite
 formats/       how quantized linears are stored

@@ -15,7 +15,7 @@ from planish.reference.files.formats.stored import Source
 from planish.reference.files.formats.translate import Origin, translate
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.files.shards import check_link
-from planish.reference.gguf import read_gguf
+from planish.reference.gguf import GgufFile, read_gguf
 from planish.reference.json import read_json
 from planish.reference.model.config import ModelConfig
 
@@ -28,6 +28,7 @@ class Translated:
     entries: dict[str, TensorEntry]
     declared: Declared | None
     origin: Origin
+    gguf: GgufFile | None = None  # of which it was made
 
 
 def with_old_config(values: dict[str, Any], path: Path, allow_links: bool) -> dict[str, Any]:
@@ -55,10 +56,18 @@ def reader_of(values: dict[str, Any]) -> str | None:
 
 
 def translate_directory(
-    path: Path, values: dict[str, Any], entries: dict[str, TensorEntry], reader: str
+    path: Path,
+    values: dict[str, Any],
+    entries: dict[str, TensorEntry],
+    reader: str,
+    tied_head: str | None,
 ) -> Translated:
-    """The tensors of a directory, read by a reader of READERS."""
-    source = Source(path=path, values=values["quantization_config"], entries=entries)
+    """The tensors of a directory, read by a reader of READERS.
+
+    tied_head: the prefix of lm_head, if it is the embedding.
+    """
+    said = values["quantization_config"]
+    source = Source(path=path, values=said, entries=entries, tied_head=tied_head)
     entries, declared, origin = translate(reader, READERS[reader], source)
     if declared is None:
         values = {k: v for k, v in values.items() if k != "quantization_config"}
@@ -74,6 +83,6 @@ def translate_file(file: Path, path: Path, given: Path | None) -> tuple[ModelCon
     values = {k: v for k, v in values.items() if k != "quantization_config"}
     config = model_config(values, beside if has_config else file)
     heads = config.num_heads, config.num_kv_heads
-    entries, declared, origin = translate_gguf(found, heads)
-    made = Translated(values=values, entries=entries, declared=declared, origin=origin)
+    entries, declared, origin = translate_gguf(found, heads, config.tie_embeddings)
+    made = Translated(values=values, entries=entries, declared=declared, origin=origin, gguf=found)
     return config, made

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from planish.reference.files.checkpoint import Checkpoint
 
 OF_ROWS = ("weight", "weight_scale", "weight_zero_point", "weight_offset")
-OF_INPUTS = ("weight_permutation", "input_scale")  # the same for every part
+OF_INPUTS = ("weight_permutation", "input_scale", "input_zero_point")  # the same for every part
 
 
 def fused_shapes(

@@ -15,7 +15,7 @@ from typing import overload
 import numpy as np
 
 from planish.reference.errors import CheckpointError, TokenizerError, notice
-from planish.reference.files.checkpoint import Checkpoint, head_names, open_checkpoint
+from planish.reference.files.checkpoint import Checkpoint, head_names
 from planish.reference.files.entries import bad_value, require_entry
 from planish.reference.files.floats import (
     FLOATS,
@@ -25,6 +25,7 @@ from planish.reference.files.floats import (
     require_finite,
 )
 from planish.reference.files.fused import fused_shapes
+from planish.reference.files.opening import open_checkpoint
 from planish.reference.linear import Linear
 from planish.reference.model.attention import AttentionScales
 from planish.reference.model.experts import Stack
@@ -38,7 +39,7 @@ from planish.reference.model.shapes import (
     outer_shapes,
 )
 from planish.reference.model.weights import Block, Mlp, Weights, build_block, split_expert
-from planish.reference.quantized import QuantizedWeight, to_layout
+from planish.reference.quantized import QuantizedWeight, for_kernels, to_layout
 from planish.reference.scheme import Scheme
 from planish.reference.text.tokenizer import load_tokenizer
 
@@ -252,8 +253,8 @@ def load_linear(
         return Linear(load_part(checkpoint, part, layer, "weight", shape), bias)
     linear = _read_quantized(checkpoint, part, layer, shape)
     if isinstance(linear.weight, QuantizedWeight):
-        layout = "tiles" if tiled else "canonical"
-        linear = replace(linear, weight=to_layout(linear.weight, layout))
+        weight = for_kernels(linear.weight) if tiled else to_layout(linear.weight, "canonical")
+        linear = replace(linear, weight=weight)
     return replace(linear, bias=bias)
 
 

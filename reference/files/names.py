@@ -32,6 +32,7 @@ UNUSED = (  # patterns of tensors that no model of ours reads
     r"(\w+\.)?(score|classifier|classification_head|qa_outputs|summary|v_head|value_head)\..+",
     r"(\w+\.)?(vision_tower|vision_model|visual|audio_tower|multi_modal_projector)\..+",
 )
+STRAY = r"(.*\.)?scale_bf16_to_fp8"  # in every export of Neural Compressor; vLLM refuses it
 MASK = r".*\.(attn|attention|self_attn|self_attention)\.(bias|mask|causal_mask)"  # of two axes
 
 
@@ -65,6 +66,11 @@ def is_unused(name: str, architecture: Architecture, entry: TensorEntry | None =
     if any(re.fullmatch(pattern, name) for pattern in (*UNUSED, *architecture.ignored)):
         return True
     return re.fullmatch(MASK, name) is not None and (entry is None or len(entry.shape) > 1)
+
+
+def is_stray(name: str) -> bool:
+    """Whether a tensor changes nothing here, though a file should not have it: lint warns."""
+    return re.fullmatch(STRAY, name) is not None
 
 
 def is_zero_bias(name: str, entry: TensorEntry, known: set[str]) -> bool:

@@ -32,6 +32,8 @@ REQUEST = "request.json"
 class Partial:
     """OUT.partial, for an output OUT. Nothing is created before `begin`."""
 
+    noun = "finished piece"  # what it has, in messages
+
     def __init__(self, target: str | Path, resume: bool = False, program: str = "planish"):
         """resume: go on with what an earlier run has finished. program: name and version."""
         self.target, self.program = Path(target), program
@@ -50,7 +52,7 @@ class Partial:
             expected = "a free name for the unfinished output"
             raise OutputError("exists", path=self.path, expected=expected)
         if (count := len(self.names())) and not self.resume:
-            pieces = f"{_count(count)} of an earlier run"
+            pieces = f"{self._count(count)} of an earlier run"
             expected = "--resume to go on, or its removal to begin again"
             raise OutputError("exists", path=self.path, expected=expected, found=pieces)
 
@@ -74,7 +76,7 @@ class Partial:
             except OutputError:
                 self.close()  # it is kept as it was
                 raise
-            notice(f"{self.path}: going on after {_count(finished)}")
+            notice(f"{self.path}: going on after {self._count(finished)}")
         elif self.resume:
             notice(f"{self.path}: nothing finished to go on with, so this begins at the start")
         self._write_json(REQUEST, request)
@@ -117,6 +119,9 @@ class Partial:
         hidden.rename(self.path / name)
         sync(self.path)
 
+    def _count(self, pieces: int) -> str:
+        return f"{pieces} {self.noun}{'s' * (pieces != 1)}"
+
     def close(self) -> None:
         """Let another program go on with it."""
         if self.lock >= 0:
@@ -128,7 +133,7 @@ class Partial:
         if self.lock < 0:  # not begun, or another program's
             return
         if worth and (count := len(self.names())):
-            notice(f"{self.path} keeps {_count(count)}; --resume goes on after them")
+            notice(f"{self.path} keeps {self._count(count)}; --resume goes on after them")
             self.close()
         else:
             self.remove()
@@ -139,10 +144,6 @@ class Partial:
             (self.path / REQUEST).unlink()
         shutil.rmtree(self.path, ignore_errors=True)
         self.close()
-
-
-def _count(pieces: int) -> str:
-    return f"{pieces} finished piece{'s' * (pieces != 1)}"
 
 
 def sync(path: Path) -> None:

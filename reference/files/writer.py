@@ -34,6 +34,7 @@ COPIED = (  # copied with the tensors; open_checkpoint refuses those that link o
     "added_tokens.json",
     "chat_template.jinja",
 )
+MORE_TEMPLATES = "additional_chat_templates"  # a directory of NAME.jinja, copied, too
 
 
 class Sink(Protocol):
@@ -162,6 +163,7 @@ class CheckpointWriter:
 
     def add_text(self, name: str, text: str) -> None:
         """Add a text file, such as tokenizer.json."""
+        (self.hidden / name).parent.mkdir(exist_ok=True)
         (self.hidden / name).write_text(text, encoding="utf-8")
 
     def _flush(self) -> None:
@@ -175,11 +177,9 @@ class CheckpointWriter:
             self._queue(name, tensor)
         self._flush()
         self._name_shards()
-        files = [] if self.source is None else [self.source / name for name in COPIED]
-        for file in files:
-            if file.is_file():
-                shutil.copyfile(file, self.hidden / file.name)
-        for path in self.hidden.iterdir():
+        if self.source is not None:
+            self._copy_companions(self.source)
+        for path in self.hidden.rglob("*"):
             sync(path)
         self._write_json("config.json", values)
         sync(self.hidden / "config.json")
@@ -187,6 +187,12 @@ class CheckpointWriter:
         put_directory(self.hidden, self.target, self.overwrite)
         self.finished = True
         sync(self.target.parent)
+
+    def _copy_companions(self, source: Path) -> None:
+        for name in companions(source):
+            if (source / name).is_file():
+                (self.hidden / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(source / name, self.hidden / name)
 
     def _name_shards(self) -> None:
         count = len(self.shards)
@@ -203,6 +209,12 @@ class CheckpointWriter:
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         self.add_text(name, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def companions(source: Path) -> list[str]:
+    """The files beside the weights that are copied if they are there, relative to the directory."""
+    templates = sorted((source / MORE_TEMPLATES).glob("*.jinja"))
+    return [*COPIED, *(f"{MORE_TEMPLATES}/{file.name}" for file in templates)]
 
 
 def is_worth_resuming(problem: BaseException | None) -> bool:

@@ -19,6 +19,7 @@ from planish.reference.model.weights import Mlp
 from planish.reference.quantized import QuantizedWeight, to_layout
 
 ARRAYS = ("codes", "scale", "zero_point", "offset", "permutation")  # of a QuantizedWeight
+BESIDE = ("bias", "activation_scale", "activation_zero_point")  # of a Linear
 
 
 def linear_of(stack: Linear, index: int) -> Linear:
@@ -67,7 +68,7 @@ def _combine(linears: Sequence[Linear], change: Callable[[list[Any]], np.ndarray
         weight: Any = replace(first, **combine(weights, ARRAYS))
     else:
         weight = change(weights)
-    return replace(linears[0], weight=weight, **combine(linears, ("bias", "activation_scale")))
+    return replace(linears[0], weight=weight, **combine(linears, BESIDE))
 
 
 @dataclass(frozen=True)

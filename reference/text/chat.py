@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -26,6 +24,7 @@ from typing import Any
 from planish.reference.errors import ChatError, PromptError
 from planish.reference.model.config import ModelConfig
 from planish.reference.text.chat_template import TURN, ChatTemplate, special_tokens
+from planish.reference.text.renderer import RENDERER
 from planish.reference.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -33,9 +32,7 @@ Message = Mapping[str, Any]
 SENTINEL = "CONTINUE_FINAL_MESSAGE_TAG "  # as in transformers; the space shows whether it is cut
 USERS = frozenset({"user", "tool"})  # the roles whose text comes from outside
 PRIVATE = range(0xF0000, 0xFFFFE)  # characters that no text has a meaning for
-WORKER = Path(__file__).with_name("template_worker.py")
 SECONDS, BYTES = 10, 2**30  # processor time and addresses of one rendering
-LONGEST_WAIT = 120  # seconds; a busy machine may give a process little time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +91,7 @@ def render_chat(
         "documents": conversation.documents,
         "add_generation_prompt": not conversation.continue_final_message,
     }
-    text = _run_worker(template, conversation.tools is not None, variables, now)
+    text = _render(template, conversation.tools is not None, variables, now)
     return _cut_at_sentinel(text, template.path) if conversation.continue_final_message else text
 
 
@@ -129,7 +126,7 @@ def _cut_at_sentinel(text: str, path: Path) -> str:
     return kept if text[place:].startswith(SENTINEL) else kept.rstrip()
 
 
-def _run_worker(
+def _render(
     template: ChatTemplate, with_tools: bool, variables: Mapping[str, Any], now: datetime | None
 ) -> str:
     """Render in a process of limited time and memory; ChatError unless it returns a text."""
@@ -139,7 +136,7 @@ def _run_worker(
         content = json.dumps({**request, "now": moment, "limits": limits}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as problem:
         raise ChatError(f"is not JSON: {problem}", path=template.path, name="messages") from None
-    answer = _start_worker(content.encode(), template.path)
+    answer = _ask(content.encode(), template.path)
     if "text" in answer:
         return answer["text"]
     where: dict[str, Any] = {"path": template.path, "name": "chat_template"}
@@ -148,23 +145,16 @@ def _run_worker(
     raise ChatError(f"cannot be rendered: {answer['problem']}", **where)
 
 
-def _start_worker(content: bytes, path: Path) -> dict[str, str]:
-    """The worker's answer to a request; a process that was killed has used up its limits."""
-    command = [sys.executable, "-P", str(WORKER)]
+def _ask(content: bytes, path: Path) -> dict[str, str]:
+    """The worker's answer to a request; a child that was killed has used up its limits."""
     where: dict[str, Any] = {"path": path, "name": "chat_template"}
     try:
-        done = subprocess.run(command, input=content, capture_output=True, timeout=LONGEST_WAIT)
-    except OSError as problem:
-        raise ChatError(f"no process can be started: {problem}", **where) from None
-    except subprocess.TimeoutExpired:
-        raise ChatError(f"takes more than {LONGEST_WAIT} s", **where) from None
-    if done.returncode < 0:
+        answer = RENDERER.ask(content)
+    except OSError as problem:  # TimeoutError, too
+        raise ChatError(f"cannot be rendered: {problem}", **where) from None
+    if "killed" in answer:
         limits = f"{SECONDS} s or {BYTES // 2**20} MiB"
         raise ChatError(f"cannot be rendered: it takes more than {limits}", **where)
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ChatError(f"cannot be rendered: {last}", **where)
-    answer: dict[str, str] = json.loads(done.stdout)
     return answer
 
 

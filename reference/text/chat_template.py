@@ -49,18 +49,23 @@ class ChatTemplate:
         return self.sources[name]
 
 
-def load_chat_template(path: str | Path, file: str | Path | None = None) -> ChatTemplate:
+def load_chat_template(
+    path: str | Path, file: str | Path | None = None, config: str | Path | None = None
+) -> ChatTemplate:
     """The template of a model directory or GGUF file; with `file`, the one in that file.
 
-    Raises ChatError if there is none: a base model continues text, and a template made up for it
-    would be one that it was never trained on.
+    config: a directory that replaces the keys of a GGUF file; its template and its special tokens
+    are used, or the file's if it has no template. Raises ChatError if there is none: a base model
+    continues text, and a template made up for it would be one that it was never trained on.
     """
-    model = Path(path)
+    model = Path(path if config is None else config)
     if file is not None:
         given = {DEFAULT: _read_source(Path(file))}
         return ChatTemplate(sources=given, special_tokens=special_tokens(model), path=Path(file))
     values, directory = _facts_of(model), model if model.is_dir() else model.parent
     sources = dict(_stored_sources(directory, values))
+    if not sources and config is not None:
+        return load_chat_template(path)
     if not sources:
         expected = "an instruct model, or --chat_template FILE"
         raise ChatError("has no chat template: a base model", path=path, expected=expected)

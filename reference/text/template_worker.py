@@ -1,10 +1,12 @@
 """Render one chat template in a process that may neither hang nor fill the memory.
 
 A template comes with a model, and a hundred bytes of it can loop for a year: three nested range()
-do. So chat.py runs this file as a program, which imports nothing of planish:
+do. So renderer.py runs this file as a program, which imports nothing of planish and forks a child
+for each template. A message is 8 bytes of its length, and JSON:
 
     stdin   {"template", "variables", "now", "limits"}
-    stdout  {"text"}, or {"refusal"} for the template's raise_exception, or {"problem"}
+    stdout  {"text"}, or {"refusal"} for the template's raise_exception, or {"problem"}, or
+            {"killed"}, a signal's number, if the child used up its limits
 
 The environment is the one of transformers: jinja2's immutable sandbox, trim_blocks, lstrip_blocks,
 break and continue, {% generation %}, a tojson that leaves HTML as it is, raise_exception and
@@ -16,6 +18,7 @@ Source: https://huggingface.co/docs/transformers/chat_templating_writing
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Mapping
@@ -108,13 +111,43 @@ def answer(request: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Set the limits, read the request, write the answer."""
-    request = json.loads(sys.stdin.buffer.read())
-    seconds, size = request["limits"]
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    sys.stdout.write(json.dumps(answer(request)))
+    """Answer requests until stdin ends."""
+    source, target = sys.stdin.buffer, sys.stdout.buffer
+    while size := source.read(8):
+        content = answer_apart(source.read(int.from_bytes(size, "big")))
+        target.write(len(content).to_bytes(8, "big") + content)
+        target.flush()
+
+
+def answer_apart(content: bytes) -> bytes:
+    """The answer to a request, computed by a child that its limits may kill."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        answer_limited(content, writing)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        found = pipe.read()
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        return json.dumps({"killed": os.WTERMSIG(status)}).encode()
+    return found or json.dumps({"problem": "it needs too much memory"}).encode()
+
+
+def answer_limited(content: bytes, target: int) -> None:
+    """Set the limits, render, and write the answer; nothing if there is no memory even for that."""
+    try:
+        request = json.loads(content)
+        seconds, size = request["limits"]
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        with os.fdopen(target, "wb") as pipe:
+            pipe.write(json.dumps(answer(request)).encode())
+    except MemoryError:
+        pass
 
 
 if __name__ == "__main__":

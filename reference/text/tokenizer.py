@@ -98,6 +98,15 @@ class Tokenizer:
         with library_errors(self.path, "cannot decode"):
             return self.inner.decode(list(ids), skip_special_tokens=True)
 
+    def text_of(self, token: int) -> str:
+        """The text of one token; that of a special token is its name."""
+        name = self._names.get(token)
+        return self.decode([token]) if name is None else name
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return self.added_tokens()
+
     def added_tokens(self) -> dict[int, str]:
         """Id, as the model knows it, -> text of special and other added tokens."""
         added = self.inner.get_added_tokens_decoder().items()

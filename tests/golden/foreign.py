@@ -23,7 +23,8 @@ from planish.reference.files.safetensors import read_entries
 TARGET = Path(__file__).parents[1] / "foreign"
 ROWS = 32  # of the embedding
 EMBEDDING = "model.embed_tokens."
-NOT_KEPT = ("ct-w8a8-static-asym", "gguf-q8_0")  # refused; Q8_0 is in gguf-q4_0 too
+NOT_KEPT = ("gguf-q8_0",)  # Q8_0 is in gguf-q4_0 too
+SAME_WEIGHTS = {"ct-w8a8-static-asym": "ct-w8a8"}  # has no dequantized.npz
 LEFT_OUT = ("model.layers.1.", "lm_head.")
 
 
@@ -81,8 +82,9 @@ def cut_sample(source: Path) -> None:
         cut_tensors(source / "model.safetensors", target / "model.safetensors")
         cut_config(source / "config.json", target / "config.json")
         weights = {}
-        if (source / "dequantized.npz").exists():
-            weights = hash_weights(source / "dequantized.npz")
+        twin = source.with_name(SAME_WEIGHTS.get(source.name, source.name))
+        if (twin / "dequantized.npz").exists():
+            weights = hash_weights(twin / "dequantized.npz")
     (target / "dequantized.json").write_text(json.dumps(weights, indent=1) + "\n")
 
 

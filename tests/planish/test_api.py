@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import planish as api
+from planish.reference.files.load import open_checkpoint
+from tests.golden.foreign import TARGET
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "The quick brown"
@@ -42,6 +46,17 @@ def test_chat_writes_what_the_template_and_generate_write(make_llama):
     text = model.generate("[a][b]", **options)
     assert model.chat(messages, **options) == text
     assert "".join(model.chat(messages, stream=True, **options)) == text
+
+
+def test_chat_takes_the_template_of_a_given_config(tiny_llama, tmp_path):
+    values = open_checkpoint(TARGET / "gguf-q4_0").values
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / "chat_template.jinja").write_text("<{{ messages[0].content }}>")
+    shutil.copy(tiny_llama / "tokenizer.json", tmp_path)
+    file = TARGET / "gguf-q4_0" / "model.gguf"
+    model = api.load(file, engine="reference", config=tmp_path)
+    text = model.chat([{"role": "user", "content": "a"}], max_new_tokens=3)
+    assert text == model.generate("<a>", max_new_tokens=3)
 
 
 def test_quantize_writes_what_the_command_writes(planish, tiny_llama, tmp_path):

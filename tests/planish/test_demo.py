@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from planish import demo, pocket
+from planish import demo, demo_formats, pocket
 from planish.compare.quality.names import parse_recipes
 from planish.compare.quality.table import HEADER, legend, table_row
 from planish.fast.native.library import choose_kernels
 from planish.pocket.outliers import write_outlier_model
 from planish.reference.engine import Engine
 from planish.reference.files.load import open_checkpoint
+from planish.reference.files.writer import CheckpointWriter
+from planish.reference.quantize.checkpoint import quantize_checkpoint
 from tests.planish.tables import assert_same_row, rows_in
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +44,22 @@ def test_the_embedded_model_writes_a_function_and_not_a_column_of_comments():
 def test_the_tables_have_the_rows_and_columns_of_the_demo(shown, recipes):
     assert list(rows_in(shown)) == ["float", *parse_recipes(recipes)]
     assert HEADER in shown
+
+
+def test_a_model_comes_back_from_other_formats_with_the_same_logits(tmp_path, unoptimized):
+    source, chosen = tmp_path / "quantized", parse_recipes(demo.FOR_OTHERS)[demo.FOR_OTHERS]
+    with CheckpointWriter(source, pocket.MODEL) as writer:
+        quantize_checkpoint(open_checkpoint(pocket.MODEL), writer, chosen, None)
+    quantized = open_checkpoint(source)
+    tokens = demo.held_out_tokens(quantized)[:8]
+    rows = [*demo_formats.convert_there_and_back(quantized, tmp_path / "c", tokens, native=False)]
+    assert len(rows) == 1 + 2 * len(demo_formats.FORMATS)
+    assert all("the same to the bit" in row for row in rows[1:])
+
+
+def test_logits_that_differ_are_shown():
+    words = demo_formats.compare_logits(np.zeros(3), np.array([0, 0.5, 0]))
+    assert words == "DIFFERENT, by up to 5.00e-01"
 
 
 def test_benchmarks_explain_the_columns_as_the_command_does():

@@ -4,6 +4,7 @@
 #include "ffi/dense.cc"
 #include "ffi/experts.cc"
 #include "ffi/linears.cc"
+#include "ffi/norm.cc"
 #include "ffi/registry.cc"
 #include "ffi/roofline.cc"
 #include "ffi/route.cc"

@@ -213,10 +213,10 @@ struct Kernels {
   // after the inputs; y [rows, outputs].
   void (*dense)(const float* x, int64_t stride, int64_t rows, const float* w, int64_t inputs,
                 int64_t first, int64_t last, float* y, int64_t outputs);
-  // Router logits y[n] = sum_k x[k] w[n, k] of experts first..last, in floats; x is padded to a
-  // multiple of 16.
-  void (*score_experts)(const float* x, const float* w, int64_t inputs, int64_t first, int64_t last,
-                        float* y);
+  // Router logits y[r, n] = sum_k x[r, k] w[n, k] of experts first..last, in floats: x [rows,
+  // stride], zeros after the inputs; y [rows, experts].
+  void (*score_experts)(const float* x, int64_t stride, int64_t rows, const float* w,
+                        int64_t inputs, int64_t first, int64_t last, float* y, int64_t experts);
   // y = residual (if not null) + the sum of weights[e] * outputs[e] in that order, `count` columns.
   void (*weighted_sum)(const float* const* outputs, const float* weights, int64_t experts,
                        const float* residual, float* y, int64_t count);

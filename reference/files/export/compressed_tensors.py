@@ -6,7 +6,8 @@
     W8A16, W4A16 symmetric       pack-quantized   weight_packed int32 [N, ceil(K b / 32)],
                                                   weight_scale [N, G], weight_shape int64 [2]
     W4A16 asymmetric             pack-quantized   also weight_zero_point int32 [ceil(N / 8), G]
-    static inputs                                 also input_scale [1]
+    static inputs                                 also input_scale [1], and input_zero_point
+                                                  int8 [1] if they are asymmetric
 
 Groups are of 16 to 128 inputs, as vLLM takes them, and divide K: coarser ones are repeated. An
 asymmetric W4A8 has weight_zero_point int8 [N, G], not packed. Scales keep their type; float32 ones
@@ -89,6 +90,8 @@ def tensors(linear: Linear, scheme: Scheme) -> dict[str, np.ndarray]:
         found["weight_zero_point"] = zero_points(weight).view(np.int8) - np.int8(SYMMETRIC_ZERO)
     if linear.activation_scale is not None:
         found["input_scale"] = shorten(linear.activation_scale)
+    if linear.activation_zero_point is not None:
+        found["input_zero_point"] = linear.activation_zero_point
     return found
 
 

@@ -19,6 +19,7 @@ from planish.reference.files.export.dtypes import require_dtype
 from planish.reference.files.export.gguf import plan_gguf, write_gguf
 from planish.reference.files.export.planish import choose_layout, write_planish
 from planish.reference.files.export.protocol import Request
+from planish.reference.files.export.tied import tie
 
 Export = Callable[[Checkpoint, Path, Request], None]
 EXPORTS: dict[str, Export] = {
@@ -43,7 +44,8 @@ def check_conversion(checkpoint: Checkpoint, request: Request) -> None:
     """Raise RecipeError unless the format can hold every linear, before anything is written."""
     check_request(request)
     if request.format in WRITERS:
-        stored_schemes(checkpoint, WRITERS[request.format])
+        form = WRITERS[request.format]
+        stored_schemes(tie(checkpoint, form), form)
     if request.format == "planish":
         choose_layout(checkpoint, request.layout)
     if request.format == "gguf":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from planish.reference.files.export.protocol import (
     Request,
     Writer,
 )
-from planish.reference.files.writer import COPIED, CheckpointWriter
+from planish.reference.files.export.tied import Tied, tie
+from planish.reference.files.writer import CheckpointWriter, companions
 from planish.reference.gguf import find_gguf
-from planish.reference.linear import Linear, quantized_weight
+from planish.reference.linear import quantized_weight
 from planish.reference.quantized import dequantize
 from planish.reference.scheme import Scheme
 from planish.reference.text.gguf_tokenizer import gguf_chat_template, gguf_tokenizer
@@ -41,9 +43,10 @@ CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Q
 
 def write_format(checkpoint: Checkpoint, out: Path, request: Request, form: Writer) -> None:
     """Write a directory with quantized linears in a format of WRITERS."""
-    schemes, seen = stored_schemes(checkpoint, form), Seen()
+    tied, seen = tie(checkpoint, form), Seen()
+    schemes, checkpoint = stored_schemes(tied, form), tied.checkpoint
     with CheckpointWriter(out, checkpoint.path, request.overwrite, padded=False) as sink:
-        for module in modules(checkpoint, request.progress):
+        for module in map(tied.replace, modules(checkpoint, request.progress)):
             name = public_name(checkpoint, module.name)
             if module.linear is not None:
                 seen.see_linear(module.linear)
@@ -67,15 +70,17 @@ def _notice_scales(seen: Seen, dtype: str) -> None:
         notice(f"dtype {dtype}: {words}")
 
 
-def stored_schemes(checkpoint: Checkpoint, form: Writer) -> dict[str, Scheme | None]:
+def stored_schemes(tied: Tied, form: Writer) -> dict[str, Scheme | None]:
     """The scheme of every linear as the format stores it, by its name; None: in floats.
 
     Raises RecipeError for the first linear that the format cannot hold, and for a model without
     quantized linears.
     """
+    checkpoint, embedding = tied.checkpoint, tied.embedding
     require_float_attention(checkpoint)
     found: dict[str, Scheme | None] = {}
-    for place in all_places(checkpoint):
+    more = [embedding.place] if embedding and embedding.place else []
+    for place in [*all_places(checkpoint), *more]:
         scheme, name = place.scheme, public_name(checkpoint, place.name)
         if scheme is not None:
             if refusal := refuse_place(place) or form.refuse(scheme, place.shape):
@@ -133,7 +138,7 @@ def linear_tensors(
     assert module.linear is not None
     assert scheme is not None
     weight = refine(quantized_weight(module.linear), scheme)
-    linear = Linear(weight, activation_scale=module.linear.activation_scale)
+    linear = replace(module.linear, weight=weight, bias=None)
     try:
         return form.tensors(linear, scheme)
     except CannotHoldError as problem:
@@ -155,6 +160,7 @@ def write_floats(checkpoint: Checkpoint, out: Path, request: Request) -> None:
     Quantized inputs, attention and caches are floats, too, which a notice says.
     """
     _notice_inputs(checkpoint)
+    checkpoint = tie(checkpoint).checkpoint
     seen = Seen()
     with CheckpointWriter(out, checkpoint.path, request.overwrite, padded=False) as sink:
         for module in modules(checkpoint, request.progress):
@@ -214,7 +220,7 @@ def add_tokenizer(checkpoint: Checkpoint, sink: CheckpointWriter) -> None:
     file, given = find_gguf(checkpoint.path), checkpoint.tokenizer_path
     if file is None:
         return
-    for name in COPIED if checkpoint.config_path is not None else ():
+    for name in companions(given) if checkpoint.config_path is not None else ():
         if (given / name).is_file():
             sink.add_text(name, (given / name).read_text(encoding="utf-8"))
     if not (given / "tokenizer.json").is_file():

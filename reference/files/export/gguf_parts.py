@@ -18,6 +18,7 @@ from planish.reference.files.export.dtypes import cast
 from planish.reference.files.export.gguf_container import Part
 from planish.reference.files.export.gguf_types import encode, refuse, type_of
 from planish.reference.files.export.protocol import CannotHoldError, Refusal
+from planish.reference.files.export.tied import shared_head, without_codes
 from planish.reference.files.formats.gguf import interleaved_rows
 from planish.reference.files.load import load_linear, load_norm, load_part, load_stack
 from planish.reference.linear import Linear, quantized_weight
@@ -83,7 +84,7 @@ def list_parts(plan: Plan) -> Parts:
     config = plan.checkpoint.config
     require_float_attention(plan.checkpoint)
     shapes = outer_shapes(config)
-    parts = {"token_embd.weight": _floats(plan, Place(part="embed"), shapes["embed"])}
+    plan, parts = _embedding(plan, shapes["embed"])
     for layer in range(config.num_layers):
         for name, shape in block_norms(config).items():
             parts |= _norm(plan, Place(part=name, layer=layer), shape)
@@ -99,6 +100,18 @@ def list_parts(plan: Plan) -> Parts:
     if not config.tie_embeddings or plan.checkpoint.scheme("head") is not None:
         parts |= _linear(plan, Place(part="head"), shapes["head"], config.head_bias)
     return parts
+
+
+def _embedding(plan: Plan, shape: Shape) -> tuple[Plan, Parts]:
+    """The embedding, with codes if they are the head's, too, which is then left out."""
+    name, scheme = "token_embd.weight", plan.checkpoint.scheme("head")
+    if scheme is None or shared_head(plan.checkpoint) is None:
+        return plan, {name: _floats(plan, Place(part="embed"), shape)}
+    tied = replace(plan, checkpoint=without_codes(plan.checkpoint))
+    if refuse(scheme, (shape[0], shape[1])):
+        return tied, {name: _floats(plan, Place(part="embed"), shape)}
+    read = _codes(plan, Place(part="head"), shape)
+    return tied, {name: Part(type=type_of(scheme), shape=shape, read=read)}
 
 
 def _norm(plan: Plan, place: Place, shape: Shape) -> Parts:

@@ -225,8 +225,9 @@ def _fuse(checkpoint: Checkpoint, place: Place, parts: Sequence[Linear]) -> Line
     if len(parts) == 1:
         return replace(first, weight=weights[0])
     scales = [part.activation_scale for part in parts]
+    zeros = [part.activation_zero_point for part in parts]
     orders = [weight.permutation for weight in weights]
-    for shared in (scales, orders):
+    for shared in (scales, zeros, orders):
         if any(not np.array_equal(one, shared[0]) for one in shared):  # type: ignore[arg-type]
             found = ", ".join(place.parts)
             raise RecipeError(

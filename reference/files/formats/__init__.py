@@ -3,6 +3,7 @@
 fields     read the fields of a quantization_config, with type checks
 scales     check that scales are finite and not 0
 planish    the format that planish writes
+planish_linears   its linears, read and checked
 
 Of other programs, which are only read:
 

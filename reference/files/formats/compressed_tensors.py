@@ -10,6 +10,7 @@ For a linear P of N outputs, K inputs and G groups, by the tensors that it has:
                           float8 [N, K]                a float model: weight * weight_scale
     P.weight_scale        [N, G], [N, 1] or [1], FP8 also in blocks; bfloat16, float16 or float32
     P.input_scale         [1], static activations
+    P.input_zero_point    int8 [1], if they are asymmetric: x ~ (code - zero point) * scale
 
 The scheme comes from `config_groups`, the group from the linear's name. Codes use -128, and scales
 in bfloat16 are widened to float32, so the program's own weights in bfloat16 are ours, rounded.
@@ -150,9 +151,7 @@ def read_plain(source: Source, prefix: str, group: Mapping[str, Any]) -> Stored:
     }
     if one and not many:
         stored["scale"] = lambda: widen(scale).reshape(1, 1)
-    if fields["activation"] == "static":
-        given = require_one(source, f"{prefix}.input_scale")
-        stored["input_scale"] = lambda: widen(given).reshape(1)
+    stored |= input_arrays(source, prefix, group)
     limit = 2 ** (bits - 1)
 
     def codes() -> np.ndarray:
@@ -168,6 +167,21 @@ def read_plain(source: Source, prefix: str, group: Mapping[str, Any]) -> Stored:
     return Stored(scheme=scheme, shape=(rows, cols), codes=codes, zero_point=zeros, **stored)
 
 
+def input_arrays(
+    source: Source, prefix: str, group: Mapping[str, Any]
+) -> dict[str, Callable[[], np.ndarray]]:
+    """The scale and the zero point of static inputs."""
+    found: dict[str, Callable[[], np.ndarray]] = {}
+    if group["activation"] == "static":
+        scale = require_one(source, f"{prefix}.input_scale")
+        found["input_scale"] = lambda: widen(scale).astype(np.float32).reshape(1)
+    if not group["input_zero_point"]:
+        refuse_zeros(source, f"{prefix}.input_zero_point")
+        return found
+    zero = require_one(source, f"{prefix}.input_zero_point", ("I8",))
+    return found | {"input_zero_point": lambda: zero.map().reshape(1)}
+
+
 def fields_of(
     source: Source, prefix: str, group: Mapping[str, Any], cols: int, groups: int
 ) -> dict[str, Any]:
@@ -180,6 +194,8 @@ def fields_of(
         raise source.bad("group_size", f"{fields['group_size']}, as {prefix} has", size)
     grouped = not whole
     fields["bits"] = 4 if weights["num_bits"] <= 4 else 8
+    if group["input_zero_point"]:
+        fields["input_zero_point"] = True
     if fields["bits"] == 4 or grouped:
         fields |= scale_type(source, f"{prefix}.weight_scale")
     elif not grouped:
@@ -228,7 +244,7 @@ def read_plain_zeros(
     entry = source.entries.get(f"{prefix}.weight_zero_point")
     four = bits == 4 and entry is not None and entry.shape == shape and entry.map().any()
     if not four:
-        refuse_zeros(source, prefix)
+        refuse_zeros(source, f"{prefix}.weight_zero_point")
         return None
     name = f"{prefix}.weight_zero_point"
     found = require_entry(source, name, ("I8",), shape).map()
@@ -237,20 +253,19 @@ def read_plain_zeros(
     return lambda: (found + np.int8(SYMMETRIC_ZERO)).astype(np.uint8)
 
 
-def refuse_zeros(source: Source, prefix: str) -> None:
-    """Refuse zero points of codes or inputs that are not packed, unless all are 0."""
-    for kind in ("weight_zero_point", "input_zero_point"):
-        entry = source.entries.get(f"{prefix}.{kind}")
-        if entry is not None and entry.map().any():
-            name, expected = f"{prefix}.{kind}", "zeros: symmetric INT8"
-            raise source.refuse(name, "cannot be read", expected, "asymmetric INT8")
+def refuse_zeros(source: Source, name: str) -> None:
+    """Refuse zero points of codes that are not packed or of inputs, unless all are 0."""
+    entry = source.entries.get(name)
+    if entry is not None and entry.map().any():
+        expected = "zeros: symmetric INT8"
+        raise source.refuse(name, "cannot be read", expected, "asymmetric INT8")
 
 
-def require_one(source: Source, name: str) -> TensorEntry:
+def require_one(source: Source, name: str, dtypes: tuple[str, ...] = FLOATS) -> TensorEntry:
     """The entry of a single number."""
     entry = source.entries.get(name)
     shape = (1,) if entry is None or entry.shape not in ((1,), (1, 1), ()) else entry.shape
-    return require_entry(source, name, FLOATS, shape)
+    return require_entry(source, name, dtypes, shape)
 
 
 def require_trivial_order(source: Source, prefix: str, cols: int, groups: int) -> None:

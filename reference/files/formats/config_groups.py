@@ -47,7 +47,9 @@ def check_config(source: Source) -> None:
 
 
 def find_group(source: Source, prefix: str) -> Mapping[str, Any]:
-    """A linear's group: `weights` with num_bits, and `activation` by planish's names."""
+    """A linear's group: `weights` with num_bits, `activation` by planish's names, and whether these
+    inputs have a zero point, `input_zero_point`.
+    """
     file, groups = source.path / "config.json", source.values["config_groups"]
     default = None
     for key, group in groups.items():
@@ -107,7 +109,8 @@ def check_group(source: Source, name: str, group: Mapping[str, Any]) -> Mapping[
         raise source.bad(f"{name}.weights.group_size", "a number", repr(size))
     inputs = group.get("input_activations")
     activation = "float" if inputs is None else read_activation(source, name, inputs)
-    return {"weights": weights, "activation": activation}
+    zero = isinstance(inputs, dict) and inputs.get("symmetric", True) is False
+    return {"weights": weights, "activation": activation, "input_zero_point": zero}
 
 
 def read_activation(source: Source, name: str, inputs: object) -> str:
@@ -117,7 +120,9 @@ def read_activation(source: Source, name: str, inputs: object) -> str:
     names = {found: activation for activation, found in INPUTS.items()}
     key = given.get("strategy"), given.get("dynamic", False)
     plain = given.get("num_bits") == 8 and given.get("type", "int") == "int"
-    plain = plain and given.get("symmetric", True) is True
+    symmetric = given.get("symmetric", True)
+    static = key == ("tensor", False)
+    plain = plain and (symmetric is True or (symmetric is False and static))
     try:
         activation = names.get(key)  # type: ignore[arg-type]
     except TypeError as problem:
@@ -126,6 +131,6 @@ def read_activation(source: Source, name: str, inputs: object) -> str:
         words = [f"{given.get('num_bits')} bits", str(given.get("type", "int"))]
         words += ["symmetric" if given.get("symmetric", True) is True else "asymmetric"]
         words += [f"strategy {key[0]}", f"dynamic {key[1]}"]
-        expected = "8 bits int symmetric by token, tensor or group"
+        expected = "8 bits int symmetric by token, tensor or group, or static by tensor"
         raise source.bad(f"{name}.input_activations", expected, ", ".join(words))
     return activation

@@ -1,9 +1,9 @@
 """A GGUF file of llama.cpp as a model directory: config, tensors under the architecture's names.
 
 The config is rebuilt from the file's keys, or is the config.json beside the file. Every tensor has
-a type of its own. Embeddings and a tied lm_head are read as floats. For `llama` the converter
-interleaves the rows of q and k, two halves of each head; codes and scales move with their rows, so
-this is undone without loss:
+a type of its own. Embeddings are read as floats; lm_head has their codes if it is tied to them.
+For `llama` the converter interleaves the rows of q and k, two halves of each head; codes and scales
+move with their rows, so this is undone without loss:
 
     file = w.reshape(heads, 2, d / 2, K).swapaxes(1, 2)    heads of keys for k
 
@@ -21,7 +21,7 @@ from planish.reference.errors import CheckpointError
 from planish.reference.files.entries import Declared
 from planish.reference.files.formats.gguf_blocks import TYPES, Blocks
 from planish.reference.files.formats.stored import Source, Stored, choose_scheme, planish_entries
-from planish.reference.files.formats.translate import Origin
+from planish.reference.files.formats.translate import Origin, add_tied_head
 from planish.reference.files.safetensors import TensorEntry
 from planish.reference.gguf import GgufFile, GgufTensor
 from planish.reference.grids import expand_groups
@@ -94,11 +94,16 @@ def plain_tensors(file: GgufFile) -> Iterator[tuple[str, GgufTensor]]:
 
 
 def translate_gguf(
-    file: GgufFile, heads: tuple[int, int]
+    file: GgufFile, heads: tuple[int, int], tied: bool
 ) -> tuple[dict[str, TensorEntry], Declared | None, Origin]:
-    """The tensors under the architecture's names, as planish stores them. heads: of q and k."""
+    """The tensors under the architecture's names, as planish stores them.
+
+    heads: of q and k. tied: whether lm_head is the embedding, by the config.
+    """
     interleaved = file.keys.get("general.architecture") in INTERLEAVED
-    source = Source(path=file.path, values={}, entries={})
+    tied = tied and "output.weight" not in file.tensors
+    source = Source(path=file.path, values={}, entries={}, tied_head="lm_head" if tied else None)
+    head: Stored | None = None
     entries, targets, sizes = dict[str, TensorEntry](), dict[str, Scheme](), dict[str, int]()
     for plain, tensor in plain_tensors(file):
         if plain == "rope_freqs.weight":  # config.json says the same
@@ -115,6 +120,9 @@ def translate_gguf(
         entries |= {f"{prefix}.{part}": entry for part, entry in made.items()}
         if stored.scheme is not None:
             targets[prefix] = stored.scheme
+        head = stored.head or head
+    if head is not None:
+        add_tied_head(source, head, entries, targets)
     declared = Declared(layout="canonical", targets=targets) if targets else None
     return entries, declared, Origin(format="gguf", made_by=_made_by(file.keys), bytes=sizes)
 
@@ -175,18 +183,19 @@ def _read_tensor(
         added: np.ndarray = w + expand_groups(found.offset, cols, how.group_size)
         return added
 
-    if name == "model.embed_tokens.weight":
-        return Stored(shape=(count, cols), codes=weights)
     fields = {"bits": how.bits, "granularity": "per_group", "group_size": how.group_size}
     fields |= {"scale_dtype": how.scale_dtype}
     fields |= {"symmetric": False, "offset": True} if how.offset else {}
-    return Stored(
+    linear = Stored(
         scheme=choose_scheme(source, name, **fields),
         shape=(count, cols),
         codes=lambda: decode().codes,
         scale=lambda: decode().scale,
         offset=(lambda: _offset(decode())) if how.offset else None,
     )
+    if name == "model.embed_tokens.weight":
+        return Stored(shape=(count, cols), codes=weights, head=linear)
+    return linear
 
 
 def _offset(blocks: Blocks) -> np.ndarray:

@@ -7,9 +7,9 @@
 A bias that is a whole multiple of its scale is a zero point (offsets.py). Linears that have only
 such biases are read without offsets: INT4 with zero points, or as symmetric if all are 2^(b-1).
 
-Embeddings are quantized too, and are read as floats, with lm_head if it is tied to them. The config
-has no quant_method but bits, group_size and mode, and exceptions by exact name. Source: ops.cpp of
-MLX (affine_quantize), utils.py of mlx-lm 0.32.
+Embeddings are quantized too, and are read as floats; lm_head has their codes if it is tied to them.
+The config has no quant_method but bits, group_size and mode, and exceptions by exact name. Source:
+ops.cpp of MLX (affine_quantize), utils.py of mlx-lm 0.32.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from planish.reference.files.formats.stored import (
     scale_type,
 )
 from planish.reference.files.formats.words import unpack_fields
-from planish.reference.files.safetensors import TensorEntry
 from planish.reference.grids import expand_groups
 
 KINDS = ("weight", "scales", "biases")
@@ -78,8 +77,6 @@ def read(source: Source, prefix: str) -> Stored:
         added: np.ndarray = product + next(wide)
         return added
 
-    if prefix.rpartition(".")[2] in EMBEDDINGS:
-        return Stored(shape=(rows, cols), codes=weights)
     stored: dict[str, Any] = {"shape": (rows, cols), "codes": codes}
     fields: dict[str, Any] = {
         "bits": 4 if bits <= 4 else 8,
@@ -94,25 +91,25 @@ def read(source: Source, prefix: str) -> Stored:
     else:
         narrow = to_float16(scale.map().astype(np.float32)) is not None
         fields |= {"symmetric": middle, "scale_dtype": "float16" if narrow else "float32"}
-        stored |= integer_arrays(codes, scale, offset, fields)
+        stored |= integer_arrays(codes, zeros, fields)
     scheme = choose_scheme(source, prefix, **fields)
     stored["scale"] = lambda: scale.map().astype(scheme.scale_dtype)
-    return Stored(scheme=scheme, **stored)
+    linear = Stored(scheme=scheme, **stored)
+    if prefix.rpartition(".")[2] in EMBEDDINGS:
+        return Stored(shape=(rows, cols), codes=weights, head=linear)
+    return linear
 
 
 def integer_arrays(
-    codes: Compute, scale: TensorEntry, offset: TensorEntry, fields: Mapping[str, Any]
+    codes: Compute, zeros: np.ndarray, fields: Mapping[str, Any]
 ) -> dict[str, Compute]:
-    """The codes and zero points of a linear whose biases are -z * scale."""
+    """The codes and zero points, uint8 [N, G], of a linear whose biases are -z * scale.
 
-    def zero_point() -> np.ndarray:
-        zeros = whole_zero_points(scale.map(), offset.map(), 4)
-        assert zeros is not None  # as when the file was opened
-        return zeros
-
+    The zero points, which opening had to compute, are kept: a 32nd of the codes' bytes at g = 64.
+    """
     if fields["bits"] == 8:
         return {"codes": lambda: (codes() ^ np.uint8(128)).view(np.int8)}
-    return {} if fields["symmetric"] else {"zero_point": zero_point}
+    return {} if fields["symmetric"] else {"zero_point": lambda: zeros}
 
 
 def settings(source: Source, prefix: str) -> tuple[int, int]:

@@ -38,6 +38,7 @@ class Source:
     values: Mapping[str, Any]
     entries: Mapping[str, TensorEntry]
     declared: Declared | None = None
+    tied_head: str | None = None  # the prefix of lm_head, if it is the embedding and not stored
 
     def refuse(self, prefix: str, problem: str, expected: object, found: object) -> CheckpointError:
         """The error for a linear that cannot be read."""
@@ -54,7 +55,8 @@ class Stored:
 
     scheme: None if `codes` gives float32 weights. codes: [N, K], uint8 0..15 of INT4, int8 of INT8,
     uint8 of INT8 with an offset. scale, zero_point, offset: [N, G]. order: int32 [K], the
-    permutation of an act order. input_scale: float32 [1].
+    permutation of an act order. input_scale: float32 [1]. input_zero_point: int8 [1]. head: of an
+    embedding, whose codes give floats, the same as a linear: lm_head, where it is tied to it.
     """
 
     shape: tuple[int, int]
@@ -66,6 +68,8 @@ class Stored:
     offset: Compute | None = None
     order: Compute | None = None
     input_scale: Compute | None = None
+    input_zero_point: Compute | None = None
+    head: Stored | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ def planish_entries(file: Path, stored: Stored) -> dict[str, TensorEntry]:
         "weight_offset": ("F32", beside, stored.offset),
         "weight_permutation": ("I32", (cols,), stored.order),
         "input_scale": ("F32", (1,), stored.input_scale),
+        "input_zero_point": ("I8", (1,), stored.input_zero_point),
     }
     return {
         kind: compute_entry(file, dtype, shape, compute)

@@ -54,7 +54,7 @@ def translate(
     in the format that the config declares.
     """
     entries, targets = dict(source.entries), dict[str, Scheme]()
-    sizes = dict[str, int]()
+    sizes, head = dict[str, int](), None
     prefixes = reader.linears(source)
     if not prefixes:
         expected = f"linears with {', '.join(reader.KINDS[:3])}, as {name} has"
@@ -68,5 +68,22 @@ def translate(
         entries |= {f"{prefix}.{kind}": entry for kind, entry in made.items()}
         if stored.scheme is not None:
             targets[prefix] = stored.scheme
+        head = stored.head or head
+    if head is not None:
+        add_tied_head(source, head, entries, targets)
     declared = Declared(layout="canonical", targets=targets) if targets else None
     return entries, declared, Origin(format=name, made_by=reader.made_by(source), bytes=sizes)
+
+
+def add_tied_head(
+    source: Source, head: Stored, entries: dict[str, TensorEntry], targets: dict[str, Scheme]
+) -> None:
+    """Add lm_head with the codes of the embedding to which it is tied.
+
+    Not to a model that has no other codes: it is one in floats, which can be quantized.
+    """
+    if source.tied_head is None or head.scheme is None or not targets:
+        return
+    made = planish_entries(source.path, head)
+    entries |= {f"{source.tied_head}.{kind}": entry for kind, entry in made.items()}
+    targets[source.tied_head] = head.scheme

@@ -34,6 +34,7 @@ EXPECTED = {  # the base of all samples has a group of zeros; groups of a whole 
     "ct-w4a8-g32": DEAD | {"group-llama"},
     "ct-w8a16-g64": {"code-minus-128"},
     "ct-w8a8": {"code-minus-128"},
+    "ct-w8a8-static-asym": {"code-minus-128"},
     "gguf-q4_0": DEAD,
     "gguf-q4_k_m": DEAD,
     "gptq-v1-8bit-sym-g32": DEAD | TRIVIAL | {"code-minus-128", "scale-denormal"},

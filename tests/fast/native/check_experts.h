@@ -6,20 +6,29 @@
 namespace planish {
 
 inline void check_router(const Kernels& kernels, Random& r) {
-  const int64_t k = draw(r, 1, 200), experts = draw(r, 1, 20);
-  std::vector<float> x = floats(r, k), w = floats(r, experts * k), y(experts, 7.0f);
-  std::vector<float> padded(x);
-  padded.resize(ceil_div(k, 16) * 16, 0.0f);
-  const int64_t first = draw(r, 0, static_cast<int>(experts) - 1);
-  kernels.score_experts(padded.data(), w.data(), k, first, experts, y.data());
-  for (int64_t n = 0; n < experts; ++n) {
-    double sum = 0.0, magnitude = 0.0;
-    for (int64_t i = 0; i < k; ++i) {
-      sum += double(x[i]) * w[n * k + i];
-      magnitude += std::fabs(double(x[i]) * w[n * k + i]);
+  const int64_t rows = draw(r, 1, 9), k = draw(r, 1, 200), experts = draw(r, 1, 20);
+  const int64_t stride = ceil_div(k, 16) * 16, first = draw(r, 0, static_cast<int>(experts) - 1);
+  std::vector<float> x = floats(r, rows * k), w = floats(r, experts * k);
+  std::vector<float> padded(rows * stride, 0.0f), y(rows * experts, 7.0f);
+  for (int64_t i = 0; i < rows * k; ++i) padded[i / k * stride + i % k] = x[i];
+  const auto score = [&](int64_t row, int64_t count, float* out) {
+    kernels.score_experts(padded.data() + row * stride, stride, count, w.data(), k, first, experts,
+                          out, experts);
+  };
+  score(0, rows, y.data());
+  for (int64_t row = 0; row < rows; ++row) {
+    std::vector<float> alone(experts, 7.0f);
+    score(row, 1, alone.data());
+    for (int64_t n = 0; n < experts; ++n) {
+      double sum = 0.0, magnitude = 0.0;
+      for (int64_t i = 0; i < k; ++i) {
+        sum += double(x[row * k + i]) * w[n * k + i];
+        magnitude += std::fabs(double(x[row * k + i]) * w[n * k + i]);
+      }
+      const float found = y[row * experts + n];
+      const bool good = n < first ? found == 7.0f : std::fabs(found - sum) <= 8 * kEps * magnitude;
+      expect(good && found == alone[n], "router logit", n, k, first);
     }
-    const bool good = n < first ? y[n] == 7.0f : std::fabs(y[n] - sum) <= 8 * kEps * magnitude;
-    expect(good, "router logit", n, k, first);
   }
 }
 

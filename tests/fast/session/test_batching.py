@@ -11,6 +11,7 @@ from planish.fast.native.instruction_sets import BY_NAME
 from planish.fast.session.batching import Batching
 from planish.fast.session.engine import Engine
 from planish.fast.session.pages import PAGE
+from planish.fast.session.slots import cache_bytes
 from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import PlanishError, PromptError
 from planish.reference.files.load import open_checkpoint
@@ -20,6 +21,7 @@ from planish.reference.quantize.recipe import recipe
 from planish.reference.text.generate import Stop
 from planish.reference.text.requests import Request, answer
 from planish.reference.text.sampling import Sampling
+from tests.faults import spoil_logits
 from tests.models import make_llama
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -118,21 +120,12 @@ def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels)
     requests = mixed_requests(6, engine.config.vocab_size, longest - 8)
     alone = [answers(session(engine, 1, longest), [request])[0] for request in requests]
     for seconds in (1e-4, 1.0):  # of a step: whatever the machine does, both sizes of chunks occur
-        together = Batching(engine, 4, longest, MEMORY, Clock(seconds))
+        together = Batching(engine, 4, longest, MEMORY, clock=Clock(seconds))
         assert bits(answers(together, requests)) == bits(alone)
 
 
-def test_static_inputs_whose_norm_xla_computes_are_answered_alone(kernels, tmp_path):
-    source = make_llama(tmp_path, max_position_embeddings=400)
-    with CheckpointWriter(tmp_path / "quantized", source) as writer:
-        samples = [np.arange(64)]
-        quantize_checkpoint(open_checkpoint(source), writer, recipe("O3"), samples)
-    engine = Engine(open_checkpoint(tmp_path / "quantized"), native=True)
-    assert session(engine).slots == 1
-
-
 @pytest.mark.parametrize("options", [{}, {"attention": "int8", "kv_cache": "int8"}])
-@pytest.mark.parametrize("name", ["W8A8", "W4A16", "O2"])
+@pytest.mark.parametrize("name", ["W8A8", "W4A16", "O2", "O3"])
 def test_recipes_answer_with_the_same_bits_in_a_batch(name, options, kernels, tmp_path):
     source = make_llama(tmp_path, max_position_embeddings=400)
     chosen = recipe(name, group_size=32 if name == "W4A16" else None)
@@ -140,11 +133,35 @@ def test_recipes_answer_with_the_same_bits_in_a_batch(name, options, kernels, tm
         quantize_checkpoint(open_checkpoint(source), writer, chosen, [np.arange(64)])
     opened = open_checkpoint(tmp_path / "quantized")
     engine = Engine(replace(opened, config=replace(opened.config, **options)), native=True)
-    if name == "W4A16" and BY_NAME[kernels[0]].matmul == "amx":
-        pytest.skip("weight-only linears by matrix tiles add floats in another order")
     requests = mixed_requests(8, 256, 300)
     alone = [answers(session(engine, 1), [request])[0] for request in requests]
     assert bits(answers(session(engine), requests)) == bits(alone)
+
+
+@pytest.mark.parametrize(
+    ("golden", "name"),
+    [("qwen3_moe-normalized", "W8A8"), ("mixtral-two-of-four", "W8A16")],
+)
+def test_quantized_experts_answer_with_the_same_bits_in_a_batch(golden, name, kernels, tmp_path):
+    source = GOLDEN / golden
+    with CheckpointWriter(tmp_path / "quantized", source) as writer:
+        quantize_checkpoint(open_checkpoint(source), writer, recipe(name), [np.arange(64)])
+    engine = Engine(open_checkpoint(tmp_path / "quantized"), native=True)
+    assert session(engine, context=100).slots == (4 if name == "W8A8" else only_lanes(kernels))
+    requests = mixed_requests(4, engine.config.vocab_size, 90)
+    alone = [answers(session(engine, 1, 100), [request])[0] for request in requests]
+    assert bits(answers(session(engine, context=100), requests)) == bits(alone)
+
+
+def only_lanes(kernels):
+    """Slots of a weight-only model: one by matrix tiles."""
+    return 1 if BY_NAME[kernels[0]].matmul == "amx" else 4
+
+
+def test_models_that_must_be_answered_alone_say_why(kernels, tmp_path):
+    engine = Engine(open_checkpoint(GOLDEN / "mixtral-two-of-four"), native=True)
+    shared = session(engine, context=100)
+    assert (shared.slots, shared.notes[0].partition(", ")[0]) == (1, "one request at a time")
 
 
 def test_greedy_tokens_are_those_of_generate(engine):
@@ -186,35 +203,36 @@ def test_a_cancelled_request_leaves_at_once_and_others_go_on(engine):
         collect(shared, events)
     ends = [events[handle]["finish"] for handle in handles]
     assert ends == ["cancelled", "length", "length", "cancelled"]
-    assert shared.pages.available == shared.count
+    assert shared.pages.available == shared.pages.count
 
 
-def test_logits_that_are_no_numbers_fail_one_request(engine, monkeypatch):
-    shared = session(engine, 2)
-    good, bad = (shared.submit(Request(prompt=(n,), max_new_tokens=20)) for n in (1, 2))
-    run = shared._run_tokens
-
-    def broken(rows, count):
-        found = run(rows, count).copy()
-        for column, row in enumerate(rows):
-            if row.handle == bad:
-                found[:, column] = -1
-        return found
-
-    monkeypatch.setattr(shared, "_run_tokens", broken)
-    events = {}
+@pytest.mark.parametrize("after", [0, 3])  # steps: a prompt's chunk, or tokens of the answer
+@pytest.mark.parametrize("scored", [None, 0])
+def test_logits_that_are_no_numbers_fail_one_request(engine, monkeypatch, after, scored):
+    shared, events = session(engine, 2), {}
+    good, bad = (
+        shared.submit(
+            Request(prompt=(n, n), max_new_tokens=20, logprobs=scored, prompt_logprobs=scored)
+        )
+        for n in (1, 2)
+    )
+    for _ in range(after):
+        collect(shared, events)
+    spoil_logits(shared, monkeypatch, lambda request: request.prompt[0] == 2)
     while not shared.is_idle:
         collect(shared, events)
     assert events[good]["finish"] == "length"
+    assert len(events[good]["tokens"]) == 20
     assert events[bad]["finish"] == "error"
-    assert "NaN" in events[bad]["error"]
+    assert "nan" in events[bad]["error"].lower()
+    assert shared.pages.available == shared.pages.count
 
 
 def test_a_step_that_fails_ends_the_running_requests_and_no_others(engine, monkeypatch):
     shared = session(engine, 1)
     first, second = (shared.submit(Request(prompt=(n,), max_new_tokens=3)) for n in (1, 2))
     with monkeypatch.context() as patch:
-        patch.setattr(shared, "_run_step", lambda *_: 1 / 0)
+        patch.setattr(shared.model, "step", lambda *_: 1 / 0)
         (event,) = shared.step()
     assert (event.handle, event.finish) == (first, "error")
     events = {}
@@ -224,12 +242,29 @@ def test_a_step_that_fails_ends_the_running_requests_and_no_others(engine, monke
 
 
 def test_requests_that_can_never_fit_are_refused(engine):
-    with pytest.raises(PromptError, match="at most 256 positions"):
+    with pytest.raises(PromptError, match="at most 200 positions"):
         session(engine, 2, 200).submit(Request(prompt=(1,) * 250, max_new_tokens=9))
     with pytest.raises(PlanishError, match="at least"):
         Batching(engine, 2, 640, 1000)
     with pytest.raises(PlanishError, match="native kernels"):
         Batching(Engine(open_checkpoint(GOLDEN / GOLDENS[0])), 2, 128, MEMORY)
+
+
+def test_a_known_prefix_keeps_no_request_waiting_that_needs_every_page(engine):
+    """The page of its end cannot be copied then: it is computed again."""
+    one = Batching(engine, 1, 128, page_bytes(engine))
+    first = one.submit(Request(prompt=(5, 6, 7), max_new_tokens=2))
+    events = [*one.step(), *one.step()]
+    again = one.submit(Request(prompt=(5, 6, 7), max_new_tokens=2))
+    events += [event for _ in range(4) for event in one.step()]
+    tokens = {handle: [] for handle in (first, again)}
+    for event in events:
+        tokens[event.handle] += event.tokens
+    assert one.is_idle and tokens[first] == tokens[again] and len(tokens[again]) == 2
+
+
+def page_bytes(engine):
+    return cache_bytes(engine.config, 1, PAGE, engine.backend)
 
 
 def test_no_program_is_compiled_after_warming_up(engine):

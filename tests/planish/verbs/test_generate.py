@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+
+from planish.reference.engine import Engine as ReferenceEngine
+from planish.reference.files.load import open_checkpoint
+from planish.reference.text.evaluate import log_softmax
+from planish.reference.text.tokenizer import load_tokenizer
 
 REFERENCE = ("--engine", "reference")
 
@@ -101,13 +107,9 @@ def test_eos_ends_the_text_unless_ignored(generate, make_llama):
 
 def first_token(text: str, model) -> int:
     """The greedy token behind a text."""
-    from planish.reference.engine import Engine
-    from planish.reference.files.load import open_checkpoint
-    from planish.reference.text.tokenizer import load_tokenizer
-
     checkpoint = open_checkpoint(model)
     tokens = load_tokenizer(model, checkpoint.config).encode(text)
-    return int(np.argmax(Engine(checkpoint).forward(tokens)[-1]))
+    return int(np.argmax(ReferenceEngine(checkpoint).forward(tokens)[-1]))
 
 
 def test_no_new_tokens_is_an_empty_line(generate):
@@ -303,3 +305,75 @@ def test_a_bias_that_is_none_is_refused(generate, bias):
 def test_min_p_has_no_effect_at_temperature_0(generate):
     result = generate("--prompt", "Hi", "--max_new_tokens", 2, "--min_p", 0.1)
     assert "--min_p: no effect at temperature 0" in result.err
+
+
+SAMPLED = ("--prompt", "abc", "--max_new_tokens", 6, "--temperature", 2, "--ignore_eos")
+
+
+def test_without_a_seed_each_run_differs_and_says_its_seed(generate):
+    first, second = (generate(*SAMPLED, "--json").only_json() for _ in range(2))
+    assert first["seed"] != second["seed"]
+    assert first["completions"][0]["tokens"] != second["completions"][0]["tokens"]
+    again = generate(*SAMPLED, "--json", "--seed", first["seed"]).only_json()
+    assert again["completions"] == first["completions"]
+    shown = generate(*SAMPLED)
+    seed = re.search(r"; seed (\d+)$", shown.err.strip())[1]
+    assert generate(*SAMPLED, "--seed", seed).out == shown.out
+    assert "seed" not in generate(*SAMPLED, "--seed", seed).err
+
+
+def test_a_greedy_text_has_no_seed_to_report(generate):
+    result = generate("--prompt", "abc", "--max_new_tokens", 4)
+    assert "seed" not in result.err
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_n_texts_of_a_prompt_differ_in_their_draws(generate, engine):
+    words = (*SAMPLED, "--seed", 3, "--json")
+    several = generate(*words, "--n", 3, engine=engine).only_json()["completions"]
+    assert [(each["prompt"], each["choice"]) for each in several] == [(0, 0), (0, 1), (0, 2)]
+    alone = generate(*words, engine=engine).only_json()["completions"][0]
+    assert several[0]["tokens"] == alone["tokens"] and "choice" not in alone
+    assert len({tuple(each["tokens"]) for each in several}) == 3
+    assert all(each["prompt_tokens"] == 3 for each in several)
+
+
+def test_n_texts_are_printed_apart(generate):
+    result = generate("--prompt", "a", "--prompt", "xyz", "--n", 2, "--max_new_tokens", 5)
+    texts = result.out.removesuffix("\n").split("\n\n")
+    assert len(texts) == 4 and texts[0] == texts[1] and texts[2] == texts[3]
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_logprobs_are_those_of_the_raw_logits(generate, tiny_llama, engine):
+    words = ("--prompt", "abc", "--prompt", "other", "--max_new_tokens", 4, "--ignore_eos")
+    words += ("--json", "--repetition_penalty", 1.3)
+    plain = generate(*words, engine=engine).only_json()["completions"]
+    scored = generate(*words, "--logprobs", 2, engine=engine).only_json()["completions"]
+    assert [each["tokens"] for each in scored] == [each["tokens"] for each in plain]
+    checkpoint = open_checkpoint(tiny_llama)
+    tokenizer = load_tokenizer(tiny_llama, checkpoint.config)
+    tokens = tokenizer.encode("abc")
+    logits = ReferenceEngine(checkpoint).forward(tokens + scored[0]["tokens"])
+    triples = zip(
+        logits[len(tokens) - 1 :], scored[0]["tokens"], scored[0]["logprobs"], strict=False
+    )
+    for row, token, score in triples:
+        expected = log_softmax(row)
+        assert score["token"] == token
+        assert score["logprob"] == pytest.approx(expected[token], abs=1e-4)
+        assert [each["token"] for each in score["top"]] == np.argsort(-row)[:2].tolist()
+        assert score["text"] == tokenizer.decode([token])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--n", 0], ["n: bad value", "1 or more"]),
+        (["--logprobs", 1], ["--logprobs: is for --json"]),
+        (["--logprobs", 21, "--json"], ["logprobs: bad value", "0..20"]),
+        (["--logprobs", -1, "--json"], ["logprobs: bad value", "0..20"]),
+    ],
+)
+def test_counts_out_of_range_are_refused(generate, words, expected):
+    assert generate("--prompt", "abc", *words).refused(*expected)

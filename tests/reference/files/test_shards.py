@@ -295,6 +295,23 @@ def test_a_link_to_nothing_is_not_taken_for_a_missing_file(tiny, tmp_path, name)
         open_checkpoint(model)
 
 
+@pytest.mark.parametrize("linked", ["directory", "file"])
+def test_a_template_that_links_out_of_the_model_is_refused(tiny, tmp_path, linked):
+    model = tiny.write(tmp_path / "model")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "tool_use.jinja").write_text("x")
+    if linked == "directory":
+        (model / "additional_chat_templates").symlink_to(outside)
+    else:
+        (model / "additional_chat_templates").mkdir()
+        file = model / "additional_chat_templates" / "tool_use.jinja"
+        file.symlink_to(outside / "tool_use.jinja")
+    with pytest.raises(CheckpointError, match="links out of the model's directory"):
+        open_checkpoint(model)
+    open_checkpoint(model, allow_links=True)
+
+
 def test_a_file_that_nobody_reads_may_link_anywhere(tiny, tmp_path):
     model = tiny.write(tmp_path / "model")
     (model / "notes.json").symlink_to("/etc/hostname")

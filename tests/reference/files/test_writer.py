@@ -50,10 +50,13 @@ def test_what_is_written_can_be_read_and_tokenizer_files_come_along(source, tmp_
     (source / "chat_template.jinja").write_text("x")
     (source / "added_tokens.json").write_text("{}")
     (source / "pytorch_model.bin").write_text("x")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("x")
     target = tmp_path / "out"
     write_model(source, target)
-    names = {p.name for p in target.iterdir()}
+    names = {str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()}
     come_along = {"tokenizer.json", "added_tokens.json", "chat_template.jinja"}
+    come_along |= {"additional_chat_templates/tool_use.jinja"}
     assert names == {"config.json", "model.safetensors", *come_along}
     found = safetensors.numpy.load_file(target / "model.safetensors")
     assert all(np.array_equal(found[n], t) for n, t in entries(source).items())

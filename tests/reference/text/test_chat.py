@@ -25,6 +25,7 @@ from planish.reference.text.chat import (
 )
 from planish.reference.text.chat_template import ChatTemplate, load_chat_template
 from planish.reference.text.tokenizer import load_tokenizer
+from tests.gguf_files import text_key, texts_key, write
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "chat"
 GIVEN = json.loads((GOLDEN / "conversations.json").read_text())
@@ -49,7 +50,7 @@ def here(monkeypatch):
     def start(content, path):
         return template_worker.answer(json.loads(content))
 
-    monkeypatch.setattr(chat, "_start_worker", start)
+    monkeypatch.setattr(chat, "_ask", start)
 
 
 def write_model(directory, family):
@@ -172,12 +173,6 @@ def test_no_messages_and_messages_that_are_no_json_are_refused(here):
         render_chat(template_of(""), Conversation(messages=[{"role": "user", "content": {1, 2}}]))
 
 
-def test_a_worker_that_cannot_start_is_one_line(monkeypatch):
-    monkeypatch.setattr(chat.sys, "executable", "/no/such/python")
-    with pytest.raises(ChatError, match="no process can be started"):
-        render_chat(template_of("a"), HELLO)
-
-
 def test_the_message_to_continue_must_be_rendered_and_have_text(here):
     half = {"role": "assistant", "content": "half"}
     going = Conversation(messages=[half], continue_final_message=True)
@@ -216,6 +211,18 @@ def test_the_later_source_of_a_template_wins(tmp_path):
     assert load_chat_template(tmp_path, tmp_path / "mine.jinja").sources == {"default": "mine"}
 
 
+def test_the_template_of_a_given_config_replaces_that_of_a_gguf_file(tmp_path):
+    keys = [text_key("tokenizer.chat_template", "own"), texts_key("tokenizer.ggml.tokens", ["a"])]
+    file, config = write(tmp_path / "model.gguf", keys), tmp_path / "config"
+    config.mkdir()
+    (config / "tokenizer.json").write_text("{}")
+    assert load_chat_template(file, config=config).sources == {"default": "own"}
+    (config / "chat_template.jinja").write_text("given")
+    (config / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    found = load_chat_template(file, config=config)
+    assert (found.sources, found.special_tokens) == ({"default": "given"}, {"bos_token": "<s>"})
+
+
 def test_a_base_model_and_damaged_templates_are_refused(tmp_path):
     with pytest.raises(ChatError, match="no chat template: a base model; expected an instruct"):
         load_chat_template(tmp_path)
@@ -246,7 +253,7 @@ def test_no_user_can_write_a_special_token(families, parts):
     source = template_of("{{ messages[0].content }}x")
     talk = Conversation(messages=[{"role": "user", "content": "".join(parts)}])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat, "_start_worker", lambda c, _: template_worker.answer(json.loads(c)))
+        patch.setattr(chat, "_ask", lambda c, _: template_worker.answer(json.loads(c)))
         ids = encode_chat(tokenizer, source, talk)
     assert special.isdisjoint(ids)
     assert tokenizer.decode(ids) == "".join(parts) + "x"

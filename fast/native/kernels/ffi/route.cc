@@ -1,4 +1,4 @@
-// Routing of a few rows as one FFI call. For many rows XLA's matrix product is faster.
+// Routing of rows as one FFI call.
 #include "../work/route.h"
 
 #include <string>

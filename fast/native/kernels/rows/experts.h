@@ -6,28 +6,54 @@
 
 namespace planish::PLANISH_ISA {
 
-// y[n] = sum_k x[k] w[n, k] of outputs first..last, floats; x is padded to a multiple of 16.
-template <class V>
-void score_experts(const float* x, const float* w, int64_t inputs, int64_t first, int64_t last,
-                   float* y) {
-  for (int64_t n = first; n < last; ++n) {
-    const float* row = w + n * inputs;
-    typename V::Floats sums[4];
-    unroll<4>([&](auto i) PLANISH_INLINE { sums[i] = V::floats(0.0f); });
-    int64_t k = 0;
-    for (; k + 4 * kTile <= inputs; k += 4 * kTile) {
-      unroll<4>([&](auto i) PLANISH_INLINE {
-        const int64_t at = k + i * kTile;
-        __builtin_prefetch(reinterpret_cast<const uint8_t*>(row + at) + kAhead);
-        sums[i] = V::fma(V::load(x + at), V::load(row + at), sums[i]);
+constexpr int kScoredRows = 4;  // that share what is loaded of an expert's weights
+
+// y[r, 0] = sum_k x[r, k] w[k] of R rows.
+template <class V, int R>
+PLANISH_INLINE inline void score_block(const float* x, int64_t stride, const float* w,
+                                       int64_t inputs, float* y, int64_t experts) {
+  typename V::Floats sums[R * 4];
+  unroll<R * 4>([&](auto i) PLANISH_INLINE { sums[i] = V::floats(0.0f); });
+  int64_t k = 0;
+  for (; k + 4 * kTile <= inputs; k += 4 * kTile) {
+    unroll<4>([&](auto i) PLANISH_INLINE {
+      const int64_t at = k + i * kTile;
+      __builtin_prefetch(reinterpret_cast<const uint8_t*>(w + at) + kAhead);
+      const auto weight = V::load(w + at);
+      unroll<R>([&](auto r) PLANISH_INLINE {
+        sums[r * 4 + i] = V::fma(V::load(x + r * stride + at), weight, sums[r * 4 + i]);
       });
+    });
+  }
+  for (; k < inputs; k += kTile) {
+    const int64_t left = inputs - k;
+    const auto weight = left >= kTile ? V::load(w + k) : V::load_part(w + k, left);
+    unroll<R>([&](auto r) PLANISH_INLINE {
+      sums[r * 4] = V::fma(V::load(x + r * stride + k), weight, sums[r * 4]);
+    });
+  }
+  unroll<R>([&](auto r) PLANISH_INLINE {
+    const auto low = V::add(sums[r * 4], sums[r * 4 + 1]);
+    y[r * experts] = V::sum(V::add(low, V::add(sums[r * 4 + 2], sums[r * 4 + 3])));
+  });
+}
+
+// y[r, n] = sum_k x[r, k] w[n, k] of experts first..last; x [rows, stride], zeros after the inputs.
+template <class V>
+void score_experts(const float* x, int64_t stride, int64_t rows, const float* w, int64_t inputs,
+                   int64_t first, int64_t last, float* y, int64_t experts) {
+  int64_t r = 0;
+  for (; r + kScoredRows <= rows; r += kScoredRows) {
+    for (int64_t n = first; n < last; ++n) {
+      score_block<V, kScoredRows>(x + r * stride, stride, w + n * inputs, inputs,
+                                  y + r * experts + n, experts);
     }
-    for (; k < inputs; k += kTile) {
-      const int64_t left = inputs - k;
-      const auto weight = left >= kTile ? V::load(row + k) : V::load_part(row + k, left);
-      sums[0] = V::fma(V::load(x + k), weight, sums[0]);
+  }
+  for (; r < rows; ++r) {
+    for (int64_t n = first; n < last; ++n) {
+      score_block<V, 1>(x + r * stride, stride, w + n * inputs, inputs, y + r * experts + n,
+                        experts);
     }
-    y[n] = V::sum(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
   }
 }
 

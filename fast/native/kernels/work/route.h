@@ -33,6 +33,9 @@ inline void choose_experts(float* scores, int64_t count, int64_t top_k, bool nor
   for (int64_t p = 0; p < top_k && normalized; ++p) routing_weights[p] /= kept;
 }
 
+constexpr int64_t kRoutedRows = 64;    // of one unit
+constexpr int64_t kChoiceFloats = 16;  // that are added while one expert's share is computed
+
 // A router and its results for some rows.
 struct Router {
   const float* weight;  // [experts, inputs]
@@ -48,13 +51,13 @@ template <class Pool>
 void score_rows(const Kernels& kernels, Pool& pool, const float* x, int64_t padded,
                 const Router& router, int64_t inputs, float* scores) {
   const int64_t experts = router.experts;
-  const int64_t many = std::max<int64_t>(1, kLeastBytes / 4 / inputs);  // of one unit
-  run_units(pool, ceil_div(experts, many), experts * inputs, [&](int64_t unit) {
-    const int64_t first = unit * many, last = std::min(first + many, experts);
-    for (int64_t r = 0; r < router.rows; ++r) {
-      kernels.score_experts(x + r * padded, router.weight, inputs, first, last,
-                            scores + r * experts);
-    }
+  const int64_t many = std::max<int64_t>(1, kLeastBytes / 4 / inputs);  // experts of one unit
+  const int64_t parts = ceil_div(experts, many), blocks = ceil_div(router.rows, kRoutedRows);
+  run_units(pool, parts * blocks, router.rows * experts * inputs, [&](int64_t unit) {
+    const int64_t first = unit % parts * many, last = std::min(first + many, experts);
+    const int64_t row = unit / parts * kRoutedRows, end = std::min(row + kRoutedRows, router.rows);
+    kernels.score_experts(x + row * padded, padded, end - row, router.weight, inputs, first, last,
+                          scores + row * experts, experts);
   });
 }
 
@@ -63,15 +66,16 @@ void route_rows(const Kernels& kernels, Pool& pool, const Source& source, const 
   const int64_t k = source.inputs, padded = ceil_div(k, kTile) * kTile;
   float* normal = scratch<float>(Scratch::kRouted, router.rows * padded);
   float* scores = scratch<float>(Scratch::kScores, router.rows * router.experts);
-  for (int64_t r = 0; r < router.rows; ++r) {
+  run_units(pool, router.rows, router.rows * k, [&](int64_t r) {
     kernels.normalize_row(source, r, normal + r * padded);
     std::copy(normal + r * padded, normal + r * padded + k, router.norm + r * k);
-  }
+  });
   score_rows(kernels, pool, normal, padded, router, k, scores);
-  for (int64_t r = 0; r < router.rows; ++r) {
+  const int64_t chosen = router.rows * router.experts * kChoiceFloats;
+  run_units(pool, router.rows, chosen, [&](int64_t r) {
     choose_experts(scores + r * router.experts, router.experts, router.top_k, router.normalized,
                    router.routing_weights + r * router.top_k, router.expert_ids + r * router.top_k);
-  }
+  });
 }
 
 }  // namespace planish

@@ -18,6 +18,7 @@ from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.recipe import recipe
 from planish.reference.quantized import QuantizedWeight, dequantize
 from planish.reference.text.tokenizer import load_tokenizer
+from tests.gguf_files import write_tied
 from tests.golden.foreign import TARGET
 from tests.models import byte_tokenizer
 
@@ -154,13 +155,40 @@ def test_weights_of_other_programs_are_the_same(tmp_path, name):
 
 
 def test_tensors_of_llama_cpp_come_back_to_the_byte(tmp_path):
-    """All but embeddings, which planish reads as floats."""
+    """All but an embedding that is not the head, which planish reads as floats."""
     made = write(TARGET / "gguf-q4_0", tmp_path / "model.gguf").path
     first, second = (read_gguf(one).tensors for one in (TARGET / "gguf-q4_0" / "model.gguf", made))
     assert first.keys() == second.keys()
     for name in first.keys() - {"token_embd.weight"}:
         assert first[name] == second[name], name
         assert np.array_equal(first[name].data, second[name].data), name
+
+
+@pytest.fixture
+def tied(tmp_path):
+    """The same file, of which the embedding is the head, too."""
+    return write_tied(TARGET / "gguf-q4_0" / "model.gguf", tmp_path / "tied.gguf")
+
+
+def test_codes_of_an_embedding_that_is_the_head_come_back_to_the_byte(tied, tmp_path):
+    convert(open_checkpoint(tied), tmp_path / "planish", Request(format="planish"))
+    for source in (tied, tmp_path / "planish"):
+        made = write(source, tmp_path / "again.gguf", overwrite=True).path
+        first, second = (read_gguf(one).tensors for one in (tied, made))
+        assert first.keys() == second.keys()
+        assert all(first[name] == second[name] for name in first)
+        assert all(np.array_equal(first[name].data, second[name].data) for name in first)
+
+
+@pytest.mark.parametrize("name", ["compressed-tensors", "mlx", "gptq_v2", "float"])
+def test_other_formats_mean_the_same_embedding_and_head(tied, tmp_path, name):
+    original = open_checkpoint(tied)
+    convert(original, tmp_path / name, Request(format=name))
+    made = open_checkpoint(tmp_path / name)
+    assert made.config.tie_embeddings
+    assert (made.scheme("head") == original.scheme("head")) == (name == "mlx")
+    require_same_weights(original, made)
+    assert np.array_equal(load_weights(original).embed, load_weights(made).embed)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

@@ -7,17 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from planish.compare.conformance import report
 from planish.fast.session.engine import Engine
 from planish.reference.errors import CheckpointError, ConfigError, PlanishError
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.files.safetensors import read_entries, write_tensors
 from planish.reference.files.writer import CheckpointWriter
+from planish.reference.linear import linear
 from planish.reference.model.transformer import forward
 from planish.reference.quantized import dequantize
 from tests.golden.foreign import TARGET, digest
 
 SAMPLES = sorted(path for path in TARGET.iterdir() if (path / "config.json").exists())
 TOKENS = [1, 5, 9, 20, 7, 31, 3]
+HEADS = {"mlx-4bit-g64": "int4 g=64 offset", "mlx-8bit-g64": "int8 g=64 offset"}  # tied
 SCHEMES = {
     "autoround-as-llm_compressor": "int4 g=32",
     "autoround-as-mlx": "int4 g=32",
@@ -33,6 +36,7 @@ SCHEMES = {
     "ct-w4a8-g32": "int4 g=32, input int8 per_token",
     "ct-w8a16-g64": "int8 g=64",
     "ct-w8a8": "int8 per_channel full range, input int8 per_token",
+    "ct-w8a8-static-asym": "int8 per_channel full range, input int8 static asymmetric",
     "gptq-v1-8bit-sym-g32": "int8 g=32",
     "gptq-v1-asym-g32": "int4 g=32 asymmetric",
     "gptq-v1-sym-channel": "int4 per_channel",
@@ -101,14 +105,18 @@ def test_weights_are_those_of_the_program_to_the_bit(path):
 def test_linears_have_the_scheme_that_the_program_gave_them(path):
     schemes = open_checkpoint(path).schemes()
     head = schemes.pop("lm_head")
-    assert head is None
+    assert str(head or "float") == HEADS.get(path.name, "float")
     assert {str(scheme or "float") for scheme in schemes.values()} == {SCHEMES[path.name]}
 
 
-def test_mlx_embeddings_are_floats(tmp_path):
-    checkpoint = open_checkpoint(named("mlx-4bit-g64"))
+@pytest.mark.parametrize("name", HEADS)
+def test_mlx_embeddings_are_floats_and_a_tied_head_has_their_codes(name):
+    checkpoint = open_checkpoint(named(name))
+    weights = load_weights(checkpoint)
     assert checkpoint.entries["model.embed_tokens.weight"].dtype == "F32"
     assert checkpoint.origin.made_by == "mlx"
+    assert weights.head.scheme is not None
+    assert np.array_equal(dequantize(weights.head.weight), weights.embed)
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
@@ -209,14 +217,55 @@ def test_a_config_that_lies_or_is_of_another_format_is_refused(tmp_path, name, c
     assert str(caught.value).isprintable()
 
 
-def test_asymmetric_static_inputs_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"strategy": "token", "dynamic": True}, "found 8 bits, int, asymmetric, strategy token"),
+        ({"strategy": "tensor", "dynamic": True}, "found 8 bits, int, asymmetric, strategy tensor"),
+        ({"symmetric": True}, "input_zero_point: cannot be read; expected zeros: symmetric INT8"),
+    ],
+)
+def test_dynamic_inputs_with_a_zero_point_are_refused(tmp_path, inputs, message):
+    path = copy("ct-w8a8-static-asym", tmp_path)
+    values = json.loads((path / "config.json").read_text())
+    group = values["quantization_config"]["config_groups"]["group_0"]
+    group["input_activations"] |= inputs
+    (path / "config.json").write_text(json.dumps(values))
+    with pytest.raises((ConfigError, CheckpointError), match=message):
+        open_checkpoint(path)
+
+
+def test_a_missing_zero_point_of_static_inputs_is_refused(tmp_path):
     path = copy("ct-w8a8", tmp_path)
     values = json.loads((path / "config.json").read_text())
     group = values["quantization_config"]["config_groups"]["group_0"]
     group["input_activations"] |= {"strategy": "tensor", "dynamic": False, "symmetric": False}
     (path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match="found 8 bits, int, asymmetric, strategy tensor"):
+    with pytest.raises(CheckpointError, match=r"input_scale: is missing"):
         open_checkpoint(path)
+
+
+def test_static_inputs_have_a_zero_point():
+    """By hand: the integers of one linear, from the file's own tensors."""
+    entries = open_raw(named("ct-w8a8-static-asym"))
+    name = "model.layers.0.self_attn.q_proj"
+    codes, scale, step, zero = (
+        entries[f"{name}.{kind}"].map().astype(np.float64)
+        for kind in ("weight", "weight_scale", "input_scale", "input_zero_point")
+    )
+    assert zero == 3
+    x = np.linspace(-6, 5, 2 * 128, dtype=np.float32).reshape(2, 128)
+    xq = np.clip(np.rint(x / np.float32(step)) + zero, -128, 127)
+    assert (xq == -128).any() and (xq == 127).any()
+    total = (xq - zero) @ codes.T
+    wanted = total.astype(np.float32) * np.float32(step) * scale.T.astype(np.float32)
+    block = load_weights(open_checkpoint(named("ct-w8a8-static-asym"))).blocks[0]
+    assert np.array_equal(linear(x, block.q), wanted)
+
+
+def test_compare_agrees_where_inputs_have_a_zero_point():
+    checkpoint = open_checkpoint(named("ct-w8a8-static-asym"))
+    assert report.run(checkpoint, TOKENS, levels=(1,), native=False).agree
 
 
 @pytest.mark.parametrize(
@@ -313,7 +362,11 @@ def test_mutated_headers_give_a_model_or_a_typed_error(path, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["mlx-4bit-g64", "mlx-8bit-g64", "ct-w8a8", "ct-w8a16-g64", "gptq-v1-sym-g32-desc_act"]
+    "name",
+    [
+        *("mlx-4bit-g64", "mlx-8bit-g64", "ct-w8a8", "ct-w8a16-g64", "gptq-v1-sym-g32-desc_act"),
+        "ct-w8a8-static-asym",
+    ],
 )
 def test_planish_stores_what_others_made(name, tmp_path):
     """Offsets, INT8 in groups, -128 and act order survive a directory of planish's own."""

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from planish.fast.session.engine import Engine
+from planish.reference import gguf
 from planish.reference.errors import PlanishError
 from planish.reference.files.export.gguf_container import Part, write_container
+from planish.reference.files.formats.gguf import translate_gguf
 from planish.reference.files.formats.gguf_blocks import TYPES
 from planish.reference.files.formats.gguf_config import FACTORS, rebuild_config, rope_factors
 from planish.reference.files.load import load_weights, open_checkpoint
@@ -20,8 +22,9 @@ from planish.reference.gguf import GgufTensor, read_gguf
 from planish.reference.model.rope import Llama3, Rope
 from planish.reference.model.transformer import forward
 from planish.reference.quantized import dequantize
+from planish.reference.text.gguf_tokenizer import gguf_chat_template
 from planish.reference.text.tokenizer import load_tokenizer
-from tests.gguf_files import key, tensor, write
+from tests.gguf_files import key, tensor, write, write_tied
 from tests.golden.foreign import TARGET, digest
 
 SAMPLES = sorted(path for path in TARGET.iterdir() if (path / "model.gguf").exists())
@@ -219,6 +222,51 @@ def split(target, count=2, **changes):
         with path.open("wb") as out:
             write_container(out, keys, parts)
     return target
+
+
+@pytest.fixture(params=[path.name for path in SAMPLES])
+def tied(request, tmp_path):
+    """A sample whose embedding, which has codes, is the head, too."""
+    return write_tied(TARGET / request.param / "model.gguf", tmp_path / "tied.gguf")
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
+def test_a_tied_head_has_the_codes_of_the_embedding(tied, native, request):
+    checkpoint = open_checkpoint(tied)
+    weights = load_weights(checkpoint)
+    assert checkpoint.config.tie_embeddings and weights.head.scheme is not None
+    assert np.array_equal(dequantize(weights.head.weight), weights.embed)
+    if native:
+        request.getfixturevalue("kernels")
+    expected = forward(checkpoint.config, weights, TOKENS)
+    found = Engine(checkpoint, native).forward(TOKENS)
+    assert np.abs(found - expected).max() < 1e-5 * np.ptp(expected)
+
+
+def test_a_file_whose_only_codes_are_the_embedding_s_is_in_floats(tied):
+    checkpoint, file = open_checkpoint(tied), read_gguf(tied)
+    kept = {"token_embd.weight": file.tensors["token_embd.weight"]}
+    config = checkpoint.config
+    heads = config.num_heads, config.num_kv_heads
+    _, declared, _ = translate_gguf(replace(file, tensors=kept), heads, tied=True)
+    assert declared is None
+
+
+def test_a_file_is_parsed_once_while_its_model_is_open(tmp_path, monkeypatch):
+    path, parsed = tmp_path / "model.gguf", []
+    real = gguf._read_parts
+    monkeypatch.setattr(gguf, "_read_parts", lambda path: parsed.append(path) or real(path))
+    shutil.copy(TARGET / "gguf-q4_0" / "model.gguf", path)
+    checkpoint = open_checkpoint(path)
+    load_tokenizer(path, checkpoint.config)
+    gguf_chat_template(path)
+    assert parsed == [path]
+    shutil.copy(TARGET / "gguf-q4_k_m" / "model.gguf", path)
+    assert open_checkpoint(path).config.hidden_size != checkpoint.config.hidden_size
+    assert parsed == [path, path]
+    del checkpoint
+    open_checkpoint(path)
+    assert parsed == [path] * 3
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -1,0 +1,112 @@
+"""The rows of a session, and the tokens that one step computes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from planish.fast.native.sampling import can_sample
+from planish.fast.session.lookup import Guesser
+from planish.fast.session.sampling import RowDraw
+from planish.reference.text.requests import Request, TokenScore
+
+STEP_TOKENS = (8, 16, 32, 64, 128, 256, 512)  # a step is padded to one of these
+SCORED_TOKENS = 64  # of a prompt whose every token is scored
+
+
+@dataclass(kw_only=True)
+class Row:
+    """A request that has a row of the cache."""
+
+    handle: int
+    request: Request
+    number: int  # the row
+    pages: list[int]
+    tokens: list[int]  # the prompt and the answer
+    written: int  # tokens whose keys and values are in the pages
+    cached: int  # of these, found in the pages
+    scores: list[TokenScore | None] = field(default_factory=lambda: [None])
+    guesser: Guesser = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.guesser = Guesser(tokens=self.tokens)
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether its prompt is not done."""
+        return self.written < len(self.request.prompt)
+
+    @property
+    def text(self) -> list[int]:
+        """The answer so far."""
+        return self.tokens[len(self.request.prompt) :]
+
+    @property
+    def new(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.tokens) - len(self.request.prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The tokens of one step: of rows that are answered, then a chunk of one prompt."""
+
+    rows: list[int]
+    tokens: list[int]
+    positions: list[int]
+    wanted: list[int]  # indices of tokens whose logits are wanted
+
+
+def make_plan(answering: Sequence[Row], reading: Row | None, count: int) -> Plan:
+    """The last token of rows that are answered, and `count` tokens of a prompt."""
+    rows = [row.number for row in answering]
+    tokens = [row.tokens[-1] for row in answering]
+    positions = [len(row.tokens) - 1 for row in answering]
+    wanted = list(range(len(rows)))
+    if reading is not None:
+        end = reading.written + count
+        if reading.request.prompt_logprobs is not None:
+            wanted += range(len(rows), len(rows) + count)
+        elif end == len(reading.request.prompt):
+            wanted.append(len(rows) + count - 1)
+        rows += [reading.number] * count
+        tokens += reading.tokens[reading.written : end]
+        positions += range(reading.written, end)
+    return Plan(rows=rows, tokens=tokens, positions=positions, wanted=wanted)
+
+
+def make_verification(rows: Sequence[Row], guesses: Sequence[Sequence[int]]) -> Plan:
+    """The last token of every row and its guesses, of which all logits are wanted."""
+    tokens, positions, numbers = list[int](), list[int](), list[int]()
+    for row, some in zip(rows, guesses, strict=True):
+        tokens += [row.tokens[-1], *some]
+        positions += range(len(row.tokens) - 1, len(row.tokens) + len(some))
+        numbers += [row.number] * (len(some) + 1)
+    return Plan(rows=numbers, tokens=tokens, positions=positions, wanted=list(range(len(tokens))))
+
+
+def padding_plan(size: int, wanted: int = 1) -> Plan:
+    """A step of no row."""
+    nothing = [0] * size
+    return Plan(rows=[-1] * size, tokens=nothing, positions=nothing, wanted=list(range(wanted)))
+
+
+def wanted_size(count: int, few: int) -> int:
+    """How many tokens' logits a step computes: `few`, or those of scores."""
+    return few if count <= few else SCORED_TOKENS
+
+
+def tokens_of(request: Request) -> int:
+    """Slots that a request takes: its last new token needs none."""
+    return len(request.prompt) + max(request.max_new_tokens - 1, 0)
+
+
+def samples_on_device(request: Request) -> bool:
+    """Whether the kernels sample its tokens, and nothing else is wanted of the logits."""
+    return request.logprobs is None and can_sample(request.sampling)
+
+
+def draw_of(row: Row) -> RowDraw:
+    """How the device draws a row's next tokens."""
+    request = row.request
+    return RowDraw(sampling=request.sampling, row=request.choice, step=row.new, ends=request.ends)

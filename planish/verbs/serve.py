@@ -1,0 +1,183 @@
+"""Answer requests over HTTP, in the form of OpenAI's API.
+
+    planish serve --model DIR
+    curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
+      -d '{"messages": [{"role": "user", "content": "Hello"}]}'
+
+Requests are answered together, each with the same bytes as if it were alone. /health says "ok" once
+all is loaded and compiled; SIGTERM and Ctrl-C end the server. What is chosen is printed at the
+start, and one line for each request, without its prompt. docs/serving.md describes all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planish.opening import keep_programs, open_engine, open_model
+from planish.reference.errors import ChatError, PlanishError
+from planish.reference.files.load import Checkpoint
+from planish.reference.text.chat import Conversation, render_chat
+from planish.reference.text.chat_template import ChatTemplate, load_chat_template
+from planish.reference.text.generation_config import describe_sampling, load_sampling_defaults
+from planish.reference.text.requests import OneByOne, Session
+from planish.reference.text.sampling import Sampling
+from planish.reference.text.tokenizer import Tokenizer
+from planish.server.flags import add_serving_flags, check_range, settings_of
+from planish.terminal.flags import add_engine_flags, add_model_flag
+from planish.terminal.given import engine_rule, notice_idle
+from planish.terminal.output import counted
+from planish.terminal.sizes import parse_bytes
+
+if TYPE_CHECKING:
+    from planish.openai.served import Served
+
+NEEDED = ("prometheus_client", "pydantic", "starlette", "uvicorn")
+PLAIN = Sampling(temperature=1.0)  # OpenAI's defaults
+NO_TEMPLATE = "has no chat template"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_model_flag(parser)
+    add_serving_flags(parser)
+    add_engine_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    check_extra()
+    from planish.server.process import listen, serve, url_of
+    from planish.server.service import Service
+
+    settings, memory = settings_of(args), parse_bytes(args.cache_memory, "cache_memory")
+    checkpoint, tokenizer = open_model(args)
+    if args.context is not None:
+        check_range("context", args.context, 1, checkpoint.config.max_positions)
+    served = describe_model(args, checkpoint, tokenizer)
+    notice_idle(args, engine_rule(args))
+    listener = listen(args.host, args.port)
+    start = time.perf_counter()
+
+    def load() -> tuple[Session, Served]:
+        session = open_warm_session(args, checkpoint, memory)
+        ready = replace(served, context=session.context)
+        for line in facts(session, ready, time.perf_counter() - start):
+            tell(line)
+        return session, ready
+
+    tell(f"{args.model} as {served.name} at {url_of(listener)}; loading")
+    if not settings.keys and not is_loopback(listener.getsockname()[0]):
+        tell("no API key is set: whoever reaches this address can use the model")
+    return serve(Service(settings=settings, open=load, tell=tell), listener)
+
+
+def check_extra() -> None:
+    """Raise PlanishError if the packages of the server are not installed."""
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            problem = f"needs the package {name}"
+            raise PlanishError(
+                problem, name="serve", expected="pip install planish[serve]"
+            ) from None
+
+
+def tell(line: str) -> None:
+    """A line of the log, whole even if two threads write."""
+    with LOCK:
+        print(line, file=sys.stderr, flush=True)
+
+
+LOCK = threading.Lock()
+
+
+def is_loopback(address: str) -> bool:
+    return address == "::1" or address.startswith("127.")
+
+
+def describe_model(
+    args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
+) -> Served:
+    """What the protocol knows of the model; reads no weights."""
+    from planish.openai.served import Served
+    from planish.server.fingerprint import fingerprint
+
+    defaults = None
+    if args.generation_config == "model":
+        defaults = load_sampling_defaults(args.model, checkpoint.config.vocab_size)
+    return Served(
+        name=args.name or Path(args.model).resolve().name,
+        any_model=args.any_model,
+        config=checkpoint.config,
+        tokenizer=tokenizer,
+        template=find_template(args),
+        context=checkpoint.config.max_positions,
+        defaults=defaults or PLAIN,
+        max_tokens=args.max_tokens,
+        created=int(time.time()),
+        fingerprint=fingerprint(checkpoint.path, (args.engine, args.kernels)),
+    )
+
+
+def find_template(args: argparse.Namespace) -> ChatTemplate | None:
+    """The chat template, tried once; None for a base model."""
+    try:
+        template = load_chat_template(args.model, args.chat_template)
+    except ChatError as problem:
+        if args.chat_template is None and problem.problem.startswith(NO_TEMPLATE):
+            return None
+        raise
+    try:
+        render_chat(template, Conversation(messages=[{"role": "user", "content": "Hello"}]))
+    except ChatError as problem:
+        if not problem.problem.startswith("refuses"):
+            raise
+    return template
+
+
+def open_warm_session(
+    args: argparse.Namespace, checkpoint: Checkpoint, memory: int | None
+) -> Session:
+    """Load the weights, and compile every program, so that no request waits for one."""
+    if args.engine == "reference":
+        engine = open_engine(checkpoint, args)
+        return OneByOne(engine.config, engine.weights, args.context or 0)
+    keep_programs(args.compilation_cache)
+    from planish.fast.session.opening import exact_kernels, open_session
+
+    given = {**vars(args), "kernels": exact_kernels(checkpoint, args.kernels)}
+    engine = open_engine(checkpoint, argparse.Namespace(**given))
+    session = open_session(engine, slots=args.slots, context=args.context, memory=memory)
+    session.warm()
+    return session
+
+
+def facts(session: Session, served: Served, seconds: float) -> list[str]:
+    """What was chosen, for the log."""
+    size = cache_bytes(session)
+    memory = f", {size / 2**20:.1f} MiB of keys and values" if size else ""
+    slots = f"{counted(session.slots, 'slot')} of {session.context} tokens{memory}"
+    template = "" if served.template else "; no chat template: /v1/completions only"
+    return [
+        f"ready after {seconds:.1f} s: {slots}{template}",
+        f"default sampling: {describe_sampling(served.defaults)}",
+        *(f"note: {note}" for note in session.notes),
+    ]
+
+
+def cache_bytes(session: Session) -> int:
+    """The memory that a session keeps for keys and values; 0 if each request takes its own."""
+    if session.stats().pages == 0:
+        return 0
+    import jax
+
+    from planish.fast.session.batching import Batching
+
+    assert isinstance(session, Batching)
+    return sum(array.nbytes for array in jax.tree.leaves(session.model.cache))

@@ -1,0 +1,76 @@
+"""A quantized embedding that is the head, too: its codes are written once.
+
+Reading gives such a model floats for the lookup and lm_head the codes (formats/translate.py). GGUF
+and MLX store the codes as the embedding; the other formats store the embedding in floats, which
+means the same weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from planish.reference.files.checkpoint import Checkpoint
+from planish.reference.files.export.modules import Module, Place, head_place
+from planish.reference.files.export.protocol import Writer
+from planish.reference.files.load import load_linear
+from planish.reference.linear import Linear, quantized_weight
+from planish.reference.quantized import dequantize
+
+WITH_EMBEDDINGS = ("mlx",)  # directories whose embeddings may have codes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tied:
+    """A checkpoint whose tied head is in floats, and the embedding's codes if they are kept."""
+
+    checkpoint: Checkpoint
+    embedding: Module | None = None
+
+    def replace(self, module: Module) -> Module:
+        """The embedding with its codes in place of the one in floats; others as they are."""
+        own = self.embedding
+        return own if own is not None and own.name == module.name else module
+
+
+def tie(checkpoint: Checkpoint, form: Writer | None = None) -> Tied:
+    """The checkpoint as it is, unless its head has the embedding's codes.
+
+    form: a format that may hold them in the embedding; None for floats.
+    """
+    head = shared_head(checkpoint)
+    if head is None:
+        return Tied(checkpoint=checkpoint)
+    plain, place = without_codes(checkpoint), head_place(checkpoint)
+    if form is None or form.NAME not in WITH_EMBEDDINGS or place.scheme is None:
+        return Tied(checkpoint=plain)
+    if form.refuse(place.scheme, place.shape):
+        return Tied(checkpoint=plain)
+    own: Place = replace(place, name=checkpoint.source("embed").name)
+    return Tied(checkpoint=plain, embedding=Module(name=own.name, place=own, linear=head))
+
+
+def shared_head(checkpoint: Checkpoint) -> Linear | None:
+    """lm_head, if it is tied, has codes, and these are the embedding; else None."""
+    config = checkpoint.config
+    if not config.tie_embeddings or checkpoint.scheme("head") is None or config.head_bias:
+        return None
+    head = load_linear(checkpoint, "head", None, head_place(checkpoint).shape, has_bias=False)
+    embedding = checkpoint.entries[f"{checkpoint.source('embed').name}.weight"].map()
+    same = np.array_equal(dequantize(quantized_weight(head)), embedding)
+    return head if same else None
+
+
+def without_codes(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without a head, which is then the embedding, in floats."""
+    prefix, declared = checkpoint.prefix("head"), checkpoint.declared
+    entries = {
+        name: entry
+        for name, entry in checkpoint.entries.items()
+        if name.rpartition(".")[0] != prefix
+    }
+    if declared is not None:
+        targets = {name: scheme for name, scheme in declared.targets.items() if name != prefix}
+        declared = replace(declared, targets=targets, head=None)
+    return replace(checkpoint, entries=entries, declared=declared)

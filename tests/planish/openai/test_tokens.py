@@ -1,0 +1,85 @@
+"""/tokenize and its relatives, in the forms of vLLM and llama.cpp; the bytes of tokens."""
+
+import json
+from pathlib import Path
+
+import pytest
+from openai.types import Model
+from tokenizers import Tokenizer as Library
+
+from planish.openai import tokens
+from planish.openai.vocabulary import Vocabulary
+from planish.reference.text.tokenizer import Tokenizer
+from tests.planish.openai.conftest import body
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "chat"
+
+
+def tokenized(api, **fields):
+    return tokens.tokenize(body(**fields), api.served)
+
+
+def test_a_text_and_its_ids(api):
+    found = tokenized(api, prompt="a</s>", add_special_tokens=False)
+    assert found == {
+        "tokens": [*api.served.tokenizer.encode("a"), 257],
+        "count": 2,
+        "max_model_len": 128,
+    }
+    back = tokens.detokenize(body(tokens=found["tokens"]), api.served)
+    assert back == {"prompt": "a</s>", "content": "a</s>"}
+
+
+def test_llama_cpps_names(api):
+    found = tokenized(api, content="é</s>", with_pieces=True, parse_special=False)
+    assert [one["piece"] for one in found["tokens"]][:3] == ["bytes:\\xc3", "bytes:\\xa9", "<"]
+    assert found["count"] == 6
+    assert tokenized(api, content="")["tokens"] == []
+
+
+def test_a_conversation_and_its_ids(api):
+    messages = [{"role": "user", "content": "Hi"}]
+    found = tokenized(api, messages=messages, return_token_strs=True)
+    assert found["tokens"] == list(api.chat("Hi").requests[0].prompt)
+    assert found["token_strs"][:2] == ["<s>", "u"]
+    text = tokens.apply_template(body(messages=messages), api.served)
+    assert text == {"prompt": "<s>user: Hi\nassistant: "}
+
+
+@pytest.mark.parametrize(
+    ("read", "fields"),
+    [
+        (tokens.tokenize, {}),
+        (tokens.tokenize, {"prompt": 5}),
+        (tokens.tokenize, {"prompt": "a", "model": "other"}),
+        (tokens.detokenize, {}),
+        (tokens.detokenize, {"tokens": ["a"]}),
+        (tokens.detokenize, {"tokens": [300]}),
+        (tokens.apply_template, {"messages": []}),
+        (tokens.apply_template, {"messages": [{"role": "user"}], "chat_template": "x"}),
+    ],
+)
+def test_other_bodies_are_refused(api, read, fields):
+    assert api.refusal(lambda: read(body(**fields), api.served)).status in (400, 404)
+
+
+def test_special_tokens_have_their_names(api):
+    found = tokens.tokenizer_info(api.served)
+    assert (found["bos_token"], found["eos_token"]) == ("<s>", "</s>")
+    assert "messages" in found["chat_template"]
+    assert tokens.tokenizer_info(api.with_(template=None).served)["chat_template"] is None
+
+
+def test_the_model_is_shown_with_its_defaults(api):
+    shown = api.served.model_object()
+    assert Model.model_validate(shown).id == "tiny"
+    assert (shown["max_model_len"], shown["default_sampling"]["temperature"]) == (128, 1.0)
+
+
+def test_bytes_of_sentencepiece_are_its_texts(api):
+    inner = Library.from_file(str(GOLDEN / "sentencepiece.json"))
+    vocabulary = Vocabulary(Tokenizer(inner, api.served.config, GOLDEN))
+    text = "Hi 😀 there"
+    ids = inner.encode(text, add_special_tokens=False).ids
+    assert b"".join(map(vocabulary.bytes_of, ids)).decode().strip() == text
+    assert json.dumps([vocabulary.text_of(token) for token in ids])
