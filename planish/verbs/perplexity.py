@@ -108,12 +108,13 @@ def first_token(tokenizer: Tokenizer) -> int:
     """
     roles, config = special_tokens(tokenizer.path), tokenizer.config
     text = roles.get("bos_token", roles.get("eos_token"))
-    ids = [token for token, added in tokenizer.added_tokens().items() if added == text]
-    own = () if config.bos_token_id is None else (config.bos_token_id,)
-    for token in (*ids, *own, *config.eos_token_ids):
-        return token
-    expected = "a model with BOS or EOS, to predict the first token from"
-    raise PromptError("has none", path=tokenizer.path, name="bos_token", expected=expected)
+    named = [token for token, added in tokenizer.added_tokens().items() if added == text]
+    own = [] if config.bos_token_id is None else [config.bos_token_id]
+    ids: list[int] = [*named, *own, *config.eos_token_ids]
+    if not ids:
+        expected = "a model with BOS or EOS, to predict the first token from"
+        raise PromptError("has none", path=tokenizer.path, name="bos_token", expected=expected)
+    return ids[0]
 
 
 def default_window(tokens: Sequence[int], longest: int) -> int:
