@@ -29,6 +29,8 @@ from tests.models import make_llama as write_llama
 
 MOST_RESIDENT, GROWTH = 1.5e9, 0.3e9  # bytes of one test process; from one clearing to the next
 
+SAMPLED_SETS = 2  # AMX and the lanes that round as it does, where there is AMX
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     what = "of tests marked matrix or whole, "
@@ -41,7 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of a test marked matrix(n) the first case and every n-th after it, and none that is marked
-    whole, unless --whole; with --rest all that this leaves out, and nothing else."""
+    whole, unless --whole; with --rest all that this leaves out, and again what is marked every_set,
+    since a run without flags compiles few instruction sets."""
     if config.getoption("--whole"):
         return
     seen: Counter[str] = Counter()
@@ -54,7 +57,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if seen[test] % marker.args[0]:
                 left_out.append(item)
             seen[test] += 1
-    dropped = set(items) - set(left_out) if config.getoption("--rest") else set(left_out)
+    dropped = set(left_out)
+    if config.getoption("--rest"):
+        again = {item for item in items if item.get_closest_marker("every_set") is not None}
+        dropped = set(items) - dropped - again
     config.hook.pytest_deselected(items=[item for item in items if item in dropped])
     items[:] = [item for item in items if item not in dropped]
 
@@ -162,12 +168,25 @@ def unoptimized() -> Iterator[None]:
     jax.clear_caches()
 
 
+def is_sample(config: pytest.Config) -> bool:
+    """Whether this run leaves cases to another one: neither --whole nor --rest."""
+    return not (config.getoption("--whole") or config.getoption("--rest"))
+
+
+@pytest.fixture(scope="module")
+def quickly_compiled(request: pytest.FixtureRequest) -> None:
+    """Without --whole or --rest, unoptimized: for a file whose tests look at numbers, too."""
+    if is_sample(request.config):
+        request.getfixturevalue("unoptimized")
+
+
 @pytest.fixture(scope="session")
 def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str]:
     """The native kernels of every instruction set that this processor runs; their names.
 
-    Without --whole or --rest not those in plain C++, which take half a minute to compile. They
-    are kept between runs where PLANISH_TEST_KERNELS names a directory.
+    Without --whole or --rest only the best two, and not plain C++ beside another: each set takes
+    16 to 70 seconds to compile, and the programs that call it more. What loops over them is marked
+    every_set. They are kept between runs where PLANISH_TEST_KERNELS names a directory.
     """
     from planish.fast.native.build import find_compiler
     from planish.fast.native.instruction_sets import available
@@ -178,9 +197,9 @@ def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str
         find_compiler()
     except KernelsError as problem:
         pytest.skip(str(problem))
-    asked = request.config.getoption
-    every = asked("--whole") or asked("--rest") or len(available()) == 1
-    sets = [one.name for one in available() if every or one.name != "plain"]
+    sets = [one.name for one in available()]
+    if is_sample(request.config):  # plain comes last
+        sets = sets[:-1][:SAMPLED_SETS] or sets
     kept = kernels_directory
     kept.mkdir(parents=True, exist_ok=True, mode=0o700)
     with kept.with_suffix(".lock").open("w") as lock:  # one process compiles, others load

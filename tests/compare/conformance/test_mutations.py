@@ -32,6 +32,8 @@ from tests.compare.mutations import (
     without_bias,
 )
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 F = np.float32
 
 

@@ -26,6 +26,8 @@ from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.scheme import int4, int8
 from tests.reference.quantize.conftest import same_schemes
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 GOLDEN = Path(__file__).parents[2] / "golden"
 NAMES = ("qwen3-norms", "falcon-7b-form-biases", "gemma2-caps", "mixtral-two-of-four")
 SCHEMES = (
@@ -89,7 +91,7 @@ def test_errors_of_candidates_are_the_references(name, scheme):
         assert found == pytest.approx(expected, rel=0.02), fold
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 def test_a_block_is_scaled_and_clipped_as_by_the_reference(kernels, name, native):
