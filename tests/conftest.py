@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import gc
 import os
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from tests.models import make_llama as write_llama
 MOST_RESIDENT, GROWTH = 1.5e9, 0.3e9  # bytes of one test process; from one clearing to the next
 
 SAMPLED_SETS = 2  # AMX and the lanes that round as it does, where there is AMX
+# XLA's older emitters of loops take 60 % of the time; --whole and --rest use those that users have
+OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,10 +44,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption(flag, action="store_true", help=what + cases)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Without --whole or --rest XLA compiles with its older emitters.
+
+    An XLA that does not know their flag ends its process, so another process tries it.
+    """
+    if not is_sample(config) or "PYTEST_XDIST_WORKER" in os.environ:  # workers inherit it
+        return
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {OLDER_EMITTERS}".strip()
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    tried = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True)
+    if tried.returncode == 0:
+        os.environ["XLA_FLAGS"] = flags
+
+
+def is_sample(config: pytest.Config) -> bool:
+    """Whether this run leaves cases to another one: neither --whole nor --rest."""
+    return not (config.getoption("--whole") or config.getoption("--rest"))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of a test marked matrix(n) the first case and every n-th after it, and none that is marked
-    whole, unless --whole; with --rest all that this leaves out, and again what is marked every_set,
-    since a run without flags compiles few instruction sets."""
+    whole, unless --whole; with --rest all that this leaves out, and what is marked again, since a
+    run without flags has few instruction sets and XLA's older emitters."""
     if config.getoption("--whole"):
         return
     seen: Counter[str] = Counter()
@@ -59,7 +81,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             seen[test] += 1
     dropped = set(left_out)
     if config.getoption("--rest"):
-        again = {item for item in items if item.get_closest_marker("every_set") is not None}
+        again = {item for item in items if item.get_closest_marker("again") is not None}
         dropped = set(items) - dropped - again
     config.hook.pytest_deselected(items=[item for item in items if item in dropped])
     items[:] = [item for item in items if item not in dropped]
@@ -153,12 +175,16 @@ def kernels_directory(private_cache: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unoptimized() -> Iterator[None]:
+def unoptimized(request: pytest.FixtureRequest) -> Iterator[None]:
     """XLA optimizes little for a file whose tests look at verdicts, words and figures.
 
-    Compiling takes most of their time, and a quarter less in this way. Programs in memory do not
-    know how they were compiled, so none is taken from another file and none is left to the next.
+    Compiling takes most of their time, and a quarter less in this way, but no less by the older
+    emitters. Programs in memory do not know how they were compiled, so none is taken from another
+    file and none is left to the next.
     """
+    if is_sample(request.config):
+        yield
+        return
     import jax
 
     jax.clear_caches()
@@ -168,25 +194,13 @@ def unoptimized() -> Iterator[None]:
     jax.clear_caches()
 
 
-def is_sample(config: pytest.Config) -> bool:
-    """Whether this run leaves cases to another one: neither --whole nor --rest."""
-    return not (config.getoption("--whole") or config.getoption("--rest"))
-
-
-@pytest.fixture(scope="module")
-def quickly_compiled(request: pytest.FixtureRequest) -> None:
-    """Without --whole or --rest, unoptimized: for a file whose tests look at numbers, too."""
-    if is_sample(request.config):
-        request.getfixturevalue("unoptimized")
-
-
 @pytest.fixture(scope="session")
 def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str]:
     """The native kernels of every instruction set that this processor runs; their names.
 
     Without --whole or --rest only the best two, and not plain C++ beside another: each set takes
     16 to 70 seconds to compile, and the programs that call it more. What loops over them is marked
-    every_set. They are kept between runs where PLANISH_TEST_KERNELS names a directory.
+    again. They are kept between runs where PLANISH_TEST_KERNELS names a directory.
     """
     from planish.fast.native.build import find_compiler
     from planish.fast.native.instruction_sets import available

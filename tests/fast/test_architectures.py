@@ -16,8 +16,6 @@ from planish.reference.files.writer import CheckpointWriter
 from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.recipe import recipe
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDENS = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
 

@@ -18,8 +18,6 @@ import pytest
 from planish.fast.native import library
 from planish.reference.architectures import ENTRIES
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 GOLDENS = (
     "bloom-tied",
     "chatglm-2",

@@ -12,8 +12,6 @@ from planish.reference.model.attention import HeadCodes, quantize_heads
 from planish.reference.model.layers import causal_mask
 from tests.compare.mutations import Mutation, attend_codes_as
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 SUBJECTS = [
     ("llama", "float", "int8"),
     ("llama", "O1", "int8"),

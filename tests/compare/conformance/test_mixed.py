@@ -15,8 +15,6 @@ from planish.reference.model.weights import block_linears
 from planish.reference.quantize.spelling import SCHEMES
 from planish.reference.scheme import int4
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 EXPECTED = {
     "q": SCHEMES["W8A8"],
     "k": int4(32),

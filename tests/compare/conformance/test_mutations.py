@@ -32,8 +32,6 @@ from tests.compare.mutations import (
     without_bias,
 )
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 F = np.float32
 
 

@@ -14,8 +14,6 @@ from planish.reference.files.load import open_checkpoint
 from tests.compare.conftest import RECIPES, quantize_into
 from tests.models import make_llama
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 SAME_PROGRAMS = [  # recipes that differ only in what is in the weights, and compile but once
     ["float"],
     ["W8A8", "naive-W8A8"],
@@ -95,7 +93,7 @@ def test_a_prompt_longer_than_a_chunk_agrees(tmp_path: Path, kernels, name, nati
     assert result.figures is not None and result.figures.tokens == 600
 
 
-@pytest.mark.every_set
+@pytest.mark.again
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_kernels_are_bit_identical_on_every_instruction_set(judge, kernels, family):
     for name in ("W8A8", "W4A8"):

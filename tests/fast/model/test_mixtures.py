@@ -22,8 +22,6 @@ from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.recipe import recipe
 from planish.reference.text.generate import Stop
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 GOLDEN = Path(__file__).parents[2] / "golden"
 TOLERANCES = {  # of the logits' range; a flipped code on a tie changes all later layers
     "W8A16": 2e-5,
@@ -35,7 +33,7 @@ TOLERANCES = {  # of the logits' range; a flipped code on a tie changes all late
 }
 
 
-@pytest.mark.every_set
+@pytest.mark.again
 @pytest.mark.parametrize("norm", [None, "rms_norm", "layer_norm"])
 @pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize(("rows", "width", "count", "top_k"), [(1, 75, 6, 2), (5, 300, 129, 8)])

@@ -31,8 +31,6 @@ from planish.reference.quantize.recipe import recipe
 from planish.reference.quantized import QuantizedWeight, to_layout
 from tests.fast.schemes import forced
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 WIDTH, INNER, COUNT, TOP_K = 75, 50, 6, 2  # no size divides another, nor 16
 RECIPES = {
     "float": {},
@@ -153,7 +151,7 @@ def test_a_mixture_is_the_references(kernels, name, case, native):
     assert np.median(np.abs(y - wanted)) < 1e-6
 
 
-@pytest.mark.every_set
+@pytest.mark.again
 @pytest.mark.matrix(3)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", INTEGER)

@@ -34,7 +34,7 @@ def check(command: list[str], name: str) -> None:
     assert re.fullmatch(rf"{name}: \d+ checks passed\n", run.stdout)
 
 
-@pytest.mark.every_set
+@pytest.mark.again
 def test_every_instruction_set_computes_what_a_naive_program_does(
     kernels, kernels_directory, tmp_path
 ):

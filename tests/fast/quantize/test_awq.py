@@ -26,8 +26,6 @@ from planish.reference.quantize.observe import embed_samples, observe_block
 from planish.reference.scheme import int4, int8
 from tests.reference.quantize.conftest import same_schemes
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 GOLDEN = Path(__file__).parents[2] / "golden"
 NAMES = ("qwen3-norms", "falcon-7b-form-biases", "gemma2-caps", "mixtral-two-of-four")
 SCHEMES = (

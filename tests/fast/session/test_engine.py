@@ -28,8 +28,6 @@ from planish.reference.quantize.recipe import recipe
 from planish.reference.text.generate import Stop
 from planish.reference.text.sampling import Sampling
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 GOLDEN = Path(__file__).parents[2] / "golden"
 GOLDENS = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
 LLAMA = GOLDEN / "llama-tied-grouped"

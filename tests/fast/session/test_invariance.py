@@ -79,7 +79,7 @@ def greedy(engine: Engine, prompts: list[list[int]], new: int = 12) -> list[list
     return rows
 
 
-@pytest.mark.every_set
+@pytest.mark.again
 @pytest.mark.parametrize(
     ("name", "options"),
     [
