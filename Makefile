@@ -51,10 +51,12 @@ test: $(STAMP)
 test-all: $(STAMP)
 	@echo "make test-all: every case, in $(WORKERS) processes"
 	@$(PYTEST) --whole
+	@$(PYTEST) --again
 
 test-rest: $(STAMP)
 	@echo "make test-rest: the cases that make test leaves out, in $(WORKERS) processes"
 	@$(PYTEST) --rest
+	@$(PYTEST) --again
 
 lint: $(STAMP)
 	@echo "make lint: ruff check, ruff format --check, the kernels in C++, mypy"

@@ -31,26 +31,30 @@ from tests.models import make_llama as write_llama
 MOST_RESIDENT, GROWTH = 1.5e9, 0.3e9  # bytes of one test process; from one clearing to the next
 
 SAMPLED_SETS = 2  # AMX and the lanes that round as it does, where there is AMX
-# XLA's older emitters of loops take 60 % of the time; --whole and --rest use those that users have
+
+# With these and few optimizations XLA compiles in half the time. What is marked again runs once
+# more as it compiles for users, as make demo and make wheel do.
 OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     what = "of tests marked matrix or whole, "
     for flag, cases in (
-        ("--whole", "every case"),
-        ("--rest", "what a run without flags leaves out"),
+        ("--whole", what + "every case"),
+        ("--rest", what + "what a run without flags leaves out"),
+        ("--again", "a run of what is marked again: every instruction set, programs as users have"),
     ):
-        parser.addoption(flag, action="store_true", help=what + cases)
+        parser.addoption(flag, action="store_true", help=cases)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Without --whole or --rest XLA compiles with its older emitters.
+    """Without --again XLA compiles quickly, in this process, its workers and the commands they run.
 
-    An XLA that does not know their flag ends its process, so another process tries it.
+    An XLA that does not know the flag ends its process, so another process tries it.
     """
-    if not is_sample(config) or "PYTEST_XDIST_WORKER" in os.environ:  # workers inherit it
+    if config.getoption("--again") or "PYTEST_XDIST_WORKER" in os.environ:  # workers inherit it
         return
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     flags = f"{os.environ.get('XLA_FLAGS', '')} {OLDER_EMITTERS}".strip()
     command = [sys.executable, "-c", "import jax; jax.devices()"]
     tried = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True)
@@ -58,33 +62,28 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["XLA_FLAGS"] = flags
 
 
-def is_sample(config: pytest.Config) -> bool:
-    """Whether this run leaves cases to another one: neither --whole nor --rest."""
-    return not (config.getoption("--whole") or config.getoption("--rest"))
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test marked matrix(n) the first case and every n-th after it, and none that is marked
-    whole, unless --whole; with --rest all that this leaves out, and what is marked again, since a
-    run without flags has few instruction sets and XLA's older emitters."""
-    if config.getoption("--whole"):
-        return
+    """Leave the sample: of a test marked matrix(n) the first case and every n-th after it, and none
+    that is marked whole; or what a flag asks for."""
     seen: Counter[str] = Counter()
-    left_out = []
+    chosen = []
     for item in items:
-        marker, test = item.get_closest_marker("matrix"), item.nodeid.partition("[")[0]
-        if item.get_closest_marker("whole") is not None:
-            left_out.append(item)
-        elif marker is not None:
-            if seen[test] % marker.args[0]:
-                left_out.append(item)
-            seen[test] += 1
-    dropped = set(left_out)
-    if config.getoption("--rest"):
-        again = {item for item in items if item.get_closest_marker("again") is not None}
-        dropped = set(items) - dropped - again
+        whole, again, matrix = map(item.get_closest_marker, ("whole", "again", "matrix"))
+        test = item.nodeid.partition("[")[0]
+        sampled = whole is None and (matrix is None or seen[test] % matrix.args[0] == 0)
+        seen[test] += 1
+        if config.getoption("--again"):
+            kept = again is not None and (sampled or whole is not None)
+        elif config.getoption("--whole") or config.getoption("--rest"):
+            rest = not sampled and (whole is None or again is None)
+            kept = rest or (sampled and config.getoption("--whole"))
+        else:
+            kept = sampled
+        if kept:
+            chosen.append(item)
+    dropped = set(items).difference(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item in dropped])
-    items[:] = [item for item in items if item not in dropped]
+    items[:] = chosen
 
 
 def pytest_collectstart() -> None:
@@ -174,33 +173,13 @@ def kernels_directory(private_cache: Path) -> Path:
     return Path(os.environ.get("PLANISH_TEST_KERNELS", private_cache / "planish" / "kernels"))
 
 
-@pytest.fixture(scope="module")
-def unoptimized(request: pytest.FixtureRequest) -> Iterator[None]:
-    """XLA optimizes little for a file whose tests look at verdicts, words and figures.
-
-    Compiling takes most of their time, and a quarter less in this way, but no less by the older
-    emitters. Programs in memory do not know how they were compiled, so none is taken from another
-    file and none is left to the next.
-    """
-    if is_sample(request.config):
-        yield
-        return
-    import jax
-
-    jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-
-
 @pytest.fixture(scope="session")
 def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str]:
     """The native kernels of every instruction set that this processor runs; their names.
 
-    Without --whole or --rest only the best two, and not plain C++ beside another: each set takes
-    16 to 70 seconds to compile, and the programs that call it more. What loops over them is marked
-    again. They are kept between runs where PLANISH_TEST_KERNELS names a directory.
+    Without --whole, --rest or --again only the best two, and not plain C++ beside another: each set
+    takes 16 to 70 seconds to compile, and the programs that call it more. What loops over them is
+    marked again. They are kept between runs where PLANISH_TEST_KERNELS names a directory.
     """
     from planish.fast.native.build import find_compiler
     from planish.fast.native.instruction_sets import available
@@ -212,7 +191,7 @@ def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str
     except KernelsError as problem:
         pytest.skip(str(problem))
     sets = [one.name for one in available()]
-    if is_sample(request.config):  # plain comes last
+    if not any(map(request.config.getoption, ("--whole", "--rest", "--again"))):  # plain comes last
         sets = sets[:-1][:SAMPLED_SETS] or sets
     kept = kernels_directory
     kept.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -48,6 +48,7 @@ def test_benchmarks_explain_the_columns_as_the_command_does():
 
 
 @pytest.mark.whole
+@pytest.mark.again
 def test_rows_of_the_readme_are_those_of_a_fresh_run(kernels, tmp_path):
     """A row of static scales and one of INT4 weights: all of them take minutes."""
     source = tmp_path / "pocket-outliers"

@@ -56,6 +56,7 @@ SHOWN = dict(zip(("generate", "quality", "compare"), blocks("text"), strict=True
 
 
 @pytest.mark.whole
+@pytest.mark.again
 @pytest.mark.parametrize("command", commands())
 def test_every_command_of_the_readme_works(command: str, elsewhere: Path) -> None:
     done = run(command, elsewhere)
@@ -86,6 +87,7 @@ def without_numbers(text: str) -> str:
 
 
 @pytest.mark.whole
+@pytest.mark.again
 def test_the_python_of_the_readme_works(elsewhere: Path) -> None:
     (program,) = blocks("python")
     command = [sys.executable, "-c", program.replace("/tmp/", f"{elsewhere}/")]

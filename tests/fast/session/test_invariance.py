@@ -112,6 +112,7 @@ def test_tokens_do_not_depend_on_the_batch(engine):
     assert greedy(engine, prompts[::-1]) == alone[::-1]
 
 
+@pytest.mark.again
 def test_logits_do_not_depend_on_the_batch(engine, same):
     prompts = [prompt(9), prompt(30, 1), prompt(17, 2)]
     batched, _ = engine.prefill_batch(prompts, Stop(4))
@@ -119,6 +120,7 @@ def test_logits_do_not_depend_on_the_batch(engine, same):
         assert same(batched[row], engine.prefill_batch([one], Stop(4))[0][0])
 
 
+@pytest.mark.again
 @pytest.mark.parametrize("chunk", [16, 48, 100])
 def test_logits_do_not_depend_on_the_prefills_chunks(engine, same, monkeypatch, chunk):
     expected = engine.forward(prompt(200))
