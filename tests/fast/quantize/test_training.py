@@ -113,7 +113,7 @@ def test_the_gradient_of_v_is_the_scale_and_ends_with_the_grid():
     assert jax.grad(total)(given).tolist() == [[0, 0, 1, 1]]
 
 
-@pytest.mark.matrix(5)
+@pytest.mark.matrix(8)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["W4A16-g32", "W8A8", "W4A8-g32", "naive-O3"])
 def test_the_loss_before_training_is_that_of_rounding_to_nearest(form, name):
