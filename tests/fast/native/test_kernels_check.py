@@ -38,7 +38,8 @@ def check(command: list[str], name: str) -> None:
 def test_every_instruction_set_computes_what_a_naive_program_does(
     kernels, kernels_directory, tmp_path, request
 ):
-    rounds = "200" if request.config.getoption("--again") else "60"
+    asked = request.config.getoption
+    rounds = "200" if asked("--whole") or asked("--again") else "60"
     libraries, _ = build(kernels_directory, kernels)
     compiler = find_compiler().path
     naive = compile_program(compiler, tmp_path / "check.o", "-c", str(CHECK))
