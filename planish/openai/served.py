@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planish.openai.errors import RequestRefused
 from planish.openai.vocabulary import Vocabulary
@@ -12,6 +12,9 @@ from planish.reference.model.config import ModelConfig
 from planish.reference.text.chat_template import ChatTemplate
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from planish.openai.grammar import Grammars
 
 SHRINKING = 4  # how much shorter tokenizers and templates make a text, at most
 DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -47,6 +50,14 @@ class Served:
     def vocabulary(self) -> Vocabulary:
         """The texts of single tokens."""
         return Vocabulary(self.tokenizer)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What constrains answers. Raises ImportError without planish[constrained], and
+        TokenizerError for a tokenizer that llguidance does not know."""
+        from planish.openai.grammar import Grammars
+
+        return Grammars(self.tokenizer, self.config.vocab_size, self.config.eos_token_ids)
 
     def check_model(self, name: str | None) -> None:
         """Raise RequestRefused, status 404, for the name of another model."""
