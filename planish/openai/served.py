@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from planish.openai.errors import RequestRefused
 from planish.openai.vocabulary import Vocabulary
+from planish.reference.errors import PlanishError
 from planish.reference.model.config import ModelConfig
 from planish.reference.text.chat_template import ChatTemplate
 from planish.reference.text.sampling import Sampling
@@ -58,6 +60,11 @@ class Served:
         from planish.openai.grammar import Grammars
 
         return Grammars(self.tokenizer, self.config.vocab_size, self.config.eos_token_ids)
+
+    def warm(self) -> None:
+        """Build what the first constrained request would wait for."""
+        with suppress(ImportError, PlanishError):
+            _ = self.grammars
 
     def check_model(self, name: str | None) -> None:
         """Raise RequestRefused, status 404, for the name of another model."""
