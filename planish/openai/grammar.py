@@ -15,11 +15,13 @@ derivatives of regular expressions.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -40,6 +42,7 @@ SCHEMA = "response_format.json_schema.schema"  # the field
 LARGEST = 2**16  # bytes of a schema
 LONGEST_PATTERN, MOST_PATTERNS = 512, 4096  # characters of a pattern, and of all
 LONGEST_STRING = 4096  # characters of a constant
+MOST_REMAINDERS = 10_000  # of multipleOf: the library has a state for each, and no limit
 COMPILE_SECONDS = 5.0  # for all choices
 STACK = 2**28  # bytes, for references a thousand deep: the library recurses
 SHOWN = 300  # characters of its words
@@ -68,6 +71,8 @@ class Grammars:
         self.moved = sorted({*tokenizer.moved, *tokenizer.moved.values()})  # two ids each
         with library_errors(tokenizer.path, "cannot be constrained"), hide_panics():
             self.tokenizer = LLTokenizer(tokenizer.inner.to_str(), eos_token=list(eos) or None)
+        self.latest: Future[Any] = Future()  # what is being compiled, or was
+        self.latest.set_result(None)
 
     def prepare(
         self, schema: dict[str, Any], ends: Sequence[int], count: int
@@ -85,7 +90,11 @@ class Grammars:
                 found.append(Prepared(grammars=self, text=text, ends=tuple(ends)))
             return found
 
-        return run_deep(compile_all)
+        if not self.latest.done():  # it took too long; let there be one such thread at most
+            problem = "response_format: an earlier schema is still being compiled"
+            raise RequestRefused(problem, status=503, param="response_format")
+        self.latest = running = run_deep(compile_all)
+        return result_of(running)
 
     def matcher(self, text: str, ends: Sequence[int]) -> JsonMatcher:
         """A fresh matcher, of which the first steps are tried."""
@@ -162,7 +171,9 @@ class JsonMatcher:
 
 
 def write_schema(schema: dict[str, Any]) -> str:
-    """A schema as JSON, within the limits of its size."""
+    """A schema as JSON, within the limits of its size; without llguidance's own options, by which
+    a client could have commas replaced."""
+    schema = {name: value for name, value in schema.items() if name != "x-guidance"}
     text = json.dumps(schema, separators=(",", ":"))
     if len(text) > LARGEST:
         raise refuse(SCHEMA, f"expected at most {LARGEST} bytes, found {len(text)}")
@@ -170,6 +181,9 @@ def write_schema(schema: dict[str, Any]) -> str:
     if max(sizes, default=0) > LONGEST_PATTERN or sum(sizes) > MOST_PATTERNS:
         expected = f"at most {LONGEST_PATTERN} characters, {MOST_PATTERNS} of all"
         raise refuse(SCHEMA, f"patterns of {expected}; found {max(sizes)}, {sum(sizes)}")
+    if remainders_of(schema) > MOST_REMAINDERS:
+        expected = f"numbers whose least common multiple is at most {MOST_REMAINDERS}"
+        raise refuse(SCHEMA, f"multipleOf: expected {expected}, in units of the last decimal")
     longest = max((len(string) for string in constants_of(schema)), default=0)
     if longest > LONGEST_STRING:
         raise refuse(SCHEMA, f"strings of at most {LONGEST_STRING} characters; found {longest}")
@@ -202,9 +216,18 @@ def constants_of(schema: Any) -> Iterator[str]:
         yield from (constant for constant in constants if isinstance(constant, str))
 
 
-def run_deep(work: Callable[[], Result]) -> Result:
-    """Run work that recurses deeply, in a thread with STACK bytes for it; RequestRefused if it
-    fails or takes longer than COMPILE_SECONDS."""
+def remainders_of(schema: Any) -> int:
+    """The least common multiple of every multipleOf, in units of the finest one's decimals: in
+    allOf they multiply."""
+    values = [one.get("multipleOf") for one in objects_in(schema)]
+    numbers = [v for v in values if isinstance(v, int | float) and v > 0]
+    steps = [Fraction(str(number)) for number in numbers]
+    unit = math.lcm(*(step.denominator for step in steps))
+    return math.lcm(*(int(step * unit) for step in steps))
+
+
+def run_deep(work: Callable[[], Result]) -> Future[Result]:
+    """Run work that recurses deeply, in a thread with STACK bytes for it."""
     done: Future[Result] = Future()
 
     def run() -> None:
@@ -219,8 +242,13 @@ def run_deep(work: Callable[[], Result]) -> Result:
         threading.Thread(target=run, name="planish-grammar", daemon=True).start()
     finally:
         threading.stack_size(before)
+    return done
+
+
+def result_of(running: Future[Result]) -> Result:
+    """What was compiled; RequestRefused if that failed or takes longer than COMPILE_SECONDS."""
     try:
-        return done.result(COMPILE_SECONDS)
+        return running.result(COMPILE_SECONDS)
     except TimeoutError:
         raise too_long() from None
     except RequestRefused:

@@ -4,6 +4,7 @@ import itertools
 import json
 import string
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -88,6 +89,15 @@ def test_an_end_comes_only_where_the_value_may_end(api):
     assert (choice["text"], choice["finish_reason"]) == ("7", "stop")
 
 
+def test_options_of_the_library_in_a_schema_are_ignored(api):
+    schemas = [
+        {"const": [1, [2]], **extra} for extra in ({}, {"x-guidance": {"item_separator": "x"}})
+    ]
+    jobs = [api.complete("x", response_format=schema(one), seed=1, **ROOM) for one in schemas]
+    first, second = [api.whole(job)["choices"] for job in jobs]
+    assert first == second and json.loads(first[0]["text"]) == [1, [2]]
+
+
 def test_the_text_type_constrains_nothing(api):
     fields = {"seed": 2, "max_tokens": 9}
     free = api.whole(api.complete("x", response_format={"type": "text"}, **fields))
@@ -108,6 +118,8 @@ HARD = {
     "many patterns": {
         "anyOf": [{"type": "string", "pattern": "a?" * 200 + str(i)} for i in range(30)]
     },
+    "many remainders": {"multipleOf": 2**31},
+    "many remainders together": {"allOf": [{"multipleOf": 997}, {"multipleOf": 9.91}]},
     "large": {"enum": [f"x{i}" for i in range(20_000)]},
     "long": {"const": "x" * 20_000},
     "many": {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(1500)}},
@@ -147,6 +159,13 @@ def test_a_schema_that_takes_too_long_is_refused(api, monkeypatch):
     monkeypatch.setattr(grammar, "COMPILE_SECONDS", 0.0)
     refused = api.refusal(api.complete, response_format=schema(PERSON))
     assert "takes longer than 0 s" in str(refused) and refused.status == 400
+
+
+def test_one_schema_at_a_time_may_take_too_long(api, monkeypatch):
+    fresh = api.with_()
+    monkeypatch.setattr(fresh.served.grammars, "latest", Future())
+    refused = fresh.refusal(fresh.complete, response_format=schema(PERSON))
+    assert refused.status == 503 and "still being compiled" in str(refused)
 
 
 def test_without_the_extra_a_constraint_is_refused_and_text_is_not(api, monkeypatch):
