@@ -91,6 +91,7 @@ def mixed_requests(count, vocabulary, longest, seed=0):
     return requests
 
 
+@pytest.mark.again
 def test_an_answer_has_the_same_bits_alone_among_others_and_again(engine):
     requests = mixed_requests(24, 256, 300)
     alone = [answers(session(engine, 1), [request])[0] for request in requests]
@@ -144,7 +145,8 @@ class Clock:
         return self.now
 
 
-@pytest.mark.matrix(5)
+@pytest.mark.again
+@pytest.mark.matrix(10)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels):
     engine = Engine(open_checkpoint(GOLDEN / name), native=True)

@@ -6,8 +6,6 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 CHOICE = {"context": "A quick", "choices": [" fox", " dog jumps", " cat"], "answer": 1}
 LINE = json.dumps(CHOICE)
 
