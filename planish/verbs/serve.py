@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     def load() -> tuple[Session, Served]:
         session = open_warm_session(args, checkpoint, memory)
         ready = replace(served, context=session.context)
+        ready.warm()
         for line in facts(session, ready, time.perf_counter() - start):
             tell(line)
         return session, ready
