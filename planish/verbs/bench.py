@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     refuse_of_the_other(args)
     if args.serve:
         _, recipes, peers = parse_names(args)
-        return run_serving(args, recipes, peers)
+        with model_directory(args.directory) as directory:
+            return run_serving(args, recipes, peers, directory)
     checkpoint = open_subject(args) if args.model else None
     tests, recipes, peers = parse_names(args)
     notice_idle(args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from planish.opening import open_subject
@@ -15,7 +16,6 @@ from planish.terminal.progress import progress
 CLIENTS = "1,4,8,16,32"
 MOST_CLIENTS = 256
 PASSED_ON = ("kernels", "attention", "kv_cache", "compilation_cache", "max_positions")
-UNUSED = ("--tests",)
 
 
 def add_serving_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +28,11 @@ def add_serving_flags(parser: argparse.ArgumentParser) -> None:
     serving.add_argument("--slots", type=int, metavar="N", help=words)
 
 
-def run_serving(args: argparse.Namespace, recipes: list[str], peers: list[str]) -> int:
-    """Measure and print."""
-    refuse_given(args, UNUSED, "is not for --serve")
+def run_serving(
+    args: argparse.Namespace, recipes: list[str], peers: list[str], directory: Path
+) -> int:
+    """Measure and print. directory: where random models are."""
+    refuse_given(args, ("--tests",), "is not for --serve")
     clients = parse_clients(args.clients)
     checkpoint = open_subject(args) if args.model else None
     notice_idle(args)
@@ -39,25 +41,23 @@ def run_serving(args: argparse.Namespace, recipes: list[str], peers: list[str]) 
         from planish.compare.bench.peers import find_server
         from planish.compare.bench.serving.load import Options, measure_servers
         from planish.compare.bench.sizes import MODEL_SIZES
-        from planish.verbs.bench import model_directory
     for name in peers:
         find_server(name)
-    options = {
-        "clients": clients,
-        "peers": peers,
-        "words": words_of(args, max(clients)),
-        "runs": args.runs,
-        "progress": progress,
-    }
     if checkpoint is not None:
-        form = (checkpoint.quantization or {}).get("recipe", "float")
-        title, found = checkpoint.path.name, {form: checkpoint}
-        result = measure_servers(title, found, Options(**options))
+        title = checkpoint.path.name
+        found = {(checkpoint.quantization or {}).get("recipe", "float"): checkpoint}
     else:
-        with model_directory(args.directory) as directory:
-            size = MODEL_SIZES[args.shape]
-            found = {recipe: open_random(size, recipe, directory) for recipe in recipes}
-            result = measure_servers(args.shape, found, Options(**options, directory=directory))
+        title, size = args.shape, MODEL_SIZES[args.shape]
+        found = {recipe: open_random(size, recipe, directory) for recipe in recipes}
+    options = Options(
+        clients=clients,
+        peers=peers,
+        words=words_of(args, max(clients)),
+        runs=args.runs,
+        directory=directory,
+        progress=progress,
+    )
+    result = measure_servers(title, found, options)
     print_json(result) if args.json else print(as_text(result))
     return 0
 

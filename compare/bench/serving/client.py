@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,10 @@ class Reply:
         return [b - a for a, b in zip(self.pieces, self.pieces[1:], strict=False)]
 
 
-async def complete(address: tuple[str, int], body: dict[str, Any]) -> Reply:
-    """Ask for a streamed completion and read it to its end.
+async def complete(
+    address: tuple[str, int], body: dict[str, Any], begin: Callable[[], object] = lambda: None
+) -> Reply:
+    """Ask for a streamed completion and read it to its end. begin: called at each piece.
 
     Raises ServingError for an answer that is an error or has no text."""
     reader, writer = await asyncio.open_connection(*address, limit=LONGEST)
@@ -64,6 +66,7 @@ async def complete(address: tuple[str, int], body: dict[str, Any]) -> Reply:
                 finish = choice.get("finish_reason") or finish
                 if choice["text"]:
                     pieces.append(now)
+                    begin()
             tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
     finally:
         writer.close()

@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from planish.compare.bench.serving.client import Reply, complete
+
+BEGIN_SECONDS = 1.0  # after the first of several answers has begun, for the others to begin
 
 Prompt = str | list[int]
 Draw = Callable[[int], Prompt]  # a new prompt of so many tokens
@@ -83,8 +86,15 @@ def interrupt(asked: Asked, clients: int, prompt: int, new: int) -> Interruption
     long = asked.body(asked.draw(prompt), 2)
 
     async def run() -> tuple[list[Reply], Reply, Reply]:
-        others = [asyncio.ensure_future(complete(asked.address, body)) for body in bodies]
-        await asyncio.wait(others, timeout=START_SECONDS)
+        begun = [asyncio.Event() for _ in bodies]
+        others = [
+            asyncio.ensure_future(complete(asked.address, body, event.set))
+            for body, event in zip(bodies, begun, strict=True)
+        ]
+        await begun[0].wait()
+        with suppress(TimeoutError):  # of a server that answers one after another
+            async with asyncio.timeout(BEGIN_SECONDS):
+                await asyncio.gather(*(event.wait() for event in begun))
         middle = await complete(asked.address, long)
         replies = await asyncio.gather(*others)
         return replies, middle, await complete(asked.address, long)
@@ -93,9 +103,6 @@ def interrupt(asked: Asked, clients: int, prompt: int, new: int) -> Interruption
     end = middle.asked + middle.first
     gaps = [gap for reply in others for gap in gaps_between(reply, middle.asked, end)]
     return Interruption(gaps=gaps, first=middle.first, again=again.first)
-
-
-START_SECONDS = 0.5  # until the others' answers have begun
 
 
 def gaps_between(reply: Reply, start: float, end: float) -> list[float]:

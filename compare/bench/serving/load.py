@@ -30,7 +30,7 @@ from planish.reference.files.load import Checkpoint
 from planish.reference.progress import Progress, no_progress
 
 PROMPT, NEW = 64, 64  # tokens of a request
-LONG, LONG_NEW, AMONG = 900, 400, 4  # the long prompt; tokens of those that it interrupts; how many
+LONG, LONG_NEW, AMONG = 900, 200, 4  # the long prompt; tokens of those that it interrupts; how many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,9 @@ def report(
             rate = None if base is None else rate_of(by_name[base].crowds[clients])
             rows.append(crowd_row(title, server, one.crowds[clients], (clients, base, rate)))
     for server, one in zip(servers, found, strict=True):
-        rows.append(interruption_row(title, server, one.interruptions))
+        noticed = [each for each in one.interruptions if each.gaps]
+        if noticed:  # others were still being answered
+            rows.append(interruption_row(title, server, noticed))
     return {
         "rows": [asdict(row) for row in rows],
         "machine": describe_machine(),
