@@ -237,11 +237,21 @@ def test_health_answers_while_a_request_is_being_read(served):
         connection.close()
 
 
+def test_no_answer_waits_for_who_only_wants_tokens(served):
+    with counting(served) as serving, serving.http() as http:
+        busy = threading.Event()
+        serving.service.converter.submit(busy.wait, 20)
+        found = http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2})
+        assert found.json()["choices"][0]["text"] == "ab" and not busy.is_set()
+        busy.set()
+        assert http.post("/tokenize", json={"prompt": "a"}).json()["count"] == 1
+
+
 def test_reading_a_request_has_a_time_limit(served, monkeypatch):
     monkeypatch.setattr(service, "READING_SECONDS", 0.05)
     with counting(served) as serving, serving.http() as http:
         busy = threading.Event()
-        serving.service.worker.submit(busy.wait, 20)
+        serving.service.converter.submit(busy.wait, 20)
         found = http.post("/tokenize", json={"prompt": "a"})
         busy.set()
         assert (found.status_code, found.headers["retry-after"]) == (503, "1")
