@@ -239,7 +239,7 @@ def longest_wait(http: httpx2.Client, until: threading.Event) -> float:
 
 @pytest.mark.whole
 def test_health_answers_under_load(loaded, http, record_property):
-    """Check 32: while 32 clients are answered, and a text of 2 MB is tokenized, one of 7 refused."""
+    """Check 32: while 32 clients are answered, and a text of 2 MB is tokenized, of 7 refused."""
     done = threading.Event()
     large, longest_text = ({"prompt": letters(1000, 0) * n, "max_tokens": 1} for n in (7000, 2000))
     with ThreadPoolExecutor(CLIENTS + 1) as pool:
@@ -377,7 +377,7 @@ def resident(pid: int) -> int:
 @pytest.mark.whole
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_memory_is_flat_over_a_thousand_prompts(own_process, record_property):
-    """Check 30."""
+    """Check 30: it settles. The threads' allocators take some MiB once, of a model of any size."""
     threading.Thread(target=own_process.stderr.read, daemon=True).start()
 
     def ask_one(number):
@@ -391,4 +391,5 @@ def test_memory_is_flat_over_a_thousand_prompts(own_process, record_property):
             list(pool.map(ask_one, range(start, start + 50)))
             sizes.append(resident(own_process.process.pid))
     record_property("sizes", [round(size / 2**20, 1) for size in sizes])
-    assert max(sizes[1:]) <= 1.02 * sizes[0]
+    assert max(sizes[1:]) <= 1.02 * sizes[0] + 2**24
+    assert max(sizes[len(sizes) // 2 :]) <= 1.02 * sizes[len(sizes) // 2]
