@@ -94,3 +94,10 @@ def test_bytes_of_sentencepiece_are_its_texts(api):
     ids = inner.encode(text, add_special_tokens=False).ids
     assert b"".join(map(vocabulary.bytes_of, ids)).decode().strip() == text
     assert json.dumps([vocabulary.text_of(token) for token in ids])
+
+
+def test_a_text_that_takes_gigabytes_is_refused_before_it_is_tokenized(api, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "encode", None)
+    refused = api.refusal(tokenized, api=api, prompt="a" * (tokens.LONGEST_TEXT + 1))
+    assert (refused.status, refused.param) == (400, "prompt")
+    assert "send it in parts" in str(refused)
