@@ -210,7 +210,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code: Any = run(parse(sys.argv if argv is None else argv))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if LAUNCHED not in os.environ:  # planish launch says it once
+            print("interrupted", file=sys.stderr)
         code = INTERRUPTED
     except SystemExit as end:
         code = end.code

@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def join_others(
     """
     from planish.fast.native.library import preferred_set
     from planish.fast.parallel.collectives import connect_jax, shared_clock
-    from planish.fast.parallel.group import Member, join
+    from planish.fast.parallel.group import Member, end_process, join
     from planish.fast.parallel.mesh import TensorMesh
 
     parts, address = parse_parallel(args.parallel), read_address(args)
@@ -62,12 +63,12 @@ def join_others(
     group = join(Member(host.strip("[]"), int(port), count, index))
     _joined.append(group)
     if LAUNCHED in os.environ:
-        group.at_end = follow
+        group.at_fault = partial(end_process, code=FOLLOWED, silent=True)
     if index > 0:
         be_quiet()
     native = kernels()
-    facts = describe_run(args, checkpoint) | {"kernels": preferred_set() if native else "xla"}
-    group.agree(facts)
+    used = preferred_set() if native else "xla"
+    group.agree(describe_run(args, checkpoint) | {"kernels": str(used)})
     connect_jax(group)
     group.watch()
     mesh = TensorMesh(count)
@@ -75,11 +76,6 @@ def join_others(
 
 
 _joined: list[Any] = []  # the group, once it is joined
-
-
-def follow(_: str) -> None:
-    """End this launched process because another one has ended; planish launch says which."""
-    os._exit(FOLLOWED)
 
 
 def is_writer() -> bool:
@@ -90,7 +86,7 @@ def is_writer() -> bool:
 def be_quiet() -> None:
     """Print no results and no notices: process 0 does."""
     sys.stdout.flush()
-    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # to the end of the process
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  (to the end)
     LOGGER.disabled = True
 
 

@@ -8,5 +8,7 @@ peers/          other engines, each in its own process
 engines         the engines of a run: planish with each recipe, and peers
 machine         the machine's peak rates
 roofline        the bound that they set on a model's speed
+gathers         how long a gather between processes takes
+planning        bytes and speed of a model on several machines, before anything is run
 speed           the measurement and its rows
 """

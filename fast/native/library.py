@@ -92,12 +92,6 @@ def preferred_set() -> str | None:
     return _loaded[0].sets[0] if _loaded and _loaded[0].sets else None
 
 
-def preferred_set() -> str:
-    """The instruction set that the kernels use by default, once they are loaded."""
-    with _lock:
-        return _loaded[0].sets[0]
-
-
 def _best(library: Library, cache: Path | None) -> str:
     """The set that `auto` means, even if others have been loaded before."""
     with _lock:

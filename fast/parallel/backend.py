@@ -19,6 +19,7 @@ from jax import lax
 
 from planish.fast.model.backend import QKV, AttentionConfig, Normed, Positions
 from planish.fast.model.cache import LayerCache
+from planish.fast.native import backend as native_backend
 from planish.fast.native import moe as native_moe
 from planish.fast.parallel.cut import TILE
 from planish.fast.parallel.shards import Shard, splits_heads
@@ -39,20 +40,29 @@ class TensorBackend:
     parts: int
     heads: bool
 
+    @property
+    def sums_floats_by_row(self) -> bool:
+        """Whether a float product's bits do not depend on how many outputs there are.
+
+        XLA's do: it blocks a product by its shape. The kernels' do not.
+        """
+        return self.inner is native_backend
+
     def project(self, x: Normed, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
         """Every linear of x; those that are gathered share one gather."""
         given: Any = layers
         outputs = self.inner.project(x, tuple(own_part(layer) for layer in given))
+        outputs = [self.own_heads(y, layer) for y, layer in zip(outputs, given, strict=True)]
         shared = [isinstance(layer, Shard) and layer.gathered for layer in given]
-        widths = [layer.outputs for layer, is_shared in zip(given, shared, strict=True) if is_shared]
+        widths = [
+            layer.outputs for layer, is_shared in zip(given, shared, strict=True) if is_shared
+        ]
         parts = [y for y, is_shared in zip(outputs, shared, strict=True) if is_shared]
         found = iter(gather_outputs(parts, widths))
         pairs = zip(outputs, shared, strict=True)
         return tuple(next(found) if is_shared else y for y, is_shared in pairs)
 
-    def linear(
-        self, x: jax.Array, layer: Linear, residual: jax.Array | None = None
-    ) -> jax.Array:
+    def linear(self, x: jax.Array, layer: Linear, residual: jax.Array | None = None) -> jax.Array:
         """y = x Wt + b (+ residual) -> [B, T, N]."""
         shard: Any = layer
         if not isinstance(shard, Shard):
@@ -63,6 +73,8 @@ class TensorBackend:
     def gated(self, x: Normed, gate: Linear, up: Linear, activation: str) -> jax.Array:
         """act(gate x) * up x -> [B, T, F]."""
         shard: Any = up
+        if not isinstance(shard, Shard):
+            return self.inner.gated(x, gate, up, activation)  # type: ignore[no-any-return]
         y = self.inner.gated(x, own_part(gate), own_part(up), activation)
         return gather_outputs([y], [shard.outputs])[0]
 
@@ -115,6 +127,13 @@ class TensorBackend:
         heads = config.num_kv_heads // (self.parts if self.heads else 1)
         own = replace(config, num_kv_heads=heads)
         return self.inner.empty_layer(own, batch, slots)  # type: ignore[no-any-return]
+
+    def own_heads(self, y: jax.Array, layer: Any) -> jax.Array:
+        """This device's part of heads that a whole linear computed; other results themselves."""
+        if not isinstance(layer, Shard) or not layer.sliced:
+            return y
+        count = layer.outputs // self.parts
+        return lax.dynamic_slice_in_dim(y, lax.axis_index(AXIS) * count, count, axis=-1)
 
     def own_outputs(self, y: jax.Array | None, shard: Shard) -> jax.Array | None:
         """This device's part [..., n] of y [..., N], as its linear gives it."""

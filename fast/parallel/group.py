@@ -3,7 +3,7 @@
 Each process keeps a TCP connection to process 0, on which lines of JSON pass:
 
     hello     from a process: which one it is, of how many     welcome   jax's port on process 0
-    facts     what it runs: versions, flags, model             verdict   the first difference, if any
+    facts     what it runs: versions, flags, model             verdict   the first difference
     leave     it is done                                       failed    which process has ended
 
 A connection that ends without `leave` means that its process has died; keepalive finds a machine
@@ -13,6 +13,7 @@ gloo's are not: use a network that you trust.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,13 @@ class Link:
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self._lines = connection.makefile("rb")
 
+    def close(self) -> None:
+        """End the connection."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+        self._lines.close()
+        self.connection.close()
+
     def send(self, **message: Any) -> None:
         """Send a message; OSError if the other side is gone."""
         self.connection.sendall(json.dumps(message).encode() + b"\n")
@@ -84,7 +92,7 @@ class Group:
     def __init__(self, member: Member, links: dict[int, Link], jax_port: int):
         self.member, self.links, self.jax_port = member, links, jax_port
         self.fault: str | None = None
-        self.at_end: Callable[[str], object] = print_error
+        self.at_fault: Callable[[str], object] = end_process
         self._faulty = threading.Event()
         self._lock = threading.Lock()
 
@@ -95,10 +103,13 @@ class Group:
             self._send(0, facts=own)
             problem = self._receive(0).get("verdict")
         else:
-            others = {i: self._receive(i).get("facts", {}) for i in self.links}
+            try:
+                others = {i: self._receive(i).get("facts", {}) for i in self.links}
+            except PeerError as ended:
+                self._tell(verdict=str(ended))
+                raise
             problem = next(filter(None, (compare(own, i, x) for i, x in others.items())), None)
-            for index in self.links:
-                self._send(index, verdict=problem)
+            self._tell(verdict=problem)
         if problem is not None:
             raise PeerError(str(problem))
 
@@ -106,6 +117,11 @@ class Group:
         """From now on end this process when another one dies."""
         for index in self.links:
             threading.Thread(target=self._watch, args=(index,), daemon=True).start()
+
+    def close(self) -> None:
+        """End the connections."""
+        for link in self.links.values():
+            link.close()
 
     def leave(self) -> None:
         """Say that this process is done."""
@@ -139,7 +155,7 @@ class Group:
         self._end(problem)
 
     def _end(self, problem: str) -> None:
-        """End this process: by SIGTERM, which unwinds the main thread, or after a while at once."""
+        """Note what ended the group, say so, and end this process."""
         with self._lock:
             if self.fault is not None:
                 return
@@ -147,10 +163,7 @@ class Group:
         self._faulty.set()
         if self.member.process == 0:
             self._tell(failed=problem)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(UNWIND_SECONDS)  # in this thread
-        self.at_end(problem)
-        os._exit(ENDED)
+        self.at_fault(problem)
 
     def _tell(self, **message: Any) -> None:
         for link in self.links.values():
@@ -175,10 +188,14 @@ class Group:
             raise PeerEndedError(f"{self.describe(index)} has ended") from None
 
 
-def print_error(problem: str) -> None:
-    """Print one line on standard error."""
-    sys.stderr.write(f"error: {one_line(problem)}\n")
-    sys.stderr.flush()
+def end_process(problem: str, code: int = ENDED, silent: bool = False) -> None:
+    """End this process: by SIGTERM, which unwinds the main thread, or after a while at once."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(UNWIND_SECONDS)  # in the thread that watches
+    if not silent:
+        sys.stderr.write(f"error: {one_line(problem)}\n")
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def compare(own: Mapping[str, str], index: int, other: Mapping[str, str]) -> str | None:
@@ -187,7 +204,9 @@ def compare(own: Mapping[str, str], index: int, other: Mapping[str, str]) -> str
         if other.get(name) != own[name]:
             expected, found = own[name], other.get(name)
             where = f"as on process 0: {expected}"
-            return str(PeerError(f"differs on process {index}", name=name, expected=where, found=found))
+            return str(
+                PeerError(f"differs on process {index}", name=name, expected=where, found=found)
+            )
     return None
 
 
@@ -201,22 +220,29 @@ def listen(member: Member, deadline: float) -> Group:
     """Process 0: wait for the others."""
     try:
         server = socket.create_server((member.host, member.port))
-    except OSError as problem:
-        reason = f"cannot listen on {member.address}: {problem.strerror or problem}"
+    except OSError as error:
+        reason = f"cannot listen on {member.address}: {error.strerror or error}"
         raise PeerError(reason, name="--coordinator") from None
     links: dict[int, Link] = {}
     with server:
         while len(links) < member.processes - 1:
             link, hello = accept(server, member, deadline, links)
             if (problem := refuse(hello, member, links)) is not None:
-                for each in (link, *links.values()):
-                    each.send(refused=problem)
+                turn_away((link, *links.values()), problem)
                 raise PeerError(problem)
             links[hello["process"]] = link
     group = Group(member, links, free_port(member.host))
     for index in links:
         group._send(index, welcome=group.jax_port)
     return group
+
+
+def turn_away(links: Iterable[Link], problem: str) -> None:
+    """Say why there will be no group."""
+    for link in links:
+        with contextlib.suppress(OSError):
+            link.send(refused=problem)
+        link.close()
 
 
 def accept(
@@ -231,15 +257,16 @@ def accept(
             missing = [i for i in range(1, member.processes) if i not in links]
             problem = f"did not join within {JOIN_SECONDS:.0f} s"
             problem = f"process {', '.join(map(str, missing))} of {member.processes} {problem}"
-            for each in links.values():
-                each.send(refused=problem)
+            turn_away(links.values(), problem)
             raise PeerError(problem, name=f"--coordinator {member.address}") from None
         try:
             hello = link.receive(5)
         except (OSError, EOFError, ValueError):
+            link.close()
             continue
         if type(hello.get("process")) is int:
             return link, hello
+        link.close()
 
 
 def refuse(hello: Mapping[str, Any], member: Member, links: Mapping[int, Link]) -> str | None:
@@ -262,9 +289,11 @@ def connect(member: Member, deadline: float) -> Group:
         link.send(process=member.process, processes=member.processes)
         answer = link.receive(max(deadline - time.monotonic(), 0) + 3)
     except (OSError, EOFError, ValueError):
+        link.close()
         problem = f"does not answer within {JOIN_SECONDS:.0f} s"
         raise PeerError(problem, name=f"--coordinator {member.address}") from None
     if "welcome" not in answer:
+        link.close()
         raise PeerError(str(answer.get("refused", "refuses this process")))
     return Group(member, {0: link}, int(answer["welcome"]))
 
@@ -281,7 +310,9 @@ def reach(member: Member, deadline: float) -> socket.socket:
             ) from None
         except OSError as problem:
             if left <= 0:
-                reason = f"cannot be reached for {JOIN_SECONDS:.0f} s: {problem.strerror or problem}"
+                reason = (
+                    f"cannot be reached for {JOIN_SECONDS:.0f} s: {problem.strerror or problem}"
+                )
                 raise PeerError(reason, name=f"--coordinator {member.address}") from None
         time.sleep(min(0.1, max(left, 0)))
 

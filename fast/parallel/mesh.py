@@ -1,4 +1,4 @@
-"""Devices, and where each array goes: one device, or a mesh of them with the axis `tensor`.
+"""A mesh of devices with the axis `tensor`, and where each array goes.
 
     on a mesh                       PartitionSpec
     a Shard's arrays                tensor            a leading axis of devices, each its own part
@@ -11,9 +11,9 @@ A process builds only the parts of its own devices, so it reads only their bytes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,48 +21,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from planish.fast.model.backend import Backend
 from planish.fast.model.cache import KVCache
-from planish.fast.model.weights import device_weights
 from planish.fast.parallel.backend import AXIS, wrap_backend
 from planish.fast.parallel.programs import MeshPrograms
 from planish.fast.parallel.shards import Cutter, HeadWeights, Shard, splits_heads
 from planish.fast.session.programs import Programs
 from planish.reference.errors import PlanishError
 from planish.reference.model.config import ModelConfig
-from planish.reference.model.weights import Weights
+from planish.reference.model.weights import Block, Weights
 
 WHOLE, PART, HEADS = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
-
-
-class Placement(Protocol):
-    """What an engine asks of the devices that it runs on."""
-
-    def backend(self, config: ModelConfig, inner: Backend, /) -> Backend:
-        """The backend that the model's programs call."""
-
-    def weights(self, config: ModelConfig, weights: Weights, /) -> Weights:
-        """The weights in the layout that runs, on the devices."""
-
-    def programs(self, config: ModelConfig, weights: Weights, backend: Backend, /) -> Programs:
-        """What compiles and runs the model's programs."""
-
-    def cache(self, config: ModelConfig, cache: KVCache, /) -> KVCache:
-        """An empty cache, made by the backend for one device, on the devices."""
-
-
-class OneDevice:
-    """The CPU of this process."""
-
-    def backend(self, _: ModelConfig, inner: Backend) -> Backend:
-        return inner
-
-    def weights(self, _: ModelConfig, weights: Weights) -> Weights:
-        return device_weights(weights)
-
-    def programs(self, config: ModelConfig, weights: Weights, backend: Backend) -> Programs:
-        return Programs(config, weights, backend)
-
-    def cache(self, _: ModelConfig, cache: KVCache) -> KVCache:
-        return cache
 
 
 class TensorMesh:
@@ -72,7 +39,9 @@ class TensorMesh:
         devices = jax.devices("cpu")
         if len(devices) != parts:
             expected = f"{len(devices)}, a shard for each process"
-            raise PlanishError("bad value", name="--parallel tensor", expected=expected, found=parts)
+            raise PlanishError(
+                "bad value", name="--parallel tensor", expected=expected, found=parts
+            )
         self.mesh = Mesh(np.array(devices), (AXIS,))
         self.own = [(i, device) for i, device in enumerate(devices) if is_own(device)]
 
@@ -83,14 +52,17 @@ class TensorMesh:
     def backend(self, config: ModelConfig, inner: Backend) -> Backend:
         return wrap_backend(inner, config, self.parts)
 
-    def weights(self, config: ModelConfig, weights: Weights) -> Weights:
+    def weights(self, config: ModelConfig, weights: Weights, backend: Backend) -> Weights:
         """Block by block, the parts of this process's devices."""
-        cutters = [Cutter(config, index, self.parts) for index, _ in self.own]
+        exact = getattr(backend, "sums_floats_by_row", False)
+        cutters = [Cutter(config, index, self.parts, exact) for index, _ in self.own]
         outer = self.place([cutter.outer(weights) for cutter in cutters])
-        blocks = []
-        for block in weights.blocks:
-            blocks.append(self.place([cutter.block(block) for cutter in cutters]))
-        return replace(outer, blocks=tuple(blocks))
+
+        def blocks() -> Iterator[Block]:
+            for block in weights.blocks:
+                yield self.place([cutter.block(block) for cutter in cutters])
+
+        return replace(outer, blocks=tuple(blocks()))
 
     def programs(self, config: ModelConfig, weights: Weights, backend: Backend) -> Programs:
         return MeshPrograms(config, weights, backend, self)
@@ -151,6 +123,3 @@ class TensorMesh:
 def is_own(device: jax.Device) -> bool:
     """Whether a device belongs to this process."""
     return device.process_index == jax.process_index()
-
-
-Spread = Callable[[Any], Any]

@@ -35,12 +35,14 @@ from planish.reference.quantized import QuantizedWeight
 class Shard:
     """Some outputs of a linear. Each array has a leading axis of the mesh's devices.
 
-    outputs: of the whole linear. gathered: whether its results are gathered at once.
+    outputs: of the whole linear. gathered: whether its results are gathered at once. sliced:
+    whether the linear is whole, and the results of other heads are dropped.
     """
 
     layer: Linear
     outputs: int
     gathered: bool = True
+    sliced: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class HeadWeights:
 
 
 jax.tree_util.register_dataclass(
-    Shard, data_fields=("layer",), meta_fields=("outputs", "gathered")
+    Shard, data_fields=("layer",), meta_fields=("outputs", "gathered", "sliced")
 )
 
 
@@ -71,11 +73,12 @@ class Cutter:
     config: ModelConfig
     index: int
     parts: int
+    exact: bool = True  # whether cut products of floats keep their bits
 
     def outer(self, weights: Weights) -> Weights:
         """Everything except the blocks, in the layout that runs."""
         head: Any = self.gathered(weights.head)
-        return place_block(replace(weights, blocks=(), head=head))  # type: ignore[no-any-return]
+        return place_block(replace(weights, blocks=(), head=head))
 
     def block(self, block: Block) -> Block:
         """One block in the layout that runs."""
@@ -85,16 +88,25 @@ class Cutter:
         else:
             changed = {name: self.gathered(getattr(block, name)) for name in "qkv"}
         changed |= {"o": self.gathered(block.o), "mlp": self.mlp(block.mlp)}
-        return place_block(replace(block, **changed))  # type: ignore[no-any-return]
+        return place_block(replace(block, **changed))
 
-    def gathered(self, layer: Linear, axis: int = 0) -> Shard:
-        """Some outputs, which are gathered."""
+    def keeps(self, *layers: Linear | None) -> bool:
+        """Whether some linears stay whole, because their products of floats would change."""
+        given = [layer for layer in layers if layer is not None]
+        return not self.exact and any(layer.activation == "float" for layer in given)
+
+    def gathered(self, layer: Linear, axis: int = 0) -> Any:
+        """Some outputs, which are gathered; a linear that stays whole itself."""
+        if self.keeps(layer):
+            return layer
         outputs = count_outputs(layer, axis)
         return Shard(cut_linear(layer, share_rows(outputs, self.index, self.parts), axis), outputs)
 
     def heads(self, layer: Linear) -> Shard:
         """The outputs of some heads, which stay where they are computed."""
         outputs = count_outputs(layer)
+        if self.keeps(layer):
+            return Shard(layer, outputs, gathered=False, sliced=True)
         count = outputs // self.parts
         rows = Rows(self.index * count, count)
         return Shard(cut_linear(layer, rows), outputs, gathered=False)
@@ -114,8 +126,10 @@ class Cutter:
         """An MLP, or a mixture."""
         if isinstance(mlp, Experts):
             return self.experts(mlp)
+        if self.keeps(mlp.gate, mlp.up):
+            return replace(mlp, down=self.gathered(mlp.down))
         gate = None if mlp.gate is None else self.gathered(mlp.gate)
-        return Mlp(gate, self.gathered(mlp.up), self.gathered(mlp.down))  # type: ignore[arg-type]
+        return Mlp(gate, self.gathered(mlp.up), self.gathered(mlp.down))
 
     def experts(self, mlp: Experts) -> Any:
         """A mixture whose experts are cut, if they are in tiles."""

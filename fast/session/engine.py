@@ -15,10 +15,10 @@ from planish.fast.model import transformer as model
 from planish.fast.model.backend import Backend, Draw, Positions, Tables
 from planish.fast.model.cache import KVCache
 from planish.fast.native import backend as native_backend
-from planish.fast.parallel.mesh import OneDevice, Placement
 from planish.fast.placement import on_cpu, put
 from planish.fast.session import slots as cache_slots
 from planish.fast.session.chunks import padded_length, split_prompt
+from planish.fast.session.placing import OneDevice, Placement
 from planish.fast.session.rotary import RotaryTables
 from planish.fast.session.scheduler import Batch, Clock, Generation, Request
 from planish.fast.session.slots import CachePool
@@ -58,7 +58,7 @@ class Engine:
         inner: Backend = native_backend if native else xla_backend
         self.backend = self.placement.backend(self.config, inner)
         loaded = load_weights(checkpoint, tiled=native)
-        self.weights = self.placement.weights(self.config, loaded)
+        self.weights = self.placement.weights(self.config, loaded, self.backend)
         self.programs = self.placement.programs(self.config, self.weights, self.backend)
         place = partial(self.placement.cache, self.config)
         self.caches = CachePool(self.config, self.backend, place)

@@ -59,7 +59,7 @@ class Children:
     ) -> None:
         """Start the next process, on these processors."""
         index = len(self.all)
-        errors = tempfile.TemporaryFile() if index else None
+        errors = tempfile.TemporaryFile() if index else None  # noqa: SIM115  (to the end)
         process = subprocess.Popen(
             words,
             env=dict(environ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ def share_processors(
     usable = sorted(os.sched_getaffinity(0)) if usable is None else usable
     nodes = split_nodes(usable, system)
     if len(nodes) > count:  # a process has several whole nodes
-        return [sum(nodes[i::count], []) for i in range(count)]
+        return [list(itertools.chain(*nodes[i::count])) for i in range(count)]
     found: list[list[int]] = [[] for _ in range(count)]
     for index, node in enumerate(nodes):
         members = range(index, count, len(nodes))

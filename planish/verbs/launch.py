@@ -20,7 +20,6 @@ from planish.terminal.children import Children
 from planish.terminal.processors import share_processors
 
 PARALLEL_VERBS = ("generate", "perplexity", "logits")
-INTERRUPTED = 130
 MOST_PROCESSES = 256
 
 
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         return children.wait()
     except KeyboardInterrupt:
         children.interrupt()
-        return INTERRUPTED
+        raise
     finally:
         children.stop()
 
