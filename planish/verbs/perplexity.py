@@ -34,6 +34,7 @@ from planish.reference.text.tokenizer import Tokenizer, read_text
 from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import engine_rule, notice_idle
 from planish.terminal.output import counted, print_json
+from planish.terminal.parallel import add_parallel_flags
 from planish.terminal.progress import progress
 
 WINDOWS, ROLLING = "windows", "rolling"
@@ -49,6 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=int, metavar="N", help=WINDOW_HELP)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_engine_flags(parser)
+    add_parallel_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
