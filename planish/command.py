@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
             word = rest.popleft()
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in known:
-                self.error(f"unknown flag {flag}{suggest(flag, known)}")
+                self.error(f"unknown flag {flag}{self.hint_at_dashes() or suggest(flag, known)}")
             if not word.startswith("-") and self._get_positional_actions():
                 joined.append(word)
                 continue
@@ -90,6 +90,12 @@ class Parser(argparse.ArgumentParser):
                     word += f"={rest.popleft()}"
             joined.append(word)
         return [*joined, *rest]
+
+    def hint_at_dashes(self) -> str:
+        """For a verb that runs another: the flags of that one come after --."""
+        metavars = [str(action.metavar) for action in self._get_positional_actions()]
+        dashed = next((name for name in metavars if name.startswith("-- ")), None)
+        return f" (another verb and its flags come after --, as {dashed})" if dashed else ""
 
     def check_first(self, words: Sequence[str]) -> None:
         """Refuse an unknown flag before the verb."""

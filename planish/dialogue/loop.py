@@ -79,7 +79,7 @@ class Loop:
             else:
                 answer = self.talk.ask(text, noted)
         if answer is not None:
-            report(answer, self.talk)
+            report(answer, self.talk, self.interactive)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[CtrlC]:
@@ -95,22 +95,23 @@ class Loop:
         tell(f"error: {problem}")
 
 
-def report(answer: Answer, talk: Talk) -> None:
+def report(answer: Answer, talk: Talk, interactive: bool) -> None:
     """End the answer's line; say why it ended early, and with /set verbose on how fast it was."""
     print(flush=True)
     if answer.finish == "length":
-        tell(describe_length(answer, talk))
+        tell(describe_length(answer, talk, interactive))
     elif answer.finish == "cancelled":
         tell("stopped; what came is kept (/undo removes it, /regenerate answers again)")
     if talk.settings.verbose:
         tell(describe_answer(answer))
 
 
-def describe_length(answer: Answer, talk: Talk) -> str:
+def describe_length(answer: Answer, talk: Talk, interactive: bool) -> str:
     """Why an answer was cut off."""
     if answer.tokens < talk.settings.max_new_tokens:
         return f"cut off: the context of {talk.speaker.context} tokens is full (/drop, /reset)"
-    return f"cut off after {counted(answer.tokens, 'token')} (/set max_new_tokens N)"
+    remedy = "/set max_new_tokens N" if interactive else "--max_new_tokens N"
+    return f"cut off after {counted(answer.tokens, 'token')} ({remedy})"
 
 
 def describe_answer(answer: Answer) -> str:

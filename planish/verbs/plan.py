@@ -39,6 +39,7 @@ PAPER = (
     " needs 16: its abstract and section 5"
 )
 MEASURE_SECONDS = 300
+MOST_MEASURED = 256  # as planish launch
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -82,9 +83,11 @@ def run(args: argparse.Namespace) -> int:
 def read_machines(args: argparse.Namespace) -> Machines:
     """The machines of the flags; nodes are those of each row."""
     memory = parse_bytes(args.memory, "--memory")
+    if not memory:
+        raise PlanishError("bad value", name="--memory", expected="above 0, as 512G", found=memory)
     return Machines(
         nodes=1,
-        memory=float(memory or 0),
+        memory=float(memory),
         bandwidth=parse_rate("--bandwidth", args.bandwidth),
         network=parse_rate("--network", args.network) / 8,
         latency=parse_rate("--latency", args.latency) / 1e6,
@@ -154,7 +157,7 @@ def report_gathers(args: argparse.Namespace) -> int:
     """Print microseconds of a gather by its bytes, and the flags that they mean."""
     from planish.compare.bench.gathers import fit_line
 
-    times = measure(positive("--measure", args.measure))
+    times = measure(args.measure)
     latency, rate = fit_line(times, args.measure)
     found = {"microseconds": {size: t * 1e6 for size, t in times.items()}}
     found |= {"latency_us": latency * 1e6, "bits_per_second": rate * 8}  # type: ignore[dict-item]
@@ -170,8 +173,9 @@ def report_gathers(args: argparse.Namespace) -> int:
 
 def measure(processes: int) -> dict[int, float]:
     """Seconds of a gather by its bytes, between processes on this machine's cores."""
-    if processes < 2:
-        raise PlanishError("bad value", name="--measure", expected="2 or more", found=processes)
+    if not 2 <= processes <= MOST_MEASURED:
+        expected = f"2..{MOST_MEASURED}"
+        raise PlanishError("bad value", name="--measure", expected=expected, found=processes)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     command = [sys.executable, "-m", "planish.compare.bench.gathers", str(port), str(processes)]

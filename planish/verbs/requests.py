@@ -22,6 +22,7 @@ from planish.opening import open_model
 from planish.reference.errors import OutputError, PlanishError, PromptError, notice
 from planish.reference.reading import read_file
 from planish.terminal.given import engine_rule, notice_idle, refuse_given
+from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import counted
 from planish.terminal.progress import progress
 from planish.terminal.sampling import ADJUSTMENTS
@@ -72,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         raise OutputError("is missing", name="--out", expected="a file for the answers")
     check_extra()
-    from planish.openai.answer_file import AnswerFile
-    from planish.openai.batch import Batch, left_of, read_lines
+    with interrupts_kill():
+        from planish.openai.answer_file import AnswerFile
+        from planish.openai.batch import Batch, left_of, read_lines
 
     lines = read_lines(args.requests)
     answers = AnswerFile(args.out, args.resume, f"planish {__version__}")

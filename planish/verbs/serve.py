@@ -32,6 +32,7 @@ from planish.reference.text.tokenizer import Tokenizer
 from planish.server.flags import add_serving_flags, check_range, settings_of
 from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import engine_rule, notice_idle
+from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import counted
 from planish.terminal.sizes import parse_bytes
 
@@ -51,8 +52,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_extra()
-    from planish.server.process import listen, serve, url_of
-    from planish.server.service import Service
+    with interrupts_kill():
+        from planish.server.process import listen, serve, url_of
+        from planish.server.service import Service
 
     settings, memory = settings_of(args), parse_bytes(args.cache_memory, "cache_memory")
     checkpoint, tokenizer = open_model(args)

@@ -59,6 +59,7 @@ def test_both_engines_say_the_same_and_the_fast_one_reads_nothing_twice(talk):
 
 def test_a_prompt_is_one_turn(talk, planish, model):
     result = talk("--prompt", "/Hi", "--system", "Be")
+    assert "(--max_new_tokens N)" in result.err
     assert result.out == continued(planish, model, "[Be][/Hi]") + "\n"
     assert result.code == 0
 

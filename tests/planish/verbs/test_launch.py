@@ -81,6 +81,7 @@ def test_bad_input_is_one_line(shell):
     [
         ((), "generate, perplexity, logits"),
         (("--", "quantize"), "found quantize"),
+        (("generate", "--model", "DIR"), "come after --, as -- VERB"),
         (("--processes", "0", "--", "generate"), "expected 1..256, found 0"),
     ],
 )

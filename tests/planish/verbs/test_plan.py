@@ -94,6 +94,8 @@ def test_the_verb_prints_a_row_for_each_recipe_and_count(planish):
         ("--latency", "0"),
         ("--batch", "0"),
         ("--measure", "1"),
+        ("--measure", "100000"),
+        ("--memory", "0"),
     ],
 )
 def test_bad_values_are_one_line(planish, words):
