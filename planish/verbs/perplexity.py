@@ -40,6 +40,7 @@ from planish.terminal.progress import progress
 WINDOWS, ROLLING = "windows", "rolling"
 PROTOCOL_HELP = "how the text is cut (default: windows; rolling: as lm-evaluation-harness does)"
 WINDOW_HELP = "tokens of a window (default: 2048, or the length of the model or the text, if less)"
+LINES = 'lines like {"text": "text"}'
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +99,9 @@ def prepare_rolling(args: argparse.Namespace, tokenizer: Tokenizer) -> Callable[
 def read_documents(path: str) -> list[str]:
     """The texts of FILE.jsonl, or the whole text of another file."""
     if Path(path).suffix == ".jsonl":
-        return read_records(path, "text")
+        if texts := read_records(path, "text"):
+            return texts
+        raise PromptError("contains no document", path=path, expected=LINES)
     return [read_text(path)]
 
 

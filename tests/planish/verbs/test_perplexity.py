@@ -96,6 +96,12 @@ def test_rolling_over_documents_is_their_sum(planish, tiny_llama, tmp_path):
     assert "bits per byte" in shown and "(2 documents, 19 tokens, 2 windows of 128)" in shown
 
 
+def test_rolling_over_no_document_is_refused(planish, tiny_llama, tmp_path):
+    file = tmp_path / "empty.jsonl"
+    file.write_text("")
+    assert planish(*rolling_words(tiny_llama, file)).refused("empty.jsonl: contains no document")
+
+
 def test_rolling_begins_with_the_token_that_the_tokenizer_names(planish, make_llama, text):
     """BOS, or EOS where a tokenizer has no BOS though config.json has one, as in Qwen."""
     found = set()
