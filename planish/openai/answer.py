@@ -118,17 +118,27 @@ class Answer:
         return {**self._head(form.whole), "choices": choices, "usage": self.usage()}
 
     def usage(self) -> dict[str, Any]:
-        """How many tokens; a prompt counts once, for all its choices."""
+        """How many tokens; a prompt counts once, for all its choices. Guesses if there were any."""
         firsts = range(0, len(self.choices), self.job.n)
         prompt = sum(len(self.job.requests[i].prompt) for i in firsts)
         new = sum(choice.tokens for choice in self.choices)
         cached = sum(self.choices[i].cached for i in firsts)
-        return {
+        usage = {
             "prompt_tokens": prompt,
             "completion_tokens": new,
             "total_tokens": prompt + new,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+        return usage | self._guesses()
+
+    def _guesses(self) -> dict[str, Any]:
+        """Tokens that were guessed and verified, in OpenAI's words for predictions."""
+        accepted = sum(choice.accepted for choice in self.choices)
+        rejected = sum(choice.rejected for choice in self.choices)
+        if not accepted + rejected:
+            return {}
+        details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected}
+        return {"completion_tokens_details": details}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         usage = {"usage": None} if self.job.include_usage else {}

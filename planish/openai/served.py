@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from planish.openai.errors import RequestRefused
 from planish.openai.vocabulary import Vocabulary
 from planish.reference.errors import PlanishError
 from planish.reference.model.config import ModelConfig
-from planish.reference.text.chat_template import ChatTemplate
+from planish.reference.text.chat_template import ChatTemplate, special_tokens
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer
 
@@ -52,6 +53,13 @@ class Served:
     def vocabulary(self) -> Vocabulary:
         """The texts of single tokens."""
         return Vocabulary(self.tokenizer)
+
+    @cached_property
+    def special_roles(self) -> Mapping[str, str]:
+        """Role -> text of the special tokens that the tokenizer names: bos_token, eos_token ..."""
+        if self.template is not None:
+            return self.template.special_tokens
+        return special_tokens(self.tokenizer.path)
 
     @cached_property
     def grammars(self) -> Grammars:

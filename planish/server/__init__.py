@@ -1,7 +1,8 @@
 """The HTTP server of `planish serve`.
 
-Three threads: the event loop answers HTTP, one worker renders and tokenizes, one thread steps the
-session. No request waits in another's thread.
+Four threads: the event loop answers HTTP, one worker renders and tokenizes, another does so for
+clients that want to have the tokens, one thread steps the session. No request waits in another's
+thread.
 
     runner       a thread that owns a session: queue, steps, cancelling, failures
     settings     what an operator chooses: address, keys, limits

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +29,7 @@ from planish.server.service import Service, retry_after, salt_of
 from planish.server.stream import COMMENT, DONE, HEADERS, frame, frame_all
 
 SILENCE = 5.0  # seconds until a stream without news gets a comment
+MOST_EVENTS = 64  # that are turned into text before other requests have their turn
 
 
 @dataclass
@@ -43,33 +44,39 @@ class Mailbox:
         self.arrived.set()
 
     async def take(self, seconds: float) -> list[tuple[int, Event]]:
-        """All that is here, merged; nothing after so many seconds of silence."""
+        """What is here, merged, the oldest first; nothing after so many seconds of silence.
+
+        Not more than MOST_EVENTS: who has not read for long makes the loop wait no longer."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.arrived.wait()
-        self.arrived.clear()
-        found = list(merge(self.events))
-        self.events.clear()
-        return found
+        found = [self.events.popleft() for _ in range(min(len(self.events), MOST_EVENTS))]
+        if self.events:
+            await asyncio.sleep(0)  # others come first
+        else:
+            self.arrived.clear()
+        return list(merge(found))
 
 
 def merge(events: Iterable[tuple[int, Event]]) -> Iterator[tuple[int, Event]]:
     """One event for each index that has any."""
-    merged: dict[int, Event] = {}
+    found: dict[int, list[Event]] = {}
     for index, event in events:
-        before = merged.get(index)
-        merged[index] = event if before is None else join(before, event)
-    yield from merged.items()
+        found.setdefault(index, []).append(event)
+    for index, some in found.items():
+        yield index, some[0] if len(some) == 1 else join(some)
 
 
-def join(first: Event, then: Event) -> Event:
-    """Two events of one request as one."""
+def join(events: Sequence[Event]) -> Event:
+    """The events of one request as one."""
     return replace(
-        then,
-        tokens=(*first.tokens, *then.tokens),
-        scores=(*first.scores, *then.scores),
-        prompt=first.prompt or then.prompt,
-        cached=max(first.cached, then.cached),
+        events[-1],
+        tokens=tuple(token for event in events for token in event.tokens),
+        scores=tuple(score for event in events for score in event.scores),
+        prompt=next((event.prompt for event in events if event.prompt), ()),
+        cached=max(event.cached for event in events),
+        accepted=sum(event.accepted for event in events),
+        rejected=sum(event.rejected for event in events),
     )
 
 

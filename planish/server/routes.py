@@ -74,14 +74,14 @@ class Answering:
 
 @dataclass(frozen=True)
 class Converting:
-    """Between texts and tokens, in the worker."""
+    """Between texts and tokens."""
 
     service: Service
     convert: Convert
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         served, body = self.service.model(), scope["planish.body"]
-        written = await self.service.read(lambda: encode(self.convert(body, served)))
+        written = await self.service.convert(lambda: encode(self.convert(body, served)))
         await Response(written, media_type="application/json")(scope, receive, send)
 
 

@@ -154,7 +154,9 @@ def open_warm_session(
 
     given = {**vars(args), "kernels": exact_kernels(checkpoint, args.kernels)}
     engine = open_engine(checkpoint, argparse.Namespace(**given))
-    session = open_session(engine, slots=args.slots, context=args.context, memory=memory)
+    session = open_session(
+        engine, slots=args.slots, context=args.context, memory=memory, lookup=args.lookup
+    )
     session.warm()
     return session
 
