@@ -5,6 +5,7 @@ random_model    random weights for them
 timing          the questions that a timed engine answers
 workload        what it is timed on: pp512, tg128, ...
 peers/          other engines, each in its own process
+serving/        servers under load, beside other servers
 engines         the engines of a run: planish with each recipe, and peers
 machine         the machine's peak rates
 roofline        the bound that they set on a model's speed

@@ -8,7 +8,9 @@ finite and engines can be compared on them. The text that such a model writes me
 
 from __future__ import annotations
 
+import itertools
 import math
+import string
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +64,7 @@ def write_random(
                 schemes[prefix] = linear.scheme
             else:
                 writer.add(f"{prefix}.weight", np.asarray(linear.weight))
-        writer.add_text("tokenizer.json", make_byte_tokenizer().to_str())
+        writer.add_text("tokenizer.json", make_tokenizer(size.vocab).to_str())
         if chosen.quantizes:
             values["quantization_config"] = form.config(schemes, "tiles") | recipe_facts(chosen)
         writer.finish(values)
@@ -198,10 +200,22 @@ def draw_norm(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(0.5, 1.5, shape).astype(np.float32)
 
 
-def make_byte_tokenizer() -> Tokenizer:
-    """One token per byte, ids 0..255."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+def make_tokenizer(vocab: int) -> Tokenizer:
+    """One token per byte, ids 0..255; every other id has a word, which no text is encoded to."""
+    tokens = {token: i for i, token in enumerate(list_tokens(vocab))}
+    tokenizer = Tokenizer(models.BPE(tokens, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def list_tokens(vocab: int) -> list[str]:
+    """The letters of byte-level BPE, then words of letters such as Ġbaaa; at least the former.
+
+    Nearly all that a random model says are words: a server has text to send for each."""
+    letters = string.ascii_lowercase
+    words = ("".join(word) for word in itertools.product(letters, repeat=4))
+    count = max(vocab - 256, 0)
+    return sorted(pre_tokenizers.ByteLevel.alphabet()) + [
+        f"\u0120{word}" for word in itertools.islice(words, count)
+    ]

@@ -18,8 +18,9 @@ of width 64. In a static cache the scales belong to the layer's weights, not to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,11 @@ class LayerCache:
         """Positions of a row."""
         return self.shape[1] if self.ring is None else self.ring
 
+    def replace_arrays(self, arrays: Iterable[jax.Array]) -> Self:
+        """The same slots with other contents, in the order of `arrays`."""
+        contents: dict[str, Any] = dict(zip(FIELDS, arrays, strict=False))
+        return replace(self, **contents)
+
 
 FIELDS = ["keys", "values", "key_scale", "value_scale"]
 
@@ -87,7 +93,7 @@ def storage_type(config: ModelConfig) -> type:
     return jnp.float32 if config.kv_cache == "float32" else jnp.int8
 
 
-def empty_scales(config: ModelConfig, batch: int, slots: int) -> dict[str, jax.Array]:
+def empty_scales(config: ModelConfig, batch: int, slots: int) -> dict[str, Any]:
     """Zero scales [B, K, S] for dynamic INT8 slots, each in a separate buffer; none for others."""
     if config.kv_cache != "int8":
         return {}

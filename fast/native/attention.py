@@ -6,7 +6,6 @@ B sequences, T tokens, H query heads, G key-value heads, Hd head width, S slots.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from planish.fast.model.backend import QKV, AttentionConfig, Positions
-from planish.fast.model.cache import FIELDS
 from planish.fast.native.cache import CodedSlots, TiledSlots
 from planish.fast.xla import attention as xla
 from planish.fast.xla.cache import Slots
@@ -54,8 +52,7 @@ def cached_attention(
         paged=bool(paging),
         **attention_attributes(q, past, config, tables),
     )
-    slots = replace(past, **dict(zip(FIELDS, written, strict=False)))
-    return unpad_heads(context, config.head_dim, width), slots
+    return unpad_heads(context, config.head_dim, width), past.replace_arrays(written)
 
 
 def rotary_tables(positions: Positions, config: AttentionConfig) -> tuple[jax.Array, ...]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from planish.fast.model.cache import FIELDS, LayerCache, empty_scales, storage_type
+from planish.fast.model.cache import LayerCache, empty_scales, storage_type
 from planish.fast.xla.grids import int8_codes, int8_scale
 from planish.reference.model.attention import AttentionScales
 from planish.reference.model.config import ModelConfig
@@ -51,7 +51,7 @@ def append(
         new = (*codes, *(scale[..., 0] for scale in found))
     put = write if past.ring is None else write_ring
     written = (put(slots, x, positions) for slots, x in zip(past.arrays, new, strict=True))
-    return replace(past, **dict(zip(FIELDS, written, strict=False)))
+    return past.replace_arrays(written)
 
 
 def static_scales(scales: AttentionScales) -> tuple[jax.Array, jax.Array]:
@@ -89,7 +89,7 @@ def unroll(past: Slots) -> Slots:
         return past
     index = jnp.arange(past.ring)
     arrays = (jnp.take(array, index, axis=2, mode="wrap") for array in past.arrays)
-    return Slots(**dict(zip(FIELDS, arrays, strict=False)))
+    return replace(past.replace_arrays(arrays), ring=None)
 
 
 def read(past: Slots, scales: AttentionScales | None = None) -> tuple[jax.Array, jax.Array]:

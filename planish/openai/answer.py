@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from planish.openai.choice import Choice, Piece, open_choice
-from planish.openai.constraint import Constraint
 from planish.openai.served import Served
 from planish.reference.text.requests import Event, Request
 
@@ -51,7 +50,6 @@ class Job:
 
     seed       of all of them; random unless the body names one
     cache_salt requests share a cached prefix only with those that give the same
-    constraint what the texts must be
     """
 
     served: Served
@@ -63,7 +61,6 @@ class Job:
     stream: bool = False
     include_usage: bool = False
     cache_salt: str = ""
-    constraint: Constraint | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = field(default_factory=lambda: secrets.token_hex(12))
 
@@ -121,17 +118,27 @@ class Answer:
         return {**self._head(form.whole), "choices": choices, "usage": self.usage()}
 
     def usage(self) -> dict[str, Any]:
-        """How many tokens; a prompt counts once, for all its choices."""
+        """How many tokens; a prompt counts once, for all its choices. Guesses if there were any."""
         firsts = range(0, len(self.choices), self.job.n)
         prompt = sum(len(self.job.requests[i].prompt) for i in firsts)
         new = sum(choice.tokens for choice in self.choices)
         cached = sum(self.choices[i].cached for i in firsts)
-        return {
+        usage = {
             "prompt_tokens": prompt,
             "completion_tokens": new,
             "total_tokens": prompt + new,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+        return usage | self._guesses()
+
+    def _guesses(self) -> dict[str, Any]:
+        """Tokens that were guessed and verified, in OpenAI's words for predictions."""
+        accepted = sum(choice.accepted for choice in self.choices)
+        rejected = sum(choice.rejected for choice in self.choices)
+        if not accepted + rejected:
+            return {}
+        details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected}
+        return {"completion_tokens_details": details}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         usage = {"usage": None} if self.job.include_usage else {}

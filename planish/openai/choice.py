@@ -142,6 +142,7 @@ class Choice:
         """entries: where scored tokens are collected, if they are wanted."""
         self.stream, self.recorder, self.entries = stream, recorder, entries
         self.tokens, self.cached, self.started = 0, 0, False
+        self.accepted, self.rejected = 0, 0  # guesses of tokens
         self.text, self.listed = "", list[Entry]()
         self.prompt: tuple[TokenScore | None, ...] = ()
         self.ending: Entry | None = None
@@ -157,6 +158,8 @@ class Choice:
         if self.is_done:
             return Piece()
         self.cached = max(self.cached, event.cached)
+        self.accepted += event.accepted
+        self.rejected += event.rejected
         self.prompt = event.prompt or self.prompt
         pieces = [self._push(event, number) for number in range(len(event.tokens))]
         if event.end is not None and not self.stream.stopped:

@@ -23,6 +23,8 @@ from planish.reference.errors import PlanishError
 from planish.reference.text.chat import render_chat
 from planish.reference.text.tokenizer_file import library_errors
 
+LONGEST_TEXT = 2**21  # characters: tokenizing takes 250 bytes of memory and about 2 us for each
+
 
 class TokenizeFields(Fields):
     """A text of either name. add_special_tokens: with those that every text gets, as vLLM does
@@ -53,11 +55,12 @@ def tokenize(body: bytes, served: Served) -> dict[str, Any]:
         ids = encode_conversation(conversation, served)
     else:
         ids = encode_text(fields, served)
-    texts = [served.vocabulary.text_of(token) for token in ids]
-    pieces = [{"id": token, "piece": text} for token, text in zip(ids, texts, strict=True)]
-    found = {"tokens": pieces if fields.with_pieces else ids}
-    named = {"token_strs": texts} if fields.return_token_strs else {}
-    return {**found, **named, "count": len(ids), "max_model_len": served.context}
+    found: dict[str, Any] = {"tokens": ids}
+    if fields.with_pieces:
+        found["tokens"] = [{"id": i, "piece": served.vocabulary.text_of(i)} for i in ids]
+    if fields.return_token_strs:
+        found["token_strs"] = [served.vocabulary.text_of(i) for i in ids]
+    return {**found, "count": len(ids), "max_model_len": served.context}
 
 
 def encode_text(fields: TokenizeFields, served: Served) -> list[int]:
@@ -66,6 +69,9 @@ def encode_text(fields: TokenizeFields, served: Served) -> list[int]:
     text = fields.prompt if vllm else fields.content
     if text is None:
         raise refuse("prompt", "Field required", "missing_required_parameter")
+    if len(text) > LONGEST_TEXT:
+        problem = f"has {len(text)} characters, more than {LONGEST_TEXT}: send it in parts"
+        raise refuse("prompt" if vllm else "content", problem)
     special = fields.add_special_tokens is not False if vllm else bool(fields.add_special)
     if not text and not served.tokenizer.inner.encode(text, add_special_tokens=special).ids:
         return []
@@ -94,25 +100,29 @@ def detokenize(body: bytes, served: Served) -> dict[str, Any]:
 
 def tokenizer_info(served: Served) -> dict[str, Any]:
     """Special tokens by the names of tokenizer_config.json, and the chat template, if any."""
-    config, added = served.config, served.vocabulary.added
-    ends = config.eos_token_ids
-    named = {
-        "bos_token": added.get(-1 if config.bos_token_id is None else config.bos_token_id),
-        "eos_token": added.get(ends[0]) if ends else None,
-    }
-    template = served.template
-    roles = {} if template is None else template.special_tokens
-    source = None if template is None else template.sources.get("default")
+    config, template = served.config, served.template
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": None,
         "unk_token": None,
-        **named,
-        **roles,
-        "chat_template": source,
+        **special_texts(served),
+        "chat_template": None if template is None else template.sources.get("default"),
         "vocab_size": config.vocab_size,
         "model_max_length": served.context,
     }
+
+
+def special_texts(served: Served) -> dict[str, str | None]:
+    """Role -> text of special tokens, as the tokenizer names them; those of the config where it
+    names none. In transformers, too, a tokenizer without BOS has none though the config has."""
+    config, added, roles = served.config, served.vocabulary.added, served.special_roles
+    none: dict[str, str | None] = {"bos_token": None, "eos_token": None}
+    if none.keys() & roles:
+        return {**none, **roles}
+    bos = config.bos_token_id
+    ends = [added.get(token) for token in config.eos_token_ids]
+    named = {"bos_token": None if bos is None else added.get(bos), "eos_token": [*ends, None][0]}
+    return {**named, **roles}
 
 
 def apply_template(body: bytes, served: Served) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The HTTP server of `planish serve`.
 
-Three threads: the event loop answers HTTP, one worker renders and tokenizes, one thread steps the
-session. No request waits in another's thread.
+Four threads: the event loop answers HTTP, one worker renders and tokenizes, another does so for
+clients that want to have the tokens, one thread steps the session. No request waits in another's
+thread.
 
     runner       a thread that owns a session: queue, steps, cancelling, failures
     settings     what an operator chooses: address, keys, limits
@@ -12,6 +13,7 @@ session. No request waits in another's thread.
     guards       the middlewares: errors, Host, CORS, keys, bodies
     stream       server-sent events
     answering    a request from its body to its last byte, or until its client leaves
+    page         the page at /
     routes       the endpoints
     app          the routes inside the middlewares
     metrics      what /metrics counts

@@ -10,8 +10,9 @@ cut off. When the client leaves, streamed or not, the ticket is cancelled before
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +29,7 @@ from planish.server.service import Service, retry_after, salt_of
 from planish.server.stream import COMMENT, DONE, HEADERS, frame, frame_all
 
 SILENCE = 5.0  # seconds until a stream without news gets a comment
+MOST_EVENTS = 64  # that are turned into text before other requests have their turn
 
 
 @dataclass
@@ -42,33 +44,39 @@ class Mailbox:
         self.arrived.set()
 
     async def take(self, seconds: float) -> list[tuple[int, Event]]:
-        """All that is here, merged; nothing after so many seconds of silence."""
+        """What is here, merged, the oldest first; nothing after so many seconds of silence.
+
+        Not more than MOST_EVENTS: who has not read for long makes the loop wait no longer."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.arrived.wait()
-        self.arrived.clear()
-        found = list(merge(self.events))
-        self.events.clear()
-        return found
+        found = [self.events.popleft() for _ in range(min(len(self.events), MOST_EVENTS))]
+        if self.events:
+            await asyncio.sleep(0)  # others come first
+        else:
+            self.arrived.clear()
+        return list(merge(found))
 
 
 def merge(events: Iterable[tuple[int, Event]]) -> Iterator[tuple[int, Event]]:
     """One event for each index that has any."""
-    merged: dict[int, Event] = {}
+    found: dict[int, list[Event]] = {}
     for index, event in events:
-        before = merged.get(index)
-        merged[index] = event if before is None else join(before, event)
-    yield from merged.items()
+        found.setdefault(index, []).append(event)
+    for index, some in found.items():
+        yield index, some[0] if len(some) == 1 else join(some)
 
 
-def join(first: Event, then: Event) -> Event:
-    """Two events of one request as one."""
+def join(events: Sequence[Event]) -> Event:
+    """The events of one request as one."""
     return replace(
-        then,
-        tokens=(*first.tokens, *then.tokens),
-        scores=(*first.scores, *then.scores),
-        prompt=first.prompt or then.prompt,
-        cached=max(first.cached, then.cached),
+        events[-1],
+        tokens=tuple(token for event in events for token in event.tokens),
+        scores=tuple(score for event in events for score in event.scores),
+        prompt=next((event.prompt for event in events if event.prompt), ()),
+        cached=max(event.cached for event in events),
+        accepted=sum(event.accepted for event in events),
+        rejected=sum(event.rejected for event in events),
     )
 
 
@@ -179,24 +187,30 @@ async def write_stream(exchange: Exchange, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
     await out.write(COMMENT)
     async for chunks in exchange.chunks():
-        await out.write(frame_all(chunks) or COMMENT)
+        if chunks or time.monotonic() - out.latest >= SILENCE:  # text may be held back
+            await out.write(frame_all(chunks) or COMMENT)
     if (problem := exchange.failure()) is not None:
         await out.write(frame(problem.body()), last=True)
         return
     await out.write(frame_all(exchange.answer.closing()) + DONE, last=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Writer:
-    """Writes pieces of a body to a client that has to read each within `seconds`."""
+    """Writes pieces of a body to a client that has to read each within `seconds`.
+
+    latest: when the last one was written
+    """
 
     send: Send
     seconds: float
+    latest: float = 0.0
 
     async def write(self, piece: bytes, last: bool = False) -> None:
         message = {"type": "http.response.body", "body": piece, "more_body": not last}
         try:
             async with asyncio.timeout(self.seconds):
                 await self.send(message)
+                self.latest = time.monotonic()
         except TimeoutError:
             raise ClientLeftError from None

@@ -60,6 +60,10 @@ def add_memory_flags(memory: Flags) -> None:
     memory.add_argument("--slots", type=int, default=8, metavar="N", help=words)
     words = "requests that may wait; more are refused with 429 (default: 64)"
     memory.add_argument("--queue", type=int, default=64, metavar="N", help=words)
+    words = "tokens guessed from the text and verified in one step, which costs nothing but time"
+    memory.add_argument(
+        "--lookup", type=int, default=0, metavar="N", help=f"{words} (1..7; default: 0, none)"
+    )
     words = "tokens of a request, prompt and answer (default: all of the model's positions)"
     memory.add_argument("--context", type=int, metavar="N", help=words)
     words = "memory for keys and values, as 2G (default: what the slots need, at most a quarter of"
@@ -104,7 +108,7 @@ def add_access_flags(access: Flags) -> None:
 def settings_of(args: argparse.Namespace) -> Settings:
     """The flags' values; PlanishError for one out of range or a file that cannot be read."""
     limits = {"port": (0, 65535), "slots": (1, 256), "queue": (0, 10_000)}
-    limits["max_tokens"] = (1, 2**31)
+    limits |= {"max_tokens": (1, 2**31), "lookup": (0, 7)}
     for name, (least, most) in limits.items():
         check_range(name, getattr(args, name), least, most)
     check_range("timeout", args.timeout, 1, 86_400)

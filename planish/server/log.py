@@ -70,6 +70,9 @@ class Record:
         self.metrics.queries.inc(usage["prompt_tokens"])
         self.metrics.hits.inc(usage["prompt_tokens_details"]["cached_tokens"])
         self.metrics.new_tokens.inc(usage["completion_tokens"])
+        guesses = usage.get("completion_tokens_details", {})
+        self.metrics.guesses.inc(sum(guesses.values()))
+        self.metrics.right.inc(guesses.get("accepted_prediction_tokens", 0))
 
     def line(self, method: str, path: str, status: int) -> str:
         """The line of the log."""

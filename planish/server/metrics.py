@@ -25,6 +25,8 @@ class Metrics:
         self.new_tokens = self._counter("generation_tokens", "New tokens")
         self.queries = self._counter("prefix_cache_queries", "Tokens looked for in the cache")
         self.hits = self._counter("prefix_cache_hits", "Tokens found in the cache")
+        self.guesses = self._counter("spec_decode_num_draft_tokens", "Tokens guessed by lookup")
+        self.right = self._counter("spec_decode_num_accepted_tokens", "Guesses that were right")
         self.succeeded = self._counter("request_success", "Finished choices", ["finished_reason"])
         self.responses = self._counter("http_responses", "Answered HTTP requests", ["status"])
         first = "Seconds from a request to its first token"

@@ -39,7 +39,10 @@ class Service:
     worker: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="planish-reader")
     )
-    reading: set[Future[Any]] = field(default_factory=set)  # what the worker has to do
+    converter: ThreadPoolExecutor = field(  # so that no request waits for a long /tokenize
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="planish-converter")
+    )
+    reading: set[Future[Any]] = field(default_factory=set)  # what both have to do
     exchanges: set[Ticket] = field(default_factory=set)  # that are being answered
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -75,7 +78,13 @@ class Service:
 
     async def read(self, work: Callable[..., Result], *given: Any) -> Result:
         """Run work on a request in the worker; Refused if it takes too long."""
-        running = self.worker.submit(work, *given)
+        return await self._wait_for(self.worker.submit(work, *given))
+
+    async def convert(self, work: Callable[[], Result]) -> Result:
+        """The same beside the worker, for what no answer waits for."""
+        return await self._wait_for(self.converter.submit(work))
+
+    async def _wait_for(self, running: Future[Result]) -> Result:
         self.reading.add(running)
         running.add_done_callback(self.reading.discard)
         try:
@@ -99,7 +108,8 @@ class Service:
 
     def close(self, seconds: float) -> bool:
         """End the threads; whether they have ended, the engine's within `seconds`."""
-        self.worker.shutdown(wait=False, cancel_futures=True)
+        for threads in (self.worker, self.converter):
+            threads.shutdown(wait=False, cancel_futures=True)
         stopped = self.runner is None or self.runner.stop(seconds)
         return stopped and not self.reading
 

@@ -1,4 +1,7 @@
-"""Tokens per second of prefill and decoding, compared with the machine's limits and with peers."""
+"""Tokens per second of prefill and decoding, compared with the machine's limits and with peers.
+
+With --serve: of a server with several clients at once, and how long they wait.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from planish.terminal.given import notice_idle, refuse_given
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import print_json
 from planish.terminal.progress import progress
+from planish.verbs.serving import add_serving_flags, run_serving
 
 RECIPES = {
     "110M": "W4A8,W8A8",
@@ -61,10 +65,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_attention_flags(engine)
     add_kernels_flag(engine)
     add_cache_flag(engine)
+    add_serving_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     refuse_of_the_other(args)
+    if args.serve:
+        _, recipes, peers = parse_names(args)
+        with model_directory(args.directory) as directory:
+            return run_serving(args, recipes, peers, directory)
     checkpoint = open_subject(args) if args.model else None
     tests, recipes, peers = parse_names(args)
     notice_idle(args)
@@ -92,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def refuse_of_the_other(args: argparse.Namespace) -> None:
-    """Refuse flags of --shape with --model, and the reverse."""
+    """Refuse flags of --shape with --model, the reverse, and those of --serve without it."""
+    if not args.serve:
+        refuse_given(args, ("--clients", "--slots"), "is for --serve")
     if args.model:
         refuse_given(args, ("--recipes", "--directory"), "is for --shape, not for --model")
     else:

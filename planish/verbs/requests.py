@@ -36,7 +36,7 @@ LINES_SAY = (  # what each line of the file says for itself
     *("--temperature", "--top_k", "--top_p", "--min_p", *ADJUSTMENTS),
     *("--stop", "--ignore_eos", "--n", "--logprobs"),
 )
-AS_SERVED = {"name": None, "any_model": True, "max_tokens": 1024, "context": None}
+AS_SERVED = {"name": None, "any_model": True, "max_tokens": 1024, "context": None, "lookup": 0}
 
 
 def add_request_flags(parser: argparse.ArgumentParser) -> None:

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     def load() -> tuple[Session, Served]:
         session = open_warm_session(args, checkpoint, memory)
         ready = replace(served, context=session.context)
+        ready.warm()
         for line in facts(session, ready, time.perf_counter() - start):
             tell(line)
         return session, ready
@@ -153,7 +154,9 @@ def open_warm_session(
 
     given = {**vars(args), "kernels": exact_kernels(checkpoint, args.kernels)}
     engine = open_engine(checkpoint, argparse.Namespace(**given))
-    session = open_session(engine, slots=args.slots, context=args.context, memory=memory)
+    session = open_session(
+        engine, slots=args.slots, context=args.context, memory=memory, lookup=args.lookup
+    )
     session.warm()
     return session
 

@@ -5,7 +5,8 @@
     child            the child's side: it builds an engine, then answers line by line
     weights          random weights that every peer and every test can recompute
     llama_cpp        llama.cpp through llama-cpp-python
-    gguf_file        the file that it loads
+    llama_cpp_server llama-cpp-python's server
+    gguf_file        the file that both load
     openvino         OpenVINO's CPU plugin
     openvino_graph   the graph that it compiles
     pytorch          PyTorch, with the layers written as eager operations
@@ -19,7 +20,7 @@ affect all of them.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planish.reference.errors import PlanishError
 
@@ -38,9 +39,11 @@ class Peer:
     formats: tuple[str, ...]  # of the weights; the first is the peer's usual one
     runner: str  # the Python module that a child process runs
     fallback: str = ""  # how it is run where the usual way dies of a signal, in its words
+    server: str = ""  # the Python module of a child that serves HTTP; "": it has no server
 
 
 RUNNERS = "planish.compare.bench.peers"
+SERVER_MODULE = "sse_starlette"  # what a peer's server needs beside the peer
 PEERS = {
     peer.name: peer
     for peer in (
@@ -51,6 +54,7 @@ PEERS = {
             formats=("Q4_0", "Q8_0"),
             runner=f"{RUNNERS}.llama_cpp",
             fallback="use_extra_bufts off",
+            server=f"{RUNNERS}.llama_cpp_server",
         ),
         Peer(
             name="openvino",
@@ -76,6 +80,17 @@ def find_peer(name: str) -> Peer:
         names = f"some of {', '.join(PEERS)}"
         raise PeerError("unknown", name="peers", expected=names, found=repr(name))
     return PEERS[name]
+
+
+def find_server(name: str) -> Peer:
+    """The server of the peer of this name, as a peer; PeerError for one that has none."""
+    peer = find_peer(name)
+    if not peer.server:
+        names = f"some of {', '.join(one.name for one in PEERS.values() if one.server)}"
+        raise PeerError("has no server", name="peers", expected=names, found=repr(name))
+    return replace(
+        peer, runner=peer.server, module=SERVER_MODULE, install=f"{peer.install}[server]"
+    )
 
 
 def is_installed(peer: Peer) -> bool:

@@ -6,13 +6,13 @@ A block is 32 inputs of one row, a float16 scale d and then the codes:
     Q8_0  34 bytes  w = q d         one signed byte per input
 
 llama.cpp rotates neighbouring pairs (2i, 2i + 1) of a head where Hugging Face rotates halves
-(i, i + Hd/2), so the rows of q and k are permuted, as its converter does. The file has no
-vocabulary: the input is token ids and the output logits.
+(i, i + Hd/2), so the rows of q and k are permuted, as its converter does. Without a vocabulary the
+input is token ids and the output logits; a server needs one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 
 from planish.compare.bench.peers import weights
+from planish.compare.bench.random_model import list_tokens
 from planish.compare.bench.sizes import ModelSize
 from planish.reference.files.export.gguf_blocks import encode_q4_0, encode_q8_0
 from planish.reference.files.export.gguf_container import BLOCKS, Part, write_container
 from planish.reference.files.formats.gguf import interleaved_rows
 
 BITS = {"Q4_0": 4, "Q8_0": 8}
+NORMAL = 1  # the type of a token
+NO_VOCABULARY = {"tokenizer.ggml.model": "no_vocab"}  # the input is token ids
 CONTEXT = 8192
 NAMES = {
     "q": "blk.{}.attn_q.weight",
@@ -39,7 +42,9 @@ NAMES = {
 }
 
 
-def write(path: Path, sizes: ModelSize, form: str) -> None:
+def write(
+    path: Path, sizes: ModelSize, form: str, vocabulary: Mapping[str, Any] = NO_VOCABULARY
+) -> None:
     """Write the file, tensor by tensor; only one quantized tensor is in memory at a time."""
     packed = pack_linears(sizes, form)  # in the order of the parts, each made when it is written
     parts = {
@@ -51,7 +56,7 @@ def write(path: Path, sizes: ModelSize, form: str) -> None:
         kind = "F16" if array.dtype == np.float16 else "F32"
         parts[name] = Part(type=kind, shape=array.shape, read=partial(np.asarray, array))
     with path.open("wb") as file:
-        write_container(file, model_keys(sizes), parts)
+        write_container(file, {**model_keys(sizes), **vocabulary}, parts)
 
 
 def block_bits(form: str) -> float:
@@ -74,7 +79,25 @@ def model_keys(sizes: ModelSize) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": weights.EPS,
     }
     keys = {f"llama.{name}": value for name, value in values.items()}
-    return {"general.architecture": "llama", **keys, "tokenizer.ggml.model": "no_vocab"}
+    return {"general.architecture": "llama", **keys}
+
+
+def word_vocabulary(vocab: int) -> dict[str, Any]:
+    """The keys of a vocabulary of bytes and words, for what takes texts.
+
+    llama.cpp takes id 11 for the end of a text unless the file names another."""
+    tokens = list_tokens(vocab)
+    values = {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": tokens,
+        "token_type": [NORMAL] * len(tokens),
+        "merges": ["! !"],  # of a pair that no prompt has; without any the file is refused
+        "eos_token_id": len(tokens) - 1,
+        "bos_token_id": len(tokens) - 1,
+        "add_bos_token": False,
+    }
+    return {f"tokenizer.ggml.{name}": value for name, value in values.items()}
 
 
 def list_linears(sizes: ModelSize) -> Iterator[tuple[str, tuple[int, int]]]:

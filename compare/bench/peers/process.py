@@ -39,6 +39,7 @@ class Facts:
     load_seconds: float
     kernels: str = ""  # what multiplies, in the library's own words
     mode: str = ""  # the peer's fallback, if the usual way has died
+    port: int = 0  # of a peer that serves
 
 
 class PeerProcess:
@@ -91,6 +92,7 @@ class PeerProcess:
             load_seconds=ready["load_seconds"],
             kernels=ready["kernels"],
             mode=fallback,
+            port=ready.get("port", 0),
         )
 
     def died_of_a_signal(self) -> bool:

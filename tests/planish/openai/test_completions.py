@@ -159,3 +159,13 @@ def test_a_failure_of_the_engine_is_told(api):
     answer = api.complete("ab").open()
     assert answer.feed(0, Event(handle=1, finish="error", error="logits: NaN")) == []
     assert answer.failure == "logits: NaN"
+
+
+def test_guesses_are_counted_where_a_session_made_some(api):
+    job = api.complete(max_tokens=4)
+    assert "completion_tokens_details" not in api.whole(job)["usage"]
+    answer = job.open()
+    answer.feed(0, Event(handle=1, tokens=(70, 71), accepted=1, rejected=6))
+    answer.feed(0, Event(handle=1, tokens=(72, 73), accepted=1, finish="length"))
+    details = answer.whole()["usage"]["completion_tokens_details"]
+    assert details == {"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 6}

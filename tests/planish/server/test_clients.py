@@ -154,11 +154,41 @@ def test_who_reads_nothing_for_too_long_is_cut_off():
 
 
 def test_events_that_pile_up_are_merged():
-    first = Event(handle=1, tokens=(1, 2), cached=3)
-    then = Event(handle=1, tokens=(3,), finish="stop", end=4)
-    assert join(first, then) == Event(handle=1, tokens=(1, 2, 3), finish="stop", end=4, cached=3)
+    first = Event(handle=1, tokens=(1, 2), cached=3, accepted=1)
+    then = Event(handle=1, tokens=(3,), finish="stop", end=4, accepted=1, rejected=2)
+    joined = join([first, then])
+    counts = {"cached": 3, "accepted": 2, "rejected": 2}
+    assert joined == Event(handle=1, tokens=(1, 2, 3), finish="stop", end=4, **counts)
     other = Event(handle=2, tokens=(9,))
-    assert dict(merge([(0, first), (1, other), (0, then)])) == {0: join(first, then), 1: other}
+    assert dict(merge([(0, first), (1, other), (0, then)])) == {0: joined, 1: other}
+
+
+def test_a_long_pile_is_looked_at_in_parts_and_loses_nothing():
+    """The loop's other tasks have their turn in between."""
+    mailbox, turns = answering.Mailbox(), []
+
+    async def read():
+        found = []
+        while len(found) < 1000:
+            for _, event in await mailbox.take(1.0):
+                found += event.tokens
+        return found
+
+    async def other():
+        while True:
+            turns.append(len(mailbox.events))
+            await asyncio.sleep(0)
+
+    async def both():
+        for number in range(1000):
+            mailbox.deliver(0, Event(handle=1, tokens=(number,)))
+        beside = asyncio.ensure_future(other())
+        found = await read()
+        beside.cancel()
+        return found
+
+    assert asyncio.run(both()) == list(range(1000))
+    assert len(turns) >= 1000 // answering.MOST_EVENTS
 
 
 # silence
@@ -207,11 +237,21 @@ def test_health_answers_while_a_request_is_being_read(served):
         connection.close()
 
 
+def test_no_answer_waits_for_who_only_wants_tokens(served):
+    with counting(served) as serving, serving.http() as http:
+        busy = threading.Event()
+        serving.service.converter.submit(busy.wait, 20)
+        found = http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2})
+        assert found.json()["choices"][0]["text"] == "ab" and not busy.is_set()
+        busy.set()
+        assert http.post("/tokenize", json={"prompt": "a"}).json()["count"] == 1
+
+
 def test_reading_a_request_has_a_time_limit(served, monkeypatch):
     monkeypatch.setattr(service, "READING_SECONDS", 0.05)
     with counting(served) as serving, serving.http() as http:
         busy = threading.Event()
-        serving.service.worker.submit(busy.wait, 20)
+        serving.service.converter.submit(busy.wait, 20)
         found = http.post("/tokenize", json={"prompt": "a"})
         busy.set()
         assert (found.status_code, found.headers["retry-after"]) == (503, "1")

@@ -7,8 +7,6 @@ import pytest
 from planish.compare.bench.sizes import MODEL_SIZES, ModelSize
 from planish.verbs.bench import format_rate
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 
 @pytest.fixture
 def quick_limits(monkeypatch):
@@ -55,9 +53,22 @@ def test_bench_makes_random_models_and_names_missing_peers(
     assert (tmp_path / "models" / "110M-W8A8" / "config.json").exists()
 
 
+@pytest.mark.whole
+def test_bench_serves_and_measures_what_clients_see(planish, one_layer):
+    words = ("bench", "--serve", "--model", one_layer, "--clients", "1,2", "--runs", 1, "--json")
+    found = planish(*words).only_json()
+    assert [row["test"] for row in found["rows"]][:2] == ["serve x1", "serve x2"]
+    assert all(row["median"] > 0 for row in found["rows"])
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["--serve", "--clients", "0"], ["clients", "1 to 256"]),
+        (["--serve", "--clients", "8,x"], ["clients", "'8,x'"]),
+        (["--serve", "--peers", "torch"], ["peers", "has no server"]),
+        (["--serve", "--tests", "pp512"], ["--tests", "is not for --serve"]),
+        (["--clients", "8"], ["--clients", "is for --serve"]),
         (["--peers", "lama"], ["peers", "llama.cpp"]),
         (["--tests", "pp"], ["tests", "pp512"]),
         (["--tests", ","], ["tests", "is empty"]),
