@@ -1,7 +1,7 @@
 """A backend whose linears are cut: each device computes its outputs and gathers the others'.
 
-It wraps another backend, which computes, and runs inside a shard_map over the axis AXIS. What is gathered has the same bits on all devices, so all
-take the same path and sample the same tokens.
+It wraps another backend, which computes, and runs inside a shard_map over the axis AXIS. What
+is gathered has the same bits on all devices, so all take the same path and sample the same tokens.
 
 B sequences, T tokens, N outputs of a whole linear, n of one device.
 """
