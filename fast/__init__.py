@@ -5,6 +5,7 @@
     native/      the backend of C++ kernels
     quantize/    the calibration's runner
     session/     a checkpoint ready to run
+    parallel/    one model on several processes
     placement    the device of arrays and programs: the CPU
 
 A function with the reference's name takes the reference's arguments first and computes the same

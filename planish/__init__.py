@@ -21,6 +21,7 @@ is the command `planish`, the only one that reads flags:
     exporting        quantize --format: from planish's own format to another
     auto             quantize --method auto: from a request to a search and its report
     program_cache    where compiled programs are stored
+    joining          the other processes of --parallel
     process          the jax settings that the command changes
     methods          the table of docs/methods.md: every method on every grid
     demo, figures/   make demo, and the pictures of README and docs

@@ -21,7 +21,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from planish import __version__
-from planish.reference.errors import LOGGER, PlanishError, one_line, suggest
+from planish.joining import FOLLOWED, LAUNCHED, end_together, faults_reported
+from planish.reference.errors import LOGGER, PeerEndedError, PlanishError, one_line, suggest
 from planish.reference.memory import memory_errors
 from planish.terminal.interrupts import interrupts_raised
 from planish.terminal.streams import flush_output, open_streams
@@ -42,9 +43,11 @@ VERBS = {
     "inspect": "show what a model directory contains",
     "lint": "find what is wrong or dangerous in a quantized checkpoint",
     "bench": "measure speed, and compare it with the machine's limits",
+    "launch": "run a verb on several processes of this machine",
+    "plan": "see which models fit which machines, and how fast they would be",
 }
 THE_VERBS = f"expected one of {', '.join(VERBS)}"
-NEED_NO_THREADS = ("convert", "inspect", "lint", "vectors")
+NEED_NO_THREADS = ("convert", "inspect", "launch", "lint", "plan", "vectors")
 FREE_TEXT = "TEXT"  # metavar of a flag whose value may be any word, even the name of a flag
 BAD_INPUT, INTERRUPTED = 2, 130
 INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
@@ -157,9 +160,11 @@ def run(args: argparse.Namespace) -> int:
     """Run a verb; an error of the input becomes one line and exit code 2."""
     try:
         remedy = "a smaller model, or less input at a time"
-        with interrupts_raised(), notices_printed(), memory_errors(remedy):
+        with interrupts_raised(), notices_printed(), memory_errors(remedy), faults_reported():
             code: int = args.run(args)
             return code
+    except PeerEndedError as error:
+        return FOLLOWED if LAUNCHED in os.environ else complain(str(error))
     except PlanishError as error:
         return complain(str(error))
     except BrokenPipeError:  # the reader of stdout has gone
@@ -205,9 +210,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code: Any = run(parse(sys.argv if argv is None else argv))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if LAUNCHED not in os.environ:  # planish launch says it once
+            print("interrupted", file=sys.stderr)
         code = INTERRUPTED
     except SystemExit as end:
         code = end.code
     problem = flush_output()
-    sys.exit(complain(describe_error(problem)) if problem and not code else code)
+    code = complain(describe_error(problem)) if problem and not code else code
+    end_together(code)
+    sys.exit(code)

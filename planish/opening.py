@@ -15,9 +15,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from planish.fast.native.instruction_sets import BY_NAME, available, candidates, explain_tiles
+from planish.joining import check_parallel, join_others
 from planish.program_cache import compilation_cache
 from planish.reference.errors import (
     KernelsError,
@@ -193,14 +195,19 @@ def open_model(args: argparse.Namespace) -> tuple[Checkpoint, Tokenizer]:
 def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
     """The engine of --engine; imports jax only for the fast one."""
     checkpoint = with_attention(checkpoint, args)
+    parallel = check_parallel(args)
     if args.engine == "reference":
         from planish.reference.engine import Engine as ReferenceEngine
 
         return ReferenceEngine(checkpoint)
     keep_programs(args.compilation_cache)
-    native = native_kernels(args)
+    options: dict[str, Any] = {}
+    if parallel:
+        native, options = join_others(args, checkpoint, partial(native_kernels, args))
+    else:
+        native = native_kernels(args)
     from planish.fast.session.engine import Engine
 
     if native and checkpoint.origin is None and checkpoint.layout == "canonical":
         notice("weights: in canonical layout, tiled while loading (quantize writes tiles)")
-    return Engine(checkpoint, native)
+    return Engine(checkpoint, native, **options)

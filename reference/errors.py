@@ -114,3 +114,11 @@ class OutOfMemoryError(PlanishError):
 
 class KernelsError(PlanishError):
     """The native kernels cannot be compiled or loaded, or do not run on this processor."""
+
+
+class PeerError(PlanishError):
+    """Another process of the same run is missing, does not answer, or runs something else."""
+
+
+class PeerEndedError(PeerError):
+    """Another process of the same run has ended, so this one cannot go on."""

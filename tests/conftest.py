@@ -29,34 +29,45 @@ from tests.models import make_llama as write_llama
 
 MOST_RESIDENT, GROWTH = 1.5e9, 0.3e9  # bytes of one test process; from one clearing to the next
 
+SAMPLED_SETS = 2  # AMX and the lanes that round as it does, where there is AMX
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    what = "of tests marked matrix or whole, "
     for flag, cases in (
-        ("--whole", "every case"),
-        ("--rest", "what a run without flags leaves out"),
+        ("--whole", "every case of tests marked matrix or whole"),
+        ("--rest", "what a run without flags leaves out, and what is marked again"),
     ):
-        parser.addoption(flag, action="store_true", help=what + cases)
+        parser.addoption(flag, action="store_true", help=cases)
+
+
+def is_sample(config: pytest.Config) -> bool:
+    return not (config.getoption("--whole") or config.getoption("--rest"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The sample's programs are compiled with few optimizations, which takes three quarters of the
+    time; by workers and the commands that they run, too. The other cases run as users' programs."""
+    if is_sample(config):
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test marked matrix(n) the first case and every n-th after it, and none that is marked
-    whole, unless --whole; with --rest all that this leaves out, and nothing else."""
+    """The sample has the first case of a test marked matrix(n), every n-th after it, and none that
+    is marked whole. --rest has all that the sample leaves out, and again what is marked so."""
     if config.getoption("--whole"):
         return
     seen: Counter[str] = Counter()
-    left_out = []
+    kept = []
     for item in items:
-        marker, test = item.get_closest_marker("matrix"), item.nodeid.partition("[")[0]
-        if item.get_closest_marker("whole") is not None:
-            left_out.append(item)
-        elif marker is not None:
-            if seen[test] % marker.args[0]:
-                left_out.append(item)
-            seen[test] += 1
-    dropped = set(items) - set(left_out) if config.getoption("--rest") else set(left_out)
+        whole, again, matrix = map(item.get_closest_marker, ("whole", "again", "matrix"))
+        test = item.nodeid.partition("[")[0]
+        sampled = whole is None and (matrix is None or seen[test] % matrix.args[0] == 0)
+        seen[test] += 1
+        if sampled == is_sample(config) or (again is not None and not is_sample(config)):
+            kept.append(item)
+    dropped = set(items).difference(kept)
     config.hook.pytest_deselected(items=[item for item in items if item in dropped])
-    items[:] = [item for item in items if item not in dropped]
+    items[:] = kept
 
 
 def pytest_collectstart() -> None:
@@ -146,28 +157,13 @@ def kernels_directory(private_cache: Path) -> Path:
     return Path(os.environ.get("PLANISH_TEST_KERNELS", private_cache / "planish" / "kernels"))
 
 
-@pytest.fixture(scope="module")
-def unoptimized() -> Iterator[None]:
-    """XLA optimizes little for a file whose tests look at verdicts, words and figures.
-
-    Compiling takes most of their time, and a quarter less in this way. Programs in memory do not
-    know how they were compiled, so none is taken from another file and none is left to the next.
-    """
-    import jax
-
-    jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-
-
 @pytest.fixture(scope="session")
 def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str]:
     """The native kernels of every instruction set that this processor runs; their names.
 
-    Without --whole or --rest not those in plain C++, which take half a minute to compile. They
-    are kept between runs where PLANISH_TEST_KERNELS names a directory.
+    Without --whole or --rest only the best two, and not plain C++ beside another: each set takes 16
+    to 70 seconds to compile, and the programs that call it more. What loops over them is marked
+    again. They are kept between runs where PLANISH_TEST_KERNELS names a directory.
     """
     from planish.fast.native.build import find_compiler
     from planish.fast.native.instruction_sets import available
@@ -178,9 +174,9 @@ def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str
         find_compiler()
     except KernelsError as problem:
         pytest.skip(str(problem))
-    asked = request.config.getoption
-    every = asked("--whole") or asked("--rest") or len(available()) == 1
-    sets = [one.name for one in available() if every or one.name != "plain"]
+    sets = [one.name for one in available()]
+    if is_sample(request.config):  # plain comes last
+        sets = sets[:-1][:SAMPLED_SETS] or sets
     kept = kernels_directory
     kept.mkdir(parents=True, exist_ok=True, mode=0o700)
     with kept.with_suffix(".lock").open("w") as lock:  # one process compiles, others load

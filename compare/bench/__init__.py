@@ -9,5 +9,7 @@ serving/        servers under load, beside other servers
 engines         the engines of a run: planish with each recipe, and peers
 machine         the machine's peak rates
 roofline        the bound that they set on a model's speed
+gathers         how long a gather between processes takes
+planning        bytes and speed of a model on several machines, before anything is run
 speed           the measurement and its rows
 """

@@ -5,10 +5,11 @@
     last word          accuracy               greedy decoding writes the word, token by token
                        loss                   -log p(word | the text before it), nats
 
-As in lm-evaluation-harness (acc, acc_norm, lambada_openai), context and choice are tokenized as one
-text, and spaces at the end of a context count as the choice's:
+As in lm-evaluation-harness (acc, acc_bytes, lambada_openai), context and choice are tokenized as
+one text, and spaces at the end of a context count as the choice's:
 https://github.com/EleutherAI/lm-evaluation-harness. Its acc_norm divides by characters, which are
-bytes in ASCII; like it we do not count the space before a choice. Ties go to the first choice.
+bytes in ASCII; its tasks, and so we, do not count the space before a choice. Ties go to the first
+choice.
 
 A figure is the mean of n items, with the standard error s / sqrt(n), where
 s^2 = sum (x - mean)^2 / (n - 1). Two models are compared item by item: x is the difference of their
@@ -57,6 +58,15 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What a model made of an item."""
+
+    log_likelihoods: tuple[float, ...]  # of each choice, nats
+    greedy: tuple[bool, ...]  # whether greedy decoding writes the choice
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A mean over items, and its standard error; that of a single item is NaN."""
 
@@ -88,26 +98,31 @@ def split_last_word(text: str) -> tuple[str, str]:
     return ("", text) if found is None else (found[1], found[2])
 
 
-def encode_item(path: str | Path, item: Item, tokenizer: Tokenizer, longest: int) -> list[Group]:
+def encode_item(
+    path: str | Path, item: Item, tokenizer: Tokenizer, longest: int, special: bool = True
+) -> list[Group]:
     """Token ids of every choice and its context.
 
-    Raises PromptError, which names the line, if one has no tokens or more than `longest`.
+    special: with the tokens that the tokenizer adds to every text (BOS). Raises PromptError, which
+    names the line, if one has no tokens or more than `longest`.
     """
     name = f"line {item.line}"
     try:
-        count = len(tokenizer.encode(item.context.rstrip()))
-        wholes = [tokenizer.encode(item.context + choice) for choice in item.choices]
+        context, *wholes = [
+            tokenizer.encode(text, add_special_tokens=special)
+            for text in (item.context.rstrip(), *(item.context + one for one in item.choices))
+        ]
     except PromptError as problem:
         raise PromptError(str(problem), path=path, name=name) from None
     length = max(map(len, wholes))
     if length > longest:
         expected = f"at most {longest} tokens, the model's length"
         raise PromptError("is too long", path=path, name=name, expected=expected, found=length)
-    short = [index for index, whole in enumerate(wholes) if len(whole) <= count]
+    short = [index for index, whole in enumerate(wholes) if len(whole) <= len(context)]
     if short:
         where = f"{name}: choice {short[0]}"
         raise PromptError("adds no token to its context", path=path, name=where)
-    return group_by_context(wholes, count)
+    return group_by_context(wholes, len(context))
 
 
 def group_by_context(wholes: Sequence[list[int]], count: int) -> list[Group]:
@@ -132,19 +147,46 @@ def measure_items(
     progress: Progress = no_progress,
 ) -> dict[str, np.ndarray]:
     """Every figure of every item, [n] each. Raises PromptError if the model gives NaN or Inf."""
+    return stack_figures(judge_items(engine, items, encoded, progress))
+
+
+def stack_figures(judged: Sequence[Judged]) -> dict[str, np.ndarray]:
+    """Every figure of every item, [n] each."""
+    return {name: np.array([one.figures[name] for one in judged]) for name in judged[0].figures}
+
+
+def judge_items(
+    engine: Scorer,
+    items: Sequence[Item],
+    encoded: Sequence[Sequence[Group]],
+    progress: Progress = no_progress,
+) -> list[Judged]:
+    """Score and judge each item. Raises PromptError if the model gives NaN or Inf."""
     found = []
     for item, groups in progress(list(zip(items, encoded, strict=True)), items[0].kind):
         scores: dict[int, Scores] = {}
         for group in groups:
             parts = engine.score(group.context, group.continuations)
             scores |= zip(group.indices, parts, strict=True)
-        found.append(judge_item(item, [scores[index] for index in range(len(item.choices))]))
-    return {name: np.array([figures[name] for figures in found]) for name in found[0]}
+        ordered = [scores[index] for index in range(len(item.choices))]
+        found.append(
+            Judged(
+                log_likelihoods=tuple(-sum_losses(score) for score in ordered),
+                greedy=tuple(bool(score.likeliest.all()) for score in ordered),
+                figures=judge_item(item, ordered),
+            )
+        )
+    return found
+
+
+def sum_losses(score: Scores) -> float:
+    """-log p of a continuation, nats."""
+    return float(score.losses.sum(dtype=np.float64))
 
 
 def judge_item(item: Item, scores: Sequence[Scores]) -> dict[str, float]:
     """An item's figures, from the scores of each choice."""
-    losses = np.array([score.losses.sum(dtype=np.float64) for score in scores])
+    losses = np.array([sum_losses(score) for score in scores])
     if not np.isfinite(losses).all():
         raise PromptError("the model gives NaN or Inf", name=f"line {item.line}")
     if item.kind == LAST_WORD:

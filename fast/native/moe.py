@@ -70,20 +70,30 @@ def mix_experts(
     routing_weights, expert_ids [R, top_k].
     """
     rows, sequences = x.reshape(-1, x.shape[-1]), x.shape[0]
+    inner = expert_inner(config, weights, rows, expert_ids, sequences)
+    added = None if residual is None else residual.reshape(rows.shape)
+    y = expert_sums(inner, expert_ids, routing_weights, weights.down, added, sequences)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def expert_inner(
+    config: ModelConfig,
+    weights: PlacedExperts,
+    rows: jax.Array,
+    expert_ids: jax.Array,
+    sequences: int,
+) -> jax.Array:
+    """The input of `down` for each row's experts: rows [R, D] -> [R * top_k, F], by expert."""
 
     def project(*layers: Linear) -> jax.Array:  # [R * top_k, F]
         return expert_linears(rows, expert_ids, layers, sequences)
 
     act, gate = ACTIVATIONS[config.activation], weights.gate
     if gate is None:
-        inner = act(project(weights.up))
-    elif config.activation == "silu" and can_fuse((gate, weights.up)):
-        inner = project(gate, weights.up)
-    else:
-        inner = act(project(gate)) * project(weights.up)
-    added = None if residual is None else residual.reshape(rows.shape)
-    y = expert_sums(inner, expert_ids, routing_weights, weights.down, added, sequences)
-    return y.reshape(*x.shape[:-1], -1)
+        return act(project(weights.up))
+    if config.activation == "silu" and can_fuse((gate, weights.up)):
+        return project(gate, weights.up)
+    return act(project(gate)) * project(weights.up)
 
 
 def route_rows(

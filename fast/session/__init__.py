@@ -4,6 +4,7 @@ chunks       a prompt in chunks of few sizes
 rotary       cos and sin of every slot
 slots        the rows and slots of the cache
 programs     programs compiled ahead of time, identified by name and shapes
+placing      what an engine asks of the devices that it runs on
 sampling     the arrays for sampling on the device
 scheduler    which rows are computed, and how many tokens at a time
 engine       a checkpoint's logits, losses and generated tokens

@@ -9,6 +9,7 @@ import numpy as np
 
 from planish.fast.session.rows import Row
 from planish.reference.errors import PlanishError
+from planish.reference.text.constraint import accept_token, mask_logits
 from planish.reference.text.requests import Event, TokenScore, score_new, score_tokens
 from planish.reference.text.sampling import next_token
 
@@ -29,13 +30,14 @@ def answer_row(
     for i, last in enumerate(logits[: len(guesses) + 1]):
         try:
             token = choose_token(row, last, sampled, found)
+            ended = token in request.ends or accept_token(row.matcher, token)
         except PlanishError as problem:
             if not found:
                 return Event(handle=row.handle, finish="error", error=str(problem))
             break  # the next step says so
         found.append(token)
         scores += score_new(last, token, request.logprobs)
-        if token in request.ends or i == len(guesses) or token != guesses[i]:
+        if ended or i == len(guesses) or token != guesses[i]:
             break
     accepted = sum(a == b for a, b in zip(found, guesses, strict=False))
     row.written = len(row.tokens) + min(accepted, len(found) - 1)
@@ -49,7 +51,8 @@ def choose_token(
     """The token after those that the row and this step have found, from the last one's logits."""
     if sampled is None:
         request, text = row.request, [*row.text, *found]
-        return next_token(logits, request.sampling, request.prompt, text, request.choice)
+        masked = mask_logits(logits, row.matcher)
+        return next_token(masked, request.sampling, request.prompt, text, request.choice)
     if sampled[len(found)] < 0:
         raise PlanishError("cannot sample", name="logits", found="NaN or Inf")
     return int(sampled[len(found)])
@@ -89,6 +92,8 @@ def add_tokens(row: Row, found: Sequence[int], scores: tuple[TokenScore, ...] = 
     event = Event(handle=row.handle, tokens=tuple(found[:kept]), scores=scores)
     if kept < len(found):
         event = replace(event, end=found[kept], finish="stop")
+    elif row.is_complete:
+        event = replace(event, finish="stop")
     elif row.new == row.request.max_new_tokens:
         event = replace(event, finish="length")
     if event.finish:

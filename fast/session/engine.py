@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,12 +14,11 @@ import numpy as np
 from planish.fast.model import transformer as model
 from planish.fast.model.backend import Backend, Draw, Positions, Tables
 from planish.fast.model.cache import KVCache
-from planish.fast.model.weights import device_weights
 from planish.fast.native import backend as native_backend
 from planish.fast.placement import on_cpu, put
 from planish.fast.session import slots as cache_slots
 from planish.fast.session.chunks import padded_length, split_prompt
-from planish.fast.session.programs import Programs
+from planish.fast.session.placing import OneDevice, Placement
 from planish.fast.session.rotary import RotaryTables
 from planish.fast.session.scheduler import Batch, Clock, Generation, Request
 from planish.fast.session.slots import CachePool
@@ -43,16 +43,25 @@ class Engine:
     @on_cpu
     @memory_errors(ENGINE)
     def __init__(
-        self, checkpoint: Checkpoint, native: bool = False, clock: Clock = time.perf_counter
+        self,
+        checkpoint: Checkpoint,
+        native: bool = False,
+        clock: Clock = time.perf_counter,
+        placement: Placement | None = None,
     ):
         """native: use the kernels of native/library.py, which must be loaded. clock: measures
-        dispatches, to decide how many tokens the next one computes."""
+        dispatches, to decide how many tokens the next one computes. placement: the devices, by
+        default the CPU of this process."""
         start = time.perf_counter()
         self.config, self.clock = checkpoint.config, clock
-        self.backend: Backend = native_backend if native else xla_backend
-        self.weights = device_weights(load_weights(checkpoint, tiled=native))
-        self.programs = Programs(self.config, self.weights, self.backend)
-        self.caches = CachePool(self.config, self.backend)
+        self.placement = OneDevice() if placement is None else placement
+        inner: Backend = native_backend if native else xla_backend
+        self.backend = self.placement.backend(self.config, inner)
+        loaded = load_weights(checkpoint, tiled=native)
+        self.weights = self.placement.weights(self.config, loaded, self.backend)
+        self.programs = self.placement.programs(self.config, self.weights, self.backend)
+        place = partial(self.placement.cache, self.config)
+        self.caches = CachePool(self.config, self.backend, place)
         self.tables = RotaryTables(self.config)
         self._insert = jax.jit(cache_slots.insert, donate_argnums=(0,))
         self.load_seconds = time.perf_counter() - start

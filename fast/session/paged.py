@@ -177,8 +177,7 @@ def page_count(engine: Engine, rows: int, slots: int, memory: int) -> int:
 
 def default_memory(engine: Engine, rows: int, context: int) -> int:
     """Bytes of pages for all rows, at most a quarter of the memory that is free, but one row."""
-    slots = pages_for(context) * PAGE
-    one = cache_bytes(engine.config, 1, slots, engine.backend)
+    one = pages_for(context) * cache_bytes(engine.config, 1, PAGE, engine.backend)
     return max(one, min(rows * one, free_memory() // 4))
 
 

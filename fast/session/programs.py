@@ -47,6 +47,17 @@ class Programs:
         """Run a jitted function that does not take the model."""
         return self._run(function, {}, {}, arguments)
 
+    def prepare(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The arguments as a program takes them."""
+        return arguments
+
+    def compile(
+        self, function: Any, static: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> Callable[..., Any]:
+        """Compile a jitted function for the shapes of the arguments given."""
+        program: Callable[..., Any] = function.lower(**static, **given).compile()
+        return program
+
     def known(self) -> tuple[Program, ...]:
         """The programs compiled so far, in order."""
         return tuple(self._known.values())
@@ -64,11 +75,12 @@ class Programs:
         arguments: Mapping[str, Any],
     ) -> Any:
         """Call a compiled program, compiling it if its shapes are new. `fixed` never changes."""
+        arguments = self.prepare(arguments)
         forms = {name: form_of(argument) for name, argument in arguments.items()}
         key = function.__name__, tuple(forms.items())
         if key not in self._known:
             start = time.perf_counter()
-            call = function.lower(**static, **fixed, **arguments).compile()
+            call = self.compile(function, static, {**fixed, **arguments})
             seconds = time.perf_counter() - start
             shapes = {name: form[0] for name, form in forms.items()}
             self._known[key] = Program(

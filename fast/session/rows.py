@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from planish.fast.native.sampling import can_sample
 from planish.fast.session.lookup import Guesser
 from planish.fast.session.sampling import RowDraw
+from planish.reference.text.constraint import Matcher
 from planish.reference.text.requests import Request, TokenScore
 
 STEP_TOKENS = (8, 16, 32, 64, 128, 256, 512)  # a step is padded to one of these
@@ -27,14 +28,22 @@ class Row:
     cached: int  # of these, found in the pages
     scores: list[TokenScore | None] = field(default_factory=lambda: [None])
     guesser: Guesser = field(init=False)
+    matcher: Matcher | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.guesser = Guesser(tokens=self.tokens)
+        wanted = self.request.constraint
+        self.matcher = None if wanted is None else wanted()
 
     @property
     def is_reading(self) -> bool:
         """Whether its prompt is not done."""
         return self.written < len(self.request.prompt)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its constraint lets nothing follow."""
+        return self.matcher is not None and self.matcher.is_complete
 
     @property
     def text(self) -> list[int]:
@@ -103,7 +112,8 @@ def tokens_of(request: Request) -> int:
 
 def samples_on_device(request: Request) -> bool:
     """Whether the kernels sample its tokens, and nothing else is wanted of the logits."""
-    return request.logprobs is None and can_sample(request.sampling)
+    wanted = request.logprobs is not None or request.constraint is not None
+    return not wanted and can_sample(request.sampling)
 
 
 def draw_of(row: Row) -> RowDraw:

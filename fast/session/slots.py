@@ -12,7 +12,7 @@ fewer slots, in a ring (fast/model/cache.py). Bytes for 16,384 tokens, float32:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,9 @@ from planish.reference.text.generate import reserve
 FEWEST_SLOTS = 16
 RING_STEP = 128  # slots that a step of the kernels' attention reads, side by side
 WORTH_TOKENS = 32  # so many tokens to come are worth compiling a program for a smaller batch
+
+
+Place = Callable[[KVCache], KVCache]
 
 
 def slot_count(count: int) -> int:
@@ -76,8 +79,9 @@ def layer_bytes(config: ModelConfig, batch: int, slots: int, backend: Backend) -
 class CachePool:
     """Caches for a model's generations; the last one that was given back is reused."""
 
-    def __init__(self, config: ModelConfig, backend: Backend):
-        self.config, self.backend = config, backend
+    def __init__(self, config: ModelConfig, backend: Backend, place: Place = lambda made: made):
+        """place: puts a new cache on the devices that use it."""
+        self.config, self.backend, self.place = config, backend, place
         self._cached: KVCache | None = None
 
     def take(self, batch: int, slots: int, ahead: int = 0) -> KVCache:
@@ -91,7 +95,7 @@ class CachePool:
             return cached
         batch, slots, ahead = form
         reserve(cache_bytes(self.config, batch, slots, self.backend, ahead))
-        return empty_cache(self.config, batch, slots, self.backend, ahead)
+        return self.place(empty_cache(self.config, batch, slots, self.backend, ahead))
 
     def _has_form(self, cache: KVCache, batch: int, slots: int, ahead: int) -> bool:
         """Whether a cache is what empty_cache would make, but for its contents."""

@@ -10,6 +10,7 @@ served         what the protocol knows of the model
 bodies         from bytes to checked fields
 unsupported    the fields that are refused
 sampling       the fields that say how tokens are chosen, and when a text ends
+grammar        schemas to masks over the vocabulary, by llguidance
 constraint     response_format
 messages       what the chat template is given
 choice         one continuation as it grows

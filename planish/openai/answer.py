@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from planish.openai.choice import Choice, Piece, open_choice
-from planish.openai.constraint import Constraint
 from planish.openai.served import Served
 from planish.reference.text.requests import Event, Request
 
@@ -51,7 +50,6 @@ class Job:
 
     seed       of all of them; random unless the body names one
     cache_salt requests share a cached prefix only with those that give the same
-    constraint what the texts must be
     """
 
     served: Served
@@ -63,7 +61,6 @@ class Job:
     stream: bool = False
     include_usage: bool = False
     cache_salt: str = ""
-    constraint: Constraint | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = field(default_factory=lambda: secrets.token_hex(12))
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from planish.openai.answer import Job
 from planish.openai.bodies import check_fields, parse_body, refuse, refuse_unsupported
 from planish.openai.choice import Choice, Entry, Piece
-from planish.openai.constraint import read_constraint
+from planish.openai.constraint import read_schema
 from planish.openai.errors import refusal_of
 from planish.openai.jobs import Asked, make_job
 from planish.openai.messages import ConversationFields, conversation_of
@@ -89,12 +89,12 @@ def read_chat(body: bytes, served: Served) -> Job:
     served.check_model(fields.model)
     refuse_unsupported(values, {**REFUSED, **REFUSED_CHAT})
     fields.check_stream()
-    constraint, listed = read_constraint(values), fields.listed
+    schema, listed = read_schema(values), fields.listed
     conversation = conversation_of(check_fields(ConversationFields, values), values, served)
     prompt = encode_conversation(conversation, served)
     asked = Asked(param="messages", prompts=[prompt], max_tokens=fields.most, logprobs=listed)
     form = ChatForm(vocabulary=served.vocabulary, scored=listed is not None)
-    return make_job(served, form, fields, asked, constraint)
+    return make_job(served, form, fields, asked, schema)
 
 
 def encode_conversation(conversation: Conversation, served: Served) -> list[int]:

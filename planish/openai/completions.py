@@ -12,7 +12,7 @@ from typing import Any
 from planish.openai.answer import Job
 from planish.openai.bodies import check_fields, parse_body, refuse, refuse_unsupported
 from planish.openai.choice import Choice, Entry, Piece
-from planish.openai.constraint import read_constraint
+from planish.openai.constraint import read_schema
 from planish.openai.echo import Echo, echo_prompt
 from planish.openai.errors import refusal_of
 from planish.openai.jobs import Asked, make_job, room_for
@@ -102,7 +102,7 @@ def read_completion(body: bytes, served: Served) -> Job:
     refuse_unsupported(values, {**REFUSED, **REFUSED_COMPLETION})
     fields.check_stream()
     fields.check_best()
-    constraint = read_constraint(values)
+    schema = read_schema(values)
     given = read_prompts(values.get("prompt"))
     special = fields.add_special_tokens is not False
     prompts = [encode_prompt(one, special, served) for one in given]
@@ -127,7 +127,7 @@ def read_completion(body: bytes, served: Served) -> Job:
         n=fields.n or 1,
         echoes=echoes,
     )
-    return make_job(served, form, fields, asked, constraint)
+    return make_job(served, form, fields, asked, schema)
 
 
 def read_prompts(value: Any) -> Sequence[str | list[int]]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
 from planish.openai.bodies import Fields, check_fields, refuse
+from planish.openai.errors import refusal_of
+from planish.openai.served import Served
+from planish.reference.errors import TokenizerError
+from planish.reference.text.constraint import Constraint
+
+ANY_OBJECT = {"type": "object"}
 
 
 class Schema(Fields):
@@ -24,35 +31,39 @@ class ResponseFormat(Fields):
     json_schema: Schema | None = None
 
 
-class Constraint(Fields):
-    """An answer is a JSON object, or a value that `schema_` allows."""
-
-    schema_: dict[str, Any] | None = None
-
-
 class FormatField(Fields):
     """The field of both kinds of bodies."""
 
     response_format: ResponseFormat | None = None
 
 
-def read_constraint(values: dict[str, Any]) -> Constraint | None:
-    """The constraint of a body, None for text. RequestRefused for one that cannot be kept."""
+def read_schema(values: dict[str, Any]) -> dict[str, Any] | None:
+    """The schema that a body's answers must keep, None for text."""
     wanted = check_fields(FormatField, values).response_format
     if wanted is None or wanted.type == "text":
         return None
-    if wanted.type == "json_schema" and wanted.json_schema is None:
+    if wanted.type == "json_object":
+        return ANY_OBJECT
+    if wanted.json_schema is None:
         problem = "Field required"
         raise refuse("response_format.json_schema", problem, "missing_required_parameter")
-    schema = wanted.json_schema.schema_ if wanted.json_schema is not None else None
-    constraint = Constraint(schema_=schema)
-    require_support(constraint)
-    return constraint
+    return wanted.json_schema.schema_
 
 
-def require_support(constraint: Constraint) -> None:
-    """Refuse a constraint that no part of this installation keeps: answers are never free where
-    they were asked to be constrained."""
-    kind = "json_object" if constraint.schema_ is None else "json_schema"
-    problem = f"{kind} needs planish[constrained], which this server does not have"
-    raise refuse("response_format", problem, "unsupported_parameter")
+def constraints_of(
+    schema: dict[str, Any] | None, served: Served, ends: Sequence[int], count: int
+) -> Sequence[Constraint | None]:
+    """The constraints of `count` answers; refused if they cannot be kept: answers are never free
+    where they were asked to be constrained."""
+    if schema is None:
+        return [None] * count
+    try:
+        grammars = served.grammars
+    except ImportError as problem:
+        if problem.name != "llguidance":
+            raise
+        needed = "needs planish[constrained], which this server does not have"
+        raise refuse("response_format", needed, "unsupported_parameter") from None
+    except TokenizerError as problem:
+        raise refusal_of(problem, "response_format") from None
+    return grammars.prepare(schema, ends, count)

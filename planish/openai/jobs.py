@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from planish.openai.answer import Form, Job
 from planish.openai.bodies import refuse
-from planish.openai.constraint import Constraint
+from planish.openai.constraint import constraints_of
 from planish.openai.sampling import MOST_CHOICES, SamplingFields, check_ids, ends_of, sampling_of
 from planish.openai.served import Served
 from planish.reference.errors import SamplingError
@@ -31,25 +32,28 @@ def make_job(
     form: Form,
     fields: SamplingFields,
     asked: Asked,
-    constraint: Constraint | None = None,
+    schema: dict[str, Any] | None = None,
 ) -> Job:
     """The requests of a body; refused if they do not fit. A choice's index is the row of its
-    draws, so an answer's seed gives all of it again."""
+    draws, so an answer's seed gives all of it again. schema: of all answers, None for text."""
     n, sampling = fields.n or 1, sampling_of(fields, served)
     check_sampling(sampling, served)
     if len(asked.prompts) * n > MOST_CHOICES:
         found = f"{len(asked.prompts)} prompts with {n} choices"
         raise refuse("n", f"expected at most {MOST_CHOICES} choices, found {found}")
     ends = ends_of(fields, served)
+    rooms = [room_for(served, len(prompt), asked) for prompt in asked.prompts]
+    constraints = constraints_of(schema, served, ends, len(asked.prompts) * n)
     requests = [
         Request(
             prompt=tuple(check_ids(asked.param, prompt, served)),
-            max_new_tokens=room_for(served, len(prompt), asked),
+            max_new_tokens=rooms[number],
             sampling=sampling,
             choice=number * n + choice,
             ends=ends,
             logprobs=asked.logprobs,
             prompt_logprobs=asked.prompt_logprobs,
+            constraint=constraints[number * n + choice],
         )
         for number, prompt in enumerate(asked.prompts)
         for choice in range(n)
@@ -65,7 +69,6 @@ def make_job(
         stream=bool(fields.stream),
         include_usage=bool(options and options.include_usage),
         cache_salt=fields.cache_salt or "",
-        constraint=constraint,
     )
 
 

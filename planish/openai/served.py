@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planish.openai.errors import RequestRefused
 from planish.openai.vocabulary import Vocabulary
+from planish.reference.errors import PlanishError
 from planish.reference.model.config import ModelConfig
-from planish.reference.text.chat_template import ChatTemplate
+from planish.reference.text.chat_template import ChatTemplate, special_tokens
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from planish.openai.grammar import Grammars
 
 SHRINKING = 4  # how much shorter tokenizers and templates make a text, at most
 DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -47,6 +53,26 @@ class Served:
     def vocabulary(self) -> Vocabulary:
         """The texts of single tokens."""
         return Vocabulary(self.tokenizer)
+
+    @cached_property
+    def special_roles(self) -> Mapping[str, str]:
+        """Role -> text of the special tokens that the tokenizer names: bos_token, eos_token ..."""
+        if self.template is not None:
+            return self.template.special_tokens
+        return special_tokens(self.tokenizer.path)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What constrains answers. Raises ImportError without planish[constrained], and
+        TokenizerError for a tokenizer that llguidance does not know."""
+        from planish.openai.grammar import Grammars
+
+        return Grammars(self.tokenizer, self.config.vocab_size, self.config.eos_token_ids)
+
+    def warm(self) -> None:
+        """Build what the first constrained request would wait for."""
+        with suppress(ImportError, PlanishError):
+            _ = self.grammars
 
     def check_model(self, name: str | None) -> None:
         """Raise RequestRefused, status 404, for the name of another model."""

@@ -100,25 +100,29 @@ def detokenize(body: bytes, served: Served) -> dict[str, Any]:
 
 def tokenizer_info(served: Served) -> dict[str, Any]:
     """Special tokens by the names of tokenizer_config.json, and the chat template, if any."""
-    config, added = served.config, served.vocabulary.added
-    ends = config.eos_token_ids
-    named = {
-        "bos_token": added.get(-1 if config.bos_token_id is None else config.bos_token_id),
-        "eos_token": added.get(ends[0]) if ends else None,
-    }
-    template = served.template
-    roles = {} if template is None else template.special_tokens
-    source = None if template is None else template.sources.get("default")
+    config, template = served.config, served.template
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": None,
         "unk_token": None,
-        **named,
-        **roles,
-        "chat_template": source,
+        **special_texts(served),
+        "chat_template": None if template is None else template.sources.get("default"),
         "vocab_size": config.vocab_size,
         "model_max_length": served.context,
     }
+
+
+def special_texts(served: Served) -> dict[str, str | None]:
+    """Role -> text of special tokens, as the tokenizer names them; those of the config where it
+    names none. In transformers, too, a tokenizer without BOS has none though the config has."""
+    config, added, roles = served.config, served.vocabulary.added, served.special_roles
+    none: dict[str, str | None] = {"bos_token": None, "eos_token": None}
+    if none.keys() & roles:
+        return {**none, **roles}
+    bos = config.bos_token_id
+    ends = [added.get(token) for token in config.eos_token_ids]
+    named = {"bos_token": None if bos is None else added.get(bos), "eos_token": [*ends, None][0]}
+    return {**named, **roles}
 
 
 def apply_template(body: bytes, served: Served) -> dict[str, Any]:

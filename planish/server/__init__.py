@@ -13,6 +13,7 @@ thread.
     guards       the middlewares: errors, Host, CORS, keys, bodies
     stream       server-sent events
     answering    a request from its body to its last byte, or until its client leaves
+    page         the page at /
     routes       the endpoints
     app          the routes inside the middlewares
     metrics      what /metrics counts

@@ -21,7 +21,7 @@ from planish.server.errors import Refused
 from planish.server.runner import locate
 from planish.server.settings import Settings
 
-PUBLIC = frozenset({"/health"})  # paths for which no key is asked
+PUBLIC = frozenset({"/", "/health"})  # paths for which no key is asked
 DRAINED_SECONDS = 5.0  # a body that is too large is read so long, so that its sender hears why
 GONE = 499  # in the log: the client left before its answer
 

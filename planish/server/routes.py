@@ -1,6 +1,6 @@
 """The endpoints: each reads a body that the guards let pass, and writes one answer.
 
-GET   /health /metrics /v1/models /v1/models/{id} /tokenizer_info
+GET   / /health /metrics /v1/models /v1/models/{id} /tokenizer_info
 POST  /v1/chat/completions /v1/completions /tokenize /detokenize /apply-template
 """
 
@@ -21,6 +21,7 @@ from planish.openai.completions import read_completion
 from planish.openai.served import Served
 from planish.server.answering import answer
 from planish.server.errors import Refused, encode
+from planish.server.page import show_page
 from planish.server.service import Service
 
 Read = Callable[[bytes, Served], Job]
@@ -40,6 +41,7 @@ def routes(service: Service) -> list[BaseRoute]:
         "/apply-template": tokens.apply_template,
     }
     looks: dict[str, Look] = {
+        "/": lambda *_: show_page(),
         "/health": show_health,
         "/metrics": show_metrics,
         "/v1/models": list_models,

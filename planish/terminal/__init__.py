@@ -3,6 +3,9 @@
 flags         the flags that several verbs share
 given         flags that have no effect, or contradict each other
 threads       --threads
+parallel      --parallel, and which of how many processes this one is
+processors    the processors of each process that is launched
+children      processes that are launched, watched and ended as one
 prompts       read --prompt and --prompt_file
 chat          --chat: prompts as messages in the chat template
 sampling      --temperature and what else chooses the next token

@@ -19,6 +19,9 @@ FORM = '{"context": "...", "choices": ["...", "..."], "answer": 0} or {"text": "
 
 def read_task(path: str | Path) -> list[Item]:
     """The items, in order; blank lines are skipped. Raises PromptError, which names the line."""
+    if Path(path).suffix in (".yaml", ".yml"):
+        found = "a task of lm_eval, which runs it against `planish serve`"
+        raise PromptError("is not read", path=path, expected="FILE.jsonl", found=found)
     items: list[Item] = []
     for number, fields in read_objects(path, FORM):
         items.append(read_item(path, number, fields))

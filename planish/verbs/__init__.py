@@ -17,4 +17,6 @@ inspect       what a model and this machine are
 lint          what is wrong in a quantized checkpoint
 bench         tokens per second
 serving       bench --serve: a server with several clients at once
+launch        a verb on several processes
+plan          which models fit which machines
 """

@@ -29,6 +29,7 @@ from planish.terminal.chat import add_chat_flags, chat_prompts, refuse_chat_flag
 from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import Rule, engine_rule, notice_idle
 from planish.terminal.output import counted, print_json
+from planish.terminal.parallel import add_parallel_flags
 from planish.terminal.prompts import read_prompts
 from planish.terminal.sampling import ADJUSTMENTS, DRAWS, add_sampling_flags, sampling_of
 from planish.verbs import requests
@@ -75,6 +76,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     requests.add_request_flags(parser)
     add_engine_flags(parser)
+    add_parallel_flags(parser)
 
 
 def add_prompt_flags(parser: argparse.ArgumentParser) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
+from planish.joining import is_writer
 from planish.opening import open_engine, open_subject
 from planish.reference.errors import PromptError, SamplingError, one_line
 from planish.reference.files.placing import check_file, write_file
 from planish.reference.text.generate import Stop, check_fits
 from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import engine_rule, notice_idle
+from planish.terminal.parallel import add_parallel_flags
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="the file to write; an existing one is replaced",
     )
     add_engine_flags(parser)
+    add_parallel_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     notice_idle(args, idle)
     logits = open_engine(checkpoint, args).forward(tokens)
     check_numbers(logits)
-    write_array(out, logits)
+    if is_writer():
+        write_array(out, logits)
     print(f"{one_line(args.out)}: float32 {list(logits.shape)}", file=sys.stderr)
     return 0
 

@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
 
     def load() -> tuple[Session, Served]:
         session = open_warm_session(args, checkpoint, memory)
-        return session, replace(served, context=session.context)
+        ready = replace(served, context=session.context)
+        ready.warm()
+        return session, ready
 
     def announce(session: Session, ready: Served) -> None:
         for line in facts(session, ready, time.perf_counter() - start):

@@ -10,6 +10,7 @@ template_worker    rendering it in a sandbox, as a process of limited time and m
 chat               a conversation to tokens
 sampling           logits to a token
 generation_config  how a model wants to be sampled
+constraint         what an answer must be: a mask over logits
 generate           the generation loop, and stop strings
 requests           requests that are answered together, each as if alone
 evaluate           perplexity, KL divergence, top-1 agreement

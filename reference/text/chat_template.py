@@ -117,8 +117,11 @@ def _read_source(file: Path) -> str:
 
 
 def special_tokens(model: Path) -> dict[str, str]:
-    """Role -> text (bos_token, eos_token ...) of the special tokens that a model names."""
-    return _tokens_among(_facts_of(model))
+    """Role -> text (bos_token, eos_token ...) of the special tokens that a model names.
+
+    model: its directory, its tokenizer.json, or a GGUF file.
+    """
+    return _tokens_among(_facts_of(model.parent if model.name == "tokenizer.json" else model))
 
 
 def _tokens_among(values: Mapping[str, Any]) -> dict[str, str]:

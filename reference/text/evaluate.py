@@ -1,8 +1,13 @@
-"""What quantization costs: perplexity and its standard error, KL, top-1 agreement (SPEC 8)."""
+"""What quantization costs: perplexity and its standard error, KL, top-1 agreement (SPEC 8).
+
+Perplexity has two protocols: windows that do not see each other (`perplexity`), and those of
+lm-evaluation-harness, which predict every token (`rolling`).
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
@@ -21,6 +26,7 @@ from planish.reference.model.weights import Weights
 from planish.reference.progress import Progress, no_progress
 
 LONGEST_WINDOW = 2048
+TASK = "perplexity"  # what progress calls it
 LOGITS = 2**24  # held at a time: 64 MiB, or those of one token if they are more
 
 Losses = Callable[[Sequence[int]], np.ndarray]  # tokens [T] -> -log p of tokens 1..T-1, [T - 1]
@@ -144,7 +150,7 @@ def perplexity(
 ) -> Perplexity:
     """Perplexity of a tokenized text; the protocol of SmoothQuant's ppl_eval.py, GPTQ and AWQ."""
     windows = cut_windows(tokens, window)
-    parts = [np.asarray(losses(w), np.float64) for w in progress(windows, "perplexity")]
+    parts = [np.asarray(losses(w), np.float64) for w in progress(windows, TASK)]
     nll = np.concatenate(parts)
     if not np.isfinite(nll).all():
         raise PromptError("the model gives NaN or Inf", name="perplexity")
@@ -154,7 +160,7 @@ def perplexity(
 def summarize(nll: np.ndarray, tokens: int, windows: int, window: int) -> Perplexity:
     """Mean and standard error from the cross entropy of every predicted token."""
     mean = float(nll.mean())
-    value = math.exp(min(mean, 700.0))
+    value = bounded_exp(mean)
     error = value * float(nll.std()) / math.sqrt(len(nll))
     return Perplexity(
         perplexity=value,
@@ -164,6 +170,99 @@ def summarize(nll: np.ndarray, tokens: int, windows: int, window: int) -> Perple
         windows=windows,
         window=window,
     )
+
+
+Score = Callable[[Sequence[int], Sequence[int]], np.ndarray]  # context, targets [T] -> -log p [T]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rolling:
+    """How well a model predicts every token of documents, given some of those before it.
+
+        word_perplexity = exp(-L / words)    byte_perplexity = exp(-L / bytes)
+        perplexity = exp(-L / tokens)        bits_per_byte = -L / (bytes ln 2)
+
+    L = log_likelihood, the sum of log p, nats. Models with different tokenizers can be compared by
+    the figures of words and bytes. Words are what whitespace separates.
+    """
+
+    word_perplexity: float
+    byte_perplexity: float
+    bits_per_byte: float
+    perplexity: float
+    log_likelihood: float
+    documents: int
+    words: int
+    bytes: int
+    tokens: int
+    windows: int
+    window: int
+
+
+def rolling_windows(
+    tokens: Sequence[int], prefix: int, window: int
+) -> list[tuple[list[int], list[int]]]:
+    """Context and targets of each window; together the targets are the tokens.
+
+    The first token is predicted from `prefix`, that of every other window from the token before
+    it. The last window has fewer targets and as many more tokens of context.
+
+    Source: get_rolling_token_windows with context_len 1, then make_disjoint_window, of
+    https://github.com/EleutherAI/lm-evaluation-harness/blob/main/lm_eval/utils.py
+    """
+    if window < 1:
+        raise PromptError("bad value", name="window", expected="at least 1 token", found=window)
+    whole, found = [prefix, *tokens], []
+    for start in range(0, len(tokens), window):
+        end = min(start + window, len(tokens))
+        found.append((whole[max(0, end - window) : start + 1], list(tokens[start:end])))
+    return found
+
+
+def rolling(
+    score: Score,
+    documents: Sequence[tuple[str, Sequence[int]]],
+    prefix: int,
+    window: int,
+    progress: Progress = no_progress,
+) -> Rolling:
+    """The figures of documents, each a text and its token ids without BOS, together.
+
+    As lm-evaluation-harness measures loglikelihood_rolling, in which wikitext is a task.
+    """
+    cut = [rolling_windows(tokens, prefix, window) for _, tokens in documents]
+    windows = [one for part in cut for one in part]
+    total = -math.fsum(float(score(*one).sum(dtype=np.float64)) for one in progress(windows, TASK))
+    if not math.isfinite(total):
+        raise PromptError("the model gives NaN or Inf", name="perplexity")
+    return summarize_rolling(total, documents, len(windows), window)
+
+
+def summarize_rolling(
+    total: float, documents: Sequence[tuple[str, Sequence[int]]], windows: int, window: int
+) -> Rolling:
+    """The figures from the sum of log p of all tokens."""
+    words = sum(len(re.split(r"\s+", text)) for text, _ in documents)
+    size = sum(len(text.encode("utf-8")) for text, _ in documents)
+    tokens = sum(len(ids) for _, ids in documents)
+    return Rolling(
+        word_perplexity=bounded_exp(-total / words),
+        byte_perplexity=bounded_exp(-total / size),
+        bits_per_byte=-total / (size * math.log(2)),
+        perplexity=bounded_exp(-total / tokens),
+        log_likelihood=total,
+        documents=len(documents),
+        words=words,
+        bytes=size,
+        tokens=tokens,
+        windows=windows,
+        window=window,
+    )
+
+
+def bounded_exp(x: float) -> float:
+    """exp, at most 1e304, as more than that cannot be written."""
+    return math.exp(min(x, 700.0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,10 +61,11 @@ def check_fits(
 def check_continuations(
     config: ModelConfig, context: Sequence[int], continuations: Sequence[Sequence[int]]
 ) -> None:
-    """The same for scoring each continuation of a context; neither may be empty."""
+    """The same for scoring each continuation of a context; neither may be empty. The last token is
+    only predicted, and needs no position."""
     for tokens in (context, *continuations):
         check_tokens(config, tokens)
-    whole = [[*context, *continuation] for continuation in continuations]
+    whole = [[*context, *continuation[:-1]] for continuation in continuations]
     check_fits(config, whole, Stop(0), config.max_positions)
 
 

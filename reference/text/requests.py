@@ -18,6 +18,7 @@ from planish.reference.errors import PlanishError, SamplingError
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.transformer import decode_step, prefill
 from planish.reference.model.weights import Weights
+from planish.reference.text.constraint import Constraint, accept_token, mask_logits
 from planish.reference.text.generate import Stop, check_fits
 from planish.reference.text.sampling import Sampling, next_token
 
@@ -38,6 +39,7 @@ class Request:
     logprobs         how many of the likeliest tokens are listed beside each new one; None: nothing
     prompt_logprobs  the same for the prompt's tokens (echo)
     salt             requests share a cached prefix only if their salts are equal
+    constraint       what the answer must be; None: anything
     """
 
     prompt: tuple[int, ...]
@@ -48,6 +50,7 @@ class Request:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     salt: bytes = b""
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,14 +252,18 @@ def continue_prompt(
 
     advance: the logits [V] after one more token."""
     text = list[int]()
+    matcher = None if request.constraint is None else request.constraint()
     for step in range(request.max_new_tokens):
-        token = next_token(last, request.sampling, request.prompt, text, request.choice)
+        masked = mask_logits(last, matcher)
+        token = next_token(masked, request.sampling, request.prompt, text, request.choice)
         scores = score_new(last, token, request.logprobs)
         if token in request.ends:
             yield Event(handle=handle, scores=scores, end=token, finish="stop")
             return
-        if step + 1 == request.max_new_tokens:
-            yield Event(handle=handle, tokens=(token,), scores=scores, finish="length")
+        complete = accept_token(matcher, token)
+        if complete or step + 1 == request.max_new_tokens:
+            finish: Finish = "stop" if complete else "length"
+            yield Event(handle=handle, tokens=(token,), scores=scores, finish=finish)
             return
         text.append(token)
         yield Event(handle=handle, tokens=(token,), scores=scores)

@@ -15,8 +15,6 @@ from planish.compare.quality.order import Row
 from planish.reference.engine import Engine
 from planish.reference.files.load import open_checkpoint
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 FEW = ("--samples", 4, "--validation_tokens", 256, "--kernels", "xla")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +34,9 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("readme")
 
 
-def run(command: str, elsewhere: Path) -> subprocess.CompletedProcess[str]:
-    """A command with everything that it reads: other processes may have run those before it."""
+def words_of(command: str, elsewhere: Path) -> list[str]:
+    """A command's words, when everything that it reads exists: other processes may have run those
+    before it."""
     model = re.search(r"--model /tmp/(\S+)", command)
     if model and not (elsewhere / model[1]).exists():
         writers = [line for line in commands() if f"--out /tmp/{model[1]} " in line]
@@ -41,9 +44,12 @@ def run(command: str, elsewhere: Path) -> subprocess.CompletedProcess[str]:
     words = shlex.split(command.replace("/tmp/", f"{elsewhere}/"))
     if words[1] == "quantize":
         words.append("--overwrite")
-    return subprocess.run(
-        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=900
-    )
+    return [sys.executable, "-m", *words]
+
+
+def run(command: str, elsewhere: Path) -> subprocess.CompletedProcess[str]:
+    words = words_of(command, elsewhere)
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def test_what_is_shown_belongs_to_the_first_command_of_its_verb() -> None:
@@ -55,8 +61,36 @@ SHOWN_AFTER = ["quantize", "generate", "quality", "quantize"]
 SHOWN = dict(zip(("generate", "quality", "compare"), blocks("text"), strict=True))
 
 
+ENDLESS = [command for command in commands() if command.startswith("planish serve ")]
+
+
 @pytest.mark.whole
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", ENDLESS)
+def test_the_readme_asks_its_server(command: str, elsewhere: Path) -> None:
+    """serve, until curl has its answer."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    (given,) = re.findall("--port ([0-9]+)", command)
+    (asked,) = [line for line in README.splitlines() if line.startswith("curl ")]
+    words = words_of(command.replace(given, port), elsewhere)
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            said = next(line for line in server.stderr if line.startswith(("ready", "error")))
+            assert said.startswith("ready"), said
+            answer = subprocess.run(
+                shlex.split(asked.replace(given, port)), capture_output=True, timeout=300
+            )
+        finally:
+            server.terminate()
+    body = json.loads(answer.stdout)
+    assert body["choices"][0]["text"]
+    assert body["usage"]["prompt_tokens"] > 0
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("command", [each for each in commands() if each not in ENDLESS])
 def test_every_command_of_the_readme_works(command: str, elsewhere: Path) -> None:
     done = run(command, elsewhere)
     assert done.returncode == 0, done.stderr

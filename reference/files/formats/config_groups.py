@@ -101,7 +101,7 @@ def check_group(source: Source, name: str, group: Mapping[str, Any]) -> Mapping[
         if weights.get("num_bits") != 8:
             found = f"{weights.get('num_bits')}-bit floats"
             raise source.bad(f"{name}.weights", "integers, or FP8 (MXFP4, NVFP4: no)", found)
-        return {"weights": weights, "activation": "float"}
+        return {"weights": weights, "activation": "float", "input_zero_point": False}
     bits, size = weights.get("num_bits"), weights.get("group_size")
     if type(bits) is not int or not 2 <= bits <= 8:
         raise source.bad(f"{name}.weights.num_bits", "2..8", repr(bits))

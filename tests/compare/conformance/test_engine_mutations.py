@@ -10,8 +10,6 @@ import pytest
 from tests.compare.conftest import POSITIONS
 from tests.compare.mutations import Mutation, change_part
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 
 def nan_in_forward(forward, tokens):
     logits = forward(tokens).copy()

@@ -24,8 +24,6 @@ from planish.fast.session.engine import Engine
 from planish.fast.xla import linear as fast_linear
 from planish.reference.linear import Linear
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 
 @pytest.fixture
 def mutate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:

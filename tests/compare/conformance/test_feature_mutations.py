@@ -20,8 +20,6 @@ from tests.compare.mutations import (
     without_bias,
 )
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 RECIPES = ("float", "naive-W8A8")  # by form; the kernels' linears are those of codes
 
 

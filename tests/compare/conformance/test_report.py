@@ -33,6 +33,7 @@ def test_no_recipe_is_left_out():
     assert judged == set(RECIPES)
 
 
+@pytest.mark.again
 @pytest.mark.matrix(9)
 @pytest.mark.parametrize("names", SAME_PROGRAMS, ids=lambda names: names[0])
 def test_every_recipe_of_a_llama_agrees(judge, names, native):
@@ -44,6 +45,7 @@ def test_every_recipe_of_a_llama_agrees(judge, names, native):
         assert {check.level for check in result.checks} == set(levels)
 
 
+@pytest.mark.again
 @pytest.mark.matrix(9)
 @pytest.mark.parametrize("names", SAME_PROGRAMS, ids=lambda names: names[0])
 def test_every_recipe_of_an_opt_agrees(judge, names, native):
@@ -93,6 +95,7 @@ def test_a_prompt_longer_than_a_chunk_agrees(tmp_path: Path, kernels, name, nati
     assert result.figures is not None and result.figures.tokens == 600
 
 
+@pytest.mark.again
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_kernels_are_bit_identical_on_every_instruction_set(judge, kernels, family):
     for name in ("W8A8", "W4A8"):

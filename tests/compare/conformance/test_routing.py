@@ -18,8 +18,6 @@ from planish.reference.model import transformer
 from tests.compare.conftest import GOLDENS, cut
 from tests.compare.mutations import Changed
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 MIXTURE = GOLDENS / "mixtral-window-untied"
 NEARER = np.float32(1 + 2e-6)  # a tie falls the other way by this, and no weight moves by 1e-5
 

@@ -30,7 +30,7 @@ class Words:
     def __init__(self, *words):
         self.words = sorted(words, key=len, reverse=True)
 
-    def encode(self, text):
+    def encode(self, text, add_special_tokens=True):
         ids = []
         while text:
             word = next(word for word in self.words if text.startswith(word))

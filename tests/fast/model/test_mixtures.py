@@ -33,6 +33,7 @@ TOLERANCES = {  # of the logits' range; a flipped code on a tie changes all late
 }
 
 
+@pytest.mark.again
 @pytest.mark.parametrize("norm", [None, "rms_norm", "layer_norm"])
 @pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize(("rows", "width", "count", "top_k"), [(1, 75, 6, 2), (5, 300, 129, 8)])

@@ -151,6 +151,7 @@ def test_a_mixture_is_the_references(kernels, name, case, native):
     assert np.median(np.abs(y - wanted)) < 1e-6
 
 
+@pytest.mark.again
 @pytest.mark.matrix(3)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", INTEGER)

@@ -209,6 +209,7 @@ def test_the_portable_form_is_the_reference(name):
     check(EVERY[name], rows, compute_portable(EVERY[name], rows))
 
 
+@pytest.mark.again
 @pytest.mark.matrix(2)
 @pytest.mark.parametrize("name", EVERY)
 def test_the_kernels_are_the_reference(kernels, name):
@@ -341,6 +342,7 @@ def check_codes(coded: Coded, rows: list[Row], found: np.ndarray) -> None:
     assert (off > TOLERANCE).sum() <= 1 + 0.01 * off.size and off.max() < 1 / 127
 
 
+@pytest.mark.again
 @pytest.mark.matrix(2)
 @pytest.mark.parametrize("name", CODED)
 def test_the_kernels_multiply_codes_as_the_reference(kernels, name):
@@ -349,6 +351,7 @@ def test_the_kernels_multiply_codes_as_the_reference(kernels, name):
         check_codes(CODED[name], rows, CODED[name].compute_native(rows, isa))
 
 
+@pytest.mark.again
 @pytest.mark.parametrize("scales", [None, FIXED])
 @pytest.mark.parametrize("window", [None, 150])
 def test_neither_chunks_nor_batches_change_a_bit_of_int8_attention(kernels, scales, window):
@@ -364,6 +367,7 @@ def test_neither_chunks_nor_batches_change_a_bit_of_int8_attention(kernels, scal
             np.testing.assert_array_equal(alone, found[1, start:end])
 
 
+@pytest.mark.again
 def test_queries_that_are_not_numbers_give_no_numbers(kernels):
     coded = Coded(Case(starts=(5,), tokens=2), FIXED)
     rows = rows_of(coded.case, np.random.default_rng(4))

@@ -18,6 +18,7 @@ def floats(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
 
+@pytest.mark.again
 @pytest.mark.parametrize("rows", [1, 3, 4, 9, 65])
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (5, 15), (50, 200), (131, 64)])
 def test_a_float_linear_is_what_xla_computes(kernels, rows, outputs, inputs):
@@ -29,6 +30,7 @@ def test_a_float_linear_is_what_xla_computes(kernels, rows, outputs, inputs):
         assert np.abs(found - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
 
 
+@pytest.mark.again
 @pytest.mark.parametrize("kind", ["rms_norm", "layer_norm"])
 def test_its_norm_is_the_models(kernels, kind):
     bias = floats(70) if kind == "layer_norm" else None
@@ -40,6 +42,7 @@ def test_its_norm_is_the_models(kernels, kind):
         np.testing.assert_allclose(found, np.asarray(expected), atol=2e-5)
 
 
+@pytest.mark.again
 def test_a_row_has_the_same_bits_in_every_batch(kernels):
     layer, x = Linear(floats(50, 200)), floats(1, 23, 200)
     run = jax.jit(lambda x, isa: dense(x, layer, isa=isa), static_argnums=1)

@@ -121,6 +121,7 @@ def call(x: jax.Array, layers: tuple[Linear, ...], isa: str) -> tuple[jax.Array,
     return native.linears(x, layers, isa=isa)
 
 
+@pytest.mark.again
 @pytest.mark.matrix(2)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_random_linears_are_the_references_bit_for_bit(kernels, kind):
@@ -133,6 +134,7 @@ def test_random_linears_are_the_references_bit_for_bit(kernels, kind):
                 np.testing.assert_array_equal(found, wanted, err_msg=isa)
 
 
+@pytest.mark.again
 @pytest.mark.parametrize("name", ["W8A8", "W8A16"])
 @pytest.mark.parametrize("constant", [False, True])
 def test_codes_of_other_programs_may_be_minus_128_and_scales_negative(kernels, name, constant):
@@ -172,6 +174,7 @@ def test_scales_of_linears_in_one_call_may_differ_in_type(kernels):
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.again
 @pytest.mark.parametrize("kind", WEIGHT_ONLY, ids=str)
 def test_weight_only_linears_are_exact_but_for_float32s_rounding(kernels, kind):
     rng = np.random.default_rng(0)
@@ -199,6 +202,7 @@ SPLIT = WEIGHT_ONLY + [  # per_tensor depends on the other rows by its definitio
 ]
 
 
+@pytest.mark.again
 @pytest.mark.matrix(3)
 @pytest.mark.parametrize("kind", {str(kind): kind for kind in SPLIT}.values(), ids=str)
 def test_a_rows_result_does_not_depend_on_how_rows_are_split_into_calls(kernels, kind):
@@ -216,6 +220,7 @@ def test_a_rows_result_does_not_depend_on_how_rows_are_split_into_calls(kernels,
             np.testing.assert_array_equal(np.concatenate([p[i] for p in parts], axis=1), y)
 
 
+@pytest.mark.again
 def test_linears_of_one_call_are_those_of_calls_of_their_own(kernels):
     kind = next(kind for kind in KINDS if str(kind).startswith("W4A8-per_group-64"))
     rng = np.random.default_rng(2)

@@ -36,6 +36,7 @@ SCHEMES = {
 }
 
 
+@pytest.mark.again
 @pytest.mark.matrix(3)
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("name", SCHEMES)

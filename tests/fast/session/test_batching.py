@@ -91,6 +91,7 @@ def mixed_requests(count, vocabulary, longest, seed=0):
     return requests
 
 
+@pytest.mark.again
 def test_an_answer_has_the_same_bits_alone_among_others_and_again(engine):
     requests = mixed_requests(24, 256, 300)
     alone = [answers(session(engine, 1), [request])[0] for request in requests]
@@ -99,6 +100,38 @@ def test_an_answer_has_the_same_bits_alone_among_others_and_again(engine):
     again = answers(shared, requests)
     assert bits(again) == bits(alone)
     assert sum(one["cached"] for one in again) > 1000
+
+
+class Alternating:
+    """A constraint: six tokens, even and odd ones in turn."""
+
+    def __init__(self):
+        self.seen = []
+
+    @property
+    def is_complete(self):
+        return len(self.seen) == 6
+
+    def allowed(self):
+        return np.arange(300) % 2 == len(self.seen) % 2
+
+    def accept(self, token):
+        self.seen.append(token)
+
+
+def test_constrained_answers_have_the_same_bits_alone_among_others_and_with_guesses(engine):
+    free = mixed_requests(4, 256, 60)
+    held = [
+        replace(one, constraint=Alternating, max_new_tokens=9) for one in mixed_requests(4, 256, 60)
+    ]
+    requests = [one for pair in zip(free, held, strict=True) for one in pair]
+    alone = [answers(session(engine, 1), [request])[0] for request in requests]
+    assert bits(answers(session(engine), requests)) == bits(alone)
+    guessing = Batching(engine, 2, 640, MEMORY, lookup=7)
+    repeated = replace(held[0], prompt=(7, 8, 9, 10, 11, 12, 13) * 4)
+    assert bits(answers(guessing, [repeated])) == bits(answers(session(engine, 1), [repeated]))
+    for one in alone[1::2]:
+        assert [token % 2 for token in one["tokens"]] == [0, 1] * 3 and one["finish"] == "stop"
 
 
 class Clock:
@@ -112,7 +145,8 @@ class Clock:
         return self.now
 
 
-@pytest.mark.matrix(5)
+@pytest.mark.again
+@pytest.mark.matrix(10)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels):
     engine = Engine(open_checkpoint(GOLDEN / name), native=True)

@@ -74,6 +74,7 @@ def near(found: np.ndarray, expected: np.ndarray) -> bool:
     return bool(np.abs(found - expected).max() < 2e-5 * np.ptp(expected))
 
 
+@pytest.mark.again
 @pytest.mark.matrix(4)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_logits_equal_those_of_transformers(name, make_engine):
@@ -87,7 +88,7 @@ def test_there_are_goldens():
     assert len(GOLDENS) >= 60
 
 
-@pytest.mark.matrix(15)
+@pytest.mark.matrix(31)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_a_batch_equals_transformers_and_goes_on_as_the_reference(name, make_engine):
     golden, checkpoint = np.load(GOLDEN / name / "golden.npz"), open_checkpoint(GOLDEN / name)

@@ -80,6 +80,7 @@ def greedy(engine: Engine, prompts: list[list[int]], new: int = 12) -> list[list
     return rows
 
 
+@pytest.mark.again
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -112,6 +113,7 @@ def test_tokens_do_not_depend_on_the_batch(engine):
     assert greedy(engine, prompts[::-1]) == alone[::-1]
 
 
+@pytest.mark.again
 def test_logits_do_not_depend_on_the_batch(engine, same):
     prompts = [prompt(9), prompt(30, 1), prompt(17, 2)]
     batched, _ = engine.prefill_batch(prompts, Stop(4))
@@ -143,6 +145,7 @@ def test_logits_do_not_depend_on_the_rows_of_a_chunk(engine, same, monkeypatch, 
     assert same(engine.forward(tokens), expected)
 
 
+@pytest.mark.again
 @pytest.mark.parametrize("chunk", [16, 48, 100])
 def test_logits_do_not_depend_on_the_prefills_chunks(engine, same, monkeypatch, chunk):
     expected = engine.forward(prompt(200))

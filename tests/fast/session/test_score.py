@@ -79,9 +79,18 @@ def test_angles_that_depend_on_the_length_are_each_sequences(make_engine, name):
 
 def test_what_does_not_fit_is_refused(make_engine, tiny_llama):
     engine = make_engine(open_checkpoint(tiny_llama))
-    for context, continuation in (([], [1]), ([1], []), ([1], [10**6]), ([1] * 100, [1] * 29)):
+    for context, continuation in (([], [1]), ([1], []), ([1], [10**6]), ([1] * 100, [1] * 30)):
         with pytest.raises(PromptError):
             engine.score(context, [continuation])
+
+
+@pytest.mark.matrix(3)
+def test_the_last_token_needs_no_position(make_engine, tiny_llama):
+    engine = make_engine(open_checkpoint(tiny_llama))  # of 128 positions
+    tokens = (np.arange(129) * 37 % 250).tolist()
+    (found,) = engine.score(tokens[:100], [tokens[100:]])
+    expected = evaluate.target_losses(engine.forward(tokens[:128])[99:], tokens[100:])
+    assert found.losses == pytest.approx(expected, abs=3e-5)
 
 
 def test_the_context_is_computed_once(kernels, tiny_llama, monkeypatch):

@@ -50,7 +50,6 @@ BOUNDS = [
     ("stream_options", {"include_usage": True}),  # of what is not streamed
     ("response_format", {"type": "xml"}),
     ("response_format", {"type": "json_schema"}),
-    ("response_format", {"type": "json_object"}),  # planish[constrained] is not built yet
     ("min_tokens", 1),
     ("model", 5),
 ]

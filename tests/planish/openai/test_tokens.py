@@ -70,6 +70,17 @@ def test_special_tokens_have_their_names(api):
     assert tokens.tokenizer_info(api.with_(template=None).served)["chat_template"] is None
 
 
+def test_a_base_models_special_tokens_are_those_of_its_tokenizer(api, tmp_path):
+    """Qwen's tokenizer has no BOS, though its config has one."""
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": null, "eos_token": "</s>"}')
+    inner = api.served.tokenizer.inner
+    tokenizer = Tokenizer(inner, api.served.config, tmp_path / "tokenizer.json")
+    base = api.with_(template=None, tokenizer=tokenizer).served
+    (tmp_path / "tokenizer.json").write_text(inner.to_str())
+    found = tokens.tokenizer_info(base)
+    assert (found["bos_token"], found["eos_token"]) == (None, "</s>")
+
+
 def test_the_model_is_shown_with_its_defaults(api):
     shown = api.served.model_object()
     assert Model.model_validate(shown).id == "tiny"

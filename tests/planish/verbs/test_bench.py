@@ -7,8 +7,6 @@ import pytest
 from planish.compare.bench.sizes import MODEL_SIZES, ModelSize
 from planish.verbs.bench import format_rate
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 
 @pytest.fixture
 def quick_limits(monkeypatch):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from planish.compare.conformance import report
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 def test_compare_agrees_on_a_float_model(planish, one_layer, monkeypatch):

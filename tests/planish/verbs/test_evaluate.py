@@ -6,8 +6,6 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 CHOICE = {"context": "A quick", "choices": [" fox", " dog jumps", " cat"], "answer": 1}
 LINE = json.dumps(CHOICE)
 
@@ -120,3 +118,50 @@ def test_a_file_without_items_is_refused(evaluate, write, tmp_path):
 def test_a_model_to_compare_with_must_be_one(evaluate, write, tmp_path):
     result = evaluate(write(LINE), "--against", tmp_path / "none")
     assert result.refused("none", "not a directory")
+
+
+def test_samples_are_what_each_item_was_given(evaluate, tiny_llama, write, tmp_path):
+    task, out = write(LINE, {**CHOICE, "context": "Two"}), tmp_path / "samples.jsonl"
+    values = evaluate(task, "--samples", out, "--against", tiny_llama, "--json").only_json()
+    samples = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [one["line"] for one in samples] == [1, 2]
+    for one in samples:
+        others = one.pop("against")
+        assert {"line": one["line"], **others} == one
+        sums = one["log_likelihoods"]
+        assert len(sums) == len(one["greedy"]) == 3 and max(sums) < 0
+        assert one["accuracy"] == (sums.index(max(sums)) == CHOICE["answer"])
+    mean = sum(one["accuracy"] for one in samples) / 2
+    assert values["metrics"]["accuracy"]["value"] == mean
+
+
+def test_special_tokens_can_be_left_out(make_llama, planish, write, tmp_path):
+    """A tokenizer that adds BOS: with it the same as a context that begins with it."""
+    model = make_llama()
+    file = model / "tokenizer.json"
+    pieces = [
+        {"SpecialToken": {"id": "<s>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ]
+    adding = {"single": pieces, "pair": [*pieces, {"Sequence": {"id": "B", "type_id": 0}}]}
+    special = {"<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]}}
+    content = json.loads(file.read_text())
+    content["post_processor"] = {"type": "TemplateProcessing", **adding, "special_tokens": special}
+    file.write_text(json.dumps(content))
+    sums = []
+    for context, words in (
+        ("A quick", ()),
+        ("<s>A quick", ("--no_special_tokens",)),
+        ("A quick", ("--no_special_tokens",)),
+    ):
+        task, out = write({**CHOICE, "context": context}), tmp_path / "samples.jsonl"
+        common = ("--model", model, "--task", task, "--engine", "reference", "--samples", out)
+        assert planish("evaluate", *common, *words).code == 0
+        sums.append(json.loads(out.read_text())["log_likelihoods"])
+    assert sums[0] == sums[1] != sums[2]
+
+
+def test_a_task_of_lm_eval_is_refused(evaluate, tmp_path):
+    task = tmp_path / "task.yaml"
+    task.write_text("task: mine\n")
+    assert evaluate(task).refused("task.yaml", "FILE.jsonl", "lm_eval", "planish serve")

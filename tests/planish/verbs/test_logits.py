@@ -13,8 +13,6 @@ from safetensors.numpy import load_file, save_file
 from planish.reference.engine import Engine
 from planish.reference.files.load import open_checkpoint
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 def test_logits_of_every_position(planish, tiny_llama, tmp_path, engine):

@@ -6,8 +6,6 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 TEXT = "A quick brown fox jumps over the lazy dog, and then it jumps back over the dog again. " * 4
 
 

@@ -16,8 +16,6 @@ from planish.reference.files.load import open_checkpoint
 from planish.reference.quantize.runtime import NUMPY
 from planish.verbs import quantize as verb
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 SHORT = ("--samples", 2, "--sample_length", 32, "--kernels", "xla")  # enough here
 
 

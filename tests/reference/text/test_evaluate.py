@@ -14,6 +14,8 @@ from planish.reference.text.evaluate import (
     cut_windows,
     log_softmax,
     perplexity,
+    rolling,
+    rolling_windows,
     summarize,
     token_losses,
     window_nll,
@@ -107,6 +109,40 @@ def test_a_window_must_hold_two_tokens(window):
 def test_a_model_that_gives_nan_is_an_error_and_no_perplexity(bad):
     with np.errstate(invalid="ignore"), pytest.raises(PromptError, match="NaN or Inf"):
         perplexity(losses(lambda t: np.full((len(t), 5), bad, np.float32)), [1, 2, 3, 4], 4)
+
+
+def test_rolling_windows_predict_every_token_once():
+    """Written by hand from lm_eval's rule; the last window has as many tokens as the others."""
+    assert rolling_windows([0, 1, 2, 3, 4, 5, 6], 9, 3) == [
+        ([9], [0, 1, 2]),
+        ([2], [3, 4, 5]),
+        ([3, 4, 5], [6]),
+    ]
+    assert rolling_windows([0, 1, 2, 3], 9, 2) == [([9], [0, 1]), ([1], [2, 3])]
+    assert rolling_windows([5], 9, 4) == [([9], [5])]
+    assert rolling_windows([], 9, 4) == []
+    with pytest.raises(PromptError, match="window: bad value; expected at least 1 token"):
+        rolling_windows([1], 9, 0)
+
+
+def test_rolling_figures_are_for_words_bytes_and_tokens():
+    def score(context, targets):
+        return np.full(len(targets), 0.5 * math.log(2))
+
+    documents = [("a é\nb", [1, 2, 3, 4]), ("x", [5])]  # 3 words in 6 bytes, 1 in 1
+    found = rolling(score, documents, 9, 2)
+    assert (found.documents, found.words, found.bytes, found.tokens) == (2, 4, 7, 5)
+    assert (found.windows, found.window) == (3, 2)
+    assert found.log_likelihood == pytest.approx(-2.5 * math.log(2))
+    assert found.word_perplexity == pytest.approx(2 ** (2.5 / 4))
+    assert found.byte_perplexity == pytest.approx(2 ** (2.5 / 7))
+    assert found.perplexity == pytest.approx(2**0.5)
+    assert found.bits_per_byte == pytest.approx(2.5 / 7)
+
+
+def test_rolling_over_nan_is_an_error():
+    with pytest.raises(PromptError, match="NaN or Inf"):
+        rolling(lambda _, targets: np.full(len(targets), np.nan), [("a", [1])], 9, 2)
 
 
 def test_log_softmax_does_not_overflow():

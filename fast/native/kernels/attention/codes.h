@@ -234,7 +234,8 @@ void quantize_weights(const Attention& a, const QueryTile& t, CodeTile<R>& m) {
 // C tiles of 16 channels of the context, still to be divided by t.sum: f32(sum) * p_scale.
 template <class V, int R, int C>
 void weigh_values(const Attention& a, const QueryTile& t, const CodeTile<R>& m, int64_t tile) {
-  const int64_t d = a.head_dim, stride = 16 * a.slots, run = a.table || a.ring ? kPage : t.end - t.begin;
+  const int64_t d = a.head_dim, stride = 16 * a.slots,
+                run = a.table || a.ring ? kPage : t.end - t.begin;
   typename V::Ints sum[R * C];
   begin_sums<V, R, C>(m.weight_sum, sum);
   for (int64_t slot = t.begin; slot < t.end; slot += run) {

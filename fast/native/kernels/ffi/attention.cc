@@ -25,15 +25,14 @@ struct AttentionCall {
 
 // The names of these attributes, in the order of the fields.
 inline auto attention_attributes() {
-  return std::tuple(StructMember<std::string_view>("isa"), StructMember<int64_t>("heads"),
-                    StructMember<int64_t>("kv_heads"), StructMember<int64_t>("head_dim"),
-                    StructMember<int64_t>("rotary"), StructMember<bool>("interleaved"),
-                    StructMember<bool>("int8"), StructMember<bool>("codes"),
-                    StructMember<bool>("fixed"), StructMember<bool>("paged"),
-                    StructMember<float>("divisor"), StructMember<int64_t>("window"),
-                    StructMember<int64_t>("ring"),
-                    StructMember<ffi::Span<const float>>("slopes"), StructMember<bool>("divided"),
-                    StructMember<bool>("bfloat16"), StructMember<float>("cap"));
+  return std::tuple(
+      StructMember<std::string_view>("isa"), StructMember<int64_t>("heads"),
+      StructMember<int64_t>("kv_heads"), StructMember<int64_t>("head_dim"),
+      StructMember<int64_t>("rotary"), StructMember<bool>("interleaved"),
+      StructMember<bool>("int8"), StructMember<bool>("codes"), StructMember<bool>("fixed"),
+      StructMember<bool>("paged"), StructMember<float>("divisor"), StructMember<int64_t>("window"),
+      StructMember<int64_t>("ring"), StructMember<ffi::Span<const float>>("slopes"),
+      StructMember<bool>("divided"), StructMember<bool>("bfloat16"), StructMember<float>("cap"));
 }
 
 namespace {

@@ -235,6 +235,14 @@ def test_dynamic_inputs_with_a_zero_point_are_refused(tmp_path, inputs, message)
         open_checkpoint(path)
 
 
+def test_tensors_say_what_is_an_integer_whatever_the_group_is(tmp_path):
+    path = copy("ct-fp8", tmp_path)
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"F8_E4M3"', b'"I8"     '))
+    schemes = open_checkpoint(path).declared.targets.values()
+    assert {str(scheme) for scheme in schemes} == {"int8 per_channel full range"}
+
+
 def test_a_missing_zero_point_of_static_inputs_is_refused(tmp_path):
     path = copy("ct-w8a8", tmp_path)
     values = json.loads((path / "config.json").read_text())

@@ -1,0 +1,74 @@
+"""Run a verb on several processes of this machine, each on its own cores and NUMA node.
+
+    planish launch --processes 2 -- generate --model DIR --prompt TEXT
+
+Linears are cut (--parallel tensor=N), and the result is that of one process, bit for bit. The first
+process prints it. If a process ends, all end, and one line says which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+from planish.joining import LAUNCHED
+from planish.reference.errors import PlanishError
+from planish.terminal.children import Children
+from planish.terminal.processors import share_processors
+
+PARALLEL_VERBS = ("generate", "perplexity", "logits")
+MOST_PROCESSES = 256
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--processes", type=int, required=True, metavar="N", help="how many processes"
+    )
+    parser.add_argument("words", nargs="*", metavar="-- VERB ...", help="a verb and its flags")
+
+
+def run(args: argparse.Namespace) -> int:
+    words = check_words(args.words)
+    if not 1 <= args.processes <= MOST_PROCESSES:
+        expected = f"1..{MOST_PROCESSES}"
+        raise PlanishError("bad value", name="processes", expected=expected, found=args.processes)
+    if not any(word.partition("=")[0] == "--parallel" for word in words):
+        words += ["--parallel", f"tensor={args.processes}"]
+    children = Children()
+    try:
+        start_all(children, words, args.processes)
+        return children.wait()
+    except KeyboardInterrupt:
+        children.interrupt()
+        raise
+    finally:
+        children.stop()
+
+
+def check_words(words: Sequence[str]) -> list[str]:
+    """The verb and its flags; raises PlanishError for a verb that runs on one process only."""
+    words = list(words[1:] if words[:1] == ["--"] else words)
+    known = ", ".join(PARALLEL_VERBS)
+    if not words:
+        raise PlanishError("is missing", name="launch: verb", expected=f"-- and one of {known}")
+    if words[0] not in PARALLEL_VERBS:
+        raise PlanishError("bad value", name="launch: verb", expected=known, found=words[0])
+    return words
+
+
+def start_all(children: Children, words: Sequence[str], count: int) -> None:
+    """Start every process, with what tells it which one it is."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    command = [sys.executable, "-m", "planish", *words]
+    for index, processors in enumerate(share_processors(count)):
+        own = {
+            LAUNCHED: "1",
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(index),
+        }
+        children.start(command, os.environ | own, processors)

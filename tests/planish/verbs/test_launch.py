@@ -1,0 +1,112 @@
+"""planish launch: the bytes of one process, one line when a process ends, and nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TEXT = ("--prompt", "Ab", "--max_new_tokens", "9", "--ignore_eos")
+ENDLESS = ("--prompt", "Ab", "--max_new_tokens", "120", "--ignore_eos", "--temperature", "1")
+SEED = ("--seed", "3", "--min_p", "0.001")  # which the host samples, token by token
+
+
+def start(model, *words):
+    """planish launch --processes 2 -- generate, in a process group of its own."""
+    command = [sys.executable, "-m", "planish", "launch", "--processes", "2", "--", "generate"]
+    return subprocess.Popen(
+        [*command, "--model", str(model), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def children(launch):
+    """The processes that it has started, in order."""
+    tasks = Path(f"/proc/{launch.pid}/task").glob("*/children")
+    return sorted(int(word) for task in tasks for word in task.read_text().split())
+
+
+def is_running(pid):
+    """Whether a process has not ended; one that nobody waits for has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_two_processes_print_what_one_prints(one_layer, shell):
+    alone = shell("generate", "--model", one_layer, *TEXT)
+    both = shell("launch", "--processes", 2, "--", "generate", "--model", one_layer, *TEXT)
+    assert (both.code, both.out) == (0, alone.out)
+    assert both.err.startswith("fast: load ") and both.err.count("\n") == 1
+
+
+@pytest.mark.matrix(2)
+@pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGSEGV), (0, signal.SIGKILL)])
+def test_a_process_that_dies_ends_all_and_is_named(one_layer, victim, number):
+    launch = start(one_layer, *ENDLESS, *SEED)
+    assert launch.stdout.read(1)  # both compute
+    pids = children(launch)
+    os.kill(pids[victim], number)
+    _, errors = launch.communicate(timeout=60)
+    assert errors == f"error: process {victim} of 2 was ended by {number.name}\n"
+    assert launch.returncode == 128 + number
+    assert not any(map(is_running, pids))
+
+
+@pytest.mark.whole
+def test_ctrl_c_ends_all(one_layer):
+    launch = start(one_layer, *ENDLESS, *SEED)
+    assert launch.stdout.read(1)
+    pids = children(launch)
+    launch.send_signal(signal.SIGINT)
+    _, errors = launch.communicate(timeout=60)
+    assert (launch.returncode, errors) == (130, "interrupted\n")
+    assert not any(map(is_running, pids))
+
+
+def test_bad_input_is_one_line(shell):
+    words = ("launch", "--processes", 2, "--", "generate", "--model", "/nowhere", *TEXT)
+    assert shell(*words).refused("/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ((), "generate, perplexity, logits"),
+        (("--", "quantize"), "found quantize"),
+        (("--processes", "0", "--", "generate"), "expected 1..256, found 0"),
+    ],
+)
+def test_what_cannot_be_launched_is_refused(planish, words, found):
+    assert planish("launch", "--processes", "2", *words).refused(found)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("--parallel", "2"), "expected tensor=T, the number of processes, found 2"),
+        (("--parallel", "tensor=2"), "needs other processes"),
+        (("--parallel", "tensor=2", "--engine", "reference"), "is for --engine fast"),
+        (("--process_id", "1"), "needs --parallel"),
+        (("--parallel", "tensor=2", "--coordinator", "x"), "expected HOST:PORT, found x"),
+        (
+            ("--parallel", "tensor=2", "--coordinator", "x:1", "--num_processes", "2"),
+            "--process_id: is missing",
+        ),
+        (
+            ("--parallel=tensor=2", "--coordinator=x:1", "--num_processes=3", "--process_id=1"),
+            "expected tensor=3, as there are 3 processes, found tensor=2",
+        ),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(planish, one_layer, words, found, monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID", "SLURM_PROCID", "PMI_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert planish("generate", "--model", one_layer, *TEXT, *words).refused(found)
