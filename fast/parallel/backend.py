@@ -1,8 +1,7 @@
 """A backend whose linears are cut: each device computes its outputs and gathers the others'.
 
-It wraps another backend, which computes, and runs inside a shard_map over the axis AXIS. A Shard's
-arrays have a leading axis of one device. What is gathered has the same bits on all devices, so all
-take the same path and sample the same tokens.
+It wraps another backend, which computes, and runs inside a shard_map over the axis AXIS. What
+is gathered has the same bits on all devices, so all take the same path and sample the same tokens.
 
 B sequences, T tokens, N outputs of a whole linear, n of one device.
 """
@@ -66,7 +65,7 @@ class TensorBackend:
         """y = x Wt + b (+ residual) -> [B, T, N]."""
         shard: Any = layer
         if not isinstance(shard, Shard):
-            return self.inner.linear(x, layer, residual)  # type: ignore[no-any-return]
+            return self.inner.linear(x, layer, residual)
         y = self.inner.linear(x, own_part(shard), self.own_outputs(residual, shard))
         return gather_outputs([y], [shard.outputs])[0]
 
@@ -74,7 +73,7 @@ class TensorBackend:
         """act(gate x) * up x -> [B, T, F]."""
         shard: Any = up
         if not isinstance(shard, Shard):
-            return self.inner.gated(x, gate, up, activation)  # type: ignore[no-any-return]
+            return self.inner.gated(x, gate, up, activation)
         y = self.inner.gated(x, own_part(gate), own_part(up), activation)
         return gather_outputs([y], [shard.outputs])[0]
 
@@ -88,7 +87,7 @@ class TensorBackend:
     ) -> tuple[jax.Array, Any]:
         """The context of all heads [B, T, H * Hd], and this device's slots."""
         if not self.heads:
-            return self.inner.attention(qkv, positions, past, config, scales)  # type: ignore[no-any-return]
+            return self.inner.attention(qkv, positions, past, config, scales)
         own = replace(config, kv_heads=config.kv_heads // self.parts)
         context, slots = self.inner.attention(qkv, positions, past, own, scales)
         return gather_outputs([context], [context.shape[-1] * self.parts])[0], slots
@@ -98,7 +97,7 @@ class TensorBackend:
     ) -> jax.Array:
         """A mixture; a device computes some outputs of every chosen expert."""
         if not isinstance(weights.up, Shard):
-            return self.inner.moe(config, weights, x, residual)  # type: ignore[no-any-return]
+            return self.inner.moe(config, weights, x, residual)
         n, routing_weights, expert_ids = native_moe.route_normed(config, weights, x)
         names = ("gate", "up", "down")
         own = replace(weights, **{name: own_part(getattr(weights, name)) for name in names})
@@ -112,21 +111,21 @@ class TensorBackend:
 
     def normalize(self, x: jax.Array, norm: Norm | None) -> jax.Array:
         """A norm of what this device has."""
-        return self.inner.normalize(x, norm)  # type: ignore[no-any-return]
+        return self.inner.normalize(x, norm)
 
     def sample(self, logits: jax.Array, sampling: jax.Array, uniform: jax.Array) -> jax.Array:
         """The next tokens; every device draws the same."""
-        return self.inner.sample(logits, sampling, uniform)  # type: ignore[no-any-return]
+        return self.inner.sample(logits, sampling, uniform)
 
     def can_sample(self, sampling: Sampling) -> bool:
         """As the inner backend."""
-        return self.inner.can_sample(sampling)  # type: ignore[no-any-return]
+        return self.inner.can_sample(sampling)
 
     def empty_layer(self, config: ModelConfig, batch: int, slots: int) -> LayerCache:
         """One layer's slots of one device."""
         heads = config.num_kv_heads // (self.parts if self.heads else 1)
         own = replace(config, num_kv_heads=heads)
-        return self.inner.empty_layer(own, batch, slots)  # type: ignore[no-any-return]
+        return self.inner.empty_layer(own, batch, slots)
 
     def own_heads(self, y: jax.Array, layer: Any) -> jax.Array:
         """This device's part of heads that a whole linear computed; other results themselves."""
@@ -148,9 +147,7 @@ class TensorBackend:
 
 def own_part(layer: Any) -> Any:
     """The linear of this device; a whole linear itself."""
-    if not isinstance(layer, Shard):
-        return layer
-    return jax.tree.map(lambda array: jnp.squeeze(array, 0), layer.layer)
+    return layer.layer if isinstance(layer, Shard) else layer
 
 
 def gather_outputs(parts: Sequence[jax.Array], widths: Sequence[int]) -> list[jax.Array]:

@@ -1,7 +1,7 @@
 """A mesh of devices with the axis `tensor`, and where each array goes.
 
     on a mesh                       PartitionSpec
-    a Shard's arrays                tensor            a leading axis of devices, each its own part
+    a Shard's arrays                tensor            the parts of all devices along the first axis
     norms of single heads           tensor            [heads, Hd]
     slots of the cache              -, tensor         [B, heads, ...], or whole on each device
     everything else                 -                 whole on each device
@@ -99,8 +99,8 @@ class TensorMesh:
         return self.join([array for _ in self.own], WHOLE)
 
     def stack(self, parts: Sequence[Any]) -> jax.Array:
-        """[devices, ...] from the part of each of this process's devices."""
-        return self.join([np.asarray(part)[None] for part in parts], PART)
+        """Parts of this process's devices, one after the other along the first axis."""
+        return self.join(parts, PART)
 
     def cut(self, array: np.ndarray) -> jax.Array:
         """An array whose first axis is divided among the devices."""

@@ -33,7 +33,7 @@ from planish.reference.quantized import QuantizedWeight
 
 @dataclass(frozen=True)
 class Shard:
-    """Some outputs of a linear. Each array has a leading axis of the mesh's devices.
+    """Some outputs of a linear, those of one device.
 
     outputs: of the whole linear. gathered: whether its results are gathered at once. sliced:
     whether the linear is whole, and the results of other heads are dropped.

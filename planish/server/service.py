@@ -31,7 +31,7 @@ class Service:
     settings: Settings
     open: Open
     tell: Callable[[str], None]  # write a line of the log
-    on_ready: Callable[[Session, Served], None] = lambda *_: None
+    on_ready: Callable[[Session, Served], None] = lambda *_: None  # once requests are answered
     served: Served | None = None
     runner: Runner | None = None
     metrics: Metrics = field(default_factory=Metrics)
@@ -50,6 +50,7 @@ class Service:
         """Begin to load; call it in the event loop."""
         loop = asyncio.get_running_loop()
         self.runner = Runner(self._open_session, self.settings.queue, loop.call_soon_threadsafe)
+        self.runner.ready = self._announce
         self.runner.ended = self.ended.set
         self.metrics.watch(self.runner)
         self.runner.start()
@@ -57,8 +58,12 @@ class Service:
     def _open_session(self) -> Session:
         session, served = self.open()
         self.served = served
-        self.on_ready(session, served)
         return session
+
+    def _announce(self) -> None:
+        assert self.runner is not None and self.runner.session is not None
+        assert self.served is not None
+        self.on_ready(self.runner.session, self.served)
 
     @property
     def health(self) -> Health:

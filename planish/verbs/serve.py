@@ -69,14 +69,16 @@ def run(args: argparse.Namespace) -> int:
         session = open_warm_session(args, checkpoint, memory)
         ready = replace(served, context=session.context)
         ready.warm()
+        return session, ready
+
+    def announce(session: Session, ready: Served) -> None:
         for line in facts(session, ready, time.perf_counter() - start):
             tell(line)
-        return session, ready
 
     tell(f"{args.model} as {served.name} at {url_of(listener)}; loading")
     if not settings.keys and not is_loopback(listener.getsockname()[0]):
         tell("no API key is set: whoever reaches this address can use the model")
-    return serve(Service(settings=settings, open=load, tell=tell), listener)
+    return serve(Service(settings=settings, open=load, tell=tell, on_ready=announce), listener)
 
 
 def check_extra() -> None:

@@ -54,11 +54,12 @@ def run(command: str, elsewhere: Path) -> subprocess.CompletedProcess[str]:
 
 def test_what_is_shown_belongs_to_the_first_command_of_its_verb() -> None:
     assert [command.split()[1] for command in commands()][:4] == SHOWN_AFTER
-    assert len(blocks("text")) == 3
+    assert len(blocks("text")) == 2
 
 
 SHOWN_AFTER = ["quantize", "generate", "quality", "quantize"]
-SHOWN = dict(zip(("generate", "quality", "compare"), blocks("text"), strict=True))
+SHOWN = dict(zip(("generate", "quality"), blocks("text"), strict=True))
+VERDICT = r"AGREE: \d+ checks on \d+ levels"
 
 
 ENDLESS = [command for command in commands() if command.startswith("planish serve ")]
@@ -111,12 +112,8 @@ def compare_shown(verb: str, fresh: str) -> None:
         for recipe, numbers in rows_in(fresh).items():
             assert_same_row(recipe, rows_in(shown)[recipe], numbers)
     if verb == "compare":
-        assert without_numbers(shown.splitlines()[-1]) in without_numbers(fresh)
-        assert "AGREE" in shown
-
-
-def without_numbers(text: str) -> str:
-    return re.sub(r"\d+", "#", text)
+        assert re.search(VERDICT, fresh)
+        assert re.search(VERDICT, README)
 
 
 @pytest.mark.whole

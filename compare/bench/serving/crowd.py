@@ -17,6 +17,7 @@ import numpy as np
 from planish.compare.bench.serving.client import Reply, complete
 
 BEGIN_SECONDS = 1.0  # after the first of several answers has begun, for the others to begin
+SHORT = 8  # tokens of the prompts of those that are interrupted
 
 Prompt = str | list[int]
 Draw = Callable[[int], Prompt]  # a new prompt of so many tokens
@@ -82,7 +83,7 @@ class Interruption:
 
 def interrupt(asked: Asked, clients: int, prompt: int, new: int) -> Interruption:
     """Send a prompt of `prompt` tokens while `clients` clients get their `new` tokens each."""
-    bodies = [asked.body(asked.draw(8), new) for _ in range(clients)]
+    bodies = [asked.body(asked.draw(SHORT), new) for _ in range(clients)]
     long = asked.body(asked.draw(prompt), 2)
 
     async def run() -> tuple[list[Reply], Reply, Reply]:
@@ -91,10 +92,14 @@ def interrupt(asked: Asked, clients: int, prompt: int, new: int) -> Interruption
             asyncio.ensure_future(complete(asked.address, body, event.set))
             for body, event in zip(bodies, begun, strict=True)
         ]
-        await begun[0].wait()
+        first = asyncio.ensure_future(begun[0].wait())
+        await asyncio.wait([first, others[0]], return_when=asyncio.FIRST_COMPLETED)
+        first.cancel()
         with suppress(TimeoutError):  # of a server that answers one after another
             async with asyncio.timeout(BEGIN_SECONDS):
                 await asyncio.gather(*(event.wait() for event in begun))
+        if others[0].done():
+            others[0].result()  # raises what went wrong
         middle = await complete(asked.address, long)
         replies = await asyncio.gather(*others)
         return replies, middle, await complete(asked.address, long)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,13 @@ import numpy as np
 
 from planish.compare.bench.engines import size_of
 from planish.compare.bench.machine import count_threads, describe_machine
-from planish.compare.bench.serving.crowd import Crowd, Interruption, interrupt, send_crowd
+from planish.compare.bench.serving.crowd import (
+    SHORT,
+    Crowd,
+    Interruption,
+    interrupt,
+    send_crowd,
+)
 from planish.compare.bench.serving.servers import MeasuredServer, serve_peers, serve_planish
 from planish.reference.files.load import Checkpoint
 from planish.reference.progress import Progress, no_progress
@@ -44,7 +50,18 @@ class Options:
     requests: int = 2
     runs: int = 3
     directory: Path | None = None
+    positions: int = 8192  # of the model: with fewer, prompts and answers are shorter
     progress: Progress = no_progress
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Tokens of a prompt and of its answer."""
+        return min(PROMPT, self.positions // 2), min(NEW, self.positions // 2)
+
+    @property
+    def long(self) -> tuple[int, int]:
+        """Tokens of the long prompt, and of the answers that it interrupts."""
+        return min(LONG, self.positions - 2), min(LONG_NEW, self.positions - SHORT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +100,8 @@ class Row:
 def measure_servers(title: str, checkpoints: dict[str, Checkpoint], options: Options) -> Any:
     """{rows, machine, engines, missing} of planish on these checkpoints, and of peers at their
     size. The names of checkpoints are those of their formats."""
+    positions = min(one.config.max_positions for one in checkpoints.values())
+    options = replace(options, positions=positions)
     with ExitStack() as stack:
         servers = [
             stack.enter_context(serve_planish(one, form, options.words))
@@ -104,19 +123,23 @@ class Found:
 
     crowds: dict[int, list[Crowd]]  # by the number of clients, one for each round
     interruptions: list[Interruption]
+    long: int = LONG  # tokens of the prompts that interrupted
 
 
 def measure(title: str, servers: Sequence[MeasuredServer], options: Options) -> list[Found]:
     """Ask every server in every round; the first round is not kept."""
-    found = [Found(crowds={n: [] for n in options.clients}, interruptions=[]) for _ in servers]
+    found = [
+        Found(crowds={n: [] for n in options.clients}, interruptions=[], long=options.long[0])
+        for _ in servers
+    ]
     for number in options.progress(range(options.runs + 1), title):
         for server, kept in zip(servers, found, strict=True):
             asked, warm_up = server.asked, number == 0
             for clients in options.clients[:1] if warm_up else options.clients:
-                crowd = send_crowd(asked, clients, options.requests, (PROMPT, NEW))
+                crowd = send_crowd(asked, clients, options.requests, options.sizes)
                 if not warm_up:
                     kept.crowds[clients].append(crowd)
-            interruption = interrupt(asked, AMONG, LONG, LONG_NEW)
+            interruption = interrupt(asked, AMONG, *options.long)
             if not warm_up:
                 kept.interruptions.append(interruption)
     return found
@@ -137,7 +160,7 @@ def report(
     for server, one in zip(servers, found, strict=True):
         noticed = [each for each in one.interruptions if each.gaps]
         if noticed:  # others were still being answered
-            rows.append(interruption_row(title, server, noticed))
+            rows.append(interruption_row(title, server, noticed, one.long))
     return {
         "rows": [asdict(row) for row in rows],
         "machine": describe_machine(),
@@ -188,13 +211,15 @@ def crowd_row(
     )
 
 
-def interruption_row(title: str, server: MeasuredServer, found: Sequence[Interruption]) -> Row:
+def interruption_row(
+    title: str, server: MeasuredServer, found: Sequence[Interruption], long: int
+) -> Row:
     """The row of a long prompt among others."""
     ratios = [percentile(one.gaps, 99) / percentile(one.gaps, 50) for one in found]
     return Row(
         **common(title, server, [one.first for one in found], AMONG),
         **spread(ratios, [gap for one in found for gap in one.gaps]),
-        test=f"pp{LONG} in {AMONG}",
+        test=f"pp{long} in {AMONG}",
         unit="p99 gap / median gap",
         again=1e3 * statistics.median(one.again for one in found),
         ratio=None,

@@ -110,3 +110,14 @@ def test_every_token_of_a_random_model_has_a_text_and_only_bytes_are_encoded():
     keys = word_vocabulary(1000)
     assert keys["tokenizer.ggml.tokens"] == tokens
     assert keys["tokenizer.ggml.eos_token_id"] == 999
+
+
+def test_a_prompt_that_does_not_fit_is_an_error_and_no_wait(asked):
+    with pytest.raises(ServingError, match="is not answered"):
+        interrupt(asked, clients=2, prompt=50, new=10_000)
+
+
+def test_few_positions_make_prompts_and_answers_shorter():
+    assert (load.Options().sizes, load.Options().long) == ((64, 64), (900, 200))
+    few = load.Options(positions=100)
+    assert (few.sizes, few.long) == ((50, 50), (98, 92))

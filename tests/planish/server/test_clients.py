@@ -267,9 +267,10 @@ def test_while_the_model_is_loaded_health_and_requests_say_so(served):
         assert loaded.wait(20)
         return Counting()
 
-    serving = Serving(load, served)
+    serving, said = Serving(load, served), []
     serving.thread.start()
     assert serving.started.wait(20)
+    serving.service.on_ready = lambda *_: said.append(serving.service.health)
     with serving.http() as http:
         found = http.get("/health")
         assert (found.status_code, found.json()) == (503, {"status": "loading"})
@@ -277,7 +278,9 @@ def test_while_the_model_is_loaded_health_and_requests_say_so(served):
         assert (found.status_code, found.headers["retry-after"]) == (503, "1")
         assert "loading the model" in found.json()["error"]["message"]
         loaded.set()
-        serving.until(lambda: http.get("/health").status_code == 200)
+        serving.until(lambda: said)
+        assert said == ["ok"]  # whoever hears it is answered
+        assert http.get("/health").status_code == 200
     serving.__exit__()
 
 

@@ -377,11 +377,12 @@ def resident(pid: int) -> int:
 @pytest.mark.whole
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_memory_is_flat_over_a_thousand_prompts(own_process, record_property):
-    """Check 30: it settles. The threads' allocators take some MiB once, of a model of any size."""
+    """Check 30. Prompts are ids: of texts the tokenizer keeps 10,000 words, some 12 MB."""
     threading.Thread(target=own_process.stderr.read, daemon=True).start()
 
     def ask_one(number):
-        body = {"prompt": letters(1 + number * 61 % 900, number), "max_tokens": 4}
+        ids = random.Random(number).choices(range(256), k=1 + number * 61 % 900)
+        body = {"prompt": ids, "max_tokens": 4}
         found = httpx2.post(own_process.url + PATH, json=body, timeout=120)
         assert found.status_code == 200
 
@@ -391,5 +392,4 @@ def test_memory_is_flat_over_a_thousand_prompts(own_process, record_property):
             list(pool.map(ask_one, range(start, start + 50)))
             sizes.append(resident(own_process.process.pid))
     record_property("sizes", [round(size / 2**20, 1) for size in sizes])
-    assert max(sizes[1:]) <= 1.02 * sizes[0] + 2**24
-    assert max(sizes[len(sizes) // 2 :]) <= 1.02 * sizes[len(sizes) // 2]
+    assert max(sizes[1:]) <= 1.02 * sizes[0]
