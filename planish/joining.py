@@ -51,7 +51,7 @@ def join_others(
     """
     from planish.fast.native.library import preferred_set
     from planish.fast.parallel.collectives import connect_jax, shared_clock
-    from planish.fast.parallel.group import Member, end_process, join
+    from planish.fast.parallel.group import Member, end_process, join_group
     from planish.fast.parallel.mesh import TensorMesh
 
     parts, address = parse_parallel(args.parallel), read_address(args)
@@ -60,7 +60,7 @@ def join_others(
         expected = f"tensor={count}, as there are {count} processes"
         raise PlanishError("bad value", name="--parallel", expected=expected, found=args.parallel)
     host, _, port = address.rpartition(":")
-    group = join(Member(host.strip("[]"), int(port), count, index))
+    group = join_group(Member(host.strip("[]"), int(port), count, index))
     _joined.append(group)
     if LAUNCHED in os.environ:
         group.at_fault = partial(end_process, code=FOLLOWED, silent=True)

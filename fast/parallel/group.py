@@ -210,7 +210,7 @@ def compare(own: Mapping[str, str], index: int, other: Mapping[str, str]) -> str
     return None
 
 
-def join(member: Member) -> Group:
+def join_group(member: Member) -> Group:
     """Find the other processes. Raises PeerError if one is missing after JOIN_SECONDS."""
     deadline = time.monotonic() + JOIN_SECONDS
     return listen(member, deadline) if member.process == 0 else connect(member, deadline)
@@ -227,7 +227,7 @@ def listen(member: Member, deadline: float) -> Group:
     with server:
         while len(links) < member.processes - 1:
             link, hello = accept(server, member, deadline, links)
-            if (problem := refuse(hello, member, links)) is not None:
+            if (problem := find_problem(hello, member, links)) is not None:
                 turn_away((link, *links.values()), problem)
                 raise PeerError(problem)
             links[hello["process"]] = link
@@ -269,7 +269,7 @@ def accept(
         link.close()
 
 
-def refuse(hello: Mapping[str, Any], member: Member, links: Mapping[int, Link]) -> str | None:
+def find_problem(hello: Mapping[str, Any], member: Member, links: Mapping[int, Link]) -> str | None:
     """Why a process cannot join."""
     index, count = hello["process"], hello.get("processes")
     if count != member.processes:

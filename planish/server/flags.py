@@ -135,8 +135,11 @@ def check_range(name: str, value: float, least: int, most: int) -> None:
 def read_keys(file: str | None) -> tuple[bytes, ...]:
     """The keys of --api_key_file, else that of the environment; as bytes."""
     if file is None:
-        key = os.environ.get(KEY, "").strip()
-        return (os.fsencode(key),) if key else ()
+        if KEY not in os.environ:
+            return ()
+        if not (key := os.environ[KEY].strip()):  # as from KEY=$UNSET: not what its owner means
+            raise PlanishError("is empty", name=KEY, expected="a key, or that it is unset")
+        return (os.fsencode(key),)
     lines = Path(file).read_bytes().splitlines()
     keys = tuple(line.strip() for line in lines if line.strip())
     if not keys:

@@ -49,9 +49,9 @@ def main() -> None:
 def connect(args: argparse.Namespace) -> None:
     """Join the other processes of the test."""
     from planish.fast.parallel.collectives import connect_jax
-    from planish.fast.parallel.group import Member, join
+    from planish.fast.parallel.group import Member, join_group
 
-    connect_jax(join(Member("127.0.0.1", args.port, args.parts, args.process)))
+    connect_jax(join_group(Member("127.0.0.1", args.port, args.parts, args.process)))
 
 
 def agrees(case: str, parts: int) -> bool:

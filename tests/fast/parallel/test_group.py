@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from planish.fast.parallel import group as groups
-from planish.fast.parallel.group import Link, Member, compare, free_port, join
+from planish.fast.parallel.group import Link, Member, compare, free_port, join_group
 from planish.reference.errors import PeerEndedError, PeerError
 
 
@@ -40,7 +40,7 @@ def run_all(*calls):
 def join_all(port, *members):
     """Join as each (processes, process)."""
     made = [Member("127.0.0.1", port, count, index) for count, index in members]
-    return run_all(*(lambda member=member: join(member) for member in made))
+    return run_all(*(lambda member=member: join_group(member) for member in made))
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_nobody_there_is_one_line(port):
 
 def test_an_unknown_host_is_one_line():
     with pytest.raises(PeerError, match="has no such host"):
-        join(Member("no such host.invalid", 1, 2, 1))
+        join_group(Member("no such host.invalid", 1, 2, 1))
 
 
 def test_a_port_in_use_is_one_line(port):
@@ -144,7 +144,7 @@ def test_a_stranger_is_ignored(port):
 
     member = Member("127.0.0.1", port, 2, 0)
     one, _, other = run_all(
-        lambda: join(member), strange, lambda: join(Member("127.0.0.1", port, 2, 1))
+        lambda: join_group(member), strange, lambda: join_group(Member("127.0.0.1", port, 2, 1))
     )
     assert sorted(one.links) == [1] and sorted(other.links) == [0]
     one.close()

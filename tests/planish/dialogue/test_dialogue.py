@@ -113,6 +113,14 @@ def test_ctrl_c_before_the_first_word_changes_nothing(new_talk):
 
 
 def test_the_first_ctrl_c_is_noted_and_the_second_raised():
+    given = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+    try:
+        check_ctrl_c()
+    finally:
+        signal.signal(signal.SIGINT, given)
+
+
+def check_ctrl_c():
     before = signal.getsignal(signal.SIGINT)
     with ctrl_c_noted() as noted:
         signal.raise_signal(signal.SIGINT)

@@ -8,8 +8,8 @@ import pty
 import re
 import select
 import shutil
-import signal
 import stat
+import subprocess
 import sys
 import time
 
@@ -127,14 +127,28 @@ def test_a_plain_terminal_reads_line_by_line():
     assert LineReader(next_line=lambda _: next(lines)).read() == Typed("a\nb", in_quotes=True)
 
 
+IN_TERMINAL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # its Ctrl-C is for this session
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
 class Terminal:
     """A command in a terminal of its own: `expect` waits for a text, `send` presses keys."""
 
     def __init__(self, command, environment):
-        self.process, self.fd = pty.fork()
-        if self.process == 0:
-            os.environ.update(environment)
-            os.execvp(command[0], command)
+        self.fd, other_end = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", IN_TERMINAL, *command],
+            stdin=other_end,
+            stdout=other_end,
+            stderr=other_end,
+            start_new_session=True,
+            env={**os.environ, **environment},
+        )
+        os.close(other_end)
         self.seen = ""
 
     def expect(self, pattern, seconds=60):
@@ -161,7 +175,7 @@ class Terminal:
     def wait(self):
         """The exit code."""
         self.expect("ENDED")
-        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+        return self.process.wait(60)
 
 
 @pytest.fixture
@@ -178,11 +192,8 @@ def terminal(tmp_path):
         {"XDG_STATE_HOME": str(tmp_path / "state"), "TERM": "xterm"},
     )
     yield opened
-    try:
-        os.kill(opened.process, signal.SIGKILL)
-        os.waitpid(opened.process, 0)
-    except (ProcessLookupError, ChildProcessError):
-        pass
+    opened.process.kill()
+    opened.process.wait()
     os.close(opened.fd)
 
 

@@ -119,3 +119,9 @@ def test_help_needs_no_package(planish, monkeypatch):
     assert result.code == 0
     flags = set(re.findall(r"--\w+", result.out))
     assert {"--api_key_file", "--slots", "--queue", "--allowed_hosts", "--kv_cache"} <= flags
+
+
+@pytest.mark.parametrize("key", ["", " "])
+def test_a_key_that_is_set_but_empty_is_refused(planish, model, monkeypatch, key):
+    monkeypatch.setenv("PLANISH_API_KEY", key)
+    assert planish("serve", "--model", model, *REFERENCE).refused("PLANISH_API_KEY: is empty")
