@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec
 
 from planish.fast.parallel.backend import AXIS, gather_outputs
 from planish.fast.parallel.collectives import connect_jax
-from planish.fast.parallel.group import Member, join
+from planish.fast.parallel.group import Member, join_group
 from planish.fast.parallel.mesh import TensorMesh
 
 SIZES = (2**10, 2**12, 2**14, 2**16, 2**18, 2**20)  # bytes of the whole
@@ -90,7 +90,7 @@ def fit_line(times: dict[int, float], parts: int) -> tuple[float, float]:
 def main(words: Sequence[str]) -> None:
     port, processes, process = map(int, words)
     jax.config.update("jax_platforms", "cpu")
-    group = join(Member("127.0.0.1", port, processes, process))
+    group = join_group(Member("127.0.0.1", port, processes, process))
     connect_jax(group)
     group.watch()
     times = measure_gathers(TensorMesh(processes))

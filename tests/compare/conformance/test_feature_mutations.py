@@ -58,7 +58,7 @@ OPTIONS: dict[str, tuple[str, Mutation]] = {
 }
 
 
-@pytest.mark.matrix(5)
+@pytest.mark.matrix(9)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_level_2_names_a_wrong_option_of_attention(judge, name, native):
     golden, mutation = OPTIONS[name]
@@ -189,7 +189,7 @@ MODEL: dict[str, tuple[str, Mutation, int | None, str]] = {
 }
 
 
-@pytest.mark.matrix(5)
+@pytest.mark.matrix(9)
 @pytest.mark.parametrize("name", MODEL)
 def test_level_2_names_a_feature_left_out(judge, name, native):
     golden, mutation, layer, part = MODEL[name]

@@ -26,7 +26,7 @@ SUBJECTS = [
 ]
 
 
-@pytest.mark.matrix(7)
+@pytest.mark.matrix(17)
 @pytest.mark.parametrize(("family", "recipe", "cache"), SUBJECTS)
 def test_the_engine_agrees(judge, native, family, recipe, cache):
     given = {"native": native, "kv_cache": cache, "attention": "int8"}

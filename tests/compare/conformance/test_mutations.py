@@ -140,7 +140,7 @@ def test_level_1_names_a_wrong_op(judge, name):
     assert (first.level, first.part) == (1, part)
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("recipe", ["W8A8", "O2", "O3", "W4A8", "W4A8-per_token"])
 def test_level_1_names_codes_made_with_reciprocal_scales(judge, recipe):
     mutation = int8_codes(lambda x, s: np.rint(x * (F(1) / s)))
@@ -202,7 +202,7 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
 }
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("name", LEVEL_2)
 def test_level_2_names_a_wrong_part(judge, name):
     family, recipe, mutation, part = LEVEL_2[name]

@@ -72,7 +72,7 @@ def test_clipping_is_the_references(cols, symmetric):
     assert not np.array_equal(expected, w)
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scheme", [int4(32), int4(32, activation="per_group")], ids=str)
 def test_errors_of_candidates_are_the_references(name, scheme):
@@ -89,7 +89,7 @@ def test_errors_of_candidates_are_the_references(name, scheme):
         assert found == pytest.approx(expected, rel=0.02), fold
 
 
-@pytest.mark.matrix(5)
+@pytest.mark.matrix(9)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 def test_a_block_is_scaled_and_clipped_as_by_the_reference(kernels, name, native):

@@ -146,7 +146,7 @@ class Clock:
 
 
 @pytest.mark.again
-@pytest.mark.matrix(10)
+@pytest.mark.matrix(19)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels):
     engine = Engine(open_checkpoint(GOLDEN / name), native=True)

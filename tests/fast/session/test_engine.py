@@ -75,7 +75,7 @@ def near(found: np.ndarray, expected: np.ndarray) -> bool:
 
 
 @pytest.mark.again
-@pytest.mark.matrix(4)
+@pytest.mark.matrix(9)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_logits_equal_those_of_transformers(name, make_engine):
     golden = np.load(GOLDEN / name / "golden.npz")
@@ -109,7 +109,7 @@ def test_a_batch_equals_transformers_and_goes_on_as_the_reference(name, make_eng
 BY_LENGTH = {"llama-dynamic-rope": 128, "phi3-longrope-partial": 64}  # where other angles begin
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("name", BY_LENGTH)
 def test_positions_that_depend_on_the_length_change_while_tokens_come(name, make_engine):
     checkpoint, prompts = open_checkpoint(GOLDEN / name), [tokens(BY_LENGTH[name] - 5), tokens(9)]
@@ -145,7 +145,7 @@ def test_prefill_and_decode_equal_forward(llama):
         np.testing.assert_allclose(logits[0], expected[position], atol=2e-4)
 
 
-@pytest.mark.matrix(4)
+@pytest.mark.matrix(9)
 def test_greedy_tokens_equal_the_reference(quantized, make_engine):
     checkpoint, prompts = open_checkpoint(quantized), [tokens(5), tokens(19), tokens(1)]
     found = generated(make_engine(checkpoint), prompts, Stop(12))
@@ -212,7 +212,7 @@ def test_prompts_of_every_length_compile_a_bounded_number_of_programs():
     assert all(chunk_size(length) >= length for length in range(1, 513))
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(7)
 def test_a_padded_chunk_changes_no_logit(quantized, make_engine):
     """Padding repeats the last token: per_tensor scales must not see it as new."""
     checkpoint, prompt = open_checkpoint(quantized), tokens(9)
