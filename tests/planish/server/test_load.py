@@ -250,7 +250,7 @@ def test_health_answers_under_load(loaded, http, record_property):
         done.set()
     assert tokenized.json()["count"] == 2_000_000 and refused == [400, 400]
     record_property("longest", longest.result())
-    assert longest.result() < 10.0  # 0.1 s on a quiet machine
+    assert longest.result() < 1.0  # 0.1 s on a quiet machine
 
 
 @pytest.mark.whole
@@ -319,7 +319,7 @@ def test_five_thousand_bad_bodies_are_the_clients_fault(loaded, http, record_pro
     record_property("refusals", len(refusals))
     record_property("p99", sorted(refusals)[len(refusals) * 99 // 100])
     assert len(refusals) > 2000
-    assert sorted(refusals)[len(refusals) // 2] < 1.0  # 0.01 s on a quiet machine
+    assert sorted(refusals)[len(refusals) // 2] < 0.05
     assert not any("internal" in line for line in loaded.lines)
 
 
