@@ -237,9 +237,25 @@ def longest_wait(http: httpx2.Client, until: threading.Event) -> float:
     return longest
 
 
+ROUNDS = 4
+
+
 @pytest.mark.whole
 def test_health_answers_under_load(loaded, http, record_property):
-    """Check 32: while 32 clients are answered, and a text of 2 MB is tokenized, of 7 refused."""
+    """Check 32: while 32 clients are answered, and a text of 2 MB is tokenized, of 7 refused.
+
+    Other work on the machine takes a second now and then, a server that waits for a tokenizer takes
+    it each time.
+    """
+    for _ in range(ROUNDS):
+        longest = longest_wait_under_load(http)
+        if longest < 1.0:  # 0.1 s on a quiet machine
+            break
+    record_property("longest", longest)
+    assert longest < 1.0
+
+
+def longest_wait_under_load(http: httpx2.Client) -> float:
     done = threading.Event()
     large, longest_text = ({"prompt": letters(1000, 0) * n, "max_tokens": 1} for n in (7000, 2000))
     with ThreadPoolExecutor(CLIENTS + 1) as pool:
@@ -249,8 +265,7 @@ def test_health_answers_under_load(loaded, http, record_property):
         refused = [http.post(path, json=large).status_code for path in ("/tokenize", PATH)]
         done.set()
     assert tokenized.json()["count"] == 2_000_000 and refused == [400, 400]
-    record_property("longest", longest.result())
-    assert longest.result() < 1.0  # 0.1 s on a quiet machine
+    return longest.result()
 
 
 @pytest.mark.whole
