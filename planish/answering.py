@@ -1,8 +1,8 @@
 """Requests answered by a session (reference/text/requests.py), for verbs.
 
-open_answering    a session over the engine of the flags
+open_exact        the engine of the flags, with kernels whose bits do not depend on the batch
+open_answering    a session of one slot over it
 answer_all        the new tokens of some requests, with their scores
-take_step         one step of a session
 """
 
 from __future__ import annotations
@@ -11,18 +11,15 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from planish.opening import keep_programs, open_engine, with_attention
+from planish.opening import keep_programs, open_engine
 from planish.reference.engine import Engine as ReferenceEngine
-from planish.reference.engine import silence_overflow
 from planish.reference.errors import PlanishError
 from planish.reference.files.load import Checkpoint
-from planish.reference.text.requests import Event, OneByOne, Request, Session, TokenScore
+from planish.reference.text.requests import OneByOne, Request, Session, TokenScore
 
 
-def open_answering(
-    checkpoint: Checkpoint, args: argparse.Namespace, context: int
-) -> tuple[Any, Session]:
-    """The engine of --engine and a session of one slot; prefixes are found again where they can be.
+def open_exact(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
+    """The engine of --engine, for a session.
 
     With matrix tiles the bits of weight-only linears depend on the batch and no prefix would be
     shared (fast/session/exactness.py): these models run without tiles.
@@ -32,9 +29,16 @@ def open_answering(
         keep_programs(args.compilation_cache)
         from planish.fast.session.opening import exact_kernels
 
-        kernels = exact_kernels(with_attention(checkpoint, args), kernels)
-    chosen = argparse.Namespace(**{**vars(args), "kernels": kernels})
-    engine = open_engine(checkpoint, chosen)
+        kernels = exact_kernels(checkpoint, kernels)
+    return open_engine(checkpoint, argparse.Namespace(**{**vars(args), "kernels": kernels}))
+
+
+def open_answering(
+    checkpoint: Checkpoint, args: argparse.Namespace, context: int
+) -> tuple[Any, Session]:
+    """The engine of --engine and a session of one slot; prefixes are found again where they can
+    be."""
+    engine = open_exact(checkpoint, args)
     return engine, session_over(engine, 1, context)
 
 
@@ -66,16 +70,10 @@ def answer_all(
     index = {session.submit(request): i for i, request in enumerate(requests)}
     running = set(index)
     while running:
-        for event in take_step(session):
+        for event in session.step():
             if event.finish == "error":
                 raise PlanishError(event.error)
             for token, score in zip(event.tokens, event.scores, strict=False):
                 yield index[event.handle], token, score
             if event.finish is not None:
                 running.discard(event.handle)
-
-
-def take_step(session: Session) -> list[Event]:
-    """A step, without NumPy's warnings: an overflow ends in NaN, which is an error of its own."""
-    with silence_overflow():
-        return session.step()

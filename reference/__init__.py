@@ -19,6 +19,7 @@ Everywhere
     gguf              an untrusted GGUF file: its keys, and where its tensors are
     progress          the progress bar that a caller may pass in
     errors            the family of typed errors, and notices
+    overflow          floats that are too large, without warnings
     memory            a lack of memory, as one of these errors
 
 Nothing here imports jax. SmoothQuant in six of these files, for a student: docs/reading-path.md.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from planish.reference.files.load import Checkpoint, load_weights
 from planish.reference.memory import ENGINE, FORWARD, GENERATE, LOSSES, memory_errors
 from planish.reference.model import transformer as model
+from planish.reference.overflow import silence_overflow
 from planish.reference.text import generate as loop
 from planish.reference.text.evaluate import (
     Scores,
@@ -20,13 +20,6 @@ from planish.reference.text.evaluate import (
     token_losses,
 )
 from planish.reference.text.sampling import Sampling
-
-
-@contextmanager
-def silence_overflow() -> Iterator[None]:
-    """Silence NumPy's warnings: an overflow ends in NaN, which the reader of the result reports."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        yield
 
 
 class Engine:

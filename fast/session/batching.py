@@ -39,6 +39,7 @@ from planish.fast.session.rows import (
 from planish.fast.session.sampling import MOST_TOKENS, RowDraw
 from planish.fast.session.scheduler import Clock, next_count
 from planish.reference.errors import PlanishError
+from planish.reference.overflow import silence_overflow
 from planish.reference.text.generate import Stop, check_fits
 from planish.reference.text.requests import (
     Event,
@@ -129,6 +130,7 @@ class Batching:
     def cancel(self, handle: int) -> None:
         self.cancelled.add(handle)
 
+    @silence_overflow()
     def step(self) -> list[Event]:
         events = self._drop_cancelled()
         try:

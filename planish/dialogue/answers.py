@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from planish.answering import take_step
 from planish.reference.errors import PlanishError
 from planish.reference.model.config import ModelConfig
 from planish.reference.text.chat import Conversation, Message, encode_chat
@@ -108,7 +107,7 @@ class Answering:
             while not self.answer.finish:
                 if self.noted.pressed:
                     self._cancel(handle)
-                for event in take_step(self.speaker.session):
+                for event in self.speaker.session.step():
                     yield from self._pieces(event, handle)
         finally:
             self._let_go(handle)
@@ -159,4 +158,4 @@ class Answering:
             return
         self._cancel(handle)
         while not self.speaker.session.is_idle:
-            take_step(self.speaker.session)
+            self.speaker.session.step()

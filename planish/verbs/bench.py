@@ -26,6 +26,7 @@ from planish.terminal.given import notice_idle, refuse_given
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import print_json
 from planish.terminal.progress import progress
+from planish.terminal.rows import format_form, format_machine, format_ratio
 from planish.verbs.serving import add_serving_flags, run_serving
 
 RECIPES = {
@@ -163,11 +164,8 @@ def as_text(result: dict[str, Any]) -> str:
     ]
     lines += [format_loading(engine) for engine in result["engines"]]
     lines += [f"not measured: {line}" for line in result["missing"]]
-    machine, limits = result["machine"], result["limits"]
-    lines.append(
-        f"{machine['cpu']}, {machine['cores']} cores; jaxlib {machine['jaxlib']}, Python"
-        f" {machine['python']}; medians of {result['rows'][0]['runs']} rounds"
-    )
+    limits = result["limits"]
+    lines.append(format_machine(result))
     lines.append(
         f"limits: memory {limits['memory_read_bytes_per_second'] / 1e9:.1f} GB/s,"
         f" int8 products {limits['int8_operations_per_second'] / 1e12:.2f} TOP/s"
@@ -192,13 +190,11 @@ def format_xla(limits: dict[str, float]) -> str:
 
 def as_line(row: dict[str, Any]) -> str:
     model = one_line(row["model"])
-    ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ({row['compared_with']})"
-    form = row["format"] + (f", {row['mode']}" if row["mode"] else "")
     return (
-        f"| {model} | {row['engine']} | {form} | {row['size'] / 1e9:.3f} GB |"
+        f"| {model} | {row['engine']} | {format_form(row)} | {row['size'] / 1e9:.3f} GB |"
         f" {row['threads']} | {row['test']} | {format_rate(row['median'])} |"
         f" {format_rate(row['low'])} - {format_rate(row['high'])} | {format_rate(row['limit'])} |"
-        f" {row['percent_of_limit']:.0f} % of {row['limited_by']} | {ratio} |"
+        f" {row['percent_of_limit']:.0f} % of {row['limited_by']} | {format_ratio(row)} |"
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import sys
 import time
 from collections import Counter
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from planish import __version__
 from planish.opening import open_model
-from planish.reference.errors import OutputError, PlanishError, PromptError, notice
+from planish.reference.errors import OutputError, PromptError, notice
 from planish.reference.reading import read_file
+from planish.terminal.extras import require_packages
 from planish.terminal.given import engine_rule, notice_idle, refuse_given
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import counted
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     refuse_given(args, LINES_SAY, "is not for --requests, whose lines say it for themselves")
     if args.out is None:
         raise OutputError("is missing", name="--out", expected="a file for the answers")
-    check_extra()
+    require_packages("--requests", ("pydantic",), extra="serve")
     with interrupts_kill():
         from planish.openai.answer_file import AnswerFile
         from planish.openai.batch import Batch, left_of, read_lines
@@ -105,16 +105,6 @@ def run(args: argparse.Namespace) -> int:
             answers.leave(worth=True)
     report(args.out, counts, time.perf_counter() - start)
     return 0
-
-
-def check_extra() -> None:
-    """Raise PlanishError if the package that checks requests is not installed."""
-    try:
-        importlib.import_module("pydantic")
-    except ImportError:
-        expected = "pip install planish[serve]"
-        problem = "needs the package pydantic"
-        raise PlanishError(problem, name="--requests", expected=expected) from None
 
 
 def write(answers: AnswerFile, lines: Iterable[dict[str, Any]]) -> Counter[str]:

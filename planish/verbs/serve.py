@@ -12,7 +12,6 @@ start, and one line for each request, without its prompt. docs/serving.md descri
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 import threading
 import time
@@ -20,8 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planish.opening import keep_programs, open_engine, open_model
-from planish.reference.errors import ChatError, PlanishError
+from planish.answering import open_exact
+from planish.opening import open_model
+from planish.reference.errors import ChatError
 from planish.reference.files.load import Checkpoint
 from planish.reference.text.chat import Conversation, render_chat
 from planish.reference.text.chat_template import ChatTemplate, load_chat_template
@@ -30,6 +30,7 @@ from planish.reference.text.requests import OneByOne, Session
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer
 from planish.server.flags import add_serving_flags, check_range, settings_of
+from planish.terminal.extras import require_packages
 from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import engine_rule, notice_idle
 from planish.terminal.interrupts import interrupts_kill
@@ -51,7 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_extra()
+    require_packages("serve", NEEDED, extra="serve")
     with interrupts_kill():
         from planish.server.process import listen, serve, url_of
         from planish.server.service import Service
@@ -79,18 +80,6 @@ def run(args: argparse.Namespace) -> int:
     if not settings.keys and not is_loopback(listener.getsockname()[0]):
         tell("no API key is set: whoever reaches this address can use the model")
     return serve(Service(settings=settings, open=load, tell=tell, on_ready=announce), listener)
-
-
-def check_extra() -> None:
-    """Raise PlanishError if the packages of the server are not installed."""
-    for name in NEEDED:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            problem = f"needs the package {name}"
-            raise PlanishError(
-                problem, name="serve", expected="pip install planish[serve]"
-            ) from None
 
 
 def tell(line: str) -> None:
@@ -150,14 +139,11 @@ def open_warm_session(
     args: argparse.Namespace, checkpoint: Checkpoint, memory: int | None
 ) -> Session:
     """Load the weights, and compile every program, so that no request waits for one."""
+    engine = open_exact(checkpoint, args)
     if args.engine == "reference":
-        engine = open_engine(checkpoint, args)
         return OneByOne(engine.config, engine.weights, args.context or 0)
-    keep_programs(args.compilation_cache)
-    from planish.fast.session.opening import exact_kernels, open_session
+    from planish.fast.session.opening import open_session
 
-    given = {**vars(args), "kernels": exact_kernels(checkpoint, args.kernels)}
-    engine = open_engine(checkpoint, argparse.Namespace(**given))
     session = open_session(
         engine, slots=args.slots, context=args.context, memory=memory, lookup=args.lookup
     )

@@ -12,6 +12,7 @@ from planish.terminal.given import notice_idle, refuse_given
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import print_json
 from planish.terminal.progress import progress
+from planish.terminal.rows import format_form, format_machine, format_ratio
 
 CLIENTS = "1,4,8,16,32"
 MOST_CLIENTS = 256
@@ -94,23 +95,17 @@ def as_text(result: dict[str, Any]) -> str:
         *(as_sentence(row) for row in result["rows"] if row["unit"] != "tokens/s"),
         *(f"not measured: {line}" for line in result["missing"]),
     ]
-    machine = result["machine"]
-    lines.append(
-        f"{machine['cpu']}, {machine['cores']} cores; jaxlib {machine['jaxlib']}, Python"
-        f" {machine['python']}; medians of {result['rows'][0]['runs']} rounds; times in ms"
-    )
+    lines.append(f"{format_machine(result)}; times in ms")
     return "\n".join(lines)
 
 
 def as_line(row: dict[str, Any]) -> str:
-    ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ({row['compared_with']})"
-    form = row["format"] + (f", {row['mode']}" if row["mode"] else "")
     times = ("first_p50", "first_p99", "gap_p50", "gap_p99", "gap_high")
     return (
-        f"| {one_line(row['model'])} | {row['engine']} | {form} | {row['threads']} |"
+        f"| {one_line(row['model'])} | {row['engine']} | {format_form(row)} | {row['threads']} |"
         f" {row['test']} | {row['median']:.1f} | {row['low']:.1f} - {row['high']:.1f} |"
         + "".join(f" {row[name]:.1f} |" for name in times)
-        + f" {ratio} |"
+        + f" {format_ratio(row)} |"
     )
 
 

@@ -18,6 +18,7 @@ from planish.reference.errors import PlanishError, SamplingError
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.transformer import decode_step, prefill
 from planish.reference.model.weights import Weights
+from planish.reference.overflow import silence_overflow
 from planish.reference.text.constraint import Constraint, accept_token, mask_logits
 from planish.reference.text.generate import Stop, check_fits
 from planish.reference.text.sampling import Sampling, next_token
@@ -179,6 +180,7 @@ class OneByOne:
         """The events of one request; None where a step found nothing yet."""
         return answer(self.config, self.weights, request, handle)
 
+    @silence_overflow()
     def step(self) -> list[Event]:
         events = self._drop_cancelled()
         if self.running is None and self.waiting:

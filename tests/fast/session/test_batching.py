@@ -21,6 +21,7 @@ from planish.reference.quantize.recipe import recipe
 from planish.reference.text.generate import Stop
 from planish.reference.text.requests import Request, answer
 from planish.reference.text.sampling import Sampling
+from tests.fast.session.clock import Clock
 from tests.faults import spoil_logits
 from tests.models import make_llama
 
@@ -132,17 +133,6 @@ def test_constrained_answers_have_the_same_bits_alone_among_others_and_with_gues
     assert bits(answers(guessing, [repeated])) == bits(answers(session(engine, 1), [repeated]))
     for one in alone[1::2]:
         assert [token % 2 for token in one["tokens"]] == [0, 1] * 3 and one["finish"] == "stop"
-
-
-class Clock:
-    """A clock that moves on by `step` seconds whenever it is read: slow steps make small chunks."""
-
-    def __init__(self, step: float):
-        self.now, self.step = 0.0, step
-
-    def __call__(self) -> float:
-        self.now += self.step
-        return self.now
 
 
 @pytest.mark.again

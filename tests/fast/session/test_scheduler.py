@@ -12,20 +12,10 @@ from planish.fast.session.scheduler import next_count
 from planish.reference.files.load import open_checkpoint
 from planish.reference.text.generate import Stop
 from planish.reference.text.sampling import Sampling
+from tests.fast.session.clock import Clock
 from tests.models import make_llama
 
 PROMPTS = [[5, 6, 7], [9, 8], [1, 2, 3, 4], [11], [30, 31]]
-
-
-class Clock:
-    """A clock that moves on by `step` seconds whenever it is read."""
-
-    def __init__(self, step: float):
-        self.now, self.step = 0.0, step
-
-    def __call__(self) -> float:
-        self.now += self.step
-        return self.now
 
 
 class Watched(Engine):
