@@ -33,12 +33,8 @@ ffi::Error dense(ffi::ThreadPool pool, const DenseCall& call, ffi::RemainingArgs
                  ffi::RemainingRets results) {
   Reader in(arguments, results);
   const Kernels* kernels = read_kernels(in, call.isa);
-  ffi::AnyBuffer* x = in.next("x", {ffi::DataType::F32}, -1);
-  if (!in.good()) return in.error();
-  if (x->dimensions().size() < 1 || x->element_count() < 1) {
-    in.fail("x is " + shape_text(*x) + ", expected [..., inputs]");
-    return in.error();
-  }
+  ffi::AnyBuffer* x = read_rows(in);
+  if (!x) return in.error();
   const Source source =
       read_source(in, *x, {call.norm, call.eps, call.norm_weight, call.norm_bias});
   const int64_t k = source.inputs;

@@ -41,13 +41,6 @@ inline auto linears_attributes() {
 
 namespace {
 
-// x [.., K] float32.
-ffi::AnyBuffer* read_rows(Reader& in) {
-  ffi::AnyBuffer* x = in.next("x", {ffi::DataType::F32}, -1);
-  if (!x || (x->dimensions().size() >= 1 && x->element_count() >= 1)) return x;
-  return in.fail("x is " + shape_text(*x) + ", expected [..., inputs]");
-}
-
 void read_weights(Reader& in, const LinearFields& fields, int64_t k, Granularity granularity,
                   Linears& linears) {
   for (size_t i = 0; i < fields.count() && in.good(); ++i) {

@@ -132,6 +132,13 @@ struct NormFields {
   bool norm_weight, norm_bias;
 };
 
+// x [.., K] float32.
+inline ffi::AnyBuffer* read_rows(Reader& in) {
+  ffi::AnyBuffer* x = in.next("x", {ffi::DataType::F32}, -1);
+  if (!x || (x->dimensions().size() >= 1 && x->element_count() >= 1)) return x;
+  return in.fail("x is " + shape_text(*x) + ", expected [..., inputs]");
+}
+
 // Rows x [.., K] and their norm.
 inline Source read_source(Reader& in, ffi::AnyBuffer& x, const NormFields& fields) {
   const int64_t k = x.dimensions().back();
