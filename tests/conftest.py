@@ -29,8 +29,6 @@ from tests.models import make_llama as write_llama
 
 MOST_RESIDENT, GROWTH = 1.5e9, 0.3e9  # bytes of one test process; from one clearing to the next
 
-SAMPLED_SETS = 2  # AMX and the lanes that round as it does, where there is AMX
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     for flag, cases in (
@@ -161,9 +159,9 @@ def kernels_directory(private_cache: Path) -> Path:
 def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str]:
     """The native kernels of every instruction set that this processor runs; their names.
 
-    Without --whole or --rest only the best two, and not plain C++ beside another: each set takes 16
-    to 70 seconds to compile, and the programs that call it more. What loops over them is marked
-    again. They are kept between runs where PLANISH_TEST_KERNELS names a directory.
+    Without --whole or --rest only the best: each set takes 16 to 70 seconds to compile, and the
+    programs that call it more. What loops over them is marked again. They are kept between runs
+    where PLANISH_TEST_KERNELS names a directory.
     """
     from planish.fast.native.build import find_compiler
     from planish.fast.native.instruction_sets import available
@@ -175,8 +173,8 @@ def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str
     except KernelsError as problem:
         pytest.skip(str(problem))
     sets = [one.name for one in available()]
-    if is_sample(request.config):  # plain comes last
-        sets = sets[:-1][:SAMPLED_SETS] or sets
+    if is_sample(request.config):
+        sets = sets[:1]
     kept = kernels_directory
     kept.mkdir(parents=True, exist_ok=True, mode=0o700)
     with kept.with_suffix(".lock").open("w") as lock:  # one process compiles, others load

@@ -37,6 +37,7 @@ def test_the_reference_computes_what_it_computed(old):
     assert error(found, expected) <= TURNED_CODES
 
 
+@pytest.mark.matrix(6)
 @pytest.mark.parametrize("native", [False, True])
 def test_the_engine_computes_what_the_reference_computed(old, native, kernels):
     checkpoint, tokens, expected = old

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 PROMPT = "The quick brown"
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 def test_a_model_writes_what_the_command_writes(planish, tiny_llama, engine):
     model = api.load(tiny_llama, engine=engine, kernels="xla")

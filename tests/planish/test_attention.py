@@ -35,6 +35,7 @@ def run(planish, tmp_path, model, *flags):
     return np.load(out)
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize(
     "flags",
     [

@@ -67,6 +67,7 @@ def test_a_tolerance_that_is_missed_writes_the_best_model_and_exits_with_3(auto,
     open_checkpoint(tmp_path / "q")
 
 
+@pytest.mark.whole
 def test_from_python_a_search_gives_the_commands_files_and_returns_its_report(
     auto, tmp_path, tiny_llama, text
 ):
@@ -81,6 +82,7 @@ def test_from_python_a_search_gives_the_commands_files_and_returns_its_report(
     assert found == written
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
@@ -141,6 +143,7 @@ def test_accuracy_is_of_a_tasks_items(auto, tmp_path, tiny_llama, planish):
     assert refused.code == 2 and "line 2" in refused.err
 
 
+@pytest.mark.whole
 def test_without_a_recipe_w4a16_is_meant_and_others_may_be_named(auto, tmp_path):
     assert auto("--recipe", "W8A16", "--tolerance", "1").code == 0
     config = json.loads((tmp_path / "q" / "config.json").read_text(encoding="utf-8"))

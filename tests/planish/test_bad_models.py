@@ -108,6 +108,7 @@ CASES: dict[str, tuple[Change, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("case", CASES)
 def test_a_bad_model_is_refused_in_one_line(planish, make_llama, case):
     change, expected = CASES[case]

@@ -46,6 +46,7 @@ def test_the_tables_have_the_rows_and_columns_of_the_demo(shown, recipes):
     assert HEADER in shown
 
 
+@pytest.mark.whole
 def test_a_model_comes_back_from_other_formats_with_the_same_logits(tmp_path):
     source, chosen = tmp_path / "quantized", parse_recipes(demo.FOR_OTHERS)[demo.FOR_OTHERS]
     with CheckpointWriter(source, pocket.MODEL) as writer:

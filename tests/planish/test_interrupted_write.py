@@ -61,6 +61,7 @@ def stop_half_way(model: Path, out: Path, number: signal.Signals) -> tuple[int, 
     return process.returncode, err
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, ""), (signal.SIGKILL, -9, "")],
@@ -78,6 +79,7 @@ def test_a_signal_while_writing_leaves_no_target(planish, tiny_llama, tmp_path, 
         assert planish("inspect", "--model", path).refused("config.json", "no such file")
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_while_overwriting_keeps_the_old_model(planish, tiny_llama, tmp_path, number):
     out = tmp_path / "q"

@@ -45,6 +45,7 @@ def test_inspect_says_which_kernels_are_used_and_why(planish, tiny_llama):
     assert "kernels: xla (--kernels xla)" in text
 
 
+@pytest.mark.whole
 def test_without_a_compiler_one_line_says_so_and_the_result_is_the_same(
     planish, tiny_llama, monkeypatch
 ):
@@ -82,6 +83,7 @@ def test_inspect_finds_the_programs_that_generate_has_compiled(planish, tiny_lla
 XLA = "planish.fast.xla.products."
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(
     ("library", "tiles", "kernels", "words"),
     [

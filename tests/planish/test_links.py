@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 
+@pytest.mark.matrix(6)
 @pytest.mark.parametrize(
     "verb", ["inspect", "generate", "logits", "perplexity", "evaluate", "quantize"]
 )

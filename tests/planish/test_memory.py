@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from planish.reference.files.load import open_checkpoint
 from tests.models import LLAMA, byte_tokenizer, llama_shapes
@@ -102,6 +103,7 @@ def test_of_a_large_model_only_two_blocks_are_in_memory(tmp_path):
     assert peak <= 2 * block + REST, f"{peak / 1e6:.0f} MB, a block {block / 1e6:.0f} MB"
 
 
+@pytest.mark.whole
 def test_hidden_states_beyond_the_budget_are_not_in_memory(tmp_path):
     wide, count = write_zeros(tmp_path / "wide", WIDE), 40
     where = ("--model", wide, "--out", tmp_path / "q", "--recipe", "W8A8", "--samples", count)
@@ -111,6 +113,7 @@ def test_hidden_states_beyond_the_budget_are_not_in_memory(tmp_path):
     assert peak <= 2 * block + BUDGET + REST, f"{peak / 1e6:.0f} MB"
 
 
+@pytest.mark.whole
 def test_the_estimate_before_the_first_block_has_gptqs_hessians(tmp_path):
     """down's Hessian of 2,560 inputs takes 26 MB, and its factor ten times as much."""
     deep = write_zeros(tmp_path / "deep", DEEP)

@@ -26,6 +26,7 @@ def run(tiny_llama, tmp_path, capsys):
     return call
 
 
+@pytest.mark.whole
 def test_a_later_run_measures_only_what_is_missing(run, tmp_path):
     code, out, err = run("--methods", "rtn", "--rules", "signed")
     assert code == 0 and err.count("-rtn: 0.") == 1

@@ -118,7 +118,7 @@ POINTS = [
 ]
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(9)
 @pytest.mark.parametrize(("point", "more", "pieces"), POINTS)
 def test_a_killed_run_resumes_to_the_same_bytes(command, tmp_path, point, more, pieces):
     whole = run_until("never", command(tmp_path / "whole", *more.split()))
@@ -136,6 +136,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(command, tmp_path, point, more, 
     assert not (tmp_path / "q.partial").exists()
 
 
+@pytest.mark.whole
 def test_killed_twice_it_goes_on_twice(command, tmp_path):
     words = command(tmp_path / "q", "--method", "fed")
     run_until("never", command(tmp_path / "whole", "--method", "fed"))
@@ -165,6 +166,7 @@ def stopped(command, killed, tmp_path):
     return command(tmp_path / "q"), tmp_path / "q.partial"
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize(
     ("changes", "name", "values"),
     [
@@ -292,6 +294,7 @@ def test_a_full_disk_keeps_what_is_finished(planish, command, tmp_path, monkeypa
     assert snapshot(tmp_path / "q") == snapshot(tmp_path / "whole")
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("budget", ["0", "10K"])
 def test_the_memory_budget_does_not_change_the_result(planish, command, tmp_path, budget):
     for recipe in ("W8A8", "O3"):

@@ -227,6 +227,7 @@ def test_an_unknown_rule_is_refused():
 # INT4: properties
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("rule", INT4_RULES)
 @given(ROWS)
 @settings(max_examples=40)
@@ -242,6 +243,7 @@ def test_int4_error_is_at_most_half_a_step_but_where_the_grid_ends(rule, w):
     assert (error[inside] <= step[inside] / 2 + slack[inside]).all()
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("rule", INT4_RULES)
 @given(ROWS, st.integers(-3, 4))
 @settings(max_examples=40)
@@ -253,6 +255,7 @@ def test_int4_codes_do_not_change_with_a_power_of_two(rule, w, power):
     assert np.array_equal(scaled, np.where(empty, F32(1), scale * F32(2.0**power)))
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("rule", INT4_RULES)
 @given(ROWS)
 @settings(max_examples=40)
@@ -263,6 +266,7 @@ def test_int4_rows_are_independent(rule, w):
         assert all(np.array_equal(a[i : i + 1], b) for a, b in zip(whole, alone, strict=True))
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("rule", ["signed", "absmax", "absmax7"])
 @given(ROWS)
 @settings(max_examples=40)

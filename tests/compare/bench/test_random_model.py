@@ -63,7 +63,7 @@ def files(path):
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(6)
 @pytest.mark.parametrize(("name", "group_size"), RECIPES)
 def test_both_engines_compute_the_same_on_a_random_model(tmp_path, name, group_size):
     path = write_random(TINY, tmp_path / "random", name, group_size)
@@ -137,7 +137,7 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.whole
 @pytest.mark.parametrize("recipe", ["float", "W8A16", "W4A8"])
 @pytest.mark.parametrize("size", MIXTURES, ids=lambda size: size.name)
 def test_both_engines_compute_the_same_on_a_random_mixture_of_experts(tmp_path, size, recipe):

@@ -78,7 +78,7 @@ def test_every_architecture_is_here():
     assert {name.split("-")[0] for name in GOLDENS} == set(ENTRIES)
 
 
-@pytest.mark.matrix(33)
+@pytest.mark.matrix(66)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_int8_codes_agree(judge, name, native):
     recipe = "naive-W8A8" if name in NO_FOLDS else "W8A8"
@@ -87,7 +87,7 @@ def test_int8_codes_agree(judge, name, native):
     assert result.agree, result.table()
 
 
-@pytest.mark.matrix(25)
+@pytest.mark.matrix(50)
 @pytest.mark.parametrize(("name", "native"), INT4_CASES)
 def test_int4_codes_agree(judge, name, native):
     result = judge(name, "W4A8", (1, 2) if native else (2,), native)

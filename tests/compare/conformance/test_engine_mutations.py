@@ -89,7 +89,7 @@ LEVEL_3: dict[str, tuple[str, Mutation, str]] = {
 }
 
 
-@pytest.mark.matrix(9)
+@pytest.mark.whole
 @pytest.mark.parametrize("name", LEVEL_3)
 def test_level_3_names_what_only_the_whole_shows(judge, name, native):
     recipe, mutation, part = LEVEL_3[name]
@@ -119,7 +119,7 @@ def prefilled(change):
     return change_part("steps", prefill=prefill)
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.whole
 @pytest.mark.parametrize("recipe", ["float", "W8A8"])
 def test_only_level_3_sees_slots_moved(judge, recipe, native):
     """Attention over a whole prompt is right; who reads the cache later finds other slots.

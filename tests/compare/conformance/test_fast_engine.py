@@ -45,12 +45,14 @@ def test_level_1_sees_how_weights_are_placed(judge, mutate):
     assert first is not None and (first.level, first.part) == (1, "q, bias")
 
 
+@pytest.mark.whole
 def test_level_1_sees_how_activations_are_quantized(judge, mutate):
     mutate(fast_linear, "int8_codes", lambda codes, x, s: jnp.trunc(x / s).astype(jnp.int8))
     first = judge("llama", "W8A8", [1]).first_mismatch
     assert first is not None and first.part == "q, real rows, activation codes"
 
 
+@pytest.mark.whole
 def test_level_1_sees_what_a_kernel_is_handed(subjects, kernels, mutate):
     def one_too_high(arguments: Any, layer: Linear) -> list[Any]:
         found = list(arguments(layer))
@@ -66,6 +68,7 @@ def test_level_1_sees_what_a_kernel_is_handed(subjects, kernels, mutate):
     assert {check.agrees for check in checks if "zero points" not in check.part} == {True}
 
 
+@pytest.mark.matrix(2)
 def test_level_2_sees_the_model_in_both_forms(judge, mutate, native):
     def unclipped(heads: Any, config: Any, *rest: Any) -> Any:
         return heads(replace(config, qkv_clip=None), *rest)

@@ -26,7 +26,7 @@ SUBJECTS = [
 ]
 
 
-@pytest.mark.matrix(17)
+@pytest.mark.matrix(34)
 @pytest.mark.parametrize(("family", "recipe", "cache"), SUBJECTS)
 def test_the_engine_agrees(judge, native, family, recipe, cache):
     given = {"native": native, "kv_cache": cache, "attention": "int8"}
@@ -34,6 +34,7 @@ def test_the_engine_agrees(judge, native, family, recipe, cache):
     assert found.agree, found.first_mismatch
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("cache", ["int8", "int8_static"])
 def test_the_judge_agrees_with_the_definition(judge, cache):
     recipe = "O3-static" if cache == "int8_static" else "W8A8"
@@ -68,6 +69,7 @@ MISTAKES: dict[str, tuple[str, str, Mutation]] = {
 }
 
 
+@pytest.mark.matrix(9)
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_named(judge, name):
     family, recipe, mutation = MISTAKES[name]

@@ -86,7 +86,7 @@ LEVEL_1: dict[str, tuple[str, str, Mutation, str]] = {
 }
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.matrix(10)
 @pytest.mark.parametrize("name", LEVEL_1)
 def test_level_1_names_a_wrong_kernel(judge, kernels, name):
     family, recipe, mutation, part = LEVEL_1[name]
@@ -197,7 +197,7 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
 }
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.matrix(14)
 @pytest.mark.parametrize("name", LEVEL_2)
 def test_level_2_names_a_wrong_part_of_a_kernel(judge, name):
     recipe, kv_cache, mutation, part = LEVEL_2[name]

@@ -70,6 +70,7 @@ def wrong(kernels, change):
     return Changed(ops, linear=lambda run, x, linear, *rest: run(x, change(linear), *rest))
 
 
+@pytest.mark.whole
 def test_a_wrong_zero_point_is_found_wherever_there_is_one(kernels):
     next_one = with_weight(zero_point=lambda z: z + np.uint8(1))
     checks = list(check_kernels(wrong(kernels, next_one), cases=4))

@@ -132,6 +132,7 @@ LEVEL_1: dict[str, tuple[str, Mutation, str]] = {
 }
 
 
+@pytest.mark.matrix(14)
 @pytest.mark.parametrize("name", LEVEL_1)
 def test_level_1_names_a_wrong_op(judge, name):
     recipe, mutation, part = LEVEL_1[name]
@@ -149,6 +150,7 @@ def test_level_1_names_codes_made_with_reciprocal_scales(judge, recipe):
     assert first.part.endswith("activation codes")
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("recipe", ["float", "W8A8"])
 def test_level_1_names_a_missing_bias(judge, recipe):
     forgotten = change_part(
@@ -202,7 +204,7 @@ LEVEL_2: dict[str, tuple[str, str, Mutation, str]] = {
 }
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(12)
 @pytest.mark.parametrize("name", LEVEL_2)
 def test_level_2_names_a_wrong_part(judge, name):
     family, recipe, mutation, part = LEVEL_2[name]
@@ -236,7 +238,7 @@ CACHE: dict[str, tuple[Mutation, str]] = {
 }
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.matrix(6)
 @pytest.mark.parametrize("recipe", ["float", "W8A8"])
 @pytest.mark.parametrize("name", CACHE)
 def test_level_2_names_a_wrong_int8_cache(judge, name, recipe):

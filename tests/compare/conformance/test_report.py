@@ -34,7 +34,7 @@ def test_no_recipe_is_left_out():
 
 
 @pytest.mark.again
-@pytest.mark.matrix(17)
+@pytest.mark.matrix(34)
 @pytest.mark.parametrize("names", SAME_PROGRAMS, ids=lambda names: names[0])
 def test_every_recipe_of_a_llama_agrees(judge, names, native):
     for name in names:
@@ -46,7 +46,7 @@ def test_every_recipe_of_a_llama_agrees(judge, names, native):
 
 
 @pytest.mark.again
-@pytest.mark.matrix(17)
+@pytest.mark.whole
 @pytest.mark.parametrize("names", SAME_PROGRAMS, ids=lambda names: names[0])
 def test_every_recipe_of_an_opt_agrees(judge, names, native):
     for name in names:
@@ -55,7 +55,7 @@ def test_every_recipe_of_an_opt_agrees(judge, names, native):
         assert result.agree, f"{name}: {result.first_mismatch}"
 
 
-@pytest.mark.matrix(7)
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["float", "W8A8", "O2"])
 def test_an_int8_cache_agrees(judge, name, native):
     result = judge("llama", name, (2, 3), native, "int8")
@@ -83,7 +83,7 @@ def test_an_int8_cache_is_judged_more_sharply_where_only_it_is_on_a_grid(judge):
     assert floats == IN_FLOATS.slot < cached < LEAST.slot <= codes
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["float", "W8A8"])
 def test_a_prompt_longer_than_a_chunk_agrees(tmp_path: Path, kernels, name, native):
     path = make_llama(tmp_path, num_hidden_layers=1, max_position_embeddings=640)
@@ -95,6 +95,7 @@ def test_a_prompt_longer_than_a_chunk_agrees(tmp_path: Path, kernels, name, nati
     assert result.figures is not None and result.figures.tokens == 600
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.again
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_kernels_are_bit_identical_on_every_instruction_set(judge, kernels, family):

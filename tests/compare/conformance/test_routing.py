@@ -122,6 +122,7 @@ def test_the_prompt_meets_ties(tied):
     assert IN_FLOATS.largest < allowed.largest <= MOST.largest
 
 
+@pytest.mark.whole
 def test_an_engine_that_chooses_the_other_of_two_nearly_equal_experts_agrees(tied, tmp_path):
     other = with_routers(tmp_path / "other", NEARER)
     subject = other_routers(fast_engine(tied), second_nearer)
@@ -139,6 +140,7 @@ def experts_and_rows(checkpoint):
     return experts, np.random.default_rng(3).standard_normal((64, width), np.float32)
 
 
+@pytest.mark.whole
 def test_an_engine_that_chooses_a_far_expert_differs(tied):
     subject = other_routers(fast_engine(tied), lambda weight: weight[::-1].copy())
     result = report.run(tied, tokens_of(tied), levels=(2,), subject=subject)

@@ -90,6 +90,7 @@ def make_float(sample: str, target: Path) -> Path:
     return target
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_every_format_is_compared_in_the_order_of_its_rows_and_inputs(sample, tmp_path):
     floats = open_checkpoint(make_float(sample, tmp_path / "float"))

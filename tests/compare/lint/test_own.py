@@ -48,6 +48,7 @@ def model(tmp_path_factory):
     return make_llama(tmp_path_factory.mktemp("lint"))
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("layout", ["tiles", "canonical"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_planish_writes_has_no_finding(model, tmp_path, name, layout):
@@ -78,6 +79,7 @@ def set_first(value):
     return lambda tensor: tensor.reshape(-1).__setitem__(0, value)
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("layout", ["tiles", "canonical"])
 @pytest.mark.parametrize(
     ("name", "kind", "value", "rule"),

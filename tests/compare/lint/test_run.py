@@ -51,6 +51,7 @@ VALUES = (None, True, -1, 0, 2**70, 1.5, "x", [], {}, [1], {"a": 1}, 3, 8, 128, 
 TYPES = {"F32": 4, "F16": 2, "I8": 1, "I32": 4, "F64": 8, "F8_E5M2": 1, "BOOL": 1, "U32": 4}
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
 def test_every_sample_has_these_findings_and_no_other(path):
     result = lint(path)
@@ -124,6 +125,7 @@ def spoil_file(rng, raw: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + bytes(data)
 
 
+@pytest.mark.matrix(13)
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
 def test_damaged_checkpoints_are_judged_or_refused(path, tmp_path):

@@ -142,6 +142,7 @@ def test_only_the_best_family_is_tried_again(study):
     assert list(rows) == ["W4A16-g64", "W4A16", *again]
 
 
+@pytest.mark.whole
 def test_experts_are_widened_by_their_gradients(tmp_path):
     """The real sensitivities; a layer's experts stay quantized, and share a scheme."""
     source = open_checkpoint(GOLDEN / "mixtral-two-of-four")

@@ -78,6 +78,7 @@ def test_a_quantized_head_counts(study_of, tiny_llama):
 CHANGES = {(0, "q"): W8A16, (0, "down"): None, (1, "v"): W8A16, (1, "up"): None}
 
 
+@pytest.mark.matrix(6)
 @pytest.mark.parametrize("layout", ["tiles", "canonical"])
 @pytest.mark.parametrize("name", ["W4A16-g32", "W4A16-g32-alpha0.5", "W4A16-g32-awq"])
 def test_what_is_written_is_what_was_measured(study_of, tiny_llama, tmp_path, name, layout):

@@ -33,6 +33,7 @@ TOLERANCES = {  # of the logits' range; a flipped code on a tie changes all late
 }
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.again
 @pytest.mark.parametrize("norm", [None, "rms_norm", "layer_norm"])
 @pytest.mark.parametrize("normalized", [True, False])
@@ -73,6 +74,7 @@ REFUSED_ROUTES = {
 }
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("name", REFUSED_ROUTES)
 def test_routes_that_do_not_fit_are_named(kernels, name):
     changes, message = REFUSED_ROUTES[name]
@@ -96,7 +98,7 @@ def quantized_model(request, tmp_path_factory):
     return open_checkpoint(path)
 
 
-@pytest.mark.matrix(12)
+@pytest.mark.whole
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 def test_a_quantized_model_decodes_what_it_computes_at_once(kernels, quantized_model, native):
     tokens = np.random.default_rng(9).integers(0, 200, 40).tolist()

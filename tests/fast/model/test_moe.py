@@ -136,7 +136,7 @@ def found(config, experts, x: np.ndarray, residual: np.ndarray, native: bool) ->
     return np.asarray(run(experts, jnp.asarray(x), jnp.asarray(residual)))
 
 
-@pytest.mark.matrix(11)
+@pytest.mark.matrix(121)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", RECIPES)
@@ -152,7 +152,7 @@ def test_a_mixture_is_the_references(kernels, name, case, native):
 
 
 @pytest.mark.again
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(11)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", INTEGER)
 def test_the_kernels_linears_of_experts_are_the_references_bit_for_bit(kernels, name, case):
@@ -198,7 +198,7 @@ def by_groups(experts, part, pairs, x, tokens) -> np.ndarray:
     return np.concatenate(found)
 
 
-@pytest.mark.matrix(5)
+@pytest.mark.matrix(10)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 @pytest.mark.parametrize(
     ("activation", "gated", "normalized"),
@@ -285,6 +285,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("name", REFUSED)
 def test_buffers_that_do_not_fit_are_named_and_the_next_call_works(kernels, name):
     changes, message = REFUSED[name]

@@ -202,7 +202,7 @@ def check(case: Case, rows: list[Row], found: np.ndarray) -> None:
         assert np.abs(context - wanted).max() < TOLERANCE * np.abs(wanted).max()
 
 
-@pytest.mark.matrix(4)
+@pytest.mark.matrix(48)
 @pytest.mark.parametrize("name", EVERY)
 def test_the_portable_form_is_the_reference(name):
     rows = rows_of(EVERY[name], np.random.default_rng(0))
@@ -210,7 +210,7 @@ def test_the_portable_form_is_the_reference(name):
 
 
 @pytest.mark.again
-@pytest.mark.matrix(2)
+@pytest.mark.matrix(23)
 @pytest.mark.parametrize("name", EVERY)
 def test_the_kernels_are_the_reference(kernels, name):
     rows = rows_of(EVERY[name], np.random.default_rng(0))
@@ -218,6 +218,7 @@ def test_the_kernels_are_the_reference(kernels, name):
         check(EVERY[name], rows, compute_native(EVERY[name], rows, isa))
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("name", ["plain", "a window", "rounded biases", "linear biases"])
 def test_a_prompt_that_is_taken_in_parts_is_the_same(monkeypatch, name):
     case = CASES[name]
@@ -259,6 +260,7 @@ def test_negative_options_are_refused(kernels, options):
         compute_native(case, rows_of(case, np.random.default_rng(0)), "")
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(
     ("slots", "window", "holds"), [(64, 8, False), (128, 120, True), (128, 121, False)]
 )
@@ -343,7 +345,7 @@ def check_codes(coded: Coded, rows: list[Row], found: np.ndarray) -> None:
 
 
 @pytest.mark.again
-@pytest.mark.matrix(2)
+@pytest.mark.matrix(46)
 @pytest.mark.parametrize("name", CODED)
 def test_the_kernels_multiply_codes_as_the_reference(kernels, name):
     rows = rows_of(CODED[name].case, np.random.default_rng(0))
@@ -351,6 +353,7 @@ def test_the_kernels_multiply_codes_as_the_reference(kernels, name):
         check_codes(CODED[name], rows, CODED[name].compute_native(rows, isa))
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.again
 @pytest.mark.parametrize("scales", [None, FIXED])
 @pytest.mark.parametrize("window", [None, 150])

@@ -71,6 +71,7 @@ def test_a_copy_of_the_sources_is_the_same_library_and_a_changed_one_is_not(tmp_
     assert library_path(tmp_path, compiler, "plain").name != before
 
 
+@pytest.mark.whole
 def test_two_processes_that_start_at_once_both_get_a_whole_library(
     kernels, kernels_directory, tmp_path
 ):

@@ -18,6 +18,7 @@ def floats(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
 
+@pytest.mark.matrix(20)
 @pytest.mark.again
 @pytest.mark.parametrize("rows", [1, 3, 4, 9, 65])
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (5, 15), (50, 200), (131, 64)])
@@ -30,6 +31,7 @@ def test_a_float_linear_is_what_xla_computes(kernels, rows, outputs, inputs):
         assert np.abs(found - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.again
 @pytest.mark.parametrize("kind", ["rms_norm", "layer_norm"])
 def test_its_norm_is_the_models(kernels, kind):

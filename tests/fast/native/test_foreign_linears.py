@@ -94,6 +94,7 @@ def expect_near(x: np.ndarray, layer: Linear, found: np.ndarray, isa: str) -> No
     assert (off <= 16 * EPS * (np.abs(wide) @ sizes.T + np.abs(layer.bias))).all(), isa
 
 
+@pytest.mark.matrix(7)
 @pytest.mark.again
 @pytest.mark.parametrize("scheme", FOREIGN, ids=str)
 def test_what_other_programs_write_is_exact_but_for_float32s_rounding(kernels, scheme):
@@ -106,6 +107,7 @@ def test_what_other_programs_write_is_exact_but_for_float32s_rounding(kernels, s
             expect_near(x, layer, run(x, (layer,), isa)[0], isa)
 
 
+@pytest.mark.matrix(8)
 @pytest.mark.again
 @pytest.mark.parametrize("scheme", FOREIGN[::4], ids=str)
 def test_its_rows_do_not_depend_on_how_they_are_split_into_calls(kernels, scheme):
@@ -118,6 +120,7 @@ def test_its_rows_do_not_depend_on_how_they_are_split_into_calls(kernels, scheme
         np.testing.assert_array_equal(np.concatenate(parts, axis=1), run(x, (layer,), isa)[0])
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.again
 @pytest.mark.parametrize("tokens", [1, 12])
 def test_linears_of_one_call_may_have_the_same_order_others_or_none(kernels, tokens):

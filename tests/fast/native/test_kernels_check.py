@@ -34,6 +34,7 @@ def check(command: list[str], name: str) -> None:
     assert re.fullmatch(rf"{name}: \d+ checks passed\n", run.stdout)
 
 
+@pytest.mark.whole
 @pytest.mark.again
 def test_every_instruction_set_computes_what_a_naive_program_does(
     kernels, kernels_directory, tmp_path, request
@@ -48,6 +49,7 @@ def test_every_instruction_set_computes_what_a_naive_program_does(
         check([program, rounds], name)
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(
     "neon" in [one.name for one in available()], reason="NEON is here, not emulated"
 )

@@ -125,6 +125,7 @@ BAD_LINEARS = {
 }
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("name", BAD_LINEARS)
 def test_a_weight_that_does_not_fit_is_named_with_both_sizes(name):
     make, expected = BAD_LINEARS[name]

@@ -122,7 +122,7 @@ def call(x: jax.Array, layers: tuple[Linear, ...], isa: str) -> tuple[jax.Array,
 
 
 @pytest.mark.again
-@pytest.mark.matrix(2)
+@pytest.mark.matrix(26)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_random_linears_are_the_references_bit_for_bit(kernels, kind):
     rng = np.random.default_rng(KINDS.index(kind))
@@ -203,7 +203,7 @@ SPLIT = WEIGHT_ONLY + [  # per_tensor depends on the other rows by its definitio
 
 
 @pytest.mark.again
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(15)
 @pytest.mark.parametrize("kind", {str(kind): kind for kind in SPLIT}.values(), ids=str)
 def test_a_rows_result_does_not_depend_on_how_rows_are_split_into_calls(kernels, kind):
     """Matrix tiles add floats in their own order, and need more than 8 rows."""

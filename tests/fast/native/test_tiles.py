@@ -79,6 +79,7 @@ int main() {
 """
 
 
+@pytest.mark.matrix(6)
 @pytest.mark.parametrize(
     ("body", "aborts"),
     [

@@ -43,6 +43,7 @@ def agree(parts, processes, cases, kernels_directory):
     return lines.pop()
 
 
+@pytest.mark.whole
 def test_several_devices_of_one_process_agree_with_one(one_layer, kernels, kernels_directory):
     cases = [f"native:W4A8:{one_layer}", f"xla:W8A8:{one_layer}"]
     assert agree(2, 1, cases, kernels_directory) == "agree: 2 of 2"

@@ -47,6 +47,7 @@ def make_job(name, scheme, **changes):
     return BlockJob(config=config, schemes=schemes, note=print, **states, **changes), block
 
 
+@pytest.mark.matrix(6)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("rule", ["signed", "absmax", "absmax7"])
 def test_rounding_gives_the_references_values_to_the_bit(scheme, rule):
@@ -58,6 +59,7 @@ def test_rounding_gives_the_references_values_to_the_bit(scheme, rule):
     assert np.array_equal(np.asarray(found), on_grid(w, scheme, rule))
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("cols", [64, 80])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_clipping_is_the_references(cols, symmetric):
@@ -72,7 +74,7 @@ def test_clipping_is_the_references(cols, symmetric):
     assert not np.array_equal(expected, w)
 
 
-@pytest.mark.matrix(5)
+@pytest.mark.matrix(10)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scheme", [int4(32), int4(32, activation="per_group")], ids=str)
 def test_errors_of_candidates_are_the_references(name, scheme):
@@ -89,7 +91,7 @@ def test_errors_of_candidates_are_the_references(name, scheme):
         assert found == pytest.approx(expected, rel=0.02), fold
 
 
-@pytest.mark.matrix(9)
+@pytest.mark.whole
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 def test_a_block_is_scaled_and_clipped_as_by_the_reference(kernels, name, native):

@@ -37,7 +37,7 @@ SCHEMES = {
 
 
 @pytest.mark.again
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(32)
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("name", SCHEMES)
 def test_codes_given_the_same_factor_are_the_references(name, act_order):
@@ -66,7 +66,7 @@ def test_in_one_block_without_a_product_most_codes_are_equal_to_the_bit():
 NAMES = ["llama-tied-grouped", "gpt_neox-parallel", "mixtral-two-of-four"]
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_block_is_quantized_as_the_reference_does(kernels, name):
     checkpoint = open_checkpoint(GOLDEN / name)

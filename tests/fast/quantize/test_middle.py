@@ -39,6 +39,7 @@ def passes(monkeypatch):
     return counted
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("case", NAMES, indirect=True)
 def test_the_next_pass_begins_there_and_finds_the_same_bits(case, passes):
     config, block, runner, hidden = case

@@ -7,6 +7,7 @@ import pytest
 from planish.fast.quantize import moments
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("inputs", [5, 8, 16, 21])
 def test_the_upper_blocks_make_the_whole_matrix(monkeypatch, inputs):
     monkeypatch.setattr(moments, "COLUMNS", 8)

@@ -30,6 +30,7 @@ def measured(path, golden, method, rule, **settings):
     return originals.errors_of(found, golden)
 
 
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_jitted_columns_of_gptq_are_the_original_programs(setting):
     golden = originals.stored("gptq-many_tokens")
@@ -42,6 +43,7 @@ def test_the_jitted_columns_of_gptq_are_the_original_programs(setting):
     assert layer.error(weight) == pytest.approx(float(golden[f"{setting}/error"]), rel=0.02)
 
 
+@pytest.mark.whole
 def test_awq_is_nearly_as_good_as_llm_awq(tmp_path):
     """Measured: 2.3 % more error of the last block, 4.5 % more KL."""
     golden = originals.stored("awq-asym")
@@ -50,7 +52,7 @@ def test_awq_is_nearly_as_good_as_llm_awq(tmp_path):
     assert errors.kl <= 1.06 * golden["kl"]
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.whole
 @pytest.mark.parametrize(("name", "rule"), [("sym", "absmax"), ("asym", "minmax")])
 def test_gptq_is_nearly_as_good_as_gptqmodel(name, rule, tmp_path):
     """Measured: 5.0 and 2.6 % more error of the last block, 2 and 10 % more KL.

@@ -11,6 +11,7 @@ from planish.fast.quantize.products import fast_dtype, multiply, transpose
 F32 = np.float32
 
 
+@pytest.mark.matrix(16)
 @pytest.mark.parametrize("rows", [1, 6, 24, 128])
 @pytest.mark.parametrize("batch", [(), (3,)])
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-6), ("bfloat16", 1e-2)])

@@ -33,6 +33,7 @@ def quantized(config, block, scheme):
     return block_linears(quantize_block(job, block))
 
 
+@pytest.mark.whole
 def test_one_token_is_felt_as_finite_differences_say(model):
     """Of samples with one prediction each: 1/2 (dL along a row of W' - W)^2, summed over rows.
 
@@ -74,6 +75,7 @@ def expected_cost(model, part, level, samples):
     return squares / 2 / len(samples)
 
 
+@pytest.mark.whole
 def test_the_relative_error_is_that_of_the_outputs(tiny_llama):
     checkpoint = open_checkpoint(tiny_llama)
     config, weights = checkpoint.config, load_weights(checkpoint)
@@ -91,6 +93,7 @@ def test_the_relative_error_is_that_of_the_outputs(tiny_llama):
         assert found[part].error == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.whole
 def test_rounded_activations_count(tiny_llama):
     checkpoint = open_checkpoint(tiny_llama)
     config, weights = checkpoint.config, load_weights(checkpoint)

@@ -78,6 +78,7 @@ def errors_of(job, block):
     return np.array([np.square(y - t).sum() for y, t in zip(found, job.targets, strict=True)])
 
 
+@pytest.mark.matrix(7)
 @pytest.mark.parametrize(("scheme", "rule"), GRIDS, ids=str)
 def test_training_runs_the_values_of_the_references_codes(scheme, rule):
     rng = np.random.default_rng(1)
@@ -102,6 +103,7 @@ def test_training_runs_the_values_of_the_references_codes(scheme, rule):
     assert different.mean() <= 2e-3  # an entry where a product was rounded once, not twice
 
 
+@pytest.mark.whole
 def test_the_gradient_of_v_is_the_scale_and_ends_with_the_grid():
     w, scheme = put(np.array([[-8, 7, 4, 0]], F32)), int4(-1)
     scale, zero = range_parameters(group_ranges(w, scheme), scheme, "signed")
@@ -113,7 +115,7 @@ def test_the_gradient_of_v_is_the_scale_and_ends_with_the_grid():
     assert jax.grad(total)(given).tolist() == [[0, 0, 1, 1]]
 
 
-@pytest.mark.matrix(15)
+@pytest.mark.whole
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["W4A16-g32", "W8A8", "W4A8-g32", "naive-O3"])
 def test_the_loss_before_training_is_that_of_rounding_to_nearest(form, name):
@@ -130,6 +132,7 @@ def in_dtype(plan, dtype):
     return replace(plan, structure=replace(plan.structure, dtype=dtype))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["W4A16-g32", "W4A8-g32"])
 def test_bfloat16_products_hardly_change_the_losses_or_the_signs_of_gradients(name):
     job, block, _ = job_of("pocket", name)
@@ -153,7 +156,7 @@ def test_only_int4_blocks_train_in_bfloat16(monkeypatch):
     assert training.training_dtype([("q", int4(32)), ("o", int8())]) == "float32"
 
 
-@pytest.mark.matrix(13)
+@pytest.mark.matrix(26)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("method", ["signround", "teq"])
 def test_a_trained_block_loses_less_than_one_rounded_to_nearest(form, method):
@@ -177,6 +180,7 @@ def test_the_seed_and_the_block_decide_the_order_of_the_samples():
     assert [*training.draw_batches(np.random.default_rng(0), 3, 2)][1].tolist() == [0, 1, 2]
 
 
+@pytest.mark.whole
 def test_blocks_of_one_kind_share_their_programs():
     programs, sizes = [training.fake_modules, training.add_gradient, training.advance], []
     for layer in (0, 1):

@@ -20,6 +20,7 @@ def model(tiny_llama):
     return checkpoint.config, load_weights(checkpoint)
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("rows", [4, 256])
 @pytest.mark.parametrize("head", ["float", "int8"])
 def test_the_jitted_comparison_is_the_references(model, monkeypatch, rows, head):

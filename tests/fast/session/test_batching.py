@@ -136,7 +136,7 @@ def test_constrained_answers_have_the_same_bits_alone_among_others_and_with_gues
 
 
 @pytest.mark.again
-@pytest.mark.matrix(19)
+@pytest.mark.matrix(76)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels):
     engine = Engine(open_checkpoint(GOLDEN / name), native=True)
@@ -148,6 +148,7 @@ def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels)
         assert bits(answers(together, requests)) == bits(alone)
 
 
+@pytest.mark.matrix(8)
 @pytest.mark.parametrize("options", [{}, {"attention": "int8", "kv_cache": "int8"}])
 @pytest.mark.parametrize("name", ["W8A8", "W4A16", "O2", "O3"])
 def test_recipes_answer_with_the_same_bits_in_a_batch(name, options, kernels, tmp_path):
@@ -162,6 +163,7 @@ def test_recipes_answer_with_the_same_bits_in_a_batch(name, options, kernels, tm
     assert bits(answers(session(engine), requests)) == bits(alone)
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(
     ("golden", "name"),
     [("qwen3_moe-normalized", "W8A8"), ("mixtral-two-of-four", "W8A16")],
@@ -230,6 +232,7 @@ def test_a_cancelled_request_leaves_at_once_and_others_go_on(engine):
     assert shared.pages.available == shared.pages.count
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("after", [0, 3])  # steps: a prompt's chunk, or tokens of the answer
 @pytest.mark.parametrize("scored", [None, 0])
 def test_logits_that_are_no_numbers_fail_one_request(engine, monkeypatch, after, scored):

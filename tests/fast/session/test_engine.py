@@ -75,7 +75,7 @@ def near(found: np.ndarray, expected: np.ndarray) -> bool:
 
 
 @pytest.mark.again
-@pytest.mark.matrix(9)
+@pytest.mark.matrix(27)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_logits_equal_those_of_transformers(name, make_engine):
     golden = np.load(GOLDEN / name / "golden.npz")

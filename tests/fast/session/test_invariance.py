@@ -105,7 +105,7 @@ def test_a_rows_linear_is_the_same_in_every_batch(kernels, name, options):
         np.testing.assert_array_equal(batched, np.stack(found))
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(6)
 def test_tokens_do_not_depend_on_the_batch(engine):
     prompts = [prompt(5), prompt(19, 1), prompt(33, 2), prompt(1, 3), prompt(8, 4)]
     alone = [greedy(engine, [one])[0] for one in prompts]
@@ -113,6 +113,7 @@ def test_tokens_do_not_depend_on_the_batch(engine):
     assert greedy(engine, prompts[::-1]) == alone[::-1]
 
 
+@pytest.mark.matrix(5)
 @pytest.mark.again
 def test_logits_do_not_depend_on_the_batch(engine, same):
     prompts = [prompt(9), prompt(30, 1), prompt(17, 2)]
@@ -121,7 +122,7 @@ def test_logits_do_not_depend_on_the_batch(engine, same):
         assert same(batched[row], engine.prefill_batch([one], Stop(4))[0][0])
 
 
-@pytest.mark.matrix(10)
+@pytest.mark.matrix(30)
 @pytest.mark.parametrize("rows", ROWS)
 def test_logits_do_not_depend_on_the_rows_of_a_step(engine, same, rows):
     """Rows at different positions, each against the same step alone."""
@@ -134,7 +135,7 @@ def test_logits_do_not_depend_on_the_rows_of_a_step(engine, same, rows):
         assert same(logits[row], alone[0])
 
 
-@pytest.mark.matrix(10)
+@pytest.mark.matrix(30)
 @pytest.mark.parametrize("rows", ROWS)
 def test_logits_do_not_depend_on_the_rows_of_a_chunk(engine, same, monkeypatch, rows):
     """Chunks of exactly so many tokens, without padding, against one chunk of all."""
@@ -145,6 +146,7 @@ def test_logits_do_not_depend_on_the_rows_of_a_chunk(engine, same, monkeypatch, 
     assert same(engine.forward(tokens), expected)
 
 
+@pytest.mark.matrix(13)
 @pytest.mark.again
 @pytest.mark.parametrize("chunk", [16, 48, 100])
 def test_logits_do_not_depend_on_the_prefills_chunks(engine, same, monkeypatch, chunk):
@@ -153,12 +155,14 @@ def test_logits_do_not_depend_on_the_prefills_chunks(engine, same, monkeypatch, 
     assert same(engine.forward(prompt(200)), expected)
 
 
+@pytest.mark.matrix(4)
 def test_logits_do_not_depend_on_padding(engine, same, monkeypatch):
     expected = engine.forward(prompt(65))  # padded to a larger bucket
     monkeypatch.setattr(chunks, "chunk_size", lambda count: -(-count // 16) * 16)
     assert same(engine.forward(prompt(65)), expected)
 
 
+@pytest.mark.matrix(4)
 def test_decoding_continues_what_prefill_would_compute(engine, same):
     tokens = prompt(80)
     expected = engine.forward(tokens)

@@ -109,7 +109,7 @@ def test_a_ring_has_room_for_the_window_and_a_chunk_in_steps_of_128():
     assert [ring_slots(*size, 512) for size in sizes] == [9000, 4608, 640, 640, 512, 640]
 
 
-@pytest.mark.matrix(16)
+@pytest.mark.whole
 @pytest.mark.parametrize(("window", "cache"), CASES)
 def test_logits_are_those_of_long_caches_in_xla(model, monkeypatch, window, cache):
     engine = Engine(with_windows(with_cache(model, cache), window, None))
@@ -133,7 +133,7 @@ def each_set(kernels, kernels_directory, request):
     return run
 
 
-@pytest.mark.matrix(9)
+@pytest.mark.whole
 @pytest.mark.parametrize(("window", "cache"), CASES)
 def test_logits_are_those_of_long_caches_in_every_instruction_set(
     model, monkeypatch, each_set, window, cache

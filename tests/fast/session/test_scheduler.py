@@ -52,6 +52,7 @@ def generated(
     return rows
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, seed=5)], ids=["greedy", "drawn"])
 def test_a_row_that_goes_on_alone_goes_on_as_before(engine, sampling):
     free = generated(engine, PROMPTS, Stop(60, ignore_eos=True), sampling)
@@ -92,6 +93,7 @@ def test_dispatches_grow_while_they_take_no_time(engine):
     assert [count for _, count in engine.seen] == [1, 2, 4, 8, 16, 16, 12]
 
 
+@pytest.mark.matrix(2)
 def test_dispatches_stay_short_where_a_token_takes_long(engine):
     engine.clock = Clock(0.02)
     generated(engine, [[5, 6]], Stop(6, ignore_eos=True), Sampling())

@@ -40,7 +40,7 @@ def check(engine, context, continuations):
         np.testing.assert_array_equal(found.likeliest, likeliest)
 
 
-@pytest.mark.matrix(5)
+@pytest.mark.matrix(10)
 @pytest.mark.parametrize("kv_cache", ["float32", "int8"])
 def test_scores_are_those_of_whole_sequences(make_engine, tiny_llama, kv_cache):
     checkpoint = open_checkpoint(tiny_llama)
@@ -50,6 +50,7 @@ def test_scores_are_those_of_whole_sequences(make_engine, tiny_llama, kv_cache):
     check(engine, CONTEXT[:1], CONTINUATIONS[:1])
 
 
+@pytest.mark.matrix(3)
 def test_the_likeliest_continuation_is_greedy(make_engine, tiny_llama):
     engine, context = make_engine(open_checkpoint(tiny_llama)), list(CONTEXT)
     for _ in range(3):
@@ -58,7 +59,7 @@ def test_the_likeliest_continuation_is_greedy(make_engine, tiny_llama):
     assert found.likeliest.all()
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.whole
 def test_context_and_continuation_longer_than_a_chunk(make_engine, make_llama, monkeypatch):
     checkpoint = open_checkpoint(make_llama(max_position_embeddings=1300))
     for module in (fast_losses, evaluate):  # a few logits at a time
@@ -67,7 +68,7 @@ def test_context_and_continuation_longer_than_a_chunk(make_engine, make_llama, m
     check(make_engine(checkpoint), tokens[:600], [tokens[600:], tokens[3:5]])
 
 
-@pytest.mark.matrix(5)
+@pytest.mark.matrix(10)
 @pytest.mark.parametrize("name", ["llama-dynamic-rope", "phi3-longrope-partial"])
 def test_angles_that_depend_on_the_length_are_each_sequences(make_engine, name):
     """A continuation beyond the length where other angles begin does not change a shorter one."""

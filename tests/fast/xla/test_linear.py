@@ -38,6 +38,7 @@ def run(layer: Linear, x: np.ndarray) -> np.ndarray:
     return np.asarray(jax.jit(fast_linear.linear)(jnp.asarray(x)[None], placed))[0]
 
 
+@pytest.mark.matrix(56)
 @pytest.mark.parametrize("name", ["float", "W8A8", "O1", "O2", "naive", "W8A16", "W4A16", "W4A8"])
 @pytest.mark.parametrize("rows", ROWS)
 def test_every_scheme_is_within_two_ulps_an_operation_of_the_reference(name, rows):
@@ -50,6 +51,7 @@ def test_every_scheme_is_within_two_ulps_an_operation_of_the_reference(name, row
     assert (error <= tolerance(x, layer)).all()
 
 
+@pytest.mark.matrix(12)
 @pytest.mark.parametrize("rule", INT4_RULES)
 @pytest.mark.parametrize("group_size", [32, 64, -1])
 @pytest.mark.parametrize("activation", ["per_group", "per_token", "float"])
@@ -108,6 +110,7 @@ def test_per_tensor_maximum_stays_inside_its_sequence():
     np.testing.assert_allclose(y[0], run(layer, quiet), rtol=1e-6)
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("rows", [1, 16, 40])
 def test_int8_dots_take_the_fast_path(rows):
     """One row is padded to two, because XLA runs a single row 25 times slower."""

@@ -47,6 +47,7 @@ def typed(monkeypatch, tmp_path):
     return call
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [

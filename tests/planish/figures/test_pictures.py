@@ -26,12 +26,14 @@ def test_the_group_is_worked_through_by_the_grids():
     np.testing.assert_allclose(found["y"], 157 * 0.1 * 0.02, rtol=1e-3)
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("picture", [alpha, flow, fold, group])
 def test_a_diagram_is_drawn(picture, tmp_path):
     picture.draw(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("picture", [smoothing, absmax])
 def test_a_layer_is_drawn(picture, tiny_llama, tmp_path):
     sample = np.arange(3, 40, dtype=np.int32)

@@ -20,6 +20,7 @@ LINEARS = [
 ]
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("metric", ["perplexity", "kl"])
 @pytest.mark.parametrize("tolerance", [0.01, None])
 def test_every_recipe_and_the_result_are_drawn(tmp_path, metric, tolerance):

@@ -88,6 +88,7 @@ def test_a_chat_out_of_bounds_is_refused_by_its_field(api, field, value):
     assert field in str(refused)
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(("field", "value"), [*BOUNDS, *COMPLETION])
 def test_a_completion_out_of_bounds_is_refused_by_its_field(api, field, value):
     refused = api.refusal(api.complete, **{field: value})

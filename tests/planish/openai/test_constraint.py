@@ -129,6 +129,7 @@ HARD = {
 }
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("case", HARD)
 def test_a_schema_that_cannot_be_kept_is_refused_at_once(api, case):
     start = time.perf_counter()
@@ -138,6 +139,7 @@ def test_a_schema_that_cannot_be_kept_is_refused_at_once(api, case):
     assert time.perf_counter() - start < grammar.COMPILE_SECONDS
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(
     "link", [lambda r: {"allOf": [{"$ref": r}]}, lambda r: {"items": {"$ref": r}}]
 )

@@ -124,6 +124,7 @@ def test_a_thousand_answers_in_a_crowd_are_those_of_each_alone(loaded, http):
     loaded.until_idle()
 
 
+@pytest.mark.whole
 def test_what_one_key_has_asked_the_other_does_not_find(loaded, http):
     """Check 31: a prefix is found again under its key only."""
 

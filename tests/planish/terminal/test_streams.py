@@ -41,6 +41,7 @@ def text(tiny_llama):
     return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("how", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"])
 def test_text_and_figures_never_change_streams(redirect, tiny_llama, text, how):
     code, out, err = redirect(how, *GENERATE, "--model", tiny_llama)
@@ -49,6 +50,7 @@ def test_text_and_figures_never_change_streams(redirect, tiny_llama, text, how):
     assert err.count("\n") == ("2>" not in how) and ("tokens" in err) == ("2>" not in how)
 
 
+@pytest.mark.matrix(3)
 @needs_full
 @pytest.mark.parametrize(
     ("verb", "buffered"),
@@ -59,6 +61,7 @@ def test_a_full_stdout_is_one_line(redirect, tiny_llama, verb, buffered):
     assert redirect(">/dev/full", *words, buffered=buffered) == (2, "", FULL)
 
 
+@pytest.mark.whole
 @needs_full
 @pytest.mark.parametrize("buffered", ["1", ""])
 def test_where_both_streams_are_full_the_exit_code_says_so(redirect, tiny_llama, buffered):
@@ -66,6 +69,7 @@ def test_where_both_streams_are_full_the_exit_code_says_so(redirect, tiny_llama,
     assert redirect(">/dev/full 2>/dev/full", *words, buffered=buffered) == (2, "", "")
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("how", ["2>&-", ">&- 2>&-"])
 def test_a_file_gets_nothing_that_was_meant_for_a_closed_stream(
     redirect, tiny_llama, tmp_path, how

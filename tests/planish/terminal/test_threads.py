@@ -36,6 +36,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 SEVERAL = pytest.mark.skipif(threads.processors() < 2, reason="needs two processors")
 
 
+@pytest.mark.whole
 @LINUX
 @SEVERAL
 @pytest.mark.parametrize("count", [1, 2])

@@ -14,6 +14,7 @@ def quick_limits(monkeypatch):
     monkeypatch.setattr("planish.compare.bench.machine.ROUNDS", 100)
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("kernels", ["xla", "auto"])
 def test_bench_measures_beside_limits(planish, one_layer, quick_limits, kernels):
     words = ("bench", "--model", one_layer, "--runs", 2, "--kernels", kernels)
@@ -27,6 +28,7 @@ def test_bench_measures_beside_limits(planish, one_layer, quick_limits, kernels)
     assert values["machine"]["cores"] >= 1
 
 
+@pytest.mark.whole
 def test_bench_makes_random_models_and_names_missing_peers(
     planish, tmp_path, quick_limits, monkeypatch
 ):

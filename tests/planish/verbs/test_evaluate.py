@@ -34,6 +34,7 @@ def evaluate(planish, tiny_llama):
     return run
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 def test_multiple_choice_as_json(planish, tiny_llama, write, engine):
     task = write(*({**CHOICE, "answer": answer} for answer in range(3)), "")
@@ -46,6 +47,7 @@ def test_multiple_choice_as_json(planish, tiny_llama, write, engine):
     assert "against" not in values
 
 
+@pytest.mark.whole
 def test_last_words_against_another_model(planish, tiny_llama, make_llama, write, tmp_path):
     task, other = (
         write({"text": "A quick fox"}, {"text": "jumps over it", "id": 7}),

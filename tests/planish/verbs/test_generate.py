@@ -59,6 +59,7 @@ def test_without_a_prompt_and_without_bos_it_says_so(generate, make_llama):
     assert generate(model=make_llama(bos_token_id=None)).refused("prompt", "bos")
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 def test_several_prompts_give_each_its_own_completion(generate, engine):
     texts = ["a", "some words", "xyz"]
@@ -118,6 +119,7 @@ def test_no_new_tokens_is_an_empty_line(generate):
 
 
 # 128 positions; the last new token is never fed back and needs none
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 @pytest.mark.parametrize(("length", "new"), [(128, 1), (127, 2), (127, 1), (64, 65), (128, 0)])
 def test_what_fits_the_cache_to_the_last_slot_is_computed(generate, engine, length, new):
@@ -134,6 +136,7 @@ def test_what_does_not_fit_the_cache_is_refused(generate, engine, length, new):
     assert generate(*words, engine=engine).refused("prompt", "do not fit", "128")
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -212,6 +215,7 @@ def test_json_is_one_object_and_nothing_else(generate):
     assert values["load_seconds"] > 0 and values["seconds"] > 0 == values["compile_seconds"]
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 def test_json_says_why_each_text_ended(generate, make_llama, engine):
     whole = generate("--prompt", "abc", "--max_new_tokens", 40).out.removesuffix("\n")
@@ -344,6 +348,7 @@ def test_n_texts_are_printed_apart(generate):
     assert len(texts) == 4 and texts[0] == texts[1] and texts[2] == texts[3]
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 def test_logprobs_are_those_of_the_raw_logits(generate, tiny_llama, engine):
     words = ("--prompt", "abc", "--prompt", "other", "--max_new_tokens", 4, "--ignore_eos")

@@ -103,6 +103,7 @@ def test_inspect_of_int4(planish, tiny_llama, tmp_path, rule, zero_point):
     assert f"{values['bits_per_weight']:.3f} bits per weight" in text
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize(
     ("words", "schemes"),
     [
@@ -127,6 +128,7 @@ def test_inspect_counts_the_schemes_of_linears(planish, tiny_llama, tmp_path, wo
     assert values["schemes"] == schemes
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("layout", ["tiles", "canonical"])
 def test_inspect_tells_the_layout_and_counts_the_bytes_in_the_files(
     planish, make_llama, tmp_path, layout

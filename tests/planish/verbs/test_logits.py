@@ -78,6 +78,7 @@ def test_logits_that_are_no_numbers_are_refused(
         assert out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("kernels", ["xla", "auto"])
 @pytest.mark.parametrize("cache", ["float32", "int8"])
 def test_both_engines_agree_whatever_the_cache(planish, tiny_llama, tmp_path, kernels, cache):
@@ -91,6 +92,7 @@ def test_both_engines_agree_whatever_the_cache(planish, tiny_llama, tmp_path, ke
     assert same == (cache == "float32" and kernels == "auto")
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("engine", ["reference", "fast"])
 def test_a_model_that_overflows_is_one_line_without_warnings(make_llama, shell, tmp_path, engine):
     model = make_llama()

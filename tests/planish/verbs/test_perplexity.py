@@ -68,6 +68,7 @@ def rolling_words(model, text, *more):
     return ("perplexity", "--model", model, "--text", text, "--protocol", "rolling", *more)
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 def test_rolling_as_json(planish, tiny_llama, text, engine):
     values = planish(*rolling_words(tiny_llama, text, "--engine", engine, "--json")).only_json()

@@ -15,6 +15,7 @@ def text(tmp_path):
     return tmp_path / "text.txt"
 
 
+@pytest.mark.whole
 def test_quality_measures_as_perplexity_does(planish, one_layer, text):
     """One protocol: the float row is what `planish perplexity` says of the same text."""
     words = ("--model", one_layer, "--text", text, "--json", "--kernels", "xla")
@@ -31,6 +32,7 @@ def test_quality_measures_as_perplexity_does(planish, one_layer, text):
     assert rows["W8A8"]["mean_kl"] > 0 and rows["W8A8"]["tokens_per_second"] > 0
 
 
+@pytest.mark.whole
 def test_the_table_says_what_its_columns_mean(planish, one_layer, text):
     """All models have the length asked for, which is more than their config.json says."""
     words = ("--text", text, "--recipes", "W8A16", "--max_positions", 160, "--kernels", "xla")

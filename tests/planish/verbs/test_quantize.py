@@ -45,6 +45,7 @@ def logits(path: Path) -> np.ndarray:
     return Engine(open_checkpoint(path)).forward(list(b"Words to judge by."))
 
 
+@pytest.mark.matrix(18)
 @pytest.mark.parametrize(
     ("words", "tolerance"),
     [
@@ -130,6 +131,7 @@ def test_flags_without_effect_are_said_in_one_line(quantize, words, line):
     assert (result.code, result.err.splitlines()[:-1]) == (0, [line] if line else [])
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
@@ -158,6 +160,7 @@ def test_a_short_text_gives_fewer_samples_with_a_notice(
     assert (tmp_path / "q").exists() == (result.code == 0) == ("error" not in result.err)
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

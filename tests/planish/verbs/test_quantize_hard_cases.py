@@ -63,6 +63,7 @@ def with_dead_channels(model: Path) -> Path:
     return model
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("method", METHODS)
 def test_channels_that_are_always_zero(quantize, make_llama, tmp_path, method):
     model = with_dead_channels(make_llama(name="dead"))
@@ -71,6 +72,7 @@ def test_channels_that_are_always_zero(quantize, make_llama, tmp_path, method):
     assert relative_error(model, tmp_path / "q") < 0.5
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("method", METHODS)
 def test_one_token_repeated(quantize, tiny_llama, tmp_path, method):
     same = tmp_path / "same.txt"
@@ -80,6 +82,7 @@ def test_one_token_repeated(quantize, tiny_llama, tmp_path, method):
     assert relative_error(tiny_llama, tmp_path / "q") < 0.5
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("method", METHODS)
 def test_groups_larger_than_a_row_are_the_row(planish, quantize, tiny_llama, tmp_path, method):
     """K is 64, and 96 in down_proj: g = 256 is one group, as g = -1 has it."""

@@ -127,6 +127,7 @@ BAD = [
 ]
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(("changes", "message"), BAD, ids=str)
 def test_an_impossible_value_is_refused_by_name(opened, changes, message):
     with pytest.raises(ConfigError, match=message) as caught:

@@ -153,11 +153,13 @@ def row_id(value):
     return value if isinstance(value, str) else "without"
 
 
+@pytest.mark.matrix(10)
 @pytest.mark.parametrize(("name", "feature", "change"), REMOVED, ids=row_id)
 def test_without_a_feature_the_logits_are_others(name, feature, change):
     assert error(name, change) > MARGIN * TOLERANCE
 
 
+@pytest.mark.matrix(6)
 @pytest.mark.parametrize("name", sorted({name for name, _, _ in REMOVED}))
 def test_with_all_features_they_are_the_golden_s(name):
     assert error(name) < TOLERANCE

@@ -32,6 +32,7 @@ def test_every_architecture_has_a_golden_and_they_are_small():
     assert sum(file.stat().st_size for file in files) < 8e6
 
 
+@pytest.mark.matrix(11)
 def test_logits_are_those_of_transformers(golden):
     config, weights, stored = golden
     short = forward(config, weights, stored["tokens_short"])
@@ -40,6 +41,7 @@ def test_logits_are_those_of_transformers(golden):
     assert len(stored["tokens_long"]) >= 500 and error(long, stored["logits_long"]) < TOLERANCE
 
 
+@pytest.mark.matrix(6)
 def test_prompts_of_different_lengths_each_give_their_own_last_logits(golden):
     config, weights, stored = golden
     count = sum(name.startswith("batch_tokens_") for name in stored)
@@ -49,6 +51,7 @@ def test_prompts_of_different_lengths_each_give_their_own_last_logits(golden):
         assert error(last, stored[f"batch_logits_{row}"]) < TOLERANCE
 
 
+@pytest.mark.matrix(22)
 def test_prefill_and_decode_give_the_same_logits(golden):
     """Or those of transformers' own cache, where rotary positions depend on the length."""
     config, weights, stored = golden

@@ -82,6 +82,7 @@ def same(one, other):
     )
 
 
+@pytest.mark.matrix(8)
 @pytest.mark.parametrize(("name", "changes"), VARIANTS, ids=str)
 @pytest.mark.parametrize("tied", [False, True])
 def test_both_layouts_hold_the_same_model(tiny, written, tmp_path, name, changes, tied):
@@ -99,6 +100,7 @@ def test_both_layouts_hold_the_same_model(tiny, written, tmp_path, name, changes
         assert open_checkpoint(path).layout == layout
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(("name", "changes"), VARIANTS, ids=str)
 def test_tiles_are_views_of_the_file_at_cache_lines(odd, written, name, changes):
     for layer in quantized_linears(load(written(odd, "tiles", name, **changes), tiled=True)):
@@ -198,6 +200,7 @@ DAMAGE = [  # W4A16 g=32 minmax: codes [3, 10, 16, 4], scales [3, 3, 16]
 ]
 
 
+@pytest.mark.matrix(8)
 @pytest.mark.parametrize(("name", "tensor", "change", "message"), DAMAGE)
 @pytest.mark.parametrize("tiled", [False, True])
 def test_damaged_tiles_are_refused_by_name(odd, written, name, tensor, change, message, tiled):
@@ -212,6 +215,7 @@ def test_damaged_tiles_are_refused_by_name(odd, written, name, tensor, change, m
     assert str(caught.value).startswith(str(path)) and f"{tensor}:" in str(caught.value)
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(
     ("name", "tensor", "padding", "value"),
     [
@@ -243,6 +247,7 @@ def test_the_definition_computes_from_tiles_what_it_computes_from_the_canonical_
         float_weight(other)
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("changes", [{"rule": "minmax"}, {}, {"group_size": -1}], ids=str)
 @pytest.mark.parametrize("name", ["W4A16", "W8A16", "O1"])
 def test_tile_and_untile_are_inverses(odd, written, name, changes):

@@ -53,6 +53,7 @@ def test_every_architecture_has_public_configs():
     assert {value["config"]["model_type"] for value in PUBLIC.values()} == set(ENTRIES)
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_config_has_the_published_sizes(name):
     config, public = read(name), PUBLIC[name]

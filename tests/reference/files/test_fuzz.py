@@ -45,6 +45,7 @@ def models(directories, samples, tmp_path_factory):
     return [directories["llama"], directories["opt"], target]
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("first", range(0, SEEDS, 50))
 def test_flipped_bytes_give_a_model_or_a_typed_error(models, tmp_path, first):
     outcomes = {"runs": 0, "refused": 0}

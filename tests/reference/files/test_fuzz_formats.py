@@ -10,6 +10,7 @@ def test_every_sample_is_read_without_damage():
         fuzz.read(sample)
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("first", range(0, 1000, 250))
 def test_damaged_files_are_read_or_refused_in_one_line(first, caplog):
     failures = []

@@ -223,6 +223,7 @@ CODES = [
 ]
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize(
     ("name", "damage", "message"), CODES, ids=[f"{c[0]} {c[2]}" for c in CODES]
 )
@@ -268,6 +269,7 @@ def change_group(path, part, **changes):
     change_config(path, config_groups={**groups, "group_0": changed})
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -342,6 +344,7 @@ BAD_GROUPS = [  # recipe, part of the group, changes
 ]
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize(("name", "part", "changes", "message"), BAD_GROUPS)
 def test_a_group_that_does_not_fit_is_refused(quantized, name, part, changes, message):
     path = quantized(name)

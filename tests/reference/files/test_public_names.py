@@ -136,6 +136,7 @@ def arrays(path):
     return found
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_a_public_spelling_is_the_same_model(spelling, tmp_path):
     golden = GOLDEN / SPELLINGS[spelling][0]

@@ -137,6 +137,7 @@ def break_step(monkeypatch, step, error):
     monkeypatch.setattr(owner, step, fail)
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("existing", [False, True])
@@ -184,6 +185,7 @@ with w.CheckpointWriter(target, source, True) as writer:
 """
 
 
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize(
     "step", ["_flush", "_name_shards", "_write_json", "put_directory", "remove_directory"]
 )

@@ -307,6 +307,7 @@ def wide_model(path, layers):
     return path
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(("name", "most"), [("W4A8", 1.9), ("W8A8", 2.7)])
 def test_one_block_at_a_time_is_in_memory_as_floats(tmp_path, name, most):
     """Beside what waits to be written; smoothing makes a second block of the first."""

@@ -95,6 +95,7 @@ def test_only_the_chosen_experts_are_computed(loaded):
     assert tapped == [("router", 3), *ran]
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("alpha", [0.5, 0.85])
 def test_smoothing_folds_the_router_and_every_expert_jointly(opened, samples, alpha):
     checkpoint, weights = opened

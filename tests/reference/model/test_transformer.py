@@ -26,6 +26,7 @@ def close(found, expected):
     return np.abs(found - expected).max() <= 1e-5 * np.ptp(expected)
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("chunk", [1, 7, 29, 30, 512])
 def test_prefill_in_chunks_equals_forward(loaded, name, chunk):

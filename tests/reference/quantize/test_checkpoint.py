@@ -56,6 +56,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.matrix(9)
 @pytest.mark.parametrize(("name", "changes"), VARIANTS, ids=str)
 @pytest.mark.parametrize("model", ["llama", "llama-tied", "opt"])
 def test_a_written_directory_gives_the_logits_of_quantizing_in_memory(
@@ -246,6 +247,7 @@ def fake_linear(x, layer):
     return y if layer.bias is None else y + layer.bias
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("model", ["llama", "opt"])
 def test_fake_quantization_gives_the_perplexity_of_the_integer_path(
     directories, samples, tmp_path, monkeypatch, model

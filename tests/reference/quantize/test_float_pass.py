@@ -53,6 +53,7 @@ def test_gptq_passes_a_few_and_gives_the_same_bytes_and_errors(make_llama, tmp_p
     assert found == expected and errors == expected_errors
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize(
     ("name", "method"), [("W4A16", "awq+gptq"), ("W8A8", "gptq"), ("O3", "gptq"), ("W8A8", "rtn")]
 )

@@ -36,6 +36,7 @@ def smooth_model(checkpoint, weights, tokens, alpha, outputs):
     return replace(weights, blocks=blocks)
 
 
+@pytest.mark.matrix(18)
 @pytest.mark.parametrize("outputs", [False, True], ids=["norms", "outputs"])
 @pytest.mark.parametrize("alpha", [0.5, 0.85])
 def test_folding_leaves_float_logits_unchanged(golden, alpha, outputs):
@@ -46,6 +47,7 @@ def test_folding_leaves_float_logits_unchanged(golden, alpha, outputs):
     assert np.abs(found - expected).max() < 2e-5 * np.ptp(expected)
 
 
+@pytest.mark.matrix(4)
 def test_every_norm_that_only_linears_read_is_folded_and_no_other(golden):
     checkpoint, weights, tokens = golden
     config = checkpoint.config

@@ -43,6 +43,7 @@ def written(path, checkpoint, samples, chosen, layout="tiles"):
     return open_checkpoint(path)
 
 
+@pytest.mark.matrix(44)
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_written_model_computes_what_was_quantized_in_either_layout(golden, name, tmp_path):
     checkpoint, tokens, samples = golden
@@ -59,6 +60,7 @@ def test_a_written_model_computes_what_was_quantized_in_either_layout(golden, na
     assert 0 < error < (0.1 if name == "W8A8" else 0.8)
 
 
+@pytest.mark.matrix(19)
 @pytest.mark.parametrize("ignored", ["*q*", "*"])
 def test_linears_left_in_float_are_cut_from_their_tensors_too(golden, ignored, tmp_path):
     checkpoint, tokens, samples = golden
@@ -69,6 +71,7 @@ def test_linears_left_in_float_are_cut_from_their_tensors_too(golden, ignored, t
     assert np.array_equal(found, whole) == (ignored == "*")
 
 
+@pytest.mark.matrix(11)
 def test_a_smoothed_float_model_is_written_and_read_again(golden, tmp_path):
     checkpoint, tokens, samples = golden
     alpha = 0.5 if folds(checkpoint.config) else None

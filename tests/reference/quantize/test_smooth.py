@@ -92,6 +92,7 @@ def smooth_model(checkpoint, weights, samples, chosen, alpha):
     return replace(weights, blocks=blocks), observed
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "opt", "opt-gelu"])
 @pytest.mark.parametrize("alpha", [0.5, 0.85])
 @pytest.mark.parametrize("outputs", [False, True])

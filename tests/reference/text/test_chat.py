@@ -73,6 +73,7 @@ def families(tmp_path_factory):
     return {n: (load_tokenizer(p, config), load_chat_template(p)) for n, p in paths.items()}
 
 
+@pytest.mark.matrix(14)
 @pytest.mark.parametrize("case", GIVEN["conversations"])
 @pytest.mark.parametrize("family", GIVEN["families"])
 def test_a_conversation_has_the_text_and_the_ids_of_transformers(families, here, family, case):

@@ -139,6 +139,7 @@ def damaged(written: Path, case: str) -> None:
 BAD = ("nothing", "no zip", "a key is missing", "text", "manifest", "manifest without cases")
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("case", [*BAD, "vectors", "a name misspelt"])
 def test_what_cannot_be_read_is_one_line_and_exit_code_2(written, case, capsys):
     damaged(written, case)
@@ -200,6 +201,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
 def test_a_broken_result_is_one_error(written, data):
     (written / "results").mkdir()
@@ -225,6 +227,7 @@ ENTRIES = [
 ]
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(("key", "value"), ENTRIES, ids=str)
 def test_an_entry_of_a_wrong_form_is_refused(written, key, value):
     manifest = json.loads((written / "manifest.json").read_text())

@@ -38,6 +38,7 @@ def source(tiny, tmp_path):
     return tiny.write(tmp_path / "float", tiny.values(**WIDE))
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_is_written_is_read_back_to_the_bit(name, source, quantized, converted):
     own = quantized(source, name.partition("-")[0], **RECIPES[name])
@@ -50,6 +51,7 @@ def test_what_is_written_is_read_back_to_the_bit(name, source, quantized, conver
     assert back.layout == own.layout
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("name", ["W8A8", "W4A16-asymmetric", "W4A8"])
 def test_the_fast_engine_computes_the_same_from_both(name, source, quantized, converted, kernels):
     own = quantized(source, name.partition("-")[0], **RECIPES[name])

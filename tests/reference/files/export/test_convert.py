@@ -30,6 +30,7 @@ def source(tiny, tmp_path):
     return tiny.write(tmp_path / "float")
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
 def test_what_others_wrote_is_the_same_in_planishs_format(path, converted):
     theirs = open_checkpoint(path)
@@ -44,6 +45,7 @@ def test_what_others_wrote_is_the_same_in_planishs_format(path, converted):
         )
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
 def test_what_others_wrote_is_the_same_in_floats(path, converted):
     theirs = open_checkpoint(path)

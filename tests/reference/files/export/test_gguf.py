@@ -97,6 +97,7 @@ def require_same_weights(first, second):
         assert np.array_equal(plain(weight), plain(other[name])), name
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_float_model_is_the_same_to_the_bit(model, tmp_path, name):
     path = model(**MODELS[name])
@@ -110,6 +111,7 @@ def test_a_float_model_is_the_same_to_the_bit(model, tmp_path, name):
     assert made.config.max_positions == original.config.max_positions
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("group_size", [32, 64, -1])  # 96 inputs have a short last group of 64
 @pytest.mark.parametrize("rule", ["signed", "absmax"])
 def test_int4_becomes_q4_0_with_the_same_codes(model, tmp_path, group_size, rule):
@@ -180,6 +182,7 @@ def test_codes_of_an_embedding_that_is_the_head_come_back_to_the_byte(tied, tmp_
         assert all(np.array_equal(first[name].data, second[name].data) for name in first)
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("name", ["compressed-tensors", "mlx", "gptq_v2", "float"])
 def test_other_formats_mean_the_same_embedding_and_head(tied, tmp_path, name):
     original = open_checkpoint(tied)

@@ -59,6 +59,7 @@ def test_a_trivial_g_idx_is_written():
     assert values["desc_act"] is False and values["sym"] is True
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("rule", INT4_RULES)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("cols", [64, 160])
@@ -207,6 +208,7 @@ def test_a_quantized_head_has_a_key_of_its_own():
     assert values["lm_head"] is True and "dynamic" not in values
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize(
     ("sample", "name"),
     [

@@ -12,6 +12,7 @@ FUSED = ("bloom-tied", "chatglm-2", "falcon-40b-form", "gpt_bigcode-multi-query"
 OTHERS = ("gemma2-caps", "mixtral-two-of-four", "qwen3_moe-some-layers", "stablelm-12b-form")
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize("name", [*FUSED, *OTHERS])
 def test_a_quantized_model_has_the_names_of_its_source_again(name, quantized, converted):
     source = open_checkpoint(GOLDEN / name)
@@ -23,6 +24,7 @@ def test_a_quantized_model_has_the_names_of_its_source_again(name, quantized, co
     np.testing.assert_array_equal(logits(floats), logits(own))
 
 
+@pytest.mark.matrix(5)
 @pytest.mark.parametrize("name", [*FUSED, *OTHERS])
 def test_fused_and_stacked_codes_are_put_together_and_taken_apart(name, quantized, converted):
     own = quantized(GOLDEN / name, "W4A16", group_size=-1, rule="minmax")

@@ -119,6 +119,7 @@ def test_mlx_embeddings_are_floats_and_a_tied_head_has_their_codes(name):
     assert np.array_equal(dequantize(weights.head.weight), weights.embed)
 
 
+@pytest.mark.matrix(24)
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
 def test_both_engines_compute_the_same(path):
     checkpoint = open_checkpoint(path)
@@ -350,6 +351,7 @@ def mutate(path, rng):
     file.write_bytes(raw)
 
 
+@pytest.mark.matrix(24)
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
 def test_mutated_headers_give_a_model_or_a_typed_error(path, tmp_path):
     """44 of each sample: a thousand in all."""

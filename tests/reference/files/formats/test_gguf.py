@@ -63,6 +63,7 @@ def test_the_config_is_rebuilt_from_the_keys(path):
     assert {name: values[name] for name in CONFIG} == CONFIG
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
 def test_both_engines_compute_the_same(path):
     checkpoint = open_checkpoint(path)
@@ -230,6 +231,7 @@ def tied(request, tmp_path):
     return write_tied(TARGET / request.param / "model.gguf", tmp_path / "tied.gguf")
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 def test_a_tied_head_has_the_codes_of_the_embedding(tied, native, request):
     checkpoint = open_checkpoint(tied)

@@ -33,6 +33,7 @@ def made(request, tmp_path):
     return open_checkpoint(tmp_path / "model"), weights, scheme
 
 
+@pytest.mark.matrix(6)
 def test_weights_are_what_the_owner_means_to_the_bit(made):
     checkpoint, expected, scheme = made
     linears = block_linears(load_weights(checkpoint).blocks[0])
@@ -44,6 +45,7 @@ def test_weights_are_what_the_owner_means_to_the_bit(made):
         np.testing.assert_array_equal(found, wanted, err_msg=part)
 
 
+@pytest.mark.matrix(6)
 def test_both_engines_compute_the_same(made):
     checkpoint, _, _ = made
     expected = forward(checkpoint.config, load_weights(checkpoint), TOKENS)

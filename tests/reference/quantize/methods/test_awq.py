@@ -121,6 +121,7 @@ def test_clipping_takes_the_share_of_least_output_error_of_each_group(scheme, co
         assert np.square(inputs @ wrong.T).sum(axis=0) == pytest.approx(least, rel=1e-4)
 
 
+@pytest.mark.matrix(9)
 @pytest.mark.parametrize("name", NAMES)
 def test_scaling_leaves_the_float_block_as_it_was(name):
     checkpoint = open_checkpoint(GOLDEN / name)
@@ -167,6 +168,7 @@ def test_queries_and_keys_are_not_clipped_and_int8_never_is(loaded):
     assert np.array_equal(scaled.v.weight, clipped.v.weight)
 
 
+@pytest.mark.matrix(10)
 @pytest.mark.parametrize(
     "changes",
     [

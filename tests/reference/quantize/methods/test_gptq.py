@@ -70,6 +70,7 @@ def test_uncorrelated_inputs_leave_rounding_to_nearest():
         assert np.array_equal(found.codes, quantize_weight(w, scheme).codes)
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("size", GROUP_SIZES)
 @pytest.mark.parametrize("rule", INT4_RULES)

@@ -38,6 +38,7 @@ def solved(golden, given, damping=DAMPING):
     return from_codes(codes, scale, zero, scheme)
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("setting", [name for name in SETTINGS if not name.endswith("stale")])
 def test_codes_scales_and_error_are_the_programs(layer, setting):
@@ -97,6 +98,7 @@ def stale_scales(monkeypatch):
     monkeypatch.setattr(ColumnGrids, "at", at)
 
 
+@pytest.mark.matrix(2)
 @pytest.mark.usefixtures("stale_scales")
 @pytest.mark.parametrize(("name", "rule"), [("sym", "absmax"), ("asym", "minmax")])
 def test_a_whole_model_is_gptqmodels_but_for_its_stale_scales(name, rule, tmp_path):
