@@ -88,7 +88,7 @@ def test_there_are_goldens():
     assert len(GOLDENS) >= 60
 
 
-@pytest.mark.matrix(31)
+@pytest.mark.matrix(93)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_a_batch_equals_transformers_and_goes_on_as_the_reference(name, make_engine):
     golden, checkpoint = np.load(GOLDEN / name / "golden.npz"), open_checkpoint(GOLDEN / name)
@@ -153,6 +153,7 @@ def test_greedy_tokens_equal_the_reference(quantized, make_engine):
     assert all(found.values())
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
     [(0.9, 40, 0.95), (1.4, 0, 1.0), (1.0, 0, 0.3), (0.01, 3, 1.0)],
@@ -165,6 +166,7 @@ def test_a_seed_gives_the_tokens_of_the_reference(make_engine, temperature, top_
     assert found == generated(reference, prompts, Stop(20), sampling)
 
 
+@pytest.mark.matrix(4)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -289,6 +291,7 @@ def test_compile_time_is_counted_apart(llama):
     assert llama.compile_seconds == spent
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize(("length", "rows"), [(71, 1000), (599, 100)])
 def test_losses_are_the_references(make_engine, make_llama, monkeypatch, length, rows):
     checkpoint = open_checkpoint(make_llama(max_position_embeddings=600))

@@ -112,6 +112,7 @@ def test_a_failure_ends_the_request_that_runs(session, monkeypatch):
     assert finish(session)[second][2].finish == "length"
 
 
+@pytest.mark.matrix(3)
 def test_warming_up_compiles_what_requests_need(engine):
     session, told = open_session(engine, slots=1, context=20, memory=MEMORY), []
     session.warm(told.append)
