@@ -74,7 +74,7 @@ def test_clipping_is_the_references(cols, symmetric):
     assert not np.array_equal(expected, w)
 
 
-@pytest.mark.matrix(10)
+@pytest.mark.whole
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scheme", [int4(32), int4(32, activation="per_group")], ids=str)
 def test_errors_of_candidates_are_the_references(name, scheme):

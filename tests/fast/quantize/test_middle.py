@@ -55,6 +55,7 @@ def test_the_next_pass_begins_there_and_finds_the_same_bits(case, passes):
         assert np.abs(seen[part] - right).max() <= 1e-5 * np.abs(right).max()
 
 
+@pytest.mark.whole
 def test_another_attention_or_other_samples_are_computed(case, passes):
     config, block, runner, hidden = case
     see_mlp(config, block, runner, hidden)

@@ -53,6 +53,7 @@ def finish(session):
     return found
 
 
+@pytest.mark.matrix(3)
 def test_every_session_answers_as_the_definition_does(session, checkpoint):
     drawn = Sampling(temperature=1.0, seed=7, top_p=0.9)
     requests = [

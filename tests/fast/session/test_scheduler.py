@@ -52,7 +52,7 @@ def generated(
     return rows
 
 
-@pytest.mark.matrix(4)
+@pytest.mark.whole
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, seed=5)], ids=["greedy", "drawn"])
 def test_a_row_that_goes_on_alone_goes_on_as_before(engine, sampling):
     free = generated(engine, PROMPTS, Stop(60, ignore_eos=True), sampling)

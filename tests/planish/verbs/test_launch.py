@@ -47,7 +47,7 @@ def test_two_processes_print_what_one_prints(one_layer, shell):
     assert both.err.startswith("fast: load ") and both.err.count("\n") == 1
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.whole
 @pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGSEGV), (0, signal.SIGKILL)])
 def test_a_process_that_dies_ends_all_and_is_named(one_layer, victim, number):
     launch = start(one_layer, *ENDLESS, *SEED)
