@@ -56,10 +56,12 @@ test: $(STAMP)
 test-all: $(STAMP)
 	@echo "make test-all: every case, in $(WORKERS) processes"
 	@$(PYTEST) --whole
+	@$(PYTEST) --optimized
 
 test-rest: $(STAMP)
 	@echo "make test-rest: the cases that make test leaves out, in $(WORKERS) processes"
 	@$(PYTEST) --rest
+	@$(PYTEST) --optimized
 
 lint: $(STAMP)
 	@echo "make lint: ruff check, ruff format --check, the kernels in C++, mypy"

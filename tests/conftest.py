@@ -34,38 +34,49 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for flag, cases in (
         ("--whole", "every case of tests marked matrix or whole"),
         ("--rest", "what a run without flags leaves out, and what is marked again"),
+        ("--optimized", "what is marked optimized, with programs as XLA makes them for users"),
     ):
         parser.addoption(flag, action="store_true", help=cases)
 
 
-def is_sample(config: pytest.Config) -> bool:
-    return not (config.getoption("--whole") or config.getoption("--rest"))
+def has_every_set(config: pytest.Config) -> bool:
+    """Whether kernels are compiled for every instruction set, not only for the best."""
+    return bool(config.getoption("--whole") or config.getoption("--rest"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The sample's programs are compiled with few optimizations, which takes three quarters of the
-    time; by workers and the commands that they run, too. The other cases run as users' programs."""
-    if is_sample(config):
+    """Programs are compiled with few optimizations, in a quarter of the time; by workers and the
+    commands that they run, too. --optimized has them as users do."""
+    if not config.getoption("--optimized"):
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The sample has the first case of a test marked matrix(n), every n-th after it, and none that
-    is marked whole. --rest has all that the sample leaves out, and again what is marked so."""
+    """Of a test marked matrix(n) the sample has the first case and every n-th after it; of one that
+    is marked whole none. --rest has all that the sample leaves out, and again what is marked so.
+    --optimized has those marked optimized(n) only, and of their cases one in n."""
     if config.getoption("--whole"):
         return
     seen: Counter[str] = Counter()
     kept = []
     for item in items:
-        whole, again, matrix = map(item.get_closest_marker, ("whole", "again", "matrix"))
         test = item.nodeid.partition("[")[0]
-        sampled = whole is None and (matrix is None or seen[test] % matrix.args[0] == 0)
-        seen[test] += 1
-        if sampled == is_sample(config) or (again is not None and not is_sample(config)):
+        if is_chosen(item, seen[test]):
             kept.append(item)
+        seen[test] += 1
     dropped = set(items).difference(kept)
     config.hook.pytest_deselected(items=[item for item in items if item in dropped])
     items[:] = kept
+
+
+def is_chosen(item: pytest.Item, case: int) -> bool:
+    """Whether this run has the test's case, which is counted from 0."""
+    marks = (item.get_closest_marker(name) for name in ("whole", "again", "matrix", "optimized"))
+    whole, again, matrix, optimized = marks
+    if item.config.getoption("--optimized"):
+        return optimized is not None and case % (optimized.args or (1,))[0] == 0
+    sampled = whole is None and (matrix is None or case % matrix.args[0] == 0)
+    return (not sampled or again is not None) if item.config.getoption("--rest") else sampled
 
 
 def pytest_collectstart() -> None:
@@ -159,7 +170,7 @@ def kernels_directory(private_cache: Path) -> Path:
 def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str]:
     """The native kernels of every instruction set that this processor runs; their names.
 
-    Without --whole or --rest only the best: each set takes 16 to 70 seconds to compile, and the
+    Without --whole and --rest only the best: each set takes 16 to 70 seconds to compile, and the
     programs that call it more. What loops over them is marked again. They are kept between runs
     where PLANISH_TEST_KERNELS names a directory.
     """
@@ -173,7 +184,7 @@ def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str
     except KernelsError as problem:
         pytest.skip(str(problem))
     sets = [one.name for one in available()]
-    if is_sample(request.config):
+    if not has_every_set(request.config):
         sets = sets[:1]
     kept = kernels_directory
     kept.mkdir(parents=True, exist_ok=True, mode=0o700)

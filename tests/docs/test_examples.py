@@ -18,8 +18,8 @@ def run(example: Path, directory: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.optimized
 @pytest.mark.whole
-@pytest.mark.again
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs_outside_the_repository(example, tmp_path):
     assert len(run(example, tmp_path)) > 20

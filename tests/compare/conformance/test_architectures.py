@@ -78,6 +78,7 @@ def test_every_architecture_is_here():
     assert {name.split("-")[0] for name in GOLDENS} == set(ENTRIES)
 
 
+@pytest.mark.optimized(13)
 @pytest.mark.matrix(66)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_int8_codes_agree(judge, name, native):
@@ -87,6 +88,7 @@ def test_int8_codes_agree(judge, name, native):
     assert result.agree, result.table()
 
 
+@pytest.mark.optimized(17)
 @pytest.mark.matrix(50)
 @pytest.mark.parametrize(("name", "native"), INT4_CASES)
 def test_int4_codes_agree(judge, name, native):

@@ -33,7 +33,7 @@ def test_no_recipe_is_left_out():
     assert judged == set(RECIPES)
 
 
-@pytest.mark.again
+@pytest.mark.optimized(17)
 @pytest.mark.matrix(34)
 @pytest.mark.parametrize("names", SAME_PROGRAMS, ids=lambda names: names[0])
 def test_every_recipe_of_a_llama_agrees(judge, names, native):
@@ -45,7 +45,7 @@ def test_every_recipe_of_a_llama_agrees(judge, names, native):
         assert {check.level for check in result.checks} == set(levels)
 
 
-@pytest.mark.again
+@pytest.mark.optimized(17)
 @pytest.mark.whole
 @pytest.mark.parametrize("names", SAME_PROGRAMS, ids=lambda names: names[0])
 def test_every_recipe_of_an_opt_agrees(judge, names, native):

@@ -36,7 +36,7 @@ SCHEMES = {
 }
 
 
-@pytest.mark.again
+@pytest.mark.optimized(4)
 @pytest.mark.matrix(32)
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("name", SCHEMES)

@@ -52,7 +52,7 @@ def model(request):
     return checkpoint, load_weights(checkpoint), samples
 
 
-@pytest.mark.again
+@pytest.mark.optimized(9)
 @pytest.mark.matrix(28)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 def test_statistics_and_states_are_the_references(kernels, model, native):

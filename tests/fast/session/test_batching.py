@@ -92,6 +92,7 @@ def mixed_requests(count, vocabulary, longest, seed=0):
     return requests
 
 
+@pytest.mark.optimized
 @pytest.mark.again
 def test_an_answer_has_the_same_bits_alone_among_others_and_again(engine):
     requests = mixed_requests(24, 256, 300)
@@ -135,6 +136,7 @@ def test_constrained_answers_have_the_same_bits_alone_among_others_and_with_gues
         assert [token % 2 for token in one["tokens"]] == [0, 1] * 3 and one["finish"] == "stop"
 
 
+@pytest.mark.optimized(11)
 @pytest.mark.again
 @pytest.mark.matrix(76)
 @pytest.mark.parametrize("name", GOLDENS)

@@ -74,7 +74,7 @@ def near(found: np.ndarray, expected: np.ndarray) -> bool:
     return bool(np.abs(found - expected).max() < 2e-5 * np.ptp(expected))
 
 
-@pytest.mark.again
+@pytest.mark.optimized(5)
 @pytest.mark.matrix(27)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_logits_equal_those_of_transformers(name, make_engine):

@@ -113,6 +113,7 @@ def test_tokens_do_not_depend_on_the_batch(engine):
     assert greedy(engine, prompts[::-1]) == alone[::-1]
 
 
+@pytest.mark.optimized
 @pytest.mark.matrix(5)
 @pytest.mark.again
 def test_logits_do_not_depend_on_the_batch(engine, same):
@@ -146,6 +147,7 @@ def test_logits_do_not_depend_on_the_rows_of_a_chunk(engine, same, monkeypatch, 
     assert same(engine.forward(tokens), expected)
 
 
+@pytest.mark.optimized
 @pytest.mark.matrix(13)
 @pytest.mark.again
 @pytest.mark.parametrize("chunk", [16, 48, 100])

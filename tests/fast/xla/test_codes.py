@@ -25,7 +25,7 @@ from planish.reference.model.attention import (
 from planish.reference.model.config import Alibi
 from planish.reference.model.layers import causal_mask
 
-pytestmark = pytest.mark.again  # numbers and programs of XLA's
+pytestmark = pytest.mark.optimized  # numbers and programs of XLA's
 
 FILE = Path(__file__).parents[2] / "golden" / "attention" / "int8.npz"
 GOLDEN = np.load(FILE)

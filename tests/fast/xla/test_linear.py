@@ -16,7 +16,7 @@ from planish.reference.linear import Linear
 from planish.reference.quantize.methods.rtn import quantize_linear
 from planish.reference.quantize.recipe import recipe
 
-pytestmark = pytest.mark.again  # numbers and programs of XLA's
+pytestmark = pytest.mark.optimized  # numbers and programs of XLA's
 
 ROWS = (1, 2, 7, 16, 17, 65, 130)
 

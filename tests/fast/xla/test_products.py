@@ -9,7 +9,7 @@ import pytest
 from planish.fast.native.instruction_sets import cpu_features, refuse_tiles
 from planish.fast.xla.products import compile_int8_product, find_library, may_use_tiles
 
-pytestmark = pytest.mark.again  # numbers and programs of XLA's
+pytestmark = pytest.mark.optimized  # numbers and programs of XLA's
 
 FUSION = 'fusion(x, w), kind=kCustom, backend_config={"fusion_config":{"kind":"__ynn_fusion"}}'
 CALL = 'custom-call(x, w), custom_call_target="__onednn$matmul"'
