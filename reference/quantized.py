@@ -18,6 +18,8 @@ What only other programs make (SPEC 4) is canonical in files, and tiled when it 
     offset               float16 or float32, the shape of the scale [N, G], which is tiled too; the
                          codes of INT8 are then uint8
     act_order            permutation int32 [K]: column k of the codes is input permutation[k]
+    input_zero_point     in tiles also code_sums int32 [ceil(N/16), 16]: the sum of each output's
+                         codes, which the zero point multiplies
 
 packing.py has the permutations. A backend may add layouts (fast/model/weights.py). The experts of
 a layer are stacked: every array has a leading axis of experts (model/experts.py); scheme, shape and
@@ -64,6 +66,7 @@ class QuantizedWeight:
     layout: str = "canonical"
     offset: np.ndarray | None = None
     permutation: np.ndarray | None = None
+    code_sums: np.ndarray | None = None
 
 
 def from_codes(
@@ -92,25 +95,21 @@ def to_layout(weight: QuantizedWeight, layout: str) -> QuantizedWeight:
     return known[weight.layout, layout](weight)
 
 
-def for_kernels(weight: QuantizedWeight) -> QuantizedWeight:
-    """The weight as the native engine runs it: in tiles, which the kernels read.
-
-    Canonical if its inputs have a zero point: the native engine leaves these to XLA.
-    """
-    return to_layout(weight, "canonical" if weight.scheme.input_zero_point else "tiles")
-
-
 def _tile(weight: QuantizedWeight) -> QuantizedWeight:
     int8, cols = weight.scheme.bits == 8, weight.shape[1]
     codes = tile_int8(weight.codes) if int8 else tile_int4(weight.codes, cols)
     beside = _change_groups(weight, tile_groups)
+    if weight.scheme.input_zero_point:
+        sums = weight.codes.sum(axis=1, keepdims=True, dtype=np.int32)
+        beside["code_sums"] = tile_groups(sums)[:, 0]
     return replace(weight, codes=codes, layout="tiles", **beside)
 
 
 def _untile(weight: QuantizedWeight) -> QuantizedWeight:
     untile = untile_int8 if weight.scheme.bits == 8 else untile_int4
     beside = _change_groups(weight, lambda tiled: untile_groups(tiled, weight.shape[0]))
-    return replace(weight, codes=untile(weight.codes, *weight.shape), layout="canonical", **beside)
+    codes = untile(weight.codes, *weight.shape)
+    return replace(weight, codes=codes, code_sums=None, layout="canonical", **beside)
 
 
 def _change_groups(

@@ -90,10 +90,7 @@ class Scheme:
 
     @property
     def canonical_in_files(self) -> bool:
-        """Whether files have such codes in the canonical layout only; loading tiles them.
-
-        Not those whose inputs have a zero point: XLA multiplies them for the native kernels, too.
-        """
+        """Whether files have such codes in the canonical layout only; loading tiles them."""
         int8_groups = self.bits == 8 and self.granularity == "per_group" and self.group_size != -1
         return int8_groups or self.offset or self.act_order or self.input_zero_point
 

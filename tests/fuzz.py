@@ -123,7 +123,8 @@ def lie_about_entry(values: dict[str, Any], name: str, rng: Random) -> None:
     elif kind == 3:
         entry["dtype"] = pick(rng, SAME_SIZE.get(entry["dtype"], DTYPES))
     else:
-        entry["shape"] = [int(n) for n in rng.permutation(entry.get("shape") or [1])]
+        shape = entry.get("shape") or [1]
+        entry["shape"] = [shape[i] for i in rng.permutation(len(shape))]
 
 
 def lie_about_length(raw: bytes, rng: Random) -> bytes:

@@ -22,7 +22,7 @@ from planish.fast.native.cache import KEY_SLOTS, CodedSlots, TiledSlots
 from planish.reference.linear import Linear
 from planish.reference.model.attention import AttentionScales
 from planish.reference.model.weights import Experts
-from planish.reference.quantized import QuantizedWeight, centred_codes, for_kernels, to_layout
+from planish.reference.quantized import QuantizedWeight, centred_codes, to_layout
 
 CACHED_WEIGHTS = 16  # enough for the linears of one block
 
@@ -65,7 +65,7 @@ def convert_to_tiles(tree: Any) -> Any:
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, Experts):
             return Experts(leaf.router, [convert_to_tiles(expert) for expert in leaf.experts])
-        return for_kernels(leaf) if isinstance(leaf, QuantizedWeight) else leaf
+        return to_layout(leaf, "tiles") if isinstance(leaf, QuantizedWeight) else leaf
 
     return jax.tree.map(convert, tree, is_leaf=is_leaf)
 

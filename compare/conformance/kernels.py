@@ -6,8 +6,9 @@ A model's linears have convenient shapes and moderate values. These do not:
                  partial last group, 1 to 31 rows, one sequence or two
     weights      random codes, or all of them the smallest or the largest; scales of both signs
                  and, in float16, down to the smallest subnormal; zero points 0..15; what only other
-                 programs write: offsets, INT8 in groups, inputs in another order
-    activations  Gaussian with an outlier, constant rows, zeros, and the hard rows of ops.py
+                 programs write: offsets, INT8 in groups, inputs in another order, codes of -128
+    activations  Gaussian with an outlier, constant rows, zeros, and the hard rows of ops.py;
+                 static ones also with a zero point -128..127
     also         with and without bias and residual
 
 A kind is a combination of bits, activation granularity, group size and scales. The cases of a kind
@@ -42,7 +43,7 @@ from planish.reference.packing import pack_nibbles
 from planish.reference.quantized import QuantizedWeight, centred_codes
 from planish.reference.scheme import Scheme, int4, int8
 
-CASES = 18  # of each of 66 kinds
+CASES = 18  # of each of 68 kinds
 SIZES_OF_A_KIND = 2
 SIZES = (
     (1, 1, 2),  # sequences
@@ -64,15 +65,27 @@ class Kind:
     zero_point: bool = False
     offset: bool = False
     act_order: bool = False
+    input_zero_point: bool = False
 
     @property
     def foreign(self) -> bool:
         """Whether only other programs write such weights."""
-        grouped_int8 = self.bits == 8 and self.scales in SCALES[4]
-        return grouped_int8 or self.offset or self.act_order
+        return self.grouped_int8 or self.offset or self.act_order or self.input_zero_point
+
+    @property
+    def grouped_int8(self) -> bool:
+        return self.bits == 8 and self.scales in SCALES[4]
 
     @property
     def scheme(self) -> Scheme:
+        if self.input_zero_point:
+            return Scheme(
+                bits=8,
+                granularity=self.scales,
+                activation="static",
+                full_range=True,
+                input_zero_point=True,
+            )
         if self.foreign:
             return Scheme(
                 bits=self.bits,
@@ -93,8 +106,9 @@ class Kind:
         )
 
     def __str__(self) -> str:
-        text = f"INT{self.bits}, activations {self.activation}, {self.scales}"
-        if self.bits == 8 and not self.foreign:
+        activation = f"{self.activation}{' with a zero point' * self.input_zero_point}"
+        text = f"INT{self.bits}, activations {activation}, {self.scales}"
+        if self.bits == 8 and self.scales in SCALES[8]:
             return text
         group = "row" if self.group_size == -1 else self.group_size
         text = f"{text}, group {group}{', zero points' * self.zero_point}"
@@ -127,7 +141,7 @@ def list_kinds() -> list[Kind]:
 
 
 def list_foreign_kinds() -> list[Kind]:
-    """Offsets, INT8 in groups and act order, each group size once."""
+    """Offsets, INT8 in groups and act order, each group size once; zero points of inputs."""
     grouped = [
         Kind(8, "float", size, scales)
         for size, scales in zip((16, 32, 128), (*SCALES[4], "float16"), strict=True)
@@ -141,7 +155,8 @@ def list_foreign_kinds() -> list[Kind]:
         Kind(4, "float", 32, "float16", zero_point=True, act_order=True),
         Kind(8, "float", 16, "float32", offset=True, act_order=True),
     ]
-    return grouped + narrow + wide + ordered
+    around = [Kind(8, "static", scales=scales, input_zero_point=True) for scales in SCALES[8]]
+    return grouped + narrow + wide + ordered + around
 
 
 SCALES = {8: ("per_channel", "per_tensor"), 4: ("float16", "float32")}
@@ -226,20 +241,21 @@ def draw_size(rng: np.random.Generator) -> LinearSize:
 
 def draw_linear(kind: Kind, size: LinearSize, rng: np.random.Generator) -> Linear:
     """A random linear of a kind and size."""
-    draw = draw_int4 if kind.bits == 4 else draw_bytes if kind.foreign else draw_int8
+    grouped = kind.grouped_int8 or kind.offset
+    draw = draw_int4 if kind.bits == 4 else draw_bytes if grouped else draw_int8
     weight = draw(kind, size.outputs, size.inputs, rng)
     if kind.foreign:
         weight = add_foreign(kind, weight, rng)
     bias = rng.standard_normal(size.outputs).astype(np.float32) if size.bias else None
     scale = rng.uniform(0.001, 0.1, 1).astype(np.float32) if kind.activation == "static" else None
-    return Linear(weight, bias, scale)
+    zero = rng.integers(-128, 128, 1).astype(np.int8) if kind.input_zero_point else None
+    return Linear(weight, bias, scale, zero)
 
 
 def draw_int8(kind: Kind, rows: int, cols: int, rng: np.random.Generator) -> QuantizedWeight:
-    """Random codes -127..127, or all equal."""
-    codes = make_extreme(
-        rng.integers(-INT8_MAX, INT8_MAX + 1, (rows, cols)), -INT8_MAX, INT8_MAX, rng
-    )
+    """Random codes -127..127, in what other programs write also -128, or all equal."""
+    low = -INT8_MAX - kind.foreign
+    codes = make_extreme(rng.integers(low, INT8_MAX + 1, (rows, cols)), low, INT8_MAX, rng)
     count = rows if kind.scales == "per_channel" else 1
     scale = np.exp(rng.uniform(-9, -1, (count, 1))).astype(np.float32)
     return QuantizedWeight(

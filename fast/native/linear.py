@@ -73,6 +73,8 @@ def linears(
     bias = None if norm is None else norm.bias
     arguments += [array for array in (weight, bias) if array is not None]
     arguments += [first.activation_scale] if first.activation == "static" else []
+    zero_point = first.activation_zero_point
+    arguments += [] if zero_point is None else [zero_point]
     for layer in layers:
         arguments += weight_arguments(layer)
     arguments += [] if residual is None else [residual]
@@ -91,6 +93,7 @@ def linears(
             gated=gated,
             norm_weight=weight is not None,
             norm_bias=bias is not None,
+            zero_point=zero_point is not None,
             residual=residual is not None,
             sequences=np.int64(x.shape[0]),
             **linear_attributes(layers),
@@ -111,10 +114,10 @@ def tiled_weight(layer: Linear) -> QuantizedWeight:
 
 
 def weight_arguments(layer: Linear) -> list[Any]:
-    """codes, scale, zero point, offset, permutation and bias, without those that are None."""
+    """codes, scale, zero point, offset, permutation, code sums and bias, those that exist."""
     weight = tiled_weight(layer)
     found = [weight.codes, weight.scale, weight.zero_point]
-    found += [weight.offset, weight.permutation, layer.bias]
+    found += [weight.offset, weight.permutation, weight.code_sums, layer.bias]
     return [array for array in found if array is not None]
 
 
@@ -128,6 +131,7 @@ def linear_attributes(layers: Sequence[Linear]) -> dict[str, np.ndarray]:
         "zero_points": [weight.zero_point is not None for weight in weights],
         "offsets": [weight.offset is not None for weight in weights],
         "orders": [weight.permutation is not None for weight in weights],
+        "code_sums": [weight.code_sums is not None for weight in weights],
         "biases": [layer.bias is not None for layer in layers],
     }
     return {name: np.array(values, np.int64) for name, values in found.items()}

@@ -67,6 +67,8 @@ def cut_weight(weight: QuantizedWeight, rows: Rows, axis: int = 0) -> QuantizedW
         array = getattr(weight, name)
         one_for_all = array is None or (weight.scheme.granularity == "per_tensor")
         arrays[name] = array if one_for_all else cut_array(array, beside, axis)
+    if weight.code_sums is not None:
+        arrays["code_sums"] = cut_array(weight.code_sums, tiled, axis)
     return replace(weight, shape=(rows.count, weight.shape[1]), **arrays)
 
 

@@ -39,7 +39,7 @@ from planish.reference.model.shapes import (
     outer_shapes,
 )
 from planish.reference.model.weights import Block, Mlp, Weights, build_block, split_expert
-from planish.reference.quantized import QuantizedWeight, for_kernels, to_layout
+from planish.reference.quantized import QuantizedWeight, to_layout
 from planish.reference.scheme import Scheme
 from planish.reference.text.tokenizer import load_tokenizer
 
@@ -253,7 +253,7 @@ def load_linear(
         return Linear(load_part(checkpoint, part, layer, "weight", shape), bias)
     linear = _read_quantized(checkpoint, part, layer, shape)
     if isinstance(linear.weight, QuantizedWeight):
-        weight = for_kernels(linear.weight) if tiled else to_layout(linear.weight, "canonical")
+        weight = to_layout(linear.weight, "tiles" if tiled else "canonical")
         linear = replace(linear, weight=weight)
     return replace(linear, bias=bias)
 

@@ -18,7 +18,9 @@ from planish.reference.linear import Linear
 from planish.reference.model.weights import Mlp
 from planish.reference.quantized import QuantizedWeight, to_layout
 
-ARRAYS = ("codes", "scale", "zero_point", "offset", "permutation")  # of a QuantizedWeight
+ARRAYS = (  # of a QuantizedWeight
+    *("codes", "scale", "zero_point", "offset", "permutation", "code_sums"),
+)
 BESIDE = ("bias", "activation_scale", "activation_zero_point")  # of a Linear
 
 

@@ -66,6 +66,21 @@ def test_what_other_programs_write_has_tiles_with_scales_and_offsets_beside_them
     assert np.array_equal(centred_codes(back), centred_codes(weight))
 
 
+def test_tiles_for_inputs_with_a_zero_point_have_the_sum_of_each_output_s_codes():
+    scheme = Scheme(
+        bits=8, activation="static", full_range=True, input_zero_point=True, scale_dtype="float32"
+    )
+    codes = np.full((17, 5), -128, np.int8)
+    codes[16] = [1, 2, 3, 4, -20]
+    scale = np.ones((17, 1), np.float32)
+    weight = QuantizedWeight(codes=codes, scale=scale, scheme=scheme, shape=(17, 5))
+    tiles = to_layout(weight, "tiles")
+    assert tiles.code_sums.dtype == np.int32
+    assert tiles.code_sums.tolist() == [[-640] * 16, [-10] + [0] * 15]
+    back = to_layout(tiles, "canonical")
+    assert back.code_sums is None and np.array_equal(back.codes, codes)
+
+
 def test_a_weight_in_the_layout_that_is_asked_for_is_itself():
     weight = quantize_weight(DENSE, int8())
     assert to_layout(weight, "canonical") is weight

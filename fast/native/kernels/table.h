@@ -55,6 +55,7 @@ struct Weight {
   const uint8_t* zero;   // INT4: [tiles, groups, 16], or null if all are 8
   const void* offset;    // half or float [tiles, groups, 16], or null
   const int32_t* order;  // [K]: column k belongs to input order[k]; null if inputs are in order
+  const int32_t* code_sums;  // [tiles, 16]: of each output's codes, for a zero point of the inputs
   const float* bias;     // [N] or null
   bool half_scale;       // scale is float16
   bool half_offset;
@@ -90,6 +91,7 @@ struct PackedRows {
   int64_t groups;        // of the weights
   int64_t group_inputs;  // inputs of one group
   bool totals = false;   // kFloat: with the sum of each group's inputs, which offsets multiply
+  const int8_t* zero = nullptr;  // kGiven: the zero point of codes -128..127, or null
 };
 
 struct Output {

@@ -52,6 +52,8 @@ def test_every_scheme_group_and_scale_is_among_the_kinds():
         *((4, True, False), (8, True, False), (8, False, False)),
         *((4, False, True), (8, True, True)),
     }
+    around = [kind for kind in every if kind.input_zero_point]
+    assert {kind.scales for kind in around} == {"per_channel", "per_tensor"}
 
 
 def test_shapes_fill_no_tile_and_no_group():

@@ -16,10 +16,13 @@ struct Case {
   std::vector<int> zeros;            // [n, groups], of INT4
   std::vector<float> scale, offset;  // [n, groups]
   std::vector<int32_t> order;        // [k] or none
+  std::vector<int32_t> code_sums;    // [n], as tiles, of INT8
   std::vector<uint8_t> tiles, zero_tiles;
   std::vector<float> scale_tiles, offset_tiles, bias;
   std::vector<uint16_t> halves, offset_halves;  // the tiles as float16, or none
   bool stored_zero, one_scale, row_scale, has_offset;
+  bool around;        // static inputs have a zero point
+  int8_t input_zero;  // which is this
 
   Weight weight() const {
     Weight w = {};
@@ -33,6 +36,7 @@ struct Case {
     if (has_offset) w.offset = offset_tiles.data();
     if (w.half_offset) w.offset = offset_halves.data();
     w.order = order.empty() ? nullptr : order.data();
+    w.code_sums = around ? code_sums.data() : nullptr;
     w.row_scale = row_scale;
     w.bias = bias.empty() ? nullptr : bias.data();
     w.one_scale = one_scale;
@@ -62,11 +66,13 @@ inline void draw_codes(Random& r, Case& c) {
   }
   const int64_t tiles = ceil_div(c.n, 16), width = 32 / c.bits, blocks = ceil_div(c.k, width);
   c.tiles.assign(tiles * blocks * 64, 0);
+  c.code_sums.assign(tiles * 16, 0);
   for (int64_t i = 0; i < c.n; ++i) {
     for (int64_t j = 0; j < c.k; ++j) {
       uint8_t& byte = c.tiles[((i / 16 * blocks + j / width) * 16 + i % 16) * 4 + j % 4];
       const int code = c.codes[i * c.k + j];
       byte |= static_cast<uint8_t>(c.bits == 8 ? code : code << (j % 8 / 4 * 4));
+      c.code_sums[i] += code;
     }
   }
 }
@@ -131,6 +137,8 @@ inline Case make_case(Random& r, int bits, int64_t n, int64_t k, int64_t group) 
   c.stored_zero = bits == 4 && draw(r, 0, 1) == 1;
   c.row_scale = bits == 8;
   c.one_scale = bits == 8 && draw(r, 0, 1) == 1;
+  c.around = bits == 8 && draw(r, 0, 1) == 1;
+  c.input_zero = static_cast<int8_t>(draw(r, -128, 127));
   draw_values(r, c);
   return c;
 }

@@ -14,7 +14,8 @@ inline float naive(const Case& c, Granularity granularity, float given, const fl
                    double added, double& tolerance) {
   float y = 0.0f;
   double exact = 0.0, magnitude = 0.0;
-  const float row = granularity == Granularity::kGiven ? given : scale_of(x, c.k);
+  const bool is_given = granularity == Granularity::kGiven;
+  const float row = is_given ? given : scale_of(x, c.k);
   for (int64_t g = 0; g < c.groups; ++g) {
     const int64_t first = g * c.group, last = std::min(c.k, first + c.group);
     const bool own = granularity == Granularity::kGroup;
@@ -25,7 +26,8 @@ inline float naive(const Case& c, Granularity granularity, float given, const fl
       const bool centred = c.bits == 4 && !c.has_offset;
       const int code = c.codes[i * c.k + j] - (centred ? c.zeros[i * c.groups + g] : 0);
       const double added = c.has_offset ? double(x[j]) * c.offset[i * c.groups + g] : 0.0;
-      sum += code_of(x[j], a) * code;
+      const int around = code_around(x[j], a, c.input_zero) - c.input_zero;
+      sum += (is_given && c.around ? around : code_of(x[j], a)) * code;
       exact += static_cast<double>(x[j]) * code * w + added;
       magnitude += std::fabs(static_cast<double>(x[j]) * code * w) + std::fabs(added);
     }
@@ -52,15 +54,20 @@ inline Granularity random_granularity(Random& r, int bits) {
   return bits == 4 ? Granularity::kGroup : Granularity::kGiven;
 }
 
+// The zero point of rows that a case multiplies, or null.
+inline const int8_t* zero_of(const Case& c, Granularity granularity) {
+  return c.around && granularity == Granularity::kGiven ? &c.input_zero : nullptr;
+}
+
 // Packed rows in memory of exactly the size that the kernels ask for.
 struct Packed {
   std::vector<float> memory;
   PackedRows rows;
 
   Packed(const Kernels& kernels, const Source& source, Granularity granularity, int64_t count,
-         int64_t group, float given, bool totals = false)
+         int64_t group, float given, bool totals = false, const int8_t* zero = nullptr)
       : rows{nullptr, granularity, count, source.inputs, ceil_div(source.inputs, group),
-             group,   totals} {
+             group,   totals,      zero} {
     memory.resize(ceil_div(kernels.packed_bytes(rows), 4));
     rows.memory = reinterpret_cast<uint8_t*>(memory.data());
     std::vector<float> scratch((source.inputs + 16) * (source.order ? 2 : 1));
@@ -137,7 +144,7 @@ inline void check_case(const Kernels& kernels, Pool& pool, Random& r, const Case
   const bool residual = draw(r, 0, 1) == 1;
   const Source source = {x.data(), Norm::kNone, nullptr, nullptr, 0.0f, c.k};
   const Packed prepared(kernels, in_order(source, c), granularity, rows, c.group, given,
-                        c.has_offset);
+                        c.has_offset, zero_of(c, granularity));
   std::vector<Line> lines(ceil_div(rows * c.n, 16));
   float* y = lines[0].at;
   std::fill_n(y, rows * c.n, NAN);
@@ -192,7 +199,8 @@ inline void check_row_counts(const Kernels& kernels, Random& r) {
   std::vector<float> found[2];  // by lanes and by tiles
   for (const int64_t rows : {65, 8, 1, 9, 16, 17, 32, 33, 48, 49}) {
     std::vector<float> y(rows * c.n, NAN);
-    const Packed packed(kernels, source, granularity, rows, c.group, 0.02f, c.has_offset);
+    const Packed packed(kernels, source, granularity, rows, c.group, 0.02f, c.has_offset,
+                        zero_of(c, granularity));
     multiply(kernels, c.weight(), packed.rows, {y.data(), nullptr, c.n, 0}, 0, ceil_div(c.n, 16));
     std::vector<float>& first = found[floats_by_tiles(kernels, granularity, rows)];
     if (first.empty()) first = y;

@@ -97,4 +97,10 @@ inline int code_of(float x, float scale) {
   return static_cast<int>(std::fmin(127.0f, std::fmax(-127.0f, std::nearbyint(x / scale))));
 }
 
+// Around a zero point, in the order of operations of reference/grids.py.
+inline int code_around(float x, float scale, int zero) {
+  const float code = std::nearbyint(x / scale) + static_cast<float>(zero);
+  return static_cast<int>(std::fmin(127.0f, std::fmax(-128.0f, code)));
+}
+
 }  // namespace planish

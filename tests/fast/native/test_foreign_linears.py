@@ -1,4 +1,7 @@
-"""Native linears of what only other programs write: offsets, INT8 in groups, act order (SPEC 4)."""
+"""Native linears of what only other programs write (SPEC 4).
+
+Offsets, INT8 in groups and act order, within rounding; inputs with a zero point, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from planish.compare.conformance.kernels import widen
 from planish.fast.native import linear as native
 from planish.fast.native.instruction_sets import BY_NAME
 from planish.reference.grids import num_groups
-from planish.reference.linear import Linear, quantized_weight
+from planish.reference.linear import Linear, linear, quantized_weight
 from planish.reference.packing import pack_nibbles
 from planish.reference.quantized import QuantizedWeight, to_layout
 from planish.reference.scheme import Scheme
@@ -150,3 +153,69 @@ def test_gate_and_up_may_have_other_orders(kernels):
         found = native.linears(jnp.asarray(x), placed, gated=True, isa=isa)[0]
         act, inner = (run(x, (layer,), isa)[0] for layer in (gate, up))
         np.testing.assert_allclose(found, act / (1 + np.exp(-act)) * inner, rtol=1e-5, atol=1e-4)
+
+
+def layer_around(zero: int, inputs: int, granularity: str = "per_channel") -> Linear:
+    """W8A8 of 50 outputs, codes -128..127, whose static inputs have a zero point."""
+    rng = np.random.default_rng(10)
+    scheme = Scheme(
+        bits=8,
+        granularity=granularity,
+        activation="static",
+        full_range=True,
+        input_zero_point=True,
+    )
+    codes = rng.integers(-128, 128, (50, inputs)).astype(np.int8)
+    codes[0], codes[1] = -128, 127
+    scale = rng.standard_normal((50 if granularity == "per_channel" else 1, 1)) * 0.02
+    weight = QuantizedWeight(
+        codes=codes, scale=scale.astype(np.float32), scheme=scheme, shape=codes.shape
+    )
+    static = np.float32([0.02]), np.array([zero], np.int8)
+    return Linear(weight, rng.standard_normal(50).astype(np.float32), *static)
+
+
+@pytest.mark.again
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+@pytest.mark.parametrize("zero", [-128, -3, 0, 127])
+def test_inputs_with_a_zero_point_are_bit_identical(kernels, zero, granularity):
+    """Codes of -128 on both sides, clipped inputs at both ends, by lanes and by tiles."""
+    rng = np.random.default_rng(11)
+    for tokens, inputs in ((1, 75), (9, 300), (37, 1100)):
+        layer = layer_around(zero, inputs, granularity)
+        x = rng.standard_normal((1, tokens, inputs)).astype(np.float32) * 2
+        x[:, ::3] = -9
+        for isa in kernels:
+            found = run(x, (layer,), isa)[0]
+            np.testing.assert_array_equal(found[0], linear(x[0], layer), err_msg=isa)
+
+
+REFUSED = {
+    "a zero point of another type": (
+        {"activation_zero_point": np.zeros(1, np.uint8)},
+        "has a type",
+    ),
+    "two zero points": ({"activation_zero_point": np.zeros(2, np.int8)}, "is [2], expected 1"),
+    "no zero point": ({"activation_zero_point": None}, "INT8 weights with sums of their codes"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_zero_point_that_does_not_fit_is_named(kernels, name):
+    changes, expected = REFUSED[name]
+    layer = replace(place(layer_around(3, 75)), **changes)
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (jax chooses the class)
+        jax.block_until_ready(native.linears(jnp.ones((1, 2, 75)), (layer,)))
+    assert expected in str(caught.value)
+
+
+def test_sums_of_codes_that_do_not_fit_are_named(kernels):
+    layer = place(layer_around(3, 75))
+    short = replace(layer.weight, code_sums=layer.weight.code_sums[:2])
+    missing = replace(layer.weight, code_sums=None)
+    for weight, expected in ((short, "code sums is [2, 16], expected 64"), (missing, "sums of")):
+        with pytest.raises(Exception) as caught:  # noqa: PT011  (jax chooses the class)
+            jax.block_until_ready(
+                native.linears(jnp.ones((1, 2, 75)), (replace(layer, weight=weight),))
+            )
+        assert expected in str(caught.value)

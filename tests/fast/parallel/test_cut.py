@@ -9,8 +9,8 @@ from planish.fast.parallel.cut import Rows, cut_linear, share_rows
 from planish.reference.linear import Linear, linear
 from planish.reference.model.experts import linear_of, stack_linears
 from planish.reference.quantize.methods.rtn import quantize_weight
-from planish.reference.quantized import to_layout
-from planish.reference.scheme import int4, int8
+from planish.reference.quantized import QuantizedWeight, to_layout
+from planish.reference.scheme import Scheme, int4, int8
 
 SCHEMES = {
     "W8A8": int8(activation="per_token"),
@@ -52,6 +52,19 @@ def test_tiles_of_a_mapped_file_are_views():
     part = cut_linear(whole, share_rows(64, 1, 2))
     for name in ("codes", "scale"):
         assert np.shares_memory(getattr(part.weight, name), getattr(whole.weight, name))
+
+
+@pytest.mark.parametrize("rows", [Rows(16, 32), Rows(12, 20), Rows(64, 16)], ids=str)
+def test_sums_of_codes_are_those_of_the_outputs_that_remain(rows):
+    scheme = Scheme(bits=8, activation="static", full_range=True, input_zero_point=True)
+    codes = np.random.default_rng(2).integers(-128, 128, (OUTPUTS, INPUTS)).astype(np.int8)
+    scale = np.ones((OUTPUTS, 1), np.float32)
+    weight = QuantizedWeight(codes=codes, scale=scale, scheme=scheme, shape=codes.shape)
+    part = cut_linear(Linear(to_layout(weight, "tiles")), rows).weight
+    left = codes[rows.start : rows.start + rows.count].sum(axis=1, dtype=np.int32)
+    assert part.code_sums.shape == (-(-rows.count // 16), 16)
+    assert part.code_sums.ravel()[: len(left)].tolist() == left.tolist()
+    assert not part.code_sums.ravel()[len(left) :].any()
 
 
 def test_heads_narrower_than_a_tile_are_cut_too():

@@ -15,10 +15,11 @@ struct ExpertsCall {
   std::string_view isa, activation;
   bool last, residual;
   int64_t sequences, experts;
-  ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, offsets, orders, biases;
+  ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, offsets, orders, code_sums,
+      biases;
 
   LinearFields fields() const {
-    return {bits, outputs, group_sizes, zero_points, offsets, orders, biases};
+    return {bits, outputs, group_sizes, zero_points, offsets, orders, code_sums, biases};
   }
 };
 
@@ -34,6 +35,7 @@ inline auto experts_attributes() {
                     StructMember<ffi::Span<const int64_t>>("zero_points"),
                     StructMember<ffi::Span<const int64_t>>("offsets"),
                     StructMember<ffi::Span<const int64_t>>("orders"),
+                    StructMember<ffi::Span<const int64_t>>("code_sums"),
                     StructMember<ffi::Span<const int64_t>>("biases"));
 }
 
@@ -90,6 +92,7 @@ std::vector<Weight> read_stacks(Reader& in, const ExpertsCall& call, int64_t k,
   for (size_t i = 0; i < fields.count() && in.good(); ++i) {
     stacks.push_back(read_weight(in, fields, i, k, call.experts));
     require_plain(in, stacks[i], granularity);
+    if (stacks[i].code_sums) in.fail("inputs of experts have no zero points");
   }
   if (in.good() && stacks.size() == 2 &&
       (stacks[0].outputs != stacks[1].outputs || !same_groups(stacks[0], stacks[1]))) {

@@ -13,39 +13,47 @@ namespace planish {
 struct LinearsCall {
   std::string_view isa, activation, norm;
   float eps;
-  bool gated, norm_weight, norm_bias, residual;
+  bool gated, norm_weight, norm_bias, zero_point, residual;
   int64_t sequences;
-  ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, offsets, orders, biases;
+  ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, offsets, orders, code_sums,
+      biases;
 
   LinearFields fields() const {
-    return {bits, outputs, group_sizes, zero_points, offsets, orders, biases};
+    return {bits, outputs, group_sizes, zero_points, offsets, orders, code_sums, biases};
   }
   NormFields norm_fields() const { return {norm, eps, norm_weight, norm_bias}; }
 };
 
 // The names of these attributes, in the order of the fields.
 inline auto linears_attributes() {
-  return std::tuple(
-      StructMember<std::string_view>("isa"), StructMember<std::string_view>("activation"),
-      StructMember<std::string_view>("norm"), StructMember<float>("eps"),
-      StructMember<bool>("gated"), StructMember<bool>("norm_weight"),
-      StructMember<bool>("norm_bias"), StructMember<bool>("residual"),
-      StructMember<int64_t>("sequences"), StructMember<ffi::Span<const int64_t>>("bits"),
-      StructMember<ffi::Span<const int64_t>>("outputs"),
-      StructMember<ffi::Span<const int64_t>>("group_sizes"),
-      StructMember<ffi::Span<const int64_t>>("zero_points"),
-      StructMember<ffi::Span<const int64_t>>("offsets"),
-      StructMember<ffi::Span<const int64_t>>("orders"),
-      StructMember<ffi::Span<const int64_t>>("biases"));
+  return std::tuple(StructMember<std::string_view>("isa"),
+                    StructMember<std::string_view>("activation"),
+                    StructMember<std::string_view>("norm"), StructMember<float>("eps"),
+                    StructMember<bool>("gated"), StructMember<bool>("norm_weight"),
+                    StructMember<bool>("norm_bias"), StructMember<bool>("zero_point"),
+                    StructMember<bool>("residual"), StructMember<int64_t>("sequences"),
+                    StructMember<ffi::Span<const int64_t>>("bits"),
+                    StructMember<ffi::Span<const int64_t>>("outputs"),
+                    StructMember<ffi::Span<const int64_t>>("group_sizes"),
+                    StructMember<ffi::Span<const int64_t>>("zero_points"),
+                    StructMember<ffi::Span<const int64_t>>("offsets"),
+                    StructMember<ffi::Span<const int64_t>>("orders"),
+                    StructMember<ffi::Span<const int64_t>>("code_sums"),
+                    StructMember<ffi::Span<const int64_t>>("biases"));
 }
 
 namespace {
 
+// zero: the zero point of the inputs, or null.
 void read_weights(Reader& in, const LinearFields& fields, int64_t k, Granularity granularity,
-                  Linears& linears) {
+                  const int8_t* zero, Linears& linears) {
   for (size_t i = 0; i < fields.count() && in.good(); ++i) {
     linears.weights.push_back(read_weight(in, fields, i, k));
-    require_plain(in, linears.weights[i], granularity);
+    const Weight& w = linears.weights[i];
+    require_plain(in, w, granularity);
+    if ((zero != nullptr) != (w.code_sums != nullptr) || (zero && w.bits != 8)) {
+      in.fail("a zero point of inputs is for INT8 weights with sums of their codes");
+    }
     if (!same_groups(linears.weights[i], linears.weights[0])) {
       in.fail("linears of one call must have the same groups");
     }
@@ -71,7 +79,8 @@ void read_outputs(Reader& in, const LinearsCall& call, int64_t rows, Linears& li
 
 // y_i = linear_i(norm(x)) + residual, or the one y = silu(linear_0(norm(x))) * linear_1(norm(x)).
 // Buffers, in this order, those that the attributes announce: x, norm weight, norm bias, activation
-// scale; for each linear codes, scale, zero point, offset, permutation, bias; residual. Results: y.
+// scale and its zero point; for each linear codes, scale, zero point, offset, permutation, code
+// sums, bias; residual. Results: y.
 ffi::Error linears(ffi::ThreadPool pool, const LinearsCall& call, ffi::RemainingArgs arguments,
                    ffi::RemainingRets results) {
   Reader in(arguments, results);
@@ -90,12 +99,15 @@ ffi::Error linears(ffi::ThreadPool pool, const LinearsCall& call, ffi::Remaining
   if (call.activation == "static") {
     given = in.data<float>("activation scale", ffi::DataType::F32, 1);
   }
+  const int8_t* zero = nullptr;
+  if (call.zero_point) zero = in.data<int8_t>("zero point of inputs", ffi::DataType::S8, 1);
+  if (zero && !given) in.fail("only static inputs have a zero point");
   Linears all = {{}, {}, call.gated};
-  read_weights(in, call.fields(), k, granularity, all);
+  read_weights(in, call.fields(), k, granularity, zero, all);
   read_outputs(in, call, rows, all);
   in.end();
   if (!in.good()) return in.error();
-  const PackedRows packed = rows_for(all.weights, granularity, rows, k);
+  const PackedRows packed = rows_for(all.weights, granularity, rows, k, zero);
   run_linears(*kernels, pool, all, source, packed, given, call.sequences);
   return ffi::Error::Success();
 }

@@ -11,13 +11,14 @@ namespace planish {
 
 // The attributes that describe linears, one entry for each linear; named as the attributes are.
 struct LinearFields {
-  ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, offsets, orders, biases;
+  ffi::Span<const int64_t> bits, outputs, group_sizes, zero_points, offsets, orders, code_sums,
+      biases;
 
   size_t count() const { return bits.size(); }
   bool complete() const {
     return count() > 0 && outputs.size() == count() && group_sizes.size() == count() &&
            zero_points.size() == count() && offsets.size() == count() && orders.size() == count() &&
-           biases.size() == count();
+           code_sums.size() == count() && biases.size() == count();
   }
 };
 
@@ -92,6 +93,9 @@ inline Weight read_weight(Reader& in, const LinearFields& fields, size_t i, int6
   w.codes = in.data<uint8_t>("codes", type, experts * tiles * w.blocks * kTileBytes);
   read_scales(in, fields, i, w, experts);
   if (fields.orders[i]) read_order(in, w, k, experts);
+  if (fields.code_sums[i]) {
+    w.code_sums = in.data<int32_t>("code sums", ffi::DataType::S32, experts * tiles * kTile);
+  }
   if (fields.biases[i]) w.bias = in.data<float>("bias", ffi::DataType::F32, experts * w.outputs);
   return w;
 }

@@ -63,6 +63,7 @@ struct Amx : Lanes<V> {
       else if (rows.floats && p.groups > 1) {
         run_floats<V, After::kFloatGroup>(call, scratch, tile, some);
       } else if (rows.floats) run_tiles<V, After::kFloat, 4>(call, scratch, tile, some);
+      else if (rows.zero) run_tiles<V, After::kInt8Around, 4>(call, scratch, tile, some);
       else if (w.bits == 8) run_tiles<V, After::kInt8, 4>(call, scratch, tile, some);
       else if (p.groups == 1) run_tiles<V, After::kInt4, 4>(call, scratch, tile, some);
       else if (rows.scale_groups > 1) run_groups<V, After::kGroup>(call, scratch, tile, some);

@@ -44,6 +44,13 @@ PLANISH_INLINE inline void add_products(typename V::Ints (&sum)[R * C],
   }
 }
 
+// What a zero point of the inputs adds to each sum of a tile: zero * (sum of the weights' codes).
+template <class V>
+PLANISH_INLINE inline typename V::Ints input_shift(const Weight& w, const int8_t* zero,
+                                                   int64_t tile) {
+  return V::multiply(V::load_ints(w.code_sums + tile * kTile), V::ints(*zero));
+}
+
 // Initial values of the sums: minus the zero point times the sum of the row's codes.
 template <class V, int kBits, int R, int C>
 PLANISH_INLINE inline void start_sums(typename V::Ints (&sum)[R * C], const Weight& w, int64_t tile,
@@ -104,6 +111,13 @@ void int8_tile(const Weight& w, const Rows& rows, const Output& out, int64_t til
   for (int c = 0; c < C; ++c) codes[c] = w.codes + (tile + c) * w.blocks * kTileBytes;
   typename V::Ints sum[R * C];
   start_sums<V, 8, R, C>(sum, w, tile, 0, rows.sums + row + offset);
+  if (rows.zero) {
+    unroll<C>([&](auto c) PLANISH_INLINE {
+      const auto shift = input_shift<V>(w, rows.zero, tile + c);
+      unroll<R>([&](auto r)
+                    PLANISH_INLINE { sum[r * C + c] = V::subtract(sum[r * C + c], shift); });
+    });
+  }
   const int8_t* x = rows.codes + row * rows.steps * 4 + offset * 4;
   row += offset;
   add_products<V, 8, P, R, C, kStream>(sum, codes, x, 0, w.blocks);
@@ -158,7 +172,9 @@ template <class V, int P, int C, bool kStream>
 void some_rows(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t row) {
   constexpr int R = P < V::kRowsAtOnce ? P : V::kRowsAtOnce;
   for (int64_t offset = 0; offset < P; offset += R) {
-    if (w.bits == 8) int8_tile<V, P, R, C, kStream>(w, rows, out, tile, row, offset);
+    if (rows.zero) {
+      int8_tile<typename V::AnyCodes, P, R, C, kStream>(w, rows, out, tile, row, offset);
+    } else if (w.bits == 8) int8_tile<V, P, R, C, kStream>(w, rows, out, tile, row, offset);
     else int4_tile<V, P, R, C, kStream>(w, rows, out, tile, row, offset);
   }
 }

@@ -30,6 +30,7 @@ struct Rows {
   int64_t groups;  // of the weights
   int64_t group_inputs;
   int64_t scale_groups;
+  const int8_t* zero;  // of the inputs, or null
 };
 
 inline int64_t in_lines(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
@@ -56,6 +57,7 @@ inline Rows unpack(const PackedRows& p) {
   rows.groups = p.groups;
   rows.group_inputs = p.group_inputs;
   rows.scale_groups = scale_groups_of(p);
+  rows.zero = p.zero;
   if (p.granularity == Granularity::kFloat) {
     rows.floats = reinterpret_cast<float*>(p.memory);
     if (p.totals) rows.totals = rows.floats + rows.rows * rows.steps * 4;
@@ -112,7 +114,8 @@ void pack_codes(const float* x, int64_t k, const Rows& rows, RowTile tile, int64
     const int64_t count = k - start < rows.group_inputs ? k - start : rows.group_inputs;
     if (rows.granularity == Granularity::kGroup) scale = int8_scale(absmax<V>(x + start, count));
     if (g < rows.scale_groups) scales[g * size] = scale;
-    sums[g * size] = quantize<V>(x + start, count, scale, codes + start / 4 * stride, stride);
+    const Grid<V> grid(scale, rows.zero);
+    sums[g * size] = quantize<V>(x + start, count, grid, codes + start / 4 * stride, stride);
   }
 }
 

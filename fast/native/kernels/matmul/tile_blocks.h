@@ -27,6 +27,7 @@ constexpr int64_t kSumStride = kBlock * 4;  // bytes
 // The float operations after the integer sums (docs/spec.md 4).
 enum class After {
   kInt8,        // y = (sum * a_scale) * w_scale
+  kInt8Around,  // the same of sum - zero * (sum of the weights' codes)
   kInt4,        // y = (sum * w_scale) * a_scale, a row is one group
   kGroup,       // total += (sum * w_scale) * a_scale for each group; y = total
   kToken,       // total += sum * w_scale for each group; y = total * a_scale
@@ -38,8 +39,9 @@ enum class After {
 constexpr bool of_floats(After after) {
   return after == After::kFloat || after == After::kFloatGroup || after == After::kOffset;
 }
+constexpr bool of_int8(After after) { return after == After::kInt8 || after == After::kInt8Around; }
 constexpr bool one_group(After after) {
-  return after == After::kInt8 || after == After::kInt4 || after == After::kFloat;
+  return of_int8(after) || after == After::kInt4 || after == After::kFloat;
 }
 
 // Integer sums of groups start at the bits of the float 1.5 * 2^23. While the sum s of the products
@@ -91,6 +93,10 @@ class ScaledRows {
       : sums_(block.sums), totals_(block.totals), scales_(block.scales), first_(block.first) {
     scale_[0] = float_scale<V>(call.weight, block.tile, block.group);
     scale_[1] = float_scale<V>(call.weight, block.tile + block.tiles - 1, block.group);
+    if constexpr (kAfter == After::kInt8Around) {
+      shift_[0] = input_shift<V>(call.weight, call.rows.zero, block.tile);
+      shift_[1] = input_shift<V>(call.weight, call.rows.zero, block.tile + block.tiles - 1);
+    }
     if constexpr (kAfter == After::kOffset) {
       offset_[0] = float_offset<V>(call.weight, block.tile, block.group);
       offset_[1] = float_offset<V>(call.weight, block.tile + block.tiles - 1, block.group);
@@ -118,10 +124,12 @@ class ScaledRows {
 
   // The value of 16 outputs of a row.
   PLANISH_INLINE F scaled(int64_t row, int c) const {
-    const F value = unscaled(V::load_ints(sums_ + row * kBlock + c * kTile));
+    auto sum = V::load_ints(sums_ + row * kBlock + c * kTile);
+    if constexpr (kAfter == After::kInt8Around) sum = V::subtract(sum, shift_[c]);
+    const F value = unscaled(sum);
     if constexpr (of_floats(kAfter) || kAfter == After::kToken) {
       return V::multiply(value, scale_[c]);
-    } else if constexpr (kAfter == After::kInt8) {
+    } else if constexpr (of_int8(kAfter)) {
       return V::multiply(V::multiply(value, V::floats(scales_[row])), scale_[c]);
     } else {
       return V::multiply(V::multiply(value, scale_[c]), V::floats(scales_[row]));
@@ -160,6 +168,7 @@ class ScaledRows {
   const float* scales_;
   bool first_, stream_ = false;
   F scale_[2], offset_[2];
+  typename V::Ints shift_[2];
   float* y_;
   const float *residual_, *bias_;
   int64_t stride_, next_ = 0;

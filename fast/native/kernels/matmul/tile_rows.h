@@ -30,6 +30,7 @@ struct TileRows {
   int64_t steps;   // of a group
   int64_t groups;  // of the weights
   int64_t scale_groups;
+  const int8_t* zero;
 
   explicit TileRows(const PackedRows& p)
       : rows(p.rows),
@@ -37,7 +38,8 @@ struct TileRows {
         groups(p.groups),
         scale_groups(!floats    ? scale_groups_of(p)
                      : p.totals ? p.groups
-                                : 0) {
+                                : 0),
+        zero(p.zero) {
     depth = floats || (p.groups > 1 && p.group_inputs % 64 != 0) ? 32 : 64;
     if (floats && p.groups > 1 && p.group_inputs % 32 != 0) depth = 16;
     width = floats ? 2 * depth : depth;
@@ -66,15 +68,14 @@ struct TileRows {
 
 // Quantizes `count` inputs of a group, then zeros to whole steps.
 template <class V>
-void quantize_group(const float* x, int64_t count, float scale, const TileRows& rows, int64_t row,
-                    int64_t group) {
-  const auto divisor = V::floats(scale), inverse = V::floats(1.0f / scale);
+void quantize_group(const float* x, int64_t count, const Grid<V>& grid, const TileRows& rows,
+                    int64_t row, int64_t group) {
   int8_t* codes = rows.step(row, group, 0) + row % kTileRows * rows.depth;
   for (int64_t s = 0; s < rows.steps; ++s, codes += rows.step_bytes(), count -= rows.depth) {
     if (count < rows.depth) __builtin_memset(codes, 0, rows.depth);
     const int64_t here = count < rows.depth ? count : rows.depth;
     for (int64_t i = 0; i < here; i += kTile) {
-      V::narrow(codes + i, int8_codes<V>(V::load(x + s * rows.depth + i), divisor, inverse));
+      V::narrow(codes + i, grid.codes(x + s * rows.depth + i, here - i));
     }
   }
 }
@@ -133,7 +134,7 @@ void pack_tile_row(const Source& source, const PackedRows& packed, int64_t row, 
     }
     if (packed.granularity == Granularity::kGroup) scale = int8_scale(absmax<V>(x + first, count));
     if (g < rows.scale_groups) rows.block_scales(row, g)[row % kBlockRows] = scale;
-    quantize_group<V>(x + first, count, scale, rows, row, g);
+    quantize_group<V>(x + first, count, {scale, packed.zero}, rows, row, g);
   }
   if (row == rows.rows - 1) pad_scales(rows);
 }

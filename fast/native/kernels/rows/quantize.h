@@ -1,4 +1,4 @@
-// Dynamic INT8 quantization of activations (docs/spec.md 2).
+// INT8 quantization of activations (docs/spec.md 2 and 4).
 #pragma once
 
 #include "../table.h"
@@ -21,7 +21,7 @@ float absmax(const float* x, int64_t count) {
 }
 
 // rint(x / scale). A division takes as long as ten multiplications, so x * (1 / scale) is tried
-// first: it is off by less than 127 * 3 * 2^-24 = 2.3e-5 where the code is not clipped anyway, and
+// first: it is off by less than 255 * 3 * 2^-24 = 4.6e-5 where the code is not clipped anyway, and
 // rounds to the same integer unless it is that close to a tie. There the division decides.
 template <class V>
 PLANISH_INLINE inline typename V::Floats nearest_code(typename V::Floats x,
@@ -33,22 +33,38 @@ PLANISH_INLINE inline typename V::Floats nearest_code(typename V::Floats x,
   return __builtin_expect(tie, 0) ? V::round(V::divide(x, scale)) : nearest;
 }
 
-// clip(rint(x / scale), -127, 127) of sixteen inputs.
+alignas(64) constexpr int32_t kFirstLanes[2 * kTile] = {-1, -1, -1, -1, -1, -1, -1, -1,
+                                                        -1, -1, -1, -1, -1, -1, -1, -1};
+
+// The codes of a row with a scale: clip(rint(x / scale), -127, 127), or around a zero point
+// clip(rint(x / scale) + zero, -128, 127).
 template <class V>
-PLANISH_INLINE inline typename V::Ints int8_codes(typename V::Floats x, typename V::Floats scale,
-                                                  typename V::Floats inverse) {
-  auto ratio = nearest_code<V>(x, scale, inverse);
-  ratio = V::max(V::floats(-127.0f), V::min(V::floats(127.0f), ratio));
-  return V::max(V::to_ints(ratio), V::ints(-127));  // a NaN would be -2^31
-}
+struct Grid {
+  typename V::Floats scale, inverse, zero;
+  int32_t lowest;
+
+  PLANISH_INLINE Grid(float s, const int8_t* zero_point = nullptr)
+      : scale(V::floats(s)),
+        inverse(V::floats(1.0f / s)),
+        zero(V::floats(zero_point ? *zero_point : 0.0f)),
+        lowest(zero_point ? -128 : -127) {}
+
+  // Of sixteen inputs; 0 for those from `count` on.
+  PLANISH_INLINE typename V::Ints codes(const float* x, int64_t count) const {
+    auto ratio = V::add(nearest_code<V>(V::load(x), scale, inverse), zero);
+    ratio = V::max(V::floats(static_cast<float>(lowest)), V::min(V::floats(127.0f), ratio));
+    const auto q = V::max(V::to_ints(ratio), V::ints(lowest));  // a NaN would be -2^31
+    return count >= kTile ? q : V::bits_and(q, V::load_ints(kFirstLanes + kTile - count));
+  }
+};
 
 // Writes the codes of `count` inputs, four every `stride` bytes; returns their sum.
 template <class V>
-int32_t quantize(const float* x, int64_t count, float scale, int8_t* codes, int64_t stride) {
+int32_t quantize(const float* x, int64_t count, const Grid<V>& grid, int8_t* codes,
+                 int64_t stride) {
   typename V::Ints total = V::ints(0);
-  const auto divisor = V::floats(scale), inverse = V::floats(1.0f / scale);
   for (int64_t i = 0; i < count; i += 16) {
-    const auto q = int8_codes<V>(V::load(x + i), divisor, inverse);
+    const auto q = grid.codes(x + i, count - i);
     total = V::add(total, q);
     int8_t narrow[16];
     V::narrow(narrow, q);

@@ -11,8 +11,10 @@ namespace planish::PLANISH_ISA {
 
 struct Vector {
 #if defined(__AVXVNNI__)
+  using AnyCodes = Vector;               // whose dot_int8 takes inputs of -128, too
   static constexpr int kInt8Zero = 128;  // vpdpbusd wants one unsigned side: weights + 128
 #else
+  struct AnyCodes;
   static constexpr int kInt8Zero = 0;
 #endif
   static constexpr int kTiles = 1;
@@ -211,5 +213,21 @@ struct Vector {
     return to_floats(subtract(bits_and(x, ints(15)), ints(8)));
   }
 };
+
+#if !defined(__AVXVNNI__)
+// Inputs of -128 overflow 16 bits, so even and odd bytes are widened and multiplied apart.
+struct Vector::AnyCodes : Vector {
+  static __m256i even(__m256i x) { return _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8); }
+  static __m256i odd(__m256i x) { return _mm256_srai_epi16(x, 8); }
+  static void dot(__m256i& sum, __m256i w, __m256i x) {
+    const __m256i evens = _mm256_madd_epi16(even(w), even(x));
+    sum = _mm256_add_epi32(sum, _mm256_add_epi32(evens, _mm256_madd_epi16(odd(w), odd(x))));
+  }
+  static void dot_int8(Ints& sum, const Bytes& w, Four x) {
+    dot(sum.lo, w.lo, x);
+    dot(sum.hi, w.hi, x);
+  }
+};
+#endif
 
 }  // namespace planish::PLANISH_ISA

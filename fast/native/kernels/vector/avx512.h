@@ -10,6 +10,7 @@
 namespace planish::PLANISH_ISA {
 
 struct Vector {
+  using AnyCodes = Vector;               // whose dot_int8 takes inputs of -128, too
   static constexpr int kInt8Zero = 128;  // vpdpbusd wants one unsigned side: weights + 128
   static constexpr int kTiles = 2;       // 8 rows x 2 tiles of sums, in 32 registers
   static constexpr int kRowsAtOnce = 8;

@@ -10,6 +10,7 @@
 namespace planish::PLANISH_ISA {
 
 struct Vector {
+  using AnyCodes = Vector;  // whose dot_int8 takes inputs of -128, too
   static constexpr int kInt8Zero = 0;
   static constexpr int kTiles = 1;
   static constexpr int kRowsAtOnce = 4;  // 4 rows x 1 tile of sums: 16 of 32 registers

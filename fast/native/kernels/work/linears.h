@@ -20,12 +20,12 @@ struct Linears {
 
 // Rows packed for weights of the same groups, without memory yet.
 inline PackedRows rows_for(const std::vector<Weight>& weights, Granularity granularity,
-                           int64_t rows, int64_t inputs) {
+                           int64_t rows, int64_t inputs, const int8_t* zero = nullptr) {
   const Weight& w = weights[0];
   const int64_t group_inputs = w.groups == 1 ? inputs : w.group_blocks * 32 / w.bits;
   bool totals = false;
   for (const Weight& each : weights) totals = totals || each.offset;
-  return {nullptr, granularity, rows, inputs, w.groups, group_inputs, totals};
+  return {nullptr, granularity, rows, inputs, w.groups, group_inputs, totals, zero};
 }
 
 // Whether two weights read the inputs in the same order.
