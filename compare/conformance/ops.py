@@ -179,9 +179,11 @@ def check_activation_codes(op: Op, name: str, x: np.ndarray, codes: Codes) -> It
 
 
 def dequantize_rows(linear: Linear, x: np.ndarray) -> np.ndarray:
-    """Activation codes times their scale, [T, K]."""
+    """Activation codes, minus their zero point, times their scale, [T, K]."""
     codes, _ = reference_codes(x, linear)
-    values: np.ndarray = codes.astype(np.float32) * activation_scales(x, linear)
+    zero = linear.activation_zero_point
+    centred = codes.astype(np.float32) - np.float32(0 if zero is None else zero)
+    values: np.ndarray = centred * activation_scales(x, linear)
     return values
 
 
@@ -189,7 +191,7 @@ def make_probe(linear: Linear, columns: np.ndarray) -> Linear:
     """A linear that quantizes its input [T, K] the same way and outputs the codes of some columns.
 
     Row n of its weight is 1 at columns[n] and 0 elsewhere, and every scale is 1, so the output is
-    code * activation scale, rounded once.
+    code * activation scale, rounded once; code - zero point, if the input has one.
     """
     weight = reference_linear.quantized_weight(linear)
     k, bits, size = weight.shape[1], weight.scheme.bits, weight.scheme.group_size

@@ -26,6 +26,7 @@ from jax import lax
 
 from planish.fast.model.backend import QKV, Backend, Draw, Normed, Positions, attention_config
 from planish.fast.model.cache import KVCache, LayerCache
+from planish.fast.model.embedding import embedding_rows
 from planish.fast.model.layers import ACTIVATIONS, map_chunks, soft_cap
 from planish.fast.model.losses import Judge, rows_at_a_time, target_losses, target_scores
 from planish.fast.model.weights import PlacedExperts
@@ -46,7 +47,7 @@ def embed(
     backend: Backend,
 ) -> jax.Array:
     """Token and position embeddings of tokens [B, T] -> [B, T, D]."""
-    x = weights.embed[tokens] * jnp.float32(config.embed_scale)  # [B, T, E]
+    x = embedding_rows(weights.embed, tokens) * jnp.float32(config.embed_scale)  # [B, T, E]
     if weights.project_in is not None:
         x = backend.linear(x, weights.project_in)  # [B, T, D]
     if weights.positions is not None:

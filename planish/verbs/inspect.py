@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from planish.opening import (
 from planish.reference import architectures
 from planish.reference.errors import PlanishError, one_line
 from planish.reference.files.formats.report import describe_origin, origin_lines
+from planish.reference.files.formats.stored import CodedEntry
 from planish.reference.files.load import Checkpoint
+from planish.reference.files.safetensors import TensorEntry
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.shapes import block_shapes, outer_shapes
 from planish.reference.scheme import Scheme
@@ -103,9 +106,12 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
     Shapes and bytes are those in the files: tiles with their padding.
     """
-    every = sorted(checkpoint.entries | checkpoint.unused)
-    schemes = checkpoint.schemes()
-    tensors = {name: tensor_facts(checkpoint, schemes, name) for name in every}
+    schemes, entries = checkpoint.schemes(), stored_entries(checkpoint)
+    of_tensors = schemes | embedding_scheme(checkpoint)
+    tensors = {
+        name: tensor_facts(entries[name], name, of_tensors, name in checkpoint.unused)
+        for name in sorted(entries)
+    }
     sizes: Counter[str] = Counter()
     for facts in tensors.values():
         sizes[facts["kind"]] += facts["bytes"]
@@ -123,6 +129,31 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "bits_per_weight": bits_per_weight(checkpoint, tensors),
         "tensors": tensors,
     }
+
+
+def coded_embedding(checkpoint: Checkpoint) -> CodedEntry | None:
+    """The embedding, if another program stored its codes."""
+    entry = checkpoint.entries.get(f"{checkpoint.prefix('embed')}.weight")
+    return entry if isinstance(entry, CodedEntry) else None
+
+
+def embedding_scheme(checkpoint: Checkpoint) -> dict[str, Scheme]:
+    """The scheme of an embedding that has codes, by its name."""
+    entry = coded_embedding(checkpoint)
+    return {} if entry is None else {checkpoint.prefix("embed"): entry.scheme}
+
+
+def stored_entries(checkpoint: Checkpoint) -> dict[str, TensorEntry]:
+    """The tensors of the files by name; an embedding's codes once, also if they are lm_head's."""
+    entries = dict(checkpoint.entries | checkpoint.unused)
+    embedding, prefix = coded_embedding(checkpoint), checkpoint.prefix("embed")
+    if embedding is None or checkpoint.origin is None:
+        return entries
+    del entries[f"{prefix}.weight"]
+    head = checkpoint.prefix("head")
+    if checkpoint.config.tie_embeddings and head not in checkpoint.origin.bytes:
+        entries = {name: e for name, e in entries.items() if not name.startswith(f"{head}.")}
+    return entries | {f"{prefix}.{kind}": entry for kind, entry in embedding.kinds.items()}
 
 
 def bits_per_weight(checkpoint: Checkpoint, tensors: dict[str, Any]) -> float:
@@ -162,13 +193,12 @@ def parameters(checkpoint: Checkpoint) -> int:
 
 
 def tensor_facts(
-    checkpoint: Checkpoint, schemes: dict[str, Scheme | None], name: str
+    entry: TensorEntry, name: str, schemes: Mapping[str, Scheme | None], unused: bool
 ) -> dict[str, Any]:
     """One tensor: type, shape, bytes and kind."""
-    entry = checkpoint.unused.get(name) or checkpoint.entries[name]
     prefix, _, ending = name.rpartition(".")
     kind, words = KINDS.get(ending, "float weights"), entry.dtype.lower()
-    if name in checkpoint.unused:
+    if unused:
         kind = "not used"
     elif ending == "weight" and (scheme := schemes.get(prefix)):
         kind, words = f"INT{scheme.bits} codes", str(scheme).partition(",")[0]

@@ -24,9 +24,11 @@ from planish.reference.files.floats import (
     read_float,
     require_finite,
 )
+from planish.reference.files.formats import planish_linears
+from planish.reference.files.formats.stored import CodedEntry, Source
 from planish.reference.files.fused import fused_shapes
 from planish.reference.files.opening import open_checkpoint
-from planish.reference.linear import Linear
+from planish.reference.linear import Linear, quantized_weight
 from planish.reference.model.attention import AttentionScales
 from planish.reference.model.experts import Stack
 from planish.reference.model.layers import Norm
@@ -83,8 +85,26 @@ def _load_outer(checkpoint: Checkpoint, part: str) -> np.ndarray:
     return load_float(checkpoint, name, outer_shapes(config)[part])
 
 
-def _load_embed(checkpoint: Checkpoint) -> np.ndarray:
-    """The embedding [V, E]. Rows of ids without a token may be NaN or Inf and become zeros.
+def _load_embed(checkpoint: Checkpoint) -> np.ndarray | QuantizedWeight:
+    """The embedding [V, E]: the codes that another program stored, or floats.
+
+    Floats if lm_head is the embedding and floats, and if codes are not all usable.
+    """
+    prefix = checkpoint.prefix("embed")
+    entry = checkpoint.entries.get(f"{prefix}.weight")
+    if not isinstance(entry, CodedEntry) or _head_is_embedding(checkpoint):
+        return _load_float_embed(checkpoint)
+    codes = {f"{prefix}.{kind}": one for kind, one in entry.kinds.items()}
+    source = Source(path=checkpoint.path, values={}, entries=codes)
+    shape = outer_shapes(checkpoint.config)["embed"]
+    try:
+        return quantized_weight(planish_linears.read(source, prefix, entry.scheme, shape))
+    except CheckpointError:
+        return _load_float_embed(checkpoint)
+
+
+def _load_float_embed(checkpoint: Checkpoint) -> np.ndarray:
+    """The embedding in floats. Rows of ids without a token may be NaN or Inf and become zeros.
 
     Not if lm_head is the embedding: then each row gives a logit.
     """
@@ -120,10 +140,10 @@ def _head_is_embedding(checkpoint: Checkpoint) -> bool:
     return checkpoint.config.tie_embeddings and checkpoint.scheme("head") is None
 
 
-def _load_head(checkpoint: Checkpoint, embed: np.ndarray, tiled: bool) -> Linear:
+def _load_head(checkpoint: Checkpoint, embed: np.ndarray | QuantizedWeight, tiled: bool) -> Linear:
     """lm_head: its own weight, or the embedding."""
     config, prefix = checkpoint.config, checkpoint.prefix("head")
-    if _head_is_embedding(checkpoint):
+    if not isinstance(embed, QuantizedWeight) and _head_is_embedding(checkpoint):
         _require_tied(checkpoint, f"{prefix}.weight", embed)
         return Linear(embed)
     shape = outer_shapes(config)["head"]

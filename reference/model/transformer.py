@@ -29,6 +29,7 @@ from planish.reference.model.attention import (
     quantize_heads,
 )
 from planish.reference.model.config import ModelConfig
+from planish.reference.model.embedding import embedding_rows
 from planish.reference.model.layers import (
     ACTIVATIONS,
     attention,
@@ -77,7 +78,7 @@ def embed(
     config: ModelConfig, weights: Weights, tokens: np.ndarray, positions: np.ndarray
 ) -> np.ndarray:
     """Token and position embeddings -> [T, D]."""
-    x = weights.embed[tokens].astype(np.float32) * np.float32(config.embed_scale)  # [T, E]
+    x = embedding_rows(weights.embed, tokens) * np.float32(config.embed_scale)  # [T, E]
     if weights.project_in is not None:
         x = linear(x, weights.project_in)  # [T, D]
     if weights.positions is not None:

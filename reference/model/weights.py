@@ -20,6 +20,7 @@ from planish.reference.linear import Linear
 from planish.reference.model.attention import AttentionScales
 from planish.reference.model.config import LayerKind
 from planish.reference.model.layers import Norm
+from planish.reference.quantized import QuantizedWeight
 
 NORMS = (
     "attention_norm",
@@ -71,7 +72,7 @@ class Block:
 class Weights:
     """A model. `blocks` may be lazy: it is only indexed, or iterated in order."""
 
-    embed: np.ndarray  # [V, E]
+    embed: np.ndarray | QuantizedWeight  # [V, E]
     positions: np.ndarray | None  # [max_positions + offset, D]
     project_in: Linear | None  # [D, E]
     embed_norm: Norm | None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,17 @@ class ComputedEntry(TensorEntry):
         return tensor
 
 
-def compute_entry(file: Path, dtype: str, shape: tuple[int, ...], compute: Compute) -> TensorEntry:
+@dataclass(frozen=True)
+class CodedEntry(ComputedEntry):
+    """An embedding as floats, and the tensors that hold its codes, as those of a linear."""
+
+    scheme: Scheme = field(compare=False)
+    kinds: Mapping[str, TensorEntry] = field(repr=False, compare=False)
+
+
+def compute_entry(
+    file: Path, dtype: str, shape: tuple[int, ...], compute: Compute
+) -> ComputedEntry:
     """An entry for a tensor that is computed from tensors of a file."""
     size = math.prod(shape) * DTYPES[dtype].itemsize
     return ComputedEntry(file, dtype, shape, 0, size, np.empty(0, np.uint8), compute)
@@ -97,16 +108,17 @@ def planish_entries(file: Path, stored: Stored) -> dict[str, TensorEntry]:
     """The tensors of a linear by the kinds that planish's format gives them."""
     (rows, cols), scheme = stored.shape, stored.scheme
     if scheme is None:
-        return {"weight": compute_entry(file, "F32", (rows, cols), stored.codes)}
+        floats = compute_entry(file, "F32", (rows, cols), stored.codes)
+        return {"weight": _with_codes(floats, stored)}
     codes, held, dtype = stored.codes, (rows, cols), "U8" if scheme.offset else "I8"
     if scheme.bits == 4:
         codes = stored.codes if stored.packed else lambda: pack_nibbles(stored.codes())
         held, dtype = (rows, -(-cols // 2)), "U8"
     beside = _scale_shape(scheme, rows, cols)
-    floats = SCALE_TYPES[scheme.scale_dtype]
+    scales = SCALE_TYPES[scheme.scale_dtype]
     arrays: dict[str, tuple[str, tuple[int, ...], Compute | None]] = {
         "weight": (dtype, held, codes),
-        "weight_scale": (floats, beside, stored.scale),
+        "weight_scale": (scales, beside, stored.scale),
         "weight_zero_point": ("U8", beside, stored.zero_point),
         "weight_offset": ("F32", beside, stored.offset),
         "weight_permutation": ("I32", (cols,), stored.order),
@@ -118,6 +130,16 @@ def planish_entries(file: Path, stored: Stored) -> dict[str, TensorEntry]:
         for kind, (dtype, shape, compute) in arrays.items()
         if compute is not None
     }
+
+
+def _with_codes(floats: ComputedEntry, stored: Stored) -> TensorEntry:
+    """The entry of an embedding that has codes; another as it is."""
+    if stored.head is None or stored.head.scheme is None:
+        return floats
+    fields = {one.name: getattr(floats, one.name) for one in dataclass_fields(floats)}
+    return CodedEntry(
+        **fields, scheme=stored.head.scheme, kinds=planish_entries(floats.file, stored.head)
+    )
 
 
 def _scale_shape(scheme: Scheme, rows: int, cols: int) -> tuple[int, int]:

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from planish.reference.gguf import read_gguf
+from tests.gguf_files import write_tied
+from tests.golden.foreign import TARGET
+
 
 def inspected(planish, model) -> dict:
     """What inspect says as JSON."""
@@ -180,3 +184,16 @@ def test_inspect_counts_the_bytes_of_the_cache(planish, make_llama, window, slot
     assert values == expected | {"layers_with_rings": 2 if window else 0}
     text = planish("inspect", "--model", model).out
     assert f"KV cache: {values['bytes']:,} bytes, float32 for 4,096 positions" in text
+
+
+@pytest.mark.parametrize("sample", ["gguf-q4_0", "gguf-q4_k_m"])
+def test_an_embedding_that_is_the_head_is_counted_once_by_its_codes(planish, tmp_path, sample):
+    source = TARGET / sample / "model.gguf"
+    file, tied = read_gguf(source), write_tied(source, tmp_path / "tied.gguf")
+    apart, found = inspected(planish, source.parent), inspected(planish, tied)
+    head = {name for name in apart["tensors"] if name.startswith("lm_head.")}
+    assert found["tensors"].keys() == apart["tensors"].keys() - head
+    shape = file.tensors["token_embd.weight"].shape
+    facts = found["tensors"]["model.embed_tokens.weight"]
+    assert facts["kind"] == "INT4 codes" and facts["bytes"] == math.prod(shape) // 2
+    assert found["bytes"] == sum(one["bytes"] for one in found["tensors"].values())
