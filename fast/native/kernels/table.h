@@ -50,14 +50,14 @@ inline float int8_scale(float absmax) { return (absmax < 1e-5f ? 1e-5f : absmax)
 // weights has one scale. Offsets, orders and INT8 in groups are for kFloat rows only.
 struct Weight {
   int bits;
-  const uint8_t* codes;  // [tiles, blocks, 16, 4]
-  const void* scale;     // half or float [tiles, groups, 16]; if row_scale, float [N] or [1]
-  const uint8_t* zero;   // INT4: [tiles, groups, 16], or null if all are 8
-  const void* offset;    // half or float [tiles, groups, 16], or null
-  const int32_t* order;  // [K]: column k belongs to input order[k]; null if inputs are in order
+  const uint8_t* codes;      // [tiles, blocks, 16, 4]
+  const void* scale;         // half or float [tiles, groups, 16]; if row_scale, float [N] or [1]
+  const uint8_t* zero;       // INT4: [tiles, groups, 16], or null if all are 8
+  const void* offset;        // half or float [tiles, groups, 16], or null
+  const int32_t* order;      // [K]: column k belongs to input order[k]; null if inputs are in order
   const int32_t* code_sums;  // [tiles, 16]: of each output's codes, for a zero point of the inputs
-  const float* bias;     // [N] or null
-  bool half_scale;       // scale is float16
+  const float* bias;         // [N] or null
+  bool half_scale;           // scale is float16
   bool half_offset;
   bool row_scale;   // INT8 of whole rows
   bool one_scale;   // and with a single scale

@@ -1,6 +1,6 @@
 """A quantized embedding that is the head, too: its codes are written once.
 
-Reading gives such a model floats for the lookup and lm_head the codes (formats/translate.py). GGUF
+Reading gives such a model the codes of the embedding as lm_head's (formats/translate.py). GGUF
 and MLX store the codes as the embedding; the other formats store the embedding in floats, which
 means the same weights.
 """

@@ -1,7 +1,7 @@
 """A GGUF file of llama.cpp as a model directory: config, tensors under the architecture's names.
 
 The config is rebuilt from the file's keys, or is the config.json beside the file. Every tensor has
-a type of its own. Embeddings are read as floats; lm_head has their codes if it is tied to them.
+a type of its own. Embeddings keep their codes, which lm_head has, too, if it is tied to them.
 For `llama` the converter interleaves the rows of q and k, two halves of each head; codes and scales
 move with their rows, so this is undone without loss:
 

@@ -7,7 +7,7 @@
 A bias that is a whole multiple of its scale is a zero point (offsets.py). Linears that have only
 such biases are read without offsets: INT4 with zero points, or as symmetric if all are 2^(b-1).
 
-Embeddings are quantized too, and are read as floats; lm_head has their codes if it is tied to them.
+Embeddings have codes, too, and keep them; lm_head has the same codes if it is tied to them.
 The config has no quant_method but bits, group_size and mode, and exceptions by exact name. Source:
 ops.cpp of MLX (affine_quantize), utils.py of mlx-lm 0.32.
 """
