@@ -18,7 +18,8 @@ def embedding_rows(embed: np.ndarray | QuantizedWeight, tokens: np.ndarray) -> n
     canonical; its inputs are in order, and its scales are those of rows or of groups of a row.
     """
     if not isinstance(embed, QuantizedWeight):
-        return embed[tokens].astype(np.float32)
+        floats: np.ndarray = embed[tokens].astype(np.float32)
+        return floats
     arrays = {name: getattr(embed, name) for name in BY_ROW}
     rows = {name: array[tokens] for name, array in arrays.items() if array is not None}
     return dequantize(replace(embed, shape=(len(tokens), embed.shape[1]), **rows))

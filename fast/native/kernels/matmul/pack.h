@@ -114,8 +114,10 @@ void pack_codes(const float* x, int64_t k, const Rows& rows, RowTile tile, int64
     const int64_t count = k - start < rows.group_inputs ? k - start : rows.group_inputs;
     if (rows.granularity == Granularity::kGroup) scale = int8_scale(absmax<V>(x + start, count));
     if (g < rows.scale_groups) scales[g * size] = scale;
-    const Grid<V> grid(scale, rows.zero);
-    sums[g * size] = quantize<V>(x + start, count, grid, codes + start / 4 * stride, stride);
+    const float* from = x + start;
+    int8_t* to = codes + start / 4 * stride;
+    if (!rows.zero) sums[g * size] = quantize<V>(from, count, scale, to, stride);
+    else sums[g * size] = quantize<V>(from, count, GridAround<V>(scale, *rows.zero), to, stride);
   }
 }
 

@@ -67,9 +67,9 @@ struct TileRows {
 };
 
 // Quantizes `count` inputs of a group, then zeros to whole steps.
-template <class V>
-void quantize_group(const float* x, int64_t count, const Grid<V>& grid, const TileRows& rows,
-                    int64_t row, int64_t group) {
+template <class V, class G>
+void quantize_group(const float* x, int64_t count, const G& grid, const TileRows& rows, int64_t row,
+                    int64_t group) {
   int8_t* codes = rows.step(row, group, 0) + row % kTileRows * rows.depth;
   for (int64_t s = 0; s < rows.steps; ++s, codes += rows.step_bytes(), count -= rows.depth) {
     if (count < rows.depth) __builtin_memset(codes, 0, rows.depth);
@@ -134,7 +134,9 @@ void pack_tile_row(const Source& source, const PackedRows& packed, int64_t row, 
     }
     if (packed.granularity == Granularity::kGroup) scale = int8_scale(absmax<V>(x + first, count));
     if (g < rows.scale_groups) rows.block_scales(row, g)[row % kBlockRows] = scale;
-    quantize_group<V>(x + first, count, {scale, packed.zero}, rows, row, g);
+    const float* from = x + first;
+    if (!rows.zero) quantize_group<V>(from, count, Grid<V>(scale), rows, row, g);
+    else quantize_group<V>(from, count, GridAround<V>(scale, *rows.zero), rows, row, g);
   }
   if (row == rows.rows - 1) pad_scales(rows);
 }

@@ -33,35 +33,44 @@ PLANISH_INLINE inline typename V::Floats nearest_code(typename V::Floats x,
   return __builtin_expect(tie, 0) ? V::round(V::divide(x, scale)) : nearest;
 }
 
+// The codes of a row with a scale: clip(rint(x / scale), -127, 127).
+template <class V>
+struct Grid {
+  typename V::Floats scale, inverse;
+
+  PLANISH_INLINE explicit Grid(float s) : scale(V::floats(s)), inverse(V::floats(1.0f / s)) {}
+
+  // Of sixteen inputs; `count` of them exist, and zeros pad them.
+  PLANISH_INLINE typename V::Ints codes(const float* x, int64_t) const {
+    auto ratio = nearest_code<V>(V::load(x), scale, inverse);
+    ratio = V::max(V::floats(-127.0f), V::min(V::floats(127.0f), ratio));
+    return V::max(V::to_ints(ratio), V::ints(-127));  // a NaN would be -2^31
+  }
+};
+
 alignas(64) constexpr int32_t kFirstLanes[2 * kTile] = {-1, -1, -1, -1, -1, -1, -1, -1,
                                                         -1, -1, -1, -1, -1, -1, -1, -1};
 
-// The codes of a row with a scale: clip(rint(x / scale), -127, 127), or around a zero point
-// clip(rint(x / scale) + zero, -128, 127).
+// The same around a zero point: clip(rint(x / scale) + zero, -128, 127). Inputs that pad a row have
+// the code 0.
 template <class V>
-struct Grid {
+struct GridAround {
   typename V::Floats scale, inverse, zero;
-  int32_t lowest;
 
-  PLANISH_INLINE Grid(float s, const int8_t* zero_point = nullptr)
-      : scale(V::floats(s)),
-        inverse(V::floats(1.0f / s)),
-        zero(V::floats(zero_point ? *zero_point : 0.0f)),
-        lowest(zero_point ? -128 : -127) {}
+  PLANISH_INLINE GridAround(float s, int8_t z)
+      : scale(V::floats(s)), inverse(V::floats(1.0f / s)), zero(V::floats(z)) {}
 
-  // Of sixteen inputs; 0 for those from `count` on.
   PLANISH_INLINE typename V::Ints codes(const float* x, int64_t count) const {
     auto ratio = V::add(nearest_code<V>(V::load(x), scale, inverse), zero);
-    ratio = V::max(V::floats(static_cast<float>(lowest)), V::min(V::floats(127.0f), ratio));
-    const auto q = V::max(V::to_ints(ratio), V::ints(lowest));  // a NaN would be -2^31
+    ratio = V::max(V::floats(-128.0f), V::min(V::floats(127.0f), ratio));
+    const auto q = V::max(V::to_ints(ratio), V::ints(-128));
     return count >= kTile ? q : V::bits_and(q, V::load_ints(kFirstLanes + kTile - count));
   }
 };
 
 // Writes the codes of `count` inputs, four every `stride` bytes; returns their sum.
-template <class V>
-int32_t quantize(const float* x, int64_t count, const Grid<V>& grid, int8_t* codes,
-                 int64_t stride) {
+template <class V, class G>
+int32_t quantize(const float* x, int64_t count, const G& grid, int8_t* codes, int64_t stride) {
   typename V::Ints total = V::ints(0);
   for (int64_t i = 0; i < count; i += 16) {
     const auto q = grid.codes(x + i, count - i);
@@ -74,6 +83,11 @@ int32_t quantize(const float* x, int64_t count, const Grid<V>& grid, int8_t* cod
     }
   }
   return V::sum(total);
+}
+
+template <class V>
+int32_t quantize(const float* x, int64_t count, float scale, int8_t* codes, int64_t stride) {
+  return quantize<V>(x, count, Grid<V>(scale), codes, stride);
 }
 
 template <class V>

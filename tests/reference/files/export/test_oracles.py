@@ -4,6 +4,7 @@ transformers quantizes inputs with absmax / 127.5 and planish with absmax / 127,
 and W4A8 are compared after `dequantize=True`, which leaves the inputs in floats.
 """
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -111,3 +112,33 @@ def test_mlx_computes_the_same(rule, quantized, converted):
     assert_same_weights(found, ours)
     expected = logits(ours, TOKENS)
     assert np.abs(np.array(model(mx.array([TOKENS]))[0]) - expected).max() < 1e-5 * np.ptp(expected)
+
+
+@pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("torch", "transformers", "auto_round")),
+    reason="needs torch, transformers and auto-round",
+)
+@pytest.mark.filterwarnings("ignore")  # of torch, transformers and auto-round
+@pytest.mark.parametrize(("form", "rule"), [("gptq", "absmax"), ("awq", "minmax")])
+def test_auto_round_computes_the_same_in_float16(form, rule, quantized, converted):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoRoundConfig
+
+    ours = quantized(POCKET, "W4A16", group_size=64, rule=rule)
+    theirs = converted(ours, form).path
+    forget_who_made(theirs / "config.json")
+    config = AutoRoundConfig(backend="torch")
+    model = AutoModelForCausalLM.from_pretrained(theirs, quantization_config=config)
+    attention = model.model.layers[0].self_attn
+    assert not isinstance(attention.q_proj, torch.nn.Linear)
+    with torch.no_grad():
+        found = model(torch.tensor([TOKENS])).logits[0].float().numpy()
+    expected = logits(ours, TOKENS)
+    assert np.abs(found - expected).max() < 3e-3 * np.ptp(expected)
+
+
+def forget_who_made(config: Path) -> None:
+    """transformers refuses to give AutoRound a GPTQ config with `meta`, which names its program."""
+    values = json.loads(config.read_text())
+    del values["quantization_config"]["meta"]
+    config.write_text(json.dumps(values))
