@@ -175,6 +175,7 @@ def layer_around(zero: int, inputs: int, granularity: str = "per_channel") -> Li
     return Linear(weight, rng.standard_normal(50).astype(np.float32), *static)
 
 
+@pytest.mark.matrix(8)
 @pytest.mark.again
 @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
 @pytest.mark.parametrize("zero", [-128, -3, 0, 127])
