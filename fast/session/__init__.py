@@ -10,6 +10,7 @@ scheduler    which rows are computed, and how many tokens at a time
 engine       a checkpoint's logits, losses and generated tokens
 pages        a cache made of pages, and the prefixes that they hold
 rows         the rows of a session, and the tokens of a step
+filling      which prompts' tokens a step computes
 paged        the compiled programs over that cache
 exactness    which models' bits do not depend on the batch
 answers      from logits to new tokens, and the event that says so

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from planish.fast.session.rows import Row
+from planish.fast.session.rows import Part, Row
 from planish.reference.errors import PlanishError
 from planish.reference.text.constraint import accept_token, mask_logits
 from planish.reference.text.requests import Event, TokenScore, score_new, score_tokens
@@ -67,21 +67,29 @@ def answer_several(row: Row, found: Sequence[int]) -> Event:
     return add_tokens(row, found[:good])
 
 
-def read_chunk(row: Row, count: int, logits: np.ndarray) -> None:
-    """A chunk of a prompt is computed: logits [T, V] of its tokens, if they are scored."""
-    wants, prompt = row.request.prompt_logprobs, row.request.prompt
-    if wants is not None:
-        following = prompt[row.written + 1 : row.written + count + 1]
-        row.scores += score_tokens(logits[: len(following)], following, wants)
-    row.written += count
+def read_part(part: Part, logits: np.ndarray, sampled: Sequence[int] | None) -> list[Event]:
+    """Tokens of a prompt are computed; if they are its last, the first of its answer is found.
+
+    logits   [W, V] of those at part.wanted
+    sampled  the first token of the answer, by the device; None: the host samples
+    """
+    row, wants = part.row, part.row.request.prompt_logprobs
+    try:
+        if wants is not None:
+            following = row.request.prompt[part.first + 1 : part.first + part.count + 1]
+            row.scores += score_tokens(logits[: len(following)], following, wants)
+    except PlanishError as problem:
+        return [Event(handle=row.handle, finish="error", error=str(problem))]
+    row.written += part.count
+    return [finish_prompt(row, logits[-1], sampled)] if part.is_last else []
 
 
-def finish_prompt(row: Row, last: np.ndarray) -> Event:
+def finish_prompt(row: Row, last: np.ndarray, sampled: Sequence[int] | None) -> Event:
     """A prompt is done: its scores, and the first token of its answer. last: logits [V]."""
     prompt = () if row.request.prompt_logprobs is None else tuple(row.scores)
     if row.request.max_new_tokens == 0:
         return Event(handle=row.handle, prompt=prompt, finish="length", cached=row.cached)
-    return replace(answer_row(row, last[None], None), prompt=prompt, cached=row.cached)
+    return replace(answer_row(row, last[None], sampled), prompt=prompt, cached=row.cached)
 
 
 def add_tokens(row: Row, found: Sequence[int], scores: tuple[TokenScore, ...] = ()) -> Event:

@@ -1,11 +1,11 @@
 """A session that answers many requests in the same steps, each as if it were alone.
 
 A row of the cache is one request's. Each step computes the next token of every row whose prompt is
-done, and in the same program a chunk of the oldest prompt that is not; with no prompt left, several
-tokens of every row in one dispatch. Rows join and leave between steps. Every token's numbers depend
-on its own row only (native linears and attention), so neither the batch, nor chunks, nor a prefix
-found in the pages (pages.py) change a bit of an answer. The models of which this is not true have
-one row and share no prefixes: exactness.py.
+done, and in the same program tokens of the prompts that are not (filling.py); with no prompt left,
+several tokens of every row in one dispatch. Rows join and leave between steps. Every token's
+numbers depend on its own row only (native linears and attention), so neither the batch, nor chunks,
+nor a prefix found in the pages (pages.py) change a bit of an answer. The models of which this is
+not true have one row and share no prefixes: exactness.py.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ import numpy as np
 
 from planish.fast.native import backend as native_backend
 from planish.fast.native.cache import can_tile
-from planish.fast.session.answers import answer_row, answer_several, finish_prompt, read_chunk
+from planish.fast.session.answers import answer_row, answer_several, read_part
 from planish.fast.session.engine import Engine
 from planish.fast.session.exactness import why_alone
+from planish.fast.session.filling import fill_step
 from planish.fast.session.lookup import MOST_ROWS, VERIFIED, Costs, guesses_of
 from planish.fast.session.paged import PagedModel, page_count
 from planish.fast.session.pages import PAGE, Pages, pages_for
 from planish.fast.session.rows import (
-    SCORED_TOKENS,
     STEP_TOKENS,
+    Part,
     Row,
     draw_of,
     make_plan,
@@ -49,7 +50,6 @@ from planish.reference.text.requests import (
     describe_failure,
 )
 
-MIXED_SECONDS = 0.12  # rows that are being answered wait no longer for a chunk of a prompt
 WAITING_TOKENS = 4  # of one dispatch while a request waits for a row
 
 
@@ -147,7 +147,7 @@ class Batching:
         reading = [row for row in self.rows if row.is_reading]
         answering = [row for row in self.rows if not row.is_reading]
         if reading:
-            return self._mixed(answering, reading[0])
+            return self._mixed(answering, self._parts(len(answering), reading))
         if not answering:
             return []
         guesses = self._guesses(answering)
@@ -155,7 +155,7 @@ class Batching:
             return self._verify(answering, guesses)
         if all(samples_on_device(row.request) for row in answering):
             return self._several(answering)
-        return self._mixed(answering, None)
+        return self._mixed(answering, [])
 
     # rows
 
@@ -227,46 +227,42 @@ class Batching:
 
     # steps
 
-    def _mixed(self, answering: Sequence[Row], reading: Row | None) -> list[Event]:
-        """One token of each row that is answered, and a chunk of one prompt."""
-        count = 0 if reading is None else self._chunk(len(answering), reading)
-        plan = make_plan(answering, reading, count)
+    def _mixed(self, answering: Sequence[Row], parts: Sequence[Part]) -> list[Event]:
+        """One token of each row that is answered, and parts of prompts."""
+        plan = make_plan(answering, parts)
         start = self.clock()
-        on_device = self.model.step(plan, self._length(reading))
+        on_device = self.model.step(plan, self._length(parts))
         logits = np.asarray(on_device)
         self._note(len(plan.tokens), self.clock() - start)
-        sampled = self._sample(on_device, answering)
+        ending = [part.row for part in parts if part.is_last and not part.row.is_scored]
+        sampled = self._sample(on_device, [*answering, *ending])
         events = [
-            answer_row(row, logits[i : i + 1], None if token is None else [token])
-            for i, (row, token) in enumerate(zip(answering, sampled, strict=True))
+            answer_row(row, logits[i : i + 1], sampled.get(row.handle))
+            for i, row in enumerate(answering)
         ]
-        if reading is None:
+        first = len(answering)
+        for part in parts:
+            last = first + len(part.wanted)
+            events += read_part(part, logits[first:last], sampled.get(part.row.handle))
+            first = last
+        if not parts:
             self.costs.note_plain(len(answering), self.clock() - start)
-        else:
-            events += self._read(reading, count, logits[len(answering) : len(plan.wanted)])
         return events
 
-    def _read(self, row: Row, count: int, logits: np.ndarray) -> list[Event]:
-        """A chunk of a prompt is done, and perhaps the prompt: then logits [.., V] end with those
-        of its last token."""
-        try:
-            read_chunk(row, count, logits)
-        except PlanishError as problem:
-            return [Event(handle=row.handle, finish="error", error=str(problem))]
-        return [] if row.is_reading else [finish_prompt(row, logits[-1])]
-
-    def _sample(self, logits: jax.Array, rows: Sequence[Row]) -> list[int | None]:
-        """The token of each row, whose logits come first; None where the host samples.
+    def _sample(self, logits: jax.Array, rows: Sequence[Row]) -> dict[int, list[int]]:
+        """The token of each row, whose logits come first, by its handle; without those that the
+        host samples.
 
         The host is slow where it sorts a vocabulary, and fast where it looks for the largest."""
         drawn = [
-            samples_on_device(row.request) and row.request.sampling.temperature for row in rows
+            bool(samples_on_device(row.request) and row.request.sampling.temperature)
+            for row in rows
         ]
         if not any(drawn) or len(logits) != self.model.few:
-            return [None] * len(rows)
+            return {}
         found = self.model.sample(logits, [draw_of(row) for row in rows])
-        pairs = zip(found.tolist(), drawn, strict=False)
-        return [token if on_device else None for token, on_device in pairs]
+        pairs = zip(rows, found.tolist(), drawn, strict=True)
+        return {row.handle: [token] for row, token, on_device in pairs if on_device}
 
     def _verify(self, rows: Sequence[Row], guesses: Sequence[list[int]]) -> list[Event]:
         """The next token of every row, and those of its guesses that are right."""
@@ -297,14 +293,10 @@ class Batching:
         counts = [guesses_of(len(rows), self.lookup, one) for one in left]
         return [row.guesser.guess(count) for row, count in zip(rows, counts, strict=True)]
 
-    def _chunk(self, answering: int, reading: Row) -> int:
-        """How many tokens of a prompt the next step computes."""
-        most = STEP_TOKENS[-1] if reading.request.prompt_logprobs is None else SCORED_TOKENS
-        if answering and self.seconds:
-            fitting = [size for size in STEP_TOKENS if size * self.seconds <= MIXED_SECONDS]
-            most = min(most, max([STEP_TOKENS[2], *fitting]))
-        left = len(reading.request.prompt) - reading.written
-        return max(1, min(left, most - answering))
+    def _parts(self, answering: int, reading: Sequence[Row]) -> list[Part]:
+        """The tokens of prompts that the next step computes."""
+        # where its bits depend on its chunks, these depend on its prompt only
+        return fill_step(answering, reading, self.seconds, padded=bool(self.alone))
 
     def _note(self, tokens: int, seconds: float) -> None:
         """Remember how long a token of a large step takes."""
@@ -312,9 +304,9 @@ class Batching:
             each = seconds / tokens
             self.seconds = each if not self.seconds else 0.7 * self.seconds + 0.3 * each
 
-    def _length(self, reading: Row | None) -> int | None:
+    def _length(self, parts: Sequence[Part]) -> int | None:
         """The length of the prompt of a step, where nothing else is in it."""
-        return len(reading.request.prompt) if self.alone and reading is not None else None
+        return len(parts[0].row.request.prompt) if self.alone and parts else None
 
     def _several(self, rows: Sequence[Row]) -> list[Event]:
         """Several tokens of every row, sampled on the device in one dispatch."""

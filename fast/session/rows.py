@@ -38,7 +38,17 @@ class Row:
     @property
     def is_reading(self) -> bool:
         """Whether its prompt is not done."""
-        return self.written < len(self.request.prompt)
+        return self.unread > 0
+
+    @property
+    def unread(self) -> int:
+        """Tokens of its prompt that are not computed."""
+        return len(self.request.prompt) - self.written
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether every token of its prompt is scored."""
+        return self.request.prompt_logprobs is not None
 
     @property
     def is_complete(self) -> bool:
@@ -57,8 +67,30 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """Tokens of a row's prompt: `count`, from the first one that is not computed."""
+
+    row: Row
+    first: int
+    count: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the prompt is done with it."""
+        return self.first + self.count == len(self.row.request.prompt)
+
+    @property
+    def wanted(self) -> range:
+        """Those of its tokens whose logits are wanted: all if they are scored, else the prompt's
+        last."""
+        if self.row.is_scored:
+            return range(self.count)
+        return range(self.count - self.is_last, self.count)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The tokens of one step: of rows that are answered, then a chunk of one prompt."""
+    """The tokens of one step: of rows that are answered, then parts of prompts."""
 
     rows: list[int]
     tokens: list[int]
@@ -66,21 +98,18 @@ class Plan:
     wanted: list[int]  # indices of tokens whose logits are wanted
 
 
-def make_plan(answering: Sequence[Row], reading: Row | None, count: int) -> Plan:
-    """The last token of rows that are answered, and `count` tokens of a prompt."""
+def make_plan(answering: Sequence[Row], parts: Sequence[Part]) -> Plan:
+    """The last token of rows that are answered, then the tokens of `parts`."""
     rows = [row.number for row in answering]
     tokens = [row.tokens[-1] for row in answering]
     positions = [len(row.tokens) - 1 for row in answering]
     wanted = list(range(len(rows)))
-    if reading is not None:
-        end = reading.written + count
-        if reading.request.prompt_logprobs is not None:
-            wanted += range(len(rows), len(rows) + count)
-        elif end == len(reading.request.prompt):
-            wanted.append(len(rows) + count - 1)
-        rows += [reading.number] * count
-        tokens += reading.tokens[reading.written : end]
-        positions += range(reading.written, end)
+    for part in parts:
+        row, first = part.row, part.first
+        wanted += [len(rows) + i for i in part.wanted]
+        rows += [row.number] * part.count
+        tokens += row.tokens[first : first + part.count]
+        positions += range(first, first + part.count)
     return Plan(rows=rows, tokens=tokens, positions=positions, wanted=wanted)
 
 
