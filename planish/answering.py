@@ -43,21 +43,12 @@ def open_answering(
 
 
 def session_over(engine: Any, slots: int, context: int) -> Session:
-    """A session over an engine that is open; imports jax only for the fast one.
-
-    Its memory is that of all slots and one page more: into it the end of a known prefix is copied
-    for a request that needs all the others.
-    """
+    """A session over an engine that is open; imports jax only for the fast one."""
     if isinstance(engine, ReferenceEngine):
         return OneByOne(engine.config, engine.weights, context)
     from planish.fast.session.opening import open_session
-    from planish.fast.session.paged import default_memory
-    from planish.fast.session.pages import PAGE
-    from planish.fast.session.slots import cache_bytes
 
-    page = cache_bytes(engine.config, 1, PAGE, engine.backend)
-    memory = default_memory(engine, slots, context) + page
-    return open_session(engine, slots=slots, context=context, memory=memory)
+    return open_session(engine, slots=slots, context=context)
 
 
 def answer_all(

@@ -65,6 +65,13 @@ class Parser(argparse.ArgumentParser):
         sys.stderr.write(f"error: {one_line(message)}; see {self.prog} --help\n")
         sys.exit(BAD_INPUT)
 
+    def hint_at_flag(self, word: str) -> str:
+        """What a word without dashes may have been meant to be."""
+        if f"--{word}" in self._option_string_actions:
+            return f" (did you mean --{word}?)"
+        is_dir = os.path.isdir(word)  # noqa: PTH112  (Path.is_dir raises for a long word)
+        return " (did you mean --model DIR?)" if is_dir else ""
+
     def join_values(self, words: Sequence[str]) -> list[str]:
         """Join each value to its flag by =, because it may begin with dashes.
 
@@ -81,9 +88,9 @@ class Parser(argparse.ArgumentParser):
                 joined.append(word)
                 continue
             if not word.startswith("-"):
-                is_dir = os.path.isdir(word)  # noqa: PTH112  (Path.is_dir raises for a long word)
-                hint = " (did you mean --model DIR?)" if is_dir else ""
-                self.error(f"unexpected {word!r}{hint}: every value follows a flag")
+                self.error(
+                    f"unexpected {word!r}{self.hint_at_flag(word)}: every value follows a flag"
+                )
             if rest and word in known and known[word].nargs is None:
                 free = known[word].metavar == FREE_TEXT
                 if free or rest[0].partition("=")[0] not in (*known, "--"):

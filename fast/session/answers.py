@@ -51,7 +51,7 @@ def choose_token(
     """The token after those that the row and this step have found, from the last one's logits."""
     if sampled is None:
         request, text = row.request, [*row.text, *found]
-        masked = mask_logits(logits, row.matcher)
+        masked = mask_logits(logits, row.matcher, request.excluded(len(text)))
         return next_token(masked, request.sampling, request.prompt, text, request.choice)
     if sampled[len(found)] < 0:
         raise PlanishError("cannot sample", name="logits", found="NaN or Inf")

@@ -153,7 +153,7 @@ class Batching:
         guesses = self._guesses(answering)
         if any(guesses):
             return self._verify(answering, guesses)
-        if all(samples_on_device(row.request) for row in answering):
+        if all(samples_on_device(row) for row in answering):
             return self._several(answering)
         return self._mixed(answering, [])
 
@@ -254,10 +254,7 @@ class Batching:
         host samples.
 
         The host is slow where it sorts a vocabulary, and fast where it looks for the largest."""
-        drawn = [
-            bool(samples_on_device(row.request) and row.request.sampling.temperature)
-            for row in rows
-        ]
+        drawn = [bool(samples_on_device(row) and row.request.sampling.temperature) for row in rows]
         if not any(drawn) or len(logits) != self.model.few:
             return {}
         found = self.model.sample(logits, [draw_of(row) for row in rows])
@@ -276,7 +273,7 @@ class Batching:
         needed = self.costs.needed(len(rows)) * len(rows) / sum(map(bool, guesses))
         for row, some in zip(rows, guesses, strict=True):
             last = first + len(some) + 1
-            device = sampled[first:last] if samples_on_device(row.request) else None
+            device = sampled[first:last] if samples_on_device(row) else None
             event = answer_row(row, np.asarray(logits)[first:last], device, some)
             if some:
                 row.guesser.learn(event.accepted, needed)

@@ -176,9 +176,12 @@ def page_count(engine: Engine, rows: int, slots: int, memory: int) -> int:
 
 
 def default_memory(engine: Engine, rows: int, context: int) -> int:
-    """Bytes of pages for all rows, at most a quarter of the memory that is free, but one row."""
-    one = pages_for(context) * cache_bytes(engine.config, 1, PAGE, engine.backend)
-    return max(one, min(rows * one, free_memory() // 4))
+    """Bytes of pages for all rows, at most a quarter of the memory that is free, but one row; and
+    of one page more, into which the end of a known prefix is copied for a request that needs all
+    the others."""
+    page = cache_bytes(engine.config, 1, PAGE, engine.backend)
+    one = pages_for(context) * page
+    return max(one, min(rows * one, free_memory() // 4)) + page
 
 
 def free_memory(meminfo: Path = MEMINFO) -> int:

@@ -139,10 +139,11 @@ def tokens_of(request: Request) -> int:
     return len(request.prompt) + max(request.max_new_tokens - 1, 0)
 
 
-def samples_on_device(request: Request) -> bool:
-    """Whether the kernels sample its tokens, and nothing else is wanted of the logits."""
+def samples_on_device(row: Row) -> bool:
+    """Whether the kernels sample its next tokens, and nothing else is wanted of the logits."""
+    request = row.request
     wanted = request.logprobs is not None or request.constraint is not None
-    return not wanted and can_sample(request.sampling)
+    return not wanted and not request.excluded(row.new) and can_sample(request.sampling)
 
 
 def draw_of(row: Row) -> RowDraw:

@@ -49,6 +49,7 @@ class Job:
     """What a body asks for. Requests are in the order of the choices: n of each prompt.
 
     seed       of all of them; random unless the body names one
+    skip_special  leave special tokens out of texts
     cache_salt requests share a cached prefix only with those that give the same
     """
 
@@ -61,6 +62,7 @@ class Job:
     stream: bool = False
     include_usage: bool = False
     cache_salt: str = ""
+    skip_special: bool = True
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = field(default_factory=lambda: secrets.token_hex(12))
 
@@ -74,7 +76,9 @@ class Answer:
 
     def __init__(self, job: Job):
         self.job = job
-        self.choices = [open_choice(job.served, one, job.stop) for one in job.requests]
+        self.choices = [
+            open_choice(job.served, one, job.stop, job.skip_special) for one in job.requests
+        ]
 
     def feed(self, index: int, event: Event) -> list[dict[str, Any]]:
         """The chunks that a stream is sent for an event of the index-th request."""

@@ -38,7 +38,8 @@ class AnswerFile(Partial):
         earlier run without `resume`."""
         check_file(self.target)
         if os.path.lexists(self.target):
-            raise OutputError("exists", path=self.target, expected="a free name")
+            more = ", so nothing is left to resume" if self.resume else ""
+            raise OutputError(f"exists{more}", path=self.target, expected="a free name")
         super().check()
 
     def names(self) -> list[str]:

@@ -18,7 +18,7 @@ Group = tuple[list[int], str]  # tokens and the text of all of them
 class Entry:
     """A token beside its text: characters start..end of the choice, and these bytes of it.
 
-    raw is empty for special tokens, which texts are shown without; score None for the first token
+    raw is empty for special tokens that the text is shown without; score None for the first token
     of a prompt.
     """
 
@@ -41,9 +41,10 @@ class Piece:
 class Recorder(TextStream):
     """A detokenizer that knows which tokens each piece of its text is of."""
 
-    def __init__(self, vocabulary: Vocabulary, prompt: Sequence[int]):
-        super().__init__(vocabulary.tokenizer.inner, prompt, vocabulary.tokenizer.path)
-        self.special = vocabulary.special
+    def __init__(self, vocabulary: Vocabulary, prompt: Sequence[int], skip_special: bool = True):
+        tokenizer = vocabulary.tokenizer
+        super().__init__(tokenizer.inner, prompt, tokenizer.path, skip_special)
+        self.vocabulary, self.special = vocabulary, vocabulary.special
         self.groups: list[Group] = []  # what was settled and not yet taken
         self.end = len(self.ids)  # of the settled tokens
 
@@ -75,7 +76,7 @@ class Recorder(TextStream):
 class Entries:
     """The scored tokens of a text, released with the text that they belong to."""
 
-    vocabulary: Vocabulary
+    recorder: Recorder
     placed: int = 0  # characters of the text that belong to a token
     shown: int = 0  # characters of it that were released
     held: list[Entry] = field(default_factory=list)
@@ -84,7 +85,7 @@ class Entries:
     def place(self, groups: Sequence[Group]) -> None:
         """Give tokens and their text their places."""
         for ids, text in groups:
-            entries = place_tokens(self.vocabulary, ids, text, self.placed)
+            entries = place_tokens(self.recorder, ids, text, self.placed)
             scores, self.scores = self.scores[: len(ids)], self.scores[len(ids) :]
             pairs = zip(entries, scores, strict=True)
             self.held += [replace(entry, score=score) for entry, score in pairs]
@@ -106,15 +107,14 @@ class Entries:
         return [replace(first, raw=raw, end=self.shown)]
 
 
-def place_tokens(
-    vocabulary: Vocabulary, ids: Sequence[int], text: str, start: int = 0
-) -> list[Entry]:
+def place_tokens(recorder: Recorder, ids: Sequence[int], text: str, start: int = 0) -> list[Entry]:
     """Tokens that together are a text, each at its characters.
 
     Their bytes are the vocabulary's if these are the text's; a decoder that changes texts (which
     drops the space before the first word, say) gives them to the last token.
     """
-    raws = [b"" if i in vocabulary.special else vocabulary.bytes_of(i) for i in ids]
+    hidden = recorder.special if recorder.skip_special else ()
+    raws = [b"" if i in hidden else recorder.vocabulary.bytes_of(i) for i in ids]
     if b"".join(raws).decode(errors="replace") != text:
         raws = [*[b""] * (len(ids) - 1), text.encode()]
     entries, before = list[Entry](), b""
@@ -191,6 +191,7 @@ class Choice:
             self.ending = Entry(token=token, raw=b"", start=0, end=0, score=score)
         if token not in self.stream.named or token not in self.recorder.special:
             return Piece()
+        self.recorder.skip_special = True  # no end is shown
         text = self.stream.push(token)
         return self._release(text, [one for one in self.recorder.take() if one[0] != [token]])
 
@@ -221,10 +222,12 @@ class Choice:
         return Piece(text=text, entries=entries, finish=self.finish)
 
 
-def open_choice(served: Served, request: Request, stops: Sequence[str]) -> Choice:
+def open_choice(
+    served: Served, request: Request, stops: Sequence[str], skip_special: bool = True
+) -> Choice:
     """The choice of a request, before its first event."""
     vocabulary = served.vocabulary
-    recorder = Recorder(vocabulary, request.prompt)
+    recorder = Recorder(vocabulary, request.prompt, skip_special)
     stream = StopStrings(recorder, stops, vocabulary.added if stops else {})
     scored = request.logprobs is not None
-    return Choice(stream, recorder, Entries(vocabulary=vocabulary) if scored else None)
+    return Choice(stream, recorder, Entries(recorder=recorder) if scored else None)

@@ -13,7 +13,7 @@ from planish.openai.answer import Job
 from planish.openai.bodies import check_fields, parse_body, refuse, refuse_unsupported
 from planish.openai.choice import Choice, Entry, Piece
 from planish.openai.constraint import read_schema
-from planish.openai.echo import Echo, echo_prompt
+from planish.openai.echo import Echo, echo_ids, echo_text
 from planish.openai.errors import refusal_of
 from planish.openai.jobs import Asked, make_job, room_for
 from planish.openai.sampling import MOST_CHOICES, SamplingFields, TopLogprobs, check_ids
@@ -117,7 +117,9 @@ def read_completion(body: bytes, served: Served) -> Job:
     for prompt in prompts:  # before work that grows with them
         room_for(served, len(prompt), asked)
     echoes = [
-        echo_prompt(served, ids, text if isinstance(text, str) else None, special)
+        echo_text(served, ids, text, special)
+        if isinstance(text, str)
+        else echo_ids(served, ids, fields.skips_special)
         for ids, text in zip(prompts, given, strict=True)
         if fields.echo
     ]

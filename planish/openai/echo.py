@@ -23,17 +23,15 @@ class Echo:
         return [replace(token, score=score) for token, score in pairs]
 
 
-def echo_prompt(served: Served, ids: Sequence[int], text: str | None, special: bool) -> Echo:
-    """The echo of a prompt that was given as text, or as ids if text is None."""
-    if text is not None:
-        return echo_text(served, ids, text, special)
-    recorder = Recorder(served.vocabulary, ())
+def echo_ids(served: Served, ids: Sequence[int], skip_special: bool) -> Echo:
+    """The echo of a prompt that was given as ids."""
+    recorder = Recorder(served.vocabulary, (), skip_special)
     for token in ids:
         recorder.push(token)
     entries, place = list[Entry](), 0
     pieces = list[str]()
     for group, piece in recorder.take_last():
-        entries += place_tokens(served.vocabulary, group, piece, place)
+        entries += place_tokens(recorder, group, piece, place)
         pieces.append(piece)
         place += len(piece)
     return Echo(text="".join(pieces), tokens=tuple(entries))

@@ -43,6 +43,7 @@ def make_job(
         raise refuse("n", f"expected at most {MOST_CHOICES} choices, found {found}")
     ends = ends_of(fields, served)
     rooms = [room_for(served, len(prompt), asked) for prompt in asked.prompts]
+    check_least(fields, rooms, schema)
     constraints = constraints_of(schema, served, ends, len(asked.prompts) * n)
     requests = [
         Request(
@@ -54,6 +55,7 @@ def make_job(
             logprobs=asked.logprobs,
             prompt_logprobs=asked.prompt_logprobs,
             constraint=constraints[number * n + choice],
+            min_new_tokens=fields.min_tokens or 0,
         )
         for number, prompt in enumerate(asked.prompts)
         for choice in range(n)
@@ -69,7 +71,20 @@ def make_job(
         stream=bool(fields.stream),
         include_usage=bool(options and options.include_usage),
         cache_salt=fields.cache_salt or "",
+        skip_special=fields.skips_special,
     )
+
+
+def check_least(
+    fields: SamplingFields, rooms: Sequence[int], schema: dict[str, Any] | None
+) -> None:
+    """Refuse min_tokens with more tokens than there may be, or with another end of a text."""
+    least = fields.min_tokens or 0
+    if least > min(rooms):
+        raise refuse("min_tokens", f"expected at most the {min(rooms)} new tokens of the answer")
+    if least and (fields.stop or schema is not None):
+        problem = "not with stop or response_format, which may end the text before"
+        raise refuse("min_tokens", problem, "unsupported_parameter")
 
 
 def check_sampling(sampling: Sampling, served: Served) -> None:

@@ -58,12 +58,19 @@ class SamplingFields(Fields):
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
     max_tokens: int | None = Field(None, ge=0, le=LARGEST)
+    min_tokens: int | None = Field(None, ge=0, le=LARGEST)
+    skip_special_tokens: bool | None = None
     stop: Stops | None = None
     stop_token_ids: Annotated[list[Token], FirstOnly(), Field(max_length=64)] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: str | None = Field(None, max_length=1024)
+
+    @property
+    def skips_special(self) -> bool:
+        """Whether special tokens are left out of texts."""
+        return self.skip_special_tokens is not False
 
     def check_stream(self) -> None:
         """Refuse stream_options of an answer that is not streamed, as OpenAI does."""

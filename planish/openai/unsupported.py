@@ -11,11 +11,9 @@ from typing import Any
 
 REFUSED: Mapping[str, Collection[Any]] = {
     # of vLLM
-    "min_tokens": (0,),
     "use_beam_search": (False,),
     "length_penalty": (1,),
     "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
     "prompt_logprobs": (),
     "allowed_token_ids": ([],),
     "bad_words": ([],),

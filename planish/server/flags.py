@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from planish.reference.errors import PlanishError
@@ -12,6 +14,8 @@ from planish.terminal.flags import Flags
 from planish.terminal.sizes import parse_bytes
 
 KEY = "PLANISH_API_KEY"
+ORIGIN = (r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+", "an origin, as https://chat.example, or *")
+HOST = (r"[^/:?#\s]+", "a name without a port, as chat.example")
 
 
 def add_serving_flags(parser: argparse.ArgumentParser) -> None:
@@ -118,12 +122,21 @@ def settings_of(args: argparse.Namespace) -> Settings:
         keys=read_keys(args.api_key_file),
         queue=args.queue,
         max_body=max_body,
-        allowed_origins=tuple(args.allowed_origins),
-        allowed_hosts=tuple(args.allowed_hosts),
+        allowed_origins=check_names("allowed_origins", args.allowed_origins, ORIGIN),
+        allowed_hosts=check_names("allowed_hosts", args.allowed_hosts, HOST),
         timeout=args.timeout,
         metrics=args.metrics,
         log_requests=args.log_requests,
     )
+
+
+def check_names(name: str, values: Sequence[str], form: tuple[str, str]) -> tuple[str, ...]:
+    """The values of a flag, each of a form: a pattern, and what is expected in words."""
+    pattern, expected = form
+    for value in values:
+        if not re.fullmatch(pattern, value, re.IGNORECASE):
+            raise PlanishError("bad value", name=name, expected=expected, found=repr(value))
+    return tuple(values)
 
 
 def check_range(name: str, value: float, least: int, most: int) -> None:

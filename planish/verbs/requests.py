@@ -26,7 +26,7 @@ from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import counted
 from planish.terminal.progress import progress
 from planish.terminal.sampling import ADJUSTMENTS
-from planish.verbs.serve import describe_model, facts, open_warm_session
+from planish.verbs.serve import Serving, describe_model, facts, open_warm_session
 
 if TYPE_CHECKING:
     from planish.openai.answer_file import AnswerFile
@@ -37,7 +37,6 @@ LINES_SAY = (  # what each line of the file says for itself
     *("--temperature", "--top_k", "--top_p", "--min_p", *ADJUSTMENTS),
     *("--stop", "--ignore_eos", "--n", "--logprobs"),
 )
-AS_SERVED = {"name": None, "any_model": True, "max_tokens": 1024, "context": None, "lookup": 0}
 
 
 def add_request_flags(parser: argparse.ArgumentParser) -> None:
@@ -83,13 +82,13 @@ def run(args: argparse.Namespace) -> int:
     alone = (args.engine == "reference", "with --engine reference", ("--slots",))
     notice_idle(args, engine_rule(args), alone)
     checkpoint, tokenizer = open_model(args)
-    given = argparse.Namespace(**{**vars(args), **AS_SERVED, "generation_config": "model"})
-    served = describe_model(given, checkpoint, tokenizer)
+    how = Serving(slots=args.slots, any_model=True, template=args.chat_template)
+    served = describe_model(args, how, checkpoint, tokenizer)
     seed = args.seed if "--seed" in args.given else answers.seed()
     answers.begin({"requests": digest(args.requests), "model": served.fingerprint, "seed": seed})
     start, finished = time.perf_counter(), False
     try:
-        session = open_warm_session(given, checkpoint, None)
+        session = open_warm_session(args, how, checkpoint)
         served = replace(served, context=session.context)
         for line in facts(session, served, time.perf_counter() - start):
             notice(line)

@@ -15,7 +15,7 @@ import argparse
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,17 +57,17 @@ def run(args: argparse.Namespace) -> int:
         from planish.server.process import listen, serve, url_of
         from planish.server.service import Service
 
-    settings, memory = settings_of(args), parse_bytes(args.cache_memory, "cache_memory")
+    settings, how = settings_of(args), serving_of(args)
     checkpoint, tokenizer = open_model(args)
     if args.context is not None:
         check_range("context", args.context, 1, checkpoint.config.max_positions)
-    served = describe_model(args, checkpoint, tokenizer)
+    served = describe_model(args, how, checkpoint, tokenizer)
     notice_idle(args, engine_rule(args))
     listener = listen(args.host, args.port)
     start = time.perf_counter()
 
     def load() -> tuple[Session, Served]:
-        session = open_warm_session(args, checkpoint, memory)
+        session = open_warm_session(args, how, checkpoint)
         ready = replace(served, context=session.context)
         ready.warm()
         return session, ready
@@ -95,36 +95,74 @@ def is_loopback(address: str) -> bool:
     return address == "::1" or address.startswith("127.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How a model is served: what requests leave out, and what a session holds.
+
+    name        the model's id; None: that of its directory
+    sampling    model: generation_config.json's defaults; none: temperature 1
+    max_tokens  new tokens of a request that does not say
+    template    a file instead of the model's chat template
+    context     tokens of a request; None: the model's positions
+    memory      bytes of keys and values; None: what the slots need
+    """
+
+    slots: int
+    name: str | None = None
+    any_model: bool = False
+    sampling: str = "model"
+    max_tokens: int = 1024
+    template: str | None = None
+    context: int | None = None
+    memory: int | None = None
+    lookup: int = 0
+
+
+def serving_of(args: argparse.Namespace) -> Serving:
+    """The flags of `planish serve`."""
+    return Serving(
+        slots=args.slots,
+        name=args.name,
+        any_model=args.any_model,
+        sampling=args.generation_config,
+        max_tokens=args.max_tokens,
+        template=args.chat_template,
+        context=args.context,
+        memory=parse_bytes(args.cache_memory, "cache_memory"),
+        lookup=args.lookup,
+    )
+
+
 def describe_model(
-    args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
+    args: argparse.Namespace, how: Serving, checkpoint: Checkpoint, tokenizer: Tokenizer
 ) -> Served:
-    """What the protocol knows of the model; reads no weights."""
+    """What the protocol knows of the model; reads no weights. args: of the model and the engine."""
     from planish.openai.served import Served
     from planish.server.fingerprint import fingerprint
 
     defaults = None
-    if args.generation_config == "model":
-        defaults = load_sampling_defaults(args.model, checkpoint.config.vocab_size)
+    if how.sampling == "model":
+        defaults = load_sampling_defaults(checkpoint.tokenizer_path, checkpoint.config.vocab_size)
     return Served(
-        name=args.name or Path(args.model).resolve().name,
-        any_model=args.any_model,
+        name=how.name or Path(args.model).resolve().name,
+        any_model=how.any_model,
         config=checkpoint.config,
         tokenizer=tokenizer,
-        template=find_template(args),
+        template=find_template(args, how.template),
         context=checkpoint.config.max_positions,
         defaults=defaults or PLAIN,
-        max_tokens=args.max_tokens,
+        max_tokens=how.max_tokens,
         created=int(time.time()),
         fingerprint=fingerprint(checkpoint.path, (args.engine, args.kernels)),
     )
 
 
-def find_template(args: argparse.Namespace) -> ChatTemplate | None:
-    """The chat template, tried once; None for a base model."""
+def find_template(args: argparse.Namespace, file: str | None) -> ChatTemplate | None:
+    """The chat template of a file or the model's, tried once; None for a base model."""
     try:
-        template = load_chat_template(args.model, args.chat_template)
+        template = load_chat_template(args.model, file, args.config)
     except ChatError as problem:
-        if args.chat_template is None and problem.problem.startswith(NO_TEMPLATE):
+        if file is None and problem.problem.startswith(NO_TEMPLATE):
             return None
         raise
     try:
@@ -135,17 +173,15 @@ def find_template(args: argparse.Namespace) -> ChatTemplate | None:
     return template
 
 
-def open_warm_session(
-    args: argparse.Namespace, checkpoint: Checkpoint, memory: int | None
-) -> Session:
+def open_warm_session(args: argparse.Namespace, how: Serving, checkpoint: Checkpoint) -> Session:
     """Load the weights, and compile every program, so that no request waits for one."""
     engine = open_exact(checkpoint, args)
     if args.engine == "reference":
-        return OneByOne(engine.config, engine.weights, args.context or 0)
+        return OneByOne(engine.config, engine.weights, how.context or 0)
     from planish.fast.session.opening import open_session
 
     session = open_session(
-        engine, slots=args.slots, context=args.context, memory=memory, lookup=args.lookup
+        engine, slots=how.slots, context=how.context, memory=how.memory, lookup=how.lookup
     )
     session.warm()
     return session

@@ -41,6 +41,7 @@ class Request:
     prompt_logprobs  the same for the prompt's tokens (echo)
     salt             requests share a cached prefix only if their salts are equal
     constraint       what the answer must be; None: anything
+    min_new_tokens   no id of `ends` comes before so many tokens
     """
 
     prompt: tuple[int, ...]
@@ -52,6 +53,11 @@ class Request:
     prompt_logprobs: int | None = None
     salt: bytes = b""
     constraint: Constraint | None = None
+    min_new_tokens: int = 0
+
+    def excluded(self, new: int) -> tuple[int, ...]:
+        """The ids that may not follow `new` tokens."""
+        return self.ends if new < self.min_new_tokens else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +262,7 @@ def continue_prompt(
     text = list[int]()
     matcher = None if request.constraint is None else request.constraint()
     for step in range(request.max_new_tokens):
-        masked = mask_logits(last, matcher)
+        masked = mask_logits(last, matcher, request.excluded(step))
         token = next_token(masked, request.sampling, request.prompt, text, request.choice)
         scores = score_new(last, token, request.logprobs)
         if token in request.ends:

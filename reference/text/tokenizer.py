@@ -129,9 +129,15 @@ class TextStream:
     """
 
     def __init__(
-        self, inner: tokenizers.Tokenizer, prompt: Sequence[int], path: Path | None = None
+        self,
+        inner: tokenizers.Tokenizer,
+        prompt: Sequence[int],
+        path: Path | None = None,
+        skip_special: bool = True,
     ):
+        """skip_special: leave special tokens out of the text."""
         self.inner, self.ids, self.path = inner, list(prompt), path
+        self.skip_special = skip_special
         self.bounds = deque([0, len(self.ids)], maxlen=CONTEXT)  # where settled pieces end
 
     def push(self, token: int) -> str:
@@ -154,8 +160,11 @@ class TextStream:
         """The text of the tokens from the settled ones to `end`."""
         start, settled = self.bounds[0], self.bounds[-1]
         with library_errors(self.path, "cannot decode"):
-            before = self.inner.decode(self.ids[start:settled], skip_special_tokens=True)
-            return self.inner.decode(self.ids[start:end], skip_special_tokens=True)[len(before) :]
+            before, whole = (
+                self.inner.decode(self.ids[start:last], skip_special_tokens=self.skip_special)
+                for last in (settled, end)
+            )
+            return whole[len(before) :]
 
     def settle(self) -> str:
         """The text held back, which no later token will complete."""

@@ -77,6 +77,7 @@ def test_console_script_and_module_are_the_same_command(tiny_llama, shell):
         (["-v"], ["unknown flag -v", "the verb comes first"]),
         (["--model", "x", "generate"], ["unknown flag --model", "the verb comes first"]),
         (["inspect", "/"], ["unexpected '/'", "did you mean --model DIR?"]),
+        (["inspect", "model", "x"], ["unexpected 'model'", "did you mean --model?"]),
         (["bench", "--shape", "1.2B"], ["did you mean 1.1B?"]),
         (["generat"], ["'generat'", "did you mean generate?"]),
         (["quantise", "--model", "x"], ["did you mean quantize?"]),

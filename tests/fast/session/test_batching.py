@@ -136,6 +136,19 @@ def test_constrained_answers_have_the_same_bits_alone_among_others_and_with_gues
         assert [token % 2 for token in one["tokens"]] == [0, 1] * 3 and one["finish"] == "stop"
 
 
+def test_no_end_comes_before_the_least_tokens_in_any_batch(engine):
+    free = answers(session(engine, 1), [Request(prompt=(3, 4), max_new_tokens=2)])[0]["tokens"]
+    request = Request(prompt=(3, 4), max_new_tokens=20, ends=(*free,), min_new_tokens=5)
+    drawn = Sampling(temperature=1.0, seed=1, logit_bias=((free[0], 100.0),))
+    requests = [request, replace(request, sampling=drawn), *mixed_requests(3, 256, 60)]
+    alone = [answers(session(engine, 1), [one])[0] for one in requests]
+    assert bits(answers(session(engine), requests)) == bits(alone)
+    guessing = Batching(engine, 2, 640, MEMORY, lookup=7)
+    assert bits(answers(guessing, requests[:2])) == bits(alone[:2])
+    assert not set(alone[0]["tokens"][:5]) & set(free)
+    assert (len(alone[1]["tokens"]), alone[1]["end"]) == (5, free[0])
+
+
 @pytest.mark.optimized(11)
 @pytest.mark.again
 @pytest.mark.matrix(76)

@@ -11,6 +11,8 @@ from planish.fast.session.batching import Batching
 from planish.fast.session.engine import Engine
 from planish.fast.session.opening import exact_kernels, open_session
 from planish.fast.session.paged import default_memory, free_memory
+from planish.fast.session.pages import PAGE
+from planish.fast.session.slots import cache_bytes
 from planish.reference.engine import Engine as ReferenceEngine
 from planish.reference.errors import PlanishError, PromptError
 from planish.reference.files.load import open_checkpoint
@@ -140,11 +142,11 @@ def test_caches_that_kernels_do_not_hold_are_answered_one_by_one(checkpoint, ker
 
 def test_memory_is_at_most_a_quarter_of_what_is_free(checkpoint, kernels, monkeypatch, tmp_path):
     engine = Engine(checkpoint, native=True)
-    one = default_memory(engine, 1, 128)
-    assert default_memory(engine, 3, 128) == 3 * one
+    one = cache_bytes(engine.config, 1, PAGE, engine.backend)
+    assert [default_memory(engine, rows, 128) for rows in (1, 3)] == [2 * one, 4 * one]
     monkeypatch.setattr("planish.fast.session.paged.free_memory", lambda: 8 * one)
-    assert default_memory(engine, 3, 128) == 2 * one
-    assert default_memory(engine, 3, 256) == 2 * one
+    assert default_memory(engine, 3, 128) == 3 * one
+    assert [default_memory(engine, 3, context) for context in (256, 512)] == [3 * one, 5 * one]
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    7 kB\n")
     assert free_memory(tmp_path / "meminfo") == 7 * 1024
     assert free_memory(tmp_path / "nothing") > 0

@@ -50,7 +50,9 @@ BOUNDS = [
     ("stream_options", {"include_usage": True}),  # of what is not streamed
     ("response_format", {"type": "xml"}),
     ("response_format", {"type": "json_schema"}),
-    ("min_tokens", 1),
+    ("min_tokens", -1),
+    ("min_tokens", 10**6),
+    ("skip_special_tokens", "no"),
     ("model", 5),
 ]
 CHAT = [
@@ -256,3 +258,11 @@ def test_errors_have_openais_form():
     ]:
         error = error_body(status, "no\nmore", param="p", code="c")["error"]
         assert error == {"message": "no more", "type": kind, "param": "p", "code": "c"}
+
+
+def test_min_tokens_excludes_every_end_before(api):
+    (request,) = api.complete(min_tokens=4, max_tokens=9, stop_token_ids=[5]).requests
+    assert (request.min_new_tokens, request.excluded(3), request.excluded(4)) == (4, (257, 5), ())
+    assert api.complete(max_tokens=9).requests[0].excluded(0) == ()
+    for also in ({"stop": "a"}, {"response_format": {"type": "json_object"}}):
+        assert api.refusal(api.complete, min_tokens=4, **also).param == "min_tokens"

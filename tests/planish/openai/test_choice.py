@@ -78,6 +78,32 @@ def test_special_tokens_are_not_text_and_have_no_bytes(api):
     ]
 
 
+@pytest.mark.parametrize("size", [1, 2, 99])
+def test_special_tokens_are_shown_if_asked_for_but_for_the_end(api, size):
+    ids = [*api.served.tokenizer.encode("ab"), 256, *api.served.tokenizer.encode("c")]
+    asked = {"skip_special_tokens": False, "logprobs": True, "size": size}
+    choice, _ = said(api, ids, end=257, **asked)
+    assert choice["message"]["content"] == "ab<s>c"
+    listed = choice["logprobs"]["content"]
+    assert b"".join(bytes(one["bytes"]) for one in listed[:4]) == b"ab<s>c"
+    choice, _ = said(api, ids, end=257, stop="</s>x", **asked)
+    assert choice["message"]["content"] == "ab<s>c"
+    choice, _ = said(api, ids, stop="<s>", **asked)
+    assert choice["message"]["content"] == "ab"
+
+
+def test_ids_are_echoed_with_special_tokens_if_asked_for(api):
+    given = {"prompt": [257, 65, 256, 66], "echo": True, "max_tokens": 0, "logprobs": 0}
+    plain, shown = (
+        api.whole(api.complete(**given, skip_special_tokens=skip))["choices"][0]
+        for skip in (True, False)
+    )
+    words = api.served.tokenizer.text_of(65), api.served.tokenizer.text_of(66)
+    assert plain["text"] == "".join(words)
+    assert shown["text"] == f"</s>{words[0]}<s>{words[1]}"
+    assert shown["logprobs"]["text_offset"] == [0, 4, 5, 8]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 99])
 def test_no_chunk_ends_within_a_character(api, size):
     choice, pieces = said(api, CHARACTERS, size=size, logprobs=True)

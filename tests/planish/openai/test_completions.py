@@ -136,7 +136,7 @@ def test_a_larger_value_stays_where_two_tokens_are_the_same_text(api):
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_it_is_made_text(api, monkeypatch):
-    monkeypatch.setattr(completions, "echo_prompt", lambda *_: pytest.fail("is made text"))
+    monkeypatch.setattr(completions, "echo_ids", lambda *_: pytest.fail("is made text"))
     refused = api.refusal(api.complete, prompt=[5] * 10**5, echo=True, logprobs=1)
     assert refused.code == "context_length_exceeded"
 

@@ -1,6 +1,7 @@
 """generate --requests: a line for each answer, and with kill -9 in between the same answers."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,3 +183,27 @@ def test_a_failure_is_the_answer_of_its_request_only(tiny_llama, tmp_path):
     assert first["response"]["body"]["error"]["message"] == "logits: NaN"
     assert second["response"]["status_code"] == 200
     assert session.is_idle
+
+
+def test_a_finished_file_leaves_nothing_to_resume(planish, command, tmp_path):
+    write(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 1}])
+    assert planish(*command).code == 0
+    assert planish(*command, "--resume").refused("out.jsonl: exists, so nothing is left to resume")
+
+
+def test_a_chat_takes_the_template_of_a_given_config(planish, tiny_llama, tmp_path):
+    """For a GGUF file, whose template it replaces, as in planish chat."""
+    file, given = tmp_path / "gguf" / "model.gguf", tmp_path / "given"
+    converted = planish("convert", "--model", tiny_llama, "--format", "gguf", "--out", file.parent)
+    assert converted.code == 0, converted
+    file = next(file.parent.glob("*.gguf"))
+    shutil.copytree(tiny_llama, given, ignore=shutil.ignore_patterns("*.safetensors*"))
+    (given / "chat_template.jinja").write_text("{{ messages[0].content }}, as given")
+    write(
+        tmp_path / "in.jsonl", [{"messages": [{"role": "user", "content": "ab"}], "max_tokens": 1}]
+    )
+    words = ("generate", "--model", file, "--engine", "reference", "--config", given)
+    words += ("--requests", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl")
+    assert planish(*words).code == 0
+    (found,) = lines_of(tmp_path / "out.jsonl")
+    assert found["response"]["body"]["usage"]["prompt_tokens"] == len("ab, as given")

@@ -90,6 +90,12 @@ def test_an_address_in_use_is_one_line(planish, tiny_llama):
         (("--max_body", "x"), "max_body: bad value"),
         (("--host", "no.such.host.invalid"), "host no.such.host.invalid: is no address"),
         (("--api_key_file", "/nowhere/keys"), "/nowhere/keys: No such file"),
+        (
+            ("--allowed_origins", "chat.example"),
+            "allowed_origins: bad value; expected an origin, as",
+        ),
+        (("--allowed_origins", "https://chat.example/"), "allowed_origins: bad value"),
+        (("--allowed_hosts", "http://chat.example"), "allowed_hosts: bad value"),
         (("--slots", 0, "--port", 0), "slots: bad value"),
         (("--context", 10**6, "--port", 0), "context: bad value"),
         (("--chat_template", "/nowhere/template"), "/nowhere/template"),

@@ -1,5 +1,7 @@
 """Requests answered one by one: the same tokens as the generation loop, scores, ends, errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,18 @@ def test_an_end_id_ends_it_and_is_no_token_of_the_text(engine):
     found = tokens_of(answered(engine, Request(prompt=(9,), max_new_tokens=3)))
     *_, last = answered(engine, Request(prompt=(9,), max_new_tokens=3, ends=(found[1],)))
     assert (last.finish, last.end, last.tokens) == ("stop", found[1], ())
+
+
+def test_an_end_id_comes_only_after_the_least_tokens(engine):
+    free = tokens_of(answered(engine, Request(prompt=(9,), max_new_tokens=6)))
+    request = Request(prompt=(9,), max_new_tokens=6, ends=tuple(free), min_new_tokens=3, logprobs=0)
+    events = answered(engine, request)
+    found = tokens_of(events)
+    assert len(found) >= 3 and not set(found) & set(free)
+    biased = Sampling(logit_bias=((free[0], 100.0),))
+    *_, last = answered(engine, replace(request, sampling=biased))
+    assert (last.finish, last.end, last.tokens) == ("stop", free[0], ())
+    assert len(tokens_of(answered(engine, replace(request, sampling=biased)))) == 3
 
 
 def test_scores_are_log_probabilities_of_the_raw_logits_best_first(engine):
