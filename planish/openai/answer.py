@@ -48,9 +48,9 @@ class Form(Protocol):
 class Job:
     """What a body asks for. Requests are in the order of the choices: n of each prompt.
 
-    seed       of all of them; random unless the body names one
+    seed          of all of them; random unless the body names one
+    cache_salt    requests share a cached prefix only with those that give the same
     skip_special  leave special tokens out of texts
-    cache_salt requests share a cached prefix only with those that give the same
     """
 
     served: Served

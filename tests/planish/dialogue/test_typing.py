@@ -199,6 +199,7 @@ def terminal(tmp_path):
 
 
 def test_a_conversation_in_a_terminal(terminal):
+    """Check 44."""
     terminal.expect("/help lists the commands")
     terminal.expect("sampling: temperature 0")
     terminal.expect(">")
@@ -219,8 +220,23 @@ def test_a_conversation_in_a_terminal(terminal):
     terminal.send(CTRL_C)
     terminal.expect("stopped; what came is kept")
     terminal.expect(">")
+    terminal.send("/set max_new_tokens 3\r")
+    terminal.expect("max_new_tokens 3\r\n")
+    terminal.expect(">")
+    terminal.send("/regenerate\r")
+    terminal.expect(r"prompt \d+ tokens \(\d+ cached\), 3 new tokens")
+    terminal.expect(">")
     terminal.send("/tokens\r")
     terminal.expect(r"\d+ tokens of 1024")
+    terminal.expect(">")
+    terminal.send("/reset\r")
+    terminal.expect("the conversation is empty")
+    terminal.expect(">")
+    terminal.send("/system " + "w " * 1200 + "\r")
+    terminal.expect("the system message is set")
+    terminal.expect(">")
+    terminal.send("Hello\r")
+    terminal.expect(r"context: \d+ tokens too many")
     terminal.expect(">")
     terminal.send(CTRL_C)
     terminal.expect("Ctrl-C again, or Ctrl-D, leaves")

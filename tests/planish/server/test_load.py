@@ -113,7 +113,7 @@ def answer_of(http: httpx2.Client, number: int) -> str:
 
 @pytest.mark.whole
 def test_a_thousand_answers_in_a_crowd_are_those_of_each_alone(loaded, http):
-    """Checks 24 and 25: none of 1,000 texts or scores differs, with 32 clients at once."""
+    """Check 24: none of 1,000 texts or scores differs, with 32 clients at once."""
     alone = [answer_of(http, number) for number in range(100)]
     numbers = [number for _ in range(10) for number in range(100)]
     random.Random(0).shuffle(numbers)
@@ -135,6 +135,21 @@ def test_what_one_key_has_asked_the_other_does_not_find(loaded, http):
 
     assert cached("one") == 0
     assert [cached("one"), cached("two"), cached("two")] == [399, 0, 399]
+
+
+def test_a_system_prompt_is_computed_once(loaded, http, monkeypatch):
+    """Check 31: the second question costs less than 30 % of the first one's tokens."""
+    computed, step = [], loaded.session.model.step
+    count = lambda plan, *more: computed.append(len(plan.tokens)) or step(plan, *more)  # noqa: E731
+    monkeypatch.setattr(loaded.session.model, "step", count)
+    system, costs = letters(600, 31), []
+    for question in ("What is this?", "And what is that?"):
+        computed.clear()
+        found = http.post(PATH, json={"prompt": system + question, "max_tokens": 1})
+        assert found.status_code == 200
+        costs.append(sum(computed))
+    cached = found.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert (costs[0], costs[1] < 0.3 * costs[0], cached) == (613, True, 600)
 
 
 def test_logits_that_are_no_numbers_end_one_stream_and_no_other(loaded, http, monkeypatch):

@@ -193,10 +193,9 @@ def test_a_finished_file_leaves_nothing_to_resume(planish, command, tmp_path):
 
 def test_a_chat_takes_the_template_of_a_given_config(planish, tiny_llama, tmp_path):
     """For a GGUF file, whose template it replaces, as in planish chat."""
-    file, given = tmp_path / "gguf" / "model.gguf", tmp_path / "given"
-    converted = planish("convert", "--model", tiny_llama, "--format", "gguf", "--out", file.parent)
+    file, given = tmp_path / "model.gguf", tmp_path / "given"
+    converted = planish("convert", "--model", tiny_llama, "--format", "gguf", "--out", file)
     assert converted.code == 0, converted
-    file = next(file.parent.glob("*.gguf"))
     shutil.copytree(tiny_llama, given, ignore=shutil.ignore_patterns("*.safetensors*"))
     (given / "chat_template.jinja").write_text("{{ messages[0].content }}, as given")
     write(
