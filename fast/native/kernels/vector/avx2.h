@@ -208,9 +208,27 @@ struct Vector {
     for (float lane : lanes) most = lane > most ? lane : most;
     return most;
   }
-  static Floats nibbles(Ints x) { return to_floats(bits_and(x, ints(15))); }
+  // The four bits from kAt on become the lowest of 2^23's mantissa, or those above them of a
+  // smaller power's: 2^n + code - (2^n + less) is exact, and cheaper than a conversion.
+  template <int kAt>
+  static Floats nibbles_less(Ints x, float less) {
+    if constexpr (kAt > 16) {
+      return nibbles_less<kAt - 12>(
+          {_mm256_srli_epi32(x.lo, 12), _mm256_srli_epi32(x.hi, 12)}, less);
+    } else {
+      const Ints mask = ints(15 << kAt), power = ints((127 + 23 - kAt) << 23);
+      x = bits_and(x, mask);
+      const Ints sum = {_mm256_or_si256(x.lo, power.lo), _mm256_or_si256(x.hi, power.hi)};
+      return subtract(from_bits(sum), floats(static_cast<float>(1 << (23 - kAt)) + less));
+    }
+  }
+  template <int kAt>
+  static Floats nibbles(Ints x) {
+    return nibbles_less<kAt>(x, 0.0f);
+  }
+  template <int kAt>
   static Floats centred_nibbles(Ints x) {
-    return to_floats(subtract(bits_and(x, ints(15)), ints(8)));
+    return nibbles_less<kAt>(x, 8.0f);
   }
 };
 

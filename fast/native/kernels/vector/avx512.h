@@ -128,15 +128,17 @@ struct Vector {
   static Floats round(Floats x) { return _mm512_roundscale_ps(x, 0x08); }  // half to even
   static float sum(Floats x) { return _mm512_reduce_add_ps(x); }
   static float largest(Floats x) { return _mm512_reduce_max_ps(x); }
-  // The float values 0..15 of the low 4 bits of each lane.
+  // The float values 0..15 of the 4 bits from kAt on of each lane.
+  template <int kAt>
   static Floats nibbles(Ints x) {
     const Floats table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return _mm512_permutexvar_ps(x, table);
+    return _mm512_permutexvar_ps(shift_right<kAt>(x), table);
   }
   // The float values -8..7 of the same.
+  template <int kAt>
   static Floats centred_nibbles(Ints x) {
     const Floats table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm512_permutexvar_ps(x, table);
+    return _mm512_permutexvar_ps(shift_right<kAt>(x), table);
   }
 };
 

@@ -179,9 +179,13 @@ struct Vector {
   static float largest(Floats x) {
     return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.at[0], x.at[1]), vmaxq_f32(x.at[2], x.at[3])));
   }
-  static Floats nibbles(Ints x) { return to_floats(bits_and(x, ints(15))); }
+  template <int kAt>
+  static Floats nibbles(Ints x) {
+    return to_floats(bits_and(shift_right<kAt>(x), ints(15)));
+  }
+  template <int kAt>
   static Floats centred_nibbles(Ints x) {
-    return to_floats(subtract(bits_and(x, ints(15)), ints(8)));
+    return to_floats(subtract(bits_and(shift_right<kAt>(x), ints(15)), ints(8)));
   }
 };
 

@@ -206,11 +206,13 @@ struct Vector {
     for (float value : x.at) most = value > most ? value : most;
     return most;
   }
+  template <int kAt>
   static Floats nibbles(Ints x) {
-    return make<Floats>([&](int i) { return static_cast<float>(x.at[i] & 15); });
+    return make<Floats>([&](int i) { return static_cast<float>(x.at[i] >> kAt & 15); });
   }
+  template <int kAt>
   static Floats centred_nibbles(Ints x) {
-    return make<Floats>([&](int i) { return static_cast<float>((x.at[i] & 15) - 8); });
+    return make<Floats>([&](int i) { return static_cast<float>((x.at[i] >> kAt & 15) - 8); });
   }
 };
 
