@@ -25,7 +25,7 @@ import numpy as np
 import safetensors
 
 from planish.reference.errors import CheckpointError
-from planish.reference.reading import require_file
+from planish.reference.reading import map_file, require_file
 
 ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register, and what XLA wants for zero copies
 LARGEST_HEADER = 100_000_000  # the limit of the safetensors library
@@ -83,7 +83,7 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
             pass
     except (safetensors.SafetensorError, OSError) as problem:
         raise CheckpointError(f"is damaged: {problem}", path=path) from None
-    entries, data = {}, np.memmap(path, np.uint8, "r")
+    entries, data = {}, map_file(path)
     for name, info in header.items():
         if name != "__metadata__" and not name.startswith(PADDING):
             first, end = info["data_offsets"]

@@ -24,14 +24,13 @@ struct CodeTile {
   float scale[R];         // of the rows' codes
   int32_t sum[R];         // of their codes
   float weight_scale[R];  // of the codes of their weights
-  int32_t weight_sum[R];  // of these codes
   float* query;           // [256] one rotated query
   int8_t* codes;          // [R, D]
   float* scores;          // [steps, R, 128]
   int8_t* weights;        // [R, steps, 128] codes
   int64_t steps;
 
-  CodeTile(const QueryTile& t, float* scratch) : scale(), sum(), weight_scale(), weight_sum() {
+  CodeTile(const QueryTile& t, float* scratch) : scale(), sum(), weight_scale() {
     steps = ceil_div(t.end - t.begin, kSlots);
     query = scratch;
     codes = reinterpret_cast<int8_t*>(query + kMostHead);
@@ -65,6 +64,35 @@ float codes_scale(const float* x, int64_t count, const float* fixed) {
   return fixed ? *fixed : int8_scale(most);
 }
 
+// Adds products of R rows of codes, `wide` bytes each, with C tiles: `stride` bytes apart, `blocks`
+// of 64 bytes. kPositive: no code of a row is negative.
+template <class V, int R, int C, bool kPositive>
+PLANISH_INLINE inline void add_codes(const int8_t* x, int64_t wide, const int8_t* tiles,
+                                     int64_t stride, int64_t blocks,
+                                     typename V::Ints (&sum)[R * C]) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    typename V::Bytes w[C];
+    unroll<C>([&](auto c) PLANISH_INLINE {
+      const int8_t* codes = tiles + c * stride + b * kTileBytes;
+      if constexpr (kPositive) w[c] = V::signed_bytes(codes);
+      else w[c] = V::int8_weights(reinterpret_cast<const uint8_t*>(codes));
+    });
+    unroll<R>([&](auto r) PLANISH_INLINE {
+      const auto four = V::four(x + r * wide + b * 4);
+      unroll<C>([&](auto c) PLANISH_INLINE {
+        if constexpr (kPositive) V::dot_positive(sum[r * C + c], w[c], four);
+        else V::dot_int8(sum[r * C + c], w[c], four);
+      });
+    });
+  }
+}
+
+// Then x / divisor and x * (1 / divisor) are the same numbers.
+inline bool is_power_of_two(float x) {
+  int exponent = 0;
+  return std::frexp(x, &exponent) == 0.5f;
+}
+
 // Sums of products of R rows of codes with C tiles, before the first: what the products will have
 // too much where weights are shifted to be positive.
 template <class V, int R, int C>
@@ -76,49 +104,28 @@ PLANISH_INLINE inline void begin_sums(const int32_t* row_sums, typename V::Ints 
   });
 }
 
-// Adds products of R rows of codes, `wide` bytes each, with C tiles: `stride` bytes apart, `blocks`
-// of 64 bytes.
-template <class V, int R, int C>
-PLANISH_INLINE inline void add_codes(const int8_t* x, int64_t wide, const int8_t* tiles,
-                                     int64_t stride, int64_t blocks,
-                                     typename V::Ints (&sum)[R * C]) {
-  const auto* codes = reinterpret_cast<const uint8_t*>(tiles);
-  for (int64_t b = 0; b < blocks; ++b) {
-    typename V::Bytes w[C];
-    unroll<C>([&](auto c)
-                  PLANISH_INLINE { w[c] = V::int8_weights(codes + c * stride + b * kTileBytes); });
-    unroll<R>([&](auto r) PLANISH_INLINE {
-      const auto four = V::four(x + r * wide + b * 4);
-      unroll<C>([&](auto c) PLANISH_INLINE { V::dot_int8(sum[r * C + c], w[c], four); });
-    });
-  }
-}
-
-// Then x / divisor and x * (1 / divisor) are the same numbers.
-inline bool is_power_of_two(float x) {
-  int exponent = 0;
-  return std::frexp(x, &exponent) == 0.5f;
-}
-
 // Scores of R rows with C tiles of 16 slots: ((f32(sum) * q_scale) * k_scale) / divisor.
 template <class V, int R, int C>
 void score_tiles(const Attention& a, const CodeTile<R>& m, const Place& place, float* scores) {
+  constexpr int N = kAtOnce<V, R>;
   const int64_t d = a.head_dim, at = place.index * a.slots + place.slot;
-  typename V::Ints sum[R * C];
   const int8_t* keys = static_cast<const int8_t*>(a.keys) + at * d;
-  begin_sums<V, R, C>(m.sum, sum);
-  add_codes<V, R, C>(m.codes, d, keys, 16 * d, d / 4, sum);
   const auto divisor = V::floats(a.divisor), inverse = V::floats(1.0f / a.divisor);
   const bool exact = is_power_of_two(a.divisor);
-  unroll<C>([&](auto c) PLANISH_INLINE {
-    const auto k_scale = a.fixed ? V::floats(a.fixed[1]) : V::load(a.key_scales + at + c * kTile);
-    unroll<R>([&](auto r) PLANISH_INLINE {
-      auto score = V::multiply(V::to_floats(sum[r * C + c]), V::floats(m.scale[r]));
-      score = V::multiply(score, k_scale);
-      score = exact ? V::multiply(score, inverse) : V::divide(score, divisor);
-      V::store(scores + r * kSlots + c * kTile, score);
+  for (int first = 0; first < R; first += N) {
+    typename V::Ints sum[N * C];
+    begin_sums<V, N, C>(m.sum + first, sum);
+    add_codes<V, N, C, false>(m.codes + first * d, d, keys, 16 * d, d / 4, sum);
+    unroll<C>([&](auto c) PLANISH_INLINE {
+      const auto k_scale = a.fixed ? V::floats(a.fixed[1]) : V::load(a.key_scales + at + c * kTile);
+      unroll<N>([&](auto r) PLANISH_INLINE {
+        auto score = V::multiply(V::to_floats(sum[r * C + c]), V::floats(m.scale[first + r]));
+        score = V::multiply(score, k_scale);
+        score = exact ? V::multiply(score, inverse) : V::divide(score, divisor);
+        V::store(scores + (first + r) * kSlots + c * kTile, score);
+      });
     });
-  });
+  }
 }
 
 // Rotated queries as codes; zeros in the rows after t.count.
@@ -187,17 +194,13 @@ float weigh_part(float* row, float shift, const float* v_scale, int64_t slots, c
   return total;
 }
 
-// Codes rint(x / scale) of weights, which are 0 .. 127 * scale; returns their sum.
+// Codes rint(x / scale) of weights, which are 0 .. 127 * scale.
 template <class V>
-int32_t quantize_row(const float* x, int64_t count, float scale, int8_t* codes) {
-  typename V::Ints total = V::ints(0);
+void quantize_row(const float* x, int64_t count, float scale, int8_t* codes) {
   const auto divisor = V::floats(scale), inverse = V::floats(1.0f / scale);
   for (int64_t i = 0; i < count; i += kTile) {
-    const auto q = V::to_ints(nearest_code<V>(V::load(x + i), divisor, inverse));
-    total = V::add(total, q);
-    V::narrow(codes + i, q);
+    V::narrow(codes + i, V::to_ints(nearest_code<V>(V::load(x + i), divisor, inverse)));
   }
-  return V::sum(total);
 }
 
 // Scores -> codes of weights, with their scale: the largest / 127, or 1 / 127 if scales are fixed.
@@ -225,8 +228,8 @@ void quantize_weights(const Attention& a, const QueryTile& t, CodeTile<R>& m) {
     }
     m.weight_scale[r] = (a.fixed ? 1.0f : most) / 127.0f;
     for (int64_t i = 0; i < m.steps; ++i) {
-      m.weight_sum[r] += quantize_row<V>(m.step(i) + r * kSlots, step_slots(t, i),
-                                         m.weight_scale[r], m.row_weights(r) + i * kSlots);
+      quantize_row<V>(m.step(i) + r * kSlots, step_slots(t, i), m.weight_scale[r],
+                      m.row_weights(r) + i * kSlots);
     }
   }
 }
@@ -236,21 +239,26 @@ template <class V, int R, int C>
 void weigh_values(const Attention& a, const QueryTile& t, const CodeTile<R>& m, int64_t tile) {
   const int64_t d = a.head_dim, stride = 16 * a.slots,
                 run = a.table || a.ring ? kPage : t.end - t.begin;
-  typename V::Ints sum[R * C];
-  begin_sums<V, R, C>(m.weight_sum, sum);
-  for (int64_t slot = t.begin; slot < t.end; slot += run) {
-    const Place place = locate(a, t.row, t.head, slot);
-    const int8_t* values = static_cast<const int8_t*>(a.values) + place.index * a.slots * d;
-    values += tile * stride + 16 * place.slot;
-    const int64_t left = t.end - slot, blocks = ((left < run ? left : run) + 15) / 16 * 4;
-    add_codes<V, R, C>(m.weights + slot - t.begin, m.steps * kSlots, values, stride, blocks, sum);
-  }
+  constexpr int N = kAtOnce<V, R>;
   const auto v_scale = V::floats(a.fixed ? a.fixed[2] : 1.0f);
-  unroll<R * C>([&](auto i) PLANISH_INLINE {
-    auto value = V::multiply(V::to_floats(sum[i]), V::floats(m.weight_scale[i / C]));
-    if (a.fixed) value = V::multiply(value, v_scale);
-    V::store(t.context + i / C * d + (tile + i % C) * kTile, value);
-  });
+  for (int first = 0; first < R; first += N) {
+    typename V::Ints sum[N * C];
+    unroll<N * C>([&](auto i) PLANISH_INLINE { sum[i] = V::ints(0); });
+    for (int64_t slot = t.begin; slot < t.end; slot += run) {
+      const Place place = locate(a, t.row, t.head, slot);
+      const int8_t* values = static_cast<const int8_t*>(a.values) + place.index * a.slots * d;
+      values += tile * stride + 16 * place.slot;
+      const int64_t left = t.end - slot, blocks = ((left < run ? left : run) + 15) / 16 * 4;
+      add_codes<V, N, C, true>(m.row_weights(first) + slot - t.begin, m.steps * kSlots, values,
+                               stride, blocks, sum);
+    }
+    unroll<N * C>([&](auto i) PLANISH_INLINE {
+      const auto r = first + i / C;
+      auto value = V::multiply(V::to_floats(sum[i]), V::floats(m.weight_scale[r]));
+      if (a.fixed) value = V::multiply(value, v_scale);
+      V::store(t.context + r * d + (tile + i % C) * kTile, value);
+    });
+  }
 }
 
 template <class V, int R>

@@ -63,29 +63,20 @@ PLANISH_INLINE inline typename V::Floats zero_shift(const Weight& w, int64_t til
   return V::to_floats(V::subtract(zero, V::ints(8)));
 }
 
-// Calls use(i, codes of 16 outputs as floats) for each input i of one block.
-template <class V, Codes kCodes, class Use>
-PLANISH_INLINE inline void convert_block(const uint8_t* block, typename V::Floats shift,
-                                         Use&& use) {
-  const auto codes = V::load_ints(block);
+// Input i of a block of codes, for 16 outputs, as floats.
+template <class V, Codes kCodes, int i>
+PLANISH_INLINE inline typename V::Floats convert(typename V::Ints codes, typename V::Floats shift) {
+  constexpr int at = i < 4 ? 8 * i : 8 * (i - 4) + 4;
   if constexpr (kCodes == Codes::kBytes) {
-    unroll<4>([&](auto i) PLANISH_INLINE {
-      const auto code = V::bits_and(V::template shift_right<8 * i>(codes), V::ints(255));
-      use(i, V::to_floats(code));
-    });
+    return V::to_floats(V::bits_and(V::template shift_right<8 * i>(codes), V::ints(255)));
   } else if constexpr (kCodes == Codes::kInt8) {
-    unroll<4>([&](auto i) PLANISH_INLINE {
-      const auto code = V::template shift_right<24>(V::template shift_left<24 - 8 * i>(codes));
-      use(i, V::to_floats(code));
-    });
+    return V::to_floats(V::template shift_right<24>(V::template shift_left<24 - 8 * i>(codes)));
+  } else if constexpr (kCodes == Codes::kNibbles) {
+    return V::template nibbles<at>(codes);
+  } else if constexpr (kCodes == Codes::kCentred) {
+    return V::template centred_nibbles<at>(codes);
   } else {
-    unroll<8>([&](auto i) PLANISH_INLINE {
-      constexpr int at = i < 4 ? 8 * i : 8 * (i - 4) + 4;
-      const auto nibbles = V::template shift_right<at>(codes);
-      if constexpr (kCodes == Codes::kNibbles) use(i, V::nibbles(nibbles));
-      else if constexpr (kCodes == Codes::kCentred) use(i, V::centred_nibbles(nibbles));
-      else use(i, V::subtract(V::centred_nibbles(nibbles), shift));
-    });
+    return V::subtract(V::template centred_nibbles<at>(codes), shift);
   }
 }
 
@@ -96,8 +87,10 @@ void convert_blocks(const Weight& w, int64_t tile, int64_t group, int64_t first,
   const uint8_t* codes = w.codes + tile * w.blocks * kTileBytes;
   const auto shift = zero_shift<V, kCodes>(w, tile, group);
   for (int64_t b = first; b < last; ++b, out += inputs_of(kCodes) * kTile) {
-    const auto store = [&](auto i, auto code) PLANISH_INLINE { V::store(out + i * kTile, code); };
-    convert_block<V, kCodes>(codes + b * kTileBytes, shift, store);
+    const auto block = V::load_ints(codes + b * kTileBytes);
+    unroll<inputs_of(kCodes)>([&](auto i) PLANISH_INLINE {
+      V::store(out + i * kTile, convert<V, kCodes, i>(block, shift));
+    });
   }
 }
 
@@ -226,14 +219,18 @@ void direct_tile(const Weight& w, const Rows& rows, const Output& out, int64_t t
     const int64_t first = g * w.group_blocks;
     const int64_t last = first + w.group_blocks < w.blocks ? first + w.group_blocks : w.blocks;
     for (int64_t b = first; b < last; ++b) {
+      typename V::Ints blocks[C];
       unroll<C>([&](auto c) PLANISH_INLINE {
         const uint8_t* block = codes[c] + b * kTileBytes;
         __builtin_prefetch(block + kFloatAhead);
-        convert_block<V, kCodes>(block, shift[c], [&](auto i, auto code) PLANISH_INLINE {
-          unroll<R>([&](auto r) PLANISH_INLINE {
-            const auto value = V::floats(x[(b * kInputs + i) * R + r]);
-            sum[r * C + c] = V::fma(value, code, sum[r * C + c]);
-          });
+        blocks[c] = V::load_ints(block);
+      });
+      unroll<kInputs * C>([&](auto j) PLANISH_INLINE {
+        constexpr int i = j / C, c = j % C;
+        const auto code = convert<V, kCodes, i>(blocks[c], shift[c]);
+        unroll<R>([&](auto r) PLANISH_INLINE {
+          const auto value = V::floats(x[(b * kInputs + i) * R + r]);
+          sum[r * C + c] = V::fma(value, code, sum[r * C + c]);
         });
       });
     }
@@ -259,7 +256,7 @@ void direct_part(const Weight& w, const Rows& rows, const Output& out, int64_t t
 template <class V, int R>
 void direct_tiles(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t count,
                   int64_t row) {
-  constexpr int C = R == 1 ? 4 : R == 8 ? 1 : 2;
+  constexpr int C = R == 1 ? 2 * V::kTiles : R == 8 ? 1 : V::kTiles;  // what registers hold
   const int64_t end = tile + count;
   for (; tile + C <= end; tile += C) direct_part<V, R, C>(w, rows, out, tile, row);
   for (; tile < end; ++tile) direct_part<V, R, 1>(w, rows, out, tile, row);

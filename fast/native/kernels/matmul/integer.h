@@ -9,14 +9,28 @@ namespace planish::PLANISH_ISA {
 
 constexpr int64_t kScalesAhead = 1024;  // the same for a stream of scales
 
-// Adds the products of blocks first..last of C tiles with R of the P rows of a row tile to
-// sum[R * C].
+// Adds the products of one block of C tiles of INT4 codes, if the set has a dot product of all its
+// eight inputs, with R of the P rows of a row tile to sum[R * C].
+template <class V, int P, int R, int C>
+PLANISH_INLINE inline void add_pairs(typename V::Ints (&sum)[R * C],
+                                     const typename V::Bytes (&weights)[2 * C], const int8_t* x) {
+  unroll<R>([&](auto r) PLANISH_INLINE {
+    const auto first = V::four(x + r * 4), second = V::four(x + (P + r) * 4);
+    unroll<C>([&](auto c) PLANISH_INLINE {
+      V::dot_int4(sum[r * C + c], weights[c], first, weights[C + c], second);
+    });
+  });
+}
+
+// The same of blocks first..last, of codes of any set.
 template <class V, int kBits, int P, int R, int C, bool kStream>
 PLANISH_INLINE inline void add_products(typename V::Ints (&sum)[R * C],
                                         const uint8_t* const (&w)[C], const int8_t* x,
                                         int64_t first, int64_t last) {
   constexpr int kSteps = kBits == 8 ? 1 : 2;
-  constexpr bool kTwoChains = kBits == 4 && R == 1;  // one chain of dot products would be too slow
+  constexpr bool kPairs = kBits == 4 && V::kInt4Pairs;
+  // one chain of dot products would be too slow
+  constexpr bool kTwoChains = kBits == 4 && R == 1 && !kPairs;
   typename V::Ints second[C];
   if constexpr (kTwoChains) unroll<C>([&](auto c) PLANISH_INLINE { second[c] = V::ints(0); });
   for (int64_t b = first; b < last; ++b) {
@@ -27,17 +41,21 @@ PLANISH_INLINE inline void add_products(typename V::Ints (&sum)[R * C],
       if constexpr (kBits == 8) weights[c] = V::int8_weights(p);
       else V::int4_weights(p, weights[c], weights[C + c]);
     });
-    unroll<kSteps * R>([&](auto i) PLANISH_INLINE {
-      const auto four = V::four(x + ((b * kSteps + i / R) * P + i % R) * 4);
-      unroll<C>([&](auto c) PLANISH_INLINE {
-        if constexpr (kBits == 8) {
-          V::dot_int8(sum[i * C + c], weights[c], four);
-        } else {
-          auto& into = kTwoChains && i / R ? second[c] : sum[i % R * C + c];
-          V::dot_int4(into, weights[i / R * C + c], four);
-        }
+    if constexpr (kPairs) {
+      add_pairs<V, P, R, C>(sum, weights, x + b * 2 * P * 4);
+    } else {
+      unroll<kSteps * R>([&](auto i) PLANISH_INLINE {
+        const auto four = V::four(x + ((b * kSteps + i / R) * P + i % R) * 4);
+        unroll<C>([&](auto c) PLANISH_INLINE {
+          if constexpr (kBits == 8) {
+            V::dot_int8(sum[i * C + c], weights[c], four);
+          } else {
+            auto& into = kTwoChains && i / R ? second[c] : sum[i % R * C + c];
+            V::dot_int4(into, weights[i / R * C + c], four);
+          }
+        });
       });
-    });
+    }
   }
   if constexpr (kTwoChains) {
     unroll<C>([&](auto c) PLANISH_INLINE { sum[c] = V::add(sum[c], second[c]); });
@@ -170,7 +188,7 @@ void int4_tile(const Weight& w, const Rows& rows, const Output& out, int64_t til
 // One row tile of P rows, as many rows at once as there are registers for sums.
 template <class V, int P, int C, bool kStream>
 void some_rows(const Weight& w, const Rows& rows, const Output& out, int64_t tile, int64_t row) {
-  constexpr int R = P < V::kRowsAtOnce ? P : V::kRowsAtOnce;
+  constexpr int R = kAtOnce<V, P>;
   for (int64_t offset = 0; offset < P; offset += R) {
     if (rows.zero) {
       int8_tile<typename V::AnyCodes, P, R, C, kStream>(w, rows, out, tile, row, offset);

@@ -1,6 +1,8 @@
 // Products of float rows with tiles of float columns, for weight-only linears and for attention.
 #pragma once
 
+#include <type_traits>
+
 #include "../table.h"
 #include "../vector/unroll.h"
 
@@ -42,19 +44,25 @@ PLANISH_INLINE inline void add_float_products(const float* x, const W* const (&w
       [&](auto i) PLANISH_INLINE { V::store(sum + i / C * sum_stride + i % C * kTile, total[i]); });
 }
 
-// The same for any number of tiles: kTiles at a time with 8 rows, else twice as many.
+// The same for any number of tiles: as many rows and tiles at a time as there are registers.
 template <class V, int R, int kStepK, int kStepR, class W>
 void float_products(const float* x, const W* w, int64_t w_step, int64_t w_tile, int64_t tiles,
                     int64_t ahead, int64_t count, float* sum, int64_t sum_stride) {
-  constexpr int C = R == 8 ? V::kTiles : 2 * V::kTiles;
+  constexpr int N = kAtOnce<V, R>, C = N == V::kRowsAtOnce ? V::kTiles : 2 * V::kTiles;
+  const auto multiply = [&](const auto& columns, auto width) PLANISH_INLINE {
+    for (int r = 0; r < R; r += N) {
+      add_float_products<V, N, width, kStepK, kStepR>(x + r * kStepR, columns, w_step, ahead, count,
+                                                      sum + r * sum_stride, sum_stride);
+    }
+  };
   for (; tiles >= C; tiles -= C, w += C * w_tile, sum += C * kTile) {
     const W* columns[C];
     for (int c = 0; c < C; ++c) columns[c] = w + c * w_tile;
-    add_float_products<V, R, C, kStepK, kStepR>(x, columns, w_step, ahead, count, sum, sum_stride);
+    multiply(columns, std::integral_constant<int, C>{});
   }
   for (; tiles > 0; --tiles, w += w_tile, sum += kTile) {
     const W* const one[1] = {w};
-    add_float_products<V, R, 1, kStepK, kStepR>(x, one, w_step, ahead, count, sum, sum_stride);
+    multiply(one, std::integral_constant<int, 1>{});
   }
 }
 

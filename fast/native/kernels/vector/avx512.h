@@ -12,7 +12,8 @@ namespace planish::PLANISH_ISA {
 struct Vector {
   using AnyCodes = Vector;               // whose dot_int8 takes inputs of -128, too
   static constexpr int kInt8Zero = 128;  // vpdpbusd wants one unsigned side: weights + 128
-  static constexpr int kTiles = 2;       // 8 rows x 2 tiles of sums, in 32 registers
+  static constexpr bool kInt4Pairs = false;
+  static constexpr int kTiles = 2;  // 8 rows x 2 tiles of sums, in 32 registers
   static constexpr int kRowsAtOnce = 8;
 
   using Ints = __m512i;
@@ -96,6 +97,10 @@ struct Vector {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
   }
   static void dot_int4(Ints& sum, Bytes w, Four x) { dot_int8(sum, w, x); }
+  static Bytes signed_bytes(const int8_t* p) { return _mm512_loadu_si512(p); }
+  static void dot_positive(Ints& sum, Bytes w, Four x) {  // x is 0..127, and w signed
+    dot_int8(sum, x, w);
+  }
 
   static Floats floats(float x) { return _mm512_set1_ps(x); }
   static Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
@@ -128,15 +133,17 @@ struct Vector {
   static Floats round(Floats x) { return _mm512_roundscale_ps(x, 0x08); }  // half to even
   static float sum(Floats x) { return _mm512_reduce_add_ps(x); }
   static float largest(Floats x) { return _mm512_reduce_max_ps(x); }
-  // The float values 0..15 of the low 4 bits of each lane.
+  // The float values 0..15 of the 4 bits from kAt on of each lane.
+  template <int kAt>
   static Floats nibbles(Ints x) {
     const Floats table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return _mm512_permutexvar_ps(x, table);
+    return _mm512_permutexvar_ps(shift_right<kAt>(x), table);
   }
   // The float values -8..7 of the same.
+  template <int kAt>
   static Floats centred_nibbles(Ints x) {
     const Floats table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm512_permutexvar_ps(x, table);
+    return _mm512_permutexvar_ps(shift_right<kAt>(x), table);
   }
 };
 

@@ -12,6 +12,7 @@ namespace planish::PLANISH_ISA {
 struct Vector {
   using AnyCodes = Vector;  // whose dot_int8 takes inputs of -128, too
   static constexpr int kInt8Zero = 0;
+  static constexpr bool kInt4Pairs = false;
   static constexpr int kTiles = 1;
   static constexpr int kRowsAtOnce = 4;  // 4 rows x 1 tile of sums: 16 of 32 registers
 
@@ -106,6 +107,12 @@ struct Vector {
     for (int i = 0; i < 4; ++i) sum.at[i] = vdotq_s32(sum.at[i], w.at[i], x);
   }
   static void dot_int4(Ints& sum, const Bytes& w, Four x) { dot_int8(sum, w, x); }
+  static Bytes signed_bytes(const int8_t* p) {
+    return int8_weights(reinterpret_cast<const uint8_t*>(p));
+  }
+  static void dot_positive(Ints& sum, const Bytes& w, Four x) {  // x is 0..127, and w signed
+    dot_int8(sum, w, x);
+  }
 
   static Floats floats(float x) {
     return make<Floats>([&](int) { return vdupq_n_f32(x); });
@@ -179,9 +186,13 @@ struct Vector {
   static float largest(Floats x) {
     return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.at[0], x.at[1]), vmaxq_f32(x.at[2], x.at[3])));
   }
-  static Floats nibbles(Ints x) { return to_floats(bits_and(x, ints(15))); }
+  template <int kAt>
+  static Floats nibbles(Ints x) {
+    return to_floats(bits_and(shift_right<kAt>(x), ints(15)));
+  }
+  template <int kAt>
   static Floats centred_nibbles(Ints x) {
-    return to_floats(subtract(bits_and(x, ints(15)), ints(8)));
+    return to_floats(subtract(bits_and(shift_right<kAt>(x), ints(15)), ints(8)));
   }
 };
 

@@ -11,6 +11,7 @@ namespace planish::PLANISH_ISA {
 struct Vector {
   using AnyCodes = Vector;  // whose dot_int8 takes inputs of -128, too
   static constexpr int kInt8Zero = 0;
+  static constexpr bool kInt4Pairs = false;
   static constexpr int kTiles = 1;
   static constexpr int kRowsAtOnce = 8;
 
@@ -124,6 +125,12 @@ struct Vector {
     }
   }
   static void dot_int4(Ints& sum, const Bytes& w, Four x) { dot_int8(sum, w, x); }
+  static Bytes signed_bytes(const int8_t* p) {
+    return int8_weights(reinterpret_cast<const uint8_t*>(p));
+  }
+  static void dot_positive(Ints& sum, const Bytes& w, Four x) {  // x is 0..127, and w signed
+    dot_int8(sum, w, x);
+  }
 
   static Floats floats(float x) {
     return make<Floats>([&](int) { return x; });
@@ -206,11 +213,13 @@ struct Vector {
     for (float value : x.at) most = value > most ? value : most;
     return most;
   }
+  template <int kAt>
   static Floats nibbles(Ints x) {
-    return make<Floats>([&](int i) { return static_cast<float>(x.at[i] & 15); });
+    return make<Floats>([&](int i) { return static_cast<float>(x.at[i] >> kAt & 15); });
   }
+  template <int kAt>
   static Floats centred_nibbles(Ints x) {
-    return make<Floats>([&](int i) { return static_cast<float>((x.at[i] & 15) - 8); });
+    return make<Floats>([&](int i) { return static_cast<float>((x.at[i] >> kAt & 15) - 8); });
   }
 };
 

@@ -10,6 +10,10 @@ namespace planish::PLANISH_ISA {
 
 constexpr int64_t kAhead = 2048;  // bytes that a stream of weights is prefetched ahead
 
+// Of R rows, those whose sums have registers.
+template <class V, int R>
+constexpr int kAtOnce = R < V::kRowsAtOnce ? R : V::kRowsAtOnce;
+
 template <class F, int... I>
 PLANISH_INLINE inline void for_each(F&& body, std::integer_sequence<int, I...>) {
   (body(std::integral_constant<int, I>{}), ...);
