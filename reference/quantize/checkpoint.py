@@ -191,9 +191,10 @@ class Job:
             if isinstance(linear.weight, QuantizedWeight):
                 remarks.see(names[part], float_weight(floats[part]), linear.weight)
         add_block(self.checkpoint, sink, layer, quantized, self.layout, raw=self.raw)
-        errors = self.measure_errors(job, block, quantized)
+        after = self.next_states(layer, quantized, states, outputs)
+        errors = self.measure_errors(job, block, quantized, after)
         facts: dict[str, Any] = {"remarks": remarks.facts(), "errors": errors}
-        return facts, self.next_states(layer, quantized, states, outputs)
+        return facts, after
 
     @property
     def raw(self) -> bool:
@@ -215,25 +216,29 @@ class Job:
         return self.next_states(layer, quantized, states, outputs)
 
     def measure_errors(
-        self, job: BlockJob, block: Block, quantized: Block
+        self, job: BlockJob, block: Block, quantized: Block, after: States
     ) -> tuple[float | None, float | None]:
         """The block's error when it is rounded to nearest, and that of its quantized form.
 
         None where nobody asks or there is no calibration; BlockReport says what is measured.
+        after: the next block's inputs, which may be the quantized block's outputs already.
         """
         if self.runtime.report is no_report or not job.targets:
             return None, None
         floats, inputs, targets = map(choose_few, (job.float_inputs, job.inputs, job.targets))
 
-        def error(candidate: Block) -> float:
-            found = self.runtime.runner.run(job.config, candidate, inputs)
-            return output_error(floats, found, targets)
+        def run(candidate: Block) -> Hidden:
+            return self.runtime.runner.run(job.config, candidate, inputs)
 
+        was_run = after.quantized is not after.floats
+        found = choose_few(after.quantized) if was_run else run(quantized)
+        error = output_error(floats, found, targets)
         if self.recipe.method == "rtn" and self.smoothing is None:
-            return None, error(quantized)
+            return None, error
         few = replace(job, float_inputs=floats, inputs=inputs, targets=targets)
         nearest = replace(self.recipe, method="rtn", settings=DEFAULTS)
-        return error(quantize_block(few, block, nearest)[0]), error(quantized)
+        rounded = run(quantize_block(few, block, nearest)[0])
+        return output_error(floats, rounded, targets), error
 
     def report(
         self,
