@@ -23,7 +23,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from planish.fast.parallel.backend import AXIS, gather_outputs
-from planish.fast.parallel.collectives import connect_jax
+from planish.fast.parallel.collectives import connect_group
 from planish.fast.parallel.group import Member, join_group
 from planish.fast.parallel.mesh import TensorMesh
 
@@ -91,7 +91,7 @@ def main(words: Sequence[str]) -> None:
     port, processes, process = map(int, words)
     jax.config.update("jax_platforms", "cpu")
     group = join_group(Member("127.0.0.1", port, processes, process))
-    connect_jax(group)
+    connect_group(group)
     group.watch()
     times = measure_gathers(TensorMesh(processes))
     group.leave()

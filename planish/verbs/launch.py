@@ -2,14 +2,16 @@
 
     planish launch --processes 2 -- generate --model DIR --prompt TEXT
 
-Linears are cut (--parallel tensor=N), and the result is that of one process, bit for bit. The first
-process prints it. If a process ends, all end, and one line says which.
+Linears are cut (--parallel tensor=N) unless the verb's --parallel says otherwise, and the result is
+that of one process, bit for bit. The first process prints it. If a process ends, all end, and one
+line says which.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from planish.reference.errors import PlanishError
 from planish.terminal.children import Children
 from planish.terminal.processors import share_processors
 
-PARALLEL_VERBS = ("generate", "perplexity", "logits")
+PARALLEL_VERBS = ("generate", "perplexity", "logits", "serve", "bench")
 MOST_PROCESSES = 256
 
 
@@ -38,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     if not any(word.partition("=")[0] == "--parallel" for word in words):
         words += ["--parallel", f"tensor={args.processes}"]
     children = Children()
+    if words[0] == "serve":  # which answers SIGTERM by ending what it streams
+        signal.signal(signal.SIGTERM, lambda number, _: children.send(number))
     try:
         start_all(children, words, args.processes)
         return children.wait()
