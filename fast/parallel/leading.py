@@ -31,7 +31,7 @@ class Followers:
         found = [str(stream.expect("alone").facts["why"]) for stream in self.streams]
         return next(filter(None, found), "")
 
-    def lead(self, name: str, arrays: Arrays, **facts: Any) -> None:
+    def lead(self, name: str, arrays: Arrays, /, **facts: Any) -> None:
         """Let all run a program of PagedModel.follow."""
         for stream in self.streams:
             stream.send(name, arrays, **facts)

@@ -49,7 +49,7 @@ class TensorMesh:
     def parts(self) -> int:
         return int(self.mesh.size)
 
-    def own(self, config: ModelConfig) -> ModelConfig:
+    def own_layers(self, config: ModelConfig) -> ModelConfig:
         return config
 
     def backend(self, config: ModelConfig, inner: Backend) -> Backend:

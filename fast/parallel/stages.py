@@ -78,7 +78,7 @@ class Stage:
     column: Column
     results: Results
 
-    def own(self, config: ModelConfig) -> ModelConfig:
+    def own_layers(self, config: ModelConfig) -> ModelConfig:
         """The model with this stage's layers."""
         layers = stage_layers(config.num_layers, self.column.stages)[self.column.stage]
         return replace(config, layers=config.layers[layers.start : layers.stop])
@@ -89,9 +89,8 @@ class Stage:
     def weights(self, config: ModelConfig, weights: Weights, backend: Backend) -> Weights:
         """Those of this stage; what belongs to another one is None."""
         layers = stage_layers(config.num_layers, self.column.stages)[self.column.stage]
-        missing = () if self.column.is_first else FIRST
-        missing += () if self.column.is_last else LAST
-        none: dict[str, Any] = dict.fromkeys(missing)
+        none: dict[str, Any] = {} if self.column.is_first else dict.fromkeys(FIRST)
+        none |= {} if self.column.is_last else dict.fromkeys(LAST)
         own = replace(weights, blocks=SomeBlocks(weights.blocks, layers), **none)
         return self.inner.weights(config, own, backend)
 
@@ -190,8 +189,8 @@ class StagePrograms(Programs):
             if ended.all():
                 break
             where = replace(positions, index=put(index))
-            given = {"tokens": tokens, "cache": cache, "positions": where}
-            given |= {"sampling": draw.sampling, "uniform": put(uniform[step])}
+            given: dict[str, Any] = {"tokens": tokens, "cache": cache, "positions": where}
+            given["draw"] = replace(draw, uniform=put(uniform[step : step + 1]))
             sampled, cache = self._pass(decode_sample, given)
             found[step] = np.asarray(self.results.share(sampled))
             tokens = put(found[step])
@@ -236,9 +235,8 @@ def decode_sample(
     cache: KVCache,
     positions: Positions,
     backend: Backend,
-    sampling: jax.Array,
-    uniform: jax.Array,
+    draw: Draw,
 ) -> tuple[jax.Array, KVCache]:
     """The last stage of model.decode_tokens: the next token of every row, sampled, int32 [B]."""
     logits, cache = model.extend_by_one(config, weights, tokens, cache, positions, backend)
-    return backend.sample(logits, sampling, uniform), cache
+    return backend.sample(logits, draw.sampling, draw.uniform[0]), cache

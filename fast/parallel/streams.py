@@ -6,8 +6,8 @@
     process 0       all                       its clock, and what a server runs (leading.py)
 
 Process p is part p % T of stage p // T; a column is the processes with the same part. Each message
-is a line of JSON and the arrays' bytes, so every float arrives with its bits. Sending never waits: a
-thread writes, so that a stage computes its next chunk while the last one is on its way. Messages
+is a line of JSON and the arrays' bytes, so every float arrives with its bits. Sending never waits,
+as a thread writes: a stage computes its next chunk while the last one is on its way. Messages
 between two processes arrive in order. The connections are not encrypted, as gloo's are not.
 """
 
@@ -54,7 +54,7 @@ class Stream:
 
     def send(self, kind: str, arrays: Arrays | None = None, **facts: Any) -> None:
         """Send a message; the arrays must not change afterwards."""
-        contiguous = {k: np.ascontiguousarray(x) for k, x in (arrays or {}).items()}
+        contiguous = {k: np.asarray(x, order="C") for k, x in (arrays or {}).items()}
         forms = {k: [x.dtype.str, x.shape] for k, x in contiguous.items()}
         head = json.dumps({"kind": kind, "facts": facts, "arrays": forms}).encode() + b"\n"
         self._waiting.put([head, *(x.reshape(-1).view(np.uint8) for x in contiguous.values())])
@@ -88,7 +88,7 @@ class Stream:
 
     def _read(self, kind: str, shape: list[int]) -> np.ndarray:
         array = np.empty(shape, np.dtype(kind))
-        view = memoryview(array.reshape(-1).view(np.uint8))
+        view = array.reshape(-1).view(np.uint8).data
         while view:
             count = self._bytes.readinto(view)
             if not count:
@@ -167,11 +167,11 @@ def open_column(group: Group, stages: int, parts: int) -> Column:
         host, port = server.getsockname()[:2]
         table = group.exchange("streams", [host, port, free_port(host)], secrets.token_hex(16))
         key, deadline = str(table["key"]), time.monotonic() + JOIN_SECONDS
-        places = {int(i): place for i, place in table["all"].items()}
-        found = {p: reach(*places[p][:2], process, key) for p in peers if p < process}
+        places = {int(i): (a, b) for i, (a, b, _) in table["all"].items()}
+        found = {p: reach(*places[p], process, key) for p in peers if p < process}
         found |= await_peers(server, [p for p in peers if p > process], key, deadline)
     streams = {p: Stream(connection, group.describe(p)) for p, connection in found.items()}
-    host, _, jax_port = places[process // parts * parts]
+    host, _, jax_port = table["all"][str(process // parts * parts)]
     return Column(
         process=process,
         stages=stages,

@@ -51,6 +51,7 @@ from planish.reference.text.requests import (
     describe_failure,
 )
 
+
 class Others(Protocol):
     """Other processes that run the programs of this one (fast/parallel/leading.py)."""
 

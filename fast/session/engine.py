@@ -56,7 +56,7 @@ class Engine:
         start = time.perf_counter()
         self.config, self.clock = checkpoint.config, clock
         self.placement = OneDevice() if placement is None else placement
-        self.own = self.placement.own(self.config)
+        self.own = self.placement.own_layers(self.config)
         inner: Backend = native_backend if native else xla_backend
         self.backend = self.placement.backend(self.config, inner)
         loaded = load_weights(checkpoint, tiled=native)

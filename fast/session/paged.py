@@ -83,14 +83,14 @@ class PagedModel:
         empty = empty_cache(own, self.pages, PAGE, backend)
         self.cache: KVCache = self.engine.placement.cache(own, empty)
 
-    def follow(self, name: str, arrays: Mapping[str, np.ndarray], **facts: Any) -> None:
+    def follow(self, name: str, arrays: Mapping[str, Any], **facts: Any) -> None:
         """Run a program of which another process's `lead` has heard."""
         if name == "reset":
             self._empty()
         elif name == "copy_page":
             self._copy_page(**arrays)
         elif name == "step":
-            self._step(**arrays, **facts)
+            self._step(**arrays, prompt=facts["prompt"])
         else:
             self._decode(**arrays)
 

@@ -18,7 +18,7 @@ from planish.reference.model.weights import Weights
 class Placement(Protocol):
     """What an engine asks of the devices that it runs on."""
 
-    def own(self, config: ModelConfig, /) -> ModelConfig:
+    def own_layers(self, config: ModelConfig, /) -> ModelConfig:
         """The layers of a model that run here."""
 
     def backend(self, config: ModelConfig, inner: Backend, /) -> Backend:
@@ -42,7 +42,7 @@ def computing(backend: Any) -> Any:
 class OneDevice:
     """The CPU of this process."""
 
-    def own(self, config: ModelConfig) -> ModelConfig:
+    def own_layers(self, config: ModelConfig) -> ModelConfig:
         return config
 
     def backend(self, _: ModelConfig, inner: Backend) -> Backend:

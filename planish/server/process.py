@@ -171,9 +171,7 @@ def configure(service: Service) -> uvicorn.Config:
     )
 
 
-def serve(
-    service: Service, listener: socket.socket, code_of: Callable[[int], int] = int
-) -> int:
+def serve(service: Service, listener: socket.socket, code_of: Callable[[int], int] = int) -> int:
     """Serve in this thread until the end; returns the exit code, which code_of may change.
 
     Raises the error for which the model cannot be loaded.

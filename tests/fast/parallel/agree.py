@@ -73,9 +73,7 @@ def agrees(case: str, placement: Any) -> bool:
     native = form == "native" and load_kernels()
     with tempfile.TemporaryDirectory() as made:
         checkpoint = quantized(Path(directory), name, Path(made))
-        one, several = (
-            Engine(checkpoint, native, placement=p) for p in (OneDevice(), placement)
-        )
+        one, several = (Engine(checkpoint, native, placement=p) for p in (OneDevice(), placement))
         found = [results(engine) for engine in (one, several)]
     same = all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
     return bool(same and np.isfinite(found[0][0]).all())
