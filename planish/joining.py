@@ -39,7 +39,7 @@ def check_parallel(args: argparse.Namespace) -> bool:
             if flag in args.given:
                 raise PlanishError("needs --parallel", name=flag)
         return False
-    if args.engine == "reference":
+    if getattr(args, "engine", "fast") == "reference":
         raise PlanishError("is for --engine fast, not for --engine reference", name="--parallel")
     return parse_parallel(text).processes > 1
 
