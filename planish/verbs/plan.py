@@ -41,8 +41,8 @@ from planish.terminal.sizes import parse_bytes
 LATENCY = "100"  # microseconds of a gather over a local network
 RATE = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 PAPER = (
-    "SmoothQuant (arXiv 2211.10438) runs MT-NLG 530B on one node of 8 GPUs in W8A8, where FP16"
-    " needs 16: its abstract and section 5"
+    "SmoothQuant (arXiv 2211.10438, abstract) serves MT-NLG 530B in W8A8 within one node, with half"
+    " of the GPUs that FP16 needs"
 )
 MEASURE_SECONDS = 600
 MEASURED_SHAPE, MEASURED_RECIPE = "110M", "W8A8"

@@ -64,7 +64,11 @@ def test_a_follower_that_dies_ends_all_with_one_line(tiny_llama, cut):
         pids = children(server.process)
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0)
         stream = client.completions.create(
-            model="any", prompt="ab", stream=True, max_tokens=90, extra_body={"ignore_eos": True}
+            model=tiny_llama.name,
+            prompt="ab",
+            stream=True,
+            max_tokens=90,
+            extra_body={"ignore_eos": True},
         )
         next(iter(stream))
         os.kill(pids[1], signal.SIGKILL)
