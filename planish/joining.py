@@ -156,18 +156,17 @@ def ignore_signals() -> None:
 
 def end_at_once(problem: str) -> None:
     """End this process, which has nothing to tidy up."""
-    code = FOLLOWED
-    if LAUNCHED not in os.environ:
-        print(f"error: {one_line(problem)}", file=sys.stderr, flush=True)
-        code = BAD_INPUT
-    os._exit(code)
+    os._exit(say_fault(problem))
 
 
 def code_of_end(code: int) -> int:
-    """The exit code of process 0; if another process has ended it, a line says so."""
+    """The exit code of process 0, another one if another process has ended it."""
     problem = _joined[0].fault if _joined else None
-    if problem is None:
-        return code
+    return code if problem is None else say_fault(problem)
+
+
+def say_fault(problem: str) -> int:
+    """Say what has ended this process, unless planish launch does; the exit code."""
     if LAUNCHED in os.environ:
         return FOLLOWED
     print(f"error: {one_line(problem)}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""One model on several processes: every linear's outputs are cut, no sum changes its order.
+"""One model on several processes: linears' outputs or layers are cut, no sum changes its order.
 
-A process computes some outputs of each linear from the whole input and gathers the others', so
-each float is the one that a single process computes, bit for bit. Four gathers a layer:
+Where linears are cut, a process computes some outputs of each from the whole input and gathers the
+others', so each float is the one that a single process computes, bit for bit. Four gathers a layer:
 
     q, k, v of some heads | attention | gather -> o, some outputs | gather + norm
     gate, up, some outputs            | gather -> down, some outputs | gather + norm

@@ -20,13 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from planish.joining import FOLLOWED
+from planish.joining import BAD_INPUT, FOLLOWED
 from planish.reference.errors import one_line
 
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 FOLLOW_SECONDS = 8.0  # until the others have noticed that one has ended
 STOP_SECONDS = 3.0  # from SIGTERM to SIGKILL
-BAD_INPUT = 2
 
 
 @dataclass

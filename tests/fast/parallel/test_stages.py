@@ -116,6 +116,7 @@ def test_uneven_layers_with_windows(stages, tmp_path, kernels):
     close_all(columns)
 
 
+@pytest.mark.whole
 def test_the_first_stage_does_not_wait_for_a_chunks_result(make_llama, pair):
     checkpoint = open_checkpoint(make_llama(max_position_embeddings=1200))
     first = Engine(checkpoint, placement=staged(pair[0]))
@@ -124,6 +125,7 @@ def test_the_first_stage_does_not_wait_for_a_chunks_result(make_llama, pair):
     assert all(isinstance(logits, Pending) for logits, _, _ in chunks)
 
 
+@pytest.mark.whole
 def test_long_prompts_agree_chunk_by_chunk(make_llama, pair):
     checkpoint = open_checkpoint(make_llama(max_position_embeddings=1200))
 
