@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,14 +34,13 @@ from planish.fast.session.rows import (
 from planish.fast.session.sampling import RowDraw, prepare_draw
 from planish.fast.session.slots import cache_bytes, empty_cache
 from planish.reference.errors import PlanishError
+from planish.reference.memory import free_memory
 from planish.reference.text.generate import reserve
 from planish.reference.text.requests import Request
 
 Tell = Callable[[str], None]
 Lead = Callable[..., None]  # a program's name, its arrays, and facts by name
 DRAWN = tuple(field.name for field in fields(Draw))
-MEMINFO = Path("/proc/meminfo")
-UNKNOWN_MEMORY = 2**33  # bytes taken to be free where the system does not say
 
 
 def nobody(_: str, __: Mapping[str, np.ndarray], **___: Any) -> None:
@@ -243,17 +241,6 @@ def default_memory(engine: Engine, rows: int, context: int) -> int:
     """Bytes of pages for all rows, at most a quarter of the memory that is free, but one row."""
     one = pages_for(context) * cache_bytes(engine.own, 1, PAGE, engine.backend)
     return max(one, min(rows * one, free_memory() // 4))
-
-
-def free_memory(meminfo: Path = MEMINFO) -> int:
-    """Bytes that new work may take, as Linux estimates them; a lot where the system does not say.
-
-    Source: MemAvailable, https://docs.kernel.org/filesystems/proc.html."""
-    try:
-        lines = meminfo.read_text(encoding="utf-8").splitlines()
-        return next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return UNKNOWN_MEMORY
 
 
 @partial(jax.jit, donate_argnames=("cache",))

@@ -124,12 +124,20 @@ def test_bad_input_is_one_line(shell):
         ((), "generate, perplexity, logits, serve, bench"),
         (("--", "quantize"), "found quantize"),
         (("generate", "--model", "DIR"), "come after --, as -- VERB"),
+        (("--", "generate", "--parallel", "pipeline=3"), "expected --processes 3, or for 2"),
+        (("--", "generate", "--parallel=2"), "expected tensor=T, pipeline=P or"),
         (("--processes", "0", "--", "generate"), "expected 1..256, found 0"),
         (("--processes", "1000", "--", "generate"), "expected 1..256, found 1000"),
     ],
 )
 def test_what_cannot_be_launched_is_refused(planish, words, found):
     assert planish("launch", "--processes", "2", *words).refused(found)
+
+
+def test_more_processes_than_memory_holds_are_refused(planish, monkeypatch):
+    monkeypatch.setattr("planish.verbs.launch.free_memory", lambda: 5 * 2**28)
+    words = ("--processes", "200", "--", "generate")
+    assert planish("launch", *words).refused("expected at most 5, as each takes 256 MiB")
 
 
 @pytest.mark.parametrize(
