@@ -75,7 +75,7 @@ def check_memory(count: int) -> None:
 
 
 def add_parallel(words: list[str], count: int) -> list[str]:
-    """The words with --parallel; raises PlanishError if theirs is for another count of processes."""
+    """The words with --parallel; raises PlanishError if theirs is for another count."""
     names = [word.partition("=")[0] for word in words]
     if "--parallel" not in names:
         return [*words, "--parallel", f"tensor={count}"]
