@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import hashlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planish import __version__
-from planish.reference.errors import LOGGER, PeerEndedError, PlanishError
+from planish.reference.errors import LOGGER, PeerEndedError, PlanishError, one_line
 from planish.terminal.parallel import parse_parallel, read_address, read_place
 
 if TYPE_CHECKING:  # the command imports this module before it knows its verb
@@ -26,6 +27,7 @@ SAMPLE = 1024  # bytes of each tensor that are compared
 PLACES = ("process_id", "given", "run", "compilation_cache", "threads", "out", "config", "model")
 FILES = ("text", "prompt_file")  # flags whose files are compared, not their names
 LAUNCHED = "PLANISH_LAUNCHED"  # set by planish launch, which says which process ended first
+BAD_INPUT = 2
 FOLLOWED = 75  # the exit code of a launched process that ends because another one has ended
 
 
@@ -35,30 +37,31 @@ def check_parallel(args: argparse.Namespace) -> bool:
     if text is None:
         for flag in ("--coordinator", "--num_processes", "--process_id"):
             if flag in args.given:
-                raise PlanishError("needs --parallel tensor=T", name=flag)
+                raise PlanishError("needs --parallel", name=flag)
         return False
-    if args.engine == "reference":
+    if getattr(args, "engine", "fast") == "reference":
         raise PlanishError("is for --engine fast, not for --engine reference", name="--parallel")
-    return parse_parallel(text) > 1
+    return parse_parallel(text).processes > 1
 
 
 def join_others(
     args: argparse.Namespace, checkpoint: Checkpoint, kernels: Callable[[], bool]
 ) -> tuple[bool, dict[str, Any]]:
-    """Whether the native kernels are used, and the engine's options on a mesh of all processes.
+    """Whether the native kernels are used, and the engine's options on this process's devices.
 
     kernels: loads them. Raises PeerError, on every process, if one is missing or differs.
     """
     from planish.fast.native.library import preferred_set
-    from planish.fast.parallel.collectives import connect_jax, shared_clock
+    from planish.fast.parallel.connecting import connect_mesh, connect_stages
     from planish.fast.parallel.group import Member, end_process, join_group
-    from planish.fast.parallel.mesh import TensorMesh
+    from planish.fast.parallel.stages import stage_layers
 
-    parts, address = parse_parallel(args.parallel), read_address(args)
+    wanted, address = parse_parallel(args.parallel), read_address(args)
     count, index = read_place(args)
-    if parts != count:
-        expected = f"tensor={count}, as there are {count} processes"
+    if wanted.processes != count:
+        expected = f"tensor x pipeline = {count}, as there are {count} processes"
         raise PlanishError("bad value", name="--parallel", expected=expected, found=args.parallel)
+    stage_layers(checkpoint.config.num_layers, wanted.pipeline)  # raises if there are too few
     host, _, port = address.rpartition(":")
     group = join_group(Member(host.strip("[]"), int(port), count, index))
     _joined.append(group)
@@ -69,13 +72,24 @@ def join_others(
     native = kernels()
     used = preferred_set() if native else "xla"
     group.agree(describe_run(args, checkpoint) | {"kernels": str(used)})
-    connect_jax(group)
+    leads = args.verb == "serve"  # process 0 decides what is run
+    if leads or wanted.pipeline > 1:
+        column, options = connect_stages(group, wanted.pipeline, wanted.tensor)
+        _columns.append(column)
+        options = {"placement": options["placement"]} if leads else options
+    else:
+        options = connect_mesh(group)
     group.watch()
-    mesh = TensorMesh(count)
-    return native, {"placement": mesh, "clock": shared_clock(mesh)}
+    return native, options
 
 
 _joined: list[Any] = []  # the group, once it is joined
+_columns: list[Any] = []  # and its streams, if it has any
+
+
+def column() -> Any:
+    """The streams to other processes (fast/parallel/streams.py); None without any."""
+    return _columns[0] if _columns else None
 
 
 def is_writer() -> bool:
@@ -128,6 +142,45 @@ def hash_tensors(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()[:16]
 
 
+def follows(args: argparse.Namespace) -> bool:
+    """Whether another process decides what this one runs."""
+    return check_parallel(args) and read_place(args)[1] > 0
+
+
+def ignore_signals() -> None:
+    """Let process 0 decide when this one ends; if another process dies, this one ends at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    _joined[0].at_fault = end_at_once
+
+
+def end_at_once(problem: str) -> None:
+    """End this process, which has nothing to tidy up."""
+    os._exit(say_fault(problem))
+
+
+def code_of_end(code: int) -> int:
+    """The exit code of process 0, another one if another process has ended it."""
+    problem = _joined[0].fault if _joined else None
+    return code if problem is None else say_fault(problem)
+
+
+def say_fault(problem: str) -> int:
+    """Say what has ended this process, unless planish launch does; the exit code."""
+    if LAUNCHED in os.environ:
+        return FOLLOWED
+    print(f"error: {one_line(problem)}", file=sys.stderr, flush=True)
+    return BAD_INPUT
+
+
+def leave_others() -> None:
+    """Part from the other processes, which have been told to end."""
+    for streams in _columns:
+        streams.finish()
+    if _joined and _joined[0].fault is None:
+        _joined.pop().leave()
+
+
 @contextlib.contextmanager
 def faults_reported() -> Iterator[None]:
     """What another process's end causes here becomes one PeerEndedError that names it."""
@@ -137,7 +190,8 @@ def faults_reported() -> Iterator[None]:
         if not _joined:
             raise
         collective = isinstance(problem, RuntimeError | ValueError) and "Gloo" in str(problem)
-        fault = _joined[0].wait_for_fault(5.0 if collective else 0.0)
+        lost = collective or isinstance(problem, PeerEndedError)
+        fault = _joined[0].wait_for_fault(5.0 if lost else 0.0)
         if fault is not None:
             raise PeerEndedError(fault) from None
         if collective:
@@ -150,6 +204,8 @@ def end_together(code: int) -> None:
     if not _joined:
         return
     if code == 0:
+        for streams in _columns:
+            streams.finish()
         _joined[0].leave()
         return
     index = _joined[0].member.process

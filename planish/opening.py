@@ -192,20 +192,23 @@ def open_model(args: argparse.Namespace) -> tuple[Checkpoint, Tokenizer]:
     return replace(checkpoint, config=config), tokenizer
 
 
+def engine_options(checkpoint: Checkpoint, args: argparse.Namespace) -> tuple[bool, dict[str, Any]]:
+    """Whether the native kernels are used, and the fast engine's options; joins other processes."""
+    if check_parallel(args):
+        return join_others(args, checkpoint, partial(native_kernels, args))
+    return native_kernels(args), {}
+
+
 def open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
     """The engine of --engine; imports jax only for the fast one."""
     checkpoint = with_attention(checkpoint, args)
-    parallel = check_parallel(args)
+    check_parallel(args)
     if args.engine == "reference":
         from planish.reference.engine import Engine as ReferenceEngine
 
         return ReferenceEngine(checkpoint)
     keep_programs(args.compilation_cache)
-    options: dict[str, Any] = {}
-    if parallel:
-        native, options = join_others(args, checkpoint, partial(native_kernels, args))
-    else:
-        native = native_kernels(args)
+    native, options = engine_options(checkpoint, args)
     from planish.fast.session.engine import Engine
 
     if native and checkpoint.origin is None and checkpoint.layout == "canonical":

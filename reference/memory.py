@@ -1,4 +1,4 @@
-"""A lack of memory becomes one typed error, whichever library ran out of it."""
+"""A lack of memory becomes one typed error, whichever library ran out of it; what is free."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from planish.reference.errors import OutOfMemoryError
 
@@ -17,6 +18,9 @@ ENGINE = "a smaller model, or one of fewer bits"
 FORWARD = "fewer tokens"
 LOSSES = "a shorter window"
 GENERATE = "fewer or shorter prompts, or fewer max_new_tokens"
+
+MEMINFO = Path("/proc/meminfo")
+UNKNOWN_MEMORY = 2**33  # bytes taken to be free where the system does not say
 
 
 @contextmanager
@@ -49,3 +53,14 @@ def requested_amount(message: str) -> str:
         return ""
     value, unit = float(found[1]), found[2]
     return f"{value:.3g} {unit}" if unit.endswith("iB") else f"{value / 2**20:.0f} MiB"
+
+
+def free_memory(meminfo: Path = MEMINFO) -> int:
+    """Bytes that new work may take, as Linux estimates them; a lot where the system does not say.
+
+    Source: MemAvailable, https://docs.kernel.org/filesystems/proc.html."""
+    try:
+        lines = meminfo.read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return UNKNOWN_MEMORY

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from planish.compare.bench.machine import count_threads
 from planish.compare.bench.peers import PEERS, PeerError, find_peer, is_installed
@@ -23,6 +25,26 @@ PEER_BITS = {"Q4_0": 4, "int4": 4, "Q8_0": 8, "int8": 8, "bf16": 16}  # of a for
 
 
 @dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Those that run one model: `tensor` of them read and compute the parts of each linear at the
+    same time, which all do for a prompt in chunks. options: of Engine, in this process."""
+
+    tensor: int = 1
+    count: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """As a mode of the engine; empty for one process."""
+        stages = self.count // self.tensor
+        cuts = (f"tensor={self.tensor}", f"pipeline={stages}") if self.count > 1 else ()
+        cut = ",".join(word for word in cuts if not word.endswith("=1"))
+        return f"{self.count} processes, {cut}" if cut else ""
+
+
+ALONE = Processes()
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeasuredEngine:
     """One engine with one model. Peers are compared with planish at the same bits per weight."""
 
@@ -35,14 +57,18 @@ class MeasuredEngine:
     integer: bool  # activations are INT8, so that integer products bound a prompt
     is_planish: bool
     version: str = ""
-    mode: str = ""  # of a peer that does not run in its usual way
+    mode: str = ""  # of a peer that does not run in its usual way; of planish, its processes
     kernels: str = ""  # what multiplies, as a peer describes it
+    processes: Processes = ALONE
     expert_bytes: int = 0  # of all experts, of which a batch reads more than one token does
 
 
-def open_planish(checkpoint: Checkpoint, native: bool, name: str | None = None) -> MeasuredEngine:
+def open_planish(
+    checkpoint: Checkpoint, native: bool, name: str | None = None, processes: Processes = ALONE
+) -> MeasuredEngine:
     """planish on a checkpoint; `name` of its format, by default its recipe's."""
-    engine, quantization = Engine(checkpoint, native), checkpoint.quantization or {}
+    quantization = checkpoint.quantization or {}
+    engine = Engine(checkpoint, native, **processes.options)
     schemes = [scheme for scheme in checkpoint.schemes().values() if scheme is not None]
     return MeasuredEngine(
         name="planish",
@@ -53,6 +79,8 @@ def open_planish(checkpoint: Checkpoint, native: bool, name: str | None = None) 
         load_seconds=engine.load_seconds,
         integer=any(scheme.activation != "float" for scheme in schemes),
         is_planish=True,
+        mode=str(processes),
+        processes=processes,
         expert_bytes=count_expert_bytes(checkpoint),
     )
 

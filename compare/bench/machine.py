@@ -17,7 +17,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +38,8 @@ PER_SAMPLE = 3  # measurements in a sample; the quickest counts
 class PeakRates:
     """Samples of the peak rates; `medians()` of them are what counts."""
 
-    def __init__(self, kernels: bool):
+    def __init__(self, kernels: bool, names: Sequence[str] | None = None):
+        """names: of the rates that are sampled; None: all."""
         array = jax.device_put(jnp.ones((64, READ_BYTES // 64), jnp.uint8))
         self.measures: dict[str, Callable[[], float]] = {
             "memory_read_bytes_per_second": partial(
@@ -54,6 +55,8 @@ class PeakRates:
             self.measures["int8_xla_operations_per_second"] = partial(
                 multiply_with_xla, jnp.int8, jnp.int32
             )
+        if names is not None:
+            self.measures = {name: self.measures[name] for name in names}
         self.samples: dict[str, list[float]] = {name: [] for name in self.measures}
 
     def sample(self) -> None:

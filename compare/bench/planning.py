@@ -1,14 +1,17 @@
 """Bytes and speed of a model on several machines, computed before anything is run.
 
-    bytes of a node    (linears + lm_head + KV cache) / nodes + activations
-    seconds of a step  bytes that it reads / (bandwidth * efficiency)
-                       + gathers * latency + gathered bytes * (nodes - 1) / nodes / network
+    bytes of a node    (linears + lm_head + KV cache) of its layers / tensor + activations
+    seconds of a step  bytes that all stages read / tensor / (bandwidth * efficiency)
+                       + layers * overhead
+                       + gathers * latency + gathered bytes * (tensor - 1) / tensor / network
+                       + stages * handover + hidden states of a token * (stages - 1) / network
 
-A step is one new token of each sequence of a batch. A layer has four gathers, and lm_head one
+A step is one new token of each sequence of a batch; nodes = tensor * stages. A layer has four
+gathers, and lm_head one; stages wait for each other, as a token begins when the last one is sampled
 (fast/parallel/). The first term is the roofline (roofline.py) of the largest share; `efficiency` is
-what an engine reaches of it on one process. Embeddings are mapped and read by the row: they take
-space on disk only. Sizes of 405B: Llama 3, arXiv 2407.21783; 530B: MT-NLG, arXiv 2201.11990;
-175B: OPT, arXiv 2205.01068; 70B: Llama 2, arXiv 2307.09288.
+what an engine reaches of it on one process. gathers.py measures the other figures. Embeddings are
+mapped and read by the row: they take space on disk only. Sizes of 405B: Llama 3, arXiv 2407.21783;
+530B: MT-NLG, arXiv 2201.11990; 175B: OPT, arXiv 2205.01068; 70B: Llama 2, arXiv 2307.09288.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 
 from planish.compare.bench.sizes import MODEL_SIZES, ModelSize, llama_size
 from planish.fast.parallel.cut import share_rows
+from planish.fast.parallel.stages import stage_layers
 from planish.reference.model.transformer import PREFILL_CHUNK
 
 GATHERS = 4  # of a layer: context, o, the MLP's inner width, down
@@ -79,6 +83,7 @@ RECIPES = {
     "W4A8-g32": Storage(weight=0.5, scale=2, group_size=32),
     "float32": Storage(weight=4, scale=0),
 }
+HEADS = {"float": "float32", "int8": "W8A8", "int4": "W4A8"}  # lm_head, as a recipe stores it
 KV_CACHES = {"float32": (FLOAT, 0), "int8": (1, FLOAT)}  # bytes of a number, and of a head's scale
 
 
@@ -87,14 +92,23 @@ class Machines:
     """Equal machines, or processes of one. Rates in bytes per second, latency in seconds.
 
     efficiency: of the memory's bandwidth, what one process reaches. memory: bytes of each.
+    overhead: seconds of a layer beside reading. handover: seconds from one stage to the next.
     """
 
     nodes: int
+    stages: int = 1
     memory: float
     bandwidth: float
     network: float
     latency: float
     efficiency: float = 1.0
+    overhead: float = 0.0
+    handover: float = 0.0
+
+    @property
+    def tensor(self) -> int:
+        """The nodes of a stage."""
+        return self.nodes // self.stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,16 +118,37 @@ class Use:
     batch: int = 1
     context: int = 2048
     kv_cache: str = "float32"
+    lm_head: str = "float"
 
 
-def count_weights(shape: Shape, recipe: str, nodes: int) -> float:
-    """Bytes of the linears and of the float lm_head of the largest share."""
-    stored, size = RECIPES[recipe], shape.size
-    layer = sum(
+def count_weights(shape: Shape, recipe: str, nodes: int, lm_head: str = "float") -> float:
+    """Bytes of the linears and of lm_head of the largest share."""
+    layers = shape.size.layers * count_layer(shape, recipe, nodes)
+    return layers + count_head(shape, lm_head, nodes)
+
+
+def count_layer(shape: Shape, recipe: str, nodes: int) -> float:
+    """Bytes of a layer's linears."""
+    stored = RECIPES[recipe]
+    return sum(
         count * stored.count(share(outputs, nodes), inputs)
         for outputs, inputs, count in shape.linears.values()
     )
-    return size.layers * layer + share(size.vocab, nodes) * size.hidden * FLOAT
+
+
+def count_head(shape: Shape, lm_head: str, nodes: int) -> float:
+    """Bytes of lm_head."""
+    return RECIPES[HEADS[lm_head]].count(share(shape.size.vocab, nodes), shape.size.hidden)
+
+
+def count_stage(shape: Shape, recipe: str, use: Use, machines: Machines) -> tuple[float, float]:
+    """Bytes of weights, and of keys and values, of the stage that has most of both together."""
+    layer, layers = count_layer(shape, recipe, machines.tensor), shape.size.layers
+    cache = count_cache(shape, use, machines.tensor) / layers
+    parts = [len(part) for part in stage_layers(layers, machines.stages)]
+    found = [(count * layer, count * cache) for count in parts]
+    found[-1] = (found[-1][0] + count_head(shape, use.lm_head, machines.tensor), found[-1][1])
+    return max(found, key=sum)
 
 
 def share(outputs: int, nodes: int) -> int:
@@ -145,29 +180,35 @@ def count_gathered(shape: Shape, use: Use) -> tuple[int, float]:
 
 
 def step_seconds(shape: Shape, recipe: str, use: Use, machines: Machines) -> dict[str, float]:
-    """Seconds of one step: reading, gathering, and both."""
-    nodes = machines.nodes
-    read = count_weights(shape, recipe, nodes) + count_cache(shape, use, nodes)
-    reading = read / (machines.bandwidth * machines.efficiency)
+    """Seconds of one step: reading, overheads, gathering, handing over, and all of them."""
+    nodes, stages = machines.tensor, machines.stages
+    read = count_weights(shape, recipe, nodes, use.lm_head) + count_cache(shape, use, nodes)
     gathers, gathered = count_gathered(shape, use)
     moved = gathered * (nodes - 1) / nodes / machines.network
-    gathering = gathers * machines.latency + moved if nodes > 1 else 0.0
-    return {"reading": reading, "gathering": gathering, "step": reading + gathering}
+    hidden = FLOAT * use.batch * shape.size.hidden * (stages - 1)
+    found = {
+        "reading": read / (machines.bandwidth * machines.efficiency),
+        "overheads": shape.size.layers * machines.overhead,
+        "gathering": gathers * machines.latency + moved if nodes > 1 else 0.0,
+        "handing": stages * machines.handover + hidden / machines.network if stages > 1 else 0.0,
+    }
+    return found | {"step": sum(found.values())}
 
 
 def plan_shape(shape: Shape, recipe: str, use: Use, machines: Machines) -> dict[str, Any]:
     """One row of the plan: bytes of a node, whether they fit, and tokens per second."""
-    nodes = machines.nodes
+    weights, cache = count_stage(shape, recipe, use, machines)
     parts = {
-        "weights": count_weights(shape, recipe, nodes),
-        "kv_cache": count_cache(shape, use, nodes),
+        "weights": weights,
+        "kv_cache": cache,
         "activations": count_activations(shape, use),
     }
     total, seconds = sum(parts.values()), step_seconds(shape, recipe, use, machines)
     return {
         "shape": shape.size.name,
         "recipe": recipe,
-        "nodes": nodes,
+        "nodes": machines.nodes,
+        "stages": machines.stages,
         **parts,
         "total": total,
         "fits": total <= machines.memory,

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from planish.compare.bench.engines import (
+    ALONE,
     MeasuredEngine,
+    Processes,
     open_peers,
     open_planish,
     open_random,
@@ -40,6 +42,7 @@ class Options:
     peers: Sequence[str] = ()
     runs: int = 5
     progress: Progress = no_progress
+    processes: Processes = ALONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +52,11 @@ class Row:
     model: str
     engine: str
     format: str
-    mode: str  # how a peer is run that cannot be run in its usual way
+    mode: str  # how a peer is run that cannot be run in its usual way; planish's processes
     test: str
     size: int  # bytes of weights that one token reads
-    threads: int
+    threads: int  # of each process
+    processes: int
     median: float
     low: float
     high: float
@@ -84,7 +88,8 @@ class Results:
 def measure_model(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
     """Measure a user's model, and peers at its size with random weights."""
     with ExitStack() as stack:
-        engine, size = open_planish(checkpoint, options.native), size_of(checkpoint)
+        size = size_of(checkpoint)
+        engine = open_planish(checkpoint, options.native, processes=options.processes)
         engines, missing = [engine], [f"{name}: only Llama shapes" for name in options.peers]
         if size is not None:
             bits = {4, 8} if engine.bits > 8 else {engine.bits}
@@ -199,6 +204,7 @@ def make_row(results: Results, index: int, workload: Workload) -> Row:
         test=workload.name,
         size=engine.weight_bytes,
         threads=count_threads(),
+        processes=engine.processes.count,
         median=median,
         low=min(rates),
         high=max(rates),
@@ -213,11 +219,15 @@ def make_row(results: Results, index: int, workload: Workload) -> Row:
 
 
 def bound(results: Results, engine: MeasuredEngine, workload: Workload) -> tuple[float, str]:
-    """The roofline of a workload in tokens per second, and which peak rate sets it."""
+    """The roofline of a workload in tokens per second, and which peak rate sets it.
+
+    Peak rates are of one process; several read their parts at the same time.
+    """
     if workload.new == 0:
         kind = "int8" if engine.integer else "float32"
         rate = results.peaks[f"{kind}_operations_per_second"]
-        return bound_prompt(results.config, rate), f"{kind} products"
+        prompt = engine.processes.count * bound_prompt(results.config, rate)
+        return prompt, f"{kind} products"
     limit = bound_decoding(
         results.config,
         weight_bytes=engine.weight_bytes,
@@ -226,7 +236,7 @@ def bound(results: Results, engine: MeasuredEngine, workload: Workload) -> tuple
         slots=workload.context + workload.new / 2,  # on average
         bytes_per_second=results.peaks["memory_read_bytes_per_second"],
     )
-    return limit, "memory"
+    return engine.processes.tensor * limit, "memory"
 
 
 def find_baseline(engines: Sequence[MeasuredEngine], bits: int) -> int | None:

@@ -46,7 +46,12 @@ def embed(
     positions: jax.Array,
     backend: Backend,
 ) -> jax.Array:
-    """Token and position embeddings of tokens [B, T] -> [B, T, D]."""
+    """Token and position embeddings of tokens [B, T] -> [B, T, D].
+
+    Without an embedding, tokens are the hidden states of the stage before (parallel/stages.py).
+    """
+    if weights.embed is None:
+        return tokens
     x = embedding_rows(weights.embed, tokens) * jnp.float32(config.embed_scale)  # [B, T, E]
     if weights.project_in is not None:
         x = backend.linear(x, weights.project_in)  # [B, T, D]

@@ -26,26 +26,30 @@ from planish.reference.errors import PeerError, one_line
 TICK = 1e-4  # seconds; int32 counts them for 59 hours
 
 
-def connect_jax(group: Group) -> None:
-    """Connect jax to the group's other processes; call it before jax's first computation.
-
-    Raises PeerError if that fails.
-    """
+def connect_group(group: Group) -> None:
+    """Connect jax to all processes of a group, as connect_jax."""
     member = group.member
+    connect_jax(f"{member.host}:{group.jax_port}", member.processes, member.process)
+
+
+def connect_jax(address: str, processes: int, process: int) -> None:
+    """Connect jax to other processes, of which the first listens at the address.
+
+    Call it before jax's first computation. Raises PeerError if that fails.
+    """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
-    address = f"{member.host}:{group.jax_port}"
     try:
         with no_chatter():
             jax.distributed.initialize(
                 address,
-                member.processes,
-                member.process,
+                processes,
+                process,
                 cluster_detection_method="deactivate",
                 initialization_timeout=round(JOIN_SECONDS),
                 coordinator_bind_address=address,
             )
-            first_value(TensorMesh(member.processes), 0)
+            first_value(TensorMesh(processes), 0)
             jax.distributed.shutdown()
     except (RuntimeError, ValueError) as problem:
         raise PeerError(f"jax's processes do not connect: {one_line(str(problem))}") from None

@@ -4,6 +4,7 @@ Each process keeps a TCP connection to process 0, on which lines of JSON pass:
 
     hello     from a process: which one it is, of how many     welcome   jax's port on process 0
     facts     what it runs: versions, flags, model             verdict   the first difference
+    streams   where it listens for arrays (streams.py)         streams   where all do
     leave     it is done                                       failed    which process has ended
 
 A connection that ends without `leave` means that its process has died; keepalive finds a machine
@@ -112,6 +113,16 @@ class Group:
             self._tell(verdict=problem)
         if problem is not None:
             raise PeerError(str(problem))
+
+    def exchange(self, name: str, own: Any, key: str) -> dict[str, Any]:
+        """What every process says under a name: {"all": {process: own}, "key": of process 0}."""
+        if self.member.process > 0:
+            self._send(0, **{name: own})
+            return dict(self._receive(0)[name])
+        found = {"0": own} | {str(i): self._receive(i).get(name) for i in self.links}
+        table = {"all": found, "key": key}
+        self._tell(**{name: table})
+        return table
 
     def watch(self) -> None:
         """From now on end this process when another one dies."""

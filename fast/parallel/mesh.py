@@ -49,6 +49,9 @@ class TensorMesh:
     def parts(self) -> int:
         return int(self.mesh.size)
 
+    def own_layers(self, config: ModelConfig) -> ModelConfig:
+        return config
+
     def backend(self, config: ModelConfig, inner: Backend) -> Backend:
         return wrap_backend(inner, config, self.parts)
 

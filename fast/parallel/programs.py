@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from planish.fast.session.programs import Programs
+from planish.fast.session.programs import Program, Programs
 
 CACHES = ("cache", "layer")  # arguments whose form the results have
 DONATED = "cache"
@@ -23,7 +23,13 @@ class MeshPrograms(Programs):
 
     def __init__(self, config: Any, weights: Any, backend: Any, mesh: Any):
         super().__init__(config, weights, backend)
-        self.placement = mesh
+        self.placement, self._here = mesh, Programs(config, weights, backend)
+
+    def run_here(self, function: Any, **arguments: Any) -> Any:
+        return self._here.run(function, **arguments)
+
+    def known(self) -> tuple[Program, ...]:
+        return (*super().known(), *self._here.known())
 
     def prepare(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Every array on every device."""

@@ -77,7 +77,7 @@ class Cutter:
 
     def outer(self, weights: Weights) -> Weights:
         """Everything except the blocks, in the layout that runs."""
-        head: Any = self.gathered(weights.head)
+        head: Any = None if weights.head is None else self.gathered(weights.head)
         return place_block(replace(weights, blocks=(), head=head))
 
     def block(self, block: Block) -> Block:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -25,8 +26,9 @@ from planish.fast.session.engine import Engine
 from planish.fast.session.exactness import why_alone
 from planish.fast.session.filling import fill_step
 from planish.fast.session.lookup import MOST_ROWS, VERIFIED, Costs, guesses_of
-from planish.fast.session.paged import PagedModel, page_count
+from planish.fast.session.paged import PagedModel, nobody, page_count
 from planish.fast.session.pages import PAGE, Pages, pages_for
+from planish.fast.session.placing import computing
 from planish.fast.session.rows import (
     STEP_TOKENS,
     Part,
@@ -50,6 +52,17 @@ from planish.reference.text.requests import (
     describe_failure,
 )
 
+
+class Others(Protocol):
+    """Other processes that run the programs of this one (fast/parallel/leading.py)."""
+
+    def why_alone(self) -> str:
+        """Why the layers that they have allow one request at a time only; empty if not so."""
+
+    def lead(self, name: str, arrays: Mapping[str, np.ndarray], /, **facts: Any) -> None:
+        """Let all run a program."""
+
+
 WAITING_TOKENS = 4  # of one dispatch while a request waits for a row
 
 
@@ -70,11 +83,13 @@ class Batching:
         *,
         lookup: int = 0,
         clock: Clock = time.perf_counter,
+        others: Others | None = None,
     ):
         """memory: bytes of the pages, at least those of one request of `context` tokens. lookup:
-        guesses of a step (lookup.py), at most; 0: none."""
+        guesses of a step (lookup.py), at most; 0: none. others: the processes that run the same
+        programs, where there are several."""
         self.config, self.clock = engine.config, clock
-        if engine.backend is not native_backend or not can_tile(self.config):
+        if computing(engine.backend) is not native_backend or not can_tile(self.config):
             raise PlanishError(
                 "cannot answer several requests at once",
                 name="kernels",
@@ -82,13 +97,16 @@ class Batching:
                 found="XLA's",
             )
         self.alone = why_alone(engine.weights, self.config)
+        if others is not None:
+            self.alone = self.alone or others.why_alone()
         self.slots = 1 if self.alone else slots
         self.context = min(context, self.config.max_positions)
         most = pages_for(self.context) * PAGE
         count = page_count(engine, self.slots, most, memory)
         self.lookup = 0 if self.alone else lookup
         few = max(self.slots, VERIFIED if self.lookup else 1)
-        self.model = PagedModel(engine, self.slots, most, count, few)
+        lead = nobody if others is None else others.lead
+        self.model = PagedModel(engine, self.slots, most, count, few, lead)
         self.notes = notes_of(self.alone, self.slots, count)
         self.costs = Costs()
         self.waiting: deque[tuple[int, Request]] = deque()

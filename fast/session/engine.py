@@ -34,6 +34,7 @@ class Engine:
     """A checkpoint run by JAX.
 
     config, weights    the model; weights as the backend reads them
+    own                the layers that run here: all, or those of one stage
     programs           those compiled so far
     load_seconds       time to open it
     """
@@ -55,13 +56,14 @@ class Engine:
         start = time.perf_counter()
         self.config, self.clock = checkpoint.config, clock
         self.placement = OneDevice() if placement is None else placement
+        self.own = self.placement.own_layers(self.config)
         inner: Backend = native_backend if native else xla_backend
         self.backend = self.placement.backend(self.config, inner)
         loaded = load_weights(checkpoint, tiled=native)
         self.weights = self.placement.weights(self.config, loaded, self.backend)
-        self.programs = self.placement.programs(self.config, self.weights, self.backend)
-        place = partial(self.placement.cache, self.config)
-        self.caches = CachePool(self.config, self.backend, place)
+        self.programs = self.placement.programs(self.own, self.weights, self.backend)
+        place = partial(self.placement.cache, self.own)
+        self.caches = CachePool(self.own, self.backend, place)
         self.tables = RotaryTables(self.config)
         self._insert = jax.jit(cache_slots.insert, donate_argnums=(0,))
         self.load_seconds = time.perf_counter() - start
@@ -75,8 +77,9 @@ class Engine:
     def forward(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits float32 [T, V] of every token of one sequence."""
         check_fits(self.config, [tokens], Stop(0), self.config.max_positions)
-        logits = [chunk for chunk, _ in self.prefill(tokens, len(tokens), all_logits=True)]
-        return np.concatenate(logits)
+        chunks = self._chunks(tokens, len(tokens), model.forward)
+        logits = [(found, count) for found, count, _ in chunks]
+        return np.concatenate([np.asarray(found)[0, :count] for found, count in logits])
 
     @memory_errors(LOSSES)
     def losses(self, tokens: Sequence[int]) -> np.ndarray:
@@ -88,9 +91,10 @@ class Engine:
         for chunk, targets in zip(split_prompt(tokens), following, strict=True):
             given = chunk.tokens, chunk.positions, cache, tables
             part, cache = self._run(model.losses, *given, targets=targets.tokens)
-            found.append(np.asarray(part)[0, : chunk.count])
+            found.append((jax.block_until_ready(part), chunk.count))
         self.caches.give_back(cache)
-        return np.concatenate(found)[: len(tokens) - 1]
+        parts = [np.asarray(part)[0, :count] for part, count in found]
+        return np.concatenate(parts)[: len(tokens) - 1]
 
     @memory_errors(FORWARD)
     def score(self, context: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[Scores]:
@@ -128,12 +132,22 @@ class Engine:
 
         The cache of a chunk is donated to the next: only the last one may be kept.
         """
+        program = model.forward if all_logits else model.prefill
+        for logits, count, cache in self._chunks(tokens, slots, program):
+            yield np.asarray(logits)[0, :count], cache
+
+    def _chunks(
+        self, tokens: Sequence[int], slots: int, program: Any
+    ) -> Iterator[tuple[jax.Array, int, KVCache]]:
+        """Chunk by chunk: logits [1, T, V], of how many tokens, and the cache so far.
+
+        Where the model is cut in stages, only np.asarray waits for the last of them.
+        """
         cache = self._empty_cache(1, slots)
         tables = self.tables.of_prompt(cache.slots, len(tokens))
-        program = model.forward if all_logits else model.prefill
         for chunk in split_prompt(tokens):
             logits, cache = self._run(program, chunk.tokens, chunk.positions, cache, tables)
-            yield np.asarray(logits)[0, : chunk.count], cache
+            yield jax.block_until_ready(logits), chunk.count, cache
 
     @on_cpu
     def prefill_batch(
@@ -142,10 +156,10 @@ class Engine:
         """Prefill each prompt by itself, without padding to the longest, then join their caches."""
         slots = max(len(prompt) for prompt in prompts) + stop.max_new_tokens - 1
         if len(prompts) == 1:
-            return self._last(self.prefill(prompts[0], slots))
+            return self._prefill_last(prompts[0], slots)
         batch, last = self._empty_cache(len(prompts), slots), []
         for row, prompt in enumerate(prompts):
-            logits, single = self._last(self.prefill(prompt, slots))
+            logits, single = self._prefill_last(prompt, slots)
             index = put(np.int32(row))
             batch = self.programs.run(self._insert, cache=batch, single=single, row=index)
             last.append(logits[0])
@@ -221,10 +235,10 @@ class Engine:
     def _empty_cache(self, batch: int, slots: int, ahead: int = 0) -> KVCache:
         return self.caches.take(batch, slots, ahead)
 
-    @staticmethod
-    def _last(chunks: Iterator[tuple[np.ndarray, KVCache]]) -> tuple[np.ndarray, KVCache]:
-        """The result of the last chunk; the earlier caches have been consumed."""
-        return deque(chunks, maxlen=1)[0]
+    def _prefill_last(self, tokens: Sequence[int], slots: int) -> tuple[np.ndarray, KVCache]:
+        """Logits [1, V] of the last token of a prompt, and the cache."""
+        logits, _, cache = deque(self._chunks(tokens, slots, model.prefill), maxlen=1)[0]
+        return np.asarray(logits)[0], cache
 
     @on_cpu
     def _run(

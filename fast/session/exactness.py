@@ -11,6 +11,8 @@ others. These models differ, and are answered one request at a time, without sha
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from planish.fast.model.weights import PlacedExperts
@@ -58,7 +60,8 @@ def uses_xla_experts(weights: Weights) -> bool:
     """Whether XLA computes experts, whose sums depend on how many rows chose each of them: those
     with float weights."""
     mixtures = (block.mlp for block in weights.blocks if not isinstance(block.mlp, Mlp))
-    return any(isinstance(one, PlacedExperts) and not is_tiled(one.up) for one in mixtures)
+    placed: list[Any] = [one.up for one in mixtures if isinstance(one, PlacedExperts)]
+    return any(not is_tiled(getattr(up, "layer", up)) for up in placed)  # a Shard has a layer
 
 
 def exact_kernels(checkpoint: Checkpoint, choice: str) -> str:

@@ -1,15 +1,15 @@
 """A model over a cache of pages: a session's compiled programs, and which row has which pages.
 
 Every program is compiled before the first request (`warm`), since a request that waits for a
-compiler makes all others wait.
+compiler makes all others wait. A program takes arrays of the host, so that other processes can run
+the same one (fast/parallel/leading.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,42 +34,78 @@ from planish.fast.session.rows import (
 from planish.fast.session.sampling import RowDraw, prepare_draw
 from planish.fast.session.slots import cache_bytes, empty_cache
 from planish.reference.errors import PlanishError
+from planish.reference.memory import free_memory
 from planish.reference.text.generate import reserve
 from planish.reference.text.requests import Request
 
 Tell = Callable[[str], None]
-MEMINFO = Path("/proc/meminfo")
-UNKNOWN_MEMORY = 2**33  # bytes taken to be free where the system does not say
+Lead = Callable[..., None]  # a program's name, its arrays, and facts by name
+DRAWN = tuple(field.name for field in fields(Draw))
+
+
+def nobody(_: str, __: Mapping[str, np.ndarray], **___: Any) -> None:
+    """The `lead` of a process without others."""
 
 
 class PagedModel:
     """An engine's model over `pages` pages, for `rows` rows of at most `slots` slots each.
 
-    few   tokens whose logits an ordinary step computes, a power of two
+    few    tokens whose logits an ordinary step computes, a power of two
+    lead   hears of every program before it is run here
     """
 
-    def __init__(self, engine: Engine, rows: int, slots: int, pages: int, few: int):
+    def __init__(
+        self,
+        engine: Engine,
+        rows: int,
+        slots: int,
+        pages: int,
+        few: int,
+        lead: Lead = nobody,
+    ):
         self.engine, self.rows, self.slots, self.pages = engine, rows, slots, pages
-        self.few = 1 << (few - 1).bit_length()
+        self.few, self.lead = 1 << (few - 1).bit_length(), lead
         self._sample = sampler_of(engine.backend)
-        self.reset()
+        lead("open", {}, rows=rows, slots=slots, pages=pages, few=few)
+        self._empty()
 
-    @on_cpu
     def reset(self) -> None:
         """Begin with empty pages: a program that failed may have taken the last ones."""
+        self.lead("reset", {})
+        self._empty()
+
+    @on_cpu
+    def _empty(self) -> None:
+        own, backend = self.engine.own, self.engine.backend
         self.table = np.zeros((self.rows, self.slots // PAGE), np.int32)
-        self.cache: KVCache = empty_cache(self.engine.config, self.pages, PAGE, self.engine.backend)
+        empty = empty_cache(own, self.pages, PAGE, backend)
+        self.cache: KVCache = self.engine.placement.cache(own, empty)
+
+    def follow(self, name: str, arrays: Mapping[str, Any], **facts: Any) -> None:
+        """Run a program of which another process's `lead` has heard."""
+        if name == "reset":
+            self._empty()
+        elif name == "copy_page":
+            self._copy_page(**arrays)
+        elif name == "step":
+            self._step(**arrays, prompt=facts["prompt"])
+        else:
+            self._decode(**arrays)
 
     def place(self, row: int, pages: Sequence[int]) -> None:
         """The pages of a row, in order."""
         self.table[row, : len(pages)] = pages
 
-    @on_cpu
     def copy_page(self, source: int, target: int) -> None:
-        given = {"source": put(np.int32(source)), "target": put(np.int32(target))}
-        self.cache = self.engine.programs.run(copy_page, cache=self.cache, **given)
+        given = {"source": np.array(source, np.int32), "target": np.array(target, np.int32)}
+        self.lead("copy_page", given)
+        self._copy_page(**given)
 
     @on_cpu
+    def _copy_page(self, source: np.ndarray, target: np.ndarray) -> None:
+        given = {"source": put(source), "target": put(target)}
+        self.cache = self.engine.programs.run(copy_page, cache=self.cache, **given)
+
     def step(self, plan: Plan, prompt: int | None = None) -> jax.Array:
         """Logits [W, V] of the wanted tokens, and perhaps of more.
 
@@ -83,23 +119,36 @@ class PagedModel:
         )
         wanted = np.zeros(most, np.int32)
         wanted[: len(plan.wanted)] = plan.wanted
-        where = Positions(
-            put(positions[None]), self._tables(prompt), put(rows), put(self.table.copy())
-        )
+        given = {"rows": rows, "tokens": tokens[None], "positions": positions[None]}
+        given |= {"wanted": wanted, "table": self.table.copy()}
+        self.lead("step", given, prompt=prompt)
+        return self._step(**given, prompt=prompt)
+
+    @on_cpu
+    def _step(
+        self,
+        rows: np.ndarray,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        wanted: np.ndarray,
+        table: np.ndarray,
+        *,
+        prompt: int | None,
+    ) -> jax.Array:
         logits, self.cache = self.engine.programs.run_model(
             model.step_rows,
-            tokens=put(tokens[None]),
+            tokens=put(tokens),
             cache=self.cache,
-            positions=where,
+            positions=Positions(put(positions), self._tables(prompt), put(rows), put(table)),
             wanted=put(wanted),
         )
-        return jax.block_until_ready(logits)
+        return put(np.asarray(logits))
 
     @on_cpu
     def sample(self, logits: jax.Array, draws: Sequence[RowDraw]) -> np.ndarray:
         """The tokens of the first logits [W, V], by a draw for each; -1 from NaN or Inf."""
         draw = prepare_draw([replace(one, ends=()) for one in draws], 1, len(logits))
-        found = self.engine.programs.run(self._sample, logits=logits, draw=draw)
+        found = self.engine.programs.run_here(self._sample, logits=logits, draw=draw)
         return np.asarray(found)[: len(draws)]
 
     def _tables(self, prompt: int | None = None) -> Tables:
@@ -107,7 +156,6 @@ class PagedModel:
             return self.engine.tables.of_prompt(self.slots, prompt)
         return self.engine.tables.of_slots(self.slots)
 
-    @on_cpu
     def decode(self, rows: Sequence[Row], count: int) -> np.ndarray:
         """`count` tokens of every row, [count, B]; padding follows the rows."""
         size = 1 << (len(rows) - 1).bit_length()
@@ -115,15 +163,29 @@ class PagedModel:
         index = np.zeros(size, np.int32)
         for i, row in enumerate(rows):
             numbers[i], tokens[i], index[i] = row.number, row.tokens[-1], len(row.tokens) - 1
-        where = Positions(put(index), self._tables(), put(numbers), put(self.table.copy()))
+        draw = prepare_draw([draw_of(row) for row in rows], count, size)
+        given = {"rows": numbers, "tokens": tokens, "index": index, "table": self.table.copy()}
+        given |= {name: np.asarray(getattr(draw, name)) for name in DRAWN}
+        self.lead("decode", given)
+        return self._decode(**given)[:count, : len(rows)]
+
+    @on_cpu
+    def _decode(
+        self,
+        rows: np.ndarray,
+        tokens: np.ndarray,
+        index: np.ndarray,
+        table: np.ndarray,
+        **drawn: np.ndarray,
+    ) -> np.ndarray:
         found, self.cache = self.engine.programs.run_model(
             model.decode_tokens,
             tokens=put(tokens),
             cache=self.cache,
-            positions=where,
-            draw=prepare_draw([draw_of(row) for row in rows], count, size),
+            positions=Positions(put(index), self._tables(), put(rows), put(table)),
+            draw=Draw(**{name: put(array) for name, array in drawn.items()}),
         )
-        return np.asarray(found)[:count, : len(rows)]
+        return np.asarray(found)
 
     def warm(self, tell: Tell) -> None:
         """Compile every program, those of the first tokens first."""
@@ -161,7 +223,7 @@ def page_count(engine: Engine, rows: int, slots: int, memory: int) -> int:
     """How many pages fit in `memory` bytes, at most those of all rows and as many prefixes.
 
     Raises PlanishError if that does not hold one row, MemoryError if the system has less."""
-    one = cache_bytes(engine.config, 1, PAGE, engine.backend)
+    one = cache_bytes(engine.own, 1, PAGE, engine.backend)
     least, most = slots // PAGE, 2 * rows * slots // PAGE
     if memory < least * one:
         raise PlanishError(
@@ -179,20 +241,9 @@ def default_memory(engine: Engine, rows: int, context: int) -> int:
     """Bytes of pages for all rows, at most a quarter of the memory that is free, but one row; and
     of one page more, into which the end of a known prefix is copied for a request that needs all
     the others."""
-    page = cache_bytes(engine.config, 1, PAGE, engine.backend)
+    page = cache_bytes(engine.own, 1, PAGE, engine.backend)
     one = pages_for(context) * page
     return max(one, min(rows * one, free_memory() // 4)) + page
-
-
-def free_memory(meminfo: Path = MEMINFO) -> int:
-    """Bytes that new work may take, as Linux estimates them; a lot where the system does not say.
-
-    Source: MemAvailable, https://docs.kernel.org/filesystems/proc.html."""
-    try:
-        lines = meminfo.read_text(encoding="utf-8").splitlines()
-        return next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return UNKNOWN_MEMORY
 
 
 @partial(jax.jit, donate_argnames=("cache",))

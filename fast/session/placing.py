@@ -5,7 +5,7 @@ fast/parallel/mesh.py has another.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from planish.fast.model.backend import Backend
 from planish.fast.model.cache import KVCache
@@ -17,6 +17,9 @@ from planish.reference.model.weights import Weights
 
 class Placement(Protocol):
     """What an engine asks of the devices that it runs on."""
+
+    def own_layers(self, config: ModelConfig, /) -> ModelConfig:
+        """The layers of a model that run here."""
 
     def backend(self, config: ModelConfig, inner: Backend, /) -> Backend:
         """The backend that the model's programs call."""
@@ -31,8 +34,16 @@ class Placement(Protocol):
         """An empty cache, made by the backend for one device, on the devices."""
 
 
+def computing(backend: Any) -> Any:
+    """The backend that computes, without one that cuts its linears (fast/parallel/backend.py)."""
+    return getattr(backend, "inner", backend)
+
+
 class OneDevice:
     """The CPU of this process."""
+
+    def own_layers(self, config: ModelConfig) -> ModelConfig:
+        return config
 
     def backend(self, _: ModelConfig, inner: Backend) -> Backend:
         return inner

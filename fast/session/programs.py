@@ -47,6 +47,10 @@ class Programs:
         """Run a jitted function that does not take the model."""
         return self._run(function, {}, {}, arguments)
 
+    def run_here(self, function: Any, **arguments: Any) -> Any:
+        """The same on this process's own device only, where there are several."""
+        return self.run(function, **arguments)
+
     def prepare(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """The arguments as a program takes them."""
         return arguments
@@ -65,7 +69,7 @@ class Programs:
     @property
     def seconds(self) -> float:
         """The time that compiling has taken so far."""
-        return sum(program.seconds for program in self._known.values())
+        return sum(program.seconds for program in self.known())
 
     def _run(
         self,

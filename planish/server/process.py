@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import uvicorn
@@ -171,8 +171,8 @@ def configure(service: Service) -> uvicorn.Config:
     )
 
 
-def serve(service: Service, listener: socket.socket) -> int:
-    """Serve in this thread until the end; returns the exit code.
+def serve(service: Service, listener: socket.socket, code_of: Callable[[int], int] = int) -> int:
+    """Serve in this thread until the end; returns the exit code, which code_of may change.
 
     Raises the error for which the model cannot be loaded.
     """
@@ -180,7 +180,7 @@ def serve(service: Service, listener: socket.socket) -> int:
     async def run() -> int:
         return await Process(service=service, listener=listener).run()
 
-    code = asyncio.run(run())
+    code = code_of(asyncio.run(run()))
     problem = service.runner.problem if service.runner is not None else None
     if not service.close(CLOSING_SECONDS):  # in the middle of compiling, say
         exit_now(code)

@@ -20,13 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from planish.joining import FOLLOWED
+from planish.joining import BAD_INPUT, FOLLOWED
 from planish.reference.errors import one_line
 
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 FOLLOW_SECONDS = 8.0  # until the others have noticed that one has ended
 STOP_SECONDS = 3.0  # from SIGTERM to SIGKILL
-BAD_INPUT = 2
 
 
 @dataclass
@@ -84,14 +83,14 @@ class Children:
 
     def interrupt(self) -> None:
         """Pass Ctrl-C on and let all end."""
-        self._signal(signal.SIGINT)
+        self.send(signal.SIGINT)
         self._let_follow()
 
     def stop(self) -> None:
         """End all that still run."""
-        self._signal(signal.SIGTERM)
+        self.send(signal.SIGTERM)
         self._let_follow(STOP_SECONDS, note=False)
-        self._signal(signal.SIGKILL)
+        self.send(signal.SIGKILL)
         for child in self.all:
             child.process.wait()
 
@@ -115,7 +114,8 @@ class Children:
             for child in self.all:
                 child.process.wait(max(deadline - time.monotonic(), 0.001))
 
-    def _signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
+        """Send a signal to all that run."""
         for child in self.all:
             if child.process.poll() is None:
                 child.process.send_signal(number)

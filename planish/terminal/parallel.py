@@ -10,13 +10,14 @@ import argparse
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from planish.reference.errors import PlanishError
 
 ADDRESS = ("JAX_COORDINATOR_ADDRESS",)
 COUNT = ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 INDEX = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-FORM = "tensor=T, the number of processes"
+FORM = "tensor=T, pipeline=P or tensor=T,pipeline=P, for T x P processes"
 
 
 def add_parallel_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +25,9 @@ def add_parallel_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("several processes (docs/scaling.md)")
     group.add_argument(
         "--parallel",
-        metavar="tensor=T",
-        help="cut every linear for T processes, which compute the same numbers as one",
+        metavar="tensor=T,pipeline=P",
+        help="cut every linear in T parts, and the layers in P stages, for T x P processes, which"
+        " compute the same numbers as one",
     )
     group.add_argument(
         "--coordinator", metavar="HOST:PORT", help="where process 0 listens for the others"
@@ -34,12 +36,25 @@ def add_parallel_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process_id", metavar="I", help="which of them this one is, from 0")
 
 
-def parse_parallel(text: str) -> int:
-    """tensor=2 -> 2. Raises PlanishError for anything else."""
-    found = re.fullmatch(r"tensor=([1-9]\d{0,4})", text)
-    if found is None:
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """How a model is cut: every linear in `tensor` parts, its layers in `pipeline` stages."""
+
+    tensor: int = 1
+    pipeline: int = 1
+
+    @property
+    def processes(self) -> int:
+        return self.tensor * self.pipeline
+
+
+def parse_parallel(text: str) -> Parallel:
+    """tensor=2,pipeline=3; one of them is enough. Raises PlanishError for anything else."""
+    pairs = [re.fullmatch(r"(tensor|pipeline)=([1-9]\d{0,4})", word) for word in text.split(",")]
+    found = {pair[1]: int(pair[2]) for pair in pairs if pair is not None}
+    if len(found) < len(pairs):
         raise PlanishError("bad value", name="--parallel", expected=FORM, found=text)
-    return int(found[1])
+    return Parallel(**found)
 
 
 def read_address(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> str:

@@ -9,11 +9,19 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from planish.opening import keep_programs, native_kernels, open_subject, with_attention
+from planish.joining import check_parallel
+from planish.opening import (
+    engine_options,
+    keep_programs,
+    native_kernels,
+    open_subject,
+    with_attention,
+)
 from planish.reference.errors import OutputError, PlanishError, one_line
 from planish.terminal.flags import (
     add_attention_flags,
@@ -25,6 +33,7 @@ from planish.terminal.flags import (
 from planish.terminal.given import notice_idle, refuse_given
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import print_json
+from planish.terminal.parallel import add_parallel_flags, parse_parallel
 from planish.terminal.progress import progress
 from planish.terminal.rows import format_form, format_machine, format_ratio
 from planish.verbs.serving import add_serving_flags, run_serving
@@ -67,6 +76,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_kernels_flag(engine)
     add_cache_flag(engine)
     add_serving_flags(parser)
+    add_parallel_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,19 +91,21 @@ def run(args: argparse.Namespace) -> int:
     keep_programs(args.compilation_cache)
     with interrupts_kill():
         from planish.compare.bench import speed
+        from planish.compare.bench.engines import Processes
         from planish.compare.bench.sizes import MODEL_SIZES
 
     options = speed.Options(
-        workloads=tests,
-        native=native_kernels(args),
-        peers=peers,
-        runs=args.runs,
-        progress=progress,
+        workloads=tests, native=False, peers=peers, runs=args.runs, progress=progress
     )
     if checkpoint is not None:
         checkpoint = with_attention(checkpoint, args)
+        native, given = engine_options(checkpoint, args)
+        cut = parse_parallel(args.parallel or "tensor=1")
+        processes = Processes(tensor=cut.tensor, count=cut.processes, options=given)
+        options = replace(options, native=native, processes=processes)
         result = speed.measure_model(checkpoint, options)
     else:
+        options = replace(options, native=native_kernels(args))
         with model_directory(args.directory) as directory:
             size, adapt = MODEL_SIZES[args.shape], partial(with_attention, args=args)
             result = speed.measure_size(size, recipes, options, directory, adapt)
@@ -102,9 +114,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def refuse_of_the_other(args: argparse.Namespace) -> None:
-    """Refuse flags of --shape with --model, the reverse, and those of --serve without it."""
+    """Refuse flags of --shape with --model, the reverse, those of --serve without it, and what
+    is for one process only with --parallel."""
     if not args.serve:
         refuse_given(args, ("--clients", "--slots"), "is for --serve")
+    if check_parallel(args):
+        refuse_given(args, ("--serve", "--shape", "--peers"), "is not for --parallel")
     if args.model:
         refuse_given(args, ("--recipes", "--directory"), "is for --shape, not for --model")
     else:

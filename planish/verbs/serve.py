@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planish.answering import open_exact
+from planish.joining import code_of_end, column, follows, ignore_signals, leave_others
 from planish.opening import open_model
 from planish.reference.errors import ChatError
 from planish.reference.files.load import Checkpoint
@@ -35,6 +36,7 @@ from planish.terminal.flags import add_engine_flags, add_model_flag
 from planish.terminal.given import engine_rule, notice_idle
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import counted
+from planish.terminal.parallel import add_parallel_flags
 from planish.terminal.sizes import parse_bytes
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flag(parser)
     add_serving_flags(parser)
     add_engine_flags(parser)
+    add_parallel_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         check_range("context", args.context, 1, checkpoint.config.max_positions)
     served = describe_model(args, how, checkpoint, tokenizer)
     notice_idle(args, engine_rule(args))
+    if follows(args):
+        return run_follower(args, checkpoint)
     listener = listen(args.host, args.port)
     start = time.perf_counter()
 
@@ -79,7 +84,24 @@ def run(args: argparse.Namespace) -> int:
     tell(f"{args.model} as {served.name} at {url_of(listener)}; loading")
     if not settings.keys and not is_loopback(listener.getsockname()[0]):
         tell("no API key is set: whoever reaches this address can use the model")
-    return serve(Service(settings=settings, open=load, tell=tell, on_ready=announce), listener)
+    service = Service(settings=settings, open=load, tell=tell, on_ready=announce)
+    code = serve(service, listener, code_of_end)
+    if column() is not None:
+        from planish.fast.parallel.leading import Followers
+
+        Followers(column()).end()
+        leave_others()
+    return code
+
+
+def run_follower(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
+    """Run what process 0 serves, until it ends."""
+    engine = open_exact(checkpoint, args)
+    from planish.fast.parallel.leading import follow
+
+    ignore_signals()
+    follow(engine, column())
+    return 0
 
 
 def tell(line: str) -> None:
@@ -178,10 +200,16 @@ def open_warm_session(args: argparse.Namespace, how: Serving, checkpoint: Checkp
     engine = open_exact(checkpoint, args)
     if args.engine == "reference":
         return OneByOne(engine.config, engine.weights, how.context or 0)
+    from planish.fast.parallel.leading import Followers
     from planish.fast.session.opening import open_session
 
     session = open_session(
-        engine, slots=how.slots, context=how.context, memory=how.memory, lookup=how.lookup
+        engine,
+        slots=how.slots,
+        context=how.context,
+        memory=how.memory,
+        lookup=how.lookup,
+        others=None if column() is None else Followers(column()),
     )
     session.warm()
     return session

@@ -1,6 +1,9 @@
 """Whether a mesh of devices gives one device's bits: run by the tests, on each of the processes.
 
-python agree.py --parts 2 [--port P --process I] CASE ...     a CASE is form:recipe:directory
+python agree.py --parts 2 [--stages S] [--port P --process I] CASE ...
+
+--parts devices of this process, or, with --port, of as many processes for each of S stages. A CASE
+is form:recipe:directory.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ PROMPTS = ([5, 3, 9, 40, 17, 2, 60], [7, 7, 1])
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--parts", type=int, required=True)
+    parser.add_argument("--stages", type=int, default=1)
     parser.add_argument("--port", type=int)
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("cases", nargs="+")
@@ -32,11 +36,10 @@ def main() -> None:
     claim_jax()
     kept = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     use_compilation_cache(Path(kept) if kept else None)
-    if args.port is not None:
-        connect(args)
+    placement = connect(args)
     failed = []
     for case in args.cases:
-        if agrees(case, args.parts):
+        if agrees(case, placement):
             print(f"agrees: {case}", flush=True)
         else:
             failed.append(case)
@@ -46,17 +49,23 @@ def main() -> None:
     os._exit(len(failed) > 0)
 
 
-def connect(args: argparse.Namespace) -> None:
-    """Join the other processes of the test."""
-    from planish.fast.parallel.collectives import connect_jax
+def connect(args: argparse.Namespace) -> Any:
+    """Join the other processes of the test, if there are any: the placement that is tested."""
+    from planish.fast.parallel.connecting import connect_mesh, connect_stages
     from planish.fast.parallel.group import Member, join_group
-
-    connect_jax(join_group(Member("127.0.0.1", args.port, args.parts, args.process)))
-
-
-def agrees(case: str, parts: int) -> bool:
-    """Logits, losses and greedy tokens of a mesh and of one device, bit for bit."""
     from planish.fast.parallel.mesh import TensorMesh
+
+    if args.port is None:
+        return TensorMesh(args.parts)
+    processes = args.parts * args.stages
+    group = join_group(Member("127.0.0.1", args.port, processes, args.process))
+    if args.stages == 1:
+        return connect_mesh(group)["placement"]
+    return connect_stages(group, args.stages, args.parts)[1]["placement"]
+
+
+def agrees(case: str, placement: Any) -> bool:
+    """Logits, losses and greedy tokens of a placement and of one device, bit for bit."""
     from planish.fast.session.engine import Engine
     from planish.fast.session.placing import OneDevice
 
@@ -64,10 +73,8 @@ def agrees(case: str, parts: int) -> bool:
     native = form == "native" and load_kernels()
     with tempfile.TemporaryDirectory() as made:
         checkpoint = quantized(Path(directory), name, Path(made))
-        one, mesh = (
-            Engine(checkpoint, native, placement=p) for p in (OneDevice(), TensorMesh(parts))
-        )
-        found = [results(engine) for engine in (one, mesh)]
+        one, several = (Engine(checkpoint, native, placement=p) for p in (OneDevice(), placement))
+        found = [results(engine) for engine in (one, several)]
     same = all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
     return bool(same and np.isfinite(found[0][0]).all())
 

@@ -20,10 +20,10 @@ SCRIPT = Path(__file__).with_name("agree.py")
 RECIPES = ("W8A8", "W4A8")
 
 
-def agree(parts, processes, cases, kernels_directory):
+def agree(parts, processes, cases, kernels_directory, stages=1):
     """Run agree.py; its last line."""
     environ = os.environ | {"PLANISH_TEST_KERNELS": str(kernels_directory)}
-    command = [sys.executable, str(SCRIPT), "--parts", str(parts)]
+    command = [sys.executable, str(SCRIPT), "--parts", str(parts), "--stages", str(stages)]
     if processes > 1:
         command += ["--port", str(free_port("127.0.0.1"))]
     running = [
@@ -71,3 +71,10 @@ def test_every_architecture_on_two_devices(name, kernels, kernels_directory):
 def test_every_architecture_on_processes(name, processes, kernels, kernels_directory):
     cases = [f"native:{chosen}:{GOLDEN / name}" for chosen in RECIPES]
     assert agree(processes, processes, cases, kernels_directory) == "agree: 2 of 2"
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("name", ["gemma3_text-two-bases", "llama-tied-grouped", "mpt-alibi"])
+def test_stages_of_two_processes_each(name, kernels, kernels_directory):
+    cases = [f"native:{chosen}:{GOLDEN / name}" for chosen in RECIPES]
+    assert agree(2, 4, cases, kernels_directory, stages=2) == "agree: 2 of 2"

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 PATIENCE = 120.0
@@ -16,8 +16,9 @@ PATIENCE = 120.0
 class Started:
     """A server in a process of its own, and what it has printed."""
 
-    def __init__(self, *words: object, **environment: str):
-        command = [sys.executable, "-m", "planish", "serve", *map(str, words)]
+    def __init__(self, *words: object, launch: Sequence[str] = (), **environment: str):
+        """launch: the words before `serve`."""
+        command = [sys.executable, "-m", "planish", *launch, "serve", *map(str, words)]
         given = {**os.environ, **environment}
         before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore it
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=given)
@@ -43,8 +44,8 @@ class Started:
 
 
 @contextmanager
-def started(*words: object, **environment: str) -> Iterator[Started]:
-    server = Started(*words, **environment)
+def started(*words: object, launch: Sequence[str] = (), **environment: str) -> Iterator[Started]:
+    server = Started(*words, launch=launch, **environment)
     try:
         yield server
     finally:

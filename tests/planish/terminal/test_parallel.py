@@ -7,7 +7,7 @@ from argparse import Namespace
 import pytest
 
 from planish.reference.errors import PlanishError
-from planish.terminal.parallel import parse_parallel, read_address, read_place
+from planish.terminal.parallel import Parallel, parse_parallel, read_address, read_place
 
 NONE = Namespace(coordinator=None, num_processes=None, process_id=None)
 
@@ -45,8 +45,10 @@ def test_numbers_out_of_range_are_refused(count, index):
         read_place(Namespace(num_processes=count, process_id=index), {})
 
 
-def test_parallel_is_tensor_and_a_number():
-    assert parse_parallel("tensor=16") == 16
-    for text in ("16", "tensor=0", "tensor=", "pipeline=2", "tensor=2,tensor=2"):
-        with pytest.raises(PlanishError, match="expected tensor=T"):
+def test_parallel_is_tensor_and_pipeline():
+    assert parse_parallel("tensor=16") == Parallel(tensor=16)
+    assert parse_parallel("pipeline=3,tensor=2") == Parallel(tensor=2, pipeline=3)
+    assert parse_parallel("tensor=2,pipeline=3").processes == 6
+    for text in ("16", "tensor=0", "tensor=", "layers=2", "tensor=2,tensor=2", "tensor=2,"):
+        with pytest.raises(PlanishError, match="expected tensor=T, pipeline=P or"):
             parse_parallel(text)

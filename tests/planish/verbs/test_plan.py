@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from planish.compare.bench.gathers import fit_line
+from planish.compare.bench.gathers import MANY, derive, mean_gathered
 from planish.compare.bench.planning import (
     SHAPES,
     Machines,
     Use,
     count_cache,
     count_gathered,
+    count_layer,
     count_weights,
     plan_shape,
     step_seconds,
 )
+from planish.compare.bench.roofline import count_token_bytes
+from planish.reference.files.load import open_checkpoint
 
 ONE = Machines(nodes=1, memory=1e12, bandwidth=1e9, network=1e8, latency=1e-3)
 
@@ -66,9 +71,63 @@ def test_what_does_not_fit_says_so():
     assert plan_shape(SHAPES["110M"], "W8A8", Use(), ONE)["fits"]
 
 
-def test_a_line_through_measured_gathers():
-    latency, rate = fit_line({1000: 1e-3, 101000: 2e-3}, 2)
-    assert latency == 1e-3 and rate == pytest.approx(50000 / 1e-3)
+def test_stages_read_one_after_the_other_and_hand_over():
+    shape, use = SHAPES["110M"], Use(context=1)
+    one = step_seconds(shape, "W8A8", use, ONE)
+    slow = replace(ONE, nodes=3, stages=3, handover=2e-3, overhead=1e-4)
+    found = step_seconds(shape, "W8A8", use, slow)
+    assert found["reading"] == one["reading"] and found["gathering"] == 0
+    assert found["overheads"] == pytest.approx(12e-4)
+    assert found["handing"] == pytest.approx(6e-3 + 2 * 4 * 768 / 1e8)
+    assert found["step"] == pytest.approx(one["step"] + found["overheads"] + found["handing"])
+
+
+def test_a_node_of_a_stage_has_its_layers_and_the_last_one_lm_head():
+    machines = replace(ONE, nodes=4, stages=2)
+    found = plan_shape(SHAPES["1.1B"], "W8A8", Use(), machines)
+    layer = count_layer(SHAPES["1.1B"], "W8A8", 2)
+    assert found["weights"] == 11 * layer + 32000 * 2048 * 4 / 2
+    assert found["kv_cache"] == count_cache(SHAPES["1.1B"], Use(), 2) / 2
+    small = plan_shape(SHAPES["1.1B"], "W8A8", Use(lm_head="int8"), machines)
+    assert found["weights"] - small["weights"] == 16000 * (2048 * 3 - 4)
+
+
+def test_the_figures_of_a_model_give_its_measured_steps_back(make_llama):
+    checkpoint = open_checkpoint(make_llama())
+    read, layers = count_token_bytes(checkpoint), checkpoint.config.num_layers
+    parts, steps = 2, 4 * layers + 1
+    overhead, latency, handover, network = 2e-4, 1e-4, 3e-4, 5e7
+
+    def whole(batch):
+        return batch * read / 1e9 + layers * overhead
+
+    def tensor(batch):
+        moved = batch * mean_gathered(checkpoint.config) / 2 / network
+        return batch * read / 1e9 / parts + layers * overhead + steps * (latency + moved)
+
+    found = {"bandwidth": 1e9, "whole": whole(1), "tensor": tensor(1)}
+    found |= {f"whole_{MANY}": whole(MANY), f"tensor_{MANY}": tensor(MANY)}
+    derived = derive(found | {"pipeline": whole(1) + parts * handover}, checkpoint, parts)
+    assert derived["overhead"] == pytest.approx(overhead)
+    assert derived["handover"] == pytest.approx(handover)
+    assert derived["network"] == pytest.approx(network)
+    moved = mean_gathered(checkpoint.config) / 2 / network
+    assert derived["latency"] == pytest.approx(latency + moved)
+
+
+def test_what_noise_made_negative_is_0(make_llama):
+    checkpoint = open_checkpoint(make_llama())
+    names = ("whole", "tensor", "pipeline", f"whole_{MANY}", f"tensor_{MANY}")
+    found = derive({"bandwidth": 1e3} | dict.fromkeys(names, 1e-3), checkpoint, 2)
+    assert found["overhead"] == found["handover"] == 0
+    assert found["network"] > 0
+
+
+@pytest.mark.whole
+def test_two_processes_are_measured(planish):
+    found = planish("plan", "--measure", "2", "--json").only_json()
+    assert found["bandwidth"] > 0 and found["whole"] > 0
+    assert {"overhead", "latency", "network", "handover"} <= found.keys()
 
 
 def test_the_verb_prints_a_row_for_each_recipe_and_count(planish):
@@ -93,6 +152,13 @@ def test_the_verb_prints_a_row_for_each_recipe_and_count(planish):
         ("--bandwidth", "fast"),
         ("--latency", "0"),
         ("--batch", "0"),
+        ("--batch", "9" * 400),
+        ("--context", "-1"),
+        ("--efficiency", "1.5"),
+        ("--overhead", "-1"),
+        ("--handover", "soon"),
+        ("--pipeline", "0"),
+        ("--nodes", "2,3", "--pipeline", "2"),
         ("--measure", "1"),
         ("--measure", "100000"),
         ("--memory", "0"),
