@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from planish.reference.errors import CheckpointError
-from planish.reference.reading import map_file, require_file
+from planish.reference.reading import require_file
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"}
 SCALARS |= {10: "<Q", 11: "<q", 12: "<d"}
@@ -180,7 +180,7 @@ def _read_part(path: Path) -> GgufFile:
     """One file as it is."""
     require_file(path, CheckpointError)
     try:
-        data = map_file(path)
+        data = np.memmap(path, np.uint8, "r")
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"cannot be read: {problem}", path=path) from None
     header = _Bytes(path, data)

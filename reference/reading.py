@@ -1,13 +1,9 @@
-"""Read or map a file that a user or a checkpoint names, if it is one and not too large."""
+"""Read a whole file that a user or a checkpoint names, if it is one and not too large."""
 
 from __future__ import annotations
 
-import mmap
 import stat
-from contextlib import suppress
 from pathlib import Path
-
-import numpy as np
 
 from planish.reference.errors import PlanishError
 
@@ -37,20 +33,6 @@ def read_file(path: Path, error: type[PlanishError], most: int = LARGEST_TEXT) -
         limit = f"{most // MIB} MiB" if most >= MIB else f"{most} bytes"
         raise error("is too large", path=path, expected=f"at most {limit}")
     return bytes(data)
-
-
-def map_file(path: Path) -> np.memmap:
-    """The bytes of a file, mapped [size]; raises OSError, or ValueError if it is empty.
-
-    In huge pages where the system and its file system have them: weights in them are read faster
-    (docs/benchmarks.md). What was in its page cache before stays in the pages that it is in.
-    """
-    data = np.memmap(path, np.uint8, "r")
-    mapped = getattr(data, "_mmap", None)
-    if mapped is not None and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-    return data
 
 
 def require_file(path: Path, error: type[PlanishError]) -> None:

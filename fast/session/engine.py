@@ -24,6 +24,7 @@ from planish.fast.session.scheduler import Batch, Clock, Generation, Request
 from planish.fast.session.slots import CachePool
 from planish.fast.xla import backend as xla_backend
 from planish.reference.files.load import Checkpoint, load_weights
+from planish.reference.files.safetensors import ask_huge_pages
 from planish.reference.memory import ENGINE, FORWARD, GENERATE, LOSSES, memory_errors
 from planish.reference.text.evaluate import Scores, share_length
 from planish.reference.text.generate import Stop, check_continuations, check_fits
@@ -59,6 +60,8 @@ class Engine:
         self.own = self.placement.own_layers(self.config)
         inner: Backend = native_backend if native else xla_backend
         self.backend = self.placement.backend(self.config, inner)
+        if placement is None:
+            ask_huge_pages(checkpoint.entries)
         loaded = load_weights(checkpoint, tiled=native)
         self.weights = self.placement.weights(self.config, loaded, self.backend)
         self.programs = self.placement.programs(self.own, self.weights, self.backend)

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import numpy as np
 import safetensors
 
 from planish.reference.errors import CheckpointError
-from planish.reference.reading import map_file, require_file
+from planish.reference.reading import require_file
 
 ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register, and what XLA wants for zero copies
 LARGEST_HEADER = 100_000_000  # the limit of the safetensors library
@@ -83,7 +84,7 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
             pass
     except (safetensors.SafetensorError, OSError) as problem:
         raise CheckpointError(f"is damaged: {problem}", path=path) from None
-    entries, data = {}, map_file(path)
+    entries, data = {}, np.memmap(path, np.uint8, "r")
     for name, info in header.items():
         if name != "__metadata__" and not name.startswith(PADDING):
             first, end = info["data_offsets"]
@@ -174,8 +175,26 @@ def forget_pages(tensor: np.ndarray) -> None:
 
 def forget_entries(entries: Mapping[str, TensorEntry]) -> None:
     """The same for every file that these tensors are in."""
-    for data in {id(entry.data): entry.data for entry in entries.values()}.values():
+    for data in _files_of(entries):
         forget_pages(data)
+
+
+def ask_huge_pages(entries: Mapping[str, TensorEntry]) -> None:
+    """Have the files that these tensors are in mapped in huge pages, where the system and the file
+    system have them: weights in them are read faster (docs/benchmarks.md).
+
+    For a process that needs all of them: one that reads a part of a file gets what is around it,
+    too. What was in the page cache before stays in the pages that it is in.
+    """
+    for data in _files_of(entries):
+        mapped = getattr(data, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a kernel without them
+                mapped.madvise(mmap.MADV_HUGEPAGE)
+
+
+def _files_of(entries: Mapping[str, TensorEntry]) -> Iterable[np.ndarray]:
+    return {id(entry.data): entry.data for entry in entries.values()}.values()
 
 
 def _header_entry(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
-from pathlib import Path
 
 import pytest
 
 from planish.reference.errors import PromptError, RecipeError
 from planish.reference.quantize.spelling import read_schemes
-from planish.reference.reading import PIECE, map_file, read_file
+from planish.reference.reading import PIECE, read_file
 from planish.reference.text.tokenizer import read_text
 
 
@@ -37,16 +35,3 @@ def test_every_line_end_becomes_a_newline(tmp_path):
     file = tmp_path / "text"
     file.write_bytes(b"a\r\nb\rc\n\r")
     assert read_text(file) == file.read_text(encoding="utf-8") == "a\nb\nc\n\n"
-
-
-SMAPS, HUGE_PAGES = Path("/proc/self/smaps"), Path("/sys/kernel/mm/transparent_hugepage")
-
-
-@pytest.mark.skipif(not (SMAPS.exists() and HUGE_PAGES.exists()), reason="Linux's huge pages")
-def test_huge_pages_are_asked_for_a_mapped_file(tmp_path):
-    file = tmp_path / "file"
-    file.write_bytes(b"weights")
-    data = map_file(file)
-    assert bytes(data) == b"weights"
-    of_file = re.search(rf"{re.escape(str(file))}\n(?:\w+:.*\n)+?VmFlags:(.*)", SMAPS.read_text())
-    assert of_file is not None and "hg" in of_file[1].split()

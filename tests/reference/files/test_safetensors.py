@@ -1,6 +1,8 @@
 """Damaged weights files: each is a CheckpointError of one line that names the file."""
 
 import json
+import re
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -8,7 +10,12 @@ import pytest
 import safetensors.numpy
 
 from planish.reference.errors import CheckpointError
-from planish.reference.files.safetensors import ALIGNMENT, read_entries, write_tensors
+from planish.reference.files.safetensors import (
+    ALIGNMENT,
+    ask_huge_pages,
+    read_entries,
+    write_tensors,
+)
 
 VALID = {
     "a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
@@ -157,3 +164,22 @@ def test_a_tensor_of_a_type_that_we_do_not_compute_with_is_refused_when_it_is_re
     entry = read_entries(path)["a"]
     with pytest.raises(CheckpointError, match=r"wrong type; expected one of F32.*found F64 \[3\]"):
         entry.map()
+
+
+SMAPS, HUGE_PAGES = Path("/proc/self/smaps"), Path("/sys/kernel/mm/transparent_hugepage")
+
+
+@pytest.mark.skipif(not (SMAPS.exists() and HUGE_PAGES.exists()), reason="Linux's huge pages")
+def test_huge_pages_are_for_those_who_ask(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(container(VALID))
+    entries = read_entries(file)
+    assert "hg" not in flags_of(file)
+    ask_huge_pages(entries)
+    assert "hg" in flags_of(file)
+
+
+def flags_of(file):
+    """The VmFlags of a mapped file, which has one mapping."""
+    found = re.search(rf"{re.escape(str(file))}\n(?:\w+:.*\n)+?VmFlags:(.*)", SMAPS.read_text())
+    return found[1].split()
