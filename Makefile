@@ -96,7 +96,7 @@ $(STAMP): pyproject.toml
 	@echo "make: installing planish and what it needs into $(VENV) (once; a minute or two)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 	  { echo "error: no virtual environment can be made (Debian: apt install python3-venv)" >&2; exit 1; }
-	@$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]" \
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-compile -e ".[dev]" \
 	  > $(VENV)/install.log 2>&1 || \
 	  { tail -n 20 $(VENV)/install.log >&2; echo "error: see $(VENV)/install.log" >&2; exit 1; }
 	@touch $(STAMP)

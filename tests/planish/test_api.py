@@ -101,6 +101,7 @@ def test_importing_planish_imports_neither_numpy_nor_jax():
     assert not {"numpy", "jax"} & set(done.stdout.split())
 
 
+@pytest.mark.whole
 def test_the_example_writes_a_function():
     command = [sys.executable, ROOT / "examples" / "quantize_and_write.py"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

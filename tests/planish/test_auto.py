@@ -39,6 +39,7 @@ def auto(planish, tiny_llama, tmp_path, text, monkeypatch):
     return call
 
 
+@pytest.mark.whole
 def test_a_tolerance_that_is_met_ends_with_a_model_and_its_report(auto, tmp_path):
     result = auto("--tolerance", "0.002", "--metric", "kl")
     assert result.code == 0, result

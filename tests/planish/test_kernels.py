@@ -73,6 +73,7 @@ def test_inspect_counts_the_programs_that_are_kept(planish, tiny_llama, tmp_path
     assert f"kept in {kept} (of all models: 1 decode_tokens, 2 prefill, 6 bytes)" in text
 
 
+@pytest.mark.whole
 def test_inspect_finds_the_programs_that_generate_has_compiled(planish, tiny_llama):
     words = ("--model", tiny_llama, "--kernels", "xla")
     assert planish("generate", "--prompt", "a", "--max_new_tokens", "3", *words).code == 0

@@ -66,6 +66,7 @@ def test_gaps_count_from_the_interruption_to_its_end():
     assert gaps_between(reply, 3.0, 6.0) == [2.0, 1.0, 4.0]
 
 
+@pytest.mark.whole
 def test_rows_have_rates_gaps_and_the_ratio(asked, monkeypatch):
     monkeypatch.setattr(load, "PROMPT", 4)
     monkeypatch.setattr(load, "NEW", 8)

@@ -79,7 +79,7 @@ def test_every_architecture_is_here():
 
 
 @pytest.mark.optimized(13)
-@pytest.mark.matrix(66)
+@pytest.mark.whole
 @pytest.mark.parametrize("name", GOLDENS)
 def test_int8_codes_agree(judge, name, native):
     recipe = "naive-W8A8" if name in NO_FOLDS else "W8A8"

@@ -79,6 +79,7 @@ def test_level_2_sees_the_model_in_both_forms(judge, mutate, native):
     assert first is not None and (first.level, first.part) == (2, "attention")
 
 
+@pytest.mark.whole
 def test_level_3_sees_the_engine(judge, mutate):
     def late(step: Any, engine: Any, tokens: Any, positions: np.ndarray, cache: Any) -> Any:
         return step(engine, tokens, positions + 1, cache)

@@ -26,7 +26,7 @@ SUBJECTS = [
 ]
 
 
-@pytest.mark.matrix(34)
+@pytest.mark.whole
 @pytest.mark.parametrize(("family", "recipe", "cache"), SUBJECTS)
 def test_the_engine_agrees(judge, native, family, recipe, cache):
     given = {"native": native, "kv_cache": cache, "attention": "int8"}

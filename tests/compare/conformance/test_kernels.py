@@ -104,6 +104,7 @@ def test_a_mismatch_says_how_to_draw_it_again(kernels):
     assert other.part == f"INT4, activations per_group, float16, group 32, {kernels[0]}"
 
 
+@pytest.mark.whole
 @pytest.mark.again
 def test_attention_agrees_on_every_instruction_set_and_in_every_mode(kernels):
     sets = tuple(kernels)

@@ -141,7 +141,7 @@ def test_level_1_names_a_wrong_op(judge, name):
     assert (first.level, first.part) == (1, part)
 
 
-@pytest.mark.matrix(5)
+@pytest.mark.whole
 @pytest.mark.parametrize("recipe", ["W8A8", "O2", "O3", "W4A8", "W4A8-per_token"])
 def test_level_1_names_codes_made_with_reciprocal_scales(judge, recipe):
     mutation = int8_codes(lambda x, s: np.rint(x * (F(1) / s)))

@@ -34,7 +34,7 @@ def test_no_recipe_is_left_out():
 
 
 @pytest.mark.optimized(17)
-@pytest.mark.matrix(34)
+@pytest.mark.whole
 @pytest.mark.parametrize("names", SAME_PROGRAMS, ids=lambda names: names[0])
 def test_every_recipe_of_a_llama_agrees(judge, names, native):
     for name in names:

@@ -16,7 +16,7 @@ def floats(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.matrix(8)
 @pytest.mark.parametrize("kind", ["rms_norm", "layer_norm"])
 @pytest.mark.parametrize("shape", [(1, 1, 16), (2, 3, 70), (1, 65, 7), (1, 5, 3, 20)])
 def test_a_norm_is_the_references(kernels, kind, shape):

@@ -68,6 +68,7 @@ def test_another_attention_or_other_samples_are_computed(case, passes):
     assert len(passes) == 3 * once
 
 
+@pytest.mark.whole
 def test_it_is_forgotten_with_its_inputs(case):
     config, block, runner, hidden = case
     inputs = runner.store.new()

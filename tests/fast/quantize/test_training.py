@@ -156,7 +156,7 @@ def test_only_int4_blocks_train_in_bfloat16(monkeypatch):
     assert training.training_dtype([("q", int4(32)), ("o", int8())]) == "float32"
 
 
-@pytest.mark.matrix(26)
+@pytest.mark.whole
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("method", ["signround", "teq"])
 def test_a_trained_block_loses_less_than_one_rounded_to_nearest(form, method):

@@ -75,7 +75,7 @@ def near(found: np.ndarray, expected: np.ndarray) -> bool:
 
 
 @pytest.mark.optimized(5)
-@pytest.mark.matrix(27)
+@pytest.mark.matrix(54)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_logits_equal_those_of_transformers(name, make_engine):
     golden = np.load(GOLDEN / name / "golden.npz")
@@ -88,7 +88,7 @@ def test_there_are_goldens():
     assert len(GOLDENS) >= 60
 
 
-@pytest.mark.matrix(93)
+@pytest.mark.matrix(186)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_a_batch_equals_transformers_and_goes_on_as_the_reference(name, make_engine):
     golden, checkpoint = np.load(GOLDEN / name / "golden.npz"), open_checkpoint(GOLDEN / name)
@@ -109,7 +109,7 @@ def test_a_batch_equals_transformers_and_goes_on_as_the_reference(name, make_eng
 BY_LENGTH = {"llama-dynamic-rope": 128, "phi3-longrope-partial": 64}  # where other angles begin
 
 
-@pytest.mark.matrix(5)
+@pytest.mark.whole
 @pytest.mark.parametrize("name", BY_LENGTH)
 def test_positions_that_depend_on_the_length_change_while_tokens_come(name, make_engine):
     checkpoint, prompts = open_checkpoint(GOLDEN / name), [tokens(BY_LENGTH[name] - 5), tokens(9)]
@@ -126,6 +126,7 @@ def test_positions_of_a_prompt_in_chunks_depend_on_its_whole_length(name, monkey
     assert near(found[golden["positions_long"]], golden["logits_long"])
 
 
+@pytest.mark.matrix(2)
 def test_heads_too_wide_for_the_kernels_are_left_to_xla(make_llama, make_engine):
     checkpoint = open_checkpoint(make_llama(head_dim=272))
     engine = make_engine(checkpoint)
@@ -134,6 +135,7 @@ def test_heads_too_wide_for_the_kernels_are_left_to_xla(make_llama, make_engine)
     assert near(engine.forward(tokens(9)), ReferenceEngine(checkpoint).forward(tokens(9)))
 
 
+@pytest.mark.whole
 def test_prefill_and_decode_equal_forward(llama):
     prompt = tokens(40)
     expected = llama.forward(prompt)
@@ -145,7 +147,7 @@ def test_prefill_and_decode_equal_forward(llama):
         np.testing.assert_allclose(logits[0], expected[position], atol=2e-4)
 
 
-@pytest.mark.matrix(9)
+@pytest.mark.matrix(18)
 def test_greedy_tokens_equal_the_reference(quantized, make_engine):
     checkpoint, prompts = open_checkpoint(quantized), [tokens(5), tokens(19), tokens(1)]
     found = generated(make_engine(checkpoint), prompts, Stop(12))
@@ -153,7 +155,7 @@ def test_greedy_tokens_equal_the_reference(quantized, make_engine):
     assert all(found.values())
 
 
-@pytest.mark.matrix(4)
+@pytest.mark.matrix(8)
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
     [(0.9, 40, 0.95), (1.4, 0, 1.0), (1.0, 0, 0.3), (0.01, 3, 1.0)],
@@ -245,6 +247,7 @@ def _with_eos(config, ids):
     return replace(config, eos_token_ids=ids)
 
 
+@pytest.mark.matrix(3)
 @pytest.mark.parametrize(("length", "new"), [(512, 1), (511, 2), (500, 13)])
 def test_what_just_fits_the_cache_is_generated(llama, length, new):
     assert len(generated(llama, [tokens(length)], Stop(new, ignore_eos=True))[0]) == new
@@ -291,7 +294,7 @@ def test_compile_time_is_counted_apart(llama):
     assert llama.compile_seconds == spent
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(6)
 @pytest.mark.parametrize(("length", "rows"), [(71, 1000), (599, 100)])
 def test_losses_are_the_references(make_engine, make_llama, monkeypatch, length, rows):
     checkpoint = open_checkpoint(make_llama(max_position_embeddings=600))

@@ -136,7 +136,7 @@ SAMPLINGS = {
 }
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.matrix(6)
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_answers_are_the_same_with_guesses(engine, name):
     request = SAMPLINGS[name]

@@ -14,7 +14,7 @@ def quick_limits(monkeypatch):
     monkeypatch.setattr("planish.compare.bench.machine.ROUNDS", 100)
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.whole
 @pytest.mark.parametrize("kernels", ["xla", "auto"])
 def test_bench_measures_beside_limits(planish, one_layer, quick_limits, kernels):
     words = ("bench", "--model", one_layer, "--runs", 2, "--kernels", kernels)

@@ -41,6 +41,7 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.whole
 def test_two_processes_print_what_one_prints(one_layer, shell):
     alone = shell("generate", "--model", one_layer, *TEXT)
     both = shell("launch", "--processes", 2, "--", "generate", "--model", one_layer, *TEXT)
