@@ -21,6 +21,9 @@ WORKERS := $(shell [ $(CORES) -lt 4 ] && echo $(CORES) || echo 4)
 # the rooms in the layout of the installed package, because mypy cannot map directories
 TYPED := build/typed
 
+# or every process would compile all modules again
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=10
 
 CXX ?= g++
