@@ -65,6 +65,7 @@ class Browser:
         return found
 
     def open(self, url: str) -> None:
+        self.origin = "/".join(url.split("/")[:3])
         self.do("POST", "/url", url=url)
 
     def run(self, script: str, *given: Any) -> Any:
@@ -94,9 +95,11 @@ class Browser:
         return found
 
     def problems(self) -> list[str]:
-        """What the console says that is worse than information."""
+        """What the console says that is worse than information, but for answers that a page
+        before this one had not waited for."""
         lines = self.do("POST", "/se/log", type="browser")
-        return [line["message"] for line in lines if line["level"] not in ("INFO", "DEBUG")]
+        found = [line["message"] for line in lines if line["level"] not in ("INFO", "DEBUG")]
+        return [one for one in found if not one.startswith("http://") or self.origin in one]
 
     def emulate(self, width: int, dark: bool) -> None:
         """A window of a width, and the reader's theme."""
