@@ -34,7 +34,7 @@ def test_the_engine_agrees(judge, native, family, recipe, cache):
     assert found.agree, found.first_mismatch
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.whole
 @pytest.mark.parametrize("cache", ["int8", "int8_static"])
 def test_the_judge_agrees_with_the_definition(judge, cache):
     recipe = "O3-static" if cache == "int8_static" else "W8A8"

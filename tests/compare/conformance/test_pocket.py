@@ -12,7 +12,7 @@ from planish.reference.quantize.checkpoint import quantize_checkpoint
 from planish.reference.quantize.recipe import recipe
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["W8A16", "W4A16"])
 def test_long_float_sums_agree(name, kernels, tmp_path, monkeypatch):
     """A row of equal activations, whose rounding errors add up instead of cancelling.

@@ -198,7 +198,7 @@ def by_groups(experts, part, pairs, x, tokens) -> np.ndarray:
     return np.concatenate(found)
 
 
-@pytest.mark.matrix(10)
+@pytest.mark.whole
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 @pytest.mark.parametrize(
     ("activation", "gated", "normalized"),

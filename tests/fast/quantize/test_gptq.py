@@ -66,7 +66,7 @@ def test_in_one_block_without_a_product_most_codes_are_equal_to_the_bit():
 NAMES = ["llama-tied-grouped", "gpt_neox-parallel", "mixtral-two-of-four"]
 
 
-@pytest.mark.matrix(4)
+@pytest.mark.whole
 @pytest.mark.parametrize("name", NAMES)
 def test_a_block_is_quantized_as_the_reference_does(kernels, name):
     checkpoint = open_checkpoint(GOLDEN / name)

@@ -53,7 +53,7 @@ def model(request):
 
 
 @pytest.mark.optimized(9)
-@pytest.mark.matrix(28)
+@pytest.mark.whole
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 def test_statistics_and_states_are_the_references(kernels, model, native):
     checkpoint, weights, samples = model
@@ -114,6 +114,7 @@ def test_at_most_one_code_in_ten_thousand_is_off_by_one(kernels, model, tmp_path
     assert off_by_one(tmp_path / "fast", tmp_path / "numpy") <= 1e-4
 
 
+@pytest.mark.whole
 def test_a_search_finds_the_same_errors(kernels):
     """Not the same alphas where two are as good: a code that flips at a tie decides then."""
     checkpoint = open_checkpoint(pocket.MODEL)

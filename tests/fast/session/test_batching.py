@@ -163,7 +163,7 @@ def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels)
         assert bits(answers(together, requests)) == bits(alone)
 
 
-@pytest.mark.matrix(8)
+@pytest.mark.whole
 @pytest.mark.parametrize("options", [{}, {"attention": "int8", "kv_cache": "int8"}])
 @pytest.mark.parametrize("name", ["W8A8", "W4A16", "O2", "O3"])
 def test_recipes_answer_with_the_same_bits_in_a_batch(name, options, kernels, tmp_path):
@@ -178,7 +178,7 @@ def test_recipes_answer_with_the_same_bits_in_a_batch(name, options, kernels, tm
     assert bits(answers(session(engine), requests)) == bits(alone)
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("golden", "name"),
     [("qwen3_moe-normalized", "W8A8"), ("mixtral-two-of-four", "W8A16")],

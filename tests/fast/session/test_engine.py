@@ -203,6 +203,7 @@ def test_the_cache_keeps_its_buffers_and_sixty_four_steps_compile_one_program(ll
     assert len(llama.programs.known()) == programs
 
 
+@pytest.mark.whole
 def test_a_consumed_cache_is_refused(llama):
     _, cache = list(llama.prefill(tokens(4), 8))[-1]
     llama.decode_step(np.array([1]), np.array([4]), cache)

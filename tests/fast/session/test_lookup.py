@@ -152,6 +152,7 @@ def test_answers_are_the_same_with_guesses(engine, name):
     assert one.finish == "stop"
 
 
+@pytest.mark.whole
 def test_two_rows_guess_in_the_same_steps(engine):
     requests = [*SAMPLINGS.values()]
     alone = [answers(engine, [request], 0)[0] for request in requests]

@@ -75,6 +75,7 @@ def test_every_session_answers_as_the_definition_does(session, checkpoint):
             assert score.logprob == pytest.approx(other.logprob, abs=1e-3)
 
 
+@pytest.mark.matrix(3)
 def test_every_session_says_what_it_is(session, engine):
     batches = isinstance(session, Batching)
     assert session.slots == (4 if batches else 1)
@@ -91,6 +92,7 @@ def test_every_session_says_what_it_is(session, engine):
     assert (session.stats().running, session.stats().waiting) == (0, 0)
 
 
+@pytest.mark.matrix(3)
 def test_cancelled_requests_end_at_once_also_those_that_wait(session):
     handles = [session.submit(Request(prompt=(1,) * 60, max_new_tokens=30)) for _ in range(6)]
     session.step()

@@ -148,7 +148,7 @@ def test_logits_are_those_of_long_caches_in_every_instruction_set(
     each_set(check)
 
 
-@pytest.mark.matrix(18)
+@pytest.mark.whole
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("name", WINDOWED)
 def test_goldens_with_windows_have_the_logits_of_long_caches(monkeypatch, kernels, name, native):
@@ -169,7 +169,7 @@ def has_window(path: Path) -> bool:
     return any(kind.window for kind in open_checkpoint(path.parent).config.layers)
 
 
-@pytest.mark.matrix(2)
+@pytest.mark.whole
 @pytest.mark.parametrize("native", [True, False])
 def test_a_long_continuation_does_not_overwrite_the_window_of_the_next(
     model, monkeypatch, kernels, native
@@ -182,6 +182,7 @@ def test_a_long_continuation_does_not_overwrite_the_window_of_the_next(
     np.testing.assert_array_equal(both[1].losses, alone[0].losses)
 
 
+@pytest.mark.whole
 def test_generation_with_windows_in_all_layers_goes_round_the_ring(model, monkeypatch, kernels):
     engine = Engine(with_windows(model, 8, 8), native=True)
 

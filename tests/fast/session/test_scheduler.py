@@ -88,6 +88,7 @@ def with_eos(config, ids):
     return replace(config, eos_token_ids=ids)
 
 
+@pytest.mark.whole
 def test_dispatches_grow_while_they_take_no_time(engine):
     generated(engine, [[5, 6]], Stop(60, ignore_eos=True), Sampling())
     assert [count for _, count in engine.seen] == [1, 2, 4, 8, 16, 16, 12]

@@ -65,7 +65,7 @@ def test_the_reference_computes_what_torch_does(name):
     assert np.abs(context - GOLDEN[f"{name}/context"]).max() < CLOSE
 
 
-@pytest.mark.matrix(6)
+@pytest.mark.whole
 @pytest.mark.parametrize("name", CASES)
 def test_xla_computes_what_torch_does(name):
     _, k, v = operands(name)

@@ -198,6 +198,7 @@ def terminal(tmp_path):
     os.close(opened.fd)
 
 
+@pytest.mark.whole
 def test_a_conversation_in_a_terminal(terminal):
     """Check 44."""
     terminal.expect("/help lists the commands")

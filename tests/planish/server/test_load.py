@@ -137,6 +137,7 @@ def test_what_one_key_has_asked_the_other_does_not_find(loaded, http):
     assert [cached("one"), cached("two"), cached("two")] == [399, 0, 399]
 
 
+@pytest.mark.whole
 def test_a_system_prompt_is_computed_once(loaded, http, monkeypatch):
     """Check 31: the second question costs less than 30 % of the first one's tokens."""
     computed, step = [], loaded.session.model.step

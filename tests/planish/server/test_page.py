@@ -203,6 +203,7 @@ def test_the_page_names_no_other_server_and_makes_no_markup_of_text():
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|localSt", text)
 
 
+@pytest.mark.whole
 def test_another_host_is_refused_the_page(tmp_path):
     with (
         Serving(Counting, describe(make_llama(tmp_path))) as server,

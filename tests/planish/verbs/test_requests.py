@@ -81,7 +81,7 @@ def test_every_form_of_a_line_is_answered(planish, command, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
-@pytest.mark.matrix(3)
+@pytest.mark.whole
 @pytest.mark.parametrize(("stop", "half"), [(120, "half"), (0, "whole"), (199, "whole")])
 def test_a_run_that_was_killed_goes_on_to_the_same_answers(
     planish, command, tiny_llama, tmp_path, stop, half

@@ -45,7 +45,7 @@ def test_weights_are_what_the_owner_means_to_the_bit(made):
         np.testing.assert_array_equal(found, wanted, err_msg=part)
 
 
-@pytest.mark.matrix(6)
+@pytest.mark.whole
 def test_both_engines_compute_the_same(made):
     checkpoint, _, _ = made
     expected = forward(checkpoint.config, load_weights(checkpoint), TOKENS)
