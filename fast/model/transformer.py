@@ -200,7 +200,12 @@ def mlp(
 
 @jax.named_scope("head")
 def unembed(config: ModelConfig, weights: Weights, x: jax.Array, backend: Backend) -> jax.Array:
-    """Final norm and head: [B, T, D] -> logits [B, T, V]."""
+    """Final norm and head: [B, T, D] -> logits [B, T, V].
+
+    Without a head, the hidden states as they are, for the stage after (parallel/stages.py).
+    """
+    if weights.head is None:
+        return x
     n = Normed(x, weights.final_norm)
     if weights.project_out is None:
         return soft_cap(backend.project(n, (weights.head,))[0], config.logit_cap)

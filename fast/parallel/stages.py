@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from planish.fast.model import transformer as model
@@ -80,7 +79,7 @@ class Stage:
 
     def own_layers(self, config: ModelConfig) -> ModelConfig:
         """The model with this stage's layers."""
-        layers = stage_layers(config.num_layers, self.column.stages)[self.column.stage]
+        layers = self._layers(config)
         return replace(config, layers=config.layers[layers.start : layers.stop])
 
     def backend(self, config: ModelConfig, inner: Backend) -> Backend:
@@ -88,10 +87,9 @@ class Stage:
 
     def weights(self, config: ModelConfig, weights: Weights, backend: Backend) -> Weights:
         """Those of this stage; what belongs to another one is None."""
-        layers = stage_layers(config.num_layers, self.column.stages)[self.column.stage]
         none: dict[str, Any] = {} if self.column.is_first else dict.fromkeys(FIRST)
         none |= {} if self.column.is_last else dict.fromkeys(LAST)
-        own = replace(weights, blocks=SomeBlocks(weights.blocks, layers), **none)
+        own = replace(weights, blocks=SomeBlocks(weights.blocks, self._layers(config)), **none)
         return self.inner.weights(config, own, backend)
 
     def programs(self, config: ModelConfig, weights: Weights, backend: Backend) -> Programs:
@@ -99,6 +97,10 @@ class Stage:
 
     def cache(self, config: ModelConfig, cache: KVCache) -> KVCache:
         return self.inner.cache(config, cache)
+
+    def _layers(self, config: ModelConfig) -> range:
+        """The layers of this stage, of a model's."""
+        return stage_layers(config.num_layers, self.column.stages)[self.column.stage]
 
 
 class Results:
@@ -161,14 +163,14 @@ class StagePrograms(Programs):
 
     def _pass(self, function: Any, arguments: Mapping[str, Any]) -> tuple[Any, KVCache]:
         """Take hidden states from the stage before; the last stage's result, or the hidden states
-        for the next."""
+        for the next, which are what a model without lm_head gives."""
         given = dict(arguments)
         if not self.column.is_first:
             before = self.column.at(self.column.stage - 1)
             given["tokens"] = put(before.expect("hidden").arrays["x"])
         if not self.column.is_last:
             by_one = function in (model.decode_step, decode_sample)
-            function = hidden_by_one if by_one else hidden
+            function = model.decode_step if by_one else model.forward
             given = {name: given[name] for name in ("tokens", "cache", "positions")}
         found, cache = self.inner.run_model(function, **given)
         if not self.column.is_last:
@@ -197,34 +199,6 @@ class StagePrograms(Programs):
             ended = ended | (found[step][:, None] == ends).any(axis=1)
             index = np.minimum(index + 1, last).astype(np.int32)
         return found, cache
-
-
-@model.program
-def hidden(
-    config: ModelConfig,
-    weights: Weights,
-    tokens: jax.Array,
-    cache: KVCache,
-    positions: Positions,
-    backend: Backend,
-) -> tuple[jax.Array, KVCache]:
-    """Hidden states [B, T, D] after a stage's layers."""
-    return model.extend(config, weights, tokens, cache, positions, backend)
-
-
-@model.program
-def hidden_by_one(
-    config: ModelConfig,
-    weights: Weights,
-    tokens: jax.Array,
-    cache: KVCache,
-    positions: Positions,
-    backend: Backend,
-) -> tuple[jax.Array, KVCache]:
-    """Hidden states [B, D] after a stage's layers, of one token for every row."""
-    where = replace(positions, index=positions.index[:, None])
-    x, cache = model.extend(config, weights, tokens[:, None], cache, where, backend)
-    return jnp.squeeze(x, axis=1), cache
 
 
 @model.program
