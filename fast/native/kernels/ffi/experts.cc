@@ -25,18 +25,12 @@ struct ExpertsCall {
 
 // The names of these attributes, in the order of the fields.
 inline auto experts_attributes() {
-  return std::tuple(StructMember<std::string_view>("isa"),
-                    StructMember<std::string_view>("activation"), StructMember<bool>("last"),
-                    StructMember<bool>("residual"), StructMember<int64_t>("sequences"),
-                    StructMember<int64_t>("experts"),
-                    StructMember<ffi::Span<const int64_t>>("bits"),
-                    StructMember<ffi::Span<const int64_t>>("outputs"),
-                    StructMember<ffi::Span<const int64_t>>("group_sizes"),
-                    StructMember<ffi::Span<const int64_t>>("zero_points"),
-                    StructMember<ffi::Span<const int64_t>>("offsets"),
-                    StructMember<ffi::Span<const int64_t>>("orders"),
-                    StructMember<ffi::Span<const int64_t>>("code_sums"),
-                    StructMember<ffi::Span<const int64_t>>("biases"));
+  return std::tuple_cat(
+      std::tuple(StructMember<std::string_view>("isa"),
+                 StructMember<std::string_view>("activation"), StructMember<bool>("last"),
+                 StructMember<bool>("residual"), StructMember<int64_t>("sequences"),
+                 StructMember<int64_t>("experts")),
+      linear_attributes());
 }
 
 namespace {

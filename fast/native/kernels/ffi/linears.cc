@@ -26,20 +26,14 @@ struct LinearsCall {
 
 // The names of these attributes, in the order of the fields.
 inline auto linears_attributes() {
-  return std::tuple(StructMember<std::string_view>("isa"),
-                    StructMember<std::string_view>("activation"),
-                    StructMember<std::string_view>("norm"), StructMember<float>("eps"),
-                    StructMember<bool>("gated"), StructMember<bool>("norm_weight"),
-                    StructMember<bool>("norm_bias"), StructMember<bool>("zero_point"),
-                    StructMember<bool>("residual"), StructMember<int64_t>("sequences"),
-                    StructMember<ffi::Span<const int64_t>>("bits"),
-                    StructMember<ffi::Span<const int64_t>>("outputs"),
-                    StructMember<ffi::Span<const int64_t>>("group_sizes"),
-                    StructMember<ffi::Span<const int64_t>>("zero_points"),
-                    StructMember<ffi::Span<const int64_t>>("offsets"),
-                    StructMember<ffi::Span<const int64_t>>("orders"),
-                    StructMember<ffi::Span<const int64_t>>("code_sums"),
-                    StructMember<ffi::Span<const int64_t>>("biases"));
+  return std::tuple_cat(
+      std::tuple(StructMember<std::string_view>("isa"),
+                 StructMember<std::string_view>("activation"),
+                 StructMember<std::string_view>("norm"), StructMember<float>("eps"),
+                 StructMember<bool>("gated"), StructMember<bool>("norm_weight"),
+                 StructMember<bool>("norm_bias"), StructMember<bool>("zero_point"),
+                 StructMember<bool>("residual"), StructMember<int64_t>("sequences")),
+      linear_attributes());
 }
 
 namespace {

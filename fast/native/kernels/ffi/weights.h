@@ -3,8 +3,10 @@
 
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
+#include "attributes.h"
 #include "buffers.h"
 
 namespace planish {
@@ -21,6 +23,14 @@ struct LinearFields {
            code_sums.size() == count() && biases.size() == count();
   }
 };
+
+// The names of a LinearFields' attributes, in the order in which a call's struct ends with them.
+inline auto linear_attributes() {
+  using Numbers = StructMember<ffi::Span<const int64_t>>;
+  return std::tuple(Numbers("bits"), Numbers("outputs"), Numbers("group_sizes"),
+                    Numbers("zero_points"), Numbers("offsets"), Numbers("orders"),
+                    Numbers("code_sums"), Numbers("biases"));
+}
 
 // INT8 scales of rows: one for each output, or one for each of `experts` weights.
 inline void read_row_scale(Reader& in, Weight& w, int64_t experts) {
