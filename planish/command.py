@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from planish import __version__
-from planish.joining import FOLLOWED, LAUNCHED, end_together, faults_reported
+from planish.joining import BAD_INPUT, FOLLOWED, LAUNCHED, end_together, faults_reported
 from planish.reference.errors import LOGGER, PeerEndedError, PlanishError, one_line, suggest
 from planish.reference.memory import memory_errors
 from planish.terminal.interrupts import interrupts_raised
@@ -49,7 +49,7 @@ VERBS = {
 THE_VERBS = f"expected one of {', '.join(VERBS)}"
 NEED_NO_THREADS = ("convert", "inspect", "launch", "lint", "plan", "vectors")
 FREE_TEXT = "TEXT"  # metavar of a flag whose value may be any word, even the name of a flag
-BAD_INPUT, INTERRUPTED = 2, 130
+INTERRUPTED = 130
 INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 VERB = "argument VERB: "
 

@@ -22,6 +22,7 @@ from planish.auto import Texts, make_study, make_texts
 from planish.command import notices_printed
 from planish.compare.quality.methods import Grid, Row, measure_cell, tables
 from planish.compare.quality.trial import Goal, Study
+from planish.joining import BAD_INPUT
 from planish.opening import prepare_calibration, prepare_kernels
 from planish.reference.errors import PlanishError, PromptError
 from planish.reference.files.load import Checkpoint, open_checkpoint
@@ -36,7 +37,6 @@ LISTS = {  # flag: default, meaning
     "group_sizes": ("32,128", "inputs that share a scale"),
     "rules": ("signed,minmax", "INT4 rules"),
 }
-BAD_INPUT = 2
 
 
 def make_parser() -> argparse.ArgumentParser:

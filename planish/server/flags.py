@@ -11,6 +11,7 @@ from pathlib import Path
 from planish.reference.errors import PlanishError
 from planish.server.settings import Settings
 from planish.terminal.flags import Flags
+from planish.terminal.given import check_range
 from planish.terminal.sizes import parse_bytes
 
 KEY = "PLANISH_API_KEY"
@@ -137,12 +138,6 @@ def check_names(name: str, values: Sequence[str], form: tuple[str, str]) -> tupl
         if not re.fullmatch(pattern, value, re.IGNORECASE):
             raise PlanishError("bad value", name=name, expected=expected, found=repr(value))
     return tuple(values)
-
-
-def check_range(name: str, value: float, least: int, most: int) -> None:
-    if not least <= value <= most:
-        expected = f"{least}..{most}"
-        raise PlanishError("bad value", name=name, expected=expected, found=value)
 
 
 def read_keys(file: str | None) -> tuple[bytes, ...]:

@@ -2,6 +2,7 @@
 
     refuse_given(args, ("--recipes",), "is for --shape, not for --model")
     notice_idle(args, (args.temperature == 0, "at temperature 0", ("--top_k", "--seed")))
+    check_range("timeout", args.timeout, 1, 86_400)
 
 The rule, as docs/command.md words it: a flag that says what is made must fit the recipe or subject,
 otherwise it is an error (reference/quantize/recipe.py, refuse_given); a flag that says how it is
@@ -30,6 +31,13 @@ def notice_idle(args: argparse.Namespace, *rules: Rule) -> None:
     parts += [f"{flag}: given more than once, the last counts" for flag in _repeated(args)]
     if parts:
         notice("; ".join(parts))
+
+
+def check_range(name: str, value: float, least: float, most: float) -> None:
+    """Raise PlanishError if a flag's value is not least..most."""
+    if not least <= value <= most:
+        expected = f"{least}..{most}"
+        raise PlanishError("bad value", name=name, expected=expected, found=value)
 
 
 def refuse_given(args: argparse.Namespace, flags: Sequence[str], problem: str) -> None:

@@ -33,6 +33,7 @@ from planish.opening import keep_programs, prepare_kernels
 from planish.program_cache import compilation_cache
 from planish.reference.errors import PlanishError
 from planish.terminal.children import prepare_child
+from planish.terminal.given import check_range
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import print_json
 from planish.terminal.processors import share_processors
@@ -78,15 +79,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.measure is not None:
         return report_measured(args)
-    machines, use = (
-        read_machines(args),
-        Use(
-            batch=check_count("--batch", args.batch, MOST_TOKENS),
-            context=check_count("--context", args.context, MOST_TOKENS),
-            kv_cache=args.kv_cache,
-            lm_head=args.lm_head,
-        ),
-    )
+    machines = read_machines(args)
+    check_range("--batch", args.batch, 1, MOST_TOKENS)
+    check_range("--context", args.context, 1, MOST_TOKENS)
+    use = Use(batch=args.batch, context=args.context, kv_cache=args.kv_cache, lm_head=args.lm_head)
     rows = [
         plan_shape(SHAPES[shape], recipe, use, replace(machines, nodes=nodes))
         for shape in read_names("--shape", args.shape, SHAPES)
@@ -133,13 +129,6 @@ def parse_rate(name: str, text: str, least: float = 1e-9) -> float:
     return value
 
 
-def check_count(name: str, value: int, most: int) -> int:
-    """A count of at least one."""
-    if not 1 <= value <= most:
-        raise PlanishError("bad value", name=name, expected=f"1..{most}", found=value)
-    return value
-
-
 def read_names(flag: str, text: str, known: dict[str, Any]) -> list[str]:
     """Names with commas, all of them known."""
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -151,12 +140,15 @@ def read_names(flag: str, text: str, known: dict[str, Any]) -> list[str]:
 
 def read_counts(args: argparse.Namespace) -> list[int]:
     """--nodes 1,2,4 -> [1, 2, 4]; without the flag that many nodes for each stage."""
-    text, stages = args.nodes, check_count("--pipeline", args.pipeline, MOST_NODES)
+    text, stages = args.nodes, args.pipeline
+    check_range("--pipeline", stages, 1, MOST_NODES)
     if text is None:
         return [stages * nodes for nodes in (1, 2, 4)]
     if not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", text):
         raise PlanishError("bad value", name="--nodes", expected="numbers, as 1,2,4", found=text)
-    counts = [check_count("--nodes", int(word), MOST_NODES) for word in text.split(",")]
+    counts = [int(word) for word in text.split(",")]
+    for count in counts:
+        check_range("--nodes", count, 1, MOST_NODES)
     if any(count % stages for count in counts):
         expected = f"multiples of --pipeline {stages}"
         raise PlanishError("bad value", name="--nodes", expected=expected, found=text)
@@ -194,7 +186,7 @@ def as_line(row: dict[str, Any]) -> str:
 
 def report_measured(args: argparse.Namespace) -> int:
     """Print milliseconds of a step of each way to run it, and the flags that they mean."""
-    check_measured(args.measure)
+    check_range("--measure", args.measure, 2, MOST_MEASURED)
     with tempfile.TemporaryDirectory(prefix="planish-") as made:
         found = measure(args.measure, Path(made))
     if args.json:
@@ -209,13 +201,6 @@ def report_measured(args: argparse.Namespace) -> int:
         f" --handover {found['handover'] * 1e6:.0f}"
     )
     return 0
-
-
-def check_measured(processes: int) -> None:
-    """How many processes can be measured: the model has a layer for each stage."""
-    if not 2 <= processes <= MOST_MEASURED:
-        expected = f"2..{MOST_MEASURED}"
-        raise PlanishError("bad value", name="--measure", expected=expected, found=processes)
 
 
 def measure(processes: int, directory: Path) -> dict[str, Any]:

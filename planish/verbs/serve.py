@@ -30,10 +30,10 @@ from planish.reference.text.generation_config import describe_sampling, load_sam
 from planish.reference.text.requests import OneByOne, Session
 from planish.reference.text.sampling import Sampling
 from planish.reference.text.tokenizer import Tokenizer
-from planish.server.flags import add_serving_flags, check_range, settings_of
+from planish.server.flags import add_serving_flags, settings_of
 from planish.terminal.extras import require_packages
 from planish.terminal.flags import add_engine_flags, add_model_flag
-from planish.terminal.given import engine_rule, notice_idle
+from planish.terminal.given import check_range, engine_rule, notice_idle
 from planish.terminal.interrupts import interrupts_kill
 from planish.terminal.output import counted
 from planish.terminal.parallel import add_parallel_flags
