@@ -18,10 +18,9 @@ from planish.reference.linear import Linear
 from planish.reference.model.weights import Mlp
 from planish.reference.quantized import QuantizedWeight, to_layout
 
-ARRAYS = (  # of a QuantizedWeight
-    *("codes", "scale", "zero_point", "offset", "permutation", "code_sums"),
-)
-BESIDE = ("bias", "activation_scale", "activation_zero_point")  # of a Linear
+# of a QuantizedWeight, and of a Linear
+ARRAYS = ("codes", "scale", "zero_point", "offset", "permutation", "code_sums")
+BESIDE = ("bias", "activation_scale", "activation_zero_point")
 
 
 def linear_of(stack: Linear, index: int) -> Linear:
