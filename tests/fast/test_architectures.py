@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDENS = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
 
 
-@pytest.mark.matrix(132)
+@pytest.mark.matrix(132, 3)
 @pytest.mark.parametrize(
     "chosen", [recipe("W8A16"), recipe("W4A16", group_size=32)], ids=["W8A16", "W4A16"]
 )

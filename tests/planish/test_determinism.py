@@ -22,7 +22,7 @@ def wide(tmp_path_factory):
     return make_llama(tmp_path_factory.mktemp("wide"), num_hidden_layers=1, **WIDE)
 
 
-@pytest.mark.matrix(6)
+@pytest.mark.matrix(6, 3)
 @pytest.mark.skipif(processors() < 2, reason="needs two processors")
 @pytest.mark.parametrize(("recipe", "engine", "more"), CASES)
 def test_the_number_of_threads_does_not_change_a_byte(shell, wide, tmp_path, recipe, engine, more):

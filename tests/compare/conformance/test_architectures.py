@@ -79,7 +79,7 @@ def test_every_architecture_is_here():
 
 
 @pytest.mark.optimized(13)
-@pytest.mark.whole
+@pytest.mark.whole(3)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_int8_codes_agree(judge, name, native):
     recipe = "naive-W8A8" if name in NO_FOLDS else "W8A8"
@@ -89,7 +89,7 @@ def test_int8_codes_agree(judge, name, native):
 
 
 @pytest.mark.optimized(17)
-@pytest.mark.matrix(50)
+@pytest.mark.matrix(50, 2)
 @pytest.mark.parametrize(("name", "native"), INT4_CASES)
 def test_int4_codes_agree(judge, name, native):
     result = judge(name, "W4A8", (1, 2) if native else (2,), native)
@@ -103,7 +103,7 @@ def emulated_tiles(kernels, kernels_directory) -> Iterator[None]:
     library.choose_kernels("auto", kernels_directory)
 
 
-@pytest.mark.whole
+@pytest.mark.whole(5)
 @pytest.mark.parametrize(("name", "recipe"), TILES_CASES)
 def test_emulated_matrix_tiles_agree(judge, emulated_tiles, name, recipe):
     recipe = "naive-W8A8" if name in NO_FOLDS and recipe == "W8A8" else recipe

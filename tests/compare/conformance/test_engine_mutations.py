@@ -89,7 +89,7 @@ LEVEL_3: dict[str, tuple[str, Mutation, str]] = {
 }
 
 
-@pytest.mark.whole
+@pytest.mark.whole(5)
 @pytest.mark.parametrize("name", LEVEL_3)
 def test_level_3_names_what_only_the_whole_shows(judge, name, native):
     recipe, mutation, part = LEVEL_3[name]

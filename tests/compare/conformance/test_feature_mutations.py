@@ -58,7 +58,7 @@ OPTIONS: dict[str, tuple[str, Mutation]] = {
 }
 
 
-@pytest.mark.matrix(18)
+@pytest.mark.matrix(18, 3)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_level_2_names_a_wrong_option_of_attention(judge, name, native):
     golden, mutation = OPTIONS[name]
@@ -189,7 +189,7 @@ MODEL: dict[str, tuple[str, Mutation, int | None, str]] = {
 }
 
 
-@pytest.mark.matrix(36)
+@pytest.mark.matrix(36, 3)
 @pytest.mark.parametrize("name", MODEL)
 def test_level_2_names_a_feature_left_out(judge, name, native):
     golden, mutation, layer, part = MODEL[name]
@@ -234,7 +234,7 @@ EXPERTS: dict[str, tuple[Mutation, str]] = {
 }
 
 
-@pytest.mark.whole
+@pytest.mark.whole(5)
 @pytest.mark.parametrize("recipe", ["W8A8", "W4A8"])
 @pytest.mark.parametrize("name", EXPERTS)
 def test_level_2_names_what_is_wrong_with_experts(judge, name, recipe, native):

@@ -26,7 +26,7 @@ SUBJECTS = [
 ]
 
 
-@pytest.mark.whole
+@pytest.mark.whole(5)
 @pytest.mark.parametrize(("family", "recipe", "cache"), SUBJECTS)
 def test_the_engine_agrees(judge, native, family, recipe, cache):
     given = {"native": native, "kv_cache": cache, "attention": "int8"}
@@ -69,7 +69,7 @@ MISTAKES: dict[str, tuple[str, str, Mutation]] = {
 }
 
 
-@pytest.mark.matrix(9)
+@pytest.mark.matrix(9, 3)
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_named(judge, name):
     family, recipe, mutation = MISTAKES[name]

@@ -26,7 +26,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.whole
+@pytest.mark.whole(3)
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe-some-layers"])
 def test_a_block_of_seven_schemes_agrees_in_both_engines(judge, family, native):
     result = judge(family, "W4A16-mixed", (1, 2, 3) if native else (1, 2), native)

@@ -132,7 +132,7 @@ LEVEL_1: dict[str, tuple[str, Mutation, str]] = {
 }
 
 
-@pytest.mark.matrix(14)
+@pytest.mark.matrix(14, 3)
 @pytest.mark.parametrize("name", LEVEL_1)
 def test_level_1_names_a_wrong_op(judge, name):
     recipe, mutation, part = LEVEL_1[name]

@@ -34,7 +34,7 @@ def test_no_recipe_is_left_out():
 
 
 @pytest.mark.optimized(17)
-@pytest.mark.whole
+@pytest.mark.whole(3)
 @pytest.mark.parametrize("names", SAME_PROGRAMS, ids=lambda names: names[0])
 def test_every_recipe_of_a_llama_agrees(judge, names, native):
     for name in names:
@@ -46,7 +46,7 @@ def test_every_recipe_of_a_llama_agrees(judge, names, native):
 
 
 @pytest.mark.optimized(17)
-@pytest.mark.whole
+@pytest.mark.whole(5)
 @pytest.mark.parametrize("names", SAME_PROGRAMS, ids=lambda names: names[0])
 def test_every_recipe_of_an_opt_agrees(judge, names, native):
     for name in names:
@@ -55,7 +55,7 @@ def test_every_recipe_of_an_opt_agrees(judge, names, native):
         assert result.agree, f"{name}: {result.first_mismatch}"
 
 
-@pytest.mark.whole
+@pytest.mark.whole(3)
 @pytest.mark.parametrize("name", ["float", "W8A8", "O2"])
 def test_an_int8_cache_agrees(judge, name, native):
     result = judge("llama", name, (2, 3), native, "int8")

@@ -98,7 +98,7 @@ def quantized_model(request, tmp_path_factory):
     return open_checkpoint(path)
 
 
-@pytest.mark.whole
+@pytest.mark.whole(5)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 def test_a_quantized_model_decodes_what_it_computes_at_once(kernels, quantized_model, native):
     tokens = np.random.default_rng(9).integers(0, 200, 40).tolist()

@@ -136,7 +136,7 @@ def found(config, experts, x: np.ndarray, residual: np.ndarray, native: bool) ->
     return np.asarray(run(experts, jnp.asarray(x), jnp.asarray(residual)))
 
 
-@pytest.mark.matrix(121)
+@pytest.mark.matrix(121, 7)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", RECIPES)

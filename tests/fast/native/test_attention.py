@@ -202,7 +202,7 @@ def check(case: Case, rows: list[Row], found: np.ndarray) -> None:
         assert np.abs(context - wanted).max() < TOLERANCE * np.abs(wanted).max()
 
 
-@pytest.mark.matrix(48)
+@pytest.mark.matrix(48, 3)
 @pytest.mark.parametrize("name", EVERY)
 def test_the_portable_form_is_the_reference(name):
     rows = rows_of(EVERY[name], np.random.default_rng(0))
@@ -210,7 +210,7 @@ def test_the_portable_form_is_the_reference(name):
 
 
 @pytest.mark.again
-@pytest.mark.matrix(23)
+@pytest.mark.matrix(23, 3)
 @pytest.mark.parametrize("name", EVERY)
 def test_the_kernels_are_the_reference(kernels, name):
     rows = rows_of(EVERY[name], np.random.default_rng(0))
@@ -345,7 +345,7 @@ def check_codes(coded: Coded, rows: list[Row], found: np.ndarray) -> None:
 
 
 @pytest.mark.again
-@pytest.mark.matrix(46)
+@pytest.mark.matrix(46, 3)
 @pytest.mark.parametrize("name", CODED)
 def test_the_kernels_multiply_codes_as_the_reference(kernels, name):
     rows = rows_of(CODED[name].case, np.random.default_rng(0))

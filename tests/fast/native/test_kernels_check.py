@@ -37,16 +37,14 @@ def check(command: list[str], name: str) -> None:
 @pytest.mark.whole
 @pytest.mark.again
 def test_every_instruction_set_computes_what_a_naive_program_does(
-    kernels, kernels_directory, tmp_path, request
+    kernels, kernels_directory, tmp_path
 ):
-    asked = request.config.getoption
-    rounds = "200" if asked("--whole") or asked("--rest") else "60"
     libraries, _ = build(kernels_directory, kernels)
     compiler = find_compiler().path
     naive = compile_program(compiler, tmp_path / "check.o", "-c", str(CHECK))
     for name in kernels:
         program = compile_program(compiler, tmp_path / name, naive, str(libraries[name]))
-        check([program, rounds], name)
+        check([program, "200"], name)
 
 
 @pytest.mark.whole

@@ -49,7 +49,7 @@ def test_several_devices_of_one_process_agree_with_one(one_layer, kernels, kerne
     assert agree(2, 1, cases, kernels_directory) == "agree: 2 of 2"
 
 
-@pytest.mark.whole
+@pytest.mark.whole(4)
 @pytest.mark.parametrize("form", ["native", "xla"])
 @pytest.mark.parametrize("parts", [2, 3, 4])
 def test_every_form_agrees(one_layer, form, parts, kernels, kernels_directory):
@@ -58,14 +58,14 @@ def test_every_form_agrees(one_layer, form, parts, kernels, kernels_directory):
     assert agree(parts, 1, cases, kernels_directory) == f"agree: {len(cases)} of {len(cases)}"
 
 
-@pytest.mark.whole
+@pytest.mark.whole(9)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_every_architecture_on_two_devices(name, kernels, kernels_directory):
     cases = [f"native:{chosen}:{GOLDEN / name}" for chosen in RECIPES]
     assert agree(2, 1, cases, kernels_directory) == "agree: 2 of 2"
 
 
-@pytest.mark.whole
+@pytest.mark.whole(17)
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("name", GOLDENS)
 def test_every_architecture_on_processes(name, processes, kernels, kernels_directory):
@@ -73,7 +73,7 @@ def test_every_architecture_on_processes(name, processes, kernels, kernels_direc
     assert agree(processes, processes, cases, kernels_directory) == "agree: 2 of 2"
 
 
-@pytest.mark.whole
+@pytest.mark.whole(3)
 @pytest.mark.parametrize("name", ["gemma3_text-two-bases", "llama-tied-grouped", "mpt-alibi"])
 def test_stages_of_two_processes_each(name, kernels, kernels_directory):
     cases = [f"native:{chosen}:{GOLDEN / name}" for chosen in RECIPES]

@@ -53,7 +53,7 @@ def model(request):
 
 
 @pytest.mark.optimized(9)
-@pytest.mark.whole
+@pytest.mark.whole(5)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 def test_statistics_and_states_are_the_references(kernels, model, native):
     checkpoint, weights, samples = model
@@ -69,7 +69,7 @@ def test_statistics_and_states_are_the_references(kernels, model, native):
             assert np.abs(y - right).max() <= TOLERANCE * np.abs(right).max()
 
 
-@pytest.mark.matrix(27)
+@pytest.mark.matrix(27, 5)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 def test_candidates_of_a_search_run_on_their_codes(kernels, model, native):
     checkpoint, weights, samples = model
@@ -102,7 +102,7 @@ def off_by_one(found: Path, expected: Path) -> float:
     return different / codes
 
 
-@pytest.mark.matrix(27)
+@pytest.mark.matrix(27, 5)
 @pytest.mark.parametrize("name", ["W8A8", "O3"])
 def test_at_most_one_code_in_ten_thousand_is_off_by_one(kernels, model, tmp_path, name):
     checkpoint, _, samples = model
@@ -128,7 +128,7 @@ def test_a_search_finds_the_same_errors(kernels):
     assert found == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.matrix(18)
+@pytest.mark.matrix(18, 5)
 def test_another_observer_sees_the_same_inputs(kernels, model):
     checkpoint, weights, samples = model
     hessian = Observer(measure=lambda x: x.T @ x, merge=np.add)
@@ -147,7 +147,7 @@ def spoilt(hidden, value):
     return states
 
 
-@pytest.mark.matrix(42)
+@pytest.mark.matrix(42, 9)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_an_input_that_is_not_finite_is_an_error_that_names_block_and_linear(model, value):
     checkpoint, weights, samples = model

@@ -151,7 +151,7 @@ def test_no_end_comes_before_the_least_tokens_in_any_batch(engine):
 
 @pytest.mark.optimized(11)
 @pytest.mark.again
-@pytest.mark.matrix(76)
+@pytest.mark.matrix(76, 5)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels):
     engine = Engine(open_checkpoint(GOLDEN / name), native=True)
@@ -163,7 +163,7 @@ def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels)
         assert bits(answers(together, requests)) == bits(alone)
 
 
-@pytest.mark.whole
+@pytest.mark.whole(3)
 @pytest.mark.parametrize("options", [{}, {"attention": "int8", "kv_cache": "int8"}])
 @pytest.mark.parametrize("name", ["W8A8", "W4A16", "O2", "O3"])
 def test_recipes_answer_with_the_same_bits_in_a_batch(name, options, kernels, tmp_path):

@@ -75,7 +75,7 @@ def near(found: np.ndarray, expected: np.ndarray) -> bool:
 
 
 @pytest.mark.optimized(5)
-@pytest.mark.matrix(54)
+@pytest.mark.matrix(54, 5)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_logits_equal_those_of_transformers(name, make_engine):
     golden = np.load(GOLDEN / name / "golden.npz")
@@ -88,7 +88,7 @@ def test_there_are_goldens():
     assert len(GOLDENS) >= 60
 
 
-@pytest.mark.matrix(186)
+@pytest.mark.matrix(186, 9)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_a_batch_equals_transformers_and_goes_on_as_the_reference(name, make_engine):
     golden, checkpoint = np.load(GOLDEN / name / "golden.npz"), open_checkpoint(GOLDEN / name)
@@ -147,7 +147,7 @@ def test_prefill_and_decode_equal_forward(llama):
         np.testing.assert_allclose(logits[0], expected[position], atol=2e-4)
 
 
-@pytest.mark.matrix(18)
+@pytest.mark.matrix(18, 5)
 def test_greedy_tokens_equal_the_reference(quantized, make_engine):
     checkpoint, prompts = open_checkpoint(quantized), [tokens(5), tokens(19), tokens(1)]
     found = generated(make_engine(checkpoint), prompts, Stop(12))

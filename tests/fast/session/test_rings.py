@@ -109,7 +109,7 @@ def test_a_ring_has_room_for_the_window_and_a_chunk_in_steps_of_128():
     assert [ring_slots(*size, 512) for size in sizes] == [9000, 4608, 640, 640, 512, 640]
 
 
-@pytest.mark.whole
+@pytest.mark.whole(5)
 @pytest.mark.parametrize(("window", "cache"), CASES)
 def test_logits_are_those_of_long_caches_in_xla(model, monkeypatch, window, cache):
     engine = Engine(with_windows(with_cache(model, cache), window, None))
@@ -118,13 +118,12 @@ def test_logits_are_those_of_long_caches_in_xla(model, monkeypatch, window, cach
 
 
 @pytest.fixture
-def each_set(kernels, kernels_directory, request):
-    """Calls a function with each instruction set; with --whole or --rest tiles are emulated too."""
+def each_set(kernels, kernels_directory):
+    """Calls a function with each instruction set, and with emulated tiles."""
 
     def run(check: Callable[[], None]) -> None:
-        every = request.config.getoption("--whole") or request.config.getoption("--rest")
         try:
-            for name in [*kernels, *(["amx_emulated"] if every else [])]:
+            for name in [*kernels, "amx_emulated"]:
                 library.choose_kernels(name, kernels_directory)
                 check()
         finally:
@@ -133,7 +132,7 @@ def each_set(kernels, kernels_directory, request):
     return run
 
 
-@pytest.mark.whole
+@pytest.mark.whole(5)
 @pytest.mark.parametrize(("window", "cache"), CASES)
 def test_logits_are_those_of_long_caches_in_every_instruction_set(
     model, monkeypatch, each_set, window, cache
@@ -148,7 +147,7 @@ def test_logits_are_those_of_long_caches_in_every_instruction_set(
     each_set(check)
 
 
-@pytest.mark.whole
+@pytest.mark.whole(5)
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("name", WINDOWED)
 def test_goldens_with_windows_have_the_logits_of_long_caches(monkeypatch, kernels, name, native):

@@ -40,7 +40,7 @@ def check(engine, context, continuations):
         np.testing.assert_array_equal(found.likeliest, likeliest)
 
 
-@pytest.mark.matrix(10)
+@pytest.mark.matrix(10, 3)
 @pytest.mark.parametrize("kv_cache", ["float32", "int8"])
 def test_scores_are_those_of_whole_sequences(make_engine, tiny_llama, kv_cache):
     checkpoint = open_checkpoint(tiny_llama)
@@ -68,7 +68,7 @@ def test_context_and_continuation_longer_than_a_chunk(make_engine, make_llama, m
     check(make_engine(checkpoint), tokens[:600], [tokens[600:], tokens[3:5]])
 
 
-@pytest.mark.matrix(10)
+@pytest.mark.matrix(10, 3)
 @pytest.mark.parametrize("name", ["llama-dynamic-rope", "phi3-longrope-partial"])
 def test_angles_that_depend_on_the_length_are_each_sequences(make_engine, name):
     """A continuation beyond the length where other angles begin does not change a shorter one."""
