@@ -93,6 +93,15 @@ def one_in(item: pytest.Item, name: str, case: int, argument: int = 0, absent: b
     return case % (mark.args[argument] if len(mark.args) > argument else 1) == 0
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """A failed test is named at once: a run that is stopped prints no summary."""
+    if not report.failed:
+        return None
+    category = "failed" if report.when == "call" else "error"
+    return category, f"\n{category.upper()} {report.nodeid}\n", category.upper()
+
+
 def pytest_collectstart() -> None:
     """What is imported and collected stays to the end: looking for garbage there takes seconds."""
     gc.disable()
