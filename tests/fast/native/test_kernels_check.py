@@ -44,7 +44,7 @@ def test_every_instruction_set_computes_what_a_naive_program_does(
     naive = compile_program(compiler, tmp_path / "check.o", "-c", str(CHECK))
     for name in kernels:
         program = compile_program(compiler, tmp_path / name, naive, str(libraries[name]))
-        check([program, "200"], name)
+        check([program, "60"], name)
 
 
 @pytest.mark.whole
