@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import gc
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -47,7 +48,10 @@ def has_every_set(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Programs are compiled with few optimizations, in a quarter of the time; by workers and the
-    commands that they run, too. --optimized has them as users do."""
+    commands that they run, too. --optimized has them as users do. A shell's background job ignores
+    Ctrl-C, and so would the commands of tests that press it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not config.getoption("--optimized"):
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
