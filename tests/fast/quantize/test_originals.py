@@ -70,11 +70,12 @@ def test_gptq_is_nearly_as_good_as_gptqmodel(name, rule, tmp_path):
 @pytest.mark.whole
 @pytest.mark.parametrize(("name", "rule"), [("sym", "signed"), ("asym", "minmax")])
 def test_signround_is_as_good_as_autoround_over_three_seeds(name, rule, tmp_path):
-    """Seeds differ by 10 % of the error, by 30 % of the KL."""
+    """Seeds differ by 10 % of the error, by 30 % of the KL; means of three by 6 % from machine to
+    machine. Rounding to nearest has 3.4 to 4.5 times the error."""
     golden = originals.stored(f"autoround-{name}")
     found = [
         measured(tmp_path / str(seed), golden, "signround", rule, seed=seed).block
         for seed in range(3)
     ]
     expected = golden["seed_block_error"].mean(axis=0)
-    assert (np.mean(found, axis=0) <= MARGIN * expected).all()
+    assert (np.mean(found, axis=0) <= 1.1 * expected).all()
