@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -29,6 +31,7 @@ from planish.reference.errors import CheckpointError
 from planish.reference.reading import require_file
 
 ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register, and what XLA wants for zero copies
+FLUSHED_TOGETHER = 64 * 2**20  # bytes
 LARGEST_HEADER = 100_000_000  # the limit of the safetensors library
 PADDING = "__padding__."
 
@@ -157,10 +160,22 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], padded: bool = 
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        _write_data(file, tensors, padded)
+
+
+def _write_data(file: BinaryIO, tensors: Mapping[str, np.ndarray], padded: bool) -> None:
+    """Write the tensors' bytes; what is written goes to the disk, on a thread, while more is."""
+    flushed, flushes = file.tell(), list[Future[None]]()
+    with ThreadPoolExecutor(1) as pool:
         for tensor in tensors.values():
             file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
             file.write(bytes(padded * (-tensor.nbytes % ALIGNMENT)))
             forget_pages(tensor)
+            if file.tell() - flushed >= FLUSHED_TOGETHER:
+                flushed = file.tell()
+                flushes.append(pool.submit(os.fsync, file.fileno()))
+        for flush in flushes:
+            flush.result()
 
 
 def forget_pages(tensor: np.ndarray) -> None:
