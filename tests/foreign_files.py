@@ -87,6 +87,35 @@ def write_incs_export(path, group_size=32):
     return write_model(path, make, said | {"group_size": group_size})
 
 
+def write_autoround_mixed(path, given, packing="auto_round:auto_gptq"):
+    """AutoRound's layout of GPTQ, version 1, symmetric of 4 bits in groups of 32; `given` has other
+    bits, group sizes or sym for some linears, by their part. Of 16 bits are plain float16 weights.
+    """
+    parts, usual = iter(LINEARS), {"bits": 4, "group_size": 32, "sym": True}
+
+    def make(rng, rows, cols):
+        one = usual | given.get(next(parts), {})
+        bits, size = one["bits"], one["group_size"]
+        if bits == 16:
+            weight = rng.standard_normal((rows, cols)).astype(np.float16)
+            return {"weight": weight}, weight.astype(np.float32)
+        groups = rows, cols // size
+        codes = rng.integers(0, 2**bits, (rows, cols))
+        zeros = rng.integers(1, 2**bits, groups)
+        zeros = np.full(groups, 2**bits // 2) if one["sym"] else zeros
+        scales = (rng.uniform(0.001, 0.01, groups) * rng.choice([-1, 1], groups)).astype(np.float16)
+        tensors = {
+            "qweight": words_of(codes, bits).T,  # [K b / 32, N]
+            "qzeros": words_of((zeros - 1).T, bits),  # [G, N b / 32]
+            "scales": scales.T,
+        }
+        return tensors, grouped_weights(codes, zeros, scales, size)
+
+    said = {"quant_method": "auto-round", "packing_format": packing, "data_type": "int"} | usual
+    extra = {f"model.layers.0.{part}": usual | one for part, one in given.items()}
+    return write_model(path, make, said | {"extra_config": extra})
+
+
 def write_bitsandbytes(path):
     """LLM.int8(): codes and the absolute maximum of each row."""
 
@@ -158,10 +187,10 @@ def grouped_weights(codes, zeros, scales, group_size):
     return weights
 
 
-def words_of(fields):
-    """Nibbles [R, C] as int32 words [R, C / 8], the first in the lowest bits."""
-    rows, cols = fields.shape
-    words = np.zeros((rows, cols // 8), np.uint32)
-    for place in range(8):
-        words |= fields[:, place::8].astype(np.uint32) << np.uint32(4 * place)
+def words_of(fields, bits=4):
+    """Fields [R, C] of some bits as int32 words [R, C bits / 32], the first in the lowest bits."""
+    (rows, cols), each = fields.shape, 32 // bits
+    words = np.zeros((rows, cols // each), np.uint32)
+    for place in range(each):
+        words |= fields[:, place::each].astype(np.uint32) << np.uint32(bits * place)
     return words.view(np.int32)

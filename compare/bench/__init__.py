@@ -10,6 +10,7 @@ engines         the engines of a run: planish with each recipe, and peers
 machine         the machine's peak rates
 roofline        the bound that they set on a model's speed
 gathers         how long a gather between processes takes
+orders          what an order of inputs adds to a linear
 planning        bytes and speed of a model on several machines, before anything is run
 speed           the measurement and its rows
 """

@@ -166,13 +166,14 @@ def int4_rows(codes: jax.Array, a_scale: jax.Array, weight: QuantizedWeight) -> 
 def weight_only_linear(x: jax.Array, weight: QuantizedWeight) -> jax.Array:
     """W8A16 and W4A16: y = x dequant(W)t in float32, [R, N].
 
-    The inputs of a weight in act order are gathered first.
+    The inputs of a weight in act order are gathered first. Without a barrier XLA gathers them for
+    its product as columns: 512 rows of 2048 inputs then take 15.5 ms of CPU time, not 3.4.
 
     A product with one row converts the codes while it reads them. With more rows XLA writes the
     float weight to memory first, which pays from about eight rows on.
     """
     if weight.permutation is not None:
-        x = x[:, weight.permutation]
+        x = lax.optimization_barrier(jnp.take(x, weight.permutation, axis=1, mode="clip"))
     if x.shape[0] > MATVEC_ROWS:
         return float_product(x, dequantize(weight))
     rows = [float_product(row[None, :], dequantize(weight)) for row in x]

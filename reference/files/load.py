@@ -86,21 +86,27 @@ def _load_outer(checkpoint: Checkpoint, part: str) -> np.ndarray:
 
 
 def _load_embed(checkpoint: Checkpoint) -> np.ndarray | QuantizedWeight:
-    """The embedding [V, E]: the codes that another program stored, or floats.
+    """The embedding [V, E]: the codes that another program stored, or floats."""
+    coded = load_coded_embed(checkpoint)
+    return _load_float_embed(checkpoint) if coded is None else coded
 
-    Floats if lm_head is the embedding and floats, and if codes are not all usable.
+
+def load_coded_embed(checkpoint: Checkpoint) -> QuantizedWeight | None:
+    """The codes of the embedding [V, E] that another program stored, if there are any.
+
+    None if lm_head is the embedding and floats, and if codes are not all usable.
     """
     prefix = checkpoint.prefix("embed")
     entry = checkpoint.entries.get(f"{prefix}.weight")
     if not isinstance(entry, CodedEntry) or _head_is_embedding(checkpoint):
-        return _load_float_embed(checkpoint)
+        return None
     codes = {f"{prefix}.{kind}": one for kind, one in entry.kinds.items()}
     source = Source(path=checkpoint.path, values={}, entries=codes)
     shape = outer_shapes(checkpoint.config)["embed"]
     try:
         return quantized_weight(planish_linears.read(source, prefix, entry.scheme, shape))
     except CheckpointError:
-        return _load_float_embed(checkpoint)
+        return None
 
 
 def _load_float_embed(checkpoint: Checkpoint) -> np.ndarray:

@@ -3,7 +3,7 @@
 convert              from a checkpoint and a format to a directory: the entry
 protocol             what a format is to the exporter, and what a conversion is asked for
 modules              a checkpoint's modules under Hugging Face's names
-tied                 an embedding whose codes are the head's, too
+tied                 an embedding with codes, which may be the head's, too
 codes                whole codes, zero points, and finer groups
 dtypes               cast float tensors, declare what holds every scale
 directory            write quantized linears in another program's format, or all in floats

@@ -18,7 +18,7 @@ from planish.reference.files.export.dtypes import cast
 from planish.reference.files.export.gguf_container import Part
 from planish.reference.files.export.gguf_types import encode, refuse, type_of
 from planish.reference.files.export.protocol import CannotHoldError, Refusal
-from planish.reference.files.export.tied import shared_head, without_codes
+from planish.reference.files.export.tied import coded_embedding, shared_head, without_codes
 from planish.reference.files.formats.gguf import interleaved_rows
 from planish.reference.files.load import load_linear, load_norm, load_part, load_stack
 from planish.reference.linear import Linear, quantized_weight
@@ -30,6 +30,7 @@ from planish.reference.model.shapes import (
     outer_shapes,
 )
 from planish.reference.model.weights import split_expert
+from planish.reference.quantized import QuantizedWeight
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 NAMES_OF = {kind: name for name, kind in DTYPES.items()}
@@ -103,15 +104,33 @@ def list_parts(plan: Plan) -> Parts:
 
 
 def _embedding(plan: Plan, shape: Shape) -> tuple[Plan, Parts]:
-    """The embedding, with codes if they are the head's, too, which is then left out."""
-    name, scheme = "token_embd.weight", plan.checkpoint.scheme("head")
-    if scheme is None or shared_head(plan.checkpoint) is None:
-        return plan, {name: _floats(plan, Place(part="embed"), shape)}
-    tied = replace(plan, checkpoint=without_codes(plan.checkpoint))
-    if refuse(scheme, (shape[0], shape[1])):
-        return tied, {name: _floats(plan, Place(part="embed"), shape)}
-    read = _codes(plan, Place(part="head"), shape)
-    return tied, {name: Part(type=type_of(scheme), shape=shape, read=read)}
+    """The embedding, with its codes if GGUF holds them; a head with the same is then left out."""
+    checkpoint, name = plan.checkpoint, "token_embd.weight"
+    head = shared_head(checkpoint)
+    own = coded_embedding(checkpoint) if head is None else head
+    after = plan if head is None else replace(plan, checkpoint=without_codes(checkpoint))
+    if own is None or not _holds(quantized_weight(own)):
+        return after, {name: _floats(after, Place(part="embed"), shape)}
+    kind, tied = type_of(quantized_weight(own).scheme), head is not None
+
+    def read_own() -> np.ndarray:
+        found = coded_embedding(checkpoint)
+        assert found is not None
+        return encode(quantized_weight(found))
+
+    read = _codes(plan, Place(part="head"), shape) if tied else read_own
+    return after, {name: Part(type=kind, shape=shape, read=read)}
+
+
+def _holds(weight: QuantizedWeight) -> bool:
+    """Whether GGUF holds a weight: its scheme, and its numbers."""
+    if refuse(weight.scheme, weight.shape):
+        return False
+    try:
+        encode(weight)
+    except CannotHoldError:
+        return False
+    return True
 
 
 def _norm(plan: Plan, place: Place, shape: Shape) -> Parts:

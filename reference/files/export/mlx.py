@@ -8,8 +8,8 @@ A zero point z is the bias -z * scale, and is written only where that and all pr
 float32, for scales of at most 16 significant bits: float16 and bfloat16. Scales and biases are then
 float32, because MLX computes in their type. Offsets that came from a file keep the narrowest type
 that holds them. Groups are of 32, 64 or 128 inputs and divide K: coarser ones are repeated.
-Embeddings stay in floats, but for one with codes that is the head, too. Source: ops.cpp of MLX
-(affine_quantize), utils.py of mlx-lm 0.32.
+An embedding that has codes keeps them. Source: ops.cpp of MLX (affine_quantize), utils.py of mlx-lm
+0.32.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A quantized embedding that is the head, too: its codes are written once.
+"""A quantized embedding, which may be the head, too: its codes are written once.
 
-Reading gives such a model the codes of the embedding as lm_head's (formats/translate.py). GGUF
-and MLX store the codes as the embedding; the other formats store the embedding in floats, which
-means the same weights.
+Reading gives a model whose head is tied to such an embedding its codes as lm_head's
+(formats/translate.py). GGUF and MLX store the codes as the embedding, if they can hold them; the
+other formats store the embedding in floats, which means the same weights.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planish.reference.files.checkpoint import Checkpoint
+from planish.reference.files.export.codes import refine
 from planish.reference.files.export.modules import Module, Place, head_place
-from planish.reference.files.export.protocol import Writer
-from planish.reference.files.load import load_linear
+from planish.reference.files.export.protocol import CannotHoldError, Writer
+from planish.reference.files.load import load_coded_embed, load_linear
 from planish.reference.linear import Linear, quantized_weight
 from planish.reference.quantized import dequantize
 
@@ -35,20 +36,40 @@ class Tied:
 
 
 def tie(checkpoint: Checkpoint, form: Writer | None = None) -> Tied:
-    """The checkpoint as it is, unless its head has the embedding's codes.
+    """The checkpoint without the embedding's codes as its head's, and these if they are kept.
 
     form: a format that may hold them in the embedding; None for floats.
     """
     head = shared_head(checkpoint)
-    if head is None:
-        return Tied(checkpoint=checkpoint)
-    plain, place = without_codes(checkpoint), head_place(checkpoint)
-    if form is None or form.NAME not in WITH_EMBEDDINGS or place.scheme is None:
+    plain = checkpoint if head is None else without_codes(checkpoint)
+    own = coded_embedding(checkpoint) if head is None else head
+    if form is None or form.NAME not in WITH_EMBEDDINGS or own is None:
         return Tied(checkpoint=plain)
-    if form.refuse(place.scheme, place.shape):
+    weight = quantized_weight(own)
+    name = checkpoint.source("embed").name
+    place = Place(name=name, layer=None, parts=("embed",), scheme=weight.scheme, shape=weight.shape)
+    if not _holds(form, own):
         return Tied(checkpoint=plain)
-    own: Place = replace(place, name=checkpoint.source("embed").name)
-    return Tied(checkpoint=plain, embedding=Module(name=own.name, place=own, linear=head))
+    return Tied(checkpoint=plain, embedding=Module(name=name, place=place, linear=own))
+
+
+def _holds(form: Writer, linear: Linear) -> bool:
+    """Whether a format holds a linear: its scheme, and its numbers."""
+    weight = quantized_weight(linear)
+    if form.refuse(weight.scheme, weight.shape):
+        return False
+    scheme = form.regroup(weight.scheme, weight.shape)
+    try:
+        form.tensors(replace(linear, weight=refine(weight, scheme)), scheme)
+    except CannotHoldError:
+        return False
+    return True
+
+
+def coded_embedding(checkpoint: Checkpoint) -> Linear | None:
+    """An embedding that is not the head and has codes of another program; else None."""
+    coded = None if checkpoint.config.tie_embeddings else load_coded_embed(checkpoint)
+    return None if coded is None else Linear(coded)
 
 
 def shared_head(checkpoint: Checkpoint) -> Linear | None:

@@ -5,8 +5,9 @@
     auto_round:gptqmodel      GPTQ, version 2
     auto_round:auto_awq       AWQ gemm
 
-Scales may be negative. `extra_config` gives some linears other bits or group sizes, which the
-tensors show too. Source: auto-round 0.16.1, export/export_to_autoround/export.py.
+Scales may be negative. `extra_config` gives some linears other bits, group sizes or zero points,
+which the tensors show too, and leaves those of 16 bits in floats. Source: auto-round 0.16.1,
+export/export_to_autoround/export.py.
 """
 
 from __future__ import annotations

@@ -129,27 +129,34 @@ def require_rank(source: Source, name: str, dtypes: tuple[str, ...]) -> TensorEn
 
 def require_bits(source: Source, prefix: str, bits: int) -> None:
     """Raise ConfigError unless the config has these bits, for all linears or for some."""
-    allowed = values_of(source, "bits")
+    allowed = values_of(source, prefix, "bits")
     if allowed and bits not in allowed:
         raise source.bad("bits", f"{bits}, as {prefix} has", " or ".join(map(str, allowed)))
 
 
 def check_group_size(source: Source, prefix: str, size: int, cols: int) -> None:
     """Raise ConfigError unless the config has this group size, for all linears or for some."""
-    allowed = values_of(source, "group_size")
+    allowed = values_of(source, prefix, "group_size")
     whole = size == -1 and any(one == -1 or one >= cols for one in allowed)
     if allowed and not whole and size not in allowed:
         found = " or ".join(map(str, allowed))
         raise source.bad("group_size", f"{size}, as {prefix} has", found)
 
 
-def values_of(source: Source, name: str) -> list[int]:
-    """A number of the config and of its exceptions (`dynamic`, `extra_config`), if it is there."""
+def values_of(source: Source, prefix: str, name: str, kind: type = int) -> list[Any]:
+    """What the config says of a linear, where `extra_config` names it; else all that it may mean.
+
+    That is the value for all linears, and those of its exceptions (`dynamic`, `extra_config`),
+    whose patterns are not matched: the tensors decide.
+    """
     values = source.values
-    exceptions = [values.get(key) for key in ("dynamic", "extra_config")]
+    exceptions = [values.get(key) for key in ("extra_config", "dynamic")]
+    named = exceptions[0].get(prefix) if isinstance(exceptions[0], dict) else None
+    if isinstance(named, dict) and type(named.get(name)) is kind:
+        return [named[name]]
     owners = [values, *(o for some in exceptions if isinstance(some, dict) for o in some.values())]
     found = [owner.get(name) for owner in owners if isinstance(owner, dict)]
-    return [value for value in found if type(value) is int]
+    return [value for value in found if type(value) is kind]
 
 
 def read_order(source: Source, prefix: str, cols: int, groups: int) -> np.ndarray | None:
@@ -179,14 +186,14 @@ def is_symmetric(source: Source, prefix: str, bits: int, rows: int) -> bool:
     fields = stored_fields(source, prefix, bits, rows)
     middle = 2 ** (bits - 1)
     same = int(fields[0, 0]) if fields.min() == fields.max() else -1
-    declared = source.values.get("sym")
+    declared = values_of(source, prefix, "sym", bool)
     if same == middle - is_version_1(source):
         return True
-    if same in (middle - 1, middle) and declared is True:
+    if same in (middle - 1, middle) and any(declared):
         version = 1 if same == middle - 1 else 2
         notice(f"{source.path}: {prefix}: zero points of version {version}, whatever is declared")
         return True
-    if declared is True:
+    if declared and all(declared):
         expected = f"all {middle - 1} or all {middle}, as sym says"
         raise source.refuse(f"{prefix}.qzeros", "bad value", expected, "others")
     return False

@@ -8,9 +8,12 @@ import pytest
 
 from planish.reference.files.export import WRITERS
 from planish.reference.files.export.codes import regrouped
-from planish.reference.files.export.protocol import CannotHoldError, Facts
+from planish.reference.files.export.protocol import CannotHoldError, Facts, Refusal
+from planish.reference.files.export.tied import tie
 from planish.reference.files.formats.offsets import whole_zero_points
+from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.grids import INT4_RULES
+from planish.reference.model.embedding import embedding_rows
 from planish.reference.quantized import QuantizedWeight, from_codes
 from planish.reference.scheme import Scheme, int4, int8
 from tests.golden.foreign import TARGET
@@ -154,6 +157,27 @@ def test_mlx_linears_come_back_tensor_by_tensor(tmp_path, sample):
     theirs = convert_to(ours, tmp_path / "theirs", "mlx")
     assert_equal(raw(theirs), raw(TARGET / sample))
     assert_equal(raw(convert_to(theirs, tmp_path / "again", "planish")), raw(ours))
+
+
+def test_an_embedding_that_is_not_the_head_keeps_its_codes(tmp_path):
+    path = TARGET / "gguf-q4_0" / "model.gguf"
+    source = open_checkpoint(path)
+    made = open_checkpoint(convert_to(path, tmp_path / "mlx", "mlx"))
+    assert not source.config.tie_embeddings
+    assert raw(tmp_path / "mlx")["model.embed_tokens.weight"][0] == "U32"
+    rows = np.arange(source.config.vocab_size)
+    first, second = (embedding_rows(load_weights(one).embed, rows) for one in (source, made))
+    assert np.array_equal(first, second)
+
+
+def test_an_embedding_whose_numbers_are_not_held_becomes_floats(monkeypatch):
+    def refuse(*_):
+        raise CannotHoldError(Refusal(expected="other scales", found="these", nearest="planish"))
+
+    checkpoint = open_checkpoint(TARGET / "gguf-q4_0" / "model.gguf")
+    assert tie(checkpoint, MLX).embedding is not None
+    monkeypatch.setattr(MLX, "tensors", refuse)
+    assert tie(checkpoint, MLX).embedding is None
 
 
 @pytest.mark.parametrize("sample", ["gptq-v2-asym-g32", "autoround-as-mlx", "awq-gemm-g32"])

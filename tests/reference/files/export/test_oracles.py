@@ -1,5 +1,8 @@
 """Directories of pocket's model in the programs of their formats' owners; needs their packages.
 
+The extra `oracle` has all but one: BUILD_CUDA_EXT=0 pip install --no-build-isolation gptqmodel
+compiles against the torch that is installed. 7.7.0 needs torch 2.14.1 or later, 7.6.0 takes 2.13.
+
 transformers quantizes inputs with absmax / 127.5 and planish with absmax / 127, so logits of W8A8
 and W4A8 are compared after `dequantize=True`, which leaves the inputs in floats.
 """

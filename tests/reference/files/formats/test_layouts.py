@@ -1,10 +1,13 @@
 """Layouts of which no program's sample exists here: the weights that their owners mean."""
 
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from planish.fast.session.engine import Engine
+from planish.reference.errors import CheckpointError, ConfigError
 from planish.reference.files.load import load_weights, open_checkpoint
 from planish.reference.linear import float_weight
 from planish.reference.model.transformer import forward
@@ -43,6 +46,72 @@ def test_weights_are_what_the_owner_means_to_the_bit(made):
         found = dequantize(linear.weight) if quantized else float_weight(linear)
         wanted = expected[f"model.layers.0.{PARTS[part]}"]
         np.testing.assert_array_equal(found, wanted, err_msg=part)
+
+
+MIXED = {
+    "self_attn.q_proj": {"bits": 8},
+    "self_attn.k_proj": {"sym": False},
+    "self_attn.v_proj": {"group_size": 64},
+    "self_attn.o_proj": {"bits": 8, "group_size": 64, "sym": False},
+    "mlp.up_proj": {"bits": 2},
+    "mlp.down_proj": {"bits": 16},
+}
+MIXED_SCHEMES = {
+    "q": "int8 g=32",
+    "k": "int4 g=32 asymmetric",
+    "v": "int4 g=64",
+    "o": "int8 g=64 offset",
+    "gate": "int4 g=32",
+    "up": "int4 g=32",
+    "down": "None",
+}
+
+
+def test_extra_config_gives_linears_other_bits_groups_and_zero_points(tmp_path):
+    expected = foreign_files.write_autoround_mixed(tmp_path / "model", MIXED)
+    checkpoint = open_checkpoint(tmp_path / "model")
+    weights = load_weights(checkpoint)
+    linears = block_linears(weights.blocks[0])
+    assert {part: str(linear.scheme) for part, linear in linears.items()} == MIXED_SCHEMES
+    for part, linear in linears.items():
+        quantized = isinstance(linear.weight, QuantizedWeight)
+        found = dequantize(linear.weight) if quantized else float_weight(linear)
+        wanted = expected[f"model.layers.0.{PARTS[part]}"]
+        assert np.abs(found - wanted).max() <= np.abs(wanted).max() * 2.0**-22, part
+        assert part == "o" or np.array_equal(found, wanted), part  # its offset is rounded
+    logits = forward(checkpoint.config, weights, TOKENS)
+    assert np.abs(Engine(checkpoint).forward(TOKENS) - logits).max() < 1e-5 * np.ptp(logits)
+
+
+LIES = [
+    ({"bits": 8}, "bits: bad value; expected 4, as model.layers.0.mlp.gate_proj has, found 8"),
+    ({"group_size": 64}, "group_size: bad value; expected 32, as model.layers.0.mlp.gate_proj"),
+]
+
+
+@pytest.mark.parametrize(("lie", "message"), LIES, ids=["bits", "group_size"])
+def test_an_extra_config_that_lies_about_a_linear_is_refused(tmp_path, lie, message):
+    foreign_files.write_autoround_mixed(tmp_path / "model", MIXED)
+    change_extra_config(tmp_path / "model", lie)
+    with pytest.raises(ConfigError, match=message):
+        open_checkpoint(tmp_path / "model")
+
+
+def test_zero_points_are_refused_where_extra_config_says_sym(tmp_path):
+    given = {"mlp.gate_proj": {"sym": False}, "mlp.up_proj": {"sym": False}}
+    foreign_files.write_autoround_mixed(tmp_path / "model", given)
+    change_extra_config(tmp_path / "model", {"sym": True})
+    with pytest.raises(CheckpointError, match=r"gate_proj.qzeros: bad value; .* as sym says"):
+        open_checkpoint(tmp_path / "model")
+
+
+def change_extra_config(path, values):
+    """Say something else of gate_proj."""
+    file = path / "config.json"
+    config = json.loads(file.read_text())
+    extra = config["quantization_config"]["extra_config"]
+    extra["model.layers.0.mlp.gate_proj"] = values
+    file.write_text(json.dumps(config))
 
 
 @pytest.mark.whole
