@@ -10,17 +10,21 @@ truncated would kill the process, so a damaged one is compiled again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event
 
 import jax.ffi
 
@@ -33,6 +37,7 @@ FLAGS = ("-std=c++17", "-fPIC", "-shared", "-ffp-contract=off")
 FFI = "ffi"
 TIMEOUT = 300  # seconds for one part
 ANSWER_TIMEOUT = 20  # seconds for a compiler to answer --version
+STOP_SECONDS = 0.2  # until compilers hear that they are stopped
 SYMBOLS = b"planish_"  # prefix of every function that a part exports
 SEAL = hashlib.sha256().digest_size
 
@@ -75,18 +80,40 @@ def compilers(names: Sequence[str] = COMPILERS) -> Iterator[Compiler]:
             yield Compiler(path, version[0])
 
 
-def run_tool(arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """Run a compiler in English; bytes that are not UTF-8 are replaced."""
-    return subprocess.run(
+def run_tool(
+    arguments: list[str], timeout: float, stopped: Event | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a compiler in English; bytes that are not UTF-8 are replaced.
+
+    Raises subprocess.TimeoutExpired when its time is over or `stopped` is set. It runs in a session
+    by itself, so that the programs that it starts (cc1plus, as) end with it.
+    """
+    with subprocess.Popen(
         arguments,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
-        check=False,
-        timeout=timeout,
         env={**os.environ, "LC_ALL": "C"},
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            out, problem = read_output(process, timeout, stopped or Event())
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(arguments, process.returncode, out, problem)
+
+
+def read_output(process: subprocess.Popen[str], timeout: float, stopped: Event) -> tuple[str, str]:
+    """Both outputs of a process, to their ends."""
+    end = time.monotonic() + timeout
+    while not stopped.is_set() and (left := end - time.monotonic()) > 0:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=min(left, STOP_SECONDS))
+    raise subprocess.TimeoutExpired(process.args, timeout)
 
 
 def understands(compiler: Compiler, name: str) -> bool:
@@ -159,9 +186,19 @@ def build(
     missing = [part for part in parts if not is_whole(paths[part])]
     if missing:
         check_writable(cache)
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            list(pool.map(lambda part: compile_part(compiler, part, paths[part]), missing))
+        compile_all(compiler, {part: paths[part] for part in missing})
     return paths, missing
+
+
+def compile_all(compiler: Compiler, targets: Mapping[str, Path]) -> None:
+    """Compile parts at the same time. Ctrl-C ends the compilers, which a terminal does not tell."""
+    stopped = Event()
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        try:
+            list(pool.map(lambda one: compile_part(compiler, *one, stopped), targets.items()))
+        except (KeyboardInterrupt, SystemExit):
+            stopped.set()
+            raise
 
 
 def build_best(
@@ -222,12 +259,12 @@ def check_writable(cache: Path) -> None:
         raise CacheError("no program there may run (it is mounted noexec)", path=cache)
 
 
-def compile_part(compiler: Compiler, part: str, target: Path) -> None:
+def compile_part(compiler: Compiler, part: str, target: Path, stopped: Event) -> None:
     """Compile in a temporary directory, then keep the library."""
     try:
         with tempfile.TemporaryDirectory(prefix="planish-kernels-") as directory:
             made = Path(directory, target.name)
-            run = run_tool([*command(compiler, part), "-o", str(made)], TIMEOUT)
+            run = run_tool([*command(compiler, part), "-o", str(made)], TIMEOUT, stopped)
             if run.returncode != 0 or not made.exists():
                 raise _failed(compiler, part, run.stderr)
             library = made.read_bytes()

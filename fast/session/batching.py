@@ -24,10 +24,10 @@ from planish.fast.native.cache import can_tile
 from planish.fast.session.answers import answer_row, answer_several, read_part
 from planish.fast.session.engine import Engine
 from planish.fast.session.exactness import why_alone
-from planish.fast.session.filling import fill_step
+from planish.fast.session.filling import FEW_TOKENS, fill_step
 from planish.fast.session.lookup import MOST_ROWS, VERIFIED, Costs, guesses_of
 from planish.fast.session.paged import PagedModel, nobody, page_count
-from planish.fast.session.pages import PAGE, Pages, pages_for
+from planish.fast.session.pages import PAGE, Pages, Prefix, common_length, pages_for
 from planish.fast.session.placing import computing
 from planish.fast.session.rows import (
     STEP_TOKENS,
@@ -190,21 +190,34 @@ class Batching:
     def _admit(self) -> None:
         """Give waiting requests rows, in their order, while there are rows and pages."""
         while self.waiting and len(self.rows) < self.slots:
-            if not self._admit_one(*self.waiting[0]):
+            handle, request = self.waiting[0]
+            if self._is_being_read(request) or not self._admit_one(handle, request):
                 return
             self.waiting.popleft()
 
+    def _find(self, request: Request) -> Prefix:
+        """What is known of a request's prompt."""
+        if self.alone:
+            return Prefix()
+        return self.pages.find(request.prompt, request.salt, request.prompt_logprobs)
+
+    def _is_being_read(self, request: Request) -> bool:
+        """Whether a row reads much of this prompt, so that to wait for it saves computing it."""
+        rows = [] if self.alone else [row for row in self.rows if row.helps(request)]
+        pairs = [(row.cached, common_length(row.request.prompt, request.prompt)) for row in rows]
+        much = [shared for cached, shared in pairs if shared >= cached + FEW_TOKENS]
+        return bool(much) and max(much) > self._find(request).length + 1
+
     def _admit_one(self, handle: int, request: Request) -> bool:
         """A row with all pages that the request may need; False if there are not enough."""
-        shares = not self.alone and request.prompt_logprobs is None
-        prefix = self.pages.find(request.prompt if shares else (), request.salt)
+        prefix = self._find(request)
         self.pages.use(prefix.pages)
         needed = pages_for(tokens_of(request)) - len(prefix.pages)
         kept = [] if prefix.partial is None else [prefix.partial]
         self.pages.use(kept)  # until it is copied
         if kept and needed > self.pages.available:  # it would wait for itself: compute these again
             self.pages.give_back(kept)
-            prefix, kept = replace(prefix, partial=None, count=0), []
+            prefix, kept = prefix.without_partial(), []
         if needed > self.pages.available:
             self.pages.give_back([*prefix.pages, *kept])
             return False
@@ -225,15 +238,22 @@ class Batching:
                 tokens=list(request.prompt),
                 written=prefix.length,
                 cached=prefix.length,
+                scores=list(prefix.scores) or [None],
             )
         )
         return True
 
     def _release(self, row: Row) -> None:
-        """The row's pages become known, or free."""
+        """The row does without its pages."""
         self.rows.remove(row)
-        known = [] if self.alone else row.tokens[: row.written]
-        self.pages.release(row.pages, known, row.request.salt)
+        self._learn(row)
+        self.pages.give_back(row.pages)
+
+    def _learn(self, row: Row) -> None:
+        """What the row's pages have becomes known."""
+        if not self.alone:
+            computed = row.tokens[: row.written]
+            self.pages.learn(row.pages, computed, row.request.salt, row.kept_scores)
 
     def _fail_all(self, problem: Exception) -> list[Event]:
         """Every row fails, and the pages begin anew: a failed program may have taken them."""
@@ -262,6 +282,7 @@ class Batching:
         for part in parts:
             last = first + len(part.wanted)
             events += read_part(part, logits[first:last], sampled.get(part.row.handle))
+            self._learn(part.row)
             first = last
         if not parts:
             self.costs.note_plain(len(answering), self.clock() - start)

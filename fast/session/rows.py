@@ -13,6 +13,7 @@ from planish.reference.text.requests import Request, TokenScore
 
 STEP_TOKENS = (8, 16, 32, 64, 128, 256, 512)  # a step is padded to one of these
 SCORED_TOKENS = 64  # of a prompt whose every token is scored
+MOST_KEPT = 5  # likeliest tokens beside each score that is kept with its page
 
 
 @dataclass(kw_only=True)
@@ -49,6 +50,17 @@ class Row:
     def is_scored(self) -> bool:
         """Whether every token of its prompt is scored."""
         return self.request.prompt_logprobs is not None
+
+    @property
+    def kept_scores(self) -> tuple[TokenScore | None, ...]:
+        """The scores of its prompt that are kept for others."""
+        return tuple(self.scores) if can_keep(self.request.prompt_logprobs) else ()
+
+    def helps(self, request: Request) -> bool:
+        """Whether what is computed of its prompt need not be computed for this request."""
+        own, wanted = self.request.prompt_logprobs, request.prompt_logprobs
+        has_scores = wanted is None or (own is not None and can_keep(own) and own >= wanted)
+        return self.is_reading and self.request.salt == request.salt and has_scores
 
     @property
     def is_complete(self) -> bool:
@@ -132,6 +144,11 @@ def padding_plan(size: int, wanted: int = 1) -> Plan:
 def wanted_size(count: int, few: int) -> int:
     """How many tokens' logits a step computes: `few`, or those of scores."""
     return few if count <= few else SCORED_TOKENS
+
+
+def can_keep(listed: int | None) -> bool:
+    """Whether scores beside which so many tokens are listed are kept; None: no scores."""
+    return listed is not None and listed <= MOST_KEPT
 
 
 def tokens_of(request: Request) -> int:

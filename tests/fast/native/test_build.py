@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -247,6 +249,72 @@ def test_a_cache_that_cannot_keep_kernels_compiles_for_this_process(tmp_path, mo
     assert not built[0].exists()
     (message,) = caplog.messages
     assert "for this process only: " in message and f"{tmp_path}: cannot be written" in message
+
+
+STARTING = """#!/bin/sh
+[ "$1" = --version ] && echo 'g++ 1' && exit 0
+{sleep} 600 &
+echo $! >"{child}.new"
+{mv} "{child}.new" "{child}"
+wait
+"""
+STARTED = """
+import sys
+from pathlib import Path
+from planish.fast.native.build import build
+build(Path(sys.argv[1]), ["plain"])
+"""
+
+
+@pytest.fixture
+def starting(tmp_path, fake):
+    """A compiler that waits for a program that it starts; the file that holds its number."""
+    child, programs = (
+        tmp_path / "child",
+        {name: shutil.which(name, path=os.defpath) for name in ("sleep", "mv")},
+    )
+    fake("g++", STARTING.format(child=child, **programs))
+    return child
+
+
+def wait_until(happened):
+    end = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def has_ended(number):
+    """Whether a process is no more, or only waits to be reaped."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2][0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+
+
+@needs_proc
+def test_what_a_compiler_started_ends_with_its_time(tmp_path, starting, monkeypatch):
+    monkeypatch.setattr(build, "TIMEOUT", 2)
+    with pytest.raises(KernelsError, match="not done after 2 s"):
+        build.build(tmp_path / "cache", ["plain"])
+    number = int(starting.read_text())
+    wait_until(lambda: has_ended(number))
+
+
+@needs_proc
+def test_ctrl_c_ends_compilers_and_what_they_started(tmp_path, starting):
+    arguments = [sys.executable, "-c", STARTED, str(tmp_path / "cache")]
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore it
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    signal.signal(signal.SIGINT, before)
+    wait_until(starting.exists)
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    number = int(starting.read_text())
+    wait_until(lambda: has_ended(number))
 
 
 def test_an_installation_without_sources_says_so(tmp_path, monkeypatch, caplog):

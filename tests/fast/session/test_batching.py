@@ -104,6 +104,86 @@ def test_an_answer_has_the_same_bits_alone_among_others_and_again(engine):
     assert sum(one["cached"] for one in again) > 1000
 
 
+@pytest.fixture
+def computed(monkeypatch):
+    """computed(session) -> a list that grows by the number of tokens of each step."""
+
+    def watch(session):
+        counts, step = [], session.model.step
+
+        def count(plan, *more):
+            counts.append(len(plan.tokens))
+            return step(plan, *more)
+
+        monkeypatch.setattr(session.model, "step", count)
+        return counts
+
+    return watch
+
+
+@pytest.mark.parametrize("scored", [None, 1])
+def test_choices_compute_their_prompt_once(engine, computed, scored):
+    """Of the second to the fourth one token each; 400 tokens are three pages and some."""
+    prompt = tuple(n * 37 % 256 for n in range(400))
+    drawn = Sampling(temperature=1.0, seed=5)
+    base = Request(prompt=prompt, max_new_tokens=1, sampling=drawn, prompt_logprobs=scored)
+    requests = [replace(base, choice=number) for number in range(4)]
+    alone = [answers(session(engine, 1), [request])[0] for request in requests]
+    shared = session(engine)
+    counts = computed(shared)
+    found = answers(shared, requests)
+    assert bits(found) == bits(alone)
+    assert [one["cached"] for one in found] == [0, 399, 399, 399]
+    assert sum(counts) == 400 + 3
+    assert shared.pages.available == shared.pages.count
+
+
+def test_a_prompt_waits_for_what_another_reads_of_it_and_no_longer(engine, computed):
+    shared, events = session(engine), {}
+    counts = computed(shared)
+    system = tuple(n * 37 % 256 for n in range(300))
+    longer = Request(prompt=(*system, *range(250)), max_new_tokens=9)
+    handles = [shared.submit(one) for one in (longer, replace(longer, prompt=(*system, 9, 9)))]
+    other = shared.submit(Request(prompt=system, max_new_tokens=1, salt=b"another"))
+    collect(shared, events)
+    assert counts == [512] and shared.stats().waiting == 2
+    collect(shared, events)
+    assert shared.stats().waiting == 0 and shared.rows[0].is_reading is False
+    while not shared.is_idle:
+        collect(shared, events)
+    assert [events[one]["cached"] for one in (*handles, other)] == [0, 300, 0]
+
+
+def test_who_waits_for_a_prompt_that_is_cancelled_reads_the_rest(engine):
+    shared, events = session(engine), {}
+    request = Request(prompt=tuple(n * 37 % 256 for n in range(600)), max_new_tokens=2)
+    first, second = shared.submit(request), shared.submit(replace(request, choice=1))
+    collect(shared, events)
+    shared.cancel(first)
+    while not shared.is_idle:
+        collect(shared, events)
+    assert (events[first]["finish"], events[second]["finish"]) == ("cancelled", "length")
+    assert events[second]["cached"] == 512
+    assert bits([events[second]]) == bits(answers(session(engine, 1), [request]))
+
+
+def test_scores_of_a_shared_context_are_computed_once(engine, computed):
+    """As lm_eval asks for those of the choices of one question."""
+    context = tuple(n * 37 % 256 for n in range(260))
+    endings = [(1, 2), (3,), (1, 2, 3, 4), (5, 6)]
+    base = Request(prompt=(1,), max_new_tokens=1, logprobs=1, prompt_logprobs=1)
+    requests = [replace(base, prompt=(*context, *ending)) for ending in endings]
+    alone = [answers(session(engine, 1), [request])[0] for request in requests]
+    shared = session(engine)
+    counts = computed(shared)
+    found = answers(shared, requests)
+    assert bits(found) == bits(alone)
+    assert [one["cached"] for one in found] == [0, 259, 261, 259]
+    assert sum(counts) == 262 + 2 + 3 + 3
+    listing = replace(requests[0], prompt_logprobs=6)  # more than is kept
+    assert [one["cached"] for one in answers(shared, [listing, listing])] == [0, 0]
+
+
 class Alternating:
     """A constraint: six tokens, even and odd ones in turn."""
 

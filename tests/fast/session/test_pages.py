@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planish.fast.session.pages import PAGE, Pages, common_length, pages_for
+from planish.reference.text.requests import TokenScore
 
 LONG = list(range(3 * PAGE))
 
@@ -14,7 +15,8 @@ def answered(pages, tokens, salt=b""):
     prefix = pages.find(tokens, salt)
     pages.use(prefix.pages)
     own = [*prefix.pages, *pages.take(pages_for(len(tokens)) - len(prefix.pages))]
-    pages.release(own, tokens, salt)
+    pages.learn(own, tokens, salt)
+    pages.give_back(own)
     return own
 
 
@@ -89,3 +91,51 @@ def test_every_page_is_free_known_or_used_once(texts):
 )
 def test_common_length(one, other, count):
     assert common_length(one, other) == count
+
+
+def scores(count, listed=1):
+    """Of the first tokens of LONG."""
+    top = tuple((number, -1.0) for number in range(listed))
+    return (None, *(TokenScore(token=i, logprob=-2.0, top=top) for i in range(1, count)))
+
+
+def test_what_a_row_has_computed_is_known_before_it_ends():
+    pages = Pages(8)
+    own = pages.take(3)
+    pages.learn(own, LONG[:200], b"")
+    assert pages.find(LONG, b"").pages == (own[0],)
+    assert (pages.find(LONG, b"").partial, pages.find(LONG, b"").length) == (own[1], 200)
+    pages.learn(own, LONG[:300], b"")
+    prefix = pages.find(LONG, b"")
+    assert (prefix.pages, prefix.partial, prefix.length) == ((own[0], own[1]), own[2], 300)
+    pages.give_back(own)
+    assert pages.available == 8 and len(pages.known) == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "whole", "copied"), [(300, 2, 43), (257, 2, 0), (256, 1, 127), (1, 0, 0), (2, 0, 1)]
+)
+def test_scores_are_found_up_to_the_token_whose_logits_are_needed(count, whole, copied):
+    """The last of the tokens is computed again: the score of the next one comes from it."""
+    pages = Pages(8)
+    own = pages.take(3)
+    pages.learn(own, LONG[:count], b"", scores(count))
+    found = pages.find([*LONG[:count], 7, 7], b"", 1)
+    assert (len(found.pages), found.count, found.length) == (whole, copied, count - 1)
+    assert (found.partial is not None) == bool(copied)
+    assert found.scores == scores(count)
+    assert len(found.without_partial().scores) == min(count, whole * PAGE + 1)
+
+
+def test_a_prompt_that_is_scored_finds_no_prefix_without_its_scores():
+    pages = Pages(8)
+    answered(pages, LONG[:300])
+    assert pages.find(LONG, b"", 0).length == 0
+    own = pages.take(3)
+    pages.learn(own, LONG[:300], b"", scores(200))
+    assert pages.find(LONG, b"", 0).length == 199
+    assert [one.top for one in pages.find(LONG, b"", 0).scores[1:]] == [()] * 199
+    assert pages.find(LONG, b"", 2).length == 0
+    pages.learn(own, LONG[:300], b"", scores(200, 5))
+    assert pages.find(LONG, b"", 2).scores == scores(200, 2)
+    assert pages.find(LONG, b"").length == 300

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planish.openai import chat, completions, tokens
@@ -221,7 +221,7 @@ def outcome(read, raw, served):
 
 
 @given(st.dictionaries(st.sampled_from([*FIELDS, "content", "tokens"]), VALUES, max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_values_are_a_job_or_a_refusal(api, fields):
     given = {"prompt": "a", "messages": [{"role": "user", "content": "a"}], **fields}
     for read in READERS:

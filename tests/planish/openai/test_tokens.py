@@ -1,7 +1,7 @@
 """/tokenize and its relatives, in the forms of vLLM and llama.cpp; the bytes of tokens."""
 
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from openai.types import Model
@@ -9,10 +9,10 @@ from tokenizers import Tokenizer as Library
 
 from planish.openai import tokens
 from planish.openai.vocabulary import Vocabulary
-from planish.reference.text.tokenizer import Tokenizer
+from planish.reference.text.chat_template import load_chat_template
+from planish.reference.text.tokenizer import Tokenizer, load_tokenizer
 from tests.planish.openai.conftest import body
-
-GOLDEN = Path(__file__).parents[2] / "golden" / "chat"
+from tests.reference.text.test_chat import GIVEN, GOLDEN, MADE, write_model
 
 
 def tokenized(api, **fields):
@@ -44,6 +44,34 @@ def test_a_conversation_and_its_ids(api):
     assert found["token_strs"][:2] == ["<s>", "u"]
     text = tokens.apply_template(body(messages=messages), api.served)
     assert text == {"prompt": "<s>user: Hi\nassistant: "}
+
+
+FAMILIES = [  # of these the text does not depend on the day
+    family
+    for family in GIVEN["families"]
+    if "strftime_now" not in (GOLDEN / f"{family}.jinja").read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.matrix(4)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_public_templates_have_the_text_and_the_ids_of_transformers(api, tmp_path, family):
+    path = write_model(tmp_path, family)
+    config = replace(api.served.config, vocab_size=10_000)
+    served = replace(
+        api.served,
+        config=config,
+        tokenizer=load_tokenizer(path, config),
+        template=load_chat_template(path),
+        context=4096,
+    )
+    golden, asked = MADE[family]["one turn"], body(**GIVEN["conversations"]["one turn"])
+    assert tokens.apply_template(asked, served) == {"prompt": golden["text"]}
+    assert tokens.tokenize(asked, served)["tokens"] == golden["ids"]
+    plain = body(prompt=golden["text"], add_special_tokens=False)
+    assert tokens.tokenize(plain, served)["tokens"] == golden["parsed"]
+    back = tokens.detokenize(body(tokens=golden["parsed"]), served)["prompt"]
+    assert back == served.tokenizer.inner.decode(golden["parsed"], skip_special_tokens=False)
 
 
 @pytest.mark.parametrize(

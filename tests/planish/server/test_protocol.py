@@ -10,6 +10,9 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from planish.fast.session.opening import open_session
+from tests.planish.server.serving import Serving, describe
+
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
@@ -128,6 +131,20 @@ def test_a_repeated_prompt_is_found_in_the_cache(client):
     assert again.choices[0].text == first.choices[0].text
     salted = client.completions.create(**asked, extra_body={"cache_salt": "other"})
     assert salted.usage.prompt_tokens_details.cached_tokens == 0
+
+
+def test_a_seed_says_the_same_after_a_prefix_was_found_and_after_a_restart(engine, quantized):
+    body = {"prompt": "y" * 200, "max_tokens": 20, "temperature": 1.0, "seed": 7}
+    answers, cached = [], []
+    for asked in (2, 1):  # a second server knows no prefix
+        opened = Serving(lambda: open_session(engine, slots=4, context=512), describe(quantized))
+        with opened as serving, serving.http() as http:
+            for _ in range(asked):
+                found = http.post("/v1/completions", json=body).json()
+                answers.append(found["choices"])
+                cached.append(found["usage"]["prompt_tokens_details"]["cached_tokens"])
+    assert cached == [0, 199, 0]
+    assert answers[0] == answers[1] == answers[2]
 
 
 @pytest.mark.parametrize(

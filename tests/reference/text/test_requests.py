@@ -1,5 +1,6 @@
 """Requests answered one by one: the same tokens as the generation loop, scores, ends, errors."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from planish.reference.errors import PromptError, SamplingError
 from planish.reference.files.load import open_checkpoint
 from planish.reference.text.evaluate import log_softmax
 from planish.reference.text.generate import Stop
-from planish.reference.text.requests import OneByOne, Request, answer
+from planish.reference.text.requests import OneByOne, Request, answer, score_tokens
 from planish.reference.text.sampling import Sampling
 from tests.models import make_llama
 
@@ -74,6 +75,13 @@ def test_scores_are_log_probabilities_of_the_raw_logits_best_first(engine):
     best = np.argsort(-log_p[2])[:3]
     assert new.scores[0].top == tuple((int(i), float(log_p[2, i])) for i in best)
     assert new.scores[0].logprob == log_p[2, new.tokens[0]]
+
+
+def test_the_probabilities_of_all_tokens_sum_to_one(engine):
+    logits = engine.forward((5, 6, 7))
+    for score in score_tokens(logits, [1, 2, 3], engine.config.vocab_size):
+        assert sum(math.exp(value) for _, value in score.top) == pytest.approx(1, abs=1e-12)
+        assert dict(score.top)[score.token] == score.logprob
 
 
 def test_no_new_tokens_only_scores_the_prompt(engine):
