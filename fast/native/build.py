@@ -195,7 +195,7 @@ def compile_all(compiler: Compiler, targets: Mapping[str, Path]) -> None:
     stopped = Event()
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         try:
-            list(pool.map(lambda one: compile_part(compiler, *one, stopped), targets.items()))
+            list(pool.map(lambda one: compile_part(compiler, one, targets[one], stopped), targets))
         except (KeyboardInterrupt, SystemExit):
             stopped.set()
             raise
