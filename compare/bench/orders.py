@@ -47,7 +47,8 @@ def draw_linears(outputs: int, inputs: int, native: bool, ordered: bool) -> list
             scheme = replace(weight.scheme, act_order=True)
             weight = replace(weight, scheme=scheme, permutation=order)
         found.append(Linear(to_layout(weight, "tiles") if native else weight))
-    return jax.tree.map(jnp.asarray, place_block(found))
+    placed: list[Linear] = jax.tree.map(jnp.asarray, place_block(found))
+    return placed
 
 
 def measure(
