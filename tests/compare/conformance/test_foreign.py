@@ -12,7 +12,7 @@ SAMPLES = sorted(path.name for path in TARGET.iterdir())
 TOKENS = [1, 5, 9, 20, 7, 31, 3]
 
 
-@pytest.mark.whole(5)
+@pytest.mark.whole(15)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_what_others_wrote_agrees(name, native, request, monkeypatch):

@@ -47,7 +47,7 @@ def test_every_instruction_set_computes_what_a_naive_program_does(
         check([program, "60"], name)
 
 
-@pytest.mark.whole
+@pytest.mark.whole(2)
 @pytest.mark.skipif(
     "neon" in [one.name for one in available()], reason="NEON is here, not emulated"
 )

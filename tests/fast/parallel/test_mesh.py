@@ -58,14 +58,14 @@ def test_every_form_agrees(one_layer, form, parts, kernels, kernels_directory):
     assert agree(parts, 1, cases, kernels_directory) == f"agree: {len(cases)} of {len(cases)}"
 
 
-@pytest.mark.whole(9)
+@pytest.mark.whole(27)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_every_architecture_on_two_devices(name, kernels, kernels_directory):
     cases = [f"native:{chosen}:{GOLDEN / name}" for chosen in RECIPES]
     assert agree(2, 1, cases, kernels_directory) == "agree: 2 of 2"
 
 
-@pytest.mark.whole(17)
+@pytest.mark.whole(51)
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("name", GOLDENS)
 def test_every_architecture_on_processes(name, processes, kernels, kernels_directory):

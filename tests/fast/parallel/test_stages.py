@@ -95,7 +95,7 @@ def test_two_stages_agree_with_one_process(tiny_llama, tmp_path, kernels, pair):
     assert [len(engine.caches.take(1, 16).layers) for engine in both] == [1, 1]
 
 
-@pytest.mark.whole(5)
+@pytest.mark.whole(15)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_every_architecture_in_two_stages(name, tmp_path_factory, kernels, pair):
     for recipe in RECIPES:

@@ -91,7 +91,7 @@ def test_errors_of_candidates_are_the_references(name, scheme):
         assert found == pytest.approx(expected, rel=0.02), fold
 
 
-@pytest.mark.whole
+@pytest.mark.whole(3)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("native", [False, True], ids=["xla", "native"])
 def test_a_block_is_scaled_and_clipped_as_by_the_reference(kernels, name, native):

@@ -115,7 +115,7 @@ def test_the_gradient_of_v_is_the_scale_and_ends_with_the_grid():
     assert jax.grad(total)(given).tolist() == [[0, 0, 1, 1]]
 
 
-@pytest.mark.whole(5)
+@pytest.mark.whole(15)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["W4A16-g32", "W8A8", "W4A8-g32", "naive-O3"])
 def test_the_loss_before_training_is_that_of_rounding_to_nearest(form, name):
@@ -156,7 +156,7 @@ def test_only_int4_blocks_train_in_bfloat16(monkeypatch):
     assert training.training_dtype([("q", int4(32)), ("o", int8())]) == "float32"
 
 
-@pytest.mark.whole(5)
+@pytest.mark.whole(15)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("method", ["signround", "teq"])
 def test_a_trained_block_loses_less_than_one_rounded_to_nearest(form, method):

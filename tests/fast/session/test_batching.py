@@ -231,7 +231,7 @@ def test_no_end_comes_before_the_least_tokens_in_any_batch(engine):
 
 @pytest.mark.optimized(11)
 @pytest.mark.again
-@pytest.mark.matrix(76, 5)
+@pytest.mark.matrix(76, 15)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels):
     engine = Engine(open_checkpoint(GOLDEN / name), native=True)

@@ -88,7 +88,7 @@ def test_there_are_goldens():
     assert len(GOLDENS) >= 60
 
 
-@pytest.mark.matrix(186, 9)
+@pytest.mark.matrix(186, 27)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_a_batch_equals_transformers_and_goes_on_as_the_reference(name, make_engine):
     golden, checkpoint = np.load(GOLDEN / name / "golden.npz"), open_checkpoint(GOLDEN / name)
