@@ -11,9 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.models import make_llama
+
 TEXT = ("--prompt", "Ab", "--max_new_tokens", "9", "--ignore_eos")
-ENDLESS = ("--prompt", "Ab", "--max_new_tokens", "120", "--ignore_eos", "--temperature", "1")
+ENDLESS = ("--prompt", "Ab", "--max_new_tokens", "32000", "--ignore_eos", "--temperature", "1")
 SEED = ("--seed", "3", "--min_p", "0.001")  # which the host samples, token by token
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """A model whose text does not end before a busy machine lets the test go on."""
+    root = tmp_path_factory.mktemp("endless")
+    return make_llama(root, num_hidden_layers=1, max_position_embeddings=32768)
 
 
 def start(model, *words):
@@ -78,8 +87,8 @@ def test_bench_refuses_what_one_process_measures(planish, tiny_llama, words):
 
 @pytest.mark.whole
 @pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGSEGV), (0, signal.SIGKILL)])
-def test_a_process_that_dies_ends_all_and_is_named(one_layer, victim, number):
-    launch = start(one_layer, *ENDLESS, *SEED)
+def test_a_process_that_dies_ends_all_and_is_named(endless, victim, number):
+    launch = start(endless, *ENDLESS, *SEED)
     assert launch.stdout.read(1)  # both compute
     pids = children(launch)
     os.kill(pids[victim], number)
@@ -90,8 +99,8 @@ def test_a_process_that_dies_ends_all_and_is_named(one_layer, victim, number):
 
 
 @pytest.mark.whole
-def test_ctrl_c_ends_all(one_layer):
-    launch = start(one_layer, *ENDLESS, *SEED)
+def test_ctrl_c_ends_all(endless):
+    launch = start(endless, *ENDLESS, *SEED)
     assert launch.stdout.read(1)
     pids = children(launch)
     launch.send_signal(signal.SIGINT)
@@ -101,8 +110,8 @@ def test_ctrl_c_ends_all(one_layer):
 
 
 @pytest.mark.whole
-def test_nothing_is_left_if_launch_itself_is_killed(one_layer):
-    launch = start(one_layer, *ENDLESS, *SEED)
+def test_nothing_is_left_if_launch_itself_is_killed(endless):
+    launch = start(endless, *ENDLESS, *SEED)
     assert launch.stdout.read(1)
     pids = children(launch)
     launch.kill()
