@@ -129,9 +129,8 @@ def test_a_plain_terminal_reads_line_by_line():
 
 
 IN_TERMINAL = """
-import fcntl, os, signal, sys, termios
+import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # its Ctrl-C is for this session
-signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
 
@@ -217,7 +216,7 @@ def test_a_conversation_in_a_terminal(terminal):
     terminal.expect("max_new_tokens 900\r\n")
     terminal.expect(">")
     terminal.send(f"{UP}{UP}\r")  # the pasted lines again
-    terminal.expect(r"second line\s+[^\s>]")  # the answer has begun
+    terminal.expect(r"second line\s+\w")  # the answer has begun; before it the cursor may move
     terminal.send(CTRL_C)
     terminal.expect("stopped; what came is kept")
     terminal.expect(">")
