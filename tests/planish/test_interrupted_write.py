@@ -21,7 +21,6 @@ from pathlib import Path
 from planish.reference.files import partial, writer as reference_writer
 from planish.command import main
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 whole = reference_writer.write_tensors
 
 def half(path, tensors, padded):

@@ -17,6 +17,7 @@ from planish.fast.native import build, library
 from planish.fast.native.build import FFI, CacheError, Compiler, find_compiler, library_path
 from planish.fast.native.instruction_sets import available, cpu_features
 from planish.reference.errors import KernelsError
+from tests.processes import is_running
 
 ROOT = Path(__file__).parents[3]
 COPYING = """#!/bin/sh
@@ -284,14 +285,6 @@ def wait_until(happened):
         time.sleep(0.01)
 
 
-def has_ended(number):
-    """Whether a process is no more, or only waits to be reaped."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2][0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
 
 
@@ -301,20 +294,18 @@ def test_what_a_compiler_started_ends_with_its_time(tmp_path, starting, monkeypa
     with pytest.raises(KernelsError, match="not done after 2 s"):
         build.build(tmp_path / "cache", ["plain"])
     number = int(starting.read_text())
-    wait_until(lambda: has_ended(number))
+    wait_until(lambda: not is_running(number))
 
 
 @needs_proc
 def test_ctrl_c_ends_compilers_and_what_they_started(tmp_path, starting):
     arguments = [sys.executable, "-c", STARTED, str(tmp_path / "cache")]
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore it
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    signal.signal(signal.SIGINT, before)
     wait_until(starting.exists)
     process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
     number = int(starting.read_text())
-    wait_until(lambda: has_ended(number))
+    wait_until(lambda: not is_running(number))
 
 
 def test_an_installation_without_sources_says_so(tmp_path, monkeypatch, caplog):

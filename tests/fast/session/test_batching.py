@@ -67,6 +67,11 @@ def answers(session, requests):
     return [events[handle] for handle in handles]
 
 
+def each_alone(engine, requests, context=640):
+    """What each request is answered in a session that has no other."""
+    return [answers(session(engine, 1, context), [request])[0] for request in requests]
+
+
 def bits(found):
     return [{k: v for k, v in one.items() if k != "cached"} for one in found]
 
@@ -96,7 +101,7 @@ def mixed_requests(count, vocabulary, longest, seed=0):
 @pytest.mark.again
 def test_an_answer_has_the_same_bits_alone_among_others_and_again(engine):
     requests = mixed_requests(24, 256, 300)
-    alone = [answers(session(engine, 1), [request])[0] for request in requests]
+    alone = each_alone(engine, requests)
     shared = session(engine)
     assert bits(answers(shared, requests)) == bits(alone)
     again = answers(shared, requests)
@@ -128,7 +133,7 @@ def test_choices_compute_their_prompt_once(engine, computed, scored):
     drawn = Sampling(temperature=1.0, seed=5)
     base = Request(prompt=prompt, max_new_tokens=1, sampling=drawn, prompt_logprobs=scored)
     requests = [replace(base, choice=number) for number in range(4)]
-    alone = [answers(session(engine, 1), [request])[0] for request in requests]
+    alone = each_alone(engine, requests)
     shared = session(engine)
     counts = computed(shared)
     found = answers(shared, requests)
@@ -173,7 +178,7 @@ def test_scores_of_a_shared_context_are_computed_once(engine, computed):
     endings = [(1, 2), (3,), (1, 2, 3, 4), (5, 6)]
     base = Request(prompt=(1,), max_new_tokens=1, logprobs=1, prompt_logprobs=1)
     requests = [replace(base, prompt=(*context, *ending)) for ending in endings]
-    alone = [answers(session(engine, 1), [request])[0] for request in requests]
+    alone = each_alone(engine, requests)
     shared = session(engine)
     counts = computed(shared)
     found = answers(shared, requests)
@@ -207,7 +212,7 @@ def test_constrained_answers_have_the_same_bits_alone_among_others_and_with_gues
         replace(one, constraint=Alternating, max_new_tokens=9) for one in mixed_requests(4, 256, 60)
     ]
     requests = [one for pair in zip(free, held, strict=True) for one in pair]
-    alone = [answers(session(engine, 1), [request])[0] for request in requests]
+    alone = each_alone(engine, requests)
     assert bits(answers(session(engine), requests)) == bits(alone)
     guessing = Batching(engine, 2, 640, MEMORY, lookup=7)
     repeated = replace(held[0], prompt=(7, 8, 9, 10, 11, 12, 13) * 4)
@@ -221,7 +226,7 @@ def test_no_end_comes_before_the_least_tokens_in_any_batch(engine):
     request = Request(prompt=(3, 4), max_new_tokens=20, ends=(*free,), min_new_tokens=5)
     drawn = Sampling(temperature=1.0, seed=1, logit_bias=((free[0], 100.0),))
     requests = [request, replace(request, sampling=drawn), *mixed_requests(3, 256, 60)]
-    alone = [answers(session(engine, 1), [one])[0] for one in requests]
+    alone = each_alone(engine, requests)
     assert bits(answers(session(engine), requests)) == bits(alone)
     guessing = Batching(engine, 2, 640, MEMORY, lookup=7)
     assert bits(answers(guessing, requests[:2])) == bits(alone[:2])
@@ -237,7 +242,7 @@ def test_every_architecture_answers_with_the_same_bits_in_a_batch(name, kernels)
     engine = Engine(open_checkpoint(GOLDEN / name), native=True)
     longest = min(engine.config.max_positions, 2 * PAGE)
     requests = mixed_requests(6, engine.config.vocab_size, longest - 8)
-    alone = [answers(session(engine, 1, longest), [request])[0] for request in requests]
+    alone = each_alone(engine, requests, longest)
     for seconds in (1e-4, 1.0):  # of a step: whatever the machine does, both sizes of chunks occur
         together = Batching(engine, 4, longest, MEMORY, clock=Clock(seconds))
         assert bits(answers(together, requests)) == bits(alone)
@@ -254,7 +259,7 @@ def test_recipes_answer_with_the_same_bits_in_a_batch(name, options, kernels, tm
     opened = open_checkpoint(tmp_path / "quantized")
     engine = Engine(replace(opened, config=replace(opened.config, **options)), native=True)
     requests = mixed_requests(8, 256, 300)
-    alone = [answers(session(engine, 1), [request])[0] for request in requests]
+    alone = each_alone(engine, requests)
     assert bits(answers(session(engine), requests)) == bits(alone)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,9 +19,7 @@ class Started:
         """launch: the words before `serve`."""
         command = [sys.executable, "-m", "planish", *launch, "serve", *map(str, words)]
         given = {**os.environ, **environment}
-        before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore it
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=given)
-        signal.signal(signal.SIGINT, before)
         assert self.process.stderr is not None
         self.stderr, self.lines = self.process.stderr, list[str]()
         self.url = self.read_until("; loading").partition(" at ")[2].partition(";")[0]

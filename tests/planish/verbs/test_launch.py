@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.models import make_llama
+from tests.processes import is_running
 
 TEXT = ("--prompt", "Ab", "--max_new_tokens", "9", "--ignore_eos")
 ENDLESS = ("--prompt", "Ab", "--max_new_tokens", "32000", "--ignore_eos", "--temperature", "1")
@@ -40,14 +41,6 @@ def children(launch):
     """The processes that it has started, in order."""
     tasks = Path(f"/proc/{launch.pid}/task").glob("*/children")
     return sorted(int(word) for task in tasks for word in task.read_text().split())
-
-
-def is_running(pid):
-    """Whether a process has not ended; one that nobody waits for has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.whole
