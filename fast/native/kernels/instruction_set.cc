@@ -46,11 +46,14 @@ Kernels make_table() {
   table.weighted_sum = weighted_sum<Vector>;
   table.write_slots = write_slots<Vector>;
   table.attend = attend<Vector>;
-  table.attend_codes = attend_codes<Vector>;
   table.fold = fold<Vector>;
   table.divide = divide<Vector>;
   table.attention_scratch = attention_scratch;
-  table.codes_scratch = codes_scratch;
+  table.codes_memory = codes_memory;
+  table.score_codes = score_codes<Vector>;
+  table.weigh_codes = weigh_codes<Vector>;
+  table.sum_codes = sum_codes<Vector>;
+  table.finish_codes = finish_codes<Vector>;
   table.argmax = argmax<Vector>;
   table.roofline = {read_blocks<Vector>, Products::multiply_registers, multiply_registers<Vector>};
   return table;

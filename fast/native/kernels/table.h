@@ -38,6 +38,7 @@ namespace planish {
 constexpr int64_t kTile = 16;  // outputs of a tile
 constexpr int64_t kTileBytes = 64;
 constexpr int64_t kQueryRows = 8;   // query rows of attention that are computed together
+constexpr int64_t kSlots = 128;     // slots of one step of a softmax
 constexpr int64_t kMostHead = 256;  // the widest head of attention
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -166,6 +167,13 @@ struct QueryTile {
   float* context;        // [8, D] sum of exp(score - largest) * value
 };
 
+inline int64_t count_steps(const QueryTile& t) { return ceil_div(t.end - t.begin, kSlots); }
+
+// Some of a tile's steps of kSlots slots.
+struct Steps {
+  int64_t first, last;
+};
+
 // Peak rates of the processor, measured with the kernels' own instructions; for benchmarks.
 struct Roofline {
   int32_t (*read_blocks)(const uint8_t* p, int64_t blocks);  // of 64 bytes, a multiple of 4
@@ -225,11 +233,20 @@ struct Kernels {
 
   void (*write_slots)(const Attention&, int64_t first, int64_t last, float* scratch);  // tokens
   void (*attend)(const Attention&, const QueryTile&, float* scratch);
-  void (*attend_codes)(const Attention&, const QueryTile&, float* scratch);  // of whole reaches
   void (*fold)(const Attention&, const QueryTile& whole, const QueryTile& part);  // of more slots
   void (*divide)(const Attention&, const QueryTile& whole);  // writes the output
   int64_t (*attention_scratch)(const Attention&);
-  int64_t (*codes_scratch)(const Attention&);
+
+  // INT8 attention of a tile with its whole reach: three passes, each over parts of its steps,
+  // after all parts of the pass before; then the sum and context of the tile. memory:
+  // codes_memory() floats that the passes share; scratch: attention_scratch(); sums: [8, D] of each
+  // part.
+  int64_t (*codes_memory)(int64_t steps);
+  void (*score_codes)(const Attention&, const QueryTile&, Steps, float* memory, float* scratch);
+  void (*weigh_codes)(const Attention&, const QueryTile&, Steps, float* memory);
+  void (*sum_codes)(const Attention&, const QueryTile&, Steps, float* memory, int32_t* sums);
+  void (*finish_codes)(const Attention&, const QueryTile&, float* memory, const int32_t* sums,
+                       int64_t parts);
 
   int32_t (*argmax)(const float* x, int64_t count);  // the first maximum; see rows/argmax.h
   Roofline roofline;

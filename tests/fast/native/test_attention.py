@@ -357,14 +357,19 @@ def test_the_kernels_multiply_codes_as_the_reference(kernels, name):
 @pytest.mark.again
 @pytest.mark.parametrize("scales", [None, FIXED])
 @pytest.mark.parametrize("window", [None, 150])
-def test_neither_chunks_nor_batches_change_a_bit_of_int8_attention(kernels, scales, window):
-    whole = Coded(Case(starts=(0, 0), tokens=300, slots=304, window=window), scales)
+@pytest.mark.parametrize(("tokens", "kv_heads"), [(300, 2), (700, 1)])
+def test_neither_chunks_nor_batches_change_a_bit_of_int8_attention(
+    kernels, scales, window, tokens, kv_heads
+):
+    """Threads share the steps of one key-value head, if there are enough of them."""
+    shape = {"tokens": tokens, "slots": tokens + 4, "kv_heads": kv_heads}
+    whole = Coded(Case(starts=(0, 0), window=window, **shape), scales)
     rows = rows_of(whole.case, np.random.default_rng(3))
     for isa in kernels:
         found = whole.compute_native(rows, isa)
-        for start, tokens in ((290, 10), (299, 1), (128, 9), (127, 17)):
-            part = replace(whole, case=replace(whole.case, starts=(start,), tokens=tokens))
-            end = start + tokens
+        for start, count in ((tokens - 10, 10), (tokens - 1, 1), (128, 9), (127, 17)):
+            part = replace(whole, case=replace(whole.case, starts=(start,), tokens=count))
+            end = start + count
             some = Row(rows[1].q[start:end], rows[1].k[:end], rows[1].v[:end])
             alone = part.compute_native([some], isa)[0]
             np.testing.assert_array_equal(alone, found[1, start:end])
@@ -378,3 +383,15 @@ def test_queries_that_are_not_numbers_give_no_numbers(kernels):
     for isa in kernels:
         found = coded.compute_native(rows, isa).reshape(2, coded.case.heads, -1)
         assert np.isnan(found[1, 2]).all() and np.isfinite(found[0]).all()
+
+
+@pytest.mark.again
+def test_a_value_that_is_not_a_number_is_in_no_later_result(kernels):
+    """Its scale is NaN, and so is what every later token reads of its head."""
+    coded = Coded(Case(starts=(0,), tokens=300, slots=304), None)
+    rows = rows_of(coded.case, np.random.default_rng(4))
+    rows[0].v[20, 1, 2] = np.inf
+    for isa in kernels:
+        found = coded.compute_native(rows, isa).reshape(300, coded.case.heads, -1)
+        assert np.isfinite(found[:20]).all() and np.isfinite(found[:, :3]).all()
+        assert np.isnan(found[20:, 3:]).all()

@@ -8,8 +8,6 @@
 
 namespace planish::PLANISH_ISA {
 
-constexpr int64_t kSlots = 128;  // slots of one step of the running softmax
-
 // scores[r][s] *= scales[s]: key scales after their products, value scales before theirs.
 template <class V>
 void scale_slots(float* scores, int64_t rows, const float* scales, int64_t slots) {

@@ -79,6 +79,10 @@ struct Vector {
   static Ints load_ints(const void* p) {
     return {load256(p), load256(static_cast<const char*>(p) + 32)};
   }
+  static void store_ints(int32_t* p, Ints x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.lo);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.hi);
+  }
   template <int kBits>
   static Ints shift_left(Ints a) {
     return {_mm256_slli_epi32(a.lo, kBits), _mm256_slli_epi32(a.hi, kBits)};

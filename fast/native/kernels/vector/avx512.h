@@ -69,6 +69,7 @@ struct Vector {
     _mm512_storeu_si512(out + 64, _mm512_permutexvar_epi16(_mm512_srli_epi16(x, 8), table));
   }
   static Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
+  static void store_ints(int32_t* p, Ints x) { _mm512_storeu_si512(p, x); }
   template <int kBits>
   static Ints shift_left(Ints a) {
     return _mm512_slli_epi32(a, kBits);

@@ -76,6 +76,9 @@ struct Vector {
     const uint8_t* bytes = static_cast<const uint8_t*>(p);
     return make<Ints>([&](int i) { return vreinterpretq_s32_u8(vld1q_u8(bytes + 16 * i)); });
   }
+  static void store_ints(int32_t* p, const Ints& x) {
+    for (int i = 0; i < 4; ++i) vst1q_s32(p + 4 * i, x.at[i]);
+  }
   template <int kBits>
   static Ints shift_left(Ints a) {
     return make<Ints>([&](int i) { return vshlq_s32(a.at[i], vdupq_n_s32(kBits)); });

@@ -95,6 +95,7 @@ struct Vector {
     __builtin_memcpy(&result, p, sizeof(result));
     return result;
   }
+  static void store_ints(int32_t* p, const Ints& x) { __builtin_memcpy(p, &x, sizeof(x)); }
   template <int kBits>
   static Ints shift_left(Ints a) {
     return make<Ints>([&](int i) { return wrap(uint32_t(a.at[i]) << kBits); });

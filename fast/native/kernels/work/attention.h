@@ -17,8 +17,8 @@
 namespace planish {
 
 constexpr int64_t kSegment = 256;  // slots of a segment
-constexpr int64_t kBegin = 128;    // a reach begins at a multiple of so many slots
 constexpr int64_t kPlenty = 4;     // groups for each thread that need no smaller units
+constexpr int64_t kPartSteps = 4;  // of INT8 attention, in a part of a group
 
 // Successive tokens of one row.
 struct Run {
@@ -85,6 +85,13 @@ class AttentionUnits {
     return most;
   }
 
+  // The longest reach of a group.
+  int64_t most_steps() const {
+    int64_t most = 1;
+    for (int64_t i = 0; i < groups; ++i) most = std::max(most, count_steps(group(i, nullptr)));
+    return most;
+  }
+
   int64_t groups = 0;
   int64_t floats;  // that the results of one unit take
 
@@ -106,7 +113,7 @@ class AttentionUnits {
       t.end = std::max(t.end, seen);
       begin = std::min(begin, seen - a_.window);
     }
-    t.begin = begin < 0 ? 0 : begin / kBegin * kBegin;
+    t.begin = begin < 0 ? 0 : begin / kSlots * kSlots;
   }
 
   const Attention& a_;
@@ -123,17 +130,86 @@ void write_cache(const Kernels& kernels, Pool& pool, const Attention& a) {
   });
 }
 
-// INT8 attention: a group is one unit, the longest first.
+// Where the results of a group's INT8 attention are, what its passes share, and sums of its parts.
+struct CodesMemory {
+  int64_t results, shared, sums;  // floats
+
+  CodesMemory(const Kernels& kernels, const Attention& a, const AttentionUnits& units,
+              int64_t steps, int64_t parts)
+      : results(units.floats),
+        shared(kernels.codes_memory(steps)),
+        sums(parts * kQueryRows * a.head_dim) {}
+
+  int64_t floats() const { return results + shared + sums; }
+  float* shared_at(float* group) const { return group + results; }
+  int32_t* sums_at(float* group) const {
+    return reinterpret_cast<int32_t*>(group + results + shared);
+  }
+};
+
+// A group is one unit, the longest first.
 template <class Pool>
-void attend_codes(const Kernels& kernels, Pool& pool, const Attention& a,
-                  const AttentionUnits& units) {
-  const int64_t wanted = units.floats + kernels.codes_scratch(a);
+void attend_codes_groups(const Kernels& kernels, Pool& pool, const Attention& a,
+                         const AttentionUnits& units, int64_t steps) {
+  const CodesMemory m(kernels, a, units, steps, 1);
+  const int64_t wanted = m.floats() + kernels.attention_scratch(a);
   team().run(pool, units.groups, [&](int64_t index) {
     float* memory = scratch<float>(Scratch::kAttend, wanted);
     const QueryTile t = units.group(units.groups - 1 - index, memory);
-    kernels.attend_codes(a, t, memory + units.floats);
+    const Steps all = {0, count_steps(t)};
+    kernels.score_codes(a, t, all, m.shared_at(memory), memory + m.floats());
+    kernels.weigh_codes(a, t, all, m.shared_at(memory));
+    kernels.sum_codes(a, t, all, m.shared_at(memory), m.sums_at(memory));
+    kernels.finish_codes(a, t, m.shared_at(memory), m.sums_at(memory), 1);
     kernels.divide(a, t);
   });
+}
+
+// A part of a group is one unit of each pass.
+template <class Pool>
+void attend_codes_parts(const Kernels& kernels, Pool& pool, const Attention& a,
+                        const AttentionUnits& units, int64_t steps) {
+  const int64_t parts = ceil_div(steps, kPartSteps);
+  const CodesMemory m(kernels, a, units, steps, parts);
+  float* memory = scratch<float>(Scratch::kSegments, units.groups * m.floats());
+  const auto group_at = [&](int64_t index) { return memory + index * m.floats(); };
+  const auto for_parts = [&](const auto& pass) {
+    team().run(pool, units.groups * parts, [&](int64_t i) {
+      float* at = group_at(i / parts);
+      const QueryTile t = units.group(i / parts, at);
+      const int64_t first = i % parts * kPartSteps,
+                    end = std::min(first + kPartSteps, count_steps(t));
+      pass(t, Steps{std::min(first, end), end}, m.shared_at(at),
+           m.sums_at(at) + i % parts * kQueryRows * a.head_dim);
+    });
+  };
+  for_parts([&](const QueryTile& t, Steps part, float* shared, int32_t*) {
+    kernels.score_codes(a, t, part, shared,
+                        scratch<float>(Scratch::kAttend, kernels.attention_scratch(a)));
+  });
+  for_parts([&](const QueryTile& t, Steps part, float* shared, int32_t*) {
+    kernels.weigh_codes(a, t, part, shared);
+  });
+  for_parts([&](const QueryTile& t, Steps part, float* shared, int32_t* sums) {
+    kernels.sum_codes(a, t, part, shared, sums);
+  });
+  for (int64_t index = 0; index < units.groups; ++index) {
+    float* at = group_at(index);
+    const QueryTile t = units.group(index, at);
+    kernels.finish_codes(a, t, m.shared_at(at), m.sums_at(at), parts);
+    kernels.divide(a, t);
+  }
+}
+
+// INT8 attention: parts of a group are units if there are few groups, which the threads cannot
+// share evenly.
+template <class Pool>
+void attend_codes(const Kernels& kernels, Pool& pool, const Attention& a,
+                  const AttentionUnits& units) {
+  const int64_t threads = pool.num_threads(), steps = units.most_steps();
+  const bool even = units.groups % threads == 0 || units.groups >= kPlenty * threads;
+  if (even || steps <= kPartSteps) attend_codes_groups(kernels, pool, a, units, steps);
+  else attend_codes_parts(kernels, pool, a, units, steps);
 }
 
 // A group is one unit, the longest first; its segments are folded one by one.
