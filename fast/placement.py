@@ -2,7 +2,7 @@
 
 A program may use jax for other things, on a GPU for example. So the engine's functions ask for the
 CPU only while they run, and nothing in fast/ changes jax's settings. Every array from the host goes
-through `put`, so a mesh of devices would begin here.
+through `put`, or `give` if only one call reads it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
+import numpy as np
 
 from planish.reference.errors import PlanishError
 
@@ -49,6 +50,13 @@ def put(tree: Any) -> Any:
     """NumPy arrays on the device. One that is aligned to 64 bytes, such as a tensor of a mapped
     file, is aliased and not copied, so it must not be written to afterwards."""
     return jax.tree.map(_put, tree)
+
+
+def give(array: np.ndarray) -> jax.Array:
+    """A NumPy array as an argument of one call: the same, for the program sees a jax.Array.
+
+    The call copies it in 0.01 ms, where `put` takes 0.15, and decoding a few tokens has six."""
+    return cast(jax.Array, array)
 
 
 def _put(array: Any) -> jax.Array:

@@ -26,7 +26,7 @@ from planish.fast.model import transformer as model
 from planish.fast.model.backend import Backend, Draw, Positions
 from planish.fast.model.cache import KVCache
 from planish.fast.parallel.streams import Column
-from planish.fast.placement import put
+from planish.fast.placement import give
 from planish.fast.session.placing import Placement
 from planish.fast.session.programs import Program, Programs
 from planish.reference.errors import PlanishError
@@ -167,7 +167,7 @@ class StagePrograms(Programs):
         given = dict(arguments)
         if not self.column.is_first:
             before = self.column.at(self.column.stage - 1)
-            given["tokens"] = put(before.expect("hidden").arrays["x"])
+            given["tokens"] = give(before.expect("hidden").arrays["x"])
         if not self.column.is_last:
             by_one = function in (model.decode_step, decode_sample)
             function = model.decode_step if by_one else model.forward
@@ -190,12 +190,12 @@ class StagePrograms(Programs):
         for step in range(int(draw.count)):
             if ended.all():
                 break
-            where = replace(positions, index=put(index))
+            where = replace(positions, index=give(index))
             given: dict[str, Any] = {"tokens": tokens, "cache": cache, "positions": where}
-            given["draw"] = replace(draw, uniform=put(uniform[step : step + 1]))
+            given["draw"] = replace(draw, uniform=give(uniform[step : step + 1]))
             sampled, cache = self._pass(decode_sample, given)
             found[step] = np.asarray(self.results.share(sampled))
-            tokens = put(found[step])
+            tokens = give(found[step])
             ended = ended | (found[step][:, None] == ends).any(axis=1)
             index = np.minimum(index + 1, last).astype(np.int32)
         return found, cache

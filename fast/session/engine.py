@@ -15,7 +15,7 @@ from planish.fast.model import transformer as model
 from planish.fast.model.backend import Backend, Draw, Positions, Tables
 from planish.fast.model.cache import KVCache
 from planish.fast.native import backend as native_backend
-from planish.fast.placement import on_cpu, put
+from planish.fast.placement import give, on_cpu
 from planish.fast.session import slots as cache_slots
 from planish.fast.session.chunks import padded_length, split_prompt
 from planish.fast.session.placing import OneDevice, Placement
@@ -163,7 +163,7 @@ class Engine:
         batch, last = self._empty_cache(len(prompts), slots), []
         for row, prompt in enumerate(prompts):
             logits, single = self._prefill_last(prompt, slots)
-            index = put(np.int32(row))
+            index = give(np.array(row, np.int32))
             batch = self.programs.run(self._insert, cache=batch, single=single, row=index)
             last.append(logits[0])
         return np.stack(last), batch
@@ -191,7 +191,7 @@ class Engine:
     def take_rows(self, cache: KVCache, rows: Sequence[int]) -> KVCache:
         """The cache of some rows of a batch. The cache given is consumed layer by layer, so that at
         most one layer is in memory twice."""
-        indices, layers = put(np.array(rows, np.int32)), []
+        indices, layers = give(np.array(rows, np.int32)), []
         for layer in cache.layers:
             layers.append(self.programs.run(cache_slots.take_rows, layer=layer, rows=indices))
             for array in layer.arrays:
@@ -254,10 +254,10 @@ class Engine:
         **rest: Any,
     ) -> Any:
         """Run one of the model's programs on tokens and positions from the host."""
-        index = put(np.asarray(positions, np.int32))
+        index = give(np.asarray(positions, np.int32))
         return self.programs.run_model(
             program,
-            tokens=put(np.asarray(tokens, np.int32)),
+            tokens=give(np.asarray(tokens, np.int32)),
             cache=cache,
             positions=Positions(index, tables),
             **rest,

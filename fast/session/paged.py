@@ -19,7 +19,7 @@ from jax import lax
 from planish.fast.model import transformer as model
 from planish.fast.model.backend import Backend, Draw, Positions, Tables
 from planish.fast.model.cache import KVCache
-from planish.fast.placement import on_cpu, put
+from planish.fast.placement import give, on_cpu, put
 from planish.fast.session.engine import Engine
 from planish.fast.session.pages import PAGE, pages_for
 from planish.fast.session.rows import (
@@ -103,7 +103,7 @@ class PagedModel:
 
     @on_cpu
     def _copy_page(self, source: np.ndarray, target: np.ndarray) -> None:
-        given = {"source": put(source), "target": put(target)}
+        given = {"source": give(source), "target": give(target)}
         self.cache = self.engine.programs.run(copy_page, cache=self.cache, **given)
 
     def step(self, plan: Plan, prompt: int | None = None) -> jax.Array:
@@ -137,10 +137,10 @@ class PagedModel:
     ) -> jax.Array:
         logits, self.cache = self.engine.programs.run_model(
             model.step_rows,
-            tokens=put(tokens),
+            tokens=give(tokens),
             cache=self.cache,
-            positions=Positions(put(positions), self._tables(prompt), put(rows), put(table)),
-            wanted=put(wanted),
+            positions=Positions(give(positions), self._tables(prompt), give(rows), give(table)),
+            wanted=give(wanted),
         )
         return put(np.asarray(logits))
 
@@ -180,10 +180,10 @@ class PagedModel:
     ) -> np.ndarray:
         found, self.cache = self.engine.programs.run_model(
             model.decode_tokens,
-            tokens=put(tokens),
+            tokens=give(tokens),
             cache=self.cache,
-            positions=Positions(put(index), self._tables(), put(rows), put(table)),
-            draw=Draw(**{name: put(array) for name, array in drawn.items()}),
+            positions=Positions(give(index), self._tables(), give(rows), give(table)),
+            draw=Draw(**{name: give(array) for name, array in drawn.items()}),
         )
         return np.asarray(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 
 from planish.fast.model.backend import Backend
+from planish.fast.model.transformer import program
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.weights import Weights
 
@@ -36,12 +38,16 @@ class Programs:
     """The programs of one model, which share its config, weights and backend."""
 
     def __init__(self, config: ModelConfig, weights: Weights, backend: Backend):
-        self._static, self._weights = {"config": config, "backend": backend}, {"weights": weights}
+        self._static = {"config": config, "backend": backend}
+        self._leaves, self._structure = jax.tree.flatten(weights)
+        self._flat: dict[Any, Any] = {}  # the model's programs, of the leaves
         self._known: dict[Key, Program] = {}
 
     def run_model(self, function: Any, **arguments: Any) -> Any:
         """Run one of model/transformer.py's programs; its other arguments are given by name."""
-        return self._run(function, self._static, self._weights, arguments)
+        if function not in self._flat:
+            self._flat[function] = of_leaves(function, self._structure)
+        return self._run(self._flat[function], self._static, {"weights": self._leaves}, arguments)
 
     def run(self, function: Any, **arguments: Any) -> Any:
         """Run a jitted function that does not take the model."""
@@ -91,6 +97,20 @@ class Programs:
                 name=function.__name__, shapes=shapes, seconds=seconds, call=call
             )
         return self._known[key].call(**fixed, **arguments)
+
+
+def of_leaves(function: Any, structure: Any) -> Any:
+    """One of model/transformer.py's programs that takes the weights as a list of arrays.
+
+    A call takes apart its arguments, which for the weights' two thousand nodes (1.1B) takes 0.3 ms
+    more than for their arrays.
+    """
+
+    @functools.wraps(function.__wrapped__)
+    def run(weights: list[jax.Array], **arguments: Any) -> Any:
+        return function.__wrapped__(weights=jax.tree.unflatten(structure, weights), **arguments)
+
+    return program(run)
 
 
 def form_of(argument: Any) -> Form:

@@ -9,7 +9,7 @@ import numpy as np
 
 from planish.fast.model.backend import Draw
 from planish.fast.native.sampling import as_int32, pack_settings
-from planish.fast.placement import on_cpu, put
+from planish.fast.placement import give
 from planish.reference.text.sampling import Sampling, uniform
 
 MOST_TOKENS = 16  # of one dispatch
@@ -29,7 +29,6 @@ class RowDraw:
     ends: Sequence[int]
 
 
-@on_cpu
 def prepare_draw(rows: Sequence[RowDraw], count: int, size: int | None = None) -> Draw:
     """The arrays from which the device samples `count` tokens of each row.
 
@@ -46,8 +45,8 @@ def prepare_draw(rows: Sequence[RowDraw], count: int, size: int | None = None) -
             for step in range(count):
                 numbers[step, i] = uniform(row.sampling.seed, row.row, row.step + step)
     return Draw(
-        sampling=put(settings),
-        uniform=put(as_int32(numbers)),
-        ends=put(ends),
-        count=put(np.int32(count)),
+        sampling=give(settings),
+        uniform=give(as_int32(numbers)),
+        ends=give(ends),
+        count=give(np.array(count, np.int32)),
     )
