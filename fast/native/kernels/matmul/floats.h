@@ -42,7 +42,7 @@ PLANISH_INLINE inline void with_codes(const Weight& w, Use&& use) {
 }
 
 template <class V>
-typename V::Floats float_scale(const Weight& w, int64_t tile, int64_t group) {
+PLANISH_INLINE inline typename V::Floats float_scale(const Weight& w, int64_t tile, int64_t group) {
   if (!w.row_scale) return group_scale<V>(w, tile, group);
   const float* scale = static_cast<const float*>(w.scale);
   if (w.one_scale) return V::floats(scale[0]);
@@ -51,7 +51,8 @@ typename V::Floats float_scale(const Weight& w, int64_t tile, int64_t group) {
 }
 
 template <class V>
-typename V::Floats float_offset(const Weight& w, int64_t tile, int64_t group) {
+PLANISH_INLINE inline typename V::Floats float_offset(const Weight& w, int64_t tile,
+                                                      int64_t group) {
   return load_either<V>(w.offset, w.half_offset, (tile * w.groups + group) * kTile);
 }
 
