@@ -4,8 +4,9 @@ Every step computes all rows of a batch, also those that have ended, until enoug
 that the others move to a smaller batch. A row's numbers do not depend on its batch, so neither do
 its tokens.
 
-If the backend can sample, a dispatch computes as many tokens as fit between two frames of a screen;
-otherwise it computes one, and the host samples.
+If the backend can sample, a dispatch computes as many tokens as fit in a twentieth of a second;
+otherwise it computes one, and the host samples. A dispatch costs the host 1 to 2 ms, in which the
+processor's other cores wait.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from planish.reference.errors import SamplingError
 from planish.reference.text.generate import Stop
 from planish.reference.text.sampling import Sampling, next_token
 
-DISPATCH_SECONDS = 0.03  # text appears at least this often, unless one token takes longer
+DISPATCH_SECONDS = 0.05  # text appears at least this often, unless one token takes longer
 
 Clock = Callable[[], float]
 
