@@ -21,7 +21,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from planish import __version__
-from planish.joining import BAD_INPUT, FOLLOWED, LAUNCHED, end_together, faults_reported
+from planish.joining import (
+    BAD_INPUT,
+    FOLLOWED,
+    LAUNCHED,
+    code_of_end,
+    end_together,
+    faults_reported,
+)
 from planish.reference.errors import LOGGER, PeerEndedError, PlanishError, one_line, suggest
 from planish.reference.memory import memory_errors
 from planish.terminal.interrupts import interrupts_raised
@@ -227,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("interrupted", file=sys.stderr)
         code = INTERRUPTED
     except SystemExit as end:
-        code = end.code
+        code = code_of_end(end.code)
     problem = flush_output()
     code = complain(describe_error(problem)) if problem and not code else code
     end_together(code)

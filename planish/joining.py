@@ -159,8 +159,8 @@ def end_at_once(problem: str) -> None:
     os._exit(say_fault(problem))
 
 
-def code_of_end(code: int) -> int:
-    """The exit code of process 0, another one if another process has ended it."""
+def code_of_end(code: Any) -> Any:
+    """The exit code of this process, another one if another process has ended it."""
     problem = _joined[0].fault if _joined else None
     return code if problem is None else say_fault(problem)
 

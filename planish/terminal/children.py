@@ -22,6 +22,7 @@ from typing import IO
 
 from planish.joining import BAD_INPUT, FOLLOWED
 from planish.reference.errors import one_line
+from planish.terminal.interrupts import TERMINATED
 
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 FOLLOW_SECONDS = 8.0  # until the others have noticed that one has ended
@@ -127,8 +128,9 @@ def report(children: Sequence[Child]) -> int:
     if not ended:
         lost = any(child.code for child in children)
         return complain("the processes have lost each other") if lost else 0
-    culprit = min(ended, key=lambda child: (child.code or 0) > 0 and child.index > 0)
+    culprit = min(ended, key=suspicion)
     code, name = culprit.code or 0, f"process {culprit.index} of {len(children)}"
+    code = -signal.SIGTERM if code == TERMINATED else code
     if code < 0:
         complain(f"{name} was ended by {signal.Signals(-code).name}")
         return 128 - code
@@ -136,6 +138,13 @@ def report(children: Sequence[Child]) -> int:
         line = culprit.last_line().removeprefix("error: ")
         complain(f"{name}: {line or f'ended with exit code {code}'}")
     return code
+
+
+def suspicion(child: Child) -> tuple[bool, bool]:
+    """The smaller, the likelier it ended first. SIGTERM may be what it sent itself when another had
+    ended (fast/parallel/group.py); of errors the first process prints its own."""
+    code = child.code or 0
+    return code in (TERMINATED, -signal.SIGTERM), code > 0 and child.index > 0
 
 
 def complain(line: str) -> int:

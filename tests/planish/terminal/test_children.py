@@ -1,0 +1,35 @@
+"""Which process of a launch is named when it fails."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+
+from planish.joining import FOLLOWED
+from planish.terminal.children import Child, report
+from planish.terminal.interrupts import TERMINATED
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "line"),
+    [
+        ((0, 0), 0, ""),
+        ((FOLLOWED, -11), 139, "process 1 of 2 was ended by SIGSEGV"),
+        ((TERMINATED, -11), 139, "process 1 of 2 was ended by SIGSEGV"),
+        ((-signal.SIGTERM, -11), 139, "process 1 of 2 was ended by SIGSEGV"),
+        ((-9, FOLLOWED), 137, "process 0 of 2 was ended by SIGKILL"),
+        ((-9, TERMINATED), 137, "process 0 of 2 was ended by SIGKILL"),
+        ((FOLLOWED, TERMINATED), 143, "process 1 of 2 was ended by SIGTERM"),
+        ((TERMINATED, 2), 2, "process 1 of 2: ended with exit code 2"),
+        ((2, TERMINATED), 2, ""),  # it has printed why
+        ((FOLLOWED, FOLLOWED), 2, "the processes have lost each other"),
+    ],
+)
+def test_what_ended_first_is_named(capsys, codes, code, line):
+    """A process that another one's end ends has followed, or sent itself SIGTERM to unwind."""
+    nothing: Any = None
+    children = [Child(i, nothing, None, number) for i, number in enumerate(codes)]
+    assert report(children) == code
+    assert capsys.readouterr().err == (f"error: {line}\n" if line else "")
