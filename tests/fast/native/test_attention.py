@@ -386,7 +386,7 @@ def test_queries_that_are_not_numbers_give_no_numbers(kernels):
 
 
 @pytest.mark.again
-def test_a_value_that_is_not_a_number_is_in_no_later_result(kernels):
+def test_a_value_that_is_not_finite_makes_later_results_nan(kernels):
     """Its scale is NaN, and so is what every later token reads of its head."""
     coded = Coded(Case(starts=(0,), tokens=300, slots=304), None)
     rows = rows_of(coded.case, np.random.default_rng(4))
