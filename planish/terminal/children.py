@@ -52,6 +52,7 @@ class Children:
 
     def __init__(self) -> None:
         self.all: list[Child] = []
+        self._told_to_end = False
         self._ended: queue.Queue[tuple[int, int]] = queue.Queue()
 
     def start(
@@ -80,7 +81,12 @@ class Children:
                 self._let_follow()
                 break
         self.stop()
-        return report(self.all)
+        return report(self.all, self._told_to_end)
+
+    def terminate(self) -> None:
+        """Pass SIGTERM on, which each may answer in its way."""
+        self._told_to_end = True
+        self.send(signal.SIGTERM)
 
     def interrupt(self) -> None:
         """Pass Ctrl-C on and let all end."""
@@ -122,12 +128,17 @@ class Children:
                 child.process.send_signal(number)
 
 
-def report(children: Sequence[Child]) -> int:
-    """Print which process ended the run, unless the first one has; the exit code."""
-    ended = [child for child in children if child.code not in (None, 0, FOLLOWED)]
+def report(children: Sequence[Child], told_to_end: bool = False) -> int:
+    """Print which process ended the run, unless the first one has; the exit code.
+
+    told_to_end: SIGTERM was passed on to them, so none is to blame for ending by it.
+    """
+    failed = [child for child in children if child.code]
+    ended = [child for child in failed if child.code != FOLLOWED]
+    if told_to_end and failed and all(map(was_terminated, ended)):
+        return TERMINATED
     if not ended:
-        lost = any(child.code for child in children)
-        return complain("the processes have lost each other") if lost else 0
+        return complain("the processes have lost each other") if failed else 0
     culprit = min(ended, key=suspicion)
     code, name = culprit.code or 0, f"process {culprit.index} of {len(children)}"
     code = -signal.SIGTERM if code == TERMINATED else code
@@ -143,8 +154,11 @@ def report(children: Sequence[Child]) -> int:
 def suspicion(child: Child) -> tuple[bool, bool]:
     """The smaller, the likelier it ended first. SIGTERM may be what it sent itself when another had
     ended (fast/parallel/group.py); of errors the first process prints its own."""
-    code = child.code or 0
-    return code in (TERMINATED, -signal.SIGTERM), code > 0 and child.index > 0
+    return was_terminated(child), (child.code or 0) > 0 and child.index > 0
+
+
+def was_terminated(child: Child) -> bool:
+    return child.code in (TERMINATED, -signal.SIGTERM)
 
 
 def complain(line: str) -> int:

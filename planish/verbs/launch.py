@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     words = add_parallel(words, args.processes)
     children = Children()
     if words[0] == "serve":  # which answers SIGTERM by ending what it streams
-        signal.signal(signal.SIGTERM, lambda number, _: children.send(number))
+        signal.signal(signal.SIGTERM, lambda *_: children.terminate())
     try:
         start_all(children, words, args.processes)
         return children.wait()

@@ -29,7 +29,27 @@ from planish.terminal.interrupts import TERMINATED
 )
 def test_what_ended_first_is_named(capsys, codes, code, line):
     """A process that another one's end ends has followed, or sent itself SIGTERM to unwind."""
-    nothing: Any = None
-    children = [Child(i, nothing, None, number) for i, number in enumerate(codes)]
-    assert report(children) == code
+    assert report(ended(codes)) == code
     assert capsys.readouterr().err == (f"error: {line}\n" if line else "")
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "line"),
+    [
+        ((TERMINATED, TERMINATED), 143, ""),
+        ((TERMINATED, 0), 143, ""),
+        ((TERMINATED, None), 143, ""),
+        ((FOLLOWED, -signal.SIGTERM), 143, ""),
+        ((FOLLOWED, FOLLOWED), 143, ""),
+        ((0, 0), 0, ""),
+        ((TERMINATED, -9), 137, "process 1 of 2 was ended by SIGKILL"),
+    ],
+)
+def test_who_was_told_to_end_is_not_blamed(capsys, codes, code, line):
+    assert report(ended(codes), told_to_end=True) == code
+    assert capsys.readouterr().err == (f"error: {line}\n" if line else "")
+
+
+def ended(codes):
+    nothing: Any = None
+    return [Child(i, nothing, None, number) for i, number in enumerate(codes)]

@@ -62,8 +62,8 @@ def test_a_flag_of_a_model_is_refused_without_one_even_at_its_default(planish):
     assert planish(*words).refused("--kernels", "is for --model, not for --architectures")
 
 
-def test_inspect_without_kernels_needs_no_cache_for_them(planish, tiny_llama):
-    words = ("--kernels", "xla", "--compilation_cache", "never")
+def test_inspect_without_kernels_needs_no_cache_for_them(planish, tiny_llama, tmp_path):
+    words = ("--kernels", "xla", "--compilation_cache", tmp_path / "cache")
     result = planish("inspect", "--model", tiny_llama, *words)
     assert result.err == ""  # it says where programs are kept
 
