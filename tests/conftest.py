@@ -178,7 +178,7 @@ def private_cache(request: pytest.FixtureRequest, run_directory: Path) -> Path:
 def keep_kernels(directory: Path) -> None:
     """Let PLANISH_TEST_KERNELS be the directory, for commands in processes of their own, too."""
     named = os.environ.get("PLANISH_TEST_KERNELS")
-    kept = None if named is None else Path(named).resolve()
+    kept = Path(named).resolve() if named else None
     if directory.is_symlink() and directory.resolve() != kept:
         directory.unlink(missing_ok=True)
     if kept is not None:
@@ -190,7 +190,7 @@ def keep_kernels(directory: Path) -> None:
 @pytest.fixture(scope="session")
 def kernels_directory(private_cache: Path) -> Path:
     """Where the kernels' libraries are kept; PLANISH_TEST_KERNELS names another place."""
-    return Path(os.environ.get("PLANISH_TEST_KERNELS", private_cache / "planish" / "kernels"))
+    return Path(os.environ.get("PLANISH_TEST_KERNELS") or private_cache / "planish" / "kernels")
 
 
 @pytest.fixture(scope="session")

@@ -186,11 +186,16 @@ void score_steps(const Attention& a, const QueryTile& t, Steps part, float* memo
   }
 }
 
-// Scores of a step that a row reads whole -> e or e * v_scale; returns the sum of e, and the
-// largest of what was stored in `most`. The sum is NaN if a scale is.
+// Of the weights of a row's step.
+struct Weighed {
+  float sum;   // of exp(score - largest), NaN if a scale is
+  float most;  // the largest weight
+};
+
+// Scores of a step that a row reads whole -> e or e * v_scale.
 template <class V>
-float weigh_step(float* row, float shift, const float* v_scale, int64_t slots, float* most) {
-  auto total = V::floats(0.0f), top = V::floats(*most);
+Weighed weigh_step(float* row, float shift, const float* v_scale, int64_t slots) {
+  auto total = V::floats(0.0f), top = V::floats(0.0f);
   for (int64_t s = 0; s < slots; s += kTile) {
     const auto e = exp<V>(V::subtract(V::load(row + s), V::floats(shift)));
     const auto w = v_scale ? V::multiply(e, V::load(v_scale + s)) : e;
@@ -198,22 +203,20 @@ float weigh_step(float* row, float shift, const float* v_scale, int64_t slots, f
     top = V::max(top, w);
     V::store(row + s, w);
   }
-  *most = V::largest(top);
-  return V::sum(total);
+  return {V::sum(total), V::largest(top)};
 }
 
 // The same for a step that a row reads a part of: 0 elsewhere, where a scale may never have been
 // written.
 template <class V>
-float weigh_part(float* row, float shift, const float* v_scale, int64_t slots, const Reach& in,
-                 float* most) {
-  float total = exp_row<V>(row, shift, slots, in);
+Weighed weigh_part(float* row, float shift, const float* v_scale, int64_t slots, const Reach& in) {
+  Weighed found = {exp_row<V>(row, shift, slots, in), 0.0f};
   for (int64_t s = in.begin; s < in.end; ++s) {
     row[s] = v_scale ? row[s] * v_scale[s] : row[s];
-    *most = row[s] > *most ? row[s] : *most;
-    total += 0.0f * row[s];
+    found.most = row[s] > found.most ? row[s] : found.most;
+    found.sum += 0.0f * row[s];
   }
-  return total;
+  return found;
 }
 
 // Codes rint(x / scale) of weights, which are 0 .. 127 * scale.
@@ -238,11 +241,13 @@ void weigh_steps(const Attention& a, const QueryTile& t, Steps part, float* memo
       const Place place = locate(a, t.row, t.head, slot);
       const int64_t at = place.index * a.slots + place.slot;
       const float* v_scale = a.fixed ? nullptr : a.value_scales + at;
-      float *row = m.step(i) + r * kSlots, *most = m.most + i * R + r, *sum = m.sums + i * R + r;
-      *most = *sum = 0.0f;
-      if (in.end - in.begin == slots) *sum = weigh_step<V>(row, largest, v_scale, slots, most);
-      else if (in.begin < in.end) *sum = weigh_part<V>(row, largest, v_scale, slots, in, most);
+      float* row = m.step(i) + r * kSlots;
+      Weighed found = {};
+      if (in.end - in.begin == slots) found = weigh_step<V>(row, largest, v_scale, slots);
+      else if (in.begin < in.end) found = weigh_part<V>(row, largest, v_scale, slots, in);
       else __builtin_memset(row, 0, sizeof(float) * slots);
+      m.sums[i * R + r] = found.sum;
+      m.most[i * R + r] = found.most;
     }
   }
 }

@@ -79,16 +79,11 @@ class AttentionUnits {
     return ceil_div(t.end, kSegment) - t.begin / kSegment;
   }
 
-  int64_t most_segments() const {
+  // The largest count(group), at least 1.
+  template <class Count>
+  int64_t most(const Count& count) const {
     int64_t most = 1;
-    for (int64_t i = 0; i < groups; ++i) most = std::max(most, segments(group(i, nullptr)));
-    return most;
-  }
-
-  // The longest reach of a group.
-  int64_t most_steps() const {
-    int64_t most = 1;
-    for (int64_t i = 0; i < groups; ++i) most = std::max(most, count_steps(group(i, nullptr)));
+    for (int64_t i = 0; i < groups; ++i) most = std::max(most, count(group(i, nullptr)));
     return most;
   }
 
@@ -206,7 +201,7 @@ void attend_codes_parts(const Kernels& kernels, Pool& pool, const Attention& a,
 template <class Pool>
 void attend_codes(const Kernels& kernels, Pool& pool, const Attention& a,
                   const AttentionUnits& units) {
-  const int64_t threads = pool.num_threads(), steps = units.most_steps();
+  const int64_t threads = pool.num_threads(), steps = units.most(count_steps);
   const bool even = units.groups % threads == 0 || units.groups >= kPlenty * threads;
   if (even || steps <= kPartSteps) attend_codes_groups(kernels, pool, a, units, steps);
   else attend_codes_parts(kernels, pool, a, units, steps);
@@ -275,7 +270,7 @@ void run_attention(const Kernels& kernels, Pool& pool, const Attention& a) {
     return;
   }
   const bool plenty = units.groups >= kPlenty * pool.num_threads();
-  const int64_t segments = plenty ? 1 : units.most_segments();
+  const int64_t segments = plenty ? 1 : units.most(AttentionUnits::segments);
   if (segments == 1) attend_groups(kernels, pool, a, units);
   else attend_segments(kernels, pool, a, units, segments);
 }
