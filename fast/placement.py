@@ -49,7 +49,7 @@ def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
 def put(tree: Any) -> Any:
     """NumPy arrays on the device. One that is aligned to 64 bytes, such as a tensor of a mapped
     file, is aliased and not copied, so it must not be written to afterwards."""
-    return jax.tree.map(_put, tree)
+    return jax.device_put(tree, may_alias=True)
 
 
 def give(array: np.ndarray) -> jax.Array:
@@ -59,5 +59,9 @@ def give(array: np.ndarray) -> jax.Array:
     return cast(jax.Array, array)
 
 
-def _put(array: Any) -> jax.Array:
-    return jax.device_put(array, may_alias=True)
+def zeros(forms: Any) -> Any:
+    """Zeros of a tree's shapes and types on the device, each in memory of its own.
+
+    Nothing is compiled, as it is for each shape that jnp.zeros is called with."""
+    tree = jax.tree.map(lambda form: np.zeros(form.shape, form.dtype), forms)
+    return jax.device_put(tree, may_alias=False)

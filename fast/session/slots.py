@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from jax import lax
 
 from planish.fast.model.backend import Backend
 from planish.fast.model.cache import KVCache, LayerCache
+from planish.fast.placement import zeros
 from planish.reference.model.config import ModelConfig
 from planish.reference.model.transformer import PREFILL_CHUNK
 from planish.reference.text.generate import reserve
@@ -54,10 +54,11 @@ def empty_cache(
     config: ModelConfig, batch: int, slots: int, backend: Backend, ahead: int = PREFILL_CHUNK
 ) -> KVCache:
     """A cache of zeros; each array has a separate buffer, since each is donated."""
+    counts = [ring_slots(kind.window, slots, ahead) for kind in config.layers]
+    forms = {count: layer_form(config, batch, count, backend) for count in set(counts)}
     layers = []
-    for kind in config.layers:
-        count = ring_slots(kind.window, slots, ahead)
-        layer = backend.empty_layer(config, batch, count)
+    for count in counts:
+        layer = zeros(forms[count])
         layers.append(layer if count == slots else replace(layer, ring=slots))
     return KVCache(tuple(layers))
 
@@ -72,8 +73,14 @@ def cache_bytes(
 
 def layer_bytes(config: ModelConfig, batch: int, slots: int, backend: Backend) -> int:
     """The size of one layer with so many slots."""
-    layer: Any = jax.eval_shape(lambda: backend.empty_layer(config, batch, slots))
-    return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(layer))
+    form = layer_form(config, batch, slots, backend)
+    return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(form))
+
+
+def layer_form(config: ModelConfig, batch: int, slots: int, backend: Backend) -> LayerCache:
+    """The shapes and types of one layer with so many slots."""
+    form: LayerCache = jax.eval_shape(lambda: backend.empty_layer(config, batch, slots))
+    return form
 
 
 class CachePool:
