@@ -11,9 +11,10 @@ fewer slots, in a ring (fast/model/cache.py). Bytes for 16,384 tokens, float32:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,33 +55,33 @@ def empty_cache(
     config: ModelConfig, batch: int, slots: int, backend: Backend, ahead: int = PREFILL_CHUNK
 ) -> KVCache:
     """A cache of zeros; each array has a separate buffer, since each is donated."""
-    counts = [ring_slots(kind.window, slots, ahead) for kind in config.layers]
-    forms = {count: layer_form(config, batch, count, backend) for count in set(counts)}
-    layers = []
-    for count in counts:
-        layer = zeros(forms[count])
-        layers.append(layer if count == slots else replace(layer, ring=slots))
-    return KVCache(tuple(layers))
+    form = cache_form(config, batch, slots, backend, ahead)
+    return KVCache(tuple(zeros(layer) for layer in form.layers))
 
 
 def cache_bytes(
     config: ModelConfig, batch: int, slots: int, backend: Backend, ahead: int = PREFILL_CHUNK
 ) -> int:
     """The size of what empty_cache would allocate."""
-    counts = Counter(ring_slots(kind.window, slots, ahead) for kind in config.layers)
-    return sum(n * layer_bytes(config, batch, count, backend) for count, n in counts.items())
-
-
-def layer_bytes(config: ModelConfig, batch: int, slots: int, backend: Backend) -> int:
-    """The size of one layer with so many slots."""
-    form = layer_form(config, batch, slots, backend)
+    form: Any = cache_form(config, batch, slots, backend, ahead)
     return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(form))
 
 
-def layer_form(config: ModelConfig, batch: int, slots: int, backend: Backend) -> LayerCache:
-    """The shapes and types of one layer with so many slots."""
-    form: LayerCache = jax.eval_shape(lambda: backend.empty_layer(config, batch, slots))
-    return form
+def cache_form(
+    config: ModelConfig, batch: int, slots: int, backend: Backend, ahead: int
+) -> KVCache:
+    """The shapes and types of empty_cache."""
+    counts = layer_slots(config, slots, ahead)
+    forms = {}
+    for count in set(counts):
+        form = jax.eval_shape(partial(backend.empty_layer, config, batch, count))
+        forms[count] = form if count == slots else replace(form, ring=slots)
+    return KVCache(tuple(forms[count] for count in counts))
+
+
+def layer_slots(config: ModelConfig, slots: int, ahead: int) -> list[int]:
+    """Slots of each layer for `slots` positions."""
+    return [ring_slots(kind.window, slots, ahead) for kind in config.layers]
 
 
 class CachePool:
@@ -106,8 +107,8 @@ class CachePool:
 
     def _has_form(self, cache: KVCache, batch: int, slots: int, ahead: int) -> bool:
         """Whether a cache is what empty_cache would make, but for its contents."""
-        counts = [ring_slots(kind.window, slots, ahead) for kind in self.config.layers]
         found = [layer.shape[1] for layer in cache.layers]
+        counts = layer_slots(self.config, slots, ahead)
         return cache.shape == (batch, slots) and found == counts
 
     def give_back(self, cache: KVCache) -> None:
